@@ -1,0 +1,112 @@
+"""What every dictionary is: rows of unit direction that a residual can be read into and rebuilt from.
+
+An SAE, a supervised dictionary and a set of flags are all dictionaries; steering, ranking and
+evaluation see nothing but this interface.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.errors import UserError
+
+if TYPE_CHECKING:
+    from trimtab.dictionaries.feature_stats import FeatureStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryInfo:
+    """Where a dictionary comes from."""
+
+    architecture: str
+    """SAELens's name of the inference architecture: standard, gated, topk, jumprelu."""
+    model: str = ""
+    """Name of the model it was trained on; empty if the file does not say."""
+    site: str = ""
+    """Site it reads, in trimtab's notation (`resid_post.15`); empty if the file does not say."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Whatever else the file says (training recipe, text, versions)."""
+
+
+class Dictionary(nn.Module):
+    """A dictionary of `n_features` directions in a `d_in`-dimensional activation space.
+
+    Subclasses hold `W_dec [n, d]` and implement `encode`, `decode` and, where it pays, `encode_features`.
+    Codes are in model units: `decode(encode(x))` approximates `x` without any scaling by the caller.
+    """
+
+    architecture: ClassVar[str]
+    W_dec: nn.Parameter
+
+    def __init__(self, info: DictionaryInfo) -> None:
+        super().__init__()
+        self.info = info
+        self.feature_stats: FeatureStats | None = None
+
+    @property
+    def n_features(self) -> int:
+        return self.W_dec.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.W_dec.shape[1]
+
+    def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... n"]:
+        """Codes of activations `x`, in model units (non-negative for every SAE here)."""
+        raise NotImplementedError
+
+    def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
+        """The reconstruction of codes `f`."""
+        raise NotImplementedError
+
+    def encode_features(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"]) -> Float[Tensor, "... m"]:
+        """Codes of the features `ids` only. Where selection among features is joint (TopK), all are computed."""
+        return self.encode(x)[..., ids]
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return self.decode(self.encode(x))
+
+    @cached_property
+    def decoder_norms(self) -> Float[Tensor, " n"]:
+        """‖W_dec[i]‖ for every feature."""
+        return self.W_dec.detach().norm(dim=-1)
+
+    @cached_property
+    def directions(self) -> Float[Tensor, "n d"]:
+        """Unit decoder rows; a zero row stays zero."""
+        return self.W_dec.detach() / self.decoder_norms.clamp_min(torch.finfo(self.W_dec.dtype).tiny)[:, None]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and values of all weights (16 hex characters)."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def check_features(self, ids: list[int]) -> None:
+        """Raise a `UserError` if an id is not a feature of this dictionary."""
+        for i in ids:
+            if not 0 <= i < self.n_features:
+                raise UserError(
+                    f"feature {i}", f"the dictionary has features 0 to {self.n_features - 1}", "choose one of them"
+                )
+
+    def check_model(self, d_model: int, model_name: str, site: str | None = None) -> None:
+        """Raise a `UserError` if the dictionary does not fit the model's width or, where both are known, the site."""
+        if self.d_in != d_model:
+            raise UserError(
+                f"dictionary of width {self.d_in}",
+                f"{model_name} has width {d_model}" + (f" (it was trained on {self.info.model})" * bool(self.info.model)),
+                "choose a dictionary trained on this model",
+            )
+        if site and self.info.site and site != self.info.site:
+            raise UserError(f"site {site}", f"the dictionary reads {self.info.site}", f"use --site {self.info.site}")
