@@ -1,0 +1,102 @@
+"""A key-value cache that grows in place, can be repeated for forks and drops finished rows.
+
+`transformers`' dynamic cache copies every layer's keys and values at every token (torch.cat); this one
+writes into storage with room to spare and hands out views. Sliding-window layers keep everything too:
+their window is enforced by the mask, so that a fork beyond the window needs nothing special.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GROWTH = 64  # rows of storage added at least, when full
+
+
+class GrowingLayer(CacheLayerMixin):
+    """Keys and values `[B, heads, length, head_dim]` of one layer, as views of larger storage."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, reserve: int = 0) -> None:
+        super().__init__()
+        self.length = 0
+        self.reserve = reserve
+        self._key_storage: Tensor | None = None
+        self._value_storage: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._grow(key_states, value_states, max(self.reserve, key_states.shape[2]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self._key_storage is not None and self._value_storage is not None
+        end = self.length + key_states.shape[2]
+        if end > self._key_storage.shape[2]:
+            self._grow(key_states, value_states, max(end, self._key_storage.shape[2] + GROWTH))
+        self._key_storage[:, :, self.length : end] = key_states
+        self._value_storage[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self._key_storage[:, :, :end], self._value_storage[:, :, :end]
+        return self.keys, self.values
+
+    def _grow(self, key_states: Tensor, value_states: Tensor, capacity: int) -> None:
+        batch, heads, _, width = key_states.shape
+        keys = key_states.new_empty(batch, heads, capacity, width)
+        values = value_states.new_empty(batch, heads, capacity, value_states.shape[3])
+        if self.keys is not None and self.values is not None:
+            keys[:, :, : self.length], values[:, :, : self.length] = self.keys, self.values
+        self._key_storage, self._value_storage = keys, values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) the given batch rows."""
+        if self._key_storage is None or self._value_storage is None:
+            return
+        self._key_storage = self._key_storage.index_select(0, rows)
+        self._value_storage = self._value_storage.index_select(0, rows)
+        self.keys = self._key_storage[:, :, : self.length]
+        self.values = self._value_storage[:, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class GrowingCache(Cache):
+    """One `GrowingLayer` per decoder layer.
+
+    Args:
+        n_layers: layers of the model.
+        reserve: sequence length to allocate at once, in tokens.
+    """
+
+    def __init__(self, n_layers: int, reserve: int = 0) -> None:
+        super().__init__(layers=[GrowingLayer(reserve) for _ in range(n_layers)])
+
+    @property
+    def length(self) -> int:
+        """Tokens held, padding included."""
+        return self.layers[0].get_seq_length()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or, with repeats in `rows`, copy) batch rows in every layer."""
+        for layer in self.layers:
+            layer.select(rows)  # type: ignore[union-attr]
+
+    def repeat(self, times: int) -> None:
+        """Every row `times` times, copies side by side."""
+        first = self.layers[0]
+        assert first.keys is not None
+        self.select(torch.arange(first.keys.shape[0], device=first.keys.device).repeat_interleave(times))

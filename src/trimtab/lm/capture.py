@@ -1,0 +1,74 @@
+"""Read activations at named sites, running the model no further than the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.lm.batch import TokenBatch
+from trimtab.lm.cache import GrowingCache
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.sites import HEAD_KINDS, Site, site_width, tap
+
+_ORDER = ("resid_pre", "attn_q", "attn_k", "attn_v", "attn_z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+class _LastSiteRead(Exception):  # noqa: N818 - a signal, not an error
+    pass
+
+
+def site_order(site: Site) -> tuple[int, int]:
+    """Sort key: the order in which a forward pass reaches sites."""
+    return site.layer, _ORDER.index(site.kind)
+
+
+@torch.no_grad()
+def capture(
+    model: LanguageModel,
+    batch: TokenBatch,
+    sites: Sequence[Site | str],
+    *,
+    cache: GrowingCache | None = None,
+    past_lengths: Tensor | None = None,
+) -> dict[Site, Tensor]:
+    """Activations at sites for every token of a batch; the forward pass stops at the last site.
+
+    Args:
+        model: the model; inside `edited(...)` the edits are seen.
+        batch: tokens.
+        sites: names or sites.
+        cache: as in `LanguageModel.forward`; only the layers that ran are filled.
+        past_lengths: as in `LanguageModel.forward`.
+
+    Returns:
+        For each site `[B, T, d]`; for attention sites `[B, T, heads, head_dim]`, or `[B, T, head_dim]` for one head.
+        On padding the values are meaningless.
+
+    Raises:
+        UserError: a site is malformed or out of range.
+    """
+    wanted = sorted({model.site(site) for site in sites}, key=site_order)
+    found: dict[Site, Tensor] = {}
+    handles = []
+
+    def read(site: Site, is_last: bool, x: Tensor) -> None:
+        if site.kind in HEAD_KINDS and site.head is None:
+            head_dim = site_width(model, site._replace(head=0))
+            found[site] = x.unflatten(-1, (-1, head_dim))
+        else:
+            found[site] = x
+        if is_last:
+            raise _LastSiteRead
+
+    try:
+        for site in wanted:
+            handles += tap(model, site, lambda x, s=site: read(s, s == wanted[-1], x))
+        model.forward(batch, cache=cache, past_lengths=past_lengths, last=1)
+    except _LastSiteRead:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

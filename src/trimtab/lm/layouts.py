@@ -1,0 +1,134 @@
+"""Where the parts of a decoder are: its layers, and in each layer the attention and MLP branches.
+
+Residual sites need only the list of layers. Attention sites need a layout that is known here:
+the Llama family (Llama, SmolLM, Qwen, Mistral, Gemma) and GPT-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from trimtab.errors import UserError
+
+# Modules that hold the layer list in models we have met; others are found by their length.
+LAYER_PATHS = (
+    "model.layers",
+    "transformer.h",
+    "model.language_model.layers",
+    "gpt_neox.layers",
+    "model.decoder.layers",
+)
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """One layer's attention projections.
+
+    `fused` is GPT-2's single projection for q, k and v; otherwise `q`, `k`, `v` are modules of their own.
+    """
+
+    out: nn.Module
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    q: nn.Module | None = None
+    k: nn.Module | None = None
+    v: nn.Module | None = None
+    fused: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """One decoder layer: its module and, where known, the last module of each residual branch."""
+
+    module: nn.Module
+    attn_branch: nn.Module | None
+    mlp_branch: nn.Module | None
+    attention: AttentionLayout | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a causal language model that sites refer to."""
+
+    layers: tuple[LayerLayout, ...]
+    final_norm: nn.Module | None
+    head: nn.Module
+    sliding_window: int | None
+
+
+def text_config(hf: PreTrainedModel) -> Any:
+    """The decoder's own config, also where it is nested in a multimodal one."""
+    return hf.config.get_text_config() if hasattr(hf.config, "get_text_config") else hf.config
+
+
+def find_layout(hf: PreTrainedModel) -> Layout:
+    """Locate layers, branches, final norm and head.
+
+    Raises:
+        UserError: no list of decoder layers was found; the message names what was looked for.
+    """
+    config = text_config(hf)
+    path, modules = _find_layers(hf, config.num_hidden_layers)
+    parent = hf.get_submodule(path.rpartition(".")[0]) if "." in path else hf
+    norm = next((getattr(parent, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(parent, n)), None)
+    head = hf.get_output_embeddings()
+    if head is None:
+        raise UserError(
+            f"model {type(hf).__name__}", "it has no output embedding (language-model head)", "load a causal LM"
+        )
+    return Layout(
+        layers=tuple(_layer_layout(module, config) for module in modules),
+        final_norm=norm,
+        head=head,
+        sliding_window=getattr(config, "sliding_window", None),
+    )
+
+
+def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[str, nn.ModuleList]:
+    for path in LAYER_PATHS:
+        try:
+            found = hf.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList) and len(found) == n_layers:
+            return path, found
+    candidates = [(p, m) for p, m in hf.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if len(candidates) == 1:
+        return candidates[0]
+    raise UserError(
+        f"model {type(hf).__name__}",
+        f"no list of {n_layers} decoder layers at {', '.join(LAYER_PATHS)}, and {len(candidates)} other module lists of "
+        "that length",
+        "use a decoder whose layers are in one ModuleList",
+    )
+
+
+def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
+    attention = _attention_layout(layer, config)
+    if attention is None or attention.out is None:
+        return LayerLayout(layer, None, None, None)
+    mlp: nn.Module | None = getattr(layer, "mlp", None)
+    if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3: each branch ends in a norm of its own
+        return LayerLayout(layer, layer.post_attention_layernorm, layer.post_feedforward_layernorm, attention)
+    if hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm") or hasattr(layer, "ln_2"):
+        return LayerLayout(layer, attention.out, mlp, attention)
+    return LayerLayout(layer, None, None, attention)
+
+
+def _attention_layout(layer: nn.Module, config: Any) -> AttentionLayout | None:
+    attn = getattr(layer, "self_attn", None) or getattr(layer, "attn", None)
+    if attn is None:
+        return None
+    n_heads = config.num_attention_heads
+    n_kv = getattr(config, "num_key_value_heads", None) or n_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    if all(hasattr(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")):
+        return AttentionLayout(attn.o_proj, n_heads, n_kv, head_dim, q=attn.q_proj, k=attn.k_proj, v=attn.v_proj)
+    if hasattr(attn, "c_attn") and hasattr(attn, "c_proj"):
+        return AttentionLayout(attn.c_proj, n_heads, n_heads, head_dim, fused=attn.c_attn)
+    return None

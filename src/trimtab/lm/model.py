@@ -1,0 +1,170 @@
+"""A language model as the rest of trimtab sees it: the untouched `transformers` model and what is known about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.errors import UserError
+from trimtab.lm.batch import TokenBatch
+from trimtab.lm.cache import GrowingCache
+from trimtab.lm.layouts import Layout, find_layout, text_config
+from trimtab.lm.sites import Site, check_site
+
+
+class LanguageModel:
+    """A causal language model with its tokenizer. The `transformers` model in `hf` is never changed.
+
+    Args:
+        hf: the model; it is put into evaluation mode and its parameters are frozen.
+        tokenizer: its tokenizer.
+        name: the name it was loaded by.
+    """
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
+        self.layout: Layout = find_layout(hf)
+
+    @classmethod
+    def from_hf(cls, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model") -> LanguageModel:
+        """Wrap a model that is already in memory."""
+        return cls(hf, tokenizer, name)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layout.layers)
+
+    @property
+    def d_model(self) -> int:
+        return int(text_config(self.hf).hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(text_config(self.hf).vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[union-attr, return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) else 0
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's and the generation config's."""
+        found: set[int] = set()
+        config = getattr(self.hf, "generation_config", None)
+        for value in (self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
+            found.update([value] if isinstance(value, int) else value or [])
+        return frozenset(found)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every weight's name, shape, dtype and up to 4,096 evenly spaced values (16 hex characters)."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            flat = tensor.detach().flatten()
+            step = max(1, flat.numel() // 4096)
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(flat[::step].cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def site(self, name: str | Site) -> Site:
+        """Parse a site's name and check that this model has it.
+
+        Raises:
+            UserError: the name is malformed, or the layer or head is out of range.
+        """
+        site = Site.parse(name)
+        check_site(self, site)
+        return site
+
+    def encode_text(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds by itself.
+
+        Args:
+            text: plain text, or with `chat` the content of one user turn.
+            chat: put the text into the model's chat template, up to where the reply begins.
+
+        Raises:
+            UserError: the text gives no token, or the model has no chat template.
+        """
+        if not text:
+            raise UserError("the prompt", "it is empty", "give some text")
+        if chat:
+            if not self.tokenizer.chat_template:
+                raise UserError(f"--chat with {self.name}", "the model has no chat template", "give a plain prompt")
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+                )
+            )
+        ids = list(self.tokenizer(text, add_special_tokens=not chat)["input_ids"])  # type: ignore[arg-type]
+        if not ids:
+            raise UserError(f"prompt {text!r}", "it gives no token", "give some text")
+        return ids
+
+    def decode_ids(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids; special tokens are left out unless asked for."""
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        )
+
+    def new_cache(self, reserve: int = 0) -> GrowingCache:
+        """An empty key-value cache with room for `reserve` tokens."""
+        return GrowingCache(self.n_layers, reserve)
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        cache: GrowingCache | None = None,
+        past_lengths: Tensor | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "B K V"]:
+        """Logits of a batch.
+
+        Args:
+            batch: new tokens. Behind a non-empty cache they must be unpadded.
+            cache: filled with the new tokens' keys and values.
+            past_lengths: `[B]` tokens of each row already in the cache, padding excluded; needed if any row there
+                is padded, and taken as the cache's length otherwise.
+            last: compute only this many last positions' logits (all by default).
+        """
+        kwargs = self.forward_arguments(batch, cache=cache, past_lengths=past_lengths)
+        return self.hf(**kwargs, logits_to_keep=last or 0).logits
+
+    def forward_arguments(
+        self, batch: TokenBatch, *, cache: GrowingCache | None = None, past_lengths: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What `hf` is called with: explicit positions always, a mask only where something is padded."""
+        past = cache.length if cache is not None else 0
+        positions, mask = batch.position_ids, batch.attention_mask if batch.padded else None
+        if past:
+            assert not batch.padded, "tokens behind a cache must not be padded"
+            new = batch.ids.shape[1]
+            held = torch.full_like(batch.lengths, past) if past_lengths is None else past_lengths
+            positions = held[:, None] + torch.arange(new, device=batch.ids.device)
+            if past_lengths is not None:
+                place = torch.arange(past + new, device=batch.ids.device)
+                mask = (place >= (past - held)[:, None]).long()
+        return {
+            "input_ids": batch.ids,
+            "position_ids": positions,
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
