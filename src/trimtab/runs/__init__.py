@@ -1,0 +1,1 @@
+"""Run directories, configs, provenance, atomic files and splits. No torch."""

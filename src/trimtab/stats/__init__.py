@@ -1,0 +1,1 @@
+"""Intervals, bootstrap, permutation tests and rank agreement. No torch."""
