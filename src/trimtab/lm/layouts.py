@@ -102,7 +102,7 @@ def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[str, nn.ModuleList
         return candidates[0]
     raise UserError(
         f"model {type(hf).__name__}",
-        f"no list of {n_layers} decoder layers at {', '.join(LAYER_PATHS)}, and {len(candidates)} other module lists of "
+        f"no list of {n_layers} layers at {', '.join(LAYER_PATHS)}, and {len(candidates)} other module lists of "
         "that length",
         "use a decoder whose layers are in one ModuleList",
     )

@@ -1,0 +1,354 @@
+"""The one decode loop: batched, cached, steered, forkable, replayable.
+
+A policy, a constant feature, a log to replay: each is an `InterventionSource`, and this loop is the
+only place where tokens are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.lm.batch import TokenBatch
+from trimtab.lm.cache import GrowingCache
+from trimtab.lm.editing import DecodeStart, EditLog, InterventionSource, SourceRunner, edited
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.sampling import choose_token, uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = 64
+    """Tokens to generate at most, per row."""
+    temperature: float = 0.0
+    """0 decodes greedily; otherwise logits are divided by this."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that hold this share of the probability."""
+    stop: tuple[str, ...] = ()
+    """A row ends when its text contains one of these."""
+    stop_at_eos: bool = True
+    """A row ends at an end-of-text token."""
+    seed: int = 0
+    """Key of every random draw."""
+    batch_size: int = 64
+    """Rows decoded together."""
+
+    def __post_init__(self) -> None:
+        for name, bad, rule in (
+            ("max_new_tokens", self.max_new_tokens < 1, "at least 1"),
+            ("temperature", not 0 <= self.temperature < float("inf"), "a finite number, 0 or more"),
+            ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("batch_size", self.batch_size < 1, "at least 1"),
+        ):
+            if bad:
+                raise UserError(f"{name} = {getattr(self, name)}", f"it must be {rule}", "change it")
+
+
+@dataclass
+class Decoded:
+    """What was decoded, one entry per row. Rows are prompts, each `repeats` times, copies side by side."""
+
+    prompts: list[list[int]]
+    forced: list[list[int]]
+    """Tokens that were given as the beginning of the continuation."""
+    token_ids: list[list[int]]
+    """Tokens fed after prompt and forced tokens; with a teacher, the teacher's."""
+    decided_ids: list[list[int]]
+    """Tokens that this call chose; the same as `token_ids` unless there was a teacher."""
+    texts: list[str]
+    """Continuations as text, forced tokens included, special tokens and everything from a stop string on left out."""
+    token_logp: list[list[float]]
+    """Log-probability of each token fed, under the model as steered, at temperature 1."""
+    entropy: list[list[float]]
+    """Entropy of each next-token distribution, in nats, at temperature 1."""
+    finish: list[str]
+    """Why each row ended: `eos`, `stop` or `length`."""
+    sample: list[int]
+    branch: list[int]
+    edits: EditLog
+    """Every edit, ordered by row, position and site."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def first_position(self, row: int) -> int:
+        """Absolute position of a row's first token in `token_ids`."""
+        return len(self.prompts[row]) + len(self.forced[row])
+
+
+@torch.no_grad()
+def decode(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: DecodeConfig | None = None,
+    source: InterventionSource | None = None,
+    *,
+    forced: Sequence[Sequence[int]] | None = None,
+    repeats: int = 1,
+    teacher: Sequence[Sequence[int]] | None = None,
+    samples: Sequence[int] | None = None,
+    branches: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Decoded:
+    """Decode continuations of prompts, steered by a source if there is one.
+
+    Args:
+        model: the model.
+        prompts: token ids, one non-empty list per prompt.
+        config: how tokens are chosen.
+        source: decides edits at its sites and positions.
+        forced: per prompt, tokens with which its continuation begins (a fork's past).
+        repeats: decode every prompt this many times from one prefill; the token before the first free one is processed
+            once per copy, so that copies can be edited differently there.
+        teacher: per row, tokens to feed instead of the chosen ones; rows end where it ends. What would have been chosen
+            is in `decided_ids`.
+        samples: per prompt, its key for random draws (its index by default).
+        branches: per row, its fork's number (0 by default, the copy's number with `repeats`).
+        progress: called with the number of rows whenever some have ended.
+
+    Returns:
+        Tokens, texts, log-probabilities and the log of edits.
+
+    Raises:
+        UserError: a prompt is empty, holds an unknown token, or the rows exceed the model's context.
+        RuntimeError: edits applied are not the positions asked for.
+    """
+    config = config or DecodeConfig()
+    rows = _Rows.of(model, prompts, forced, repeats, samples, branches, config, teacher)
+    runner = None
+    if source is not None:
+        runner = SourceRunner(model, source)
+        source.start(
+            DecodeStart(rows.prompts, rows.sample, rows.branch, config.seed, config.max_new_tokens, model.device)
+        )
+    group = max(1, config.batch_size // repeats) * repeats
+    for start in range(0, len(rows.prompts), group):
+        members = list(range(start, min(start + group, len(rows.prompts))))
+        _decode_group(model, rows, members, repeats, config, runner, progress)
+    decoded = rows.result(model, config, runner.finish() if runner else EditLog.empty())
+    if runner is not None:
+        _check_edits(decoded, runner, repeats)
+    return decoded
+
+
+class _Rows:
+    """The state of all rows of one decode call."""
+
+    def __init__(self, prompts: list[list[int]], forced: list[list[int]], teacher: list[list[int]] | None) -> None:
+        self.prompts, self.forced, self.teacher = prompts, forced, teacher
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.decided: list[list[int]] = [[] for _ in prompts]
+        self.logp: list[list[float]] = [[] for _ in prompts]
+        self.entropy: list[list[float]] = [[] for _ in prompts]
+        self.finish = ["length"] * len(prompts)
+        self.sample = self.branch = torch.empty(0, dtype=torch.long)
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        forced: Sequence[Sequence[int]] | None,
+        repeats: int,
+        samples: Sequence[int] | None,
+        branches: Sequence[int] | None,
+        config: DecodeConfig,
+        teacher: Sequence[Sequence[int]] | None,
+    ) -> _Rows:
+        if not prompts:
+            raise UserError("the prompts", "there is none", "give at least one")
+        if repeats < 1:
+            raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")
+        limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+        for i, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise UserError(f"prompt {i}", "it is empty", "give at least one token")
+            if not all(0 <= token < model.vocab_size for token in prompt):
+                raise UserError(f"prompt {i}", f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")
+            length = len(prompt) + (len(forced[i]) if forced else 0) + config.max_new_tokens
+            if limit and length > limit + 1:
+                raise UserError(
+                    f"prompt {i} and {config.max_new_tokens} new tokens",
+                    f"together {length} tokens, but {model.name} holds {limit}",
+                    "shorten the prompt or lower max_new_tokens",
+                )
+        copies = [i for i in range(len(prompts)) for _ in range(repeats)]
+        rows = cls(
+            [list(prompts[i]) for i in copies],
+            [list(forced[i]) if forced else [] for i in copies],
+            None if teacher is None else [list(t) for t in teacher],
+        )
+        keys = list(range(len(prompts))) if samples is None else list(samples)
+        forks = list(range(repeats)) * len(prompts) if branches is None else list(branches)
+        for name, values, expected in (("samples", keys, len(prompts)), ("branches", forks, len(copies))):
+            assert len(values) == expected, f"{name} has {len(values)} entries, not {expected}"
+        assert rows.teacher is None or len(rows.teacher) == len(copies)
+        rows.sample = torch.tensor([keys[i] for i in copies], device=model.device)
+        rows.branch = torch.tensor(forks, device=model.device)
+        return rows
+
+    def prefix(self, row: int) -> list[int]:
+        return self.prompts[row] + self.forced[row]
+
+    def result(self, model: LanguageModel, config: DecodeConfig, edits: EditLog) -> Decoded:
+        texts = []
+        for row, ids in enumerate(self.tokens):
+            text = model.decode_ids(self.forced[row] + ids)
+            if self.finish[row] == "stop":
+                text = text[: min(text.find(s) for s in config.stop if s in text)]
+            texts.append(text)
+        return Decoded(
+            self.prompts, self.forced, self.tokens, self.decided, texts, self.logp, self.entropy, self.finish,
+            self.sample.tolist(), self.branch.tolist(), edits,
+        )  # fmt: skip
+
+
+def _decode_group(
+    model: LanguageModel,
+    rows: _Rows,
+    members: list[int],
+    repeats: int,
+    config: DecodeConfig,
+    runner: SourceRunner | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Decode rows that share a cache: prefill, then one token for every unfinished row at a time."""
+    device = model.device
+    prefixes = [rows.prefix(row) for row in members]
+    cache = model.new_cache(reserve=max(map(len, prefixes)) + config.max_new_tokens)
+    active = torch.tensor(members, device=device)
+    prompt_length = torch.tensor([len(rows.prompts[row]) for row in members], device=device)
+    with edited(model, runner.edits()) if runner else nullcontext():
+        if repeats > 1:  # everything but the last token once per prompt, the last one once per copy
+            heads = [prefix[:-1] for prefix in prefixes[::repeats]]
+            kept = [head for head in heads if head]
+            if kept:
+                assert len(kept) == len(heads), "repeats need prompts of at least two tokens, or all of one"
+                _prefill(
+                    model,
+                    TokenBatch.pad(heads, model.pad_id, device),
+                    cache,
+                    active[::repeats],
+                    prompt_length[::repeats],
+                    runner,
+                )
+                cache.repeat(repeats)
+            held = torch.tensor([len(p) - 1 for p in prefixes], device=device)
+            ids = torch.tensor([p[-1] for p in prefixes], device=device)
+            logits = _step(model, ids, cache, held, active, prompt_length, runner)
+        else:
+            batch = TokenBatch.pad(prefixes, model.pad_id, device)
+            logits = _prefill(model, batch, cache, active, prompt_length, runner)
+        length = torch.tensor([len(p) for p in prefixes], device=device)
+        for step in range(config.max_new_tokens):
+            ids, done = _choose(model, rows, active, length, logits, config)
+            if progress and done.any():
+                progress(int(done.sum()))
+            done_count = int(done.sum())
+            if done_count == len(active) or step == config.max_new_tokens - 1:
+                if progress and done_count < len(active):
+                    progress(len(active) - done_count)
+                return
+            if done_count:
+                keep = (~done).nonzero()[:, 0]
+                cache.select(keep)
+                active, length, prompt_length, ids = active[keep], length[keep], prompt_length[keep], ids[keep]
+            logits = _step(model, ids, cache, length, active, prompt_length, runner)
+            length = length + 1
+
+
+def _prefill(
+    model: LanguageModel,
+    batch: TokenBatch,
+    cache: GrowingCache,
+    active: Tensor,
+    prompt_length: Tensor,
+    runner: SourceRunner | None,
+) -> Tensor:
+    if runner:
+        selected = runner.source.positions.selects(batch.position_ids, prompt_length[:, None]) & batch.real
+        runner.aim(batch.ids, batch.position_ids, selected, active)
+    return model.forward(batch, cache=cache, last=1)[:, -1]
+
+
+def _step(
+    model: LanguageModel,
+    ids: Tensor,
+    cache: GrowingCache,
+    held: Tensor,
+    active: Tensor,
+    prompt_length: Tensor,
+    runner: SourceRunner | None,
+) -> Tensor:
+    """Feed one token per row behind `held` real tokens in the cache."""
+    if runner:
+        selected = runner.source.positions.selects(held, prompt_length)
+        runner.aim(ids[:, None], held[:, None], selected[:, None], active)
+    padded = cache.length > 0 and bool((held != cache.length).any())
+    return model.forward(TokenBatch.full(ids[:, None]), cache=cache, past_lengths=held if padded else None, last=1)[
+        :, -1
+    ]
+
+
+def _choose(
+    model: LanguageModel, rows: _Rows, active: Tensor, length: Tensor, logits: Tensor, config: DecodeConfig
+) -> tuple[Tensor, Tensor]:
+    """Choose and record each row's next token; say which rows end with it."""
+    u = None
+    if config.temperature > 0:
+        u = uniform(config.seed, rows.sample[active], rows.branch[active], length - 1)
+    decided = choose_token(logits, config.temperature, config.top_p, u)
+    ids = decided
+    members = active.tolist()
+    if rows.teacher is not None:
+        ids = torch.tensor([rows.teacher[row][len(rows.tokens[row])] for row in members], device=decided.device)
+    logits = logits.float()
+    total = torch.logsumexp(logits, dim=-1)
+    logp = logits.gather(1, ids[:, None])[:, 0] - total
+    entropy = total - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
+    done = []
+    columns = zip(members, ids.tolist(), decided.tolist(), logp.tolist(), entropy.tolist(), strict=True)
+    for row, token, chosen, token_logp, token_entropy in columns:
+        rows.tokens[row].append(token)
+        rows.decided[row].append(chosen)
+        rows.logp[row].append(token_logp)
+        rows.entropy[row].append(token_entropy)
+        done.append(_ended(model, rows, row, config))
+    return ids, torch.tensor(done, device=decided.device)
+
+
+def _ended(model: LanguageModel, rows: _Rows, row: int, config: DecodeConfig) -> bool:
+    if config.stop_at_eos and rows.tokens[row][-1] in model.eos_ids:
+        rows.finish[row] = "eos"
+        return True
+    if config.stop:
+        text = model.decode_ids(rows.forced[row] + rows.tokens[row])
+        if any(s in text for s in config.stop):
+            rows.finish[row] = "stop"
+            return True
+    return rows.teacher is not None and len(rows.tokens[row]) == len(rows.teacher[row])
+
+
+def _check_edits(decoded: Decoded, runner: SourceRunner, repeats: int) -> None:
+    """Every position that the rule asks for was shown to the source once per site, and none other."""
+    asked: set[tuple[int, int]] = set()
+    for row, prompt in enumerate(decoded.prompts):
+        prefix = len(prompt) + len(decoded.forced[row])
+        # Copies of a prompt share the prefill of the first, up to the last forced token.
+        first = 0 if row % repeats == 0 else prefix - 1
+        position = torch.arange(first, prefix + len(decoded.token_ids[row]) - 1)
+        selected = position[runner.source.positions.selects(position, torch.tensor(len(prompt)))]
+        asked.update((row, int(p)) for p in selected)
+    for index, site in enumerate(runner.sites):
+        seen = runner.visits(index)
+        if len(seen) != len(asked) or set(seen) != asked:
+            raise RuntimeError(
+                f"{len(seen)} places edited at {site}, {len(asked)} asked for: the hooks did not see each position once"
+            )

@@ -1,0 +1,95 @@
+"""Draws that depend on nothing but their key, and the choice of a token by inverse CDF.
+
+A draw is one uniform keyed by (seed, sample, branch, position, stream), so that a row gives the same
+tokens and actions whatever else is in its batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+TOKEN_STREAM = 0
+ACTION_STREAM = 1
+
+# SplitMix64 (Steele, Lea & Flood 2014), in two's complement because torch has no unsigned 64-bit arithmetic.
+_GOLDEN = -7046029254386353131
+_MIX_1 = -4658895280553007687
+_MIX_2 = -7723592293110705685
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def uniform(
+    seed: int,
+    sample: Int[Tensor, " B"],
+    branch: Int[Tensor, " B"] | int,
+    position: Int[Tensor, " B"] | int,
+    stream: int = TOKEN_STREAM,
+) -> Float[Tensor, " B"]:
+    """Uniform draws in [0, 1), float64, one per row, each a hash of its key alone.
+
+    Args:
+        seed: of the run.
+        sample: which sample of the run a row belongs to.
+        branch: which fork of the sample.
+        position: absolute position of the input token.
+        stream: what the draw is for: `TOKEN_STREAM`, `ACTION_STREAM`, or any other integer.
+    """
+    state = torch.full_like(sample, seed, dtype=torch.int64)
+    for part in (sample, branch, position, stream):
+        state = _mix(state + _GOLDEN) ^ torch.as_tensor(part, dtype=torch.int64, device=sample.device)
+    return _shift_right(_mix(state + _GOLDEN), 11).double() / float(1 << 53)
+
+
+def inverse_cdf(weights: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Index i with CDF(i−1) ≤ u < CDF(i), for non-negative weights of any sum, in index order."""
+    cdf = weights.cumsum(dim=-1, dtype=torch.float64)
+    index = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+    # u close to 1 can round up to the whole sum: take the last index with any weight.
+    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
+    return torch.minimum(index, last)
+
+
+def choose_token(
+    logits: Float[Tensor, "B V"], temperature: float, top_p: float, u: Float[Tensor, " B"] | None
+) -> Int[Tensor, " B"]:
+    """The next token of each row: the largest logit at temperature 0, an inverse-CDF draw otherwise.
+
+    Args:
+        logits: unscaled.
+        temperature: 0 for greedy decoding.
+        top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (1 keeps all).
+        u: uniform draws; not needed at temperature 0.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    assert u is not None
+    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p < 1:
+        probs = torch.where(probs >= nucleus_threshold(probs, top_p)[:, None], probs, 0)
+    return inverse_cdf(probs, u)
+
+
+def nucleus_threshold(probs: Float[Tensor, "B V"], top_p: float, first: int = 256) -> Float[Tensor, " B"]:
+    """The smallest probability inside each row's nucleus (tokens that tie with it are in).
+
+    Sorting the whole vocabulary costs more than the model on a CPU; the nucleus is almost always within the first
+    few hundred tokens, so those are tried first and the rest sorted only where they do not reach `top_p`.
+    """
+    size = min(first, probs.shape[-1])
+    top = probs.topk(size, dim=-1).values
+    mass = top.cumsum(dim=-1, dtype=torch.float64)
+    if size < probs.shape[-1] and bool((mass[:, -1] < top_p).any()):
+        return nucleus_threshold(probs, top_p, first * 8)
+    crossing = (mass < top_p).sum(dim=-1).clamp_max(size - 1)
+    return top.gather(1, crossing[:, None])[:, 0]
