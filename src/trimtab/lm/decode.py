@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
@@ -309,10 +310,7 @@ def _choose(
     members = active.tolist()
     if rows.teacher is not None:
         ids = torch.tensor([rows.teacher[row][len(rows.tokens[row])] for row in members], device=decided.device)
-    logits = logits.float()
-    total = torch.logsumexp(logits, dim=-1)
-    logp = logits.gather(1, ids[:, None])[:, 0] - total
-    entropy = total - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
+    logp, entropy = token_statistics(logits.float(), ids)
     done = []
     columns = zip(members, ids.tolist(), decided.tolist(), logp.tolist(), entropy.tolist(), strict=True)
     for row, token, chosen, token_logp, token_entropy in columns:
@@ -322,6 +320,17 @@ def _choose(
         rows.entropy[row].append(token_entropy)
         done.append(_ended(model, rows, row, config))
     return ids, torch.tensor(done, device=decided.device)
+
+
+def token_statistics(logits: Float[Tensor, "B V"], ids: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's token and entropy of its distribution, in nats: `([B], [B])`."""
+    top = logits.amax(dim=-1)
+    weights = (logits - top[:, None]).exp_()
+    mass = weights.sum(dim=-1)
+    total = top + mass.log()
+    # A batched dot product reads both matrices once; multiplying first would write a third.
+    mean_logit = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0] / mass
+    return logits.gather(1, ids[:, None])[:, 0] - total, total - mean_logit
 
 
 def _ended(model: LanguageModel, rows: _Rows, row: int, config: DecodeConfig) -> bool:
