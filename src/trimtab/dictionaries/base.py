@@ -7,9 +7,10 @@ evaluation see nothing but this interface.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +44,8 @@ class Dictionary(nn.Module):
     """
 
     architecture: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    """Attributes beside the weights that decide what `encode` computes; also constructor arguments and config fields."""
     W_dec: nn.Parameter
 
     def __init__(self, info: DictionaryInfo) -> None:
@@ -85,12 +88,18 @@ class Dictionary(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and values of all weights (16 hex characters)."""
-        digest = hashlib.sha256()
+        """SHA-256 over architecture, options and the names, shapes and values of all weights (16 hex characters)."""
+        digest = hashlib.sha256(f"{self.architecture}{[(name, getattr(self, name)) for name in self.options]}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the weights, and forget what was computed from them where they were before."""
+        for name in ("decoder_norms", "directions", "fingerprint"):
+            self.__dict__.pop(name, None)
+        return super()._apply(fn, recurse)
 
     def check_features(self, ids: list[int]) -> None:
         """Raise a `UserError` if an id is not a feature of this dictionary."""
@@ -101,7 +110,13 @@ class Dictionary(nn.Module):
                 )
 
     def check_model(self, d_model: int, model_name: str, site: str | None = None) -> None:
-        """Raise a `UserError` if the dictionary does not fit the model's width or, where both are known, the site."""
+        """Raise a `UserError` if the dictionary does not fit a site's width or, where both are known, its name.
+
+        Args:
+            d_model: width of the site (of the residual stream, unless the dictionary reads an attention head).
+            model_name: the model's name, for the message.
+            site: the site's name, if the caller has one in mind.
+        """
         if self.d_in != d_model:
             raise UserError(
                 f"dictionary of width {self.d_in}",

@@ -1,0 +1,27 @@
+"""The SAE architectures by the names that SAELens's files use."""
+
+from __future__ import annotations
+
+from trimtab.dictionaries.gated import Gated
+from trimtab.dictionaries.jumprelu import JumpReLU
+from trimtab.dictionaries.sae import SAE
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+
+ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (Standard, Gated, JumpReLU)}
+"""Every architecture that can be loaded. A new one needs its file and a place here."""
+
+
+def architecture_class(name: object) -> type[SAE]:
+    """The inference class of an architecture.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    raise UserError(
+        f"architecture {name!r}",
+        f"trimtab reads {', '.join(ARCHITECTURES)}",
+        "batchtopk and matryoshka SAEs are read once saved for inference, which makes them jumprelu",
+    )

@@ -1,0 +1,69 @@
+"""What the SAE architectures share: encoder, decoder, biases, and the names under which files keep them.
+
+An SAE computes f = σ((x − b_dec) W_enc + b) and x̂ = f W_dec + b_dec; the architectures differ in σ. Each one's own file
+holds its inference class; the constructor takes the weights by the names that SAELens's files use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.dictionaries.base import Dictionary, DictionaryInfo
+from trimtab.errors import UserError
+
+
+class SAE(Dictionary):
+    """An SAE for inference: linear decoder, one of several encoders.
+
+    Args:
+        weights: the tensors named in `shapes`.
+        apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
+        info: where the dictionary comes from.
+
+    Raises:
+        UserError: a weight's shape does not fit the others; the message names it.
+    """
+
+    shapes: ClassVar[Mapping[str, str]]
+    """Every weight of the architecture and its dimensions, `d` (input) and `n` (features), as in "d n"."""
+    options: ClassVar[tuple[str, ...]] = ("apply_b_dec_to_input",)
+    W_enc: nn.Parameter
+    b_dec: nn.Parameter
+
+    def __init__(self, weights: Mapping[str, Tensor], *, apply_b_dec_to_input: bool, info: DictionaryInfo) -> None:
+        super().__init__(info)
+        check_shapes(self.shapes, weights, n=weights["W_dec"].shape[0], d=weights["W_dec"].shape[-1])
+        self.apply_b_dec_to_input = apply_b_dec_to_input
+        for name in self.shapes:
+            self.register_parameter(name, nn.Parameter(weights[name].detach(), requires_grad=False))
+
+    def encoder_input(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """`x` in the weights' precision, minus b_dec where the encoder expects it so."""
+        x = x.to(self.W_enc.dtype)
+        return x - self.b_dec if self.apply_b_dec_to_input else x
+
+    def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
+        return f @ self.W_dec + self.b_dec
+
+
+def check_shapes(shapes: Mapping[str, str], weights: Mapping[str, Tensor], *, n: int, d: int) -> None:
+    """Raise a `UserError` that names the first weight whose shape is not the one in `shapes`."""
+    sizes = {"n": n, "d": d}
+    for name, dimensions in shapes.items():
+        expected = [sizes[dimension] for dimension in dimensions.split()]
+        if list(weights[name].shape) != expected:
+            raise UserError(
+                f"tensor {name} of shape {list(weights[name].shape)}",
+                f"a dictionary of {n} features of width {d} needs {expected}",
+                "use weights and config of one and the same SAE",
+            )
+
+
+def columns(weight: Float[Tensor, "... n"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
+    """The columns `ids` of an encoder weight or bias; all of them, without a copy, if `ids` is None."""
+    return weight if ids is None else torch.index_select(weight, -1, ids.to(weight.device))
