@@ -1,1 +1,32 @@
-"""Intervals, bootstrap, permutation tests and rank agreement. No torch."""
+"""Intervals, bootstrap, permutation tests and rank agreement. No torch.
+
+Prompts (or documents, or items) are what is resampled; seeds stay inside their prompt, and tokens are
+never units. Every random draw follows from the `seed` given.
+"""
+
+from trimtab.stats.bootstrap import (
+    SeedDesign,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio_of_sums,
+    bootstrap_statistic,
+)
+from trimtab.stats.interval import Interval
+from trimtab.stats.multiple import benjamini_hochberg
+from trimtab.stats.permutation import PermutationResult, permutation_test
+from trimtab.stats.proportion import wilson_interval
+from trimtab.stats.rank import kendall_tau_b
+
+__all__ = [
+    "Interval",
+    "PermutationResult",
+    "SeedDesign",
+    "benjamini_hochberg",
+    "bootstrap_difference",
+    "bootstrap_mean",
+    "bootstrap_ratio_of_sums",
+    "bootstrap_statistic",
+    "kendall_tau_b",
+    "permutation_test",
+    "wilson_interval",
+]

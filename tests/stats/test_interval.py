@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from trimtab.stats import Interval
+
+
+def test_reads_as_one_would_write_it() -> None:
+    interval = Interval(estimate=0.4219, low=0.3141, high=0.5299, n=24)
+    assert str(interval) == "0.42 [0.31, 0.53] (n=24)"
+    assert interval.format(3) == "0.422 [0.314, 0.530] (n=24)"
+
+
+def test_survives_json_and_nan_becomes_null() -> None:
+    interval = Interval(estimate=1.0, low=math.nan, high=math.nan, n=1, method="wilson")
+    text = json.dumps(interval.to_dict(), allow_nan=False)
+    assert json.loads(text) == {
+        "estimate": 1.0,
+        "low": None,
+        "high": None,
+        "n": 1,
+        "level": 0.95,
+        "method": "wilson",
+    }
+    again = Interval.from_dict(json.loads(text))
+    assert math.isnan(again.low)
+    assert (again.estimate, again.n, again.method) == (1.0, 1, "wilson")
+
+
+@pytest.mark.parametrize(("value", "excluded"), [(0.0, True), (0.1, False), (0.5, False), (0.9, False), (1.0, True)])
+def test_excludes(value: float, excluded: bool) -> None:
+    assert Interval(estimate=0.5, low=0.1, high=0.9, n=3).excludes(value) is excluded
+
+
+def test_an_interval_without_bounds_excludes_nothing() -> None:
+    assert not Interval(estimate=0.5, low=math.nan, high=math.nan, n=1).excludes(7.0)
