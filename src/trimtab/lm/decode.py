@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +44,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         for name, bad, rule in (
             ("max_new_tokens", self.max_new_tokens < 1, "at least 1"),
-            ("temperature", not 0 <= self.temperature < float("inf"), "a finite number, 0 or more"),
+            ("temperature", self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"), "0, or 1e-6 or more"),
             ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("batch_size", self.batch_size < 1, "at least 1"),
         ):
@@ -67,6 +67,8 @@ class Decoded:
     """Continuations as text, forced tokens included, special tokens and everything from a stop string on left out."""
     token_logp: list[list[float]]
     """Log-probability of each token fed, under the model as steered, at temperature 1."""
+    decided_logp: list[list[float]]
+    """The same of each token that this call chose; the difference says how near a tie a teacher's other token was."""
     entropy: list[list[float]]
     """Entropy of each next-token distribution, in nats, at temperature 1."""
     finish: list[str]
@@ -74,7 +76,10 @@ class Decoded:
     sample: list[int]
     branch: list[int]
     edits: EditLog
-    """Every edit, ordered by row, position and site."""
+    """Every edit that shaped a row, ordered by row, position and site. Those of a shared prefill are listed for each
+    copy, although they were applied once."""
+    repeats: int = 1
+    """Rows per prompt."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -133,9 +138,10 @@ def decode(
     for start in range(0, len(rows.prompts), group):
         members = list(range(start, min(start + group, len(rows.prompts))))
         _decode_group(model, rows, members, repeats, config, runner, progress)
-    decoded = rows.result(model, config, runner.finish() if runner else EditLog.empty())
+    decoded = rows.result(model, config, repeats, runner.finish() if runner else EditLog.empty())
     if runner is not None:
-        _check_edits(decoded, runner, repeats)
+        _check_edits(decoded, runner)
+        decoded.edits = _with_inherited_edits(decoded)
     return decoded
 
 
@@ -147,6 +153,7 @@ class _Rows:
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.decided: list[list[int]] = [[] for _ in prompts]
         self.logp: list[list[float]] = [[] for _ in prompts]
+        self.decided_logp: list[list[float]] = [[] for _ in prompts]
         self.entropy: list[list[float]] = [[] for _ in prompts]
         self.finish = ["length"] * len(prompts)
         self.sample = self.branch = torch.empty(0, dtype=torch.long)
@@ -171,7 +178,7 @@ class _Rows:
         for i, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise UserError(f"prompt {i}", "it is empty", "give at least one token")
-            if not all(0 <= token < model.vocab_size for token in prompt):
+            if not all(0 <= token < model.vocab_size for token in (*prompt, *(forced[i] if forced else ()))):
                 raise UserError(f"prompt {i}", f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")
             length = len(prompt) + (len(forced[i]) if forced else 0) + config.max_new_tokens
             if limit and length > limit + 1:
@@ -198,7 +205,7 @@ class _Rows:
     def prefix(self, row: int) -> list[int]:
         return self.prompts[row] + self.forced[row]
 
-    def result(self, model: LanguageModel, config: DecodeConfig, edits: EditLog) -> Decoded:
+    def result(self, model: LanguageModel, config: DecodeConfig, repeats: int, edits: EditLog) -> Decoded:
         texts = []
         for row, ids in enumerate(self.tokens):
             text = model.decode_ids(self.forced[row] + ids)
@@ -206,8 +213,8 @@ class _Rows:
                 text = text[: min(text.find(s) for s in config.stop if s in text)]
             texts.append(text)
         return Decoded(
-            self.prompts, self.forced, self.tokens, self.decided, texts, self.logp, self.entropy, self.finish,
-            self.sample.tolist(), self.branch.tolist(), edits,
+            self.prompts, self.forced, self.tokens, self.decided, texts, self.logp, self.decided_logp, self.entropy,
+            self.finish, self.sample.tolist(), self.branch.tolist(), edits, repeats,
         )  # fmt: skip
 
 
@@ -311,10 +318,14 @@ def _choose(
     if rows.teacher is not None:
         ids = torch.tensor([rows.teacher[row][len(rows.tokens[row])] for row in members], device=decided.device)
     logp, entropy = token_statistics(logits.float(), ids)
+    decided_logp = logp
+    if rows.teacher is not None:
+        decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
     done = []
-    columns = zip(members, ids.tolist(), decided.tolist(), logp.tolist(), entropy.tolist(), strict=True)
-    for row, token, chosen, token_logp, token_entropy in columns:
+    columns = zip(members, *(c.tolist() for c in (ids, decided, logp, decided_logp, entropy)), strict=True)
+    for row, token, chosen, token_logp, chosen_logp, token_entropy in columns:
         rows.tokens[row].append(token)
+        rows.decided_logp[row].append(chosen_logp)
         rows.decided[row].append(chosen)
         rows.logp[row].append(token_logp)
         rows.entropy[row].append(token_entropy)
@@ -345,13 +356,13 @@ def _ended(model: LanguageModel, rows: _Rows, row: int, config: DecodeConfig) ->
     return rows.teacher is not None and len(rows.tokens[row]) == len(rows.teacher[row])
 
 
-def _check_edits(decoded: Decoded, runner: SourceRunner, repeats: int) -> None:
+def _check_edits(decoded: Decoded, runner: SourceRunner) -> None:
     """Every position that the rule asks for was shown to the source once per site, and none other."""
     asked: set[tuple[int, int]] = set()
     for row, prompt in enumerate(decoded.prompts):
         prefix = len(prompt) + len(decoded.forced[row])
         # Copies of a prompt share the prefill of the first, up to the last forced token.
-        first = 0 if row % repeats == 0 else prefix - 1
+        first = 0 if row % decoded.repeats == 0 else prefix - 1
         position = torch.arange(first, prefix + len(decoded.token_ids[row]) - 1)
         selected = position[runner.source.positions.selects(position, torch.tensor(len(prompt)))]
         asked.update((row, int(p)) for p in selected)
@@ -361,3 +372,14 @@ def _check_edits(decoded: Decoded, runner: SourceRunner, repeats: int) -> None:
             raise RuntimeError(
                 f"{len(seen)} places edited at {site}, {len(asked)} asked for: the hooks did not see each position once"
             )
+
+
+def _with_inherited_edits(decoded: Decoded) -> EditLog:
+    """The log with the edits of each shared prefill listed for every copy of the prompt."""
+    log, repeats = decoded.edits, decoded.repeats
+    prefix = torch.tensor([decoded.first_position(row) for row in range(len(decoded))])
+    shared = (log.position < prefix[log.row] - 1).nonzero()[:, 0]
+    if repeats == 1 or len(shared) == 0:
+        return log
+    copies = [replace(log.take(shared), row=log.row[shared] + copy) for copy in range(1, repeats)]
+    return EditLog.cat([log, *copies]).sorted()

@@ -6,9 +6,9 @@ coefficient is computed, so one mechanism applies, logs and replays them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -114,7 +114,8 @@ class InterventionSource(Protocol):
         ...
 
 
-class EditLog(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class EditLog:
     """Every edit of a decode call, in columns. R rows (token, site), K slots."""
 
     site: Int[Tensor, " R"]  # index into the source's sites
@@ -129,8 +130,13 @@ class EditLog(NamedTuple):
     n_allowed: Int[Tensor, " R"]
     value: Float[Tensor, " R"]
 
-    def __len__(self) -> int:  # the number of edits, not of columns
+    def __len__(self) -> int:
         return int(self.row.shape[0])
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """Every column by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def relative_dose(self) -> Float[Tensor, " R"]:
@@ -143,6 +149,34 @@ class EditLog(NamedTuple):
         pair = (long.reshape(0, 1), real.reshape(0, 1), real.reshape(0, 1))
         return cls(long, long, long, *pair, real, real, real, long, real)
 
+    @classmethod
+    def cat(cls, parts: Sequence[EditLog]) -> EditLog:
+        """Logs one behind the other; narrower ones get empty slots."""
+        width = max(part.feature.shape[1] for part in parts)
+        columns: dict[str, Tensor] = {}
+        for name in parts[0].columns:
+            values = [part.columns[name] for part in parts]
+            if name in ("feature", "coefficient", "requested"):
+                fill = -1 if name == "feature" else 0
+                values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
+            columns[name] = torch.cat(values)
+        return cls(**columns)
+
+    def to(self, device: torch.device | str) -> EditLog:
+        """The log on another device."""
+        return EditLog(**{name: column.to(device) for name, column in self.columns.items()})
+
+    def take(self, index: Tensor) -> EditLog:
+        """Some of the edits, by index or mask."""
+        return EditLog(**{name: column[index] for name, column in self.columns.items()})
+
+    def sorted(self) -> EditLog:
+        """Ordered by row, position and site."""
+        log = self
+        for key in ("site", "position", "row"):
+            log = log.take(torch.argsort(log.columns[key], stable=True))
+        return log
+
 
 def edit_delta(directions: Float[Tensor, "n d"], edit: Edit) -> Float[Tensor, "R d"]:
     """Δ = Σ_k coefficient[:, k] · directions[feature[:, k]]; slots with feature −1 add nothing."""
@@ -150,7 +184,8 @@ def edit_delta(directions: Float[Tensor, "n d"], edit: Edit) -> Float[Tensor, "R
     rows = directions[edit.feature.clamp_min(0)]
     if rows.shape[1] == 1:
         return rows[:, 0] * coefficient
-    return torch.einsum("rk,rkd->rd", coefficient, rows)
+    # Not a matrix product: its rounding may depend on R and K, and a replay must give the same bits.
+    return (rows * coefficient[..., None]).sum(dim=1)
 
 
 @contextmanager
@@ -244,15 +279,4 @@ class SourceRunner:
         """All edits so far, on the CPU, ordered by row, position and site."""
         if not self._parts:
             return EditLog.empty()
-        width = max(part.feature.shape[1] for part in self._parts)
-        columns: list[Tensor] = []
-        for name, values in zip(EditLog._fields, zip(*self._parts, strict=True), strict=True):
-            if name in ("feature", "coefficient", "requested"):
-                fill = -1 if name == "feature" else 0
-                values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
-            columns.append(torch.cat(list(values)).cpu())
-        log = EditLog(*columns)
-        order = torch.argsort(log.site, stable=True)
-        order = order[torch.argsort(log.position[order], stable=True)]
-        order = order[torch.argsort(log.row[order], stable=True)]
-        return EditLog(*(column[order] for column in log))
+        return EditLog.cat(self._parts).to("cpu").sorted()
