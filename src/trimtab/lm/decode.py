@@ -44,7 +44,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         for name, bad, rule in (
             ("max_new_tokens", self.max_new_tokens < 1, "at least 1"),
-            ("temperature", self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"), "0, or 1e-6 or more"),
+            ("temperature", not (self.temperature == 0 or 1e-6 <= self.temperature < 1e6), "0, or from 1e-6 to 1e6"),
             ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("batch_size", self.batch_size < 1, "at least 1"),
         ):
