@@ -1,1 +1,34 @@
 """Run directories, configs, provenance, atomic files and splits. No torch."""
+
+from trimtab.runs.atomic import atomic_path, write_bytes, write_json, write_table, write_text
+from trimtab.runs.config import FieldDifference, config_dict, config_difference, json_safe
+from trimtab.runs.metrics import read_metrics
+from trimtab.runs.progress import Meter, track
+from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
+from trimtab.runs.record import read_record
+from trimtab.runs.run import Run, Status
+from trimtab.runs.splits import split_ids, text_id
+
+__all__ = [
+    "FieldDifference",
+    "Meter",
+    "Run",
+    "Status",
+    "atomic_path",
+    "config_dict",
+    "config_difference",
+    "json_safe",
+    "machine",
+    "read_metrics",
+    "read_record",
+    "sha256_file",
+    "split_ids",
+    "text_id",
+    "track",
+    "utc_now",
+    "versions",
+    "write_bytes",
+    "write_json",
+    "write_table",
+    "write_text",
+]

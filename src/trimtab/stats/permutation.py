@@ -93,7 +93,7 @@ def _hits(draws: FloatArray, observed: float, alternative: Alternative, slack: f
 
 def _all_sign_flips(difference: FloatArray) -> Iterator[FloatArray]:
     places = np.arange(difference.size)
-    patterns = np.arange(2**difference.size)[:, None]
+    patterns = np.arange(1 << difference.size).reshape(-1, 1)
     bits = np.bitwise_and(np.right_shift(patterns, places), 1).astype(np.float64)
     yield (1 - 2 * bits) @ difference / difference.size
 

@@ -1,0 +1,147 @@
+"""Progress on stderr, only where it helps: a bar for what takes more than a second; in a log, a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+Item = TypeVar("Item")
+
+DELAY = 1.0
+"""Seconds after which a terminal shows the bar."""
+LOG_INTERVAL = 10.0
+"""Seconds between lines where stderr is not a terminal."""
+
+
+class Meter:
+    """A task of `total` steps, or of unknown length. Use it as a context manager and call `advance`.
+
+    Args:
+        description: what is being done, in a few words.
+        total: number of steps; None shows activity without a share.
+    """
+
+    def __init__(self, description: str, total: float | None = None) -> None:
+        self.description = description
+        self.total = total
+        self.completed = 0.0
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._task: TaskID | None = None
+        self._guard = threading.Lock()
+
+    def advance(self, steps: float = 1.0) -> None:
+        """Count `steps` more as done."""
+        self.completed += steps
+        with self._guard:
+            if self._task is not None:
+                _screen.update(self._task, self.completed)
+
+    def describe(self, description: str) -> None:
+        """Change the words beside the bar."""
+        self.description = description
+        with self._guard:
+            if self._task is not None:
+                _screen.describe(self._task, description)
+
+    def line(self) -> str:
+        """The state in one line, as a log shows it."""
+        elapsed = time.monotonic() - self._started
+        if not self.total:
+            done = f" {self.completed:g}" if self.completed else ""
+            return f"{self.description}:{done} ({elapsed:.0f} s)"
+        left = f", {elapsed * (self.total - self.completed) / self.completed:.0f} s left" if self.completed else ""
+        share = self.completed / self.total
+        return f"{self.description}: {self.completed:g}/{self.total:g} ({share:.0%}, {elapsed:.0f} s{left})"
+
+    def __enter__(self) -> Meter:
+        self._started = time.monotonic()
+        watch = self._show_later if sys.stderr.isatty() else self._log_now_and_then
+        self._watcher = threading.Thread(target=watch, daemon=True, name="trimtab-progress")
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        with self._guard:
+            if self._task is not None:
+                _screen.remove(self._task)
+                self._task = None
+
+    def _show_later(self) -> None:
+        if not self._stop.wait(DELAY):
+            with self._guard:
+                self._task = _screen.add(self.description, self.total, self.completed)
+
+    def _log_now_and_then(self) -> None:
+        while not self._stop.wait(LOG_INTERVAL):
+            print(self.line(), file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[Item], description: str, total: float | None = None) -> Iterator[Item]:
+    """Give the items one by one and show how far they are.
+
+    Args:
+        items: what to go through.
+        description: what is being done, in a few words.
+        total: number of items, where `items` does not know its length.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Meter(description, total) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+class _Screen:
+    """All bars that are visible now, drawn together; nothing is drawn while there is none."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._guard = threading.Lock()
+
+    def add(self, description: str, total: float | None, completed: float) -> TaskID:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        with self._guard:
+            if self._progress is None:
+                text = TextColumn("[progress.description]{task.description}")
+                columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining())
+                self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+                self._progress.start()
+            return self._progress.add_task(description, total=total, completed=int(completed))
+
+    def update(self, task: TaskID, completed: float) -> None:
+        if self._progress is not None:
+            self._progress.update(task, completed=completed)
+
+    def describe(self, task: TaskID, description: str) -> None:
+        if self._progress is not None:
+            self._progress.update(task, description=description)
+
+    def remove(self, task: TaskID) -> None:
+        with self._guard:
+            if self._progress is None:
+                return
+            self._progress.remove_task(task)
+            if not self._progress.tasks:
+                self._progress.stop()
+                self._progress = None
+
+
+_screen = _Screen()

@@ -1,0 +1,261 @@
+"""A run: the directory that one command writes, and what it says about itself in `run.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast
+
+from trimtab.errors import UserError
+from trimtab.runs.atomic import is_partial, remove_partial_files, write_json
+from trimtab.runs.config import config_dict, config_difference, json_safe
+from trimtab.runs.lock import LOCK_NAME, RunLock
+from trimtab.runs.metrics import METRICS_NAME, append_metrics, cut_metrics, mend_metrics
+from trimtab.runs.provenance import machine, sha256_ids, utc_now, versions
+from trimtab.runs.record import RECORD_NAME, SCHEMA, read_record
+
+Status = Literal["running", "done", "failed"]
+ANOTHER = "choose another --run directory"
+
+
+class Run:
+    """An open run. Made by `Run.open`; use it as a context manager, so that a failure is recorded and the lock freed.
+
+    Attributes:
+        path: the directory.
+        record_dict: what `run.json` holds; written anew at every change.
+        resumed: whether the directory held this run before.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any], lock: RunLock, *, resumed: bool) -> None:
+        self.path = path
+        self.record_dict = record
+        self.resumed = resumed
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        command: str,
+        config: Any,
+        *,
+        seeds: Sequence[int] | None = None,
+        prompts: Sequence[str] | None = None,
+        splits: Mapping[str, Sequence[str]] | None = None,
+        device: str = "cpu",
+        ignore_fields: Collection[str] = (),
+    ) -> Run:
+        """Start the run in an empty or absent directory, or resume it where the same command left it.
+
+        Args:
+            path: the directory.
+            command: the command that writes it (`rank`, `train`, …).
+            config: its config, a dataclass or mapping.
+            seeds, prompts, splits: what it draws on, if known now (splits: ids by name); compared on resuming.
+            device: what it computes on.
+            ignore_fields: dotted config fields that may change between openings, such as a progress interval.
+
+        Raises:
+            UserError: the directory holds something else, another command's run, a run of another config
+                (the message names the field), a `run.json` that cannot be read, or another process has it open.
+        """
+        directory = Path(path)
+        ids = None if splits is None else {name: [str(id_) for id_ in members] for name, members in splits.items()}
+        asked = {"config": config_dict(config), "seeds": seeds, "prompts": prompts, "splits": ids}
+        asked = {key: json_safe(value) for key, value in asked.items() if value is not None}
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"run {directory}", "it is a file, not a directory", ANOTHER)
+        _check_contents(directory)
+        lock = RunLock(directory)
+        try:
+            remove_partial_files(directory)
+            if not (directory / RECORD_NAME).exists():
+                run = cls(directory, _new_record(command, asked, device), lock, resumed=False)
+                run._write()
+            else:
+                record = read_record(directory)
+                _check_same(directory, record, command, asked, ignore_fields)
+                mend_metrics(directory / METRICS_NAME)
+                run = cls(directory, record, lock, resumed=True)
+                if not run.done:
+                    run._note_resumption()
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    @property
+    def command(self) -> str:
+        """The command that writes this run."""
+        return cast(str, self.record_dict["command"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config as plain values."""
+        return cast(dict[str, Any], self.record_dict["config"])
+
+    @property
+    def status(self) -> Status:
+        """`running`, `done` or `failed`."""
+        return cast(Status, self.record_dict["status"])
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished."""
+        return self.status == "done"
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What `finish` was given; None before."""
+        return cast("dict[str, Any] | None", self.record_dict["results"])
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the run's directory."""
+        return self.path / name
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Append one line `{"step": step, **metrics}` to `metrics.jsonl`; NaN becomes null."""
+        append_metrics(self.file(METRICS_NAME), metrics, step)
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Drop logged lines whose step is greater, as when work since a checkpoint is done again."""
+        cut_metrics(self.file(METRICS_NAME), step)
+
+    def record(self, *, hashes: Mapping[str, str] | None = None, **facts: Any) -> None:
+        """Add facts to `run.json`.
+
+        Args:
+            hashes: of model, dictionary, data, by name. One that was recorded before must not have changed.
+            facts: anything else (`seeds`, `splits`, `device`, counts); replaces what was there.
+
+        Raises:
+            UserError: a hash that differs from the one recorded.
+            ValueError: a fact by the name of a field that the run itself keeps.
+        """
+        kept = {"schema", "command", "config", "status", "created", "updated", "results", "test_split_openings"}
+        if taken := kept & set(facts):
+            raise ValueError(f"the run itself keeps {sorted(taken)}")
+        known = cast(dict[str, str], self.record_dict["hashes"])
+        for name, value in (hashes or {}).items():
+            if known.get(name, value) != value:
+                raise UserError(
+                    f"run {self.path}", f"its {name} had hash {known[name]} and now has {value}", _mend_change()
+                )
+        self.record_dict["hashes"] = {**known, **(hashes or {})}
+        self.record_dict.update(cast(dict[str, Any], json_safe(facts)))
+        self._write()
+
+    def open_split(self, name: str, ids: Sequence[str]) -> list[str]:
+        """Record that a test split is looked at now, and give its ids back.
+
+        Args:
+            name: name of the split.
+            ids: its ids; if the run knows the split, they must be the same.
+
+        Raises:
+            UserError: ids other than those that the run holds for this split.
+        """
+        opened = [str(id_) for id_ in ids]
+        splits = cast("dict[str, list[str]]", self.record_dict["splits"])
+        if splits.setdefault(name, opened) != opened:
+            raise UserError(
+                f"split {name}", f"run {self.path} holds {len(splits[name])} other ids for it", _mend_change()
+            )
+        openings = cast("list[dict[str, Any]]", self.record_dict["test_split_openings"])
+        openings.append(
+            {"split": name, "time": utc_now(), "command": self.command, "n": len(opened), "ids": sha256_ids(opened)}
+        )
+        self._write()
+        return opened
+
+    def finish(self, results: Any = None) -> None:
+        """Mark the run done and keep `results` (a mapping or dataclass) in `run.json`."""
+        self.record_dict.update(status="done", results=json_safe(results), reason=None)
+        self._write()
+
+    def fail(self, reason: str) -> None:
+        """Mark the run failed; the same command may resume it."""
+        self.record_dict.update(status="failed", reason=reason)
+        self._write()
+
+    def close(self) -> None:
+        """Let other processes open the run. Closing twice does nothing."""
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not self.done:
+            reason = error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(UserError, OSError):
+                self.fail(reason)
+        self.close()
+
+    def _note_resumption(self) -> None:
+        now = versions()
+        before = cast(dict[str, str], self.record_dict["versions"])
+        changed = {name: version for name, version in now.items() if before.get(name) != version}
+        self.record_dict["resumptions"].append({"time": utc_now(), "changed_versions": changed})
+        self.record_dict.update(status="running", reason=None)
+        self._write()
+
+    def _write(self) -> None:
+        self.record_dict["updated"] = utc_now()
+        write_json(self.file(RECORD_NAME), self.record_dict)
+
+
+def _new_record(command: str, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+    now = utc_now()
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "config": asked["config"],
+        "status": "running",
+        "reason": None,
+        "created": now,
+        "updated": now,
+        "resumptions": [],
+        "device": device,
+        "versions": versions(),
+        "machine": machine(),
+        "seeds": asked.get("seeds", []),
+        "prompts": asked.get("prompts", []),
+        "splits": asked.get("splits", {}),
+        "hashes": {},
+        "test_split_openings": [],
+        "results": None,
+    }
+
+
+def _check_contents(directory: Path) -> None:
+    """A directory with files but without `run.json` is somebody else's."""
+    if not directory.exists() or (directory / RECORD_NAME).exists():
+        return
+    foreign = sorted(entry.name for entry in directory.iterdir() if entry.name != LOCK_NAME and not is_partial(entry))
+    if foreign:
+        raise UserError(f"run {directory}", f"it holds {foreign[0]} but no {RECORD_NAME}", ANOTHER)
+
+
+def _check_same(
+    directory: Path, record: dict[str, Any], command: str, asked: Mapping[str, Any], ignore_fields: Collection[str]
+) -> None:
+    if record["command"] != command:
+        raise UserError(f"run {directory}", f"it belongs to `{record['command']}`, not `{command}`", ANOTHER)
+    changes = config_difference(record["config"], asked["config"], ignore=ignore_fields)
+    for key in ("seeds", "prompts", "splits"):
+        if key in asked and record.get(key):
+            changes += config_difference({key: record[key]}, {key: asked[key]}, ignore=ignore_fields)
+    if changes:
+        more = f" ({len(changes) - 1} more changed)" if len(changes) > 1 else ""
+        raise UserError(f"run {directory}", f"{changes[0]}{more}", _mend_change())
+
+
+def _mend_change() -> str:
+    return f"{ANOTHER} or go back to the old value"
