@@ -3,7 +3,9 @@
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.capture import capture
+from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.decode import DecodeConfig, Decoded, decode
+from trimtab.lm.describing import ModelDetails, show
 from trimtab.lm.editing import (
     DecodeStart,
     Edit,
@@ -14,6 +16,8 @@ from trimtab.lm.editing import (
     edit_delta,
     edited,
 )
+from trimtab.lm.fetching import pull
+from trimtab.lm.loading import load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import RowDelta, Site, check_site, site_width
 
@@ -27,14 +31,21 @@ __all__ = [
     "GrowingCache",
     "InterventionSource",
     "LanguageModel",
+    "ModelDetails",
+    "ModelList",
     "PositionRule",
     "RowDelta",
     "Site",
     "TokenBatch",
+    "cache_dir",
     "capture",
     "check_site",
     "decode",
     "edit_delta",
     "edited",
+    "list_models",
+    "load_model",
+    "pull",
+    "show",
     "site_width",
 ]

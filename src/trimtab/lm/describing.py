@@ -1,0 +1,159 @@
+"""Say what a model is without reading its weights: sizes, sites, chat template, licence, and where it lies."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from trimtab.errors import UserError
+from trimtab.lm.catalogue import CatalogueEntry, cached_path, find_entry, unknown_model
+from trimtab.lm.gguf_files import first_line
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.quiet import quiet_transformers
+from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site, check_site
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDetails:
+    """What is known of a model. Sites and config are there only if its files are at hand."""
+
+    name: str
+    path: Path | None
+    """Its directory, in the cache or the user's; None if it has not been fetched."""
+    parameters: int
+    n_layers: int
+    d_model: int
+    vocab_size: int
+    licence: str
+    """Empty if unknown."""
+    source: str
+    sites: tuple[str, ...]
+    """Patterns such as `resid_post.0-29` and `attn_z.0-29.0-8`."""
+    chat_template: str | None
+    config: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "path": str(self.path) if self.path else None,
+            "parameters": self.parameters,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "vocab_size": self.vocab_size,
+            "licence": self.licence,
+            "source": self.source,
+            "sites": list(self.sites),
+            "chat_template": self.chat_template,
+            "config": self.config,
+        }
+
+    def render(self) -> str:
+        chat = "no" if self.chat_template is None else "yes"
+        lines = [
+            ("model", self.name),
+            ("source", self.source),
+            ("path", self._where()),
+            ("licence", self.licence or "not stated"),
+            ("parameters", f"{self.parameters:,}"),
+            ("layers", f"{self.n_layers}, width {self.d_model}, vocabulary {self.vocab_size:,}"),
+        ]
+        if self.config:
+            lines += [("sites", "  ".join(self.sites)), ("chat template", chat)]
+            lines += [("architecture", ", ".join(self.config.get("architectures") or ["not stated"]))]
+        return "\n".join(f"{label:14} {value}" for label, value in lines)
+
+    def _where(self) -> str:
+        if self.path:
+            return str(self.path)
+        return "the hub's local cache" if self.config else f"not fetched (trimtab models pull {self.name})"
+
+
+def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
+    """Describe a catalogue model, a model directory, or a hub model that is in the hub's local cache.
+
+    Raises:
+        UserError: there is no such model at hand, or its config cannot be read.
+    """
+    name = os.fspath(name_or_path)
+    entry = find_entry(name)
+    directory = cached_path(entry) if entry else None
+    if entry and directory is None:
+        return ModelDetails(
+            name=name,
+            path=None,
+            parameters=entry.parameters,
+            n_layers=entry.n_layers,
+            d_model=entry.d_model,
+            vocab_size=entry.vocab_size,
+            licence=entry.licence,
+            source=entry.source,
+            sites=(),
+            chat_template=None,
+            config={},
+        )
+    path = directory or Path(name).expanduser()
+    source = path if path.is_dir() else name
+    if path.is_file():
+        raise UserError(f"model file {name}", "only catalogue names, directories and hub ids are shown", "load it")
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, local_files_only=True)
+            hf = AutoModelForCausalLM.from_config(config)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not path.is_dir():
+            raise unknown_model(name, "it is not in the catalogue, nor in the hub's local cache") from error
+        raise UserError(
+            f"model directory {path}",
+            f"its config could not be read ({type(error).__name__}: {first_line(error)})",
+            "fetch or save it again",
+        ) from error
+    model = LanguageModel(hf, tokenizer, name)
+    return ModelDetails(
+        name=name,
+        path=path if path.is_dir() else None,
+        parameters=sum(p.numel() for p in hf.parameters()),
+        n_layers=model.n_layers,
+        d_model=model.d_model,
+        vocab_size=model.vocab_size,
+        licence=entry.licence if entry else "",
+        source=_source(entry, path),
+        sites=_site_patterns(model),
+        chat_template=_chat_template(tokenizer.chat_template),
+        config=config.to_diff_dict(),
+    )
+
+
+def _source(entry: CatalogueEntry | None, path: Path) -> str:
+    if entry:
+        return entry.source
+    return "a local directory" if path.is_dir() else "the hub"
+
+
+def _chat_template(template: Any) -> str | None:
+    """The template, the default one where a tokenizer has several."""
+    if isinstance(template, dict):
+        return template.get("default") or next(iter(template.values()), None)
+    return template or None
+
+
+def _site_patterns(model: LanguageModel) -> tuple[str, ...]:
+    found = []
+    layers = f"0-{model.n_layers - 1}"
+    for kind in (*RESIDUAL_KINDS, *HEAD_KINDS):
+        try:
+            check_site(model, Site(kind, 0))
+        except UserError:
+            continue
+        attention = model.layout.layers[0].attention
+        if kind in HEAD_KINDS and attention is not None:
+            heads = attention.n_kv_heads if kind in ("attn_k", "attn_v") else attention.n_heads
+            found.append(f"{kind}.{layers}.0-{heads - 1}" if heads > 1 else f"{kind}.{layers}.0")
+        else:
+            found.append(f"{kind}.{layers}")
+    return tuple(found)

@@ -1,0 +1,59 @@
+"""Read a GGUF file into an ordinary `transformers` model with dequantized float weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.errors import UserError
+from trimtab.lm.quiet import one_gguf_reader, quiet_transformers
+
+
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer."""
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """The model in a GGUF file, dequantized to `dtype`; it can be saved like any other.
+
+    Raises:
+        UserError: the file is not GGUF, is cut short, or holds an architecture that `transformers` cannot read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"file {path}", "it is not a GGUF file: its first bytes are not GGUF", "give a GGUF file")
+    arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        with quiet_transformers(), one_gguf_reader():
+            dequantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **arguments)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
+            return LoadedModel(_without_quantization(dequantized), tokenizer)
+    except Exception as error:  # a damaged file may fail anywhere in the parser
+        raise UserError(
+            f"file {path}",
+            f"it could not be read as GGUF ({type(error).__name__}: {first_line(error)})",
+            "fetch it again, or give a model in Hugging Face's layout",
+        ) from error
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an exception's message, cut to `limit` characters."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
+    """The same weights under a config that does not call them quantized (`transformers` will not save those)."""
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
+    clean = type(loaded).from_pretrained(None, config=config, state_dict=loaded.state_dict(), dtype=loaded.dtype)
+    clean.generation_config = loaded.generation_config
+    return clean

@@ -1,0 +1,182 @@
+"""Load a model by catalogue name, directory, GGUF file or hub id, quietly; say plainly why one cannot be had."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from trimtab.errors import UserError
+from trimtab.lm.catalogue import close_matches, find_entry, unknown_model
+from trimtab.lm.fetching import pull
+from trimtab.lm.gguf_files import LoadedModel, first_line, read_gguf
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.quiet import quiet_transformers
+from trimtab.lm.stages import stage
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What damaged or foreign files make transformers, safetensors and json raise.
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    accept_terms: bool = False,
+    progress: bool = True,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name_or_path: a catalogue name (`trimtab models list`), a directory in Hugging Face's layout, a `.gguf` file, or
+            a hub id (`owner/name`). The hub's local cache is tried before the network. Only safetensors and GGUF are
+            read, never pickles, and no code from a model's repository is run.
+        dtype: float32, bfloat16 or float16.
+        device: a torch device, `cpu` or `cuda`, `cuda:1`, …
+        accept_terms: agree to a catalogue model's terms.
+        progress: say on stderr what takes long.
+
+    Raises:
+        UserError: there is no such model, it cannot be had, or its files cannot be read.
+    """
+    name = os.fspath(name_or_path)
+    torch_dtype, torch_device = _dtype(dtype), _device(device)
+    path = Path(name).expanduser()
+    if find_entry(name):
+        directory = pull(name, accept_terms=accept_terms, progress=progress)
+        with stage(f"loading {name}", shown=progress, line=False):
+            loaded = _read_directory(directory, torch_dtype, f"run `trimtab models pull {name} --again`")
+    elif path.is_dir():
+        with stage(f"loading {name}", shown=progress, line=False):
+            loaded = _read_directory(path, torch_dtype)
+    elif path.is_file():
+        with stage(f"reading {name}", shown=progress, line=False):
+            loaded = _read_file(path, torch_dtype)
+    else:
+        with stage(f"loading {name}", shown=progress, line=False):
+            loaded = _read_hub(name, torch_dtype)
+    _check_tokenizer(loaded, name)
+    return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r}", f"it is not one of {', '.join(DTYPES)}", "choose one of them")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for CUDA
+        raise UserError(
+            f"device {name!r}", first_line(error), "use cpu, or a device that torch can see here"
+        ) from error
+    return device
+
+
+def _read_directory(path: Path, dtype: torch.dtype, mend: str = "") -> LoadedModel:
+    what, mend = f"model directory {path}", mend or "fetch or save it again"
+    if not (path / "config.json").is_file():
+        held = sorted(file.name for file in path.glob("*.gguf"))
+        raise UserError(what, "it holds no config.json", f"give the file {path / held[0]}" if held else mend)
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+        if pickles:
+            raise UserError(
+                what,
+                f"its weights are in {pickles[0]}, a pickle, which may run code when opened",
+                "save it as safetensors (save_pretrained(..., safe_serialization=True)) where you trust it",
+            )
+        raise UserError(what, "it holds no *.safetensors", mend)
+    try:
+        return _from_pretrained(path, dtype, local_files_only=True)
+    except _UNREADABLE as error:
+        raise UserError(what, f"it could not be read ({type(error).__name__}: {first_line(error)})", mend) from error
+
+
+def _read_file(path: Path, dtype: torch.dtype) -> LoadedModel:
+    if path.suffix.lower() != ".gguf":
+        raise UserError(
+            f"model file {path}", "only .gguf files are read by themselves", "give a directory or a .gguf file"
+        )
+    return read_gguf(path.resolve(), dtype)
+
+
+def _read_hub(name: str, dtype: torch.dtype) -> LoadedModel:
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith((".gguf", ".safetensors")):
+        raise UserError(f"model {name}", "there is no such file or directory", "check the path")
+    if "/" not in name and close_matches(name):
+        raise unknown_model(name)
+    try:
+        return _from_pretrained(name, dtype, local_files_only=True)
+    except _UNREADABLE:
+        pass  # not (whole) in the hub's cache
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "on", "yes", "true"):
+        _not_from_hub(name, f"it is not in the hub's local cache, and HF_HUB_OFFLINE keeps {endpoint} out of reach")
+    if not _reachable(endpoint):
+        _not_from_hub(name, f"it is not in the hub's local cache, and {endpoint} cannot be reached")
+    try:
+        return _from_pretrained(name, dtype)
+    except _UNREADABLE as error:
+        _not_from_hub(name, f"{endpoint} would not give it ({type(error).__name__}: {first_line(error)})", error)
+
+
+def _not_from_hub(name: str, why: str, cause: BaseException | None = None) -> NoReturn:
+    if "/" not in name:
+        raise unknown_model(name, f"it is not in the catalogue; as a hub id, {why}") from cause
+    raise UserError(
+        f"model {name}",
+        why,
+        "check the id, log in for a gated model (hf auth login), or give a directory; `trimtab models list` names "
+        "models that need no hub",
+    ) from cause
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether a connection to the hub opens: asked first, since its client retries for half a minute otherwise."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    parts = urlsplit(endpoint)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _from_pretrained(source: str | Path, dtype: torch.dtype, **arguments: Any) -> LoadedModel:
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **arguments)
+        hf, report = loaded
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ValueError(f"{len(absent)} weights are missing, {absent[0]} among them")
+    return LoadedModel(hf, tokenizer)
+
+
+def _check_tokenizer(loaded: LoadedModel, name: str) -> None:
+    """Raise a `UserError` unless the tokenizer turns text into tokens that the model has, and back."""
+    tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+    embedding = loaded.hf.get_input_embeddings()
+    rows = embedding.weight.shape[0]  # type: ignore[union-attr]
+    ids = list(tokenizer("The cat sat.", add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+    mend = "give a model whose tokenizer lies beside it"
+    if not ids or not str(tokenizer.decode(ids)).strip():
+        raise UserError(f"tokenizer of {name}", "it turns text into no tokens, or tokens into no text", mend)
+    if max(ids) >= rows:
+        raise UserError(f"tokenizer of {name}", f"it gives token {max(ids)}, and the model has {rows}", mend)
