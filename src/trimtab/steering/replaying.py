@@ -1,0 +1,227 @@
+"""Sources made of others: a log applied again, a fork that leaves a log at some position, several sources at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.lm import DecodeStart, Edit, EditLog, EditRequest, InterventionSource, PositionRule, Site
+from trimtab.steering.sources import Block
+
+_STRIDE = 1 << 32  # positions per row in a lookup key
+
+
+class _HasBlocks(Protocol):
+    def blocks(self, site: Site) -> tuple[Block, ...]: ...
+
+
+def blocks_of(source: InterventionSource, site: Site) -> tuple[Block, ...]:
+    """How a trace names a source's directions at a site; one block unless the source says otherwise."""
+    if hasattr(source, "blocks"):
+        return cast(_HasBlocks, source).blocks(site)
+    n = source.directions(site).shape[0]
+    return (Block(0, n, source.unit, source.operation, source.dictionary_hash),)
+
+
+class ReplaySource:
+    """Applies logged edits again: the same coefficients along the same directions, so the same bits.
+
+    Args:
+        log: edits, by row and position.
+        source: the source that made them, for its directions, sites, positions and names in the trace. It is not asked
+            for edits.
+        rows: `[N]` which row of the log each decoded row replays; row r replays row r by default.
+    """
+
+    def __init__(
+        self, log: EditLog, source: InterventionSource, *, rows: Sequence[int] | Int[Tensor, " N"] | None = None
+    ) -> None:
+        self.log, self.source = log, source
+        self.sites, self.positions = source.sites, source.positions
+        self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
+        self.rows = None if rows is None else torch.as_tensor(rows)
+        self._index: dict[Site, tuple[Tensor, EditLog]] = {}
+
+    def directions(self, site: Site) -> Float[Tensor, "n d"]:
+        return self.source.directions(site)
+
+    def blocks(self, site: Site) -> tuple[Block, ...]:
+        return blocks_of(self.source, site)
+
+    def start(self, start: DecodeStart) -> None:
+        self.source.start(start)
+        if self.rows is not None:
+            self.rows = self.rows.to(start.device)
+        for index, site in enumerate(self.sites):
+            mine = self.log.take(self.log.site == index).to(start.device)
+            key = mine.row * _STRIDE + mine.position
+            order = key.argsort()
+            self._index[site] = key[order], mine.take(order)
+
+    def choose(self, request: EditRequest) -> Edit | None:
+        keys, log = self._index[request.site]
+        if len(log) == 0:
+            return None
+        row = request.row if self.rows is None else self.rows[request.row]
+        wanted = row * _STRIDE + request.position
+        index = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+        found = keys[index] == wanted
+        feature = torch.where(found[:, None], log.feature[index], -1)
+        nan = torch.full_like(log.action_logp[index], float("nan"))
+        return Edit(
+            feature,
+            torch.where(feature >= 0, log.coefficient[index], 0),
+            torch.where(feature >= 0, log.requested[index], 0),
+            torch.where(found, log.action_logp[index], nan),
+            torch.where(found, log.n_allowed[index], -1),
+            torch.where(found, log.value[index], nan),
+        )
+
+
+class CombinedSource:
+    """Several sources at once; at a site that they share, their edits are summed.
+
+    Features of the log index the sources' directions one behind the other; traces give each its own number and hash.
+
+    Args:
+        sources: all with the same positions.
+
+    Raises:
+        UserError: there is none, or they edit different positions.
+    """
+
+    def __init__(self, sources: Sequence[InterventionSource]) -> None:
+        if not sources or len({s.positions for s in sources}) != 1:
+            raise UserError("combined sources", "they must edit the same positions", "give all the same positions")
+        self.sources = tuple(sources)
+        self.positions: PositionRule = sources[0].positions
+        self.sites: tuple[Site, ...] = tuple(dict.fromkeys(site for s in sources for site in s.sites))
+        self.unit, self.operation, self.dictionary_hash = (
+            "+".join(dict.fromkeys(getattr(s, name) for s in sources))
+            for name in ("unit", "operation", "dictionary_hash")
+        )
+        self._joined: dict[Site, Tensor] = {}
+
+    def _at(self, site: Site) -> list[InterventionSource]:
+        return [source for source in self.sources if site in source.sites]
+
+    def directions(self, site: Site) -> Float[Tensor, "n d"]:
+        if site not in self._joined:
+            self._joined[site] = torch.cat([source.directions(site) for source in self._at(site)])
+        return self._joined[site]
+
+    def blocks(self, site: Site) -> tuple[Block, ...]:
+        found: list[Block] = []
+        offset = 0
+        for source in self._at(site):
+            found += [block._replace(start=block.start + offset) for block in blocks_of(source, site)]
+            offset += source.directions(site).shape[0]
+        return tuple(found)
+
+    def start(self, start: DecodeStart) -> None:
+        self._joined = {}
+        for source in self.sources:
+            source.start(start)
+
+    def choose(self, request: EditRequest) -> Edit | None:
+        edits: list[Edit] = []
+        offset = 0
+        for source in self._at(request.site):
+            edit = source.choose(request)
+            if edit is not None:
+                edits.append(_shifted(edit, offset))
+            offset += source.directions(request.site).shape[0]
+        return _beside(edits)
+
+
+class ForkSource:
+    """One source up to a position, another from there on: replay the past, then do something else.
+
+    Args:
+        past: asked at positions before `at`, usually a `ReplaySource`.
+        future: asked from `at` on. It edits the same positions as `past`, but may use other directions.
+        at: absolute position of the first token that `future` edits; one number or one per row.
+
+    Raises:
+        UserError: the two edit different sites or positions.
+    """
+
+    def __init__(
+        self, past: InterventionSource, future: InterventionSource, at: int | Sequence[int] | Int[Tensor, " N"]
+    ) -> None:
+        if set(past.sites) != set(future.sites):
+            raise UserError("a fork", "past and future edit different sites", "give both the same sites")
+        self._both = CombinedSource([past, future])
+        self.past, self.future, self.at = past, future, torch.as_tensor(at)
+        self.sites, self.positions = self._both.sites, self._both.positions
+        self.unit, self.operation = self._both.unit, self._both.operation
+        self.dictionary_hash = self._both.dictionary_hash
+
+    def directions(self, site: Site) -> Float[Tensor, "n d"]:
+        return self._both.directions(site)
+
+    def blocks(self, site: Site) -> tuple[Block, ...]:
+        return self._both.blocks(site)
+
+    def start(self, start: DecodeStart) -> None:
+        self._both.start(start)
+        self.at = self.at.to(start.device)
+
+    def choose(self, request: EditRequest) -> Edit | None:
+        at = self.at if self.at.ndim == 0 else self.at[request.row]
+        late = request.position >= at
+        offset = self.past.directions(request.site).shape[0]
+        edits: list[Edit] = []
+        for source, mine, shift in ((self.past, ~late, 0), (self.future, late, offset)):
+            where = mine.nonzero()[:, 0]
+            if len(where) == 0:
+                continue
+            edit = source.choose(EditRequest(request.site, *(column[where] for column in request[1:])))
+            if edit is not None:
+                edits.append(_spread(_shifted(edit, shift), where, len(request.row)))
+        return _beside(edits)
+
+
+_FILL: Mapping[str, float] = {"feature": -1, "n_allowed": -1, "action_logp": float("nan"), "value": float("nan")}
+
+
+def _shifted(edit: Edit, offset: int) -> Edit:
+    return edit._replace(feature=torch.where(edit.feature >= 0, edit.feature + offset, -1))
+
+
+def _spread(edit: Edit, where: Tensor, rows: int) -> Edit:
+    """The edit of some rows as one of all rows, empty elsewhere."""
+    columns: list[Tensor | None] = []
+    for name, values in zip(Edit._fields, edit, strict=True):
+        if values is None:
+            columns.append(None)
+            continue
+        whole = torch.full((rows, *values.shape[1:]), _FILL.get(name, 0), dtype=values.dtype, device=values.device)
+        whole[where] = values
+        columns.append(whole)
+    return Edit(*columns)  # type: ignore[arg-type]
+
+
+def _beside(edits: Sequence[Edit]) -> Edit | None:
+    """Slots of several edits side by side; of what a row has once, the first that is known."""
+    if len(edits) < 2:
+        return edits[0] if edits else None
+    slots = {
+        "feature": torch.cat([e.feature for e in edits], dim=1),
+        "coefficient": torch.cat([e.coefficient for e in edits], dim=1),
+        "requested": torch.cat([e.coefficient if e.requested is None else e.requested for e in edits], dim=1),
+    }
+    rows: dict[str, Tensor | None] = {}
+    for name in ("action_logp", "n_allowed", "value"):
+        known = [getattr(e, name) for e in edits if getattr(e, name) is not None]
+        merged = known[0] if known else None
+        for values in known[1:]:
+            missing = merged < 0 if name == "n_allowed" else merged.isnan()  # type: ignore[union-attr]
+            merged = torch.where(missing, values, merged)  # type: ignore[arg-type]
+        rows[name] = merged
+    return Edit(**slots, **rows)  # type: ignore[arg-type]
