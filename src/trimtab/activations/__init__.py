@@ -1,0 +1,28 @@
+"""Text → packed tokens → activations → shards on disk or a live stream."""
+
+from trimtab.activations.harvest import HarvestOptions, HarvestProgress, HarvestResult, harvest
+from trimtab.activations.harvest_text import HarvestConfig, harvest_text
+from trimtab.activations.live import LiveSource
+from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
+from trimtab.activations.stream import ActivationSource, RowBatch, ShardSource
+from trimtab.activations.text import Document, corpus_hash, detokenise_wikitext, read_documents
+
+__all__ = [
+    "ActivationSource",
+    "Document",
+    "HarvestConfig",
+    "HarvestOptions",
+    "HarvestProgress",
+    "HarvestResult",
+    "LiveSource",
+    "PackedText",
+    "RowBatch",
+    "ShardSource",
+    "TokenisedCorpus",
+    "corpus_hash",
+    "detokenise_wikitext",
+    "harvest",
+    "harvest_text",
+    "read_documents",
+    "tokenise",
+]

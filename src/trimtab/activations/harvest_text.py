@@ -1,0 +1,66 @@
+"""Harvest from names: the function behind `trimtab harvest`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from trimtab.activations.harvest import HarvestOptions, HarvestProgress, HarvestResult, harvest
+from trimtab.activations.packing import tokenise
+from trimtab.activations.text import MAX_CHARACTERS, Normalisation, read_documents
+from trimtab.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig(HarvestOptions):
+    """A harvest by names and paths."""
+
+    text: tuple[str, ...]
+    """Files, directories or hub:NAME[:SPLIT] to read."""
+    out: Path
+    """Directory to write; the same command resumes an unfinished harvest there."""
+    model: str = "smollm2-135m-instruct"
+    """Hub id, directory, GGUF file or catalogue name."""
+    sites: tuple[str, ...] = ("resid_post.15",)
+    """Sites to read, all in one pass."""
+    dtype: str = "float32"
+    """What the model computes in; rows are kept in bfloat16 in any case."""
+    device: str = "cpu"
+    """Where the model runs."""
+    text_field: str = "text"
+    """Key or column that holds the text."""
+    normalise: Normalisation = "none"
+    """`wikitext` undoes the tokenisation of the WikiText corpora."""
+    document_characters: int = MAX_CHARACTERS
+    """Longest document that a plain text file is cut into."""
+    limit_documents: int | None = None
+    """Read only this many documents."""
+    limit_tokens: int | None = None
+    """Read no document behind this many tokens."""
+
+
+def harvest_text(config: HarvestConfig, progress: Callable[[HarvestProgress], None] | None = None) -> HarvestResult:
+    """Load the model, read the text and write the shards.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `load_model`, `read_documents` and `harvest`.
+    """
+    from trimtab.lm import load_model
+
+    with Run.open(config.out, "harvest", config, seeds=[config.seed], device=config.device) as run:
+        documents = read_documents(
+            config.text,
+            text_field=config.text_field,
+            limit=config.limit_documents,
+            normalise=config.normalise,
+            max_characters=config.document_characters,
+        )
+        model = load_model(config.model, dtype=config.dtype, device=config.device)
+        corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
+        run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
+        options = HarvestOptions(**{field.name: getattr(config, field.name) for field in fields(HarvestOptions)})
+        result = harvest(model, config.sites, corpus, config.out, options, progress)
+        if not run.done:
+            run.finish(result._asdict())
+    return result

@@ -1,0 +1,114 @@
+"""Activations straight from the model, without a disk: harvested when the buffer has run empty, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import BFloat16
+from numpy import ndarray
+from torch import Tensor
+
+from trimtab.activations.harvest import HarvestOptions, median_norms, pack_splits
+from trimtab.activations.packing import TokenisedCorpus, tokenise
+from trimtab.activations.rows import candidates, capture_rows, norms
+from trimtab.activations.shards import Split
+from trimtab.activations.stream import PooledOrder, PooledSource
+from trimtab.activations.text import Document
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, Site
+
+
+class LiveSource(PooledSource):
+    """Activations of a site, computed as they are needed; the counterpart of `ShardSource`.
+
+    A pool of `buffer_rows` is harvested when the one before is used up: the model never runs ahead of training and no
+    row is dropped. How many rows a sequence gives must be known without running the model, so that any step can be
+    sought; hence an outlier (one row in ten thousand) is not left out but replaced by another row of its pool.
+
+    Args:
+        model: the model.
+        site: the site.
+        documents: the text, or its tokens.
+        split: `train` or `holdout`.
+        buffer_rows: rows harvested and shuffled together; they take `2 · buffer_rows · d` bytes.
+        seed: of the order.
+        options: as for a harvest; its seed and shard size are not used.
+
+    Raises:
+        UserError: the site is unknown, or there is too little text.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        site: Site | str,
+        documents: Iterable[Document] | TokenisedCorpus,
+        *,
+        split: Split = "train",
+        buffer_rows: int = 65_536,
+        seed: int = 0,
+        options: HarvestOptions | None = None,
+    ) -> None:
+        self.model, self.site = model, model.site(site)
+        self.split: Split = split
+        self.options = options = options or HarvestOptions()
+        self.corpus = documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer)
+        splits = pack_splits(self.corpus, options)
+        self.special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
+        medians = median_norms(model, [self.site], splits["train"], self.special, options)
+        self.packed, self.norm_median = splits[split], medians[str(self.site)].norm
+        rows = self._rows_of_sequences()
+        if not rows.sum():
+            raise UserError(f"the {split} text", "it does not fill one sequence", "give more text")
+        super().__init__(PooledOrder(rows.tolist(), buffer_rows, seed), medians[str(self.site)].width)
+        self.replaced = 0
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What the rows are of."""
+        options = self.options
+        return {
+            "kind": "live",
+            "model": self.model.name,
+            "model_fingerprint": self.model.fingerprint,
+            "site": str(self.site),
+            "split": self.split,
+            "rows": self.rows_total,
+            "seed": self.order.seed,
+            "corpus_hash": [self.corpus.hash],
+            "norm_median": [self.norm_median],
+            **{k: getattr(options, k) for k in ("context", "holdout", "outlier_norm", "drop_special")},
+        }
+
+    def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
+        """Rows of some sequences, one sequence after the other."""
+        total = sum(self.order.block_rows[b] for b in blocks)
+        pool, filled = torch.empty(total, self.d, dtype=torch.bfloat16), 0
+        usual = torch.empty(total, dtype=torch.bool)
+        rest = iter(blocks)
+        while chunk := list(islice(rest, self.options.batch)):
+            batch = self.packed.batch(chunk)
+            keep = candidates(batch, self.special).keep
+            rows = capture_rows(self.model, batch, [self.site], keep, autocast=self.options.autocast)[self.site]
+            place = slice(filled, filled + len(rows))
+            pool[place].copy_(rows)
+            usual[place] = norms(rows).le(self.options.outlier_norm * self.norm_median).cpu()
+            filled += len(rows)
+        return self._without_outliers(pool, usual)
+
+    def _without_outliers(self, pool: Tensor, usual: Tensor) -> Tensor:
+        outliers, others = torch.where(~usual)[0], torch.where(usual)[0]
+        if len(outliers) and len(others):
+            pool[outliers] = pool[others[torch.arange(len(outliers)) * 7919 % len(others)]]
+            self.replaced += len(outliers)
+        return pool
+
+    def _rows_of_sequences(self) -> ndarray:
+        counts = [
+            candidates(self.packed.batch(range(i, min(i + 256, len(self.packed)))), self.special).keep.sum(1)
+            for i in range(0, len(self.packed), 256)
+        ]
+        return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)

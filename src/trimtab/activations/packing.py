@@ -1,0 +1,153 @@
+"""Documents → tokens → sequences of one length, without padding.
+
+A corpus is tokenised once into one flat array of 4 bytes a token (a billion tokens are 4 GB); after that, any
+sequence of any epoch is a slice, so a harvest or a live stream can start anywhere at no cost. Training documents and
+held-out documents are packed apart: no sequence holds both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+from numpy import ndarray
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.activations.text import CorpusHash, Document
+from trimtab.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenisedCorpus:
+    """The tokens of a corpus, document after document, each followed by the separator."""
+
+    tokens: Int32[ndarray, " n"]
+    starts: ndarray
+    """`[documents + 1]` int64: document i is `tokens[starts[i]:starts[i + 1]]`, separator included."""
+    ids: tuple[str, ...]
+    sources: tuple[str, ...]
+    hash: str
+    """`corpus_hash` of the documents."""
+    first_token: int
+    """What every sequence begins with: the tokenizer's BOS token or, where it has none, the separator."""
+    separator: int
+
+
+class SequenceBatch(NamedTuple):
+    """Some packed sequences; position 0 of each is the corpus's `first_token` and belongs to no document."""
+
+    tokens: Int32[ndarray, "B T"]
+    document: Int32[ndarray, "B T"]
+    """Index into `TokenisedCorpus.ids`; -1 at position 0."""
+    position: Int32[ndarray, "B T"]
+    """Place of the token in its document; -1 at position 0."""
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Sequences of `context` tokens cut from some documents of a corpus, each behind the corpus's `first_token`."""
+
+    corpus: TokenisedCorpus
+    documents: Int32[ndarray, " m"]
+    """The documents packed, by index, in order."""
+    context: int
+
+    def __post_init__(self) -> None:
+        lengths = np.diff(self.corpus.starts)[self.documents]
+        object.__setattr__(self, "_ends", np.cumsum(lengths))
+
+    def __len__(self) -> int:
+        """Number of whole sequences. The tokens behind the last one, fewer than a sequence, are left out."""
+        return self.n_tokens // (self.context - 1)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the documents, separators included."""
+        ends: ndarray = self._ends  # type: ignore[attr-defined]
+        return int(ends[-1]) if len(ends) else 0
+
+    def batch(self, sequences: Sequence[int] | ndarray) -> SequenceBatch:
+        """The sequences of the given indices, in that order."""
+        ends: ndarray = self._ends  # type: ignore[attr-defined]
+        body = self.context - 1
+        place = np.asarray(sequences, dtype=np.int64)[:, None] * body + np.arange(body)  # [B, T-1] in the packed stream
+        which = np.searchsorted(ends, place, side="right")
+        document = self.documents[which]
+        lengths = np.diff(self.corpus.starts)[document]
+        position = place - (ends[which] - lengths)
+        tokens = self.corpus.tokens[self.corpus.starts[document] + position]
+        return SequenceBatch(_behind(self.corpus.first_token, tokens), _behind(-1, document), _behind(-1, position))
+
+
+def tokenise(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, limit_tokens: int | None = None
+) -> TokenisedCorpus:
+    """Tokenise documents in batches.
+
+    Template markup in a text (`<|im_start|>user`) becomes the special tokens that it names. No other special tokens are
+    added, save the separator behind each document: `<|endoftext|>` where the vocabulary has it, else the EOS token.
+
+    Args:
+        documents: read once, one batch at a time; texts are not kept.
+        tokenizer: a fast tokenizer.
+        limit_tokens: stop behind the document that reaches this many tokens.
+
+    Raises:
+        UserError: there is no text, or the tokenizer knows no token that could separate documents.
+    """
+    separator, first_token = _separator(tokenizer), tokenizer.bos_token_id
+    digest, ids, sources = CorpusHash(), [], []
+    pieces: list[ndarray] = []
+    total = 0
+    for batch in _chunks(documents, 256):
+        encoded = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        for document, tokens in zip(batch, encoded, strict=True):  # type: ignore[arg-type]
+            digest.update(document)
+            ids.append(document.id)
+            sources.append(document.source)
+            pieces.append(np.asarray([*tokens, separator], dtype=np.int32))  # type: ignore[misc]
+            total += len(pieces[-1])
+            if limit_tokens is not None and total >= limit_tokens:
+                break
+        else:
+            continue
+        break
+    if not pieces:
+        raise UserError("--text", "there is no text in it", "give a text with at least one document")
+    return TokenisedCorpus(
+        tokens=np.concatenate(pieces),
+        starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+        ids=tuple(ids),
+        sources=tuple(sources),
+        hash=digest.hexdigest(),
+        first_token=separator if first_token is None else int(first_token),  # type: ignore[arg-type]
+        separator=separator,
+    )
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    end_of_text = tokenizer.get_vocab().get("<|endoftext|>")
+    for token in (end_of_text, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if isinstance(token, int):
+            return token
+    raise UserError(
+        "the tokenizer",
+        "it has no end-of-text, EOS or BOS token to put between documents",
+        "choose another model",
+    )
+
+
+def _chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    rest = iter(documents)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _behind(first: int, body: ndarray) -> Int32[ndarray, "B T"]:
+    out = np.empty((body.shape[0], body.shape[1] + 1), dtype=np.int32)
+    out[:, 0], out[:, 1:] = first, body
+    return out

@@ -1,0 +1,56 @@
+"""Which activations are worth training on: no attention sinks, no special tokens, no outliers.
+
+The first position of a sequence and a few others gather enormous norms whatever the text is (in SmolLM2-135M up to
+160 times the median at layer 15); a dictionary would spend its features on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor
+
+from trimtab.activations.packing import SequenceBatch
+from trimtab.lm import LanguageModel, Site, TokenBatch, capture
+
+
+class Candidates(NamedTuple):
+    """The tokens of a batch of sequences that may become rows, in the order of the text."""
+
+    keep: Bool[ndarray, "B T"]
+    first: int
+    """Tokens left out as first of their sequence."""
+    special: int
+    """Further tokens left out as special."""
+
+
+def candidates(batch: SequenceBatch, special_ids: Sequence[int]) -> Candidates:
+    """Leave out position 0 of every sequence and the given special tokens."""
+    keep = ~np.isin(batch.tokens, np.asarray(special_ids, dtype=np.int32))
+    special = int((~keep[:, 1:]).sum())
+    keep[:, 0] = False
+    return Candidates(keep, batch.tokens.shape[0], special)
+
+
+def capture_rows(
+    model: LanguageModel, batch: SequenceBatch, sites: Sequence[Site], keep: ndarray, *, autocast: bool = False
+) -> dict[Site, Float[Tensor, "R width"]]:
+    """Activations at the kept tokens, on the model's device; heads side by side in one row.
+
+    With `autocast` matrix products run in bfloat16; the residual stream stays in the model's dtype.
+    """
+    ids = torch.from_numpy(batch.tokens).to(model.device, torch.long)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+        found = capture(model, TokenBatch.full(ids), sites)
+    index = torch.from_numpy(np.flatnonzero(keep)).to(model.device)
+    return {site: found[site].reshape(ids.numel(), -1).index_select(0, index) for site in sites}
+
+
+def norms(rows: Tensor) -> Float[Tensor, " R"]:
+    """Euclidean norms in float32."""
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)

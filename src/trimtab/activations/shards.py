@@ -1,0 +1,284 @@
+"""Activations on disk: shuffled shards in bfloat16, each with its checksum and the origin of every row.
+
+A directory holds
+
+    shards.json                         what was harvested from what, every finished shard, where to go on
+    documents.parquet                   document index → id, source, split
+    train-00000.resid_post.15.safetensors   tensor `rows [n, width]`, bfloat16, one file per site
+    train-00000.parquet                 token, document, position, slot of each of these rows
+
+Rows are shuffled within a shard when it is written, so that readers need contiguous reads only. With several sites, row
+i of a shard is the same token at each of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import BFloat16
+from numpy import ndarray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.runs import atomic_path, sha256_file, write_json, write_table
+
+INDEX_FILE, DOCUMENTS_FILE = "shards.json", "documents.parquet"
+FORMAT = 1
+ORIGIN_COLUMNS = ("token", "document", "position", "slot")
+Split = Literal["train", "holdout"]
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """Where in a harvest the next shard begins."""
+
+    split: Split
+    batch: int
+    """Forward batch, counted within the split."""
+    skip: int
+    """Kept rows of that batch which an earlier shard already holds."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a shard."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A finished shard."""
+
+    split: Split
+    number: int
+    rows: int
+    sites: dict[str, StoredFile]
+    origin: StoredFile
+    start: StreamPosition
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        return (*self.sites.values(), self.origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """The content of `shards.json`."""
+
+    identity: dict[str, Any]
+    """What decides every row: model fingerprint, sites, corpus hash, options. A harvest only resumes its own."""
+    model: str
+    corpus: dict[str, Any]
+    """Documents, tokens, sequences per split."""
+    widths: dict[str, int]
+    norm_median: dict[str, float]
+    """Median norm per site over the first batches, which the outlier filter is relative to."""
+    shards: tuple[Shard, ...] = ()
+    next: StreamPosition
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Tokens left out so far, by reason: first, special, outlier."""
+    complete: bool = False
+
+    def rows(self, split: Split) -> int:
+        return sum(s.rows for s in self.shards if s.split == split)
+
+    def of(self, split: Split) -> list[Shard]:
+        return [s for s in self.shards if s.split == split]
+
+
+def write_index(directory: Path, index: ShardIndex) -> None:
+    """Replace `shards.json` in one step."""
+    write_json(directory / INDEX_FILE, {"format": FORMAT, **asdict(index)})
+
+
+def read_index(directory: Path) -> ShardIndex:
+    """Read `shards.json`.
+
+    Raises:
+        UserError: there is none, it is damaged, or a newer version wrote it.
+    """
+    path = directory / INDEX_FILE
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"shards {directory}", f"{path.name} cannot be read", "give a directory of a harvest"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"shards {path}", f"it is not JSON ({error})", "harvest again into a new directory") from error
+    if content.pop("format", None) != FORMAT:
+        raise UserError(f"shards {path}", f"it is not in format {FORMAT}", "harvest again with this version")
+    try:
+        shards = tuple(_shard(s) for s in content.pop("shards"))
+        return ShardIndex(**{**content, "shards": shards, "next": StreamPosition(**content["next"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"shards {path}", f"it is damaged ({error})", "harvest again into a new directory") from error
+
+
+class ShardWriter:
+    """Gathers rows up to one shard, then shuffles and writes them.
+
+    Args:
+        directory: where to write.
+        widths: the width of each site's rows.
+        shard_rows: rows of a full shard; the buffer takes `2 · shard_rows · Σ width` bytes.
+        seed: of the shuffle.
+    """
+
+    def __init__(self, directory: Path, widths: Mapping[str, int], shard_rows: int, seed: int) -> None:
+        self.directory, self.seed, self.filled, self.shard_rows = directory, seed, 0, shard_rows
+        self._rows = {s: torch.empty(shard_rows, width, dtype=torch.bfloat16) for s, width in widths.items()}
+        self._origin = np.empty((len(ORIGIN_COLUMNS), shard_rows), dtype=np.int32)
+
+    @property
+    def is_full(self) -> bool:
+        return self.filled == self.shard_rows
+
+    def append(self, rows: Mapping[str, Tensor], origin: ndarray) -> int:
+        """Take in as many of the rows as there is room for.
+
+        Args:
+            rows: per site `[R, width]`, any float dtype and device.
+            origin: `[4, R]`: token, document, position, slot.
+
+        Returns:
+            How many were taken.
+        """
+        taken = min(self.shard_rows - self.filled, origin.shape[1])
+        place = slice(self.filled, self.filled + taken)
+        for site, buffer in self._rows.items():
+            buffer[place].copy_(rows[site][:taken])
+        self._origin[:, place] = origin[:, :taken]
+        self.filled += taken
+        return taken
+
+    def write(self, split: Split, number: int, start: StreamPosition) -> Shard:
+        """Shuffle and write what was gathered, and start anew.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        assert self.filled, "a shard without rows"
+        words = np.random.SeedSequence([self.seed, ("train", "holdout").index(split), number])
+        order = np.random.default_rng(words).permutation(self.filled)
+        index = torch.from_numpy(order)
+        stem = f"{split}-{number:05d}"
+        files = {
+            site: _store(self.directory, f"{stem}.{site}.safetensors", lambda p, b=buffer: _save_rows(b[index], p))
+            for site, buffer in self._rows.items()
+        }
+        columns = {name: column[order] for name, column in zip(ORIGIN_COLUMNS, self._origin, strict=True)}
+        origin = _store(self.directory, f"{stem}.parquet", lambda p: pq.write_table(pa.table(columns), p))
+        shard = Shard(split=split, number=number, rows=self.filled, sites=files, origin=origin, start=start)
+        self.filled = 0
+        return shard
+
+
+class Block(NamedTuple):
+    """Contiguous rows of a shard."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+
+class ShardReader:
+    """Reads rows of shards, checking each file's checksum when it is first touched."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._checked: set[str] = set()
+
+    def rows(self, block: Block, site: str) -> BFloat16[Tensor, "n width"]:
+        """Rows of a block at a site.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        stored = block.shard.sites[site]
+        self.check(stored)
+        try:
+            with safe_open(self.directory / stored.name, framework="pt") as file:
+                return file.get_slice("rows")[block.start : block.stop]
+        except (SafetensorError, OSError) as error:
+            raise damaged(self.directory / stored.name, f"it cannot be read ({error})") from error
+
+    def origin(self, shard: Shard) -> dict[str, ndarray]:
+        """Token, document, position and slot of every row of a shard."""
+        self.check(shard.origin)
+        table = pq.read_table(self.directory / shard.origin.name)
+        return {name: table[name].to_numpy() for name in ORIGIN_COLUMNS}
+
+    def check(self, stored: StoredFile) -> None:
+        """Check size and checksum, once.
+
+        Raises:
+            UserError: the file is missing, truncated or corrupted.
+        """
+        if stored.name not in self._checked:
+            check_size(self.directory, stored)
+            if sha256_file(self.directory / stored.name) != stored.sha256:
+                raise damaged(self.directory / stored.name, "its checksum is not the recorded one: it is corrupted")
+            self._checked.add(stored.name)
+
+
+def check_size(directory: Path, stored: StoredFile) -> None:
+    """Raise a `UserError` if a file is missing or not as long as it was written."""
+    path = directory / stored.name
+    if not path.exists():
+        raise damaged(path, "it is missing")
+    if path.stat().st_size != stored.bytes:
+        raise damaged(path, f"it has {path.stat().st_size} bytes instead of {stored.bytes}: it is truncated")
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a shard that cannot be used."""
+    return UserError(f"shard {path}", why, "run the same harvest again: it redoes damaged shards and keeps the others")
+
+
+def write_documents(directory: Path, ids: tuple[str, ...], sources: tuple[str, ...], held_out: ndarray) -> None:
+    """Write `documents.parquet`."""
+    split = np.where(held_out, "holdout", "train")
+    table = pa.table({"document": np.arange(len(ids), dtype=np.int32), "id": ids, "source": sources, "split": split})
+    write_table(directory / DOCUMENTS_FILE, table)
+
+
+def read_documents_table(directory: Path) -> pa.Table:
+    """`document`, `id`, `source` and `split` of every document of a harvest."""
+    return pq.read_table(directory / DOCUMENTS_FILE)
+
+
+def _save_rows(rows: Tensor, path: Path) -> None:
+    save_file({"rows": rows}, path)
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def _store(directory: Path, name: str, write: Callable[[Path], None]) -> StoredFile:
+    with atomic_path(directory / name) as path:
+        write(path)
+        size, digest = path.stat().st_size, sha256_file(path)
+    return StoredFile(name, size, digest)
+
+
+def _shard(content: dict[str, Any]) -> Shard:
+    return Shard(
+        **{
+            **content,
+            "sites": {site: StoredFile(**f) for site, f in content["sites"].items()},
+            "origin": StoredFile(**content["origin"]),
+            "start": StreamPosition(**content["start"]),
+        }
+    )
