@@ -1,0 +1,294 @@
+"""`trimtab evaluate core`: how faithful a dictionary is to a model's activations, and what it costs the model.
+
+Definitions follow SAEBench's core metrics (Karvonen et al., arXiv 2503.09532) where it has them: explained variance is
+about the mean, recovery is (CE of the ablation − CE spliced) / (CE of the ablation − CE untouched). Mean ablation puts
+the evaluated rows' mean in place of each of them, which is the harder baseline; zero ablation stands beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.activations import PackedText, read_documents, tokenise
+from trimtab.activations.text import MAX_CHARACTERS, Normalisation
+from trimtab.dictionaries import Dictionary, load_dictionary
+from trimtab.dictionaries.metrics import DENSE_RATE
+from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
+from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
+from trimtab.evaluation.splicing import Replacement, splice_losses
+from trimtab.lm import LanguageModel, load_model
+from trimtab.runs import Meter
+from trimtab.selection.ranking import dictionary_site
+from trimtab.stats import Interval, bootstrap_ratio_of_sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreOptions:
+    """What text is evaluated on and how."""
+
+    split: TextSplit = "all"
+    """Documents to take: all, or the ones that training with the same --holdout held out (or did not)."""
+    holdout: float = 0.05
+    """Share of documents that training held out; used by --split holdout and train."""
+    context: int = 256
+    """Tokens of a sequence, the leading BOS included."""
+    batch_size: int = 4
+    """Sequences per forward pass."""
+    outlier_norm: float = 10.0
+    """Rows above this many times the median norm are left as they are, as training leaves them out."""
+    drop_special: bool = True
+    """Leave special tokens as they are too, chat markup among them."""
+    seed: int = 0
+    """Of the bootstrap."""
+    n_resamples: int = 2_000
+    """Bootstrap samples of the documents."""
+
+
+DEFAULT_OPTIONS = CoreOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreConfig(CoreOptions):
+    """An evaluation by names and paths."""
+
+    sae: str = "default"
+    """Directory of the SAE, or a shipped one's name."""
+    model: str = "smollm2-135m-instruct"
+    """Hub id, directory, GGUF file or catalogue name."""
+    site: str | None = None
+    """Where to splice; by default the site that the SAE names."""
+    text: tuple[str, ...] = ()
+    """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
+    text_field: str = "text"
+    """Key or column that holds the text."""
+    normalise: Normalisation = "none"
+    """`wikitext` undoes the tokenisation of the WikiText corpora."""
+    document_characters: int = MAX_CHARACTERS
+    """Longest document that a plain text file is cut into."""
+    limit_tokens: int | None = None
+    """Read no document behind this many tokens."""
+    dtype: str = "float32"
+    """What the model computes in."""
+    device: str = "cpu"
+    """Where the model runs."""
+    write_stats: Path | None = None
+    """Also write the features' statistics on this text to this directory, as feature_stats.parquet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of the result."""
+
+    name: str
+    label: str
+    """What is printed: the name in words, with its unit."""
+    value: Interval
+    digits: int = 3
+
+    def __str__(self) -> str:
+        v = self.value
+        text = f"{v.estimate:.{self.digits}f}"
+        return text if v.low != v.low else f"{text} [{v.low:.{self.digits}f}, {v.high:.{self.digits}f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreResult:
+    """Core metrics of one dictionary on one text, with 95% intervals bootstrapped over documents."""
+
+    model: str
+    model_fingerprint: str
+    sae: str
+    dictionary_fingerprint: str
+    site: str
+    architecture: str
+    n_features: int
+    documents: int
+    tokens: int
+    """Rows that were spliced."""
+    predicted: int
+    """Next tokens whose cross-entropy was measured."""
+    excluded: dict[str, int]
+    """Tokens left untouched, by reason."""
+    norm_limit: float
+    corpus_hash: str
+    convention: str
+    metrics: tuple[Metric, ...]
+
+    def __getitem__(self, name: str) -> Interval:
+        return next(m.value for m in self.metrics if m.name == name)
+
+    def render(self) -> str:
+        """The result as a table of text."""
+        width = max(len(m.label) for m in self.metrics)
+        left = ", ".join(f"{count:,} {reason}" for reason, count in self.excluded.items())
+        lines = [
+            f"{self.sae} ({self.architecture}, {self.n_features:,} features) at {self.site} of {self.model}",
+            f"{self.tokens:,} tokens of {self.documents:,} documents; left untouched: {left}",
+            "",
+            *(f"  {m.label:<{width}}  {m}" for m in self.metrics),
+            "",
+            self.convention,
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values: everything above, metrics by name."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "metrics"}
+        return {**fields, "metrics": {m.name: m.value.to_dict() for m in self.metrics}}
+
+
+def run_core(config: CoreConfig) -> CoreResult:
+    """Load what the config names and evaluate it.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `read_documents`.
+    """
+    model = load_model(config.model, dtype=config.dtype, device=config.device)
+    dictionary = load_dictionary(config.sae, model=model, device=model.device)
+    documents = read_documents(
+        config.text or (sample_text(),),
+        text_field=config.text_field,
+        normalise=config.normalise,
+        max_characters=config.document_characters,
+    )
+    corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
+    packed = pack(corpus, config.split, config.holdout, config.context)
+    options = CoreOptions(**{f.name: getattr(config, f.name) for f in dataclasses.fields(CoreOptions)})
+    with Meter("evaluating", 2 * len(packed)) as meter:
+        result, rebuilt = evaluate_core(model, dictionary, packed, options, site=config.site, progress=meter.advance)
+    if config.write_stats is not None:
+        rebuilt.stats.write(config.write_stats / "feature_stats.parquet")
+    return dataclasses.replace(result, sae=config.sae)
+
+
+def sample_text() -> str:
+    """Directory of the text that ships with trimtab."""
+    return str(files("trimtab").joinpath("assets/sample_text"))
+
+
+def evaluate_core(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    packed: PackedText,
+    options: CoreOptions = DEFAULT_OPTIONS,
+    *,
+    site: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[CoreResult, Reconstruction]:
+    """Evaluate a dictionary on packed text.
+
+    Args:
+        site: where to splice; by default the site that the dictionary names.
+        progress: called with the number of sequences done; each is done twice.
+
+    Returns:
+        The metrics, and the sums from the reconstruction pass (features' counts and maxima among them).
+
+    Raises:
+        UserError: the dictionary does not fit the model or the site.
+    """
+    where = dictionary_site(model, dictionary, site)
+    special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
+    rebuilt = reconstruct(
+        model,
+        dictionary,
+        where,
+        packed,
+        batch_size=options.batch_size,
+        special_ids=special,
+        outlier_norm=options.outlier_norm,
+        progress=progress,
+    )
+    mean = rebuilt.mean
+    variants: dict[str, tuple[Replacement, bool]] = {
+        "spliced": (lambda x: dictionary(x), False),
+        "everywhere": (lambda x: dictionary(x), True),
+        "mean": (lambda x: mean.expand_as(x), False),
+        "zero": (lambda x: x * 0, False),
+    }
+    losses = splice_losses(
+        model,
+        where,
+        packed,
+        variants,
+        batch_size=options.batch_size,
+        special_ids=special,
+        norm_limit=rebuilt.norm_limit,
+        progress=progress,
+    )
+    totals = rebuilt.totals
+    result = CoreResult(
+        model=model.name,
+        model_fingerprint=model.fingerprint,
+        sae=dictionary.info.architecture,
+        dictionary_fingerprint=dictionary.fingerprint,
+        site=str(where),
+        architecture=dictionary.info.architecture,
+        n_features=dictionary.n_features,
+        documents=len(totals.document),
+        tokens=int(totals.rows.sum()),
+        predicted=int(losses["targets"].sum()),
+        excluded=rebuilt.excluded,
+        norm_limit=rebuilt.norm_limit,
+        corpus_hash=packed.corpus.hash,
+        convention=_convention(packed.context, rebuilt.norm_limit, options),
+        metrics=_metrics(rebuilt, losses, options),
+    )
+    return result, rebuilt
+
+
+def _convention(context: int, norm_limit: float, options: CoreOptions) -> str:
+    special = ", special tokens" if options.drop_special else ""
+    return (
+        f"Spliced: every token but position 0 of each {context}-token sequence{special} and rows of norm above "
+        f"{norm_limit:.4g} ({options.outlier_norm:g} × median), which stay as they are. Cross-entropy is over every "
+        "next token within its document. Dead and dense are counts on this text. Intervals: 95%, bootstrap over "
+        "documents."
+    )
+
+
+def _metrics(rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions) -> tuple[Metric, ...]:
+    def ratio(
+        top: np.ndarray, bottom: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Interval:
+        used = (top != 0) | (bottom != 0)
+        if not bottom[used].sum():
+            return _counted(float("nan"), int(used.sum()))
+        return bootstrap_ratio_of_sums(
+            top[used], bottom[used], transform=transform, n_resamples=options.n_resamples, seed=options.seed
+        )
+
+    r, n = rebuilt.totals, losses["targets"]
+    ce = losses["ce"]
+    rise = {name: losses[f"ce.{name}"] - ce for name in ("spliced", "everywhere", "mean", "zero")}
+    rate = rebuilt.stats.firing_rate
+    dead, dense = (_counted(float(share.mean()), len(r.document)) for share in (rate == 0, rate > DENSE_RATE))
+    found = [
+        ("l0", "L0 (features per token)", ratio(r.active, r.rows), 2),
+        ("explained_variance", "explained variance", ratio(r.residual, r.variance, lambda q: 1 - q), 4),
+        ("normalised_mse", "normalised MSE, Σ‖x−x̂‖²/Σ‖x‖²", ratio(r.residual, r.energy), 4),
+        ("cosine", "cosine of x and x̂", ratio(r.cosine, r.rows), 4),
+        ("ce", "cross-entropy, untouched (nats)", ratio(ce, n), 4),
+        ("ce_increase", "cross-entropy increase, spliced (nats)", ratio(rise["spliced"], n), 4),
+        ("kl", "KL(untouched ‖ spliced) (nats)", ratio(losses["kl.spliced"], n), 4),
+        ("ce_increase_mean", "  increase, mean ablation", ratio(rise["mean"], n), 4),
+        ("ce_increase_zero", "  increase, zero ablation", ratio(rise["zero"], n), 4),
+        ("recovered_mean", "recovered against mean ablation", ratio(rise["mean"] - rise["spliced"], rise["mean"]), 4),
+        ("recovered_zero", "recovered against zero ablation", ratio(rise["zero"] - rise["spliced"], rise["zero"]), 4),
+        ("ce_increase_everywhere", "increase, every position spliced", ratio(rise["everywhere"], n), 4),
+        ("dead_share", "features that never fired", dead, 4),
+        ("dense_share", f"features on > {DENSE_RATE:.0%} of tokens", dense, 4),
+    ]
+    return tuple(Metric(name=name, label=label, value=value, digits=digits) for name, label, value, digits in found)
+
+
+def _counted(value: float, n: int) -> Interval:
+    nan = float("nan")
+    return Interval(estimate=value, low=nan, high=nan, n=n, method="count")

@@ -1,0 +1,94 @@
+"""Text for an evaluation: packed sequences, which of their tokens are spliced, and sums kept apart by document.
+
+Documents are what intervals resample, so every sum over tokens is kept per document until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from trimtab.activations import PackedText, TokenisedCorpus
+from trimtab.activations.packing import SequenceBatch
+from trimtab.activations.rows import candidates
+from trimtab.errors import UserError
+from trimtab.lm import TokenBatch
+
+TextSplit = Literal["all", "holdout", "train"]
+
+
+class EvaluationBatch(NamedTuple):
+    """Some sequences on the model's device."""
+
+    tokens: TokenBatch
+    document: Int[Tensor, "B T"]
+    """Index of each token's document; -1 at position 0."""
+    candidate: Bool[Tensor, "B T"]
+    """Tokens that training would have taken, outlier norms aside."""
+    target: Bool[Tensor, "B T"]
+    """Places whose next token is in the same document, and so is predicted from it."""
+
+
+def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int) -> PackedText:
+    """The documents of a split, packed.
+
+    Raises:
+        UserError: the split does not fill one sequence.
+    """
+    from trimtab.activations.harvest import split_corpus
+
+    chosen = np.ones(len(corpus.ids), dtype=bool)
+    if split != "all":
+        held_out = split_corpus(corpus, holdout)
+        chosen = held_out if split == "holdout" else ~held_out
+    packed = PackedText(corpus, np.flatnonzero(chosen).astype(np.int32), context)
+    if len(packed) == 0:
+        raise UserError(
+            f"text of {packed.n_tokens} tokens (split {split})",
+            f"it does not fill one sequence of {context}",
+            "give more text or a smaller --context",
+        )
+    return packed
+
+
+def batches(
+    packed: PackedText, batch_size: int, special_ids: list[int], device: torch.device
+) -> Iterator[EvaluationBatch]:
+    """All sequences in order."""
+    for start in range(0, len(packed), batch_size):
+        sequences = packed.batch(np.arange(start, min(start + batch_size, len(packed))))
+        yield _on_device(sequences, special_ids, device)
+
+
+def _on_device(sequences: SequenceBatch, special_ids: list[int], device: torch.device) -> EvaluationBatch:
+    document = torch.from_numpy(sequences.document.astype(np.int64)).to(device)
+    target = torch.zeros_like(document, dtype=torch.bool)
+    target[:, :-1] = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
+    return EvaluationBatch(
+        TokenBatch.full(torch.from_numpy(sequences.tokens).to(device, torch.long)),
+        document,
+        torch.from_numpy(candidates(sequences, special_ids).keep).to(device),
+        target,
+    )
+
+
+class DocumentSums:
+    """Named sums over tokens, one per document, in float64."""
+
+    def __init__(self, n_documents: int) -> None:
+        self.n_documents = n_documents
+        self._sums: dict[str, ndarray] = {}
+
+    def add(self, name: str, document: Int[Tensor, " R"], values: Float[Tensor, " R"]) -> None:
+        """Add values to the sums of their documents."""
+        sums = self._sums.setdefault(name, np.zeros(self.n_documents))
+        np.add.at(sums, document.cpu().numpy(), values.double().cpu().numpy())
+
+    def __getitem__(self, name: str) -> Float[ndarray, " documents"]:
+        return self._sums[name]

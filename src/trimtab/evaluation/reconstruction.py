@@ -1,0 +1,98 @@
+"""How well a dictionary rebuilds activations: one pass over text that stops at the site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.activations import PackedText
+from trimtab.activations.rows import norms
+from trimtab.dictionaries.base import Dictionary
+from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
+from trimtab.dictionaries.metrics import CoreMetricsAccumulator, DocumentTotals
+from trimtab.evaluation.documents import batches
+from trimtab.lm import LanguageModel, Site, capture
+
+_MEDIAN_ROWS = 8_192
+
+
+class Reconstruction(NamedTuple):
+    """What one pass over a text tells about a dictionary."""
+
+    totals: DocumentTotals
+    """Sums by document over the rows that the dictionary answers for."""
+    mean: Float[Tensor, " d"]
+    """Mean of those rows."""
+    stats: FeatureStats
+    norm_limit: float
+    """Rows above this norm were left out."""
+    excluded: dict[str, int]
+    """Tokens left out, by reason: first, special, outlier."""
+
+
+def reconstruct(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    site: Site,
+    packed: PackedText,
+    *,
+    batch_size: int,
+    special_ids: list[int],
+    outlier_norm: float,
+    progress: Callable[[int], None] | None = None,
+) -> Reconstruction:
+    """Encode and decode every row of a text, first and special tokens and outlier norms left out.
+
+    Args:
+        packed: the text; progress is called with the number of sequences done.
+        outlier_norm: rows above this many times the median norm (of the first 8,192 rows) are left out.
+    """
+    metrics = CoreMetricsAccumulator(dictionary.d_in, dictionary.n_features)
+    stats = FeatureStatsAccumulator(dictionary.decoder_norms.cpu())
+    total = torch.zeros(dictionary.d_in, dtype=torch.float64)
+    excluded = {"first": 0, "special": 0, "outlier": 0}
+    norm_limit: float | None = None
+    waiting: list[tuple[Tensor, Tensor]] = []  # rows seen before the norm limit is known
+
+    def take(x: Tensor, document: Tensor) -> None:
+        assert norm_limit is not None
+        usual = norms(x) <= norm_limit
+        excluded["outlier"] += int((~usual).sum())
+        x = x[usual].float()
+        f = dictionary.encode(x)
+        metrics.update(x, dictionary.decode(f), f, document[usual])
+        stats.update(f)
+        total.add_(x.double().sum(dim=0).cpu())
+
+    with torch.no_grad():
+        for batch in batches(packed, batch_size, special_ids, model.device):
+            x = capture(model, batch.tokens, [site])[site].flatten(2)
+            excluded["first"] += x.shape[0]
+            excluded["special"] += int((~batch.candidate[:, 1:]).sum())
+            waiting.append((x[batch.candidate], batch.document[batch.candidate]))
+            if norm_limit is None and sum(len(rows) for rows, _ in waiting) >= _MEDIAN_ROWS:
+                norm_limit = outlier_norm * _median_norm(waiting)
+            if norm_limit is not None:
+                while waiting:
+                    take(*waiting.pop(0))
+            if progress:
+                progress(len(x))
+        if waiting:
+            norm_limit = outlier_norm * _median_norm(waiting)
+            for rows in waiting:
+                take(*rows)
+    assert norm_limit is not None
+    mean = (total / max(stats.n_tokens, 1)).to(model.device, torch.float32)
+    kept_out = f"position 0 of each {packed.context}-token sequence; norm > {outlier_norm:g} × median"
+    kept_out += "; special tokens" * bool(special_ids)
+    found = stats.result(corpus_hash=packed.corpus.hash, sink_filter=kept_out)
+    return Reconstruction(metrics.totals(), mean, found, norm_limit, excluded)
+
+
+def _median_norm(rows: list[tuple[Tensor, Tensor]]) -> float:
+    found = torch.cat([norms(x) for x, _ in rows])
+    return float(found.median()) if len(found) else float("inf")
