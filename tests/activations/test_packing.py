@@ -14,11 +14,10 @@ DOCUMENTS = [Document(f"d{i}", "the boat and the tide " * (1 + i % 4) + str(i), 
 def test_packing_equals_a_slow_loop(tiny_llama: LanguageModel, context: int) -> None:
     tokenizer = tiny_llama.tokenizer
     chosen = [0, 3, 4, 9, 22]
-    stream = [
-        (token, index, position)
-        for index in chosen
-        for position, token in enumerate([*tokenizer.encode(DOCUMENTS[index].text, add_special_tokens=False), tokenizer.eos_token_id])
-    ]  # fmt: skip
+    stream = []
+    for index in chosen:
+        tokens = tokenizer.encode(DOCUMENTS[index].text, add_special_tokens=False)
+        stream += [(token, index, position) for position, token in enumerate([*tokens, tokenizer.eos_token_id])]
     body = context - 1
     expected = [
         [(tokenizer.bos_token_id, -1, -1), *stream[i : i + body]] for i in range(0, len(stream) - body + 1, body)

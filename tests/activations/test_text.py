@@ -110,12 +110,12 @@ def test_corpus_hash_is_sha256_over_lengths_ids_and_texts() -> None:
 
 TOKENISED = """ = Robert Boulter = 
 
- Robert Boulter is an English film , television and theatre actor ( born 1982 ) . He had a guest @-@ starring role ; it cost £ 1 @,@ 500 . 
+ Robert Boulter is an English television actor ( born 1982 ) . He had a guest @-@ starring role ; for £ 1 @,@ 500 . 
  = = Career = = 
  " Teddy 's Story " didn 't weigh 0 @.@ 7 – 2 @.@ 2 kg : a <unk> ! """
 PLAIN = """Robert Boulter
 
-Robert Boulter is an English film, television and theatre actor (born 1982). He had a guest-starring role; it cost £1,500.
+Robert Boulter is an English television actor (born 1982). He had a guest-starring role; for £1,500.
 Career
 "Teddy's Story" didn 't weigh 0.7–2.2 kg: a <unk>!"""
 

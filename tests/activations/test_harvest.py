@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trimtab.activations import Document, HarvestConfig, HarvestOptions, ShardSource, harvest, harvest_text, tokenise
+from trimtab.activations import shards as shards_module
+from trimtab.activations.harvest import split_corpus
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel
+from trimtab.runs import split_ids
+
+OPTIONS = HarvestOptions(context=16, batch=4, shard_rows=500, holdout=0.2, seed=3)
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: LanguageModel, documents: list[Document]) -> Path:
+    directory = tmp_path_factory.mktemp("finished")
+    harvest(tiny_llama, ["resid_post.1"], documents, directory, OPTIONS)
+    return directory
+
+
+def test_rows_are_the_hidden_states_of_a_plain_forward(
+    tmp_path: Path, any_tiny: LanguageModel, documents: list[Document]
+) -> None:
+    """The oracle is `output_hidden_states` of the untouched model on sequences packed by hand."""
+    harvest(any_tiny, ["resid_post.1"], documents, tmp_path, OPTIONS)
+    corpus = tokenise(documents, any_tiny.tokenizer)
+    held_out = split_corpus(corpus, OPTIONS.holdout)
+    special = set(any_tiny.tokenizer.all_special_ids)
+    for split in ("train", "holdout"):
+        chosen = [i for i in range(len(documents)) if held_out[i] == (split == "holdout")]
+        stream = [
+            (int(t), i, p) for i in chosen for p, t in enumerate(corpus.tokens[corpus.starts[i] : corpus.starts[i + 1]])
+        ]
+        parts = [stream[i : i + 15] for i in range(0, len(stream) - 14, 15)]
+        ids = torch.tensor([[any_tiny.tokenizer.bos_token_id, *(t for t, _, _ in part)] for part in parts])
+        hidden = any_tiny.hf(ids, output_hidden_states=True).hidden_states[2]
+        expected = {
+            (document, position): (token, slot, x[slot])
+            for part, x in zip(parts, hidden, strict=True)
+            for slot, (token, document, position) in enumerate(part, start=1)
+            if token not in special
+        }
+        source = ShardSource(tmp_path, split=split)
+        found = list(source.rows(64))
+        keys = [(int(d), int(p)) for batch in found for d, p in zip(batch.document, batch.position, strict=True)]
+        assert sorted(keys) == sorted(expected)
+        assert [int(t) for b in found for t in b.token] == [expected[k][0] for k in keys]
+        assert [int(t) for b in found for t in b.slot] == [expected[k][1] for k in keys]
+        x = torch.cat([b.x for b in found])
+        reference = torch.stack([expected[k][2] for k in keys])
+        torch.testing.assert_close(x, reference, rtol=2**-8, atol=1e-5)  # a unit in the last place of bfloat16
+
+
+def test_every_token_is_a_row_or_counted(finished: Path, documents: list[Document]) -> None:
+    index = shards_module.read_index(finished)
+    sequences = sum(index.corpus["sequences"].values())
+    assert index.dropped["first"] == sequences
+    assert index.dropped["special"] > 12
+    assert index.rows("train") + index.rows("holdout") + sum(index.dropped.values()) == sequences * OPTIONS.context
+    assert {s.rows for s in index.of("train")[:-1]} == {OPTIONS.shard_rows}
+
+
+def test_held_out_documents_are_those_of_the_common_rule(finished: Path, documents: list[Document]) -> None:
+    table = pq.read_table(finished / "documents.parquet").to_pylist()
+    expected = split_ids([d.id for d in documents], {"holdout": 0.2, "train": 0.8}, "activations")["holdout"]
+    assert [row["id"] for row in table] == [d.id for d in documents]
+    assert [row["id"] for row in table if row["split"] == "holdout"] == expected
+    for split in ("train", "holdout"):
+        used = {int(i) for batch in ShardSource(finished, split=split).rows(100) for i in batch.document}
+        assert {table[i]["split"] for i in used} == {split}
+
+
+def test_outliers_are_left_out_and_counted(tmp_path: Path, tiny_llama: LanguageModel) -> None:
+    """A token whose embedding is a hundred times as long as the others' has the outlying norms."""
+    token = tiny_llama.tokenizer.convert_tokens_to_ids("z")
+    weight = tiny_llama.hf.get_input_embeddings().weight
+    documents = [
+        Document(f"d{i}", "the tide turned and the boat " * 4 + ("z" if i % 3 == 0 else ""), "") for i in range(30)
+    ]
+    original = weight[token].clone()
+    try:
+        weight[token] *= 1e4
+        result = harvest(tiny_llama, ["resid_pre.0"], documents, tmp_path, OPTIONS)
+    finally:
+        weight[token] = original
+    assert result.dropped["outlier"] > 5
+    rows = [batch for split in ("train", "holdout") for batch in ShardSource(tmp_path, split=split).rows(1000)]
+    assert token not in np.concatenate([batch.token for batch in rows])
+    norms = torch.cat([batch.x for batch in rows]).norm(dim=-1)
+    assert result.norm_median["resid_pre.0"] == pytest.approx(float(norms.median()), rel=0.02)
+
+
+def test_several_sites_share_rows(
+    tmp_path: Path, finished: Path, tiny_llama: LanguageModel, documents: list[Document]
+) -> None:
+    harvest(tiny_llama, ["resid_post.1", "attn_z.2", "attn_q.0.3"], documents, tmp_path, OPTIONS)
+    one = load_file(finished / "train-00000.resid_post.1.safetensors")["rows"]
+    assert torch.equal(load_file(tmp_path / "train-00000.resid_post.1.safetensors")["rows"], one)
+    assert load_file(tmp_path / "train-00000.attn_z.2.safetensors")["rows"].shape == (500, 32)
+    assert ShardSource(tmp_path, site="attn_q.0.3").d == 8
+    with pytest.raises(UserError, match=r"the shards hold resid_post\.1, attn_z\.2, attn_q\.0\.3; choose one"):
+        ShardSource(tmp_path)
+    with pytest.raises(UserError, match=r"site resid_post\.9: the shards hold resid_post\.1"):
+        ShardSource(tmp_path, site="resid_post.9")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["before", "behind"])
+def test_a_harvest_killed_at_any_write_ends_with_the_same_files(
+    tmp_path: Path,
+    finished: Path,
+    tiny_llama: LanguageModel,
+    documents: list[Document],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """Every file is written through `os.replace`: die once before or behind each of these, and go on."""
+    import os
+
+    replace, calls, die_at = os.replace, 0, 0
+
+    def mortal(source: str, target: str) -> None:
+        nonlocal calls
+        calls += 1
+        if moment == "before" and calls == die_at:
+            raise Killed
+        replace(source, target)
+        if moment == "behind" and calls == die_at:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", mortal)
+    deaths = 0
+    while True:
+        calls, die_at = 0, 1 + deaths % 4
+        try:
+            result = harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
+            break
+        except Killed:
+            deaths += 1
+            if moment == "before" and die_at == 1:  # dying at the first write for ever would never end
+                die_at = 2
+        assert deaths < 100
+    assert deaths > 4
+    assert files_of(tmp_path) == files_of(finished)
+    assert result.train_rows == shards_module.read_index(finished).rows("train")
+
+
+@pytest.mark.slow
+def test_kill_9(tmp_path: Path, finished: Path, tiny_llama: LanguageModel, documents: list[Document]) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "documents.json").write_text(json.dumps(documents))
+    script = f"""
+import json, time
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trimtab.activations import Document, HarvestOptions, harvest
+from trimtab.lm import LanguageModel
+home = Path({str(tmp_path)!r})
+model = LanguageModel.from_hf(AutoModelForCausalLM.from_pretrained(home / "model"),
+                              AutoTokenizer.from_pretrained(home / "model"), "tiny-llama")
+documents = [Document(*d) for d in json.loads((home / "documents.json").read_text())]
+harvest(model, ["resid_post.1"], documents, home / "out", HarvestOptions(context=16, batch=4, shard_rows=500,
+        holdout=0.2, seed=3), lambda progress: time.sleep(0.05))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not (tmp_path / "out" / "train-00001.parquet").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not shards_module.read_index(tmp_path / "out").complete
+    harvest(tiny_llama, ["resid_post.1"], documents, tmp_path / "out", OPTIONS)
+    expected = files_of(finished)
+    found = {name: data for name, data in files_of(tmp_path / "out").items() if name in expected}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "message"),
+    [
+        ("resid_post.1", {"context": 12}, "context was 16 and is 12; use the same settings"),
+        ("resid_post.1", {"outlier_norm": 5.0}, r"outlier_norm was 10\.0 and is 5\.0"),
+        ("resid_post.2", {}, r"sites was \['resid_post\.1'\] and is \['resid_post\.2'\]"),
+    ],
+)
+def test_another_harvest_in_the_directory(
+    finished: Path,
+    tiny_llama: LanguageModel,
+    documents: list[Document],
+    site: str,
+    changes: dict[str, int],
+    message: str,
+) -> None:
+    options = HarvestOptions(**{**{f: getattr(OPTIONS, f) for f in OPTIONS.__dataclass_fields__}, **changes})
+    with pytest.raises(UserError, match=message):
+        harvest(tiny_llama, [site], documents, finished, options)
+
+
+def test_another_text_or_model_in_the_directory(
+    finished: Path, tiny_llama: LanguageModel, tiny_gpt2: LanguageModel, documents: list[Document]
+) -> None:
+    with pytest.raises(UserError, match="corpus_hash was"):
+        harvest(tiny_llama, ["resid_post.1"], documents[1:], finished, OPTIONS)
+    with pytest.raises(UserError, match="model_fingerprint was"):
+        harvest(tiny_gpt2, ["resid_post.1"], documents, finished, OPTIONS)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted", "missing"])
+def test_damaged_shards_are_named_and_redone(
+    tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], damage: str
+) -> None:
+    harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
+    before, path = files_of(tmp_path), tmp_path / "train-00001.resid_post.1.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(data[:-7])
+    elif damage == "corrupted":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    words = {"truncated": r"it has \d+ bytes instead of \d+", "corrupted": "its checksum", "missing": "it is missing"}
+    with pytest.raises(
+        UserError, match=rf"train-00001\.resid_post\.1\.safetensors: {words[damage]}.*; run the same harvest"
+    ):
+        list(ShardSource(tmp_path).rows(100))
+    ages = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
+    assert files_of(tmp_path) == before
+    untouched = [p.name for p in tmp_path.iterdir() if ages.get(p.name) == p.stat().st_mtime_ns]
+    assert {"train-00000.parquet", "train-00002.parquet", "holdout-00000.parquet"} <= set(untouched)
+
+
+def test_a_full_disk(
+    tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(rows: torch.Tensor, path: Path) -> None:
+        path.write_bytes(b"half a shard")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "_save_rows", full)
+        with pytest.raises(UserError, match=r"holdout-00000\.resid_post\.1\.safetensors: the disk is full; free some"):
+            harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["documents.parquet", "shards.json"]
+
+
+def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageModel) -> None:
+    with pytest.raises(UserError, match=r"text of \d tokens: it does not fill one sequence of 256; give more text"):
+        harvest(tiny_llama, ["resid_post.1"], [Document("a", "short", "")], tmp_path / "out", HarvestOptions(holdout=0))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"holdout 1\.5: it must be a share below 1; change --holdout"):
+        HarvestOptions(holdout=1.5)
+    with pytest.raises(UserError, match=r"site resid_post\.99: tiny-llama has layers 0 to 3"):
+        harvest(tiny_llama, ["resid_post.99"], [Document("a", "short", "")], tmp_path / "out")
+
+
+def test_harvest_text_is_a_run(
+    tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trimtab.lm
+
+    monkeypatch.setattr(trimtab.lm, "load_model", lambda name, dtype, device: tiny_llama, raising=False)
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps(d._asdict()) for d in documents))
+    config = HarvestConfig(text=(str(text),), out=tmp_path / "run", sites=("resid_post.1",), context=16, holdout=0.2)
+    first, again = harvest_text(config), harvest_text(config)
+    assert again._replace(seconds=0, tokens_per_second=0) == first._replace(seconds=0, tokens_per_second=0)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["results"]["train_rows"]) == ("done", first.train_rows)
+    with pytest.raises(UserError, match="seed"):
+        harvest_text(
+            HarvestConfig(
+                text=(str(text),), out=tmp_path / "run", sites=("resid_post.1",), context=16, holdout=0.2, seed=1
+            )
+        )
