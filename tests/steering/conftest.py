@@ -1,4 +1,4 @@
-"""A small dictionary for every tiny model, and the contract checks as an importable module."""
+"""A small dictionary for every tiny model; puts this folder's own modules on the path."""
 
 from __future__ import annotations
 
@@ -6,34 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.feature_stats import FeatureStatsAccumulator
+from tiny_dictionary import make_dictionary
+
 from trimtab.dictionaries.standard import Standard
-from trimtab.lm import LanguageModel, TokenBatch, capture
-
-LAYER = 1
-N_FEATURES = 48
-
-
-def make_dictionary(model: LanguageModel, site: str = f"resid_post.{LAYER}", n: int = N_FEATURES) -> Standard:
-    """Random ReLU SAE with decoder rows of unequal norm, about half of its features firing, and its statistics."""
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(6, 100, (8, 24), generator=generator)
-    x = capture(model, TokenBatch.full(ids), [site])[model.site(site)]
-    rows = torch.randn(n, x.shape[-1], generator=generator)
-    W_dec = rows * (0.5 + torch.rand(n, 1, generator=generator))
-    W_enc = rows.T / rows.norm(dim=1)
-    b_enc = -0.2 * x.flatten(0, 1).norm(dim=-1).mean() * torch.rand(n, generator=generator)
-    info = DictionaryInfo(architecture="standard", model=model.name, site=site)
-    sae = Standard(W_enc, b_enc, W_dec, x.mean((0, 1)), info=info)
-    statistics = FeatureStatsAccumulator(sae.decoder_norms)
-    statistics.update(sae.encode(x))
-    sae.feature_stats = statistics.result()
-    return sae
+from trimtab.lm import LanguageModel
 
 
 @pytest.fixture

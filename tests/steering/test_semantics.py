@@ -55,7 +55,7 @@ def test_several_features_equal_a_cache_free_forward(any_tiny: LanguageModel, sa
     check_cached_equals_cache_free(any_tiny, StaticSource(sae, features, doses), prompts_of(LENGTHS))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
     dose=st.floats(-1.5, 1.5).filter(lambda d: abs(d) > 0.2),
@@ -108,13 +108,10 @@ def test_empty_edits_change_no_bit(any_tiny: LanguageModel, sae: Standard) -> No
 
 
 def test_rows_do_not_depend_on_their_batch(any_tiny: LanguageModel, sae: Standard) -> None:
-    prompts = prompts_of(LENGTHS)
-    greedy = DecodeConfig(max_new_tokens=8, stop_at_eos=False)
-    for config in (None, greedy):
-        assert check_batch_independence(any_tiny, lambda: RandomFeatureSource(sae, 0.6, k=2), prompts, config) <= 1
-    assert check_batch_independence(any_tiny, lambda: None, prompts) <= 1
-    context = check_batch_independence(any_tiny, lambda: TopActiveSource(sae, 0.6, over="context"), prompts)
-    assert context <= 1
+    prompts = prompts_of(LENGTHS[:4])
+    greedy = DecodeConfig(max_new_tokens=6, stop_at_eos=False)
+    assert check_batch_independence(any_tiny, lambda: RandomFeatureSource(sae, 0.6, k=2), prompts) <= 1
+    assert check_batch_independence(any_tiny, lambda: TopActiveSource(sae, 0.6, over="context"), prompts, greedy) <= 1
 
 
 def test_draws_are_keyed(any_tiny: LanguageModel) -> None:
