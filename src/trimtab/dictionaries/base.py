@@ -44,14 +44,17 @@ class Dictionary(nn.Module):
     """
 
     architecture: ClassVar[str]
-    options: ClassVar[tuple[str, ...]] = ()
-    """Attributes beside the weights that decide what `encode` computes; also constructor arguments and config fields."""
     W_dec: nn.Parameter
 
     def __init__(self, info: DictionaryInfo) -> None:
         super().__init__()
         self.info = info
         self.feature_stats: FeatureStats | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides, beside the weights, what `encode` computes: constructor arguments, and fields of the config."""
+        return {}
 
     @property
     def n_features(self) -> int:
@@ -88,8 +91,8 @@ class Dictionary(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over architecture, options and the names, shapes and values of all weights (16 hex characters)."""
-        digest = hashlib.sha256(f"{self.architecture}{[(name, getattr(self, name)) for name in self.options]}".encode())
+        """SHA-256 over architecture, settings and the names, shapes and values of all weights (16 hex characters)."""
+        digest = hashlib.sha256(f"{self.architecture}{sorted(self.settings.items())}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
@@ -120,8 +123,31 @@ class Dictionary(nn.Module):
         if self.d_in != d_model:
             raise UserError(
                 f"dictionary of width {self.d_in}",
-                f"{model_name} has width {d_model}" + (f" (it was trained on {self.info.model})" * bool(self.info.model)),
+                f"{model_name} has width {d_model}"
+                + (f" (it was trained on {self.info.model})" * bool(self.info.model)),
                 "choose a dictionary trained on this model",
             )
         if site and self.info.site and site != self.info.site:
             raise UserError(f"site {site}", f"the dictionary reads {self.info.site}", f"use --site {self.info.site}")
+
+    def check_same_model(self, model_name: str, fingerprint: str = "") -> None:
+        """Raise a `UserError` if the dictionary was trained on another model, as far as it says what it was trained on.
+
+        Models are the same if their fingerprints agree or if their names do, owner, directory and case aside.
+        """
+        trained_on = self.info.model
+        if not trained_on or _bare(trained_on) == _bare(model_name):
+            return
+        if fingerprint and fingerprint == self.info.metadata.get("model_fingerprint"):
+            return
+        raise UserError(
+            f"dictionary trained on {trained_on}",
+            f"the model is {model_name}",
+            "choose a dictionary trained on this model, or allow any model if the two share their activations",
+        )
+
+
+def _bare(model_name: str) -> str:
+    """A model's name without owner or directory; TransformerLens calls gpt2 gpt2-small."""
+    bare = model_name.rstrip("/").split("/")[-1].lower()
+    return "gpt2" if bare == "gpt2-small" else bare

@@ -6,9 +6,10 @@ from trimtab.dictionaries.gated import Gated
 from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries.topk import TopK
 from trimtab.errors import UserError
 
-ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (Standard, Gated, JumpReLU)}
+ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (Standard, Gated, TopK, JumpReLU)}
 """Every architecture that can be loaded. A new one needs its file and a place here."""
 
 

@@ -7,7 +7,7 @@ holds its inference class; the constructor takes the weights by the names that S
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +31,6 @@ class SAE(Dictionary):
 
     shapes: ClassVar[Mapping[str, str]]
     """Every weight of the architecture and its dimensions, `d` (input) and `n` (features), as in "d n"."""
-    options: ClassVar[tuple[str, ...]] = ("apply_b_dec_to_input",)
     W_enc: nn.Parameter
     b_dec: nn.Parameter
 
@@ -42,6 +41,16 @@ class SAE(Dictionary):
         for name in self.shapes:
             self.register_parameter(name, nn.Parameter(weights[name].detach(), requires_grad=False))
 
+    @classmethod
+    def build(cls, weights: Mapping[str, Tensor], settings: Mapping[str, Any], info: DictionaryInfo) -> Self:
+        """Construct any architecture from its weights by name and its settings."""
+        arguments: dict[str, Any] = {**weights, **settings}
+        return cls(**arguments, info=info)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"apply_b_dec_to_input": self.apply_b_dec_to_input, **super().settings}
+
     def encoder_input(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """`x` in the weights' precision, minus b_dec where the encoder expects it so."""
         x = x.to(self.W_enc.dtype)
@@ -51,14 +60,14 @@ class SAE(Dictionary):
         return f @ self.W_dec + self.b_dec
 
 
-def check_shapes(shapes: Mapping[str, str], weights: Mapping[str, Tensor], *, n: int, d: int) -> None:
-    """Raise a `UserError` that names the first weight whose shape is not the one in `shapes`."""
+def check_shapes(shapes: Mapping[str, str], weights: Mapping[str, Tensor], *, n: int, d: int, source: str = "") -> None:
+    """Raise a `UserError` that names the first weight whose shape is not the one in `shapes`, and the file it is in."""
     sizes = {"n": n, "d": d}
     for name, dimensions in shapes.items():
         expected = [sizes[dimension] for dimension in dimensions.split()]
         if list(weights[name].shape) != expected:
             raise UserError(
-                f"tensor {name} of shape {list(weights[name].shape)}",
+                f"tensor {name} of shape {list(weights[name].shape)}" + (f" in {source}" if source else ""),
                 f"a dictionary of {n} features of width {d} needs {expected}",
                 "use weights and config of one and the same SAE",
             )
