@@ -13,7 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trimtab.activations import Document, HarvestConfig, HarvestOptions, ShardSource, harvest, harvest_text, tokenise
+from trimtab.activations import (
+    Document,
+    HarvestConfig,
+    HarvestOptions,
+    ShardSource,
+    from_names,
+    harvest,
+    harvest_text,
+    tokenise,
+)
 from trimtab.activations import shards as shards_module
 from trimtab.activations.harvest import split_corpus
 from trimtab.errors import UserError
@@ -278,9 +287,7 @@ def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageM
 def test_harvest_text_is_a_run(
     tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import trimtab.lm
-
-    monkeypatch.setattr(trimtab.lm, "load_model", lambda name, dtype, device: tiny_llama, raising=False)
+    monkeypatch.setattr(from_names, "load_model", lambda name, dtype, device: tiny_llama)
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps(d._asdict()) for d in documents))
     config = HarvestConfig(text=(str(text),), out=tmp_path / "run", sites=("resid_post.1",), context=16, holdout=0.2)

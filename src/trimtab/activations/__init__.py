@@ -1,7 +1,7 @@
 """Text → packed tokens → activations → shards on disk or a live stream."""
 
+from trimtab.activations.from_names import HarvestConfig, harvest_text
 from trimtab.activations.harvest import HarvestOptions, HarvestProgress, HarvestResult, harvest
-from trimtab.activations.harvest_text import HarvestConfig, harvest_text
 from trimtab.activations.live import LiveSource
 from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
 from trimtab.activations.stream import ActivationSource, RowBatch, ShardSource

@@ -9,6 +9,7 @@ from pathlib import Path
 from trimtab.activations.harvest import HarvestOptions, HarvestProgress, HarvestResult, harvest
 from trimtab.activations.packing import tokenise
 from trimtab.activations.text import MAX_CHARACTERS, Normalisation, read_documents
+from trimtab.lm import load_model
 from trimtab.runs import Run
 
 
@@ -46,8 +47,6 @@ def harvest_text(config: HarvestConfig, progress: Callable[[HarvestProgress], No
     Raises:
         UserError: anything that the user named is wrong; see `load_model`, `read_documents` and `harvest`.
     """
-    from trimtab.lm import load_model
-
     with Run.open(config.out, "harvest", config, seeds=[config.seed], device=config.device) as run:
         documents = read_documents(
             config.text,
