@@ -28,11 +28,20 @@ def work():
             write_table(run.file("table.parquet"), {"step": list(range(step))})
             step += 1
 
-for _ in range(rounds):
+log = folder / "metrics.jsonl"
+
+def logged():
+    return log.stat().st_size if log.exists() else 0
+
+for count in range(rounds):
+    before = logged()
     child = os.fork()
     if child == 0:
         work()
-    time.sleep(moments.uniform(0.0, 0.12))
+    patience = time.monotonic() + 60
+    while count % 3 and logged() == before and time.monotonic() < patience:
+        time.sleep(0.001)  # two rounds in three are killed while writing, the others while opening
+    time.sleep(moments.uniform(0.0, 0.05))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with Run.open(folder, "train", {"n": 3}) as run:
@@ -42,7 +51,8 @@ for _ in range(rounds):
         assert not [name for name in os.listdir(folder) if "partial" in name], os.listdir(folder)
         if run.file("table.parquet").exists():
             import pyarrow.parquet
-            assert pyarrow.parquet.read_table(run.file("table.parquet")).num_rows >= len(lines) - 2
+            steps = pyarrow.parquet.read_table(run.file("table.parquet"))["step"].to_pylist()
+            assert steps == list(range(len(steps))) and len(steps) <= len(lines), "the table is not whole"
         assert run.file("metrics.jsonl").read_bytes().endswith(b"\\n") if lines else True
 print(len(lines))
 """
@@ -51,9 +61,9 @@ print(len(lines))
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_AGAIN_AND_AGAIN, str(tmp_path), "25"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 5, "hardly anything was written before the kills"
+    assert int(done.stdout) > 10, "hardly anything was written before the kills"
     assert len(read_record(tmp_path)["resumptions"]) >= 25
     assert len(read_metrics(tmp_path)) == int(done.stdout)
 
