@@ -1,0 +1,139 @@
+"""From trained weights to a dictionary: threshold, scale, statistics and metrics from held-out rows, file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.feature_stats import FeatureStatsAccumulator
+from trimtab.dictionaries.files import save_dictionary
+from trimtab.dictionaries.folding import fold_scale
+from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator
+from trimtab.dictionaries.sae import SAE
+from trimtab.dictionaries.topk import TopK
+from trimtab.dictionaries.trainable import TrainableSAE
+from trimtab.runs import Run
+from trimtab.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from trimtab.activations import ActivationSource
+
+SAE_DIRECTORY = "sae"
+BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A trained SAE, and what it does on rows it was not trained on."""
+
+    sae: Path
+    """Directory of the saved dictionary."""
+    fingerprint: str
+    """Of its weights in memory."""
+    steps: int
+    rows: int
+    """Rows trained on, repetitions included."""
+    explained_variance: float
+    """1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² on the measured rows."""
+    l0: float
+    """Features that fire on a measured row, on average."""
+    dead_share: float
+    """Share of features that fire on none of the measured rows."""
+    dense_share: float
+    """Share of features that fire on more than a tenth of them."""
+    measured_rows: int
+    heldout: bool
+    """Whether the measured rows were held out; else they are training rows."""
+    input_scale: float
+    """What rows were multiplied by in training; folded into the saved weights."""
+    seconds: float
+    """Training time of this session, held-out work excluded."""
+
+
+def export(
+    config: TrainConfig,
+    trained: TrainableSAE,
+    scale: float,
+    source: ActivationSource,
+    heldout: ActivationSource | None,
+    run: Run,
+    steps: int,
+    seconds: float,
+) -> TrainResult:
+    """Set what inference needs beyond the weights, fold the scale, measure, and save as `sae/` in the run."""
+    measured = (heldout or source).sample(config.heldout_rows)
+    calibration = trained.calibrate(measured * scale)
+    description = (heldout or source).description
+    info = DictionaryInfo(
+        architecture=trained.architecture,
+        model=str(description.get("model", "")),
+        site=str(description.get("site", "")),
+        metadata={
+            "source": {name: value for name, value in source.description.items() if name not in ("model", "site")},
+            "input_scale": scale,
+            "scaling": config.scaling,
+            "rows": steps * config.batch_size,
+            "lr": config.peak_lr,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            **({"calibration": calibration} if calibration else {}),
+        },
+    )
+    sae = fold_scale(trained.export(info), scale)
+    metrics = measure(sae, measured, description)
+    path = save_dictionary(sae, run.file(SAE_DIRECTORY), dtype=config.save_dtype)
+    return TrainResult(
+        sae=path,
+        fingerprint=sae.fingerprint,
+        steps=steps,
+        rows=steps * config.batch_size,
+        explained_variance=metrics.explained_variance,
+        l0=metrics.l0,
+        dead_share=metrics.dead_share,
+        dense_share=metrics.dense_share,
+        measured_rows=metrics.n_rows,
+        heldout=heldout is not None,
+        input_scale=scale,
+        seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def measure(sae: SAE, rows: Float[Tensor, "m d"], description: dict[str, object]) -> CoreMetrics:
+    """Core metrics of an SAE on rows; its `feature_stats` are set on the way.
+
+    Args:
+        sae: in the units of `rows`.
+        rows: activations.
+        description: of the source they are from, for the statistics' corpus hash and filter.
+    """
+    core = CoreMetricsAccumulator(sae.d_in, sae.n_features)
+    stats = FeatureStatsAccumulator(sae.decoder_norms)
+    for x in rows.split(BLOCK_ROWS):
+        if isinstance(sae, TopK):
+            codes = sae.encode_sparse(x)
+            x_hat = sae.decode_sparse(codes)
+        else:
+            codes = sae.encode(x)
+            x_hat = sae.decode(codes)
+        core.update(x, x_hat, codes, torch.zeros(len(x), dtype=torch.long))
+        stats.update(codes)
+    corpus = description.get("corpus_hash", "")
+    sae.feature_stats = stats.result(
+        corpus_hash=" ".join(map(str, corpus)) if isinstance(corpus, list | tuple) else str(corpus),
+        sink_filter=_sink_filter(description),
+    )
+    return core.metrics()
+
+
+def _sink_filter(description: dict[str, object]) -> str:
+    if "outlier_norm" not in description:
+        return ""
+    special = "; special tokens" if description.get("drop_special") else ""
+    return f"position 0{special}; norm > {description['outlier_norm']} × median"

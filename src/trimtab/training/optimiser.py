@@ -1,0 +1,59 @@
+"""Adam over an SAE's parameters, in one fused pass, with its state as named tensors.
+
+The moments are dense: a feature that is silent in a batch still sees them decay, which is what Adam means. In a batch
+of thousands of rows nearly every live feature fires, so that skipping silent ones would save nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Adam:
+    """Adam for a module's parameters.
+
+    Args:
+        module: whose parameters are updated.
+        betas: decay of the two moments.
+        clip_norm: largest norm of the whole gradient; 0 does not clip.
+    """
+
+    def __init__(self, module: nn.Module, *, betas: tuple[float, float], clip_norm: float) -> None:
+        self._parameters = dict(module.named_parameters())
+        self._adam = torch.optim.Adam(self._parameters.values(), betas=betas, fused=True)
+        self._clip_norm = clip_norm
+
+    def step(self, lr: float) -> float:
+        """Clip the gradient and apply one step, unless the gradient is not finite.
+
+        Returns:
+            The gradient's norm before clipping.
+        """
+        parameters = list(self._parameters.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not norm.isfinite():
+            return float(norm)
+        if self._clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._adam.step()
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Both moments and the step count of every parameter."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self._parameters.items()
+            for key, value in self._adam.state[parameter].items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state()`."""
+        for name, parameter in self._parameters.items():
+            self._adam.state[parameter] = {key: state[f"{name}.{key}"].clone() for key in (*MOMENTS, "step")}

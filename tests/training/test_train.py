@@ -1,0 +1,196 @@
+"""Training finds planted features, reports what it did, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from planted_rows import MemorySource, Planted
+
+from trimtab.dictionaries.files import load_dictionary
+from trimtab.errors import UserError
+from trimtab.runs import Run, read_metrics
+from trimtab.training import TrainConfig, train
+from trimtab.training.checkpoint import checkpoint_files
+from trimtab.training.loop import input_scale
+from trimtab.training.schedule import first_averaged_step, k_now, lr_factor
+
+
+def small(**settings: object) -> TrainConfig:
+    base = {"n_features": 16, "k": 2, "rows": 1024, "batch_size": 64, "heldout_rows": 64}
+    return TrainConfig(**(base | settings))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("arch", "k"), [("topk", 4), ("batchtopk", 3)])
+def test_planted_superposed_features_are_recovered(tmp_path: Path, arch: str, k: int) -> None:
+    planted = Planted(48, 24, active=3.0)
+    source, heldout = MemorySource(planted.rows(20_000)), MemorySource(planted.rows(3_000), seed=1)
+    config = TrainConfig(
+        arch=arch,  # pyright: ignore[reportArgumentType]
+        n_features=64,
+        k=k,
+        rows=80_000,
+        batch_size=256,
+        lr=5e-3,
+        dead_after=5_000,
+        heldout_rows=3_000,
+    )
+    with Run.open(tmp_path / "run", "train", config) as run:
+        result = train(config, source, run, heldout=heldout)
+    sae = load_dictionary(result.sae)
+    best = (planted.directions @ sae.directions.T).max(dim=1).values
+    assert (best > 0.95).float().mean() > 0.95
+    assert result.heldout
+    assert result.measured_rows == 3_000
+    assert result.l0 == pytest.approx(k, rel=0.1)
+    rows = heldout.rows
+    residual = (rows - sae(rows)).square().sum() / (rows - rows.mean(0)).square().sum()
+    assert result.explained_variance == pytest.approx(1 - residual.item(), abs=1e-4)
+    assert result.explained_variance > 0.8
+    assert sae.info.site == "resid_post.0"
+    assert sae.feature_stats is not None
+    rate = (sae.encode(rows) > 0).double().mean(0)
+    assert sae.feature_stats.firing_rate == pytest.approx(rate.numpy(), abs=1e-3)
+    assert torch.allclose(sae.decoder_norms, torch.ones(64), atol=1e-5)
+
+
+def test_metrics_are_logged_and_the_saved_scale_is_the_one_used(tmp_path: Path) -> None:
+    source = MemorySource(50 * Planted(12, 8, 2.0).rows(400))
+    with Run.open(tmp_path / "run", "train", {}) as run:
+        result = train(small(log_every=8, scaling="unit"), source, run)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [8, 16]
+    names = {"loss", "explained_variance", "l0", "aux", "grad_norm", "lr", "k", "dead_features", "rows_per_second"}
+    assert names <= lines[0].keys()
+    assert lines[0]["loss"] < 1.5  # E‖x‖² = 1 in training, 2,500 times that in model units
+    assert result.input_scale == pytest.approx(source.rows.double().square().sum(1).mean().rsqrt().item(), rel=0.05)
+    assert not result.heldout
+
+
+@pytest.mark.parametrize(("scaling", "power", "target"), [("sqrt_d", 1, math.sqrt(8)), ("unit", 2, 1.0)])
+def test_input_scale_gives_the_named_mean(scaling: str, power: int, target: float) -> None:
+    rows = 30 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) + 3
+    scaled = input_scale(rows, small(scaling=scaling)) * rows
+    assert scaled.norm(dim=1).pow(power).mean().item() == pytest.approx(target, rel=1e-5)
+    assert input_scale(rows, small(scaling="none")) == 1.0
+
+
+def test_schedules_have_the_documented_corners() -> None:
+    config = small(warmup_share=0.1, decay_share=0.5, k_start=8, k_anneal_share=0.5)
+    assert lr_factor(config, 0, 100) == pytest.approx(0.1)
+    assert lr_factor(config, 9, 100) == lr_factor(config, 50, 100) == 1.0
+    assert lr_factor(config, 75, 100) == pytest.approx(0.5)
+    assert lr_factor(config, 99, 100) == pytest.approx(0.02)
+    assert lr_factor(small(warmup_share=0.5), 0, 10_000) == pytest.approx(1e-3)  # at most 1,000 steps of warm-up
+    assert lr_factor(small(decay="cosine", decay_share=0.5), 75, 100) == pytest.approx(0.5)
+    assert lr_factor(small(decay="cosine", decay_share=0.5), 90, 100) == pytest.approx(
+        (1 - math.cos(0.2 * math.pi)) / 2
+    )
+    assert lr_factor(small(decay="none"), 99, 100) == 1.0
+    assert [k_now(config, step, 100) for step in (0, 25, 50, 99)] == [8, 4, 2, 2]
+    assert k_now(small(), 0, 100) == 2
+    assert first_averaged_step(config, 100) == 50
+
+
+def test_averaged_weights_are_the_ones_saved(tmp_path: Path) -> None:
+    source = MemorySource(Planted(12, 8, 2.0).rows(400))
+    saved = []
+    for decay in (0.0, 0.9):
+        with Run.open(tmp_path / f"{decay}", "train", {}) as run:
+            saved.append(load_dictionary(train(small(ema_decay=decay, decay="none"), source, run).sae))
+    assert not torch.allclose(saved[0].W_enc, saved[1].W_enc)
+    assert torch.allclose(saved[1].decoder_norms, torch.ones(16), atol=1e-6)
+
+
+def test_steps_count_whole_batches() -> None:
+    assert small(rows=1_000, batch_size=64).steps(10) == 15
+    assert small(rows=None, epochs=2.5, batch_size=64).steps(1_000) == 39
+    assert small(rows=None, epochs=0.001, batch_size=64).steps(1_000) == 1
+
+
+def test_rows_that_are_not_finite_stop_training_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
+    rows = Planted(12, 8, 2.0).rows(64 * 16)
+    source = MemorySource(rows)
+    order = source._order(0)
+    rows[order[64 * 9 + 3], 2] = math.nan
+    source.sample = lambda n: rows[order[:n]].clone()  # pyright: ignore[reportAttributeAccessIssue]
+    with (
+        Run.open(tmp_path / "run", "train", {}) as run,
+        pytest.raises(UserError, match="1 of 64 rows in the batch of step 9: they hold NaN or infinity"),
+    ):
+        train(small(checkpoint_every=4, sample_rows=64), source, run)
+    assert [path.name for path in checkpoint_files(tmp_path / "run" / "checkpoints")] == [
+        "step-000000004.safetensors",
+        "step-000000008.safetensors",
+    ]
+    assert not (tmp_path / "run" / "sae").exists()
+
+
+def test_nan_in_the_sample_is_named(tmp_path: Path) -> None:
+    rows = torch.full((100, 8), math.nan)
+    with (
+        Run.open(tmp_path / "run", "train", {}) as run,
+        pytest.raises(UserError, match="100 of 100 rows in the sample"),
+    ):
+        train(small(), MemorySource(rows), run)
+
+
+def test_zero_rows_cannot_be_scaled(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "run", "train", {}) as run, pytest.raises(UserError, match="all rows are zero"):
+        train(small(), MemorySource(torch.zeros(100, 8)), run)
+
+
+def test_a_diverging_training_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    source = MemorySource(Planted(12, 8, 2.0).rows(64 * 16))
+    with (
+        Run.open(tmp_path / "run", "train", {}) as run,
+        pytest.raises(UserError, match=r"at step \d+: training diverged; the last good checkpoint is step \d+ .*--lr"),
+    ):
+        train(small(lr=1e30, checkpoint_every=1, scaling="none", warmup_share=0.0), source, run)
+
+
+def test_a_held_out_source_of_another_width_is_refused(tmp_path: Path) -> None:
+    with (
+        Run.open(tmp_path / "run", "train", {}) as run,
+        pytest.raises(UserError, match="held-out rows of width 5: the training rows have width 8"),
+    ):
+        train(small(), MemorySource(torch.randn(100, 8)), run, heldout=MemorySource(torch.randn(100, 5)))
+
+
+def test_resuming_with_rows_of_another_width_is_refused(tmp_path: Path) -> None:
+    class Anonymous(MemorySource):
+        @property
+        def description(self) -> dict[str, object]:
+            return {}
+
+    with Run.open(tmp_path / "run", "train", {}) as run:
+        train(small(), Anonymous(Planted(12, 8, 2.0).rows(100)), run)
+    with (
+        Run.open(tmp_path / "run", "train", {}) as run,
+        pytest.raises(UserError, match=r"rows of width 6: the checkpoint in .* was trained on width 8"),
+    ):
+        train(small(), Anonymous(Planted(12, 6, 2.0).rows(100)), run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 16}, "k 16: it must be from 1 to n_features − 1 = 15"),
+        ({"n_features": 0}, "n_features 0"),
+        ({"n_features": -1}, "n_features -1"),
+        ({"batch_size": 0}, "batch_size 0: it must be positive"),
+        ({"lr": math.nan}, "lr nan"),
+        ({"rows": -5}, "rows -5"),
+        ({"decay_share": 1.5}, "decay_share 1.5: a share is from 0 to 1"),
+        ({"ema_decay": 1.0}, "ema_decay 1.0"),
+        ({"clip_norm": -1.0}, "clip_norm -1.0"),
+        ({"arch": "relu"}, "arch 'relu': it is one of topk, batchtopk"),
+        ({"scaling": "big"}, "scaling 'big': it is one of sqrt_d, unit, none"),
+        ({"k_start": 1}, "k_start 1: it must be from k = 2"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(**settings)
