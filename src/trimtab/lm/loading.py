@@ -159,7 +159,7 @@ def _reachable(endpoint: str) -> bool:
 
 def _from_pretrained(source: str | Path, dtype: torch.dtype, **arguments: Any) -> LoadedModel:
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **arguments)
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **arguments)
         hf, report = loaded

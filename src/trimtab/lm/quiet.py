@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from unittest.mock import patch
 
@@ -41,9 +41,11 @@ def one_gguf_reader() -> Iterator[None]:
     """
     import gguf
     from tqdm.auto import tqdm
-    from transformers import modeling_gguf_pytorch_utils as hf_gguf
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(gguf, "GGUFReader", lru_cache(maxsize=1)(gguf.GGUFReader)))
-        stack.enter_context(patch.object(hf_gguf, "tqdm", partial(tqdm, disable=True)))
+        with suppress(ImportError):
+            from transformers import modeling_gguf_pytorch_utils as hf_gguf
+
+            stack.enter_context(patch.object(hf_gguf, "tqdm", partial(tqdm, disable=True), create=True))
         yield

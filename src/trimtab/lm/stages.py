@@ -1,4 +1,4 @@
-"""Say on stderr what a slow step is doing: a moving bar on a terminal, one line elsewhere."""
+"""Say on stderr what a slow step is doing: a bar on a terminal, a line at once and now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from trimtab.runs import Meter
+
 
 @contextmanager
-def stage(text: str, *, total_bytes: int = 0, shown: bool = True, line: bool = True) -> Iterator[Callable[[int], None]]:
+def stage(
+    text: str, *, total: float | None = None, shown: bool = True, line: bool = True
+) -> Iterator[Callable[[float], None]]:
     """Show a step while it runs.
 
     Args:
         text: what is being done.
-        total_bytes: size of the work, for a bar with a share and a rate; a bar without an end if 0.
+        total: size of the work in any unit; None if it cannot be told.
         shown: False for silence.
-        line: where stderr is no terminal, write `text` as one line (False for steps of a few seconds).
+        line: where stderr is no terminal, write `text` at once (False for steps of a few seconds).
 
     Yields:
-        A function to call with the bytes done so far.
+        A function to call with how much is done so far.
     """
-    if not shown or not sys.stderr.isatty():
-        if shown and line:
-            print(f"trimtab: {text}", file=sys.stderr, flush=True)
-        yield lambda _done: None
+    if not shown:
+        yield lambda done: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
-    if total_bytes:
-        columns.append(DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=total_bytes or None)
-        yield lambda done: progress.update(task, completed=done)
+    if line and not sys.stderr.isatty():
+        print(f"trimtab: {text}", file=sys.stderr, flush=True)
+    with Meter(text, total) as meter:
+        yield lambda done: meter.advance(done - meter.completed)
