@@ -1,0 +1,117 @@
+"""What a criterion is: a score per feature, from what amplifying it does to the next token, or from its statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.dictionaries.base import Dictionary
+from trimtab.dictionaries.feature_stats import FeatureStats
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel
+from trimtab.selection.distribution import Reducer
+
+NEUTRAL_PREFIX = "From my experience,"
+ALPHA = 10.0
+
+
+class ScoringTarget(NamedTuple):
+    """What is scored."""
+
+    model: LanguageModel
+    dictionary: Dictionary
+    features: Int[Tensor, " n"]  # ids of the features to score
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectCriterion:
+    """A criterion that reads the next-token distribution while one feature is amplified.
+
+    The amplification adds α · m_i · v̂_i to the last token of each prefix, m_i the feature's largest activation over the
+    corpus of its statistics, in model units. Scores are averaged over the prefixes. Subclasses say what is read.
+    """
+
+    name: ClassVar[str]
+    signed: ClassVar[bool] = False
+    """Whether negative scores are an end of the ranking in their own right."""
+
+    alpha: float = ALPHA
+    """Amplification, in units of the feature's largest activation."""
+    prefixes: tuple[str, ...] = (NEUTRAL_PREFIX,)
+    """Texts at whose last token the feature is amplified."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise UserError(f"alpha {self.alpha}", "an amplification is a finite number", "give one like 10")
+        if not self.prefixes:
+            raise UserError("the prefixes", "there is none", "give at least one text")
+        if not all(self.prefixes):
+            raise UserError("a prefix", "it is empty", "give some text")
+        if len(set(self.prefixes)) < len(self.prefixes):
+            raise UserError("the prefixes", "one occurs twice", "give each once")
+
+    @property
+    def label(self) -> str:
+        """The name, with every setting that is not the default."""
+        return settings_label(self)
+
+    def reducer(self, target: ScoringTarget) -> Reducer:
+        """A function from a block of R edited distributions to scores `[R]`."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class StatisticCriterion(Protocol):
+    """A criterion that needs no forward pass."""
+
+    name: ClassVar[str]
+    signed: ClassVar[bool]
+
+    @property
+    def label(self) -> str: ...
+
+    def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Scores of the features."""
+        ...
+
+
+Criterion = EffectCriterion | StatisticCriterion
+
+
+def feature_stats(dictionary: Dictionary, wanted_for: str) -> FeatureStats:
+    """The dictionary's statistics.
+
+    Raises:
+        UserError: it has none; the message says how to compute them.
+    """
+    if dictionary.feature_stats is None:
+        raise UserError(
+            wanted_for,
+            "the dictionary comes without feature statistics (feature_stats.parquet), so it is unknown how strongly "
+            "and how often its features fire",
+            "compute them with `trimtab evaluate core --sae SAE --text FILE --write-stats SAE`",
+        )
+    return dictionary.feature_stats
+
+
+def settings_label(criterion: object) -> str:
+    """Name of a criterion that is a dataclass, with every setting that is not the default."""
+    assert dataclasses.is_dataclass(criterion)
+    changed = []
+    for field in dataclasses.fields(criterion):
+        value = getattr(criterion, field.name)
+        if value != field.default:
+            changed.append(f"{field.name}={_short(value)}")
+    name = criterion.name  # type: ignore[attr-defined]
+    return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return "|".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,100 @@
+"""Next-token distributions under edits, a block of rows at a time, and what can be asked of them.
+
+Every quantity costs one pass over the block at most; what several criteria need (the largest logit, the normaliser) is
+computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CACHE_BYTES = 1 << 20
+"""On a CPU, elementwise passes run over pieces of about this size, so that they stay in a core's own cache."""
+
+
+class BaseDistribution:
+    """The next-token distribution after the prefix, nothing edited.
+
+    Args:
+        logits: `[V]`.
+    """
+
+    def __init__(self, logits: Float[Tensor, " V"]) -> None:
+        self.logits = logits.float()
+        self.log_probs: Float[Tensor, " V"] = self.logits.log_softmax(-1)
+        self.probs: Float[Tensor, " V"] = self.log_probs.exp()
+
+
+class EditedDistributions:
+    """Next-token distributions of R edits.
+
+    Args:
+        logits: `[R, V]` float32.
+        rows: `[R]` which of the edits given to the scorer these are.
+        base: the unedited distribution.
+    """
+
+    def __init__(self, logits: Float[Tensor, "R V"], rows: Int[Tensor, " R"], base: BaseDistribution) -> None:
+        self.logits, self.rows, self.base = logits, rows, base
+
+    @cached_property
+    def largest(self) -> Float[Tensor, " R"]:
+        """The largest logit."""
+        return self.logits.amax(-1)
+
+    @cached_property
+    def normaliser(self) -> Float[Tensor, " R"]:
+        """log Σ_v exp(logit_v)."""
+        return self.largest + self._by_piece(lambda shifted, _part: shifted.exp_().sum(-1), self.largest).log()
+
+    def mean_top_log_prob(self, k: int) -> Float[Tensor, " R"]:
+        """Mean log-probability of the k most likely tokens."""
+        top = self.largest if k == 1 else self.logits.topk(k, dim=-1).values.mean(-1)
+        return top - self.normaliser
+
+    def log_prob(self, tokens: Int[Tensor, "R M"]) -> Float[Tensor, "R M"]:
+        """Log-probability of given tokens, per row."""
+        return self.logits.gather(-1, tokens) - self.normaliser[:, None]
+
+    def rank(self, tokens: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
+        """How many tokens are more likely than a given one, per row: 0 for the most likely."""
+        own = self.logits.gather(-1, tokens[:, None])
+        return (self.logits > own).sum(-1)
+
+    def top_tokens(self, count: int) -> Int[Tensor, "R count"]:
+        """The most likely tokens, most likely first."""
+        return self.logits.topk(count, dim=-1).indices
+
+    def kl(self, direction: Literal["steered-base", "base-steered"] = "steered-base") -> Float[Tensor, " R"]:
+        """KL(steered ‖ base) or KL(base ‖ steered), in nats."""
+        base = self.base
+        if direction == "base-steered":
+            cross = self.normaliser - torch.mv(self.logits, base.probs)
+            return (cross + torch.dot(base.probs, base.log_probs)).clamp_min(0)
+
+        def divergence(log_p: Tensor, _part: slice) -> Tensor:
+            surprise = log_p - base.log_probs
+            return surprise.mul_(log_p.exp_()).sum(-1)
+
+        return self._by_piece(divergence, self.normaliser).clamp_min(0)
+
+    def _by_piece(
+        self, fn: Callable[[Float[Tensor, "r V"], slice], Tensor], shift: Float[Tensor, " R"]
+    ) -> Float[Tensor, " R"]:
+        """`fn` of pieces of `logits - shift`, which it may overwrite, joined."""
+        return torch.cat([fn(self.logits[part] - shift[part, None], part) for part in self._pieces()])
+
+    def _pieces(self) -> Iterator[slice]:
+        rows, vocab = self.logits.shape
+        size = rows if self.logits.device.type != "cpu" else max(1, CACHE_BYTES // (4 * vocab))
+        return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+Reducer = Callable[[EditedDistributions], Tensor]
+"""What a criterion wants of every edit: a function from a block of R distributions to `[R, ...]`."""

@@ -1,0 +1,224 @@
+"""`trimtab rank`: load a model and an SAE, rank the SAE's features, and write the tables into a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.dictionaries import load_dictionary
+from trimtab.errors import UserError
+from trimtab.lm import load_model
+from trimtab.runs import Meter, Run, config_dict
+from trimtab.selection.criterion import Criterion
+from trimtab.selection.kl import KLDirection
+from trimtab.selection.ranking import TOP_TOKENS, dictionary_site, features_to_rank, rank_by
+from trimtab.selection.registry import make_criteria
+from trimtab.selection.scorer import BATCH_SIZE
+from trimtab.selection.scoring import passes
+from trimtab.selection.table import FeatureTable, read_feature_tables, write_feature_tables
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TABLE_FILE = "features.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """A ranking of an SAE's features."""
+
+    model: str = "smollm2-135m-instruct"
+    """Hub id, directory, GGUF file or catalogue name."""
+    sae: str = "default"
+    """Directory of the SAE, or a shipped one's name."""
+    criterion: tuple[str, ...] = ("delta-confidence",)
+    """delta-confidence, output-score, kl, max-activation, firing-rate, random; several rank side by side."""
+    site: str | None = None
+    """Where features are amplified; by default the site that the SAE names."""
+    prefix: tuple[str, ...] | None = None
+    """Texts at whose last token features are amplified, scores averaged; by default "From my experience,"."""
+    alpha: float | None = None
+    """Amplification, in units of the feature's largest activation; 10 by default."""
+    k: int | None = None
+    """Tokens over which delta-confidence averages; 1 by default."""
+    n_tokens: int | None = None
+    """Tokens that a feature stands for in the output score; 20 by default."""
+    kl_direction: KLDirection | None = None
+    """KL(steered ‖ base), the default, or KL(base ‖ steered)."""
+    seed: int | None = None
+    """Of the random criterion; 0 by default."""
+    features: tuple[int, ...] | None = None
+    """Rank these features only."""
+    live_only: bool = True
+    """Leave out features that never fired over the statistics' corpus."""
+    top_tokens: int = TOP_TOKENS
+    """Tokens per feature that the logit lens names."""
+    limit: int = 10
+    """Rows to print of each end of a ranking."""
+    batch_size: int = BATCH_SIZE
+    """Features that go through the layers together."""
+    dtype: str = "float32"
+    """What the model computes in."""
+    device: str = "cpu"
+    """Where the model runs."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after this config."""
+
+    def __post_init__(self) -> None:
+        self.criteria()
+        for name in ("top_tokens", "limit", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+
+    def criteria(self) -> list[Criterion]:
+        """The criteria with their settings."""
+        shared = {name: getattr(self, name) for name in ("alpha", "k", "n_tokens", "kl_direction", "seed")}
+        return make_criteria(self.criterion, {**shared, "prefixes": self.prefix})
+
+    def directory(self) -> Path:
+        """Where the run goes: the same config always finds its own run."""
+        if self.run is not None:
+            return self.run
+        fields = {name: value for name, value in config_dict(self).items() if name not in _NOT_THE_RESULT}
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        return Path("runs") / f"rank-{digest[:8]}"
+
+
+_NOT_THE_RESULT = ("run", "limit", "batch_size")
+"""Fields that may differ between openings of one run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankResult:
+    """What was ranked, and the tables, one per criterion."""
+
+    model: str
+    sae: str
+    site: str
+    n_features: int
+    """Features of the SAE."""
+    n_ranked: int
+    """Features that were ranked."""
+    tables: tuple[FeatureTable, ...]
+    limit: int
+    run: Path
+    resumed: bool
+    """Whether the run was done before, and its tables were read back."""
+
+    @property
+    def table_path(self) -> Path:
+        return self.run / TABLE_FILE
+
+    def __getitem__(self, criterion: str) -> FeatureTable:
+        return next(table for table in self.tables if table.criterion == criterion)
+
+    def render(self) -> RenderableType:
+        """Both ends of each signed ranking, the upper end of the others, for `rich.console.Console.print`."""
+        from rich.console import Group
+        from rich.text import Text
+
+        done = " (done before)" if self.resumed else ""
+        head = f"{self.n_ranked:,} of {self.n_features:,} features of {self.sae} at {self.site} of {self.model}"
+        parts: list[RenderableType] = [Text(head)]
+        for table in self.tables:
+            ends = {"largest": table.top(self.limit)}
+            if table.signed:
+                ends["smallest"] = table.bottom(self.limit)
+            parts += [_rich_table(f"{table.criterion}, {end} first", rows) for end, rows in ends.items()]
+        return Group(*parts, Text(f"{self.table_path}{done}"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Both ends of each ranking as plain values; all rows are in the Parquet table."""
+        return {
+            "model": self.model,
+            "sae": self.sae,
+            "site": self.site,
+            "n_features": self.n_features,
+            "n_ranked": self.n_ranked,
+            "table": str(self.table_path),
+            "resumed": self.resumed,
+            "criteria": {
+                table.criterion: {"top": _records(table.top(self.limit)), "bottom": _records(table.bottom(self.limit))}
+                for table in self.tables
+            },
+        }
+
+
+def run_rank(config: RankConfig) -> RankResult:
+    """Rank what the config names; a run that is done is read back.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `rank_by`, `Run.open`.
+    """
+    criteria = config.criteria()
+    model = load_model(config.model, dtype=config.dtype, device=config.device)
+    dictionary = load_dictionary(config.sae, model=model, device=model.device)
+    site = dictionary_site(model, dictionary, config.site)
+    ids = features_to_rank(dictionary, config.features, live_only=config.live_only)
+    with Run.open(config.directory(), "rank", config, device=config.device, ignore_fields=_NOT_THE_RESULT) as run:
+        run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
+        if run.done:
+            tables = read_feature_tables(run.file(TABLE_FILE))
+        else:
+            with Meter("scoring features", len(ids) * len(passes(criteria))) as meter:
+                tables = rank_by(
+                    model,
+                    dictionary,
+                    criteria,
+                    site=site,
+                    features=ids.tolist(),
+                    live_only=False,
+                    top_tokens=config.top_tokens,
+                    batch_size=config.batch_size,
+                    progress=meter.advance,
+                )
+            write_feature_tables(run.file(TABLE_FILE), tables)
+        result = RankResult(
+            model=config.model,
+            sae=config.sae,
+            site=str(site),
+            n_features=dictionary.n_features,
+            n_ranked=len(ids),
+            tables=tuple(tables),
+            limit=config.limit,
+            run=run.path,
+            resumed=run.done,
+        )
+        if not run.done:
+            run.finish(result.to_json())
+    return result
+
+
+def _rich_table(title: str, rows: FeatureTable) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("feature", "score", "dose ‖Δ‖/‖x‖", "fires on", "largest"):
+        table.add_column(name, justify="right")
+    table.add_column("tokens by logit lens", overflow="ellipsis", no_wrap=True)
+    for record in _records(rows):
+        table.add_row(
+            str(record["feature"]),
+            f"{record['score']:.4g}",
+            _number(record["relative_dose"], ".2f"),
+            _number(record["firing_rate"], ".3%"),
+            _number(record["max_activation"], ".4g"),
+            Text("  ".join(map(_visible, record["top_tokens"]))),
+        )
+    return table
+
+
+def _records(rows: FeatureTable) -> list[dict[str, Any]]:
+    return rows.to_arrow().drop_columns(["criterion", "rank"]).to_pylist()
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "⏎").replace("\t", "⇥").strip() or "␣"

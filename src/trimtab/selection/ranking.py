@@ -1,0 +1,144 @@
+"""Rank a dictionary's features by what amplifying them does: the Python API of `trimtab rank`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from trimtab.dictionaries.base import Dictionary
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, Site, site_width
+from trimtab.selection.criterion import Criterion, feature_stats
+from trimtab.selection.logit_lens import logit_lens, token_texts
+from trimtab.selection.registry import make_criteria
+from trimtab.selection.scorer import BATCH_SIZE
+from trimtab.selection.scoring import Scores, score_features
+from trimtab.selection.table import FeatureTable
+
+TOP_TOKENS = 10
+
+
+def rank(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    criterion: str | Criterion = "delta-confidence",
+    *,
+    site: Site | str | None = None,
+    features: Sequence[int] | None = None,
+    live_only: bool = True,
+    top_tokens: int = TOP_TOKENS,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> FeatureTable:
+    """Rank features by one criterion. See `rank_by` for the arguments and what is raised."""
+    return rank_by(
+        model,
+        dictionary,
+        [criterion],
+        site=site,
+        features=features,
+        live_only=live_only,
+        top_tokens=top_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )[0]
+
+
+def rank_by(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    criteria: Sequence[str | Criterion],
+    *,
+    site: Site | str | None = None,
+    features: Sequence[int] | None = None,
+    live_only: bool = True,
+    top_tokens: int = TOP_TOKENS,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> list[FeatureTable]:
+    """Rank features by several criteria; those with the same dose and prefix share one pass through the model.
+
+    Args:
+        model: the model; it is left as it was.
+        dictionary: its features' directions, statistics and site are used.
+        criteria: names (with default settings) or criteria.
+        site: where features are amplified; by default the site that the dictionary names.
+        features: ids to rank; by default all.
+        live_only: leave out features that never fired over the statistics' corpus.
+        top_tokens: tokens per feature by the logit lens.
+        batch_size: features that go through the layers together.
+        progress: called with the number of features whenever some have been scored.
+
+    Returns:
+        One table per criterion.
+
+    Raises:
+        UserError: dictionary and model do not fit, no site is known, statistics are missing, a feature does not exist,
+            or none is left to rank.
+    """
+    chosen = [make_criteria([c])[0] if isinstance(c, str) else c for c in criteria]
+    place = dictionary_site(model, dictionary, site)
+    ids = features_to_rank(dictionary, features, live_only=live_only)
+    scores = score_features(model, dictionary, place, chosen, ids, batch_size=batch_size, progress=progress)
+    rows = dictionary.W_dec.detach()[ids.to(dictionary.W_dec.device)]
+    tokens = token_texts(model, logit_lens(model, rows, top_tokens).ids)
+    return [_table(dictionary, ids, result, tokens) for result in scores]
+
+
+def dictionary_site(model: LanguageModel, dictionary: Dictionary, site: Site | str | None) -> Site:
+    """The site to amplify at.
+
+    Raises:
+        UserError: nobody names one, the model has no such site, or the dictionary does not fit there.
+    """
+    name = site or dictionary.info.site
+    if not name:
+        raise UserError("--site", "the SAE's file does not name the site it reads", "give one, like resid_post.15")
+    place = model.site(name)
+    dictionary.check_model(site_width(model, place), model.name, str(place))
+    return place
+
+
+def features_to_rank(
+    dictionary: Dictionary, features: Sequence[int] | None = None, *, live_only: bool = True
+) -> Int[Tensor, " n"]:
+    """Ids of the features to rank, in the order given (or ascending).
+
+    Raises:
+        UserError: a feature does not exist or is given twice, statistics are missing, or none is left.
+    """
+    if features is None:
+        ids = torch.arange(dictionary.n_features)
+    else:
+        dictionary.check_features(list(features))
+        if len(set(features)) < len(features):
+            raise UserError("the features", "one is given twice", "give each once")
+        ids = torch.tensor(list(features), dtype=torch.long)
+    if live_only:
+        live = torch.as_tensor(feature_stats(dictionary, "ranking live features").live)
+        ids = ids[live[ids]]
+    if len(ids) == 0:
+        raise UserError("the features", "none of them ever fired" if live_only else "there is none", "choose others")
+    return ids
+
+
+def _table(
+    dictionary: Dictionary, ids: Int[Tensor, " n"], result: Scores, tokens: Sequence[Sequence[str]]
+) -> FeatureTable:
+    stats, rows = dictionary.feature_stats, ids.numpy()
+    unknown = np.full(len(ids), np.nan)
+    dose = unknown if result.relative_dose is None else result.relative_dose.numpy()
+    return FeatureTable.ranked(
+        criterion=result.criterion.label,
+        signed=result.criterion.signed,
+        order_by=result.score.double().numpy(),
+        feature=rows.astype(np.int32),
+        relative_dose=dose.astype(np.float32),
+        firing_rate=unknown if stats is None else stats.firing_rate[rows].astype(np.float64),
+        max_activation=(unknown if stats is None else stats.max_activation[rows]).astype(np.float32),
+        top_tokens=tuple(tuple(row) for row in tokens),
+    )

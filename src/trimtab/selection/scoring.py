@@ -1,0 +1,100 @@
+"""Scores of a dictionary's features by several criteria, in as few passes as they need.
+
+Criteria that amplify by the same factor after the same prefix share one pass through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.dictionaries.base import Dictionary
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, Site
+from trimtab.selection.criterion import Criterion, EffectCriterion, ScoringTarget, feature_stats
+from trimtab.selection.scorer import BATCH_SIZE, LastTokenScorer
+
+
+class Scores(NamedTuple):
+    """One criterion's scores."""
+
+    criterion: Criterion
+    score: Float[Tensor, " n"]
+    relative_dose: Float[Tensor, " n"] | None  # ‖Δ‖/‖x‖ where it was amplified, mean over prefixes
+
+
+def score_features(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    site: Site | str,
+    criteria: Sequence[Criterion],
+    features: Int[Tensor, " n"],
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> list[Scores]:
+    """Score features by each criterion.
+
+    Args:
+        model: the model; it is left as it was.
+        dictionary: whose features are scored; its width must be the site's.
+        site: where features are amplified.
+        criteria: see `registry.CRITERIA`.
+        features: ids of the features to score.
+        batch_size: features that go through the layers together.
+        progress: called with the number of features whenever some have been scored; `passes` tells how many times all
+            of them are.
+
+    Returns:
+        One entry per criterion, scores in the order of `features`, on the CPU.
+
+    Raises:
+        UserError: statistics that a criterion needs are missing, a prefix gives no token, or a score is not finite.
+    """
+    target = ScoringTarget(model, dictionary, features)
+    effects = [criterion for criterion in criteria if isinstance(criterion, EffectCriterion)]
+    reducers = {criterion: criterion.reducer(target) for criterion in effects}
+    totals = {criterion: torch.zeros(len(features)) for criterion in effects}
+    doses = {criterion: torch.zeros(len(features)) for criterion in effects}
+    for alpha, prefix in passes(criteria):
+        mine = [c for c in effects if c.alpha == alpha and prefix in c.prefixes]
+        scorer = LastTokenScorer(model, site, model.encode_text(prefix), batch_size=batch_size)
+        stats = feature_stats(dictionary, f"criterion {mine[0].name}")
+        coefficients = alpha * torch.as_tensor(stats.max_activation)[features.cpu()]
+        directions = dictionary.directions[features.to(dictionary.directions.device)]
+        found = scorer.score(
+            directions, coefficients.to(directions.device), {c.label: reducers[c] for c in mine}, progress=progress
+        )
+        relative = coefficients.abs() / scorer.continuation.x.float().norm().cpu()
+        for criterion in mine:
+            totals[criterion] += found[criterion.label].float().cpu() / len(criterion.prefixes)
+            doses[criterion] += relative / len(criterion.prefixes)
+    results = []
+    for criterion in criteria:
+        if isinstance(criterion, EffectCriterion):
+            results.append(Scores(criterion, totals[criterion], doses[criterion]))
+        else:
+            results.append(Scores(criterion, criterion.scores(dictionary, features), None))
+    for result in results:
+        _check_finite(result, features)
+    return results
+
+
+def passes(criteria: Sequence[Criterion]) -> list[tuple[float, str]]:
+    """The (alpha, prefix) pairs for which all features go through the model."""
+    pairs = [(c.alpha, prefix) for c in criteria if isinstance(c, EffectCriterion) for prefix in c.prefixes]
+    return list(dict.fromkeys(pairs))
+
+
+def _check_finite(result: Scores, features: Int[Tensor, " n"]) -> None:
+    if torch.isfinite(result.score).all():
+        return
+    why = "some of its scores are not finite"
+    if result.relative_dose is not None:
+        worst = int(features[result.relative_dose.nan_to_num(torch.inf).argmax()])
+        why += f": amplified activations overflow, feature {worst}'s dose being the largest"
+    raise UserError(f"criterion {result.criterion.label}", why, "use --dtype float32 or a smaller alpha")

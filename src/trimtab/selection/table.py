@@ -1,0 +1,126 @@
+"""Ranked features as a table: one column per fact, one row per feature, best first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from trimtab.errors import UserError
+from trimtab.runs import write_table
+
+_SCHEMA = pa.schema(
+    [
+        ("criterion", pa.string()),
+        ("rank", pa.int32()),
+        ("feature", pa.int32()),
+        ("score", pa.float64()),
+        ("direction", pa.string()),
+        ("relative_dose", pa.float32()),
+        ("firing_rate", pa.float64()),
+        ("max_activation", pa.float32()),
+        ("top_tokens", pa.list_(pa.string())),
+    ]
+)
+_COLUMNS = ("feature", "score", "relative_dose", "firing_rate", "max_activation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTable:
+    """Features ranked by one criterion, largest score first. All columns have n rows."""
+
+    criterion: str
+    """The criterion's label: its name, and its settings where they are not the default."""
+    signed: bool
+    """Whether negative scores are an end of the ranking in their own right."""
+    feature: NDArray[np.int32]
+    score: NDArray[np.float64]
+    relative_dose: NDArray[np.float32]
+    """‖Δ‖/‖x‖ of the amplification that was scored; NaN where nothing was amplified."""
+    firing_rate: NDArray[np.float64]
+    """Share of the statistics' tokens on which the feature fires; NaN if unknown."""
+    max_activation: NDArray[np.float32]
+    """Largest activation in model units; NaN if unknown."""
+    top_tokens: tuple[tuple[str, ...], ...]
+    """What the logit lens reads in the feature's decoder row, most likely first."""
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+    @property
+    def direction(self) -> NDArray[np.str_]:
+        """`up`, or `down` where a signed criterion's score is negative."""
+        return np.where(self.signed & (self.score < 0), "down", "up")
+
+    def take(self, rows: NDArray[np.integer] | Sequence[int]) -> FeatureTable:
+        """The given rows, in that order."""
+        rows = np.asarray(rows, dtype=np.intp)
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken = {name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)}
+        return replace(self, **taken, top_tokens=tuple(self.top_tokens[i] for i in rows))
+
+    def top(self, count: int) -> FeatureTable:
+        """The features of largest score, largest first."""
+        return self.take(np.arange(min(count, len(self))))
+
+    def bottom(self, count: int) -> FeatureTable:
+        """The features of smallest score, smallest first."""
+        return self.take(np.arange(len(self))[::-1][:count])
+
+    def to_arrow(self) -> pa.Table:
+        """One row per feature, with its rank (0 for the largest score)."""
+        columns = {
+            "criterion": [self.criterion] * len(self),
+            "rank": np.arange(len(self), dtype=np.int32),
+            "direction": self.direction,
+            **{name: _nullable(getattr(self, name)) for name in _COLUMNS},
+            "top_tokens": [list(tokens) for tokens in self.top_tokens],
+        }
+        return pa.table(columns, schema=_SCHEMA)
+
+    @classmethod
+    def ranked(cls, *, criterion: str, signed: bool, order_by: NDArray[np.float64], **columns: object) -> FeatureTable:
+        """A table sorted by score; equal scores keep the order they came in."""
+        table = cls(criterion=criterion, signed=signed, score=order_by, **columns)  # type: ignore[arg-type]
+        return table.take(np.argsort(-order_by, kind="stable"))
+
+
+def write_feature_tables(path: str | Path, tables: Sequence[FeatureTable]) -> None:
+    """Write tables of several criteria into one Parquet file, whole. Raises `UserError` if the disk refuses."""
+    joined = pa.concat_tables([table.to_arrow() for table in tables])
+    signed = json.dumps({table.criterion: table.signed for table in tables})
+    write_table(path, joined.replace_schema_metadata({"trimtab.signed": signed}))
+
+
+def read_feature_tables(path: str | Path) -> list[FeatureTable]:
+    """Read what `write_feature_tables` wrote, one table per criterion.
+
+    Raises:
+        UserError: the file is missing or damaged, or is another kind of table.
+    """
+    try:
+        table = pq.read_table(path)
+        signed = json.loads((table.schema.metadata or {})[b"trimtab.signed"])
+        table = table.cast(_SCHEMA.with_metadata(table.schema.metadata))
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "rank the features first, with `trimtab rank`") from None
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise UserError(str(path), "not readable as a table of ranked features", "rank the features again") from error
+    found = []
+    for criterion, is_signed in signed.items():
+        part = table.filter(pa.array(table["criterion"].to_numpy() == criterion))
+        columns: dict[str, Any] = {name: part[name].to_numpy() for name in _COLUMNS}  # null becomes NaN
+        tokens = tuple(tuple(row) for row in part["top_tokens"].to_pylist())
+        found.append(FeatureTable(criterion=criterion, signed=is_signed, top_tokens=tokens, **columns))
+    return found
+
+
+def _nullable(values: NDArray[np.number]) -> pa.Array:
+    return pa.array(values, mask=np.isnan(values))

@@ -1,0 +1,76 @@
+"""From a residual to next-token logits: the model's own final norm and head, a block of rows at a time.
+
+A block of logits is kept in one buffer that is used again and again, so that scoring thousands of rows over a
+vocabulary of 50,000 or more neither fills the memory nor pays for fresh pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.lm import LanguageModel
+from trimtab.lm.layouts import text_config
+
+CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 96 << 20, 1 << 30
+
+
+class LogitRows(NamedTuple):
+    """A block of logits, valid until the next block is asked for."""
+
+    start: int  # index of the first row
+    logits: Tensor  # [R, V] float32
+
+
+class Unembedding:
+    """The final norm and the head of a model.
+
+    Args:
+        model: the model.
+        block_bytes: size of a block of float32 logits (default: 96 MiB, on a GPU 1 GiB).
+    """
+
+    def __init__(self, model: LanguageModel, block_bytes: int | None = None) -> None:
+        self.norm: nn.Module | None = model.layout.final_norm
+        self.head: nn.Module = model.layout.head
+        self.softcap: float | None = getattr(text_config(model.hf), "final_logit_softcapping", None)
+        self.dtype, self.vocab_size = model.dtype, int(self.head.weight.shape[0])  # type: ignore[union-attr]
+        if block_bytes is None:
+            block_bytes = CPU_BLOCK_BYTES if model.device.type == "cpu" else GPU_BLOCK_BYTES
+        self.block_rows = max(1, block_bytes // (4 * self.vocab_size))
+        self._buffer: Tensor | None = None
+
+    @torch.no_grad()
+    def blocks(self, hidden: Float[Tensor, "B d"]) -> Iterator[LogitRows]:
+        """Logits of residual rows (before the final norm), in blocks of `block_rows`."""
+        normed = hidden.to(self.dtype)
+        if self.norm is not None:
+            normed = self.norm(normed)
+        count = -(-len(normed) // self.block_rows)
+        size = -(-len(normed) // max(count, 1))  # blocks of even size: a short last one would be a slow product
+        for start in range(0, len(normed), max(size, 1)):
+            yield LogitRows(start, self._project(normed[start : start + size]))
+
+    def logits(self, hidden: Float[Tensor, "B d"]) -> Float[Tensor, "B V"]:
+        """All logits of residual rows at once, in float32."""
+        return torch.cat([rows.logits.clone() for rows in self.blocks(hidden)])
+
+    def _project(self, normed: Float[Tensor, "R d"]) -> Float[Tensor, "R V"]:
+        head = self.head
+        if type(head) is nn.Linear and head.bias is None and self.dtype == torch.float32 and not _hooked(head):
+            if self._buffer is None or len(self._buffer) < len(normed):
+                self._buffer = normed.new_empty(len(normed), self.vocab_size)
+            logits = torch.mm(normed, head.weight.t(), out=self._buffer[: len(normed)])
+        else:
+            logits = head(normed).float()
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,209 @@
+"""The last-token scorer against a full forward pass per edit, without a cache."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, RowDelta, Site, edited
+from trimtab.selection import LastTokenScorer
+
+PREFIX = [7, 30, 12, 9, 41, 8, 77, 65, 14, 22, 31, 13, 90, 55, 18, 27, 33, 21, 80, 11]
+"""20 tokens: more than twice the window of the Gemma-3 fixture."""
+
+
+def deltas(count: int, d: int, scale: float = 5.0) -> Tensor:
+    return scale * torch.randn(count, d, generator=torch.Generator().manual_seed(4))
+
+
+@torch.no_grad()
+def full_forward(model: LanguageModel, layer: int, ids: list[int], delta: Tensor) -> Tensor:
+    """Oracle: the whole prompt through the whole model, one edit at a time, by a plain PyTorch hook after a layer."""
+
+    rows = iter(delta)
+
+    def hook(_module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        x[0, -1] += next(rows)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    logits = []
+    handle = model.layout.layers[layer].module.register_forward_hook(hook)
+    try:
+        for _ in range(len(delta)):
+            logits.append(model.hf(torch.tensor([ids]), use_cache=False).logits[0, -1])
+    finally:
+        handle.remove()
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize("length", [1, 5, 20])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_equals_a_full_forward_per_edit(any_tiny: LanguageModel, layer: int, length: int) -> None:
+    delta = deltas(33, any_tiny.d_model)  # one more than a sequence holds: the last sequence is padded
+    expected = full_forward(any_tiny, layer, PREFIX[:length], delta)
+    scorer = LastTokenScorer(any_tiny, f"resid_post.{layer}", PREFIX[:length])
+    torch.testing.assert_close(scorer.logits(delta), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scorer.logits(delta[:3]), expected[:3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["resid_pre", "resid_mid", "attn_out", "mlp_out"])
+def test_every_residual_site_equals_a_full_forward(any_tiny: LanguageModel, kind: str) -> None:
+    delta = deltas(5, any_tiny.d_model)
+    scorer = LastTokenScorer(any_tiny, Site(kind, 2), PREFIX)
+    expected = []
+    for row in delta:
+        place = RowDelta(torch.tensor([0]), torch.tensor([len(PREFIX) - 1]), row[None])
+        with edited(any_tiny, {Site(kind, 2): lambda _x, place=place: place}), torch.no_grad():
+            expected.append(any_tiny.hf(torch.tensor([PREFIX]), use_cache=False).logits[0, -1])
+    torch.testing.assert_close(scorer.logits(delta), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_site_above_all_layers_needs_only_norm_and_head(any_tiny: LanguageModel) -> None:
+    last = any_tiny.n_layers - 1
+    delta = deltas(4, any_tiny.d_model)
+    scorer = LastTokenScorer(any_tiny, f"resid_post.{last}", PREFIX[:4])
+    expected = full_forward(any_tiny, last, PREFIX[:4], delta)
+    torch.testing.assert_close(scorer.logits(delta), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_eager_attention_is_followed_too(any_tiny: LanguageModel) -> None:
+    hf = copy.deepcopy(any_tiny.hf)
+    hf.set_attn_implementation("eager")
+    model = LanguageModel.from_hf(hf, any_tiny.tokenizer)
+    delta = deltas(6, model.d_model)
+    expected = full_forward(any_tiny, 1, PREFIX, delta)
+    scorer = LastTokenScorer(model, "resid_post.1", PREFIX)
+    torch.testing.assert_close(scorer.logits(delta), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_soft_capped_logits_are_followed(tiny_gemma3: LanguageModel) -> None:
+    hf = copy.deepcopy(tiny_gemma3.hf)
+    hf.config.final_logit_softcapping = 2.0
+    model = LanguageModel.from_hf(hf, tiny_gemma3.tokenizer)
+    delta = deltas(3, model.d_model)
+    expected = full_forward(model, 1, PREFIX, delta)
+    assert float(expected.abs().max()) < 2
+    scorer = LastTokenScorer(model, "resid_post.1", PREFIX)
+    torch.testing.assert_close(scorer.logits(delta), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_model_is_scored_in_its_own_precision(tiny_llama: LanguageModel) -> None:
+    model = LanguageModel.from_hf(copy.deepcopy(tiny_llama.hf).bfloat16(), tiny_llama.tokenizer)
+    scorer = LastTokenScorer(model, "resid_post.1", PREFIX)
+    delta = deltas(4, model.d_model)
+    found = scorer.logits(delta)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, full_forward(model, 1, PREFIX, delta).float(), rtol=0.05, atol=0.15)
+
+
+@pytest.mark.parametrize("batch_size", [7, 512])
+@pytest.mark.parametrize("block_bytes", [5 * 160 * 4, None])
+def test_batches_and_blocks_do_not_change_scores(
+    any_tiny: LanguageModel, batch_size: int, block_bytes: int | None
+) -> None:
+    directions = torch.nn.functional.normalize(deltas(35, any_tiny.d_model), dim=-1)
+    coefficients = torch.linspace(-20, 20, 35)
+    reducers = {
+        "top": lambda block: block.mean_top_log_prob(3),
+        "kl": lambda block: block.kl(),
+        "tokens": lambda block: block.top_tokens(2),
+        "row": lambda block: block.rows,
+    }
+    one_by_one = LastTokenScorer(any_tiny, "resid_post.1", PREFIX, batch_size=1)
+    expected = one_by_one.score(directions, coefficients, reducers)
+    seen: list[int] = []
+    scorer = LastTokenScorer(any_tiny, "resid_post.1", PREFIX, batch_size=batch_size, block_bytes=block_bytes)
+    found = scorer.score(directions, coefficients, reducers, progress=seen.append)
+    for name in ("top", "kl"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-4)
+    assert torch.equal(found["tokens"], expected["tokens"])
+    assert found["row"].tolist() == list(range(35))
+    assert sum(seen) == 35
+
+
+def test_scoring_leaves_the_model_and_the_prefix_as_they_were(any_tiny: LanguageModel) -> None:
+    hf = any_tiny.hf
+    before = {name: value.clone() for name, value in hf.state_dict().items()}
+    config = hf.config.to_dict()
+    with torch.no_grad():
+        logits = hf(torch.tensor([PREFIX])).logits
+    scorer = LastTokenScorer(any_tiny, "resid_mid.1", PREFIX)
+    directions, coefficients = deltas(40, any_tiny.d_model), torch.ones(40)
+    reducers = {"top": lambda block: block.mean_top_log_prob(1)}
+    first = scorer.score(directions, coefficients, reducers)["top"]
+    second = scorer.score(directions, coefficients, reducers)["top"]
+    assert torch.equal(first, second)
+    after = hf.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in hf.modules())
+    assert hf.config.to_dict() == config
+    assert hf.config._attn_implementation == "sdpa"
+    assert all(parameter.grad is None for parameter in hf.parameters())
+    with torch.no_grad():
+        assert torch.equal(hf(torch.tensor([PREFIX])).logits, logits)
+
+
+def test_base_is_the_models_own_answer(any_tiny: LanguageModel) -> None:
+    scorer = LastTokenScorer(any_tiny, "resid_post.1", PREFIX)
+    with torch.no_grad():
+        expected = any_tiny.hf(torch.tensor([PREFIX]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(scorer.base.logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scorer.base.probs.sum(), torch.tensor(1.0))
+
+
+def test_a_model_that_does_more_than_norm_and_head_is_refused(tiny_llama: LanguageModel) -> None:
+    model = LanguageModel.from_hf(copy.deepcopy(tiny_llama.hf), tiny_llama.tokenizer, "scaled")
+
+    def scale(_module: object, _args: object, output: dict[str, Tensor]) -> object:
+        output["logits"] = output["logits"] * 3
+        return output
+
+    model.hf.register_forward_hook(scale)
+    with pytest.raises(UserError, match=r"model scaled: calling its layers one by one gives other logits"):
+        LastTokenScorer(model, "resid_post.1", PREFIX)
+
+
+def test_hooks_are_gone_after_an_error(tiny_llama: LanguageModel) -> None:
+    with pytest.raises(IndexError):
+        LastTokenScorer(tiny_llama, "resid_post.1", [10**6])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_llama.hf.modules())
+
+
+@pytest.mark.parametrize(
+    ("site", "ids", "batch_size", "message"),
+    [
+        ("resid_post.4", PREFIX, 8, r"site resid_post\.4: tiny-llama has layers 0 to 3"),
+        ("attn_z.1.2", PREFIX, 8, r"features of attention heads cannot be scored"),
+        ("resid_post.1", [], 8, r"the prefix: it is empty"),
+        ("resid_post.1", [5] * 257, 8, r"the prefix: it has 257 tokens, tiny-llama takes 256"),
+        ("resid_post.1", PREFIX, 0, r"batch size 0: it must be at least 1"),
+    ],
+)
+def test_bad_input(tiny_llama: LanguageModel, site: str, ids: list[int], batch_size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LastTokenScorer(tiny_llama, site, ids, batch_size=batch_size)
+
+
+def test_directions_of_another_width(tiny_llama: LanguageModel) -> None:
+    scorer = LastTokenScorer(tiny_llama, "resid_post.1", PREFIX)
+    with pytest.raises(UserError, match=r"directions of width 31: site resid_post\.1 of tiny-llama has width 32"):
+        scorer.score(torch.ones(2, 31), torch.ones(2), {})
+
+
+@pytest.mark.real
+def test_real_model_equals_a_full_forward(real_model: LanguageModel) -> None:
+    ids = real_model.encode_text("From my experience,")
+    delta = deltas(9, real_model.d_model, scale=20.0)
+    scorer = LastTokenScorer(real_model, "resid_post.15", ids)
+    expected = full_forward(real_model, 15, ids, delta).log_softmax(-1)
+    torch.testing.assert_close(scorer.logits(delta).log_softmax(-1), expected, rtol=1e-4, atol=2e-4)
+    unit = torch.nn.functional.normalize(delta, dim=-1)
+    top = {"top": lambda block: block.mean_top_log_prob(1)}
+    batched = scorer.score(unit, delta.norm(dim=-1), top)["top"]
+    torch.testing.assert_close(batched, expected.amax(-1), rtol=0, atol=1e-4)
