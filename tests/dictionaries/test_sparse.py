@@ -10,6 +10,7 @@ from trimtab.dictionaries.sparse import (
     SparseCodes,
     collect_rows,
     decode_pairs,
+    dot_pairs,
     largest,
     order_by_feature,
     sum_by_feature,
@@ -66,3 +67,10 @@ def test_order_by_feature_is_the_same_for_wide_dictionaries() -> None:
     narrow, wide = order_by_feature(pairs, 12), order_by_feature(pairs, 2**17)
     assert torch.equal(narrow.pair, wide.pair)
     assert torch.equal(narrow.start, wide.start[:13])
+
+
+def test_dot_pairs_are_entries_of_the_dense_product() -> None:
+    pairs, _ = random_pairs()
+    W = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    X = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(dot_pairs(pairs, X, W), (X @ W.T)[pairs.row, pairs.feature], atol=1e-12)

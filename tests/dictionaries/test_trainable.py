@@ -87,6 +87,27 @@ def test_the_aux_loss_reaches_dead_features_and_the_decoder_bias(arch: str) -> N
             assert torch.equal(ours[8:], plain[8:]), name
 
 
+@pytest.mark.parametrize("arch", ["topk", "batchtopk"])
+def test_features_chosen_in_bfloat16_have_codes_and_gradients_in_full_precision(arch: str) -> None:
+    sae, exact = build(arch, encoder_dtype="bfloat16"), build(arch)
+    x = batch()
+    z = sae.encoder_input(x)
+    pairs, exact_pairs = sae.active_pairs(z), exact.active_pairs(z)
+    h = (z @ sae.W_enc_rows.T + sae.b_enc).detach()
+    assert torch.allclose(pairs.value, h[pairs.row, pairs.feature].relu(), atol=1e-12)
+    chosen, expected = (set(zip(p.row.tolist(), p.feature.tolist(), strict=True)) for p in (pairs, exact_pairs))
+    assert len(chosen & expected) > 0.95 * len(expected)
+    dense = torch.zeros_like(h, dtype=torch.bool)
+    dense[pairs.row, pairs.feature] = True
+    parameters = list(sae.parameters())
+    f = ((x - sae.b_dec) @ sae.W_enc_rows.T + sae.b_enc).relu() * dense
+    loss = (x - f @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    expected_grads = torch.autograd.grad(loss, parameters)
+    sae.gradients(x)
+    for parameter, reference in zip(parameters, expected_grads, strict=True):
+        assert torch.allclose(parameter.grad, reference, atol=1e-10)  # pyright: ignore[reportArgumentType]
+
+
 def test_batchtopk_keeps_k_times_the_rows_whatever_the_running_threshold() -> None:
     x = batch()
     for threshold in (0.0, 1e-3, 1.0, 1e6):

@@ -8,12 +8,10 @@ JumpReLU SAE from then on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.jumprelu import JumpReLU
@@ -32,14 +30,6 @@ class BatchTopKConfig(SparseSAEConfig):
     """How much of the running threshold each batch keeps."""
 
 
-class Candidates(NamedTuple):
-    """Codes above a floor, row after row."""
-
-    value: Float[Tensor, " m"]
-    place: Int[Tensor, " m"]
-    """Row · n + feature."""
-
-
 class TrainableBatchTopK(TrainableSAE):
     """BatchTopK in training. `threshold` is the running mean of the smallest code that a batch keeps."""
 
@@ -52,30 +42,26 @@ class TrainableBatchTopK(TrainableSAE):
         self.register_buffer("threshold", torch.zeros((), dtype=dtype))
 
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
-        n, rows = self.config.n_features, z.shape[0]
-        value, place = self._candidates(z, rows * self.k)
-        if len(value) > rows * self.k:
-            smallest = value.kthvalue(len(value) - rows * self.k + 1).values
-            kept = value >= smallest
-            value, place = value[kept], place[kept]
+        wanted = len(z) * self.k
+        pairs = self._candidates(z, wanted)
+        surplus = len(pairs.value) - wanted
+        if surplus > 0:
+            smallest = pairs.value.kthvalue(surplus + 1).values
+            pairs = _keep(pairs, pairs.value >= smallest)
         else:
-            smallest = value.min() if len(value) else self.threshold.new_zeros(())
-        known = self.threshold > 0
-        momentum = self.config.threshold_momentum if known else 0.0
+            smallest = pairs.value.min() if len(pairs.value) else self.threshold.new_zeros(())
+        momentum = self.config.threshold_momentum if self.threshold > 0 else 0.0
         self.threshold.lerp_(smallest, 1 - momentum)
-        row = place // n
-        start = torch.zeros(rows + 1, dtype=torch.long, device=z.device)
-        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=start[1:])
-        return ActivePairs(value, place - row * n, start)
+        return pairs
 
     @torch.no_grad()
     def calibrate(self, rows: Float[Tensor, "m d"]) -> dict[str, float]:
         """Set the threshold so that these held-out rows have k active features each, on average."""
         wanted = len(rows) * self.config.k
         value = self._candidates(self.encoder_input(rows), wanted + 1).value
-        if len(value) > wanted:
-            between = value.kthvalue(len(value) - wanted + 1).values, value.kthvalue(len(value) - wanted).values
-            self.threshold.copy_((between[0] + between[1]) / 2)
+        surplus = len(value) - wanted
+        if surplus > 0:
+            self.threshold.copy_((value.kthvalue(surplus).values + value.kthvalue(surplus + 1).values) / 2)
         else:
             self.threshold.zero_()
         return {"l0": float((value > self.threshold).sum()) / len(rows), "threshold": float(self.threshold)}
@@ -89,29 +75,37 @@ class TrainableBatchTopK(TrainableSAE):
             info=self.named_info(info, JumpReLU.architecture),
         )
 
-    def _candidates(self, z: Tensor, wanted: int) -> Candidates:
+    def _candidates(self, z: Tensor, wanted: int) -> ActivePairs:
         """All positive codes that can be among the `wanted` largest: those above a floor that leaves enough."""
-        if self.threshold > 0 and len((found := self._above(z, FLOOR * float(self.threshold))).value) >= wanted:
-            return found
+        if self.threshold > 0:
+            found = self._above(z, FLOOR * float(self.threshold))
+            if len(found.value) >= wanted:
+                return found
         floor = self._floor_from_block(z, wanted)
         found = self._above(z, floor)
         return found if len(found.value) >= wanted or floor == 0 else self._above(z, 0.0)
 
     def _floor_from_block(self, z: Tensor, wanted: int) -> float:
         """A floor above which the first block has four times its share."""
-        h = self._pre_activations(z[: self.config.block_rows])
-        rank = min(h.numel(), 4 * wanted * len(h) // len(z) or 1)
-        return max(0.0, float(h.flatten().kthvalue(h.numel() - rank + 1).values))
+        block = z[: self.config.block_rows]
+        h = self.dense_encoder()(block).flatten()
+        rank = min(len(h), 4 * wanted * len(block) // len(z) or 1)
+        return max(0.0, float(h.kthvalue(len(h) - rank + 1).values))
 
-    def _above(self, z: Tensor, floor: float) -> Candidates:
-        values, places, first = [], [], 0
+    def _above(self, z: Tensor, floor: float) -> ActivePairs:
+        encode, n = self.dense_encoder(), self.config.n_features
+        values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
         for block in z.split(self.config.block_rows):
-            h = self._pre_activations(block).flatten()
-            place = (h > floor).nonzero().squeeze(1)
-            values.append(h[place])
-            places.append(place + first * self.config.n_features)
-            first += len(block)
-        return Candidates(torch.cat(values), torch.cat(places))
+            h = encode(block)
+            place = (h.flatten() > floor).nonzero().squeeze(1)
+            row = place // n
+            values.append(h.flatten()[place])
+            features.append(place - row * n)
+            counts.append(torch.bincount(row, minlength=len(block)))
+        pairs = ActivePairs(torch.cat(values), torch.cat(features), torch.cat(counts).cumsum(0))
+        return self.full_precision(pairs, z)
 
-    def _pre_activations(self, z: Tensor) -> Tensor:
-        return F.linear(z, self.W_enc_rows.detach(), self.b_enc.detach())
+
+def _keep(pairs: ActivePairs, kept: Bool[Tensor, " m"]) -> ActivePairs:
+    before = torch.cat([pairs.start[:1], kept.cumsum(0)])
+    return ActivePairs(pairs.value[kept], pairs.feature[kept], before[pairs.start])

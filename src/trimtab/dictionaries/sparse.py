@@ -88,6 +88,14 @@ def decode_pairs(pairs: ActivePairs, W: Float[Tensor, "n d"]) -> Float[Tensor, "
     )
 
 
+@torch.enable_grad()
+def dot_pairs(pairs: ActivePairs, X: Float[Tensor, "B d"], W: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
+    """X[b]·W[i] for every pair (b, i), whatever its value: the derivative of Σ_b X[b]·x̂[b] by the values."""
+    value = pairs.value.detach().to(X.dtype).requires_grad_()
+    (dot,) = torch.autograd.grad(decode_pairs(pairs._replace(value=value), W.detach()), value, X)
+    return dot
+
+
 def order_by_feature(pairs: ActivePairs, n: int) -> FeatureOrder:
     """Sort pairs by feature; within one feature rows keep their order."""
     feature = pairs.feature

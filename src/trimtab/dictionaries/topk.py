@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.sae import SAE
@@ -102,10 +101,10 @@ class TrainableTopK(TrainableSAE):
     architecture = "topk"
 
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
-        W, b = self.W_enc_rows.detach(), self.b_enc.detach()
-        blocks = [largest(F.linear(block, W, b), self.k) for block in z.split(self.config.block_rows)]
-        values = torch.cat([block.values for block in blocks]).relu_()
-        return SparseCodes(values, torch.cat([block.indices for block in blocks])).pairs()
+        encode = self.dense_encoder()
+        blocks = [largest(encode(block), self.k) for block in z.split(self.config.block_rows)]
+        values, indices = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return self.full_precision(SparseCodes(values.relu_(), indices).pairs(), z)
 
     def export(self, info: DictionaryInfo) -> TopK:
         weights = self.inference_weights()

@@ -10,19 +10,29 @@ The encoder is kept as rows, one per feature, so that both weights are read and 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.sae import SAE
-from trimtab.dictionaries.sparse import ActivePairs, collect_rows, decode_pairs, order_by_feature, sum_by_feature
+from trimtab.dictionaries.sparse import (
+    ActivePairs,
+    collect_rows,
+    decode_pairs,
+    dot_pairs,
+    order_by_feature,
+    sum_by_feature,
+)
 from trimtab.errors import UserError
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
+EncoderDtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,9 @@ class SparseSAEConfig:
     """Where the decoder bias starts, estimated from a sample of rows."""
     apply_b_dec_to_input: bool = True
     """Whether the encoder sees x − b_dec."""
+    encoder_dtype: EncoderDtype = "float32"
+    """Precision of the dense product that chooses active features; `bfloat16` is faster where the processor has matrix
+    units for it. Codes and gradients are in full precision in any case."""
     block_rows: int = 512
     """Rows encoded at once, so that dense pre-activations stay in the cache."""
 
@@ -162,6 +175,21 @@ class TrainableSAE(nn.Module):
     def encoder_input(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
         """What the encoder sees of rows x."""
         return x - self.b_dec.detach() if self.config.apply_b_dec_to_input else x
+
+    def dense_encoder(self) -> Callable[[Float[Tensor, "B d"]], Float[Tensor, "B n"]]:
+        """The map from encoder inputs to all pre-activations, in the precision that features are chosen in."""
+        W, b = self.W_enc_rows.detach(), self.b_enc.detach()
+        if self.config.encoder_dtype == "float32":
+            return lambda z: F.linear(z, W, b)
+        W, b = W.bfloat16(), b.bfloat16()
+        return lambda z: F.linear(z.bfloat16(), W, b)
+
+    def full_precision(self, pairs: ActivePairs, z: Float[Tensor, "B d"]) -> ActivePairs:
+        """The pairs with their codes computed anew, if they were chosen in less than full precision."""
+        if self.config.encoder_dtype == "float32":
+            return pairs
+        h = dot_pairs(pairs, z, self.W_enc_rows) + self.b_enc.detach()[pairs.feature]
+        return pairs._replace(value=h.relu_())
 
     def _add_aux_gradients(self, dead: Tensor, z: Tensor, residual: Tensor) -> Tensor:
         """AuxK: the k_aux largest of the dead features' codes reconstruct the residual, which counts as data."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
 from trimtab.dictionaries.topk import TopKConfig, TrainableTopK
-from trimtab.dictionaries.trainable import BiasInit, TrainableSAE
+from trimtab.dictionaries.trainable import BiasInit, EncoderDtype, TrainableSAE
 from trimtab.errors import UserError
 
 Architecture = Literal["topk", "batchtopk"]
@@ -62,6 +62,9 @@ class TrainConfig:
     """Where the decoder bias starts."""
     apply_b_dec_to_input: bool = True
     """Whether the encoder sees x − b_dec."""
+    encoder_dtype: EncoderDtype = "float32"
+    """Precision of the dense product that chooses active features; `bfloat16` is faster on processors with matrix units
+    for it. Codes and gradients are in float32 in any case."""
     ema_decay: float = 0.0
     """Above 0, the saved weights are an average over steps with this decay, from the first decay step on."""
     seed: int = 0
@@ -93,6 +96,7 @@ class TrainConfig:
         if not self.clip_norm >= 0:
             raise UserError(f"clip_norm {self.clip_norm}", "it must not be negative", "set it to 0 or more")
         choices = {"arch": Architecture, "scaling": Scaling, "decay": Decay, "b_dec_init": BiasInit}
+        choices |= {"encoder_dtype": EncoderDtype}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed.__args__:
                 raise UserError(
@@ -132,4 +136,5 @@ class TrainConfig:
             dead_after=dead_after,
             b_dec_init=self.b_dec_init,
             apply_b_dec_to_input=self.apply_b_dec_to_input,
+            encoder_dtype=self.encoder_dtype,
         )
