@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from trimtab.activations.harvest import HarvestOptions, HarvestProgress, Harvest
 from trimtab.activations.packing import tokenise
 from trimtab.activations.text import MAX_CHARACTERS, Normalisation, read_documents
 from trimtab.lm import load_model
-from trimtab.runs import Run
+from trimtab.runs import Meter, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class HarvestConfig(HarvestOptions):
 def harvest_text(config: HarvestConfig, progress: Callable[[HarvestProgress], None] | None = None) -> HarvestResult:
     """Load the model, read the text and write the shards.
 
+    Args:
+        config: what to read and where to write.
+        progress: called after every forward pass; by default a bar on stderr.
+
     Raises:
         UserError: anything that the user named is wrong; see `load_model`, `read_documents` and `harvest`.
     """
@@ -59,7 +64,19 @@ def harvest_text(config: HarvestConfig, progress: Callable[[HarvestProgress], No
         corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
         run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
         options = HarvestOptions(**{field.name: getattr(config, field.name) for field in fields(HarvestOptions)})
-        result = harvest(model, config.sites, corpus, config.out, options, progress)
+        with _Bar() as bar:
+            result = harvest(model, config.sites, corpus, config.out, options, progress or bar.show)
         if not run.done:
             run.finish(result._asdict())
     return result
+
+
+class _Bar(ExitStack):
+    """A bar on stderr, whose length is known once the harvest has packed its text."""
+
+    meter: Meter | None = None
+
+    def show(self, state: HarvestProgress) -> None:
+        if self.meter is None:
+            self.meter = self.enter_context(Meter("harvesting, sequences", state.total_sequences))
+        self.meter.advance(state.sequences - self.meter.completed)
