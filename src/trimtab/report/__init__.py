@@ -1,0 +1,6 @@
+"""Runs as one HTML file. Reads what a run left on disk; never imports torch."""
+
+from trimtab.report.demo_report import demo_page, write_demo_report
+from trimtab.report.page import Page
+
+__all__ = ["Page", "demo_page", "write_demo_report"]
