@@ -1,0 +1,394 @@
+"""`trimtab demo`: which features of a real model control what it writes, with the evidence.
+
+Protocol
+--------
+1. *Rank.* Every live feature of the SAE is scored by Delta Token Confidence and by the output score, both at 10 × its
+   largest activation on the last token of "From my experience,". Candidates are the features at both ends of the first
+   ranking (UP: confidence falls most, DOWN: it rises most) and at the top of the second.
+2. *Choose* on validation prompts. Each candidate steers continuations of some of them at each dose of a small grid; the
+   module `choice` says how direction, subset size and one common dose follow from that. All randomness is fixed by the
+   seed; prompts rotate over features, so that no feature has prompts of its own.
+3. *Test* on held-out prompts, opened once the choice is written down. Arms: not steered; the chosen delta-confidence
+   features; the chosen output-score features; random live features, as many, in several draws; the feature most active
+   on each prompt. Every row is one prompt steered with one feature of its arm's set, at every token that is chosen, by
+   the same ‖Δ‖/‖x‖; rows never stop early, so that arms also have the same number of edits.
+4. *Measure without circularity.* The unedited model reads prompt and continuation again. A text's score is the rate of
+   continuation tokens at which the feature it was steered with fires, minus the same feature's rate in the unsteered
+   continuation of the same prompt under the same random draws, so that steering that does nothing scores exactly 0.
+   Beside it: mean negative log-likelihood under the unedited model, whether that lies within the unsteered texts' 5th
+   to 95th percentile, and the share of repeated 4-grams.
+
+The unit is the prompt: scores are averaged over a prompt's rows, and intervals resample prompts. The verdict compares
+the chosen features with random ones, pair by prompt; it is "no" unless the interval of the difference is above 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from trimtab.dictionaries import Dictionary, load_dictionary
+from trimtab.errors import UserError
+from trimtab.lm import DecodeConfig, LanguageModel, Site, load_model
+from trimtab.runs import Meter, Run, text_id, write_table
+from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
+from trimtab.selection import write_feature_tables as write_rankings
+from trimtab.selection.ranking import dictionary_site, features_to_rank
+from trimtab.studies.choice import Band, BaseRates, Cell, Choice, choose
+from trimtab.studies.outcomes import TestOutcome, summarise
+from trimtab.studies.readback import most_active
+from trimtab.studies.texts import Assignment, Texts, write_texts
+
+LISTS = {
+    "up": ("delta-confidence", "up"),
+    "down": ("delta-confidence", "down"),
+    "output-score": ("output-score", "up"),
+}
+"""Lists of candidates: the criterion, and which end of its ranking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The demo study."""
+
+    model: str = "smollm2-135m-instruct"
+    """Hub id, directory, GGUF file or catalogue name."""
+    sae: str = "default"
+    """Directory of the SAE, or a shipped one's name."""
+    run: Path = Path("runs/demo")
+    """Directory to write."""
+    prompts: Path | None = None
+    """JSON with lists `validation` and `held_out`; by default the openings that ship with trimtab."""
+    doses: tuple[float, ...] = (0.3, 0.5)
+    """Doses to choose from, in units of the residual's norm."""
+    sizes: tuple[int, ...] = (8, 4, 2)
+    """Subset sizes to choose from."""
+    prompts_per_feature: int = 6
+    """Validation prompts that each candidate steers, at each dose."""
+    replicates: int = 2
+    """Sampled continuations per prompt."""
+    random_draws: int = 3
+    """Random sets of features, each as large as the chosen one."""
+    max_new_tokens: int = 24
+    """Tokens of a continuation."""
+    temperature: float = 0.7
+    """Of sampling."""
+    top_p: float = 0.95
+    """Sample from the most likely tokens that hold this share of the probability."""
+    batch_size: int = 64
+    """Rows decoded together."""
+    seed: int = 0
+    """Of continuations, random features and the bootstrap."""
+    dtype: str = "float32"
+    """What the model computes in."""
+    device: str = "cpu"
+    """Where the model runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        positive = {
+            "doses": all(0 < dose < float("inf") for dose in self.doses),
+            "sizes": all(n > 0 for n in self.sizes),
+        }
+        for name, ok in positive.items():
+            if not ok or not getattr(self, name):
+                raise UserError(
+                    f"{name} {getattr(self, name)}", "positive numbers are needed, one or more", "change it"
+                )
+
+    def decoding(self) -> DecodeConfig:
+        """Sampling without early stops."""
+        return DecodeConfig(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop_at_eos=False,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo found."""
+
+    run: Path
+    resumed: bool
+    """Whether the run was done before, and was only read back."""
+    results: dict[str, Any]
+    """Everything that the report shows, as plain values."""
+
+    @property
+    def verdict(self) -> str:
+        return str(self.results["verdict"]["text"])
+
+    @property
+    def passed(self) -> bool:
+        """Whether the verdict is yes."""
+        return bool(self.results["verdict"]["yes"])
+
+    def render(self) -> str:
+        """Verdict and table as text."""
+        head = f"{'arm':<22}{'score':>24}{'in band':>24}{'NLL':>8}{'4-gram rep.':>13}{'‖Δ‖/‖x‖':>10}{'edits':>8}"
+        lines = [self.verdict, "", head]
+        for arm in self.results["arms"]:
+            score = _interval(arm["score"]) if arm["score"] else "—"
+            lines.append(
+                f"{arm['label']:<22}{score:>24}{_interval(arm['in_band']):>24}{arm['nll']['estimate']:>8.2f}"
+                f"{arm['repetition']['estimate']:>13.3f}{arm['relative_dose']:>10.3f}{arm['n_edits']:>8}"
+            )
+        lines += ["", "differences in score, pair by prompt:"]
+        lines += [f"  {d['label']:<52}{_interval(d['interval']):>24}" for d in self.results["differences"]]
+        done = " (done before; delete the directory to run it again)" if self.resumed else ""
+        return "\n".join([*lines, "", f"{self.run}{done}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"run": str(self.run), "resumed": self.resumed, **self.results}
+
+
+def run_demo(config: DemoConfig) -> DemoResult:
+    """Run the demo, or what is left of it; a run that is done is read back.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `Run.open`.
+    """
+    prompts = read_prompts(config.prompts)
+    ids = {name: [text_id(text) for text in texts] for name, texts in prompts.items()}
+    with Run.open(
+        config.run, "demo", config, seeds=[config.seed], splits=ids, device=config.device, ignore_fields=("run",)
+    ) as run:
+        if run.done and run.results is not None:
+            return DemoResult(run=run.path, resumed=True, results=run.results)
+        model = load_model(config.model, dtype=config.dtype, device=config.device)
+        dictionary = load_dictionary(config.sae, model=model, device=model.device)
+        run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
+        results = _Demo(config, run, model, dictionary, prompts).results()
+        run.finish(results)
+        assert run.results is not None
+        return DemoResult(run=run.path, resumed=False, results=run.results)
+
+
+def read_prompts(path: Path | None) -> dict[str, list[str]]:
+    """The prompts of both splits.
+
+    Raises:
+        UserError: the file is missing or has no two separate lists of texts.
+    """
+    file = Path(str(files("trimtab").joinpath("assets/demo_prompts.json"))) if path is None else path
+    mend = 'give JSON like {"validation": ["…"], "held_out": ["…"]}'
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        prompts = {name: list(found[name]) for name in ("validation", "held_out")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"prompts {file}", f"not readable as two lists of prompts ({error})", mend) from error
+    for name, texts in prompts.items():
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"prompts {file}", f"{name} must be a list of texts, none of them empty", mend)
+    everything = prompts["validation"] + prompts["held_out"]
+    twice = next((text for text in everything if everything.count(text) > 1), None)
+    if twice is not None:
+        raise UserError(f"prompt {twice!r}", "it occurs twice, so that the splits are not apart", "remove one")
+    return prompts
+
+
+class _Demo:
+    """The stages of one demo; each writes its table and is read back where that exists."""
+
+    def __init__(
+        self,
+        config: DemoConfig,
+        run: Run,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        prompts: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.config, self.run, self.model, self.dictionary, self.prompts = config, run, model, dictionary, prompts
+        self.site: Site = dictionary_site(model, dictionary, None)
+        self.tokens = {name: [model.encode_text(text) for text in texts] for name, texts in prompts.items()}
+
+    def results(self) -> dict[str, Any]:
+        rankings = self.rank()
+        candidates = self.candidates(rankings)
+        choice = self.choose(candidates)
+        chosen = {name: self.chosen(candidates, cell) for name, cell in choice.cells.items()}
+        self.run.record(choice={"dose": choice.dose, "features": chosen})
+        self.run.open_split("held_out", [text_id(text) for text in self.prompts["held_out"]])
+        outcome = self.test(self.arms(chosen, choice.dose))
+        return {
+            "model": self.model.name,
+            "sae": self.config.sae,
+            "site": str(self.site),
+            "n_features": self.dictionary.n_features,
+            "n_ranked": len(rankings[0]),
+            "ranking": _quantiles(rankings[0]),
+            "dose": choice.dose,
+            "grid": [cell._asdict() for cell in choice.grid],
+            "chosen": {name: cell._asdict() for name, cell in choice.cells.items()},
+            "features": {
+                name: _describe(_table_of(rankings, name), ids, outcome.by_feature(name))
+                for name, ids in chosen.items()
+            },
+            **outcome.to_json(),
+            "examples": outcome.examples(
+                self.prompts["held_out"], lambda tokens: [self.model.decode_ids([t]) for t in tokens]
+            ),
+        }
+
+    def rank(self) -> list[FeatureTable]:
+        """Both rankings of every live feature, from one pass."""
+        file = self.run.file("features.parquet")
+        if not file.exists():
+            ids = features_to_rank(self.dictionary, None, live_only=True)
+            with Meter("ranking every live feature", len(ids)) as meter:
+                tables = rank_by(
+                    self.model,
+                    self.dictionary,
+                    [DeltaConfidence(), OutputScore()],
+                    site=self.site,
+                    progress=meter.advance,
+                )
+            write_rankings(file, tables)
+        return read_feature_tables(file)
+
+    def candidates(self, rankings: list[FeatureTable]) -> dict[str, list[int]]:
+        """The features of every list, best first."""
+        most = max(self.config.sizes)
+        confidence, output = (_table_of(rankings, name) for name in ("delta-confidence", "output-score"))
+        if len(confidence) < 2 * most:
+            raise UserError(
+                f"sizes up to {most}", f"the SAE has only {len(confidence)} live features", "choose smaller sizes"
+            )
+        found = {"up": confidence.top(most), "down": confidence.bottom(most), "output-score": output.top(most)}
+        return {name: table.feature.tolist() for name, table in found.items()}
+
+    def choose(self, candidates: Mapping[str, list[int]]) -> Choice:
+        """Direction, subset and dose, from steered texts on validation prompts."""
+        config, n_prompts = self.config, len(self.prompts["validation"])
+        unsteered = [Assignment("unsteered", p, r, -1, 0.0) for p in range(n_prompts) for r in range(config.replicates)]
+        grid = [
+            Assignment(name, (rank * config.prompts_per_feature + i) % n_prompts, i % config.replicates, f, dose, rank)
+            for dose in config.doses
+            for name, features in candidates.items()
+            for rank, f in enumerate(features)
+            for i in range(config.prompts_per_feature)
+        ]
+        base, rates = self.unsteered("validation", unsteered)
+        steered = self.steered("validation", "candidates", grid)
+        return choose(
+            steered,
+            rates.effect(steered),
+            Band.of(base.nll).holds(steered.nll),
+            LISTS,
+            config.sizes,
+            config.doses,
+        )
+
+    def chosen(self, candidates: Mapping[str, list[int]], cell: Cell) -> list[int]:
+        """The features of a chosen configuration."""
+        name = next(name for name, pair in LISTS.items() if pair == (cell.criterion, cell.direction))
+        return candidates[name][: cell.size]
+
+    def arms(self, chosen: Mapping[str, list[int]], dose: float) -> dict[str, list[Assignment]]:
+        """The rows of every steered arm."""
+        config, n_prompts = self.config, len(self.prompts["held_out"])
+        live = features_to_rank(self.dictionary, None, live_only=True).numpy()
+        free = np.setdiff1d(live, [f for features in chosen.values() for f in features])
+        size = len(chosen["delta-confidence"])
+        if len(free) < size:
+            raise UserError(f"{len(live)} live features", "too few are left to draw random ones", "use another SAE")
+        sets: dict[str, ndarray] = {name: np.array(features) for name, features in chosen.items()}
+        for draw in range(config.random_draws):
+            rng = np.random.default_rng([config.seed, draw])
+            sets[f"random-{draw + 1}"] = rng.choice(free, size=size, replace=False)
+        rows = [(p, r) for p in range(n_prompts) for r in range(config.replicates)]
+        arms: dict[str, list[Assignment]] = {}
+        for name, features in sets.items():
+            apart = -(-len(features) // config.replicates)  # samples of a prompt take features far apart in the set
+            ranks = [(p + r * apart) % len(features) for p, r in rows]
+            arms[name] = [
+                Assignment(name, p, r, int(features[rank]), dose, rank)
+                for (p, r), rank in zip(rows, ranks, strict=True)
+            ]
+        active = most_active(self.model, self.dictionary, self.site, self.tokens["held_out"])
+        return {**arms, "most-active": [Assignment("most-active", p, r, active[p], dose) for p, r in rows]}
+
+    def test(self, arms: Mapping[str, list[Assignment]]) -> TestOutcome:
+        """Write and read back every arm's texts on held-out prompts."""
+        pairs = [(row.prompt, row.replicate) for row in next(iter(arms.values()))]
+        base, rates = self.unsteered("held_out", [Assignment("unsteered", p, r, -1, 0.0) for p, r in pairs])
+        steered = {name: self.steered("held_out", name, rows) for name, rows in arms.items()}
+        return summarise(base, rates, steered, seed=self.config.seed)
+
+    def unsteered(self, split: str, rows: list[Assignment]) -> tuple[Texts, BaseRates]:
+        """Unsteered texts, and how often every feature fires in them."""
+        file, counts_file = (self.run.file(f"{split}-unsteered{kind}.parquet") for kind in ("-firing", ""))
+        if not counts_file.exists():
+            with Meter(f"{split}: writing and reading unsteered texts", 2 * len(rows)) as meter:
+                written = write_texts(
+                    self.model, self.dictionary, self.site, self.tokens[split], rows, self.config.decoding(),
+                    progress=meter.advance,
+                )  # fmt: skip
+            text, feature = np.nonzero(written.counts)
+            write_table(file, {"text": text, "feature": feature, "tokens": written.counts[text, feature]})
+            written.texts.write(counts_file)
+        import pyarrow.parquet as pq
+
+        texts, sparse = Texts.read(counts_file), pq.read_table(file)
+        counts = np.zeros((len(texts), self.dictionary.n_features))
+        counts[sparse["text"].to_numpy(), sparse["feature"].to_numpy()] = sparse["tokens"].to_numpy()
+        return texts, BaseRates.of(texts, counts)
+
+    def steered(self, split: str, name: str, rows: list[Assignment]) -> Texts:
+        """One arm's texts."""
+        file = self.run.file(f"{split}-{name}.parquet")
+        if not file.exists():
+            with Meter(f"{split}: writing and reading {name}", 2 * len(rows)) as meter:
+                written = write_texts(
+                    self.model, self.dictionary, self.site, self.tokens[split], rows, self.config.decoding(),
+                    progress=meter.advance,
+                )  # fmt: skip
+            written.texts.write(file)
+        return Texts.read(file)
+
+
+def _table_of(rankings: list[FeatureTable], criterion: str) -> FeatureTable:
+    return next(table for table in rankings if table.criterion.startswith(criterion))
+
+
+def _quantiles(table: FeatureTable) -> dict[str, Any]:
+    """The ranking as a curve: the score at 201 evenly spaced ranks."""
+    places = np.linspace(0, len(table) - 1, min(201, len(table))).round().astype(int)
+    return {"criterion": table.criterion, "rank": places.tolist(), "score": table.score[places].tolist()}
+
+
+def _describe(table: FeatureTable, ids: list[int], effect: Mapping[int, float]) -> list[dict[str, Any]]:
+    rows = {int(f): i for i, f in enumerate(table.feature)}
+    return [
+        {
+            "feature": f,
+            "score": float(table.score[rows[f]]),
+            "rank": rows[f],
+            "firing_rate": float(table.firing_rate[rows[f]]),
+            "max_activation": float(table.max_activation[rows[f]]),
+            "top_tokens": list(table.top_tokens[rows[f]])[:8],
+            "effect": effect.get(f),
+        }
+        for f in ids
+    ]
+
+
+def _interval(fields: dict[str, Any]) -> str:
+    return f"{fields['estimate']:+.3f} [{fields['low']:+.3f}, {fields['high']:+.3f}]"
+
+
+__all__ = ["DemoConfig", "DemoResult", "read_prompts", "run_demo"]
