@@ -77,6 +77,7 @@ def export(
         metadata={
             "source": {name: value for name, value in source.description.items() if name not in ("model", "site")},
             "input_scale": scale,
+            "model_fingerprint": str(description.get("model_fingerprint", "")),
             "scaling": config.scaling,
             "rows": steps * config.batch_size,
             "lr": config.peak_lr,
@@ -86,6 +87,9 @@ def export(
         },
     )
     sae = fold_scale(trained.export(info), scale)
+    if config.save_dtype == "float16":  # statistics and fingerprint are of the weights that readers will see
+        for weight in (sae.W_enc, sae.W_dec):
+            weight.data = weight.data.half().float()
     metrics = measure(sae, measured, description)
     path = save_dictionary(sae, run.file(SAE_DIRECTORY), dtype=config.save_dtype)
     return TrainResult(
