@@ -196,10 +196,10 @@ def _rich_table(title: str, rows: FeatureTable) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", expand=True)
     for name in ("feature", "score", "dose ‖Δ‖/‖x‖", "fires on", "largest"):
-        table.add_column(name, justify="right")
-    table.add_column("tokens by logit lens", overflow="ellipsis", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("tokens by logit lens", overflow="ellipsis", no_wrap=True, ratio=1)
     for record in _records(rows):
         table.add_row(
             str(record["feature"]),
