@@ -27,7 +27,7 @@ def sample(model, tokenizer, prompts, max_new_tokens, temperature):
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature,
                          top_p=0.95, top_k=0, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-    texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=False)
+    texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=False)
     return [text.split("<|im_end|>")[0].replace("<|endoftext|>", "").strip() for text in texts]
 
 

@@ -37,7 +37,8 @@ class GrowingLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self._key_storage is not None and self._value_storage is not None
+        assert self._key_storage is not None
+        assert self._value_storage is not None
         end = self.length + key_states.shape[2]
         if end > self._key_storage.shape[2]:
             self._grow(key_states, value_states, max(end, self._key_storage.shape[2] + GROWTH))
@@ -83,20 +84,21 @@ class GrowingCache(Cache):
     """
 
     def __init__(self, n_layers: int, reserve: int = 0) -> None:
-        super().__init__(layers=[GrowingLayer(reserve) for _ in range(n_layers)])
+        self.growing = [GrowingLayer(reserve) for _ in range(n_layers)]
+        super().__init__(layers=list(self.growing))
 
     @property
     def length(self) -> int:
         """Tokens held, padding included."""
-        return self.layers[0].get_seq_length()
+        return self.growing[0].length
 
     def select(self, rows: Tensor) -> None:
         """Keep (or, with repeats in `rows`, copy) batch rows in every layer."""
-        for layer in self.layers:
-            layer.select(rows)  # type: ignore[union-attr]
+        for layer in self.growing:
+            layer.select(rows)
 
     def repeat(self, times: int) -> None:
         """Every row `times` times, copies side by side."""
-        first = self.layers[0]
-        assert first.keys is not None
-        self.select(torch.arange(first.keys.shape[0], device=first.keys.device).repeat_interleave(times))
+        keys = self.growing[0].keys
+        assert keys is not None, "there is nothing to repeat"
+        self.select(torch.arange(keys.shape[0], device=keys.device).repeat_interleave(times))

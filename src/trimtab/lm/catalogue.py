@@ -179,7 +179,7 @@ class ModelList:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("name", "parameters", "download", "licence", "cached", "what"):
             table.add_column(
-                heading, justify="right" if heading in ("parameters", "download") else "left", no_wrap=True
+                heading, justify="right" if heading in ("parameters", "download") else "left", no_wrap=heading != "what"
             )
         for entry, path in zip(self.entries, self.cached, strict=True):
             size = f"{(entry.download_bytes or entry.file_bytes) / 1e6:,.0f} MB"

@@ -114,8 +114,10 @@ def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
         return LayerLayout(layer, None, None, None)
     mlp: nn.Module | None = getattr(layer, "mlp", None)
     if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3: each branch ends in a norm of its own
-        return LayerLayout(layer, layer.post_attention_layernorm, layer.post_feedforward_layernorm, attention)
-    if hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm") or hasattr(layer, "ln_2"):
+        ends = (layer.get_submodule("post_attention_layernorm"), layer.get_submodule("post_feedforward_layernorm"))
+        return LayerLayout(layer, *ends, attention)
+    llama = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
+    if llama or hasattr(layer, "ln_2"):
         return LayerLayout(layer, attention.out, mlp, attention)
     return LayerLayout(layer, None, None, attention)
 

@@ -68,7 +68,10 @@ class LanguageModel:
         found: set[int] = set()
         config = getattr(self.hf, "generation_config", None)
         for value in (self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
-            found.update([value] if isinstance(value, int) else value or [])
+            if isinstance(value, int):
+                found.add(value)
+            elif value is not None:
+                found.update(int(token) for token in value)
         return frozenset(found)
 
     @cached_property

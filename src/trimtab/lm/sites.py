@@ -84,8 +84,8 @@ def check_site(model: LanguageModel, site: Site) -> None:
     if (site.kind in known and known[site.kind] is None) or (site.kind in HEAD_KINDS and layer.attention is None):
         raise UserError(
             f"site {site}",
-            f"{type(layer.module).__name__} has no attention of the Llama family (self_attn with q_proj, k_proj, v_proj, "
-            "o_proj) or GPT-2 (attn with c_attn, c_proj) was found",
+            f"{type(layer.module).__name__} has no attention of the Llama family (self_attn with q_proj, k_proj, "
+            "v_proj, o_proj) or GPT-2 (attn with c_attn, c_proj) was found",
             "use resid_pre or resid_post",
         )
     if site.head is not None:
