@@ -2,25 +2,39 @@
 
 from trimtab.steering.controls import RandomDirectionSource, RandomFeatureSource, TopActiveSource
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
+from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
+from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
+from trimtab.steering.result import Arm, Continuation, SteerResult
 from trimtab.steering.sources import Choice, DirectionSource, ScheduleSource, StaticSource, VectorSource
+from trimtab.steering.steer import SteerConfig, run_steer, steer, steer_with
 from trimtab.steering.table import DirectionTable
+from trimtab.steering.trace import Trace
 
 __all__ = [
     "UNITS",
+    "Arm",
     "Choice",
     "CombinedSource",
+    "Continuation",
     "DirectionSource",
     "DirectionTable",
     "DoseSummary",
     "ForkSource",
+    "Mismatch",
     "RandomDirectionSource",
     "RandomFeatureSource",
+    "ReplayReport",
     "ReplaySource",
     "ScheduleSource",
     "StaticSource",
+    "SteerConfig",
+    "SteerResult",
+    "TokenEffects",
     "TopActiveSource",
+    "TopTokens",
+    "Trace",
     "UnequalDoseError",
     "Unit",
     "VectorSource",
@@ -29,4 +43,10 @@ __all__ = [
     "check_unit",
     "coefficients",
     "dose_summary",
+    "replay",
+    "replay_trace",
+    "run_steer",
+    "steer",
+    "steer_with",
+    "token_effects",
 ]

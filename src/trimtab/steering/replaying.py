@@ -176,15 +176,15 @@ class ForkSource:
         at = self.at if self.at.ndim == 0 else self.at[request.row]
         late = request.position >= at
         offset = self.past.directions(request.site).shape[0]
-        edits: list[Edit] = []
+        parts: list[tuple[Tensor, Edit]] = []
         for source, mine, shift in ((self.past, ~late, 0), (self.future, late, offset)):
             where = mine.nonzero()[:, 0]
             if len(where) == 0:
                 continue
             edit = source.choose(EditRequest(request.site, *(column[where] for column in request[1:])))
             if edit is not None:
-                edits.append(_spread(_shifted(edit, shift), where, len(request.row)))
-        return _beside(edits)
+                parts.append((where, _shifted(edit, shift)))
+        return _in_turn(parts, len(request.row))
 
 
 _FILL: Mapping[str, float] = {"feature": -1, "n_allowed": -1, "action_logp": float("nan"), "value": float("nan")}
@@ -194,15 +194,27 @@ def _shifted(edit: Edit, offset: int) -> Edit:
     return edit._replace(feature=torch.where(edit.feature >= 0, edit.feature + offset, -1))
 
 
-def _spread(edit: Edit, where: Tensor, rows: int) -> Edit:
-    """The edit of some rows as one of all rows, empty elsewhere."""
+def _in_turn(parts: Sequence[tuple[Tensor, Edit]], rows: int) -> Edit | None:
+    """Edits of different rows as one of all rows, empty where none has any."""
+    if not parts:
+        return None
+    parts = [(where, e._replace(requested=e.coefficient if e.requested is None else e.requested)) for where, e in parts]
+    width = max(edit.feature.shape[1] for _, edit in parts)
     columns: list[Tensor | None] = []
-    for name, values in zip(Edit._fields, edit, strict=True):
-        if values is None:
+    for name in Edit._fields:
+        known = [(where, getattr(edit, name)) for where, edit in parts if getattr(edit, name) is not None]
+        if not known:
             columns.append(None)
             continue
-        whole = torch.full((rows, *values.shape[1:]), _FILL.get(name, 0), dtype=values.dtype, device=values.device)
-        whole[where] = values
+        values = known[0][1]
+        shape = (rows, width) if values.ndim == 2 else (rows,)
+        dtype = torch.promote_types(values.dtype, known[-1][1].dtype)
+        whole = torch.full(shape, _FILL.get(name, 0), dtype=dtype, device=values.device)
+        for where, values in known:
+            if values.ndim == 2:
+                whole[where, : values.shape[1]] = values.to(dtype)
+            else:
+                whole[where] = values.to(dtype)
         columns.append(whole)
     return Edit(*columns)  # type: ignore[arg-type]
 

@@ -1,0 +1,227 @@
+"""Replay of a run: the logged edits are applied again and every token is re-decided given the logged past."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from trimtab.errors import UserError
+from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode
+from trimtab.runs import read_record, versions
+from trimtab.steering.replaying import ReplaySource
+from trimtab.steering.sources import DirectionSource
+from trimtab.steering.trace import Trace
+
+if TYPE_CHECKING:
+    from trimtab.dictionaries.base import Dictionary
+
+NEAR_TIE = 1e-3
+"""Nats between two tokens below which rounding may decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """A token that was decided otherwise."""
+
+    sample: int
+    branch: int
+    position: int
+    logged: int
+    decided: int
+    gap: float
+    """Log-probability of the decided token minus that of the logged one, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """How far a replay agrees with its run."""
+
+    run: str
+    n_rows: int
+    n_tokens: int
+    """Tokens re-decided."""
+    n_edits: int
+    """Edited (token, site) pairs."""
+    mismatches: list[Mismatch]
+    max_logp_difference: float
+    """Largest |difference| of a token's log-probability, in nats; 0 if bit-exact."""
+    edits_equal: bool
+    """Whether every edit was applied again, at the same place with the same coefficient."""
+    changed_versions: dict[str, str]
+    """Packages whose version is not the run's, as `then → now`."""
+
+    @property
+    def matches(self) -> int:
+        """Tokens decided as they were."""
+        return self.n_tokens - len(self.mismatches)
+
+    @property
+    def near_ties(self) -> int:
+        """Mismatches between tokens that rounding may swap."""
+        return sum(abs(m.gap) < NEAR_TIE for m in self.mismatches)
+
+    @property
+    def exact(self) -> bool:
+        """Same tokens, same edits, same bits of every log-probability."""
+        return not self.mismatches and self.edits_equal and self.max_logp_difference == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "matches": self.matches, "near_ties": self.near_ties, "exact": self.exact}
+
+    def render(self) -> RenderableType:
+        """For the terminal."""
+        lines = [
+            f"[bold]{'exact' if self.exact else 'not exact'}[/bold]: {self.matches} of {self.n_tokens} tokens in "
+            f"{self.n_rows} rows re-decided as they were, {self.n_edits} edits "
+            f"{'applied again' if self.edits_equal else '[bold]not all equal[/bold]'}",
+            f"largest difference of a log-probability: {self.max_logp_difference:.2g} nats",
+        ]
+        lines += [f"{name}: {change}" for name, change in self.changed_versions.items()]
+        if not self.mismatches:
+            return "\n".join(lines)
+        table = Table("sample", "branch", "position", "logged", "decided", "gap (nats)")
+        for m in self.mismatches[:20]:
+            table.add_row(*map(str, (m.sample, m.branch, m.position, m.logged, m.decided)), f"{m.gap:.3g}")
+        lines.append(f"{len(self.mismatches)} mismatches, {self.near_ties} of them near-ties (below {NEAR_TIE} nats):")
+        return Group("\n".join(lines), table)
+
+
+def replay(
+    run: str | Path,
+    *,
+    model: LanguageModel | None = None,
+    dictionary: Dictionary | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Replay a run of `trimtab steer`.
+
+    Args:
+        run: its directory.
+        model: its model, if loaded already.
+        dictionary: its dictionary, if loaded already.
+        progress: called with the number of rows whenever some have ended.
+
+    Raises:
+        UserError: there is no trace, or model or dictionary are not those of the run.
+    """
+    from trimtab.dictionaries import load_dictionary
+    from trimtab.lm import load_model
+
+    record = read_record(run)
+    trace = Trace.read(run)
+    config = record["config"]
+    model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
+    check_hash(run, "model", record, model.fingerprint)
+    dictionary = dictionary or load_dictionary(config["sae"], model=model, device=config["device"])
+    check_hash(run, "dictionary", record, dictionary.fingerprint)
+    facts = trace.facts
+    source = DirectionSource(
+        dictionary,
+        facts["sites"][0],
+        unit=config["unit"],
+        operation=facts["operation"],
+        positions=facts["positions"],
+    )
+    then = record["versions"]
+    changed = {k: f"{then.get(k)} → {now}" for k, now in versions().items() if then.get(k) != now}
+    return replay_trace(model, trace, source, run=str(run), changed_versions=changed, progress=progress)
+
+
+def replay_trace(
+    model: LanguageModel,
+    trace: Trace,
+    source: InterventionSource | None,
+    *,
+    run: str = "",
+    changed_versions: dict[str, str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Apply a trace's edits again, in the same batches, and compare every token.
+
+    Args:
+        model: the model that decoded.
+        trace: what it did.
+        source: the source of the edits, for its directions, sites and positions; None if there was none.
+        run: name of the run, for the report.
+        changed_versions: for the report.
+        progress: called with the number of rows whenever some have ended.
+    """
+    rows, repeats = trace.facts["rows"], trace.facts["repeats"]
+    logged = trace.per_row("token_id")
+    log = EditLog.empty() if source is None else trace.edit_log(source)
+    again = decode(
+        model,
+        [row["prompt"] for row in rows[::repeats]],
+        trace.decoding,
+        None if source is None else ReplaySource(log, source),
+        forced=[row["forced"] for row in rows[::repeats]],
+        repeats=repeats,
+        teacher=logged,
+        samples=[row["sample"] for row in rows[::repeats]],
+        branches=[row["draw_branch"] for row in rows],
+        progress=progress,
+    )
+    mismatches = [
+        Mismatch(
+            sample=rows[r]["sample"],
+            branch=rows[r]["branch"],
+            position=again.first_position(r) + i,
+            logged=token,
+            decided=again.decided_ids[r][i],
+            gap=again.decided_logp[r][i] - again.token_logp[r][i],
+        )
+        for r, tokens in enumerate(logged)
+        for i, token in enumerate(tokens[: len(again.decided_ids[r])])
+        if again.decided_ids[r][i] != token
+    ]
+    differences = [
+        abs(then - now)
+        for before, after in zip(trace.per_row("token_logp"), again.token_logp, strict=True)
+        for then, now in zip(before, after, strict=True)
+    ]
+    return ReplayReport(
+        run=run,
+        n_rows=len(rows),
+        n_tokens=sum(map(len, logged)),
+        n_edits=len(log),
+        mismatches=mismatches,
+        max_logp_difference=max(differences, default=0.0),
+        edits_equal=_same_edits(log, again.edits),
+        changed_versions=changed_versions or {},
+    )
+
+
+def check_hash(run: str | Path, name: str, record: dict[str, Any], found: str) -> None:
+    """Raise a `UserError` if a model or dictionary is not the one that a run recorded."""
+    expected = record["hashes"].get(name)
+    if expected != found:
+        raise UserError(
+            f"{name} {record['config'].get('sae' if name == 'dictionary' else name)}",
+            f"its hash is {found}, that of run {run} was {expected}",
+            f"give the {name} that the run used",
+        )
+
+
+def _same_edits(first: EditLog, second: EditLog) -> bool:
+    first, second = (log.take((log.feature >= 0).any(dim=1)) for log in (first, second))
+    if len(first) != len(second):
+        return False
+    width = max(first.feature.shape[1], second.feature.shape[1])
+    first, second = (EditLog.cat([log, _wide(width)]) for log in (first, second))
+    return all(
+        bool((getattr(first, name) == getattr(second, name)).all())
+        for name in ("site", "row", "position", "feature", "coefficient")
+    )
+
+
+def _wide(width: int) -> EditLog:
+    """No edits, of a given number of slots."""
+    empty = EditLog.empty()
+    pair = empty.coefficient.reshape(0, 1).expand(0, width)
+    return EditLog(**{**empty.columns, "feature": pair.long(), "coefficient": pair, "requested": pair})

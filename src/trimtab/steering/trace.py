@@ -1,0 +1,336 @@
+"""The trace of a decode call: one row per token, one row per edit, and what is needed to decode it again.
+
+Rows are named by sample and branch. `position` is absolute: in `tokens.parquet` the token's own, in `edits.parquet`
+that of the input token whose activation was edited. The edit at position p acts on the choice of the token at p + 1, so
+`kl_local`, `kl_total`, `value` and the top tokens of a token belong to the edit one position before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from trimtab.errors import UserError
+from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, Site
+from trimtab.runs import Run, read_record, write_table
+from trimtab.steering.effects import TokenEffects, TopTokens
+from trimtab.steering.replaying import blocks_of
+from trimtab.steering.sources import Block
+
+TOKENS_FILE, EDITS_FILE = "tokens.parquet", "edits.parquet"
+
+_TOP = pa.list_(pa.struct([("token_id", pa.int32()), ("text", pa.string()), ("logp", pa.float32())]))
+TOKEN_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("sample", pa.int64()),
+        ("branch", pa.int64()),
+        ("parent_branch", pa.int64()),
+        ("position", pa.int64()),
+        ("token_id", pa.int32()),
+        ("text", pa.string()),
+        ("token_logp", pa.float32()),
+        ("entropy", pa.float32()),
+        ("value", pa.float32()),
+        ("reward", pa.float32()),
+        ("kl_local", pa.float32()),
+        ("kl_total", pa.float32()),
+        ("unsteered_logp", pa.float32()),
+        ("top_with", _TOP),
+        ("top_without", _TOP),
+    ]
+)
+EDIT_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("sample", pa.int64()),
+        ("branch", pa.int64()),
+        ("position", pa.int64()),
+        ("site", pa.string()),
+        ("slot", pa.int32()),
+        ("operation", pa.string()),
+        ("feature", pa.int64()),
+        ("unit", pa.string()),
+        ("requested_dose", pa.float64()),
+        ("applied_dose", pa.float64()),  # coefficient along the unit direction, in model units; exact
+        ("relative_dose", pa.float64()),  # applied_dose / x_norm
+        ("x_norm", pa.float64()),  # ‖x‖ before the edit
+        ("delta_norm", pa.float64()),  # ‖Δ‖ of all slots together
+        ("action_logp", pa.float64()),
+        ("n_allowed", pa.int64()),
+        ("value", pa.float64()),
+        ("dictionary_hash", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was done at each token. Made by `of` or `read`; `write` puts it into a run."""
+
+    tokens: pa.Table
+    """`TOKEN_SCHEMA`, ordered by row and position; what was not measured is null."""
+    edits: pa.Table
+    """`EDIT_SCHEMA`. A token that a source looked at without editing has a row with feature −1 if it logged a value or
+    log-probability, and none otherwise."""
+    facts: dict[str, Any]
+    """Decoding config, sites, positions, and per row its names, prompt ids, forced ids and keys of random draws."""
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        decoded: Decoded,
+        config: DecodeConfig,
+        source: InterventionSource | None = None,
+        *,
+        effects: TokenEffects | None = None,
+        run: str = "",
+        branches: Sequence[int] | None = None,
+        parents: Sequence[int | None] | None = None,
+        rewards: Sequence[float] | None = None,
+    ) -> Trace:
+        """Trace of a decode call.
+
+        Args:
+            model: the model that decoded.
+            decoded: its result.
+            config: its config.
+            source: its source, if it was steered.
+            effects: of `token_effects`, if measured.
+            run: name of the run.
+            branches: per row, its branch in the trace, if draws were keyed by another number (arms that share draws).
+            parents: per row, the branch that it was forked from.
+            rewards: per row, credited to its last token.
+        """
+        names = list(zip(decoded.sample, decoded.branch if branches is None else branches, strict=True))
+        assert len(set(names)) == len(names), "sample and branch must name each row"
+        facts = {
+            "decoding": asdict(config),
+            "repeats": decoded.repeats,
+            "sites": [] if source is None else [str(site) for site in source.sites],
+            "positions": None if source is None else str(source.positions),
+            "unit": None if source is None else source.unit,
+            "operation": None if source is None else source.operation,
+            "rows": [
+                {
+                    "sample": names[row][0],
+                    "branch": names[row][1],
+                    "draw_branch": decoded.branch[row],
+                    "prompt": decoded.prompts[row],
+                    "forced": decoded.forced[row],
+                    "finish": decoded.finish[row],
+                }
+                for row in range(len(decoded))
+            ],
+        }
+        tokens = _token_table(model, decoded, names, effects, run, parents, rewards)
+        return cls(tokens, _edit_table(decoded, source, names, run), facts)
+
+    def write(self, run: Run) -> None:
+        """Write both tables whole, and the facts into `run.json` under `trace`."""
+        write_table(run.file(TOKENS_FILE), self.tokens)
+        write_table(run.file(EDITS_FILE), self.edits)
+        run.record(trace=self.facts)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Trace:
+        """Read the trace in a run directory.
+
+        Raises:
+            UserError: there is no run, it holds no trace, or a table is damaged.
+        """
+        facts = read_record(path).get("trace")
+        if not isinstance(facts, dict):
+            raise UserError(f"run {path}", "it holds no trace", "name a run that `trimtab steer` finished")
+        return cls(_read(Path(path) / TOKENS_FILE, TOKEN_SCHEMA), _read(Path(path) / EDITS_FILE, EDIT_SCHEMA), facts)
+
+    @property
+    def decoding(self) -> DecodeConfig:
+        """The config of the decode call."""
+        fields = dict(self.facts["decoding"])
+        return DecodeConfig(**{**fields, "stop": tuple(fields["stop"])})
+
+    def per_row(self, column: str) -> list[list[Any]]:
+        """A column of the token table as one list per row, in order of position."""
+        index = self._row_index()
+        rows: list[list[Any]] = [[] for _ in index]
+        columns = (self.tokens.column(name).to_pylist() for name in ("sample", "branch", column))
+        for sample, branch, value in zip(*columns, strict=True):
+            rows[index[sample, branch]].append(value)
+        return rows
+
+    def edit_log(self, source: InterventionSource) -> EditLog:
+        """The edits as a log that indexes a source's directions.
+
+        Raises:
+            UserError: the trace holds edits by another dictionary or operation than the source's.
+        """
+        index = self._row_index()
+        sites = [Site.parse(site) for site in self.facts["sites"]]
+        place = {str(site): source.sites.index(site) for site in sites}
+        blocks = {(str(site), *block[2:]): block.start for site in sites for block in blocks_of(source, site)}
+        grouped: dict[tuple[int, int, int], list[dict[str, Any]]] = defaultdict(list)
+        for edit in self.edits.to_pylist():
+            grouped[index[edit["sample"], edit["branch"]], edit["position"], place[edit["site"]]].append(edit)
+        if not grouped:
+            return EditLog.empty()
+        width = 1 + max(edit["slot"] for edits in grouped.values() for edit in edits)
+        feature = torch.full((len(grouped), width), -1)
+        coefficient = torch.zeros(len(grouped), width, dtype=torch.float64)
+        requested = torch.zeros(len(grouped), width, dtype=torch.float64)
+        for i, edits in enumerate(grouped.values()):
+            for edit in edits:
+                if edit["feature"] < 0:
+                    continue
+                key = (edit["site"], edit["unit"], edit["operation"], edit["dictionary_hash"])
+                if key not in blocks:
+                    raise UserError(
+                        f"edits of dictionary {edit['dictionary_hash']} ({edit['operation']}, {edit['unit']})",
+                        f"the source at hand has {', '.join(sorted({b[3] for b in blocks}))}",
+                        "give the source or dictionary that the run used",
+                    )
+                feature[i, edit["slot"]] = edit["feature"] + blocks[key]
+                coefficient[i, edit["slot"]] = edit["applied_dose"]
+                requested[i, edit["slot"]] = edit["requested_dose"]
+        firsts = [edits[0] for edits in grouped.values()]
+
+        def column(name: str, missing: float = float("nan")) -> torch.Tensor:
+            return torch.tensor([missing if e[name] is None else e[name] for e in firsts], dtype=torch.float64)
+
+        keys = torch.tensor(list(grouped))
+        return EditLog(
+            site=keys[:, 2],
+            row=keys[:, 0],
+            position=keys[:, 1],
+            feature=feature,
+            coefficient=coefficient,
+            requested=requested,
+            x_norm=column("x_norm"),
+            delta_norm=column("delta_norm"),
+            action_logp=column("action_logp"),
+            n_allowed=column("n_allowed", -1).long(),
+            value=column("value"),
+        ).sorted()
+
+    def _row_index(self) -> dict[tuple[int, int], int]:
+        return {(row["sample"], row["branch"]): i for i, row in enumerate(self.facts["rows"])}
+
+
+def _token_table(
+    model: LanguageModel,
+    decoded: Decoded,
+    names: Sequence[tuple[int, int]],
+    effects: TokenEffects | None,
+    run: str,
+    parents: Sequence[int | None] | None,
+    rewards: Sequence[float] | None,
+) -> pa.Table:
+    log = decoded.edits
+    values = {
+        (row, position): value
+        for row, position, value in zip(log.row.tolist(), log.position.tolist(), log.value.tolist(), strict=True)
+        if not math.isnan(value)
+    }
+    text: dict[int, str] = {}
+
+    def text_of(token: int) -> str:
+        if token not in text:
+            text[token] = model.decode_ids([token], special=True)
+        return text[token]
+
+    def listed(top: TopTokens) -> list[dict[str, Any]]:
+        return [{"token_id": i, "text": text_of(i), "logp": p} for i, p in zip(top.ids, top.logp, strict=True)]
+
+    columns: dict[str, list[Any]] = {name: [] for name in TOKEN_SCHEMA.names}
+    for row, tokens in enumerate(decoded.token_ids):
+        first = decoded.first_position(row)
+        n = len(tokens)
+        reward: list[float | None] = [None] * n
+        if rewards is not None:
+            reward[-1] = rewards[row]
+        blank: list[None] = [None] * n
+        columns["run"] += [run] * n
+        columns["sample"] += [names[row][0]] * n
+        columns["branch"] += [names[row][1]] * n
+        columns["parent_branch"] += [None if parents is None else parents[row]] * n
+        columns["position"] += range(first, first + n)
+        columns["token_id"] += tokens
+        columns["text"] += map(text_of, tokens)
+        columns["token_logp"] += decoded.token_logp[row]
+        columns["entropy"] += decoded.entropy[row]
+        columns["value"] += [values.get((row, position - 1)) for position in range(first, first + n)]
+        columns["reward"] += reward
+        for name in ("kl_local", "kl_total", "unsteered_logp"):
+            columns[name] += blank if effects is None else getattr(effects, name)[row]
+        for name in ("top_with", "top_without"):
+            columns[name] += blank if effects is None else map(listed, getattr(effects, name)[row])
+    return pa.table(columns, schema=TOKEN_SCHEMA)
+
+
+def _edit_table(
+    decoded: Decoded, source: InterventionSource | None, names: Sequence[tuple[int, int]], run: str
+) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in EDIT_SCHEMA.names}
+    if source is None:
+        return pa.table(columns, schema=EDIT_SCHEMA)
+    blocks = [blocks_of(source, site) for site in source.sites]
+    log = {name: column.tolist() for name, column in decoded.edits.columns.items()}
+    for i in range(len(decoded.edits)):
+        slots = [k for k, feature in enumerate(log["feature"][i]) if feature >= 0]
+        known = not math.isnan(log["action_logp"][i]) or not math.isnan(log["value"][i])
+        for slot in slots or ([0] if known else []):
+            feature = log["feature"][i][slot]
+            block = _block(blocks[log["site"][i]], feature)
+            applied, norm = log["coefficient"][i][slot], log["x_norm"][i]
+            row = {
+                "run": run,
+                "sample": names[log["row"][i]][0],
+                "branch": names[log["row"][i]][1],
+                "position": log["position"][i],
+                "site": str(source.sites[log["site"][i]]),
+                "slot": slot,
+                "operation": block.operation if feature >= 0 else "none",
+                "feature": feature - block.start if feature >= 0 else -1,
+                "unit": block.unit,
+                "requested_dose": log["requested"][i][slot],
+                "applied_dose": applied,
+                "relative_dose": applied / norm if norm else 0.0,
+                "x_norm": norm,
+                "delta_norm": log["delta_norm"][i],
+                "action_logp": _number(log["action_logp"][i]),
+                "n_allowed": log["n_allowed"][i] if log["n_allowed"][i] >= 0 else None,
+                "value": _number(log["value"][i]),
+                "dictionary_hash": block.dictionary_hash,
+            }
+            for name, value in row.items():
+                columns[name].append(value)
+    return pa.table(columns, schema=EDIT_SCHEMA)
+
+
+def _block(blocks: Sequence[Block], feature: int) -> Block:
+    return next((b for b in blocks if b.start <= feature < b.start + b.n), blocks[0])
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "name a run that `trimtab steer` finished") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(str(path), f"not readable as Parquet ({error})".splitlines()[0], "run it again") from error
+    if table.schema.names != schema.names:
+        raise UserError(str(path), "its columns are not those of a trace", "run it again with this version")
+    return table

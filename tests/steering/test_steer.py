@@ -1,0 +1,217 @@
+"""`trimtab steer` as a function: arms, sweeps, runs, replay, rendering, and bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_dictionary import make_dictionary
+
+from trimtab.dictionaries import Standard, save_dictionary
+from trimtab.errors import UserError
+from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.steering import (
+    ReplayReport,
+    StaticSource,
+    SteerConfig,
+    SteerResult,
+    Trace,
+    replay,
+    run_steer,
+    steer,
+    steer_with,
+)
+
+PROMPTS = ("the sea and the ship", "an inn", "in the end, the trim tab turned the rudder")
+
+
+@pytest.fixture
+def tiny(tiny_llama: LanguageModel) -> tuple[LanguageModel, Standard]:
+    return tiny_llama, make_dictionary(tiny_llama)
+
+
+@pytest.fixture
+def on_disk(tiny: tuple[LanguageModel, Standard], tmp_path: Path) -> dict[str, Any]:
+    """Config fields that name a model and an SAE on disk."""
+    model, sae = tiny
+    model.hf.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    sae.info = type(sae.info)(architecture="standard", site="resid_post.1")
+    save_dictionary(sae, tmp_path / "sae")
+    return {"model": str(tmp_path / "model"), "sae": str(tmp_path / "sae"), "max_new_tokens": 6}
+
+
+def shown(result: SteerResult | ReplayReport) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(result.render())
+    return console.export_text()
+
+
+def test_arms_are_what_decoding_alone_gives(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    decoding = DecodeConfig(max_new_tokens=8)
+    result = steer(model, sae, PROMPTS, [3, 5], 0.6, decoding=decoding)
+    ids = [model.encode_text(p) for p in PROMPTS]
+    assert [c.text for c in result.unsteered.continuations] == decode(model, ids, decoding).texts
+    alone = decode(model, ids, decoding, StaticSource(sae, [3, 5], 0.6))
+    assert [c.text for c in result.steered[0].continuations] == alone.texts
+    assert result.unsteered.realised.n_edits == 0
+    assert result.unsteered.kl_total == 0
+    steered = result.steered[0]
+    assert steered.realised.n_edits == sum(map(len, alone.token_ids))
+    assert steered.kl_local is not None
+    assert steered.kl_local > 0.01
+    assert steered.kl_total is not None
+    assert steered.kl_total > 0.01
+    nll = [-p for row in alone.token_logp for p in row]
+    assert steered.unsteered_nll is not None
+    assert steered.unsteered_nll > sum(nll) / len(nll)
+
+
+def test_a_sweep_has_one_arm_per_dose(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    decoding = DecodeConfig(max_new_tokens=5, temperature=1.0, stop_at_eos=False)
+    result = steer(model, sae, "the sea", 3, sweep=(0.0, 0.2, 0.8), samples=2, decoding=decoding)
+    assert [arm.name for arm in result.arms] == ["unsteered", "dose 0", "dose 0.2", "dose 0.8"]
+    assert [arm.realised.relative for arm in result.arms] == pytest.approx([0, 0, 0.2, 0.8], abs=1e-4)
+    assert result.arms[0].continuations == result.arms[1].continuations  # arms share their draws
+    kl = [arm.kl_local for arm in result.arms]
+    assert kl[0] == 0
+    assert kl[1] == pytest.approx(0, abs=1e-5)
+    assert kl[2] < kl[3]  # type: ignore[operator]
+    text = shown(result)
+    assert "dose 0.8" in text
+    assert "KL local" in text
+
+
+def test_features_may_have_their_own_doses(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    result = steer(model, sae, "the sea", [3, 5], [0.5, -0.5], decoding=DecodeConfig(max_new_tokens=3), kl=False)
+    assert result.arms[1].dose == [0.5, -0.5]
+    assert result.arms[1].name == "dose 0.5, -0.5"
+    assert result.arms[1].kl_total is None
+
+
+def test_chat_and_token_ids_are_prompts(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    chat = steer(model, sae, "an inn", 3, chat=True, decoding=DecodeConfig(max_new_tokens=3))
+    ids = steer(model, sae, [model.encode_text("an inn", chat=True)], 3, decoding=DecodeConfig(max_new_tokens=3))
+    assert chat.arms == ids.arms
+
+
+def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path: Path) -> None:
+    config = SteerConfig(
+        **on_disk, prompt=PROMPTS, feature=(3,), sweep=(0.3, 0.9), temperature=0.8, seed=2, run=str(tmp_path / "run")
+    )
+    result = run_steer(config)
+    assert isinstance(result, SteerResult)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "done"
+    assert set(record["hashes"]) == {"model", "dictionary"}
+    assert record["trace"]["decoding"]["temperature"] == 0.8
+    trace = Trace.read(tmp_path / "run")
+    assert len(trace.facts["rows"]) == 9
+    assert trace.facts["rows"][0]["prompt"]
+    kl = [value for row in trace.per_row("kl_local") for value in row]
+    assert None not in kl
+    before = (tmp_path / "run" / "tokens.parquet").stat().st_mtime_ns
+    assert run_steer(config) == result  # done: read back, not decoded again
+    assert (tmp_path / "run" / "tokens.parquet").stat().st_mtime_ns == before
+
+    report = run_steer(SteerConfig(replay=str(tmp_path / "run")))
+    assert isinstance(report, ReplayReport)
+    assert report.exact
+    assert report.n_rows == 9
+    assert report.n_edits == sum(arm.realised.n_edits for arm in result.arms)
+    assert f"exact: {report.n_tokens} of {report.n_tokens} tokens" in shown(report)
+    assert json.dumps(report.to_json())
+
+    with pytest.raises(UserError, match=r"temperature was 0\.8 and is now 0\.5"):
+        run_steer(SteerConfig(**{**vars(config), "temperature": 0.5}))
+
+
+@pytest.mark.parametrize("operation", ["ablate", "clamp", "scale"])
+def test_other_operations_replay_too(on_disk: dict[str, Any], tmp_path: Path, operation: str) -> None:
+    config = SteerConfig(
+        **on_disk, prompt=PROMPTS, feature=(3, 4), dose=(1.5,), unit="max_activation", operation=operation,
+        positions="all", run=str(tmp_path / "run"), kl=False,
+    )  # fmt: skip
+    run_steer(config)
+    assert replay(tmp_path / "run").exact
+
+
+def test_a_replay_needs_the_same_model_and_dictionary(
+    on_disk: dict[str, Any], tiny: tuple[LanguageModel, Standard], tiny_gpt2: LanguageModel, tmp_path: Path
+) -> None:
+    run_steer(SteerConfig(**on_disk, prompt=("an inn",), feature=(3,), run=str(tmp_path / "run"), kl=False))
+    with pytest.raises(UserError, match=r"its hash is .* give the model that the run used"):
+        replay(tmp_path / "run", model=tiny_gpt2)
+    model, _ = tiny
+    with pytest.raises(UserError, match="give the dictionary that the run used"):
+        replay(tmp_path / "run", dictionary=make_dictionary(model, n=40))
+    with pytest.raises(UserError, match=r"there is no run\.json"):
+        run_steer(SteerConfig(replay=str(tmp_path / "nowhere")))
+
+
+def test_side_by_side_shows_both_texts(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    result = steer(model, sae, "the sea", 3, 0.9, decoding=DecodeConfig(max_new_tokens=4))
+    text = shown(result)
+    assert "add feature 3 at resid_post.1 of tiny-llama, unit relative" in text
+    assert "unsteered" in text
+    assert "dose 0.9" in text
+    assert SteerResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ()}, "the prompts: there is none"),
+    ({"prompt": ("",)}, "the prompt: it is empty"),
+    ({"feature": ()}, "the features: there is none to steer with"),
+    ({"feature": (48,)}, "feature 48: the dictionary has features 0 to 47; choose one of them"),
+    ({"feature": (-1,)}, "feature -1: the dictionary has features 0 to 47"),
+    ({"dose": (math.nan,)}, "dose nan: a dose is a finite number"),
+    ({"sweep": (0.1, math.inf)}, "dose inf: a dose is a finite number"),
+    ({"dose": (0.1, 0.2, 0.3)}, "3 doses: there are 1 features"),
+    ({"unit": "percent"}, "unit 'percent'"),
+    ({"operation": "remove"}, "operation 'remove'"),
+    ({"positions": "5:1"}, "positions '5:1': allowed are generated, prompt, all or START:STOP"),
+    ({"site": "resid_post.9"}, "site resid_post.9: tiny-llama has layers 0 to 3"),
+    ({"site": "resid_post"}, "site 'resid_post'"),
+    ({"site": "resid_post.2"}, "site resid_post.2: the dictionary reads resid_post.1"),
+    ({"samples": 3}, "greedy decoding gives the same text every time"),
+    ({"samples": 0, "temperature": 1.0}, "samples = 0"),
+    ({"temperature": math.nan}, "temperature = nan"),
+    ({"top_p": 0.0}, "top_p = 0.0"),
+    ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+    ({"max_new_tokens": 1000}, "together 1001 tokens, but tiny-llama holds 256"),
+    ({"operation": "ablate", "sweep": (1.0,)}, "ablation has no dose"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_bad_input_says_what_is_wrong(
+    fields: dict[str, Any], message: str, tiny: tuple[LanguageModel, Standard]
+) -> None:
+    model, sae = tiny
+    config = {"prompt": ("in",), "feature": (3,), **fields}
+    with pytest.raises(UserError) as caught:
+        steer_with(SteerConfig(**config), model, sae)
+    assert message in caught.value.line
+
+
+def test_a_dictionary_of_another_width_or_model_is_refused(
+    tiny: tuple[LanguageModel, Standard], on_disk: dict[str, Any], tiny_gemma3: LanguageModel, tmp_path: Path
+) -> None:
+    model, _ = tiny
+    wide = make_dictionary(tiny_gemma3, "attn_z.1.0")  # one head, 16 wide
+    wide.info = type(wide.info)(architecture="standard")
+    with pytest.raises(UserError, match="dictionary of width 16: tiny-llama has width 32"):
+        steer(model, wide, "in", 3, site="resid_post.1")
+    foreign = make_dictionary(tiny_gemma3)
+    save_dictionary(foreign, tmp_path / "foreign")
+    with pytest.raises(UserError, match="tiny-gemma3"):
+        run_steer(SteerConfig(**{**on_disk, "sae": str(tmp_path / "foreign")}, prompt=("in",), feature=(3,)))
