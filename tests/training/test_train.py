@@ -104,6 +104,13 @@ def test_averaged_weights_are_the_ones_saved(tmp_path: Path) -> None:
     assert torch.allclose(saved[1].decoder_norms, torch.ones(16), atol=1e-6)
 
 
+def test_default_learning_rate_falls_with_the_root_of_the_features() -> None:
+    assert small(n_features=2**14).peak_lr == pytest.approx(1e-3)
+    assert small(n_features=2**16).peak_lr == pytest.approx(5e-4)
+    assert small(n_features=2**10).peak_lr == 2e-3
+    assert small(lr=0.1).peak_lr == 0.1
+
+
 def test_steps_count_whole_batches() -> None:
     assert small(rows=1_000, batch_size=64).steps(10) == 15
     assert small(rows=None, epochs=2.5, batch_size=64).steps(1_000) == 39
