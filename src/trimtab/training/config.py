@@ -37,8 +37,8 @@ class TrainConfig:
     rows: int | None = None
     """Rows to train on in all; goes through the source again where it holds fewer."""
     lr: float | None = None
-    """Adam's peak learning rate; 1e-3 · √(2^14 / n_features), at most 2e-3, if not given. That is for a few million rows;
-    for a hundred times as many, Gao et al. (2024) take a fifth of it."""
+    """Adam's peak learning rate; 1e-3 · √(2^14 / n_features), at most 2e-3, if not given. That is for a few million
+    rows; for a hundred times as many, Gao et al. (2024) take a fifth of it."""
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises from 0, but at most 1,000 steps."""
     decay: Decay = "linear"
