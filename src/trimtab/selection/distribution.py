@@ -44,14 +44,24 @@ class EditedDistributions:
         self.logits, self.rows, self.base = logits, rows, base
 
     @cached_property
+    def _softmax(self) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
+        """The largest logit and log Σ_v exp(logit_v), while a piece is at hand."""
+        largest, normaliser = self.logits.new_empty(2, len(self.logits))
+        for part in self._pieces():
+            torch.amax(self.logits[part], -1, out=largest[part])
+            shifted = (self.logits[part] - largest[part, None]).exp_()
+            torch.add(largest[part], shifted.sum(-1).log_(), out=normaliser[part])
+        return largest, normaliser
+
+    @property
     def largest(self) -> Float[Tensor, " R"]:
         """The largest logit."""
-        return self.logits.amax(-1)
+        return self._softmax[0]
 
-    @cached_property
+    @property
     def normaliser(self) -> Float[Tensor, " R"]:
         """log Σ_v exp(logit_v)."""
-        return self.largest + self._by_piece(lambda shifted, _part: shifted.exp_().sum(-1), self.largest).log()
+        return self._softmax[1]
 
     def mean_top_log_prob(self, k: int) -> Float[Tensor, " R"]:
         """Mean log-probability of the k most likely tokens."""
@@ -78,17 +88,12 @@ class EditedDistributions:
             cross = self.normaliser - torch.mv(self.logits, base.probs)
             return (cross + torch.dot(base.probs, base.log_probs)).clamp_min(0)
 
-        def divergence(log_p: Tensor, _part: slice) -> Tensor:
+        found = []
+        for part in self._pieces():
+            log_p = self.logits[part] - self.normaliser[part, None]
             surprise = log_p - base.log_probs
-            return surprise.mul_(log_p.exp_()).sum(-1)
-
-        return self._by_piece(divergence, self.normaliser).clamp_min(0)
-
-    def _by_piece(
-        self, fn: Callable[[Float[Tensor, "r V"], slice], Tensor], shift: Float[Tensor, " R"]
-    ) -> Float[Tensor, " R"]:
-        """`fn` of pieces of `logits - shift`, which it may overwrite, joined."""
-        return torch.cat([fn(self.logits[part] - shift[part, None], part) for part in self._pieces()])
+            found.append(surprise.mul_(log_p.exp_()).sum(-1))
+        return torch.cat(found).clamp_min(0)
 
     def _pieces(self) -> Iterator[slice]:
         rows, vocab = self.logits.shape

@@ -18,7 +18,7 @@ from trimtab.selection.distribution import BaseDistribution, EditedDistributions
 from trimtab.selection.prefix import PrefixContinuation
 from trimtab.selection.unembedding import Unembedding
 
-BATCH_SIZE = 512
+BATCH_SIZE = 1024
 
 
 class LastTokenScorer:
