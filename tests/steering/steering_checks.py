@@ -161,7 +161,12 @@ def check_nothing_after_stop(
 
 
 def check_reconstruction_error_kept(
-    model: LanguageModel, dictionary: Dictionary, source: InterventionSource, feature: int, prompt: Sequence[int]
+    model: LanguageModel,
+    dictionary: Dictionary,
+    source: InterventionSource,
+    feature: int,
+    prompt: Sequence[int],
+    tolerance: float = 1e-4,
 ) -> None:
     """Rule 3: clamping and ablation move x by decode(f′) − decode(f), and only where asked."""
     site = source.sites[0]
@@ -189,7 +194,7 @@ def check_reconstruction_error_kept(
     assert not torch.equal(codes, wanted), "the feature is already there, so nothing is checked"
     b_dec, W_dec = dictionary.b_dec.double(), dictionary.W_dec.double()  # type: ignore[union-attr, operator]
     error = x[places].double() - (codes @ W_dec + b_dec)
-    torch.testing.assert_close(moved[places].double() - (wanted @ W_dec + b_dec), error, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(moved[places].double() - (wanted @ W_dec + b_dec), error, atol=tolerance, rtol=tolerance)
 
 
 def check_empty_edit(model: LanguageModel, empty: InterventionSource, prompts: Sequence[Sequence[int]]) -> None:
