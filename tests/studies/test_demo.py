@@ -14,7 +14,7 @@ import torch
 from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.studies import DemoConfig, DemoResult, demo, run_demo, texts
+from trimtab.studies import DemoConfig, DemoResult, choice, demo, outcomes, run_demo, texts
 
 SITE = "resid_post.1"
 PLANTED = 7
@@ -85,6 +85,7 @@ def config_of(files: Path, run: Path) -> DemoConfig:
         prompts=files / "prompts.json",
         run=run,
         doses=(0.8,),
+        candidates=3,
         sizes=(2, 1),
         prompts_per_feature=4,
         random_draws=2,
@@ -108,7 +109,7 @@ def test_planted_feature_is_found_chosen_and_beats_random(done: DemoResult):
     assert done.passed
     assert done.verdict.startswith("Yes")
     difference = next(d for d in results["differences"] if d["arm"] == "random")
-    assert difference["interval"]["low"] > 0.3
+    assert difference["interval"]["low"] > 0.2
     arms = {arm["name"]: arm for arm in results["arms"]}
     assert arms["delta-confidence"]["score"]["estimate"] > 0.5
     assert abs(arms["random"]["score"]["estimate"]) < 0.15
@@ -116,7 +117,13 @@ def test_planted_feature_is_found_chosen_and_beats_random(done: DemoResult):
 
 def test_arms_have_equal_doses_and_edits(done: DemoResult):
     steered = [arm for arm in done.results["arms"] if arm["name"] != "unsteered"]
-    assert {arm["name"] for arm in steered} == {"delta-confidence", "output-score", "random", "most-active"}
+    assert {arm["name"] for arm in steered} == {
+        "delta-confidence",
+        "output-score",
+        "chosen-random",
+        "random",
+        "most-active",
+    }
     for arm in steered:
         assert arm["relative_dose"] == pytest.approx(0.8, rel=1e-3)
         assert arm["n_edits"] == 6 * 2 * 8  # prompts, samples, tokens
@@ -207,7 +214,15 @@ def test_killed_run_goes_on_at_its_stage(
     monkeypatch.setattr(demo, "rank_by", None)
     calls += ["killed"]
     result = run_demo(config_of(files, tmp_path / "run"))
-    assert calls[4:] == ["killed", "delta-confidence", "output-score", "random-1", "random-2", "most-active"]
+    assert calls[4:] == [
+        "killed",
+        "delta-confidence",
+        "output-score",
+        "chosen-random",
+        "random-1",
+        "random-2",
+        "most-active",
+    ]
     assert result.results == done.results
 
 
@@ -244,7 +259,42 @@ def test_bad_prompts_say_so(tmp_path: Path, content: str, message: str):
         demo.read_prompts(tmp_path / "prompts.json")
 
 
-@pytest.mark.parametrize("change", [{"doses": ()}, {"doses": (-0.1,)}, {"sizes": (0,)}, {"replicates": 0}])
+@pytest.mark.parametrize(
+    "change", [{"doses": ()}, {"doses": (-0.1,)}, {"sizes": (0,)}, {"replicates": 0}, {"candidates": 2}]
+)
 def test_bad_sizes_say_so(change: dict):
     with pytest.raises(UserError, match=next(iter(change))):
         DemoConfig(**change)
+
+
+def test_uncertainty_covers_which_random_features_were_drawn():
+    """Two draws that differ much, prompts that differ not at all: over prompts alone an interval has no width."""
+    n_prompts = 20
+
+    def arm(name: str, feature: int, fires: int) -> texts.Texts:
+        fired = np.zeros((n_prompts, 10), dtype=bool)
+        fired[:, :fires] = True
+        zero = np.zeros(n_prompts)
+        return texts.Texts(
+            arm=np.full(n_prompts, name), prompt=np.arange(n_prompts), replicate=zero.astype(int),
+            feature=np.full(n_prompts, feature), dose=zero + 0.3, rank=zero.astype(int),
+            token_ids=np.zeros((n_prompts, 10), dtype=int), text=("",) * n_prompts, fired=fired,
+            nll=np.linspace(1, 2, n_prompts), repetition=zero, n_edits=np.full(n_prompts, 10), relative_dose=zero + 0.3,
+        )  # fmt: skip
+
+    steered = {
+        "delta-confidence": arm("delta-confidence", 0, 5),
+        "output-score": arm("output-score", 1, 5),
+        "chosen-random": arm("chosen-random", 1, 5),
+        "random-1": arm("random-1", 2, 0),
+        "random-2": arm("random-2", 3, 6),
+        "most-active": arm("most-active", 4, 1),
+    }
+    unsteered = arm("unsteered", -1, 0)
+    rates = choice.BaseRates(np.zeros((n_prompts, 1, 5)))
+    outcome = outcomes.summarise(unsteered, rates, steered)
+    difference = outcome.differences["random"]
+    assert difference.estimate == pytest.approx(0.2)
+    assert difference.low < 0 < difference.high
+    assert not outcome.yes
+    assert outcome.differences["most-active"].low == pytest.approx(0.4)

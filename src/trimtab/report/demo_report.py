@@ -30,6 +30,7 @@ NAMES = {
     "unsteered": "not steered",
     "delta-confidence": "delta-confidence",
     "output-score": "output score",
+    "chosen-random": "random, chosen likewise",
     "random": "random features",
     "random-1": "random feature",
     "most-active": "most active feature",
@@ -135,7 +136,7 @@ def _held_out(r: dict[str, Any]) -> list[Html]:
         figure(
             interval_plot(marks, axis, "Scores of all steered arms with 95% intervals", factor=POINTS),
             f"Scores with 95% intervals, bootstrapped over {r['n_prompts']} prompts. Small dots: {draws} draws of "
-            "random features, each as large as the chosen set.",
+            "random features, each as large as the chosen set; their interval covers which ones were drawn, too.",
         ),
         table(
             columns,
@@ -253,9 +254,11 @@ def _choice(r: dict[str, Any]) -> list[Html]:
         )
     return [
         paragraph(
-            "Direction, set size and dose were chosen on validation prompts, before the held-out prompts were opened. "
-            "Utility is the mean change of rate, texts outside the unsteered band counting 0. One dose serves all "
-            f"arms: {r['dose']:g} of the residual's norm, at which the two criteria's best sets do best together."
+            "Direction, set and dose were chosen on validation prompts, before the held-out prompts were opened. A set "
+            "is the candidates of a list with the largest mean utility (change of rate, texts outside the unsteered "
+            "band counting 0); the table judges sets on the half of the prompts that did not choose them. Random "
+            "candidates went through the same choice, which tells what the ranking adds to it. One dose serves all "
+            f"arms: {r['dose']:g} of the residual's norm, at which the best sets do best together."
         ),
         details(f"All {len(rows)} configurations", table(columns, rows, "Validation prompts.")),
     ]
@@ -301,6 +304,7 @@ def _interval(fields: dict[str, Any] | None) -> Interval | None:
 def _strip(tokens: list[str], fired: list[bool] | None) -> Html:
     """A text token by token, those at which the feature fires marked."""
     marks = fired or [False] * len(tokens)
+    tokens = [token.lstrip() if i == 0 else token for i, token in enumerate(tokens)]
     return join([tag("mark", escape(t)) if mark else escape(t) for t, mark in zip(tokens, marks, strict=True)])
 
 

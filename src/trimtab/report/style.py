@@ -29,7 +29,7 @@ th, td {{ padding: .42rem .7rem; border-bottom: 1px solid {RULE}; vertical-align
 th:first-child, td:first-child {{ padding-left: .4rem; }}
 thead th {{ border-bottom: 1.5px solid {INK}; font-weight: 600; vertical-align: bottom; }}
 thead small {{ display: block; font-weight: 400; }}
-tbody th {{ font-weight: 500; }}
+tbody th {{ font-weight: 500; white-space: nowrap; }}
 .number {{ text-align: right; white-space: nowrap; }}
 .words {{ text-align: left; }}
 tr.emphasis {{ background: #eef6f9; }}

@@ -1,10 +1,13 @@
 """Choosing direction, subset and dose from texts on validation prompts.
 
-The utility of a configuration is the mean over its rows of (rate at which the steered feature fires − its rate
-unsteered), rows whose negative log-likelihood left the unsteered texts' band counting 0: effect that costs the text is
-no effect. One dose is chosen for all arms, the one at which the best configurations of both criteria do best together,
-so that arms are compared at equal dose; at that dose each criterion takes its own best direction and subset size.
-Ties go to the earlier dose, direction and size of the grid.
+The utility of a row is (rate at which the steered feature fires − its rate unsteered), or 0 where the text's negative
+log-likelihood left the unsteered texts' band: effect that costs the text is no effect. A subset is the candidates of a
+list with the largest mean utility. Which direction, size and dose are best is judged crosswise, because a subset looks
+better than it is on the rows that chose it: candidates are chosen on the prompts of one half and judged on the other's.
+One dose is chosen for all arms, the one at which the best configurations of all criteria do best together, so that arms
+are compared at equal dose; at that dose each criterion takes its own best direction and size, and the subset that all
+validation rows together choose. Random candidates go through the same choice, so that what the ranking adds to it can
+be told. Ties go to the earlier dose, direction, size and candidate.
 """
 
 from __future__ import annotations
@@ -64,9 +67,12 @@ class Cell(NamedTuple):
     direction: str
     size: int
     dose: float
+    features: tuple[int, ...]
+    """The subset that all rows choose, best first."""
     utility: float
+    """Of subsets chosen on one half of the prompts, on the other half."""
     effect: float
-    """Mean change of rate, whatever became of the text."""
+    """Mean change of rate, whatever became of the text, crosswise too."""
     in_band: float
     n_rows: int
 
@@ -96,19 +102,28 @@ def choose(
         effect: `[N]` change of rate.
         in_band: `[N]` whether the text is ordinary.
         lists: criterion and direction of every list.
-        sizes: subsets are the first so many of a list.
+        sizes: how many of a list's candidates a subset has.
         doses: in units of ‖x‖.
     """
+    utility = effect * in_band
     grid = []
     for dose in doses:
         for name, (criterion, direction) in lists.items():
+            rows = np.flatnonzero((texts.arm == name) & np.isclose(texts.dose, dose))
+            half = texts.prompt[rows] % 2
             for size in sizes:
-                rows = (texts.arm == name) & (texts.rank < size) & np.isclose(texts.dose, dose)
-                utility = float((effect * in_band)[rows].mean())
+                judged = np.concatenate(
+                    [
+                        rows[half == fold][np.isin(texts.feature[rows[half == fold]], subset)]
+                        for fold in (0, 1)
+                        for subset in [best_features(texts, utility, rows[half != fold], size)]
+                    ]
+                )
                 grid.append(
                     Cell(
-                        criterion, direction, size, dose, utility,
-                        float(effect[rows].mean()), float(in_band[rows].mean()), int(rows.sum()),
+                        criterion, direction, size, dose, best_features(texts, utility, rows, size),
+                        float(utility[judged].mean()), float(effect[judged].mean()), float(in_band[judged].mean()),
+                        len(judged),
                     )
                 )  # fmt: skip
     criteria = list(dict.fromkeys(criterion for criterion, _ in lists.values()))
@@ -118,3 +133,10 @@ def choose(
 
     dose = max(doses, key=lambda d: sum(best(criterion, d).utility for criterion in criteria))
     return Choice(dose, {criterion: best(criterion, dose) for criterion in criteria}, tuple(grid))
+
+
+def best_features(texts: Texts, utility: ndarray, rows: ndarray, size: int) -> tuple[int, ...]:
+    """The features with the largest mean utility over some rows, best first; ties in the order of their list."""
+    features = list(dict.fromkeys(texts.feature[rows][np.argsort(texts.rank[rows], kind="stable")].tolist()))
+    mean = {f: float(utility[rows][texts.feature[rows] == f].mean()) for f in features}
+    return tuple(sorted(features, key=lambda f: -mean[f])[:size])

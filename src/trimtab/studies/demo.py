@@ -4,21 +4,23 @@ Protocol
 --------
 1. *Rank.* Every live feature of the SAE is scored by Delta Token Confidence and by the output score, both at 10 × its
    largest activation on the last token of "From my experience,". Candidates are the features at both ends of the first
-   ranking (UP: confidence falls most, DOWN: it rises most) and at the top of the second.
+   ranking (UP: confidence falls most, DOWN: it rises most), at the top of the second, and as many random ones.
 2. *Choose* on validation prompts. Each candidate steers continuations of some of them at each dose of a small grid; the
-   module `choice` says how direction, subset size and one common dose follow from that. All randomness is fixed by the
-   seed; prompts rotate over features, so that no feature has prompts of its own.
+   module `choice` says how direction, subset and one common dose follow from that. All randomness is fixed by the seed;
+   prompts rotate over features, so that no feature has prompts of its own.
 3. *Test* on held-out prompts, opened once the choice is written down. Arms: not steered; the chosen delta-confidence
-   features; the chosen output-score features; random live features, as many, in several draws; the feature most active
-   on each prompt. Every row is one prompt steered with one feature of its arm's set, at every token that is chosen, by
-   the same ‖Δ‖/‖x‖; rows never stop early, so that arms also have the same number of edits.
+   features; the chosen output-score features; features chosen in the same way from random candidates, which tells what
+   the ranking adds to the choice; random live features, another one for each text, in several draws; the feature most
+   active on each prompt. Every row is one prompt steered with one feature of its arm's set, at every token that is
+   chosen, by the same ‖Δ‖/‖x‖; rows never stop early, so that arms also have the same number of edits.
 4. *Measure without circularity.* The unedited model reads prompt and continuation again. A text's score is the rate of
    continuation tokens at which the feature it was steered with fires, minus the same feature's rate in the unsteered
    continuation of the same prompt under the same random draws, so that steering that does nothing scores exactly 0.
    Beside it: mean negative log-likelihood under the unedited model, whether that lies within the unsteered texts' 5th
    to 95th percentile, and the share of repeated 4-grams.
 
-The unit is the prompt: scores are averaged over a prompt's rows, and intervals resample prompts. The verdict compares
+The unit is the prompt: scores are averaged over a prompt's rows, and intervals resample prompts. Random draws of
+features are shared by all prompts, so they are resampled as well. The verdict compares
 the chosen features with random ones, pair by prompt; it is "no" unless the interval of the difference is above 0.
 """
 
@@ -41,7 +43,7 @@ from trimtab.runs import Meter, Run, text_id, write_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
 from trimtab.selection import write_feature_tables as write_rankings
 from trimtab.selection.ranking import dictionary_site, features_to_rank
-from trimtab.studies.choice import Band, BaseRates, Cell, Choice, choose
+from trimtab.studies.choice import Band, BaseRates, Choice, choose
 from trimtab.studies.outcomes import TestOutcome, summarise
 from trimtab.studies.readback import most_active
 from trimtab.studies.texts import Assignment, Texts, write_texts
@@ -50,8 +52,11 @@ LISTS = {
     "up": ("delta-confidence", "up"),
     "down": ("delta-confidence", "down"),
     "output-score": ("output-score", "up"),
+    "chosen-random": ("chosen-random", "any"),
 }
-"""Lists of candidates: the criterion, and which end of its ranking."""
+"""Lists of candidates: the criterion (or that they are random), and which end of its ranking."""
+RANDOM_CANDIDATES = 10_000
+"""Key of the draw of random candidates, apart from the random arms' keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +71,18 @@ class DemoConfig:
     """Directory to write."""
     prompts: Path | None = None
     """JSON with lists `validation` and `held_out`; by default the openings that ship with trimtab."""
-    doses: tuple[float, ...] = (0.3, 0.5)
+    doses: tuple[float, ...] = (0.25, 0.4)
     """Doses to choose from, in units of the residual's norm."""
-    sizes: tuple[int, ...] = (8, 4, 2)
+    candidates: int = 20
+    """Features of each end of a ranking that are tried on validation prompts."""
+    sizes: tuple[int, ...] = (6, 3)
     """Subset sizes to choose from."""
-    prompts_per_feature: int = 6
+    prompts_per_feature: int = 4
     """Validation prompts that each candidate steers, at each dose."""
     replicates: int = 2
     """Sampled continuations per prompt."""
-    random_draws: int = 3
-    """Random sets of features, each as large as the chosen one."""
+    random_draws: int = 2
+    """Times that random features, one for each text, are drawn."""
     max_new_tokens: int = 24
     """Tokens of a continuation."""
     temperature: float = 0.7
@@ -92,9 +99,13 @@ class DemoConfig:
     """Where the model runs."""
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"):
+        for name in ("candidates", "prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        if self.prompts_per_feature < 2:
+            raise UserError("prompts_per_feature 1", "a choice is judged on prompts that did not make it", "raise it")
+        if self.sizes and max(self.sizes) > self.candidates:
+            raise UserError(f"sizes {self.sizes}", f"there are {self.candidates} candidates", "choose smaller sizes")
         positive = {
             "doses": all(0 < dose < float("inf") for dose in self.doses),
             "sizes": all(n > 0 for n in self.sizes),
@@ -220,7 +231,7 @@ class _Demo:
         rankings = self.rank()
         candidates = self.candidates(rankings)
         choice = self.choose(candidates)
-        chosen = {name: self.chosen(candidates, cell) for name, cell in choice.cells.items()}
+        chosen = {name: list(cell.features) for name, cell in choice.cells.items()}
         self.run.record(choice={"dose": choice.dose, "features": chosen})
         self.run.open_split("held_out", [text_id(text) for text in self.prompts["held_out"]])
         outcome = self.test(self.arms(chosen, choice.dose))
@@ -262,14 +273,14 @@ class _Demo:
 
     def candidates(self, rankings: list[FeatureTable]) -> dict[str, list[int]]:
         """The features of every list, best first."""
-        most = max(self.config.sizes)
+        most = self.config.candidates
         confidence, output = (_table_of(rankings, name) for name in ("delta-confidence", "output-score"))
         if len(confidence) < 2 * most:
-            raise UserError(
-                f"sizes up to {most}", f"the SAE has only {len(confidence)} live features", "choose smaller sizes"
-            )
+            raise UserError(f"{most} candidates", f"the SAE has only {len(confidence)} live features", "choose fewer")
         found = {"up": confidence.top(most), "down": confidence.bottom(most), "output-score": output.top(most)}
-        return {name: table.feature.tolist() for name, table in found.items()}
+        rng = np.random.default_rng([self.config.seed, RANDOM_CANDIDATES])
+        random = rng.choice(np.sort(confidence.feature), size=most, replace=False)
+        return {**{name: table.feature.tolist() for name, table in found.items()}, "chosen-random": random.tolist()}
 
     def choose(self, candidates: Mapping[str, list[int]]) -> Choice:
         """Direction, subset and dose, from steered texts on validation prompts."""
@@ -293,24 +304,19 @@ class _Demo:
             config.doses,
         )
 
-    def chosen(self, candidates: Mapping[str, list[int]], cell: Cell) -> list[int]:
-        """The features of a chosen configuration."""
-        name = next(name for name, pair in LISTS.items() if pair == (cell.criterion, cell.direction))
-        return candidates[name][: cell.size]
-
     def arms(self, chosen: Mapping[str, list[int]], dose: float) -> dict[str, list[Assignment]]:
         """The rows of every steered arm."""
         config, n_prompts = self.config, len(self.prompts["held_out"])
         live = features_to_rank(self.dictionary, None, live_only=True).numpy()
         free = np.setdiff1d(live, [f for features in chosen.values() for f in features])
-        size = len(chosen["delta-confidence"])
-        if len(free) < size:
-            raise UserError(f"{len(live)} live features", "too few are left to draw random ones", "use another SAE")
+        rows = [(p, r) for p in range(n_prompts) for r in range(config.replicates)]
+        if not len(free):
+            raise UserError(f"{len(live)} live features", "none is left to draw random ones from", "use another SAE")
         sets: dict[str, ndarray] = {name: np.array(features) for name, features in chosen.items()}
         for draw in range(config.random_draws):
             rng = np.random.default_rng([config.seed, draw])
-            sets[f"random-{draw + 1}"] = rng.choice(free, size=size, replace=False)
-        rows = [(p, r) for p in range(n_prompts) for r in range(config.replicates)]
+            # One for each text: a few shared by all prompts would say more of themselves than of random features.
+            sets[f"random-{draw + 1}"] = rng.choice(free, size=len(rows), replace=len(free) < len(rows))
         arms: dict[str, list[Assignment]] = {}
         for name, features in sets.items():
             apart = -(-len(features) // config.replicates)  # samples of a prompt take features far apart in the set
@@ -362,7 +368,8 @@ class _Demo:
 
 
 def _table_of(rankings: list[FeatureTable], criterion: str) -> FeatureTable:
-    return next(table for table in rankings if table.criterion.startswith(criterion))
+    """The ranking by a criterion; features that none chose are described by the first."""
+    return next((table for table in rankings if table.criterion.startswith(criterion)), rankings[0])
 
 
 def _quantiles(table: FeatureTable) -> dict[str, Any]:

@@ -18,6 +18,7 @@ LABELS = {
     "unsteered": "not steered",
     "delta-confidence": "delta-confidence",
     "output-score": "output score",
+    "chosen-random": "random, chosen likewise",
     "random": "random features",
     "most-active": "most active feature",
 }
@@ -84,16 +85,17 @@ class TestOutcome:
         assert treated.score is not None
         stays = f"{treated.in_band.estimate:.0%} of their texts stay in the unsteered band"
         usual = f"(not steered: {arms['unsteered'].in_band.estimate:.0%})"
-        size = f"{100 * d.estimate:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        size = f"{100 * d.estimate:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]".replace("-", "−")
         if self.yes:
             head = (
-                "Yes: features chosen by delta-confidence control what is written. Steered with them, the unedited "
-                f"model finds them on {size} more of the new tokens than random features at the same dose"
+                "Yes: features ranked by delta-confidence and chosen on validation prompts control what is written. "
+                f"Steered with them, the unedited model finds them on {size} more of the new tokens than random "
+                "features at the same dose"
             )
         else:
             head = (
-                "No: features chosen by delta-confidence do not demonstrably steer more than random features at the "
-                f"same dose ({size} of the new tokens)"
+                "No: features ranked by delta-confidence and chosen on validation prompts do not demonstrably steer "
+                f"more than random features at the same dose ({size} of the new tokens)"
             )
         others = "; ".join(
             f"{_compare(self.differences[name])} {LABELS[name]} ({100 * self.differences[name].estimate:+.1f} points)"
@@ -174,14 +176,16 @@ def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], 
     effects = {name: rates.effect(texts) for name, texts in steered.items()}
     in_band = {name: band.holds(texts.nll) for name, texts in steered.items()}
     draws = [name for name in steered if name.startswith(f"{CONTROL}-")]
-    members = {TREATMENT: [TREATMENT], "output-score": ["output-score"], CONTROL: draws, "most-active": ["most-active"]}
+    single = (TREATMENT, "output-score", "chosen-random")
+    members = {**{name: [name] for name in single}, CONTROL: draws, "most-active": ["most-active"]}
 
     def by_prompt(values: Mapping[str, ndarray], names: list[str]) -> ndarray:
-        """`[samples of all draws, prompts]`."""
-        return np.concatenate([_by_prompt(steered[name], values[name]) for name in names])
+        """`[draws, prompts]`, samples averaged."""
+        return np.stack([_by_prompt(steered[name], values[name]).mean(axis=0) for name in names])
 
     def mean(values: Mapping[str, ndarray], names: list[str]) -> Interval:
-        return bootstrap_mean(by_prompt(values, names), seed=seed)
+        # All prompts share a draw of features, so draws are resampled beside prompts.
+        return bootstrap_mean(by_prompt(values, names), seed=seed, seeds="crossed")
 
     useful = {name: effects[name] * in_band[name] for name in steered}
     arms = [_unsteered_outcome(unsteered, band, seed)]
@@ -207,8 +211,8 @@ def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], 
         )
 
     def difference(values: Mapping[str, ndarray], name: str) -> Interval:
-        a, b = (by_prompt(values, members[arm]).mean(axis=0) for arm in (TREATMENT, name))
-        return bootstrap_difference(a, b, seed=seed)
+        a, b = (by_prompt(values, members[arm]) for arm in (TREATMENT, name))
+        return bootstrap_difference(np.broadcast_to(a, b.shape), b, seed=seed, seeds="crossed")
 
     others = [name for name in members if name != TREATMENT]
     return TestOutcome(
