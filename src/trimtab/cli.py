@@ -1,235 +1,360 @@
-"""The command line: one thin function per command, each importing what it needs when it is called.
+"""The command line: one thin function per command, which names its config and what runs it, and imports only then.
 
-`trimtab --help` must answer at once, so that nothing here imports torch, tyro or rich at the top.
+`trimtab --help` therefore loads no torch. Results go to stdout (with --json as one JSON object), progress to stderr; a
+user's mistake is one line on stderr and exit status 2.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
+import io
 import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from io import StringIO
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
+from trimtab import __doc__ as PURPOSE
+from trimtab import __version__
 from trimtab.errors import UserError
 
-Config = TypeVar("Config")
+
+@dataclass(frozen=True)
+class Job:
+    """A command's config, what runs it, and which fields are given without an option's name."""
+
+    config: type[Any]
+    run: Callable[[Any], Any]
+    positional: tuple[str, ...] = ()
 
 
-class Usage(Exception):  # noqa: N818 - a way out, not an error
-    """The command line could not be parsed, or only help was asked for."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message)
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """List the models of the catalogue."""
 
 
-def parse(config: type[Config], command: str, args: Sequence[str]) -> Config:
-    """A config from its flags.
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Fetch a model of the catalogue into the cache, so that no network is needed afterwards."""
 
-    Raises:
-        Usage: help was printed.
-        UserError: flags are missing, unknown or malformed.
-    """
-    import tyro
-
-    said = StringIO()
-    try:
-        with redirect_stderr(said):
-            return tyro.cli(config, prog=f"trimtab {command}", args=list(args))
-    except SystemExit as leaving:
-        if not leaving.code:
-            raise Usage from None
-        raise UserError(f"trimtab {command}", _one_line(said.getvalue()), f"see trimtab {command} --help") from None
+    name: str
+    """Name in the catalogue (`trimtab models list`)."""
+    accept_terms: bool = False
+    """Agree to the model's terms, where it has any."""
+    again: bool = False
+    """Fetch it anew, in place of what is cached."""
+    path: Path | None = None
+    """The model file, for a model that is converted from a local file."""
 
 
-def _one_line(box: str) -> str:
-    """What tyro prints in a box, without the box."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]+", " ", box)
-    text = " ".join(text.split())
-    return re.sub(r"^(Unrecognized options|Parsing error|Required options)\s+", r"\1: ", text).split(" For full help")[
-        0
-    ]
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Describe a model: sizes, sites, licence, chat template, shipped SAEs."""
+
+    name: str
+    """Catalogue name, directory, or hub id in the hub's local cache."""
 
 
-def models(args: Sequence[str]) -> Any:
-    action, *rest = args or ["--help"]
-    if action == "list":
-        from trimtab.lm.catalogue import list_models
+@dataclass(frozen=True)
+class Printed:
+    """A result made of its JSON form and its text."""
 
-        _no_more(rest, "models list")
-        return list_models()
-    if action == "show":
-        from trimtab.lm.describing import show
+    fields: dict[str, Any]
+    text: str
 
-        return show(_one_name(rest, "models show"))
-    if action == "pull":
-        from trimtab.lm.fetching import pull
+    def to_json(self) -> dict[str, Any]:
+        return self.fields
 
-        accept = "--accept-terms" in rest
-        name = _one_name([a for a in rest if a != "--accept-terms"], "models pull")
-        path = pull(name, accept_terms=accept)
-        return Message(f"{name} is at {path}", {"name": name, "path": str(path)})
-    if action in ("-h", "--help"):
-        print("trimtab models list | show NAME | pull NAME [--accept-terms]")
-        raise Usage
-    raise UserError(f"trimtab models {action}", "there are list, show and pull", "use one of them")
+    def render(self) -> str:
+        from rich.markup import escape
+
+        return escape(self.text)
 
 
-def harvest(args: Sequence[str]) -> Any:
-    from trimtab.activations import HarvestConfig, harvest_text
+def models_list() -> Job:
+    """list the catalogue's models"""
+    from trimtab.lm import list_models
 
-    result = harvest_text(parse(HarvestConfig, "harvest", args))
-    left = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items())
-    text = (
-        f"{result.directory}: {result.train_rows:,} training and {result.holdout_rows:,} held-out rows; left out {left}"
-    )
-    return Message(text, result._asdict())
+    return Job(ListConfig, lambda _config: list_models())
 
 
-def train(args: Sequence[str]) -> Any:
+def models_pull() -> Job:
+    """fetch a model into the cache"""
+    from trimtab.lm import pull
+
+    def run(config: PullConfig) -> Printed:
+        place = pull(config.name, path=config.path, accept_terms=config.accept_terms, again=config.again)
+        return Printed({"name": config.name, "path": str(place)}, str(place))
+
+    return Job(PullConfig, run, ("name",))
+
+
+def models_show() -> Job:
+    """describe a model"""
+    from trimtab.dictionaries import shipped_names
+    from trimtab.lm import show
+
+    def run(config: ShowConfig) -> Printed:
+        details = show(config.name)
+        saes = [name for name in shipped_names() if name.rpartition("/")[0] == config.name]
+        text = details.render() + f"\n{'shipped SAEs':14} {', '.join(saes) or 'none'}"
+        return Printed(details.to_json() | {"saes": saes}, text)
+
+    return Job(ShowConfig, run, ("name",))
+
+
+def harvest() -> Job:
+    """write a model's activations over text to disk"""
+    from trimtab.activations import HarvestConfig, HarvestProgress, harvest_text
+    from trimtab.runs import Meter, json_safe
+
+    def run(config: HarvestConfig) -> Printed:
+        with Meter("harvesting") as meter:
+
+            def show(progress: HarvestProgress) -> None:
+                meter.total = progress.total_sequences
+                meter.advance(progress.sequences - meter.completed)
+
+            result = harvest_text(config, show)
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items())
+        rows = f"{result.train_rows:,} training and {result.holdout_rows:,} held-out rows"
+        return Printed(json_safe(result._asdict()), f"{rows} in {result.directory}; left out: {dropped}")
+
+    return Job(HarvestConfig, run)
+
+
+def train() -> Job:
+    """train an SAE on a model's activations"""
     from trimtab.training import TrainTextConfig, train_text
 
-    return train_text(parse(TrainTextConfig, "train", args))
+    return Job(TrainTextConfig, train_text)
 
 
-def rank(args: Sequence[str]) -> Any:
+def rank() -> Job:
+    """rank an SAE's features by what amplifying them does"""
     from trimtab.selection import RankConfig, run_rank
 
-    return run_rank(parse(RankConfig, "rank", args))
+    return Job(RankConfig, run_rank)
 
 
-def steer(args: Sequence[str]) -> Any:
+def steer() -> Job:
+    """steer generation with features, or replay a steered run"""
     from trimtab.steering import SteerConfig, run_steer
 
-    return run_steer(parse(SteerConfig, "steer", args))
+    return Job(SteerConfig, run_steer, ("prompt",))
 
 
-def evaluate(args: Sequence[str]) -> Any:
-    action, *rest = args or ["--help"]
-    if action == "core":
-        from trimtab.evaluation import CoreConfig, run_core
+def evaluate_core() -> Job:
+    """measure how faithful an SAE is, and what it costs the model"""
+    from trimtab.evaluation import CoreConfig, run_core
 
-        return run_core(parse(CoreConfig, "evaluate core", rest))
-    if action in ("-h", "--help"):
-        print("trimtab evaluate core [--sae SAE] [--text PATH ...]   (trimtab evaluate core --help)")
-        raise Usage
-    raise UserError(f"trimtab evaluate {action}", "there is core", "use trimtab evaluate core")
+    return Job(CoreConfig, run_core)
 
 
-def demo(args: Sequence[str]) -> Any:
-    from trimtab.studies import DemoConfig, run_demo
+def demo() -> Job:
+    """find, choose and test steering features of the default model, with a report"""
+    from trimtab.report import write_demo_report
+    from trimtab.studies import DemoConfig, DemoResult, run_demo
 
-    return run_demo(parse(DemoConfig, "demo", args))
+    def run(config: DemoConfig) -> DemoResult:
+        result = run_demo(config)
+        write_demo_report(result.run)
+        return result
+
+    return Job(DemoConfig, run)
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
-    "models": (models, "list, fetch and describe small real models"),
-    "harvest": (harvest, "keep a model's activations on text as shards on disk"),
-    "train": (train, "learn a dictionary (SAE) of a model's activations"),
-    "rank": (rank, "find which features steer, not only which fire"),
-    "steer": (steer, "steer text with features and trace every edit; replay a trace"),
-    "evaluate": (evaluate, "evaluate core: what a dictionary explains, and what it costs the model"),
-    "demo": (demo, "rank, choose, steer and test on a real model; writes runs/demo/report.html"),
+COMMANDS: dict[str, Callable[[], Job]] = {
+    "demo": demo,
+    "models list": models_list,
+    "models pull": models_pull,
+    "models show": models_show,
+    "harvest": harvest,
+    "train": train,
+    "rank": rank,
+    "steer": steer,
+    "evaluate core": evaluate_core,
 }
 
 
-class Message:
-    """A result that is one line of text and some plain values."""
-
-    def __init__(self, text: str, values: dict[str, Any]) -> None:
-        self._text, self._values = text, values
-
-    def render(self) -> str:
-        return self._text
-
-    def to_json(self) -> dict[str, Any]:
-        return self._values
-
-
-def help_text() -> str:
-    """What `trimtab --help` prints."""
-    from trimtab import __version__
-
-    lines = [f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items()]
-    return "\n".join(
-        (
-            f"trimtab {__version__}: find the features that control a language model, use them, prove what they do.",
-            "",
-            "usage: trimtab COMMAND [options]      (trimtab COMMAND --help lists a command's options)",
-            "",
-            *lines,
-            "",
-            "  --json     print the result as one JSON object on stdout; progress goes to stderr",
-            "  --version  print the version",
-        )
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        arguments: words of the command line behind `trimtab`; those of this process by default.
+
     Returns:
-        0; 2 for a user's mistake, told in one line on stderr; 130 if interrupted.
+        Exit status: 0; 2 for a user's mistake; 130 if interrupted.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in args
-    args = [arg for arg in args if arg != "--json"]
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not args or args[0] in ("-h", "--help", "help"):
-            print(help_text())
-            return 0
-        if args[0] == "--version":
-            from trimtab import __version__
-
-            print(__version__)
-            return 0
-        if args[0] not in COMMANDS:
-            import difflib
-
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            mend = f"did you mean {close[0]}?" if close else "see trimtab --help"
-            raise UserError(f"trimtab {args[0]}", f"commands are {', '.join(COMMANDS)}", mend)
-        _print(COMMANDS[args[0]][0](args[1:]), as_json)
-    except Usage:
-        return 0
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"trimtab: error: {error.line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("trimtab: interrupted; the same command goes on where its last checkpoint is", file=sys.stderr)
+        print(f"\ntrimtab: stopped; {_after_a_stop(words)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has gone; keep the interpreter from complaining when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has enough
+        return 0
 
 
-def _print(result: Any, as_json: bool) -> None:
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview(COMMANDS))
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"trimtab {__version__}")
+        return 0
+    command = _find_command(words)
+    return _run(command, words[len(command.split()) :]) if command else 0
+
+
+def _find_command(words: Sequence[str]) -> str:
+    """The command that the words begin with; "" if they ask for a group's help, which is then printed."""
+    for length in (2, 1):
+        if (name := " ".join(words[:length])) in COMMANDS:
+            return name
+    group = {name: job for name, job in COMMANDS.items() if name.startswith(f"{words[0]} ")}
+    asked = [word for word in words[1:] if word not in ("-h", "--help")]
+    if group and not asked:
+        print(_overview(group, f"{words[0]} "))
+        return ""
+    first = {name.split()[0]: None for name in COMMANDS}
+    known = [name.split()[1] for name in group] or list(first)
+    wrong = asked[0] if group else words[0]
+    close = difflib.get_close_matches(wrong, known, n=1)
+    raise UserError(
+        f"unknown command {' '.join([words[0], wrong] if group else [wrong])!r}",
+        f"there is {', '.join(known)}",
+        f"did you mean {close[0]}?" if close else "see trimtab --help",
+    )
+
+
+def _overview(commands: dict[str, Callable[[], Job]], prefix: str = "") -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {(job.__doc__ or '').strip()}" for name, job in commands.items()]
+    return "\n".join(
+        [
+            f"usage: trimtab {prefix}COMMAND [OPTIONS]",
+            "",
+            *([] if prefix else [str(PURPOSE), ""]),
+            *lines,
+            "",
+            "Each command takes --help, and --json to print its result as one JSON object.",
+        ]
+    )
+
+
+def _run(command: str, words: Sequence[str]) -> int:
+    job = COMMANDS[command]()
+    as_json, config = _parse(command, job, words)
+    result = job.run(config)
     if as_json:
         from trimtab.runs import json_safe
 
-        print(json.dumps(json_safe(result.to_json()), ensure_ascii=False))
-        return
-    rendered = result.render()
-    if isinstance(rendered, str):
-        print(rendered)
+        print(json.dumps(json_safe(result.to_json()), ensure_ascii=False, allow_nan=False))
     else:
         from rich.console import Console
 
-        Console().print(rendered)
+        shown = result.render()
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+        Console(highlight=False, soft_wrap=isinstance(shown, str), width=width).print(shown)
+    return 0
 
 
-def _one_name(rest: Sequence[str], command: str) -> str:
-    if len(rest) != 1 or rest[0].startswith("-"):
-        raise UserError(f"trimtab {command}", f"it takes one name, not {len(rest)}", f"write trimtab {command} NAME")
-    return rest[0]
+def _parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
+    """The words as the job's config, and whether --json is among them."""
+    import tyro
+
+    flag = Annotated[bool, tyro.conf.arg(help="Print the result as one JSON object.")]
+    config = _with_positional(job.config, job.positional)
+    shape = dataclasses.make_dataclass(
+        "Arguments",
+        [("config", Annotated[config, tyro.conf.arg(name="")]), ("json", flag, dataclasses.field(default=False))],
+    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(
+                shape,
+                prog=f"trimtab {command}",
+                description=(job.config.__doc__ or "").strip(),
+                args=_prompts_first(words, job),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_without_box(said.getvalue())) from None
+    sys.stderr.write(said.getvalue())
+    return parsed.json, parsed.config
 
 
-def _no_more(rest: Sequence[str], command: str) -> None:
-    if rest:
-        raise UserError(f"trimtab {command}", f"it takes no {rest[0]}", "leave it out")
+def _with_positional(config: type[Any], names: Sequence[str]) -> type[Any]:
+    """The config with some fields taken by place: their types are marked, all else is inherited."""
+    if not names:
+        return config
+    import tyro
+
+    hints = typing.get_type_hints(config)
+    marked = []
+    for field in dataclasses.fields(config):
+        if field.name in names:
+            kind = Annotated[tyro.conf.Positional[hints[field.name]], tyro.conf.arg(metavar=field.name.upper())]
+            marked.append((field.name, kind, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(config.__name__, marked, bases=(config,), frozen=True, kw_only=True)
+
+
+def _prompts_first(words: Sequence[str], job: Job) -> list[str]:
+    """The words, with texts that follow the numbers of an option moved to the front: `--feature 3 14 "Once upon"`."""
+    hints = typing.get_type_hints(job.config) if job.positional else {}
+    of_numbers = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint in _NUMBERS}
+    texts: list[str] = []
+    rest: list[str] = []
+    option, numbers = "", 0
+    for word in words:
+        if word.startswith("--"):
+            option, numbers = word, 0
+        elif _is_number(word):
+            numbers += 1
+        elif option in of_numbers and numbers:
+            texts.append(word)
+            continue
+        rest.append(word)
+    return [*texts, *rest]
+
+
+_NUMBERS = (tuple[int, ...], tuple[float, ...])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_box(text: str) -> str:
+    """What the parser says in a box of several lines, as one line; help texts are left to --help."""
+    lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in text.splitlines()]
+    joined = " ".join(line for line in lines if line and not re.match(r"^([─╭╰┌└+]|-{3})", line))
+    return re.sub(r" Argument helptext:.*?(?= For full helptext|$)", "", joined).replace(" For full", "; for full")
+
+
+def _after_a_stop(words: Sequence[str]) -> str:
+    resumes = bool(words) and words[0] in ("demo", "harvest", "train")
+    return f"the same command again {'goes on from here' if resumes else 'starts anew'}"
 
 
 if __name__ == "__main__":
