@@ -101,7 +101,7 @@ class _FakeModel:
 def test_delta_confidence_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any]) -> None:
     dictionary, prefix, k = make_rows(12), "The sea is", 3
     criterion = DeltaConfidence(k=k, alpha=4.0, prefixes=(prefix,))
-    found = score_features(any_tiny, dictionary, "resid_post.1", [criterion], torch.arange(12))[0].score
+    found = score_features(ScoringTarget(any_tiny, dictionary, torch.arange(12)), "resid_post.1", [criterion])[0].score
 
     def c_k(p: Tensor) -> float:
         return -sum(math.log(v) for v in sorted(p.tolist(), reverse=True)[:k]) / k
@@ -115,7 +115,9 @@ def test_delta_confidence_equals_its_definition(any_tiny: LanguageModel, make_ro
 
 def test_output_score_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any]) -> None:
     dictionary, prefix, m = make_rows(12), "From my experience,", 20
-    found = score_features(any_tiny, dictionary, "resid_post.1", [OutputScore()], torch.arange(12))[0].score
+    found = score_features(ScoringTarget(any_tiny, dictionary, torch.arange(12)), "resid_post.1", [OutputScore()])[
+        0
+    ].score
     vocabulary = any_tiny.hf.config.vocab_size
     for i in range(12):
         with torch.no_grad():
@@ -132,7 +134,7 @@ def test_output_score_equals_its_definition(any_tiny: LanguageModel, make_rows: 
 def test_kl_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any], direction: Any) -> None:
     dictionary, prefix = make_rows(8), "From my experience,"
     criterion = KLDivergence(kl_direction=direction, alpha=2.0)
-    found = score_features(any_tiny, dictionary, "resid_post.1", [criterion], torch.arange(8))[0].score
+    found = score_features(ScoringTarget(any_tiny, dictionary, torch.arange(8)), "resid_post.1", [criterion])[0].score
     base = amplified(any_tiny, prefix, 1, torch.zeros(any_tiny.d_model))
     for i in range(8):
         row = dictionary.W_dec[i] / dictionary.W_dec[i].norm()
@@ -155,7 +157,7 @@ def test_prefixes_are_averaged(tiny_llama: LanguageModel, make_rows: Callable[..
     dictionary, ids = make_rows(6), torch.arange(6)
     one, two = "One day", "Nobody knows"
     found = [
-        score_features(tiny_llama, dictionary, "resid_post.1", [DeltaConfidence(prefixes=p)], ids)[0]
+        score_features(ScoringTarget(tiny_llama, dictionary, ids), "resid_post.1", [DeltaConfidence(prefixes=p)])[0]
         for p in ((one,), (two,), (one, two))
     ]
     torch.testing.assert_close(found[2].score, (found[0].score + found[1].score) / 2)
@@ -178,10 +180,10 @@ def test_criteria_of_one_dose_and_prefix_share_a_pass(
     monkeypatch.setattr(scoring, "LastTokenScorer", counted)
     dictionary, ids = make_rows(5), torch.arange(5)
     criteria = [DeltaConfidence(), OutputScore(), Random(), KLDivergence(), DeltaConfidence(alpha=2.0)]
-    together = score_features(tiny_llama, dictionary, "resid_post.1", criteria, ids)
+    together = score_features(ScoringTarget(tiny_llama, dictionary, ids), "resid_post.1", criteria)
     assert len(made) == len(scoring.passes(criteria)) == 2
     for criterion, result in zip(criteria, together, strict=True):
-        alone = score_features(tiny_llama, dictionary, "resid_post.1", [criterion], ids)[0]
+        alone = score_features(ScoringTarget(tiny_llama, dictionary, ids), "resid_post.1", [criterion])[0]
         assert result.criterion == criterion
         torch.testing.assert_close(result.score, alone.score)
 
@@ -228,7 +230,7 @@ def test_more_tokens_than_the_vocabulary_has(
     tiny_llama: LanguageModel, make_rows: Callable[..., Any], criterion: Any
 ) -> None:
     with pytest.raises(UserError, match=r"tokens: there are 1 to 160 to choose from"):
-        score_features(tiny_llama, make_rows(3), "resid_post.1", [criterion], torch.arange(3))
+        score_features(ScoringTarget(tiny_llama, make_rows(3), torch.arange(3)), "resid_post.1", [criterion])
 
 
 @pytest.mark.parametrize("criterion", [DeltaConfidence(), MaxActivation(), FiringRate()])
@@ -236,7 +238,7 @@ def test_missing_statistics(tiny_llama: LanguageModel, make_rows: Callable[..., 
     dictionary = make_rows(3)
     dictionary.feature_stats = None
     with pytest.raises(UserError, match=rf"criterion {criterion.name}: .*feature_stats\.parquet.*evaluate core"):
-        score_features(tiny_llama, dictionary, "resid_post.1", [criterion], torch.arange(3))
+        score_features(ScoringTarget(tiny_llama, dictionary, torch.arange(3)), "resid_post.1", [criterion])
 
 
 def test_scores_that_overflow(tiny_llama: LanguageModel, make_rows: Callable[..., Any]) -> None:
@@ -245,4 +247,4 @@ def test_scores_that_overflow(tiny_llama: LanguageModel, make_rows: Callable[...
     with pytest.raises(
         UserError, match=r"criterion kl: .* not finite: .* overflow, feature 1's dose being the largest"
     ):
-        score_features(tiny_llama, dictionary, "resid_post.1", [KLDivergence()], torch.arange(3))
+        score_features(ScoringTarget(tiny_llama, dictionary, torch.arange(3)), "resid_post.1", [KLDivergence()])

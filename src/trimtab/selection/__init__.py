@@ -1,6 +1,12 @@
 """Which features steer: one file per criterion, and the last-token scorer that they share."""
 
-from trimtab.selection.criterion import NEUTRAL_PREFIX, Criterion, EffectCriterion, StatisticCriterion
+from trimtab.selection.criterion import (
+    NEUTRAL_PREFIX,
+    Criterion,
+    EffectCriterion,
+    ScoringTarget,
+    StatisticCriterion,
+)
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.distribution import BaseDistribution, EditedDistributions, Reducer
 from trimtab.selection.firing_rate import FiringRate
@@ -36,6 +42,7 @@ __all__ = [
     "RankResult",
     "Reducer",
     "Scores",
+    "ScoringTarget",
     "StatisticCriterion",
     "logit_lens",
     "make_criteria",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,17 +15,36 @@ from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.selection.distribution import Reducer
+from trimtab.selection.logit_lens import check_token_count, logit_lens
 
 NEUTRAL_PREFIX = "From my experience,"
 ALPHA = 10.0
 
 
-class ScoringTarget(NamedTuple):
-    """What is scored."""
+class ScoringTarget:
+    """What is scored.
 
-    model: LanguageModel
-    dictionary: Dictionary
-    features: Int[Tensor, " n"]  # ids of the features to score
+    Args:
+        model: the model.
+        dictionary: whose features are scored.
+        features: `[n]` ids of the features to score.
+        lens_count: tokens per feature that the logit lens reads at once, the first time it is asked.
+    """
+
+    def __init__(
+        self, model: LanguageModel, dictionary: Dictionary, features: Int[Tensor, " n"], *, lens_count: int = 1
+    ) -> None:
+        self.model, self.dictionary, self.features = model, dictionary, features
+        self._lens_count = lens_count
+        self._lens: Tensor | None = None
+
+    def lens_tokens(self, count: int) -> Int[Tensor, "n count"]:
+        """The `count` tokens that each feature's decoder row promotes most, by the logit lens, most likely first."""
+        check_token_count(count, self.model.vocab_size)
+        if self._lens is None or self._lens.shape[1] < count:
+            rows = self.dictionary.W_dec.detach()[self.features.to(self.dictionary.W_dec.device)]
+            self._lens = logit_lens(self.model, rows, max(count, self._lens_count)).ids
+        return self._lens[:, :count]
 
 
 @dataclass(frozen=True, kw_only=True)

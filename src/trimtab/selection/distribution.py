@@ -75,7 +75,12 @@ class EditedDistributions:
     def rank(self, tokens: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """How many tokens are more likely than a given one, per row: 0 for the most likely."""
         own = self.logits.gather(-1, tokens[:, None])
-        return (self.logits > own).sum(-1)
+        above = [
+            torch.gt(piece, own[part], out=torch.empty_like(piece)).sum(-1)  # as floats: adding up booleans is slow
+            for part in self._pieces()
+            for piece in (self.logits[part],)
+        ]
+        return torch.cat(above).long()
 
     def top_tokens(self, count: int) -> Int[Tensor, "R count"]:
         """The most likely tokens, most likely first."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from trimtab.selection.criterion import EffectCriterion, ScoringTarget
 from trimtab.selection.distribution import EditedDistributions, Reducer
-from trimtab.selection.logit_lens import logit_lens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,7 @@ class OutputScore(EffectCriterion):
     """Tokens that a feature is taken to stand for, by the logit lens."""
 
     def reducer(self, target: ScoringTarget) -> Reducer:
-        rows = target.dictionary.W_dec.detach()[target.features.to(target.dictionary.W_dec.device)]
-        own = logit_lens(target.model, rows, self.n_tokens).ids.to(target.model.device)
+        own = target.lens_tokens(self.n_tokens).to(target.model.device)
 
         def score(block: EditedDistributions) -> Float[Tensor, " R"]:
             tokens = own[block.rows]

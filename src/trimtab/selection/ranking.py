@@ -12,8 +12,9 @@ from torch import Tensor
 from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, site_width
-from trimtab.selection.criterion import Criterion, feature_stats
-from trimtab.selection.logit_lens import logit_lens, token_texts
+from trimtab.selection.criterion import Criterion, ScoringTarget, feature_stats
+from trimtab.selection.logit_lens import token_texts
+from trimtab.selection.output_score import OutputScore
 from trimtab.selection.registry import make_criteria
 from trimtab.selection.scorer import BATCH_SIZE
 from trimtab.selection.scoring import Scores, score_features
@@ -83,9 +84,10 @@ def rank_by(
     chosen = [make_criteria([c])[0] if isinstance(c, str) else c for c in criteria]
     place = dictionary_site(model, dictionary, site)
     ids = features_to_rank(dictionary, features, live_only=live_only)
-    scores = score_features(model, dictionary, place, chosen, ids, batch_size=batch_size, progress=progress)
-    rows = dictionary.W_dec.detach()[ids.to(dictionary.W_dec.device)]
-    tokens = token_texts(model, logit_lens(model, rows, top_tokens).ids)
+    lens_count = max([top_tokens, *(c.n_tokens for c in chosen if isinstance(c, OutputScore))])
+    target = ScoringTarget(model, dictionary, ids, lens_count=lens_count)
+    scores = score_features(target, place, chosen, batch_size=batch_size, progress=progress)
+    tokens = token_texts(model, target.lens_tokens(top_tokens))
     return [_table(dictionary, ids, result, tokens) for result in scores]
 
 

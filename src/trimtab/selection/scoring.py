@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, Site
+from trimtab.lm import Site
 from trimtab.selection.criterion import Criterion, EffectCriterion, ScoringTarget, feature_stats
 from trimtab.selection.scorer import BATCH_SIZE, LastTokenScorer
 
@@ -28,11 +27,9 @@ class Scores(NamedTuple):
 
 
 def score_features(
-    model: LanguageModel,
-    dictionary: Dictionary,
+    target: ScoringTarget,
     site: Site | str,
     criteria: Sequence[Criterion],
-    features: Int[Tensor, " n"],
     *,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
@@ -40,22 +37,20 @@ def score_features(
     """Score features by each criterion.
 
     Args:
-        model: the model; it is left as it was.
-        dictionary: whose features are scored; its width must be the site's.
+        target: the model, which is left as it was, the dictionary, whose width must be the site's, and its features.
         site: where features are amplified.
         criteria: see `registry.CRITERIA`.
-        features: ids of the features to score.
         batch_size: features that go through the layers together.
         progress: called with the number of features whenever some have been scored; `passes` tells how many times all
             of them are.
 
     Returns:
-        One entry per criterion, scores in the order of `features`, on the CPU.
+        One entry per criterion, scores in the order of the target's features, on the CPU.
 
     Raises:
         UserError: statistics that a criterion needs are missing, a prefix gives no token, or a score is not finite.
     """
-    target = ScoringTarget(model, dictionary, features)
+    model, dictionary, features = target.model, target.dictionary, target.features
     effects = [criterion for criterion in criteria if isinstance(criterion, EffectCriterion)]
     reducers = {criterion: criterion.reducer(target) for criterion in effects}
     totals = {criterion: torch.zeros(len(features)) for criterion in effects}
