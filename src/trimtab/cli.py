@@ -347,6 +347,7 @@ def _is_number(word: str) -> bool:
 
 def _without_box(text: str) -> str:
     """What the parser says in a box of several lines, as one line; help texts are left to --help."""
+    text = re.sub(r"\A[^\n]*\n *-{3}[^\n]*\n", "", text)  # a title, where the terminal cannot draw boxes
     lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in text.splitlines()]
     joined = " ".join(line for line in lines if line and not re.match(r"^([─╭╰┌└+]|-{3})", line))
     return re.sub(r" Argument helptext:.*?(?= For full helptext|$)", "", joined).replace(" For full", "; for full")
