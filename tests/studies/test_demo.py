@@ -14,7 +14,7 @@ import torch
 from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.studies import DemoConfig, DemoResult, choice, demo, outcomes, run_demo, texts
+from trimtab.studies import DemoConfig, DemoResult, demo, run_demo, texts
 
 SITE = "resid_post.1"
 PLANTED = 7
@@ -267,34 +267,8 @@ def test_bad_sizes_say_so(change: dict):
         DemoConfig(**change)
 
 
-def test_uncertainty_covers_which_random_features_were_drawn():
-    """Two draws that differ much, prompts that differ not at all: over prompts alone an interval has no width."""
-    n_prompts = 20
-
-    def arm(name: str, feature: int, fires: int) -> texts.Texts:
-        fired = np.zeros((n_prompts, 10), dtype=bool)
-        fired[:, :fires] = True
-        zero = np.zeros(n_prompts)
-        return texts.Texts(
-            arm=np.full(n_prompts, name), prompt=np.arange(n_prompts), replicate=zero.astype(int),
-            feature=np.full(n_prompts, feature), dose=zero + 0.3, rank=zero.astype(int),
-            token_ids=np.zeros((n_prompts, 10), dtype=int), text=("",) * n_prompts, fired=fired,
-            nll=np.linspace(1, 2, n_prompts), repetition=zero, n_edits=np.full(n_prompts, 10), relative_dose=zero + 0.3,
-        )  # fmt: skip
-
-    steered = {
-        "delta-confidence": arm("delta-confidence", 0, 5),
-        "output-score": arm("output-score", 1, 5),
-        "chosen-random": arm("chosen-random", 1, 5),
-        "random-1": arm("random-1", 2, 0),
-        "random-2": arm("random-2", 3, 6),
-        "most-active": arm("most-active", 4, 1),
-    }
-    unsteered = arm("unsteered", -1, 0)
-    rates = choice.BaseRates(np.zeros((n_prompts, 1, 5)))
-    outcome = outcomes.summarise(unsteered, rates, steered)
-    difference = outcome.differences["random"]
-    assert difference.estimate == pytest.approx(0.2)
-    assert difference.low < 0 < difference.high
-    assert not outcome.yes
-    assert outcome.differences["most-active"].low == pytest.approx(0.4)
+def test_random_features_differ_from_text_to_text(done: DemoResult):
+    texts_of_draw = texts.Texts.read(done.run / "held_out-random-1.parquet")
+    assert len(np.unique(texts_of_draw.feature)) == len(texts_of_draw)
+    chosen = {f["feature"] for features in done.results["features"].values() for f in features}
+    assert not chosen & set(texts_of_draw.feature.tolist())

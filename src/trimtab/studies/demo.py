@@ -73,7 +73,7 @@ class DemoConfig:
     """JSON with lists `validation` and `held_out`; by default the openings that ship with trimtab."""
     doses: tuple[float, ...] = (0.25, 0.4)
     """Doses to choose from, in units of the residual's norm."""
-    candidates: int = 20
+    candidates: int = 16
     """Features of each end of a ranking that are tried on validation prompts."""
     sizes: tuple[int, ...] = (6, 3)
     """Subset sizes to choose from."""
@@ -83,7 +83,7 @@ class DemoConfig:
     """Sampled continuations per prompt."""
     random_draws: int = 2
     """Times that random features, one for each text, are drawn."""
-    max_new_tokens: int = 24
+    max_new_tokens: int = 20
     """Tokens of a continuation."""
     temperature: float = 0.7
     """Of sampling."""
@@ -149,12 +149,12 @@ class DemoResult:
 
     def render(self) -> str:
         """Verdict and table as text."""
-        head = f"{'arm':<22}{'score':>24}{'in band':>24}{'NLL':>8}{'4-gram rep.':>13}{'‖Δ‖/‖x‖':>10}{'edits':>8}"
+        head = f"{'arm':<25}{'score':>24}{'in band':>24}{'NLL':>8}{'4-gram rep.':>13}{'‖Δ‖/‖x‖':>10}{'edits':>8}"
         lines = [self.verdict, "", head]
         for arm in self.results["arms"]:
             score = _interval(arm["score"]) if arm["score"] else "—"
             lines.append(
-                f"{arm['label']:<22}{score:>24}{_interval(arm['in_band']):>24}{arm['nll']['estimate']:>8.2f}"
+                f"{arm['label']:<25}{score:>24}{_interval(arm['in_band']):>24}{arm['nll']['estimate']:>8.2f}"
                 f"{arm['repetition']['estimate']:>13.3f}{arm['relative_dose']:>10.3f}{arm['n_edits']:>8}"
             )
         lines += ["", "differences in score, pair by prompt:"]

@@ -184,8 +184,8 @@ def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], 
         return np.stack([_by_prompt(steered[name], values[name]).mean(axis=0) for name in names])
 
     def mean(values: Mapping[str, ndarray], names: list[str]) -> Interval:
-        # All prompts share a draw of features, so draws are resampled beside prompts.
-        return bootstrap_mean(by_prompt(values, names), seed=seed, seeds="crossed")
+        # Every text of a draw has a random feature of its own, so that resampling prompts resamples features too.
+        return bootstrap_mean(by_prompt(values, names), seed=seed)
 
     useful = {name: effects[name] * in_band[name] for name in steered}
     arms = [_unsteered_outcome(unsteered, band, seed)]
@@ -211,8 +211,8 @@ def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], 
         )
 
     def difference(values: Mapping[str, ndarray], name: str) -> Interval:
-        a, b = (by_prompt(values, members[arm]) for arm in (TREATMENT, name))
-        return bootstrap_difference(np.broadcast_to(a, b.shape), b, seed=seed, seeds="crossed")
+        a, b = (by_prompt(values, members[arm]).mean(axis=0) for arm in (TREATMENT, name))
+        return bootstrap_difference(a, b, seed=seed)
 
     others = [name for name in members if name != TREATMENT]
     return TestOutcome(
