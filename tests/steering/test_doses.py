@@ -21,8 +21,10 @@ def test_units_follow_their_definitions(dose: float, x: list[float], m: float) -
     row, doses, maxima = torch.tensor([x]), torch.tensor([[dose]]), torch.tensor([[m]])
     assert float(coefficients("absolute", doses, row)) == dose
     assert float(coefficients("max_activation", doses, row, maxima)) == pytest.approx(dose * m, rel=1e-6)
-    norm = math.sqrt(math.fsum(v * v for v in x))
-    assert float(coefficients("relative", doses, row)) == pytest.approx(dose * norm, rel=1e-5, abs=1e-15)  # squares below 1e-38 underflow
+    norm = math.sqrt(math.fsum(v * v for v in x))  # in float32 the squares of values below 1e-19 underflow
+    assert float(coefficients("relative", doses, row)) == pytest.approx(
+        dose * norm, rel=1e-5, abs=1e-15
+    )  # squares below 1e-38 underflow
 
 
 def test_every_row_and_slot_has_its_own_dose() -> None:

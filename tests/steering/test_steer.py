@@ -203,6 +203,14 @@ def test_bad_input_says_what_is_wrong(
     assert message in caught.value.line
 
 
+@pytest.mark.parametrize("fields", [{"feature": (99,)}, {"max_new_tokens": 1000}, {"prompt": ("",)}, {"unit": "x"}])
+def test_a_mistake_leaves_no_run_behind(on_disk: dict[str, Any], tmp_path: Path, fields: dict[str, Any]) -> None:
+    config = {**on_disk, "prompt": ("in",), "feature": (3,), "run": str(tmp_path / "run"), **fields}
+    with pytest.raises(UserError):
+        run_steer(SteerConfig(**config))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dictionary_of_another_width_or_model_is_refused(
     tiny: tuple[LanguageModel, Standard], on_disk: dict[str, Any], tiny_gemma3: LanguageModel, tmp_path: Path
 ) -> None:

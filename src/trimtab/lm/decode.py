@@ -145,6 +145,30 @@ def decode(
     return decoded
 
 
+def check_prompts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: DecodeConfig,
+    forced: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Raise a `UserError` if `decode` would refuse these prompts."""
+    if not prompts:
+        raise UserError("the prompts", "there is none", "give at least one")
+    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise UserError(f"prompt {i}", "it is empty", "give at least one token")
+        if not all(0 <= token < model.vocab_size for token in (*prompt, *(forced[i] if forced else ()))):
+            raise UserError(f"prompt {i}", f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")
+        length = len(prompt) + (len(forced[i]) if forced else 0) + config.max_new_tokens
+        if limit and length > limit + 1:
+            raise UserError(
+                f"prompt {i} and {config.max_new_tokens} new tokens",
+                f"together {length} tokens, but {model.name} holds {limit}",
+                "shorten the prompt or lower max_new_tokens",
+            )
+
+
 class _Rows:
     """The state of all rows of one decode call."""
 
@@ -170,23 +194,9 @@ class _Rows:
         config: DecodeConfig,
         teacher: Sequence[Sequence[int]] | None,
     ) -> _Rows:
-        if not prompts:
-            raise UserError("the prompts", "there is none", "give at least one")
         if repeats < 1:
             raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")
-        limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
-        for i, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise UserError(f"prompt {i}", "it is empty", "give at least one token")
-            if not all(0 <= token < model.vocab_size for token in (*prompt, *(forced[i] if forced else ()))):
-                raise UserError(f"prompt {i}", f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")
-            length = len(prompt) + (len(forced[i]) if forced else 0) + config.max_new_tokens
-            if limit and length > limit + 1:
-                raise UserError(
-                    f"prompt {i} and {config.max_new_tokens} new tokens",
-                    f"together {length} tokens, but {model.name} holds {limit}",
-                    "shorten the prompt or lower max_new_tokens",
-                )
+        check_prompts(model, prompts, config, forced)
         copies = [i for i in range(len(prompts)) for _ in range(repeats)]
         rows = cls(
             [list(prompts[i]) for i in copies],

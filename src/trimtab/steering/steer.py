@@ -6,12 +6,13 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, LanguageModel, decode, site_width
+from trimtab.lm.decode import check_prompts
 from trimtab.runs import Meter, Run
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
@@ -112,6 +113,7 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
     dictionary = load_dictionary(config.sae, model=model, device=config.device)
     if config.run is None:
         return steer_with(config, model, dictionary)
+    _plan(config, model, dictionary)
     with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run",)) as run:
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
         if run.done and run.results:
@@ -215,37 +217,16 @@ def steer_with(
     Raises:
         UserError: a value is not allowed, or does not fit the model or the dictionary.
     """
-    given = config.prompt if prompts is None else prompts
-    _check(config, n_prompts=len(given))
-    site = config.site or dictionary.info.site or None
-    if site is not None:
-        dictionary.check_model(site_width(model, model.site(site)), model.name, config.site)
-    dictionary.check_features(list(config.feature))
-    ids = [model.encode_text(p, chat=config.chat) if isinstance(p, str) else list(p) for p in given]
-    decoding = decoding or config.decoding
-    doses = _doses(config)
-    names = [UNSTEERED, *(_name(config, dose) for dose in doses)]
-    keys = [(p, s) for p in range(len(ids)) for s in range(config.samples)]
-    rows = [(key, arm) for key in range(len(keys)) for arm in range(len(names))]
-    nothing = [-1] * len(config.feature)
-    source = StaticSource(
-        dictionary,
-        torch.tensor([nothing if arm == 0 else list(config.feature) for _, arm in rows]),
-        torch.tensor([[0.0] * len(nothing) if arm == 0 else doses[arm - 1] for _, arm in rows]),
-        site,
-        unit=config.unit,
-        operation=config.operation,
-        positions=config.positions,
-        combine=config.combine,
-    )
-    branches = [arm for _, arm in rows]
+    plan = _plan(config, model, dictionary, prompts, decoding)
+    names, rows, source, decoding = plan.names, plan.rows, plan.source, plan.decoding
+    branches = [row.arm for row in rows]
     with Meter("decoding", len(rows)) as meter:
         decoded = decode(
             model,
-            [ids[keys[key][0]] for key, _ in rows],
+            [plan.ids[row.prompt] for row in rows],
             decoding,
             source,
-            samples=[key for key, _ in rows],
+            samples=[row.key for row in rows],
             branches=[0] * len(rows),  # arms share their draws
             progress=meter.advance,
         )
@@ -257,7 +238,6 @@ def steer_with(
         Trace.of(model, decoded, decoding, source, effects=effects, run=os.fspath(run.path), branches=branches).write(
             run
         )
-    texts = [p if isinstance(p, str) else model.decode_ids(p, special=True) for p in given]
     members = [[i for i, arm in enumerate(branches) if arm == index] for index in range(len(names))]
     return SteerResult(
         model=model.name,
@@ -266,12 +246,79 @@ def steer_with(
         operation=config.operation,
         unit=source.unit,
         positions=config.positions,
-        prompts=texts,
+        prompts=plan.texts,
         arms=[
-            _arm(name, None if index == 0 else doses[index - 1], members[index], decoded, effects, keys, rows)
-            for index, name in enumerate(names)
+            _arm(name, plan.doses[index], members[index], decoded, effects, rows) for index, name in enumerate(names)
         ],
         run=None if run is None else os.fspath(run.path),
+    )
+
+
+class _Row(NamedTuple):
+    """One row to decode."""
+
+    prompt: int
+    sample: int  # of the prompt
+    key: int  # of its random draws, shared by all arms
+    arm: int
+
+
+class _Plan(NamedTuple):
+    """What a config comes to, with a model and a dictionary at hand."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    names: list[str]  # of the arms, unsteered first
+    doses: list[list[float] | None]  # per arm
+    rows: list[_Row]
+    source: StaticSource
+    decoding: DecodeConfig
+
+
+def _plan(
+    config: SteerConfig,
+    model: LanguageModel,
+    dictionary: Dictionary,
+    prompts: Sequence[str] | Sequence[list[int]] | None = None,
+    decoding: DecodeConfig | None = None,
+) -> _Plan:
+    """Everything that can be wrong is found here, before anything is written."""
+    given = config.prompt if prompts is None else prompts
+    _check(config, n_prompts=len(given))
+    decoding = decoding or config.decoding
+    site = config.site or dictionary.info.site or None
+    if site is not None:
+        dictionary.check_model(site_width(model, model.site(site)), model.name, config.site)
+    dictionary.check_features(list(config.feature))
+    ids = [model.encode_text(p, chat=config.chat) if isinstance(p, str) else list(p) for p in given]
+    check_prompts(model, ids, decoding)
+    doses = _doses(config)
+    arms: list[list[float] | None] = [None, *doses]
+    rows = [
+        _Row(prompt, sample, prompt * config.samples + sample, arm)
+        for prompt in range(len(ids))
+        for sample in range(config.samples)
+        for arm in range(len(arms))
+    ]
+    nothing, still = [-1] * len(config.feature), [0.0] * len(config.feature)
+    source = StaticSource(
+        dictionary,
+        torch.tensor([list(config.feature) if row.arm else nothing for row in rows]),
+        torch.tensor([arms[row.arm] or still for row in rows]),
+        site,
+        unit=config.unit,
+        operation=config.operation,
+        positions=config.positions,
+        combine=config.combine,
+    )
+    return _Plan(
+        texts=[p if isinstance(p, str) else model.decode_ids(p, special=True) for p in given],
+        ids=ids,
+        names=[UNSTEERED, *(_name(config, dose) for dose in doses)],
+        doses=arms,
+        rows=rows,
+        source=source,
+        decoding=decoding,
     )
 
 
@@ -281,8 +328,7 @@ def _arm(
     members: list[int],
     decoded: Decoded,
     effects: TokenEffects | None,
-    keys: list[tuple[int, int]],
-    rows: list[tuple[int, int]],
+    rows: list[_Row],
 ) -> Arm:
     def mean(pick: Callable[[TokenEffects], list[list[float]]], sign: float = 1.0) -> float | None:
         if effects is None:
@@ -300,8 +346,8 @@ def _arm(
         unsteered_nll=mean(lambda e: e.unsteered_logp, sign=-1.0),
         continuations=[
             Continuation(
-                prompt=keys[rows[i][0]][0],
-                sample=keys[rows[i][0]][1],
+                prompt=rows[i].prompt,
+                sample=rows[i].sample,
                 text=decoded.texts[i],
                 n_tokens=len(decoded.token_ids[i]),
                 finish=decoded.finish[i],

@@ -64,7 +64,9 @@ class DirectionTable:
         return self.rows.shape[1]
 
     def to(self, device: torch.device) -> None:
-        """Move everything to a device."""
+        """Move everything to a device, the dictionary itself included."""
+        if self.dictionary is not None and self.dictionary.W_dec.device != device:
+            self.dictionary.to(device)
         self.rows = self.rows.to(device)
         self.max_activation = None if self.max_activation is None else self.max_activation.to(device)
         self.live = None if self.live is None else self.live.to(device)
