@@ -91,8 +91,8 @@ def _held_out(r: dict[str, Any]) -> list[Html]:
         Column("Score", "points, 95%"),
         Column("Score in band", "points, 95%"),
         Column("Texts in band", "%, 95%"),
-        Column("NLL", "nats per token"),
-        Column("4-gram repetition", "%"),
+        Column("NLL", "nats per token, 95%"),
+        Column("4-gram repetition", "%, 95%"),
         Column("‖Δ‖/‖x‖"),
         Column("Edits"),
     ]
@@ -102,8 +102,8 @@ def _held_out(r: dict[str, Any]) -> list[Html]:
             number(_interval(arm["score"]), 1, POINTS, signed=True),
             number(_interval(arm["score_in_band"]), 1, POINTS, signed=True),
             number(_interval(arm["in_band"]), 0, POINTS),
-            tag("b", escape(f"{arm['nll']['estimate']:.2f}")),
-            tag("b", escape(f"{POINTS * arm['repetition']['estimate']:.1f}")),
+            number(_interval(arm["nll"]), 2),
+            number(_interval(arm["repetition"]), 1, POINTS),
             escape(f"{arm['relative_dose']:.3f}"),
             escape(f"{arm['n_edits']:,}"),
         ]
@@ -136,7 +136,7 @@ def _held_out(r: dict[str, Any]) -> list[Html]:
         figure(
             interval_plot(marks, axis, "Scores of all steered arms with 95% intervals", factor=POINTS),
             f"Scores with 95% intervals, bootstrapped over {r['n_prompts']} prompts. Small dots: {draws} draws of "
-            "random features, each as large as the chosen set; their interval covers which ones were drawn, too.",
+            "random features, another one for each text.",
         ),
         table(
             columns,

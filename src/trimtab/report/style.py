@@ -12,7 +12,7 @@ STYLE = f"""
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: #fff; color: {INK};
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", sans-serif; }}
-main {{ max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }}
+main {{ max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }}
 h1 {{ font-size: 1.75rem; line-height: 1.2; letter-spacing: -.01em; margin: 0 0 .4rem; }}
 h2 {{ font-size: 1.15rem; margin: 2.6rem 0 .5rem; padding-top: 1.2rem; border-top: 1px solid {RULE}; }}
 h3 {{ font-size: 1rem; margin: 1.6rem 0 .4rem; }}
@@ -25,7 +25,7 @@ small {{ font-size: .8rem; color: {MUTED}; }}
 .scroll {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; color: {MUTED}; font-size: .88rem; padding: 0 0 .5rem; }}
-th, td {{ padding: .42rem .7rem; border-bottom: 1px solid {RULE}; vertical-align: baseline; }}
+th, td {{ padding: .36rem .55rem; border-bottom: 1px solid {RULE}; vertical-align: baseline; }}
 th:first-child, td:first-child {{ padding-left: .4rem; }}
 thead th {{ border-bottom: 1.5px solid {INK}; font-weight: 600; vertical-align: bottom; }}
 thead small {{ display: block; font-weight: 400; }}
@@ -33,7 +33,7 @@ tbody th {{ font-weight: 500; white-space: nowrap; }}
 .number {{ text-align: right; white-space: nowrap; }}
 .words {{ text-align: left; }}
 tr.emphasis {{ background: #eef6f9; }}
-.interval {{ color: {MUTED}; font-size: .86em; }}
+.interval {{ display: block; color: {MUTED}; font-size: .84em; }}
 .none {{ color: {MUTED}; }}
 figure {{ margin: 1.2rem 0; }}
 figure svg {{ width: 100%; height: auto; display: block; }}
