@@ -34,7 +34,7 @@ class FakeResult:
         return {"value": self.value, "path": Path("a/b")}
 
     def render(self) -> str:
-        return f"value {self.value}"
+        return f"value {self.value} [/b] [bold]"
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[FakeConfig], Any], name: str = "fake") -> None:
@@ -140,7 +140,7 @@ def test_json_is_one_object_on_stdout(monkeypatch, capsys):
     assert json.loads(said.out) == {"value": None, "path": "a/b"}
     assert said.err == ""
     assert cli.main(["fake"]) == 0
-    assert capsys.readouterr().out == "value nan\n"
+    assert capsys.readouterr().out == "value nan [/b] [bold]\n"
 
 
 def test_an_interrupt_says_what_the_same_command_does(monkeypatch, capsys):

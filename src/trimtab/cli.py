@@ -72,9 +72,7 @@ class Printed:
         return self.fields
 
     def render(self) -> str:
-        from rich.markup import escape
-
-        return escape(self.text)
+        return self.text
 
 
 def models_list() -> Job:
@@ -268,7 +266,8 @@ def _run(command: str, words: Sequence[str]) -> int:
 
         shown = result.render()
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-        Console(highlight=False, soft_wrap=isinstance(shown, str), width=width).print(shown)
+        plain = isinstance(shown, str)  # may quote what a model wrote, so brackets in it are no markup
+        Console(highlight=False, soft_wrap=plain, markup=not plain, width=width).print(shown)
     return 0
 
 

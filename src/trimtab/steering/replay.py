@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode
@@ -84,7 +85,7 @@ class ReplayReport:
         ]
         lines += [f"{name}: {change}" for name, change in self.changed_versions.items()]
         if not self.mismatches:
-            return "\n".join(lines)
+            return Text.from_markup("\n".join(lines))
         table = Table("sample", "branch", "position", "logged", "decided", "gap (nats)")
         for m in self.mismatches[:20]:
             table.add_row(*map(str, (m.sample, m.branch, m.position, m.logged, m.decided)), f"{m.gap:.3g}")
