@@ -109,17 +109,11 @@ def models_show() -> Job:
 
 def harvest() -> Job:
     """write a model's activations over text to disk"""
-    from trimtab.activations import HarvestConfig, HarvestProgress, harvest_text
-    from trimtab.runs import Meter, json_safe
+    from trimtab.activations import HarvestConfig, harvest_text
+    from trimtab.runs import json_safe
 
     def run(config: HarvestConfig) -> Printed:
-        with Meter("harvesting") as meter:
-
-            def show(progress: HarvestProgress) -> None:
-                meter.total = progress.total_sequences
-                meter.advance(progress.sequences - meter.completed)
-
-            result = harvest_text(config, show)
+        result = harvest_text(config)
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items())
         rows = f"{result.train_rows:,} training and {result.holdout_rows:,} held-out rows"
         return Printed(json_safe(result._asdict()), f"{rows} in {result.directory}; left out: {dropped}")

@@ -379,3 +379,9 @@ def test_split_takes_the_documents_that_training_left_out(tiny_llama: LanguageMo
     assert not chosen["holdout"] & chosen["train"]
     trained = pack_splits(corpus, HarvestOptions(holdout=0.3, context=16))
     assert chosen["holdout"] == set(trained["holdout"].documents)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"context": 1}, {"holdout": 5.0}, {"n_resamples": 0}])
+def test_impossible_options_say_so(change: dict):
+    with pytest.raises(UserError, match=next(iter(change))):
+        CoreConfig(**change)

@@ -282,3 +282,15 @@ def test_a_disk_full_from_the_start_leaves_a_directory_that_can_be_used_later(
             start(tmp_path)
     with start(tmp_path) as run:
         assert not run.resumed
+
+
+def test_a_run_that_failed_before_it_made_anything_is_begun_anew(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError), Run.open(tmp_path / "run", "rank", {"model": "typo"}):
+        raise ZeroDivisionError
+    with Run.open(tmp_path / "run", "rank", {"model": "right"}) as run:
+        assert run.config == {"model": "right"}
+        run.file("table.txt").write_text("made")
+    with pytest.raises(ZeroDivisionError), Run.open(tmp_path / "run", "rank", {"model": "right"}):
+        raise ZeroDivisionError
+    with pytest.raises(UserError, match="model"):
+        Run.open(tmp_path / "run", "rank", {"model": "another"})

@@ -32,7 +32,7 @@ from trimtab.selection.criterion import ScoringTarget
 
 @torch.no_grad()
 def amplified(model: LanguageModel, prefix: str, layer: int, delta: Tensor) -> Tensor:
-    """p(next token) with one vector added after a layer at the last token: the whole prompt, no cache, float64."""
+    """p(next token) with one vector added after a layer at the last token: no cache, softmax in float64."""
 
     def hook(_module: object, _args: object, output: Any) -> Any:
         x = (output[0] if isinstance(output, tuple) else output).clone()

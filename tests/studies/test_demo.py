@@ -251,6 +251,7 @@ def test_shipped_prompts_are_apart():
         ('{"validation": ["a"]}', "not readable as two lists of prompts"),
         ('{"validation": ["a"], "held_out": []}', "held_out must be a list of texts"),
         ('{"validation": ["a", "b"], "held_out": ["b"]}', "prompt 'b': it occurs twice"),
+        ('{"validation": ["a", "b"], "held_out": ["c"]}', "held_out has one text"),
     ],
 )
 def test_bad_prompts_say_so(tmp_path: Path, content: str, message: str):

@@ -1,7 +1,7 @@
 """Which activations are worth training on: no attention sinks, no special tokens, no outliers.
 
-The first position of a sequence and a few others gather enormous norms whatever the text is (in SmolLM2-135M up to
-160 times the median at layer 15); a dictionary would spend its features on them.
+The first position of a sequence and a few others gather enormous norms whatever the text is; a dictionary would spend
+its features on them.
 """
 
 from __future__ import annotations

@@ -256,11 +256,6 @@ def write_documents(directory: Path, ids: tuple[str, ...], sources: tuple[str, .
     write_table(directory / DOCUMENTS_FILE, table)
 
 
-def read_documents_table(directory: Path) -> pa.Table:
-    """`document`, `id`, `source` and `split` of every document of a harvest."""
-    return pq.read_table(directory / DOCUMENTS_FILE)
-
-
 def _save_rows(rows: Tensor, path: Path) -> None:
     save_file({"rows": rows}, path)
     path.chmod(0o644)  # safetensors makes files that only their owner can read

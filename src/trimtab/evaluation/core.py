@@ -20,6 +20,7 @@ from trimtab.activations import PackedText, read_documents, tokenise
 from trimtab.activations.text import MAX_CHARACTERS, Normalisation
 from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.dictionaries.metrics import DENSE_RATE
+from trimtab.errors import UserError
 from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
@@ -49,6 +50,17 @@ class CoreOptions:
     """Of the bootstrap."""
     n_resamples: int = 2_000
     """Bootstrap samples of the documents."""
+
+    def __post_init__(self) -> None:
+        for name, ok, rule in (
+            ("holdout", 0 <= self.holdout < 1, "a share below 1"),
+            ("context", self.context >= 2, "at least 2"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("outlier_norm", self.outlier_norm > 1, "above 1"),
+            ("n_resamples", self.n_resamples >= 1, "at least 1"),
+        ):
+            if not ok:
+                raise UserError(f"{name} {getattr(self, name)}", f"it must be {rule}", "change it")
 
 
 DEFAULT_OPTIONS = CoreOptions()

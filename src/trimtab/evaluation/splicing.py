@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.activations import PackedText
 from trimtab.activations.rows import norms
+from trimtab.errors import UserError
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
 from trimtab.evaluation.upper_layers import RecordedBatch, Splice
-from trimtab.lm import LanguageModel, RowDelta, Site
+from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture
 from trimtab.selection.unembedding import Unembedding
 
 Replacement = Callable[[Float[Tensor, "R d"]], Float[Tensor, "R d"]]
@@ -52,6 +53,7 @@ def splice_losses(
         for batch in batches(packed, batch_size, special_ids, model.device):
             recorded = RecordedBatch(model, site, batch.tokens)
             if whole is None:
+                check_unembedding(model, unembedding, batch.tokens.ids[:1])
                 whole = not recorded.is_faithful()
             at, time = batch.target.nonzero(as_tuple=True)
             document, next_token = batch.document[at, time], batch.tokens.ids[at, time + 1]
@@ -86,3 +88,19 @@ def _splice(batch: EvaluationBatch, replacement: Replacement, norm_limit: float,
         return RowDelta(at, time, replacement(rows) - rows)
 
     return fn
+
+
+def check_unembedding(model: LanguageModel, unembedding: Unembedding, ids: Int[Tensor, "1 T"]) -> None:
+    """Compare final norm and head with the model's own logits at the last token.
+
+    Raises:
+        UserError: they differ, as where a model scales its logits in a way that is not known here.
+    """
+    tokens = TokenBatch.full(ids)
+    site = f"resid_post.{model.n_layers - 1}"
+    (hidden,) = capture(model, tokens, [site]).values()
+    ours, own = unembedding.logits(hidden[:, -1]), model.forward(tokens, last=1)[:, -1].float()
+    if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+        raise UserError(
+            f"model {model.name}", "its logits are not final norm and head of its residual", "it cannot be evaluated"
+        )

@@ -10,18 +10,11 @@ from torch import Tensor
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.sites import HEAD_KINDS, Site, site_width, tap
-
-_ORDER = ("resid_pre", "attn_q", "attn_k", "attn_v", "attn_z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+from trimtab.lm.sites import HEAD_KINDS, Site, site_order, site_width, tap
 
 
 class _LastSiteRead(Exception):  # noqa: N818 - a signal, not an error
     pass
-
-
-def site_order(site: Site) -> tuple[int, int]:
-    """Sort key: the order in which a forward pass reaches sites."""
-    return site.layer, _ORDER.index(site.kind)
 
 
 @torch.no_grad()

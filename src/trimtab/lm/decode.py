@@ -349,8 +349,7 @@ def token_statistics(logits: Float[Tensor, "B V"], ids: Int[Tensor, " B"]) -> tu
     weights = (logits - top[:, None]).exp_()
     mass = weights.sum(dim=-1)
     total = top + mass.log()
-    # A batched dot product reads both matrices once; multiplying first would write a third.
-    mean_logit = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0] / mass
+    mean_logit = weights.mul_(logits).sum(dim=-1) / mass
     return logits.gather(1, ids[:, None])[:, 0] - total, total - mean_logit
 
 

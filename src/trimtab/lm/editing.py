@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.sites import RowDelta, Site, tap
+from trimtab.lm.sites import RowDelta, Site, site_order, tap
 
 
 class EditRequest(NamedTuple):
@@ -201,7 +201,8 @@ def edited(model: LanguageModel, edits: Mapping[Site, Callable[[Tensor], RowDelt
     """
     handles = []
     try:
-        for site, fn in edits.items():
+        # In the order of the forward pass, so that resid_mid sees what was edited at resid_pre.
+        for site, fn in sorted(edits.items(), key=lambda item: site_order(item[0])):
             handles += tap(model, model.site(site), fn)
         yield
     finally:

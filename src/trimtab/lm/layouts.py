@@ -58,7 +58,6 @@ class Layout:
     layers: tuple[LayerLayout, ...]
     final_norm: nn.Module | None
     head: nn.Module
-    sliding_window: int | None
 
 
 def text_config(hf: PreTrainedModel) -> Any:
@@ -85,7 +84,6 @@ def find_layout(hf: PreTrainedModel) -> Layout:
         layers=tuple(_layer_layout(module, config) for module in modules),
         final_norm=norm,
         head=head,
-        sliding_window=getattr(config, "sliding_window", None),
     )
 
 
@@ -117,6 +115,8 @@ def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
         ends = (layer.get_submodule("post_attention_layernorm"), layer.get_submodule("post_feedforward_layernorm"))
         return LayerLayout(layer, *ends, attention)
     llama = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
+    if hasattr(layer, "post_self_attn_layernorm") or getattr(config, "residual_multiplier", 1) != 1:
+        return LayerLayout(layer, None, None, attention)  # GLM-4, Granite: branches do not end where Llama's do
     if llama or hasattr(layer, "ln_2"):
         return LayerLayout(layer, attention.out, mlp, attention)
     return LayerLayout(layer, None, None, attention)

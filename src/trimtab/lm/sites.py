@@ -31,6 +31,8 @@ class RowDelta(NamedTuple):
     delta: Tensor  # [R, width]
 
 
+_ORDER = ("resid_pre", "attn_q", "attn_k", "attn_v", "attn_z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
 TapFunction = Callable[[Tensor], RowDelta | None]
 
 
@@ -67,6 +69,11 @@ class Site(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}.{self.layer}" + ("" if self.head is None else f".{self.head}")
+
+
+def site_order(site: Site) -> tuple[int, int]:
+    """Sort key: the order in which a forward pass reaches sites."""
+    return site.layer, _ORDER.index(site.kind)
 
 
 def check_site(model: LanguageModel, site: Site) -> None:

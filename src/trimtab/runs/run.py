@@ -78,7 +78,12 @@ class Run:
                 run._write()
             else:
                 record = read_record(directory)
-                _check_same(directory, record, command, asked, ignore_fields)
+                try:
+                    _check_same(directory, record, command, asked, ignore_fields)
+                except UserError:
+                    if not _failed_with_nothing(directory, record):
+                        raise
+                    record = _new_record(command, asked, device)
                 mend_metrics(directory / METRICS_NAME)
                 run = cls(directory, record, lock, resumed=True)
                 if not run.done:
@@ -259,3 +264,9 @@ def _check_same(
 
 def _mend_change() -> str:
     return f"{ANOTHER} or go back to the old value"
+
+
+def _failed_with_nothing(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a run stopped at a mistake before it made anything: then another config may take its place."""
+    made = (p for p in directory.rglob("*") if p.is_file() and p.name not in (RECORD_NAME, LOCK_NAME))
+    return record["status"] == "failed" and not any(p.name != METRICS_NAME or p.stat().st_size for p in made)

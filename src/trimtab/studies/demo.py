@@ -19,8 +19,7 @@ Protocol
    Beside it: mean negative log-likelihood under the unedited model, whether that lies within the unsteered texts' 5th
    to 95th percentile, and the share of repeated 4-grams.
 
-The unit is the prompt: scores are averaged over a prompt's rows, and intervals resample prompts. Random draws of
-features are shared by all prompts, so they are resampled as well. The verdict compares
+The unit is the prompt: scores are averaged over a prompt's rows, and intervals resample prompts. The verdict compares
 the chosen features with random ones, pair by prompt; it is "no" unless the interval of the difference is above 0.
 """
 
@@ -102,6 +101,7 @@ class DemoConfig:
         for name in ("candidates", "prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        _ = self.decoding()
         if self.prompts_per_feature < 2:
             raise UserError("prompts_per_feature 1", "a choice is judged on prompts that did not make it", "raise it")
         if self.sizes and max(self.sizes) > self.candidates:
@@ -209,6 +209,9 @@ def read_prompts(path: Path | None) -> dict[str, list[str]]:
     twice = next((text for text in everything if everything.count(text) > 1), None)
     if twice is not None:
         raise UserError(f"prompt {twice!r}", "it occurs twice, so that the splits are not apart", "remove one")
+    for name, texts in prompts.items():
+        if len(texts) < 2:
+            raise UserError(f"prompts {file}", f"{name} has one text, and an interval needs two or more", mend)
     return prompts
 
 
