@@ -53,7 +53,7 @@ class TrainResult:
     input_scale: float
     """What rows were multiplied by in training; folded into the saved weights."""
     seconds: float
-    """Training time of this session, held-out work excluded."""
+    """Training time of this call, held-out work excluded."""
 
 
 def export(
