@@ -8,13 +8,14 @@ from torch import Tensor
 
 from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
 from trimtab.dictionaries.topk import TopKConfig, TrainableTopK
-from trimtab.dictionaries.trainable import SparseSAEConfig, TrainableSAE, geometric_median
+from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
+from trimtab.dictionaries.trainable import geometric_median
 from trimtab.errors import UserError
 
 D, N, K, ROWS = 10, 48, 5, 37
 
 
-def build(arch: str, **settings: object) -> TrainableSAE:
+def build(arch: str, **settings: object) -> TopKLike:
     classes = {"topk": (TrainableTopK, TopKConfig), "batchtopk": (TrainableBatchTopK, BatchTopKConfig)}
     sae_class, config_class = classes[arch]
     config = config_class(n_features=N, k=K, block_rows=16, **settings)  # pyright: ignore[reportArgumentType]
@@ -30,7 +31,7 @@ def batch(rows: int = ROWS) -> Tensor:
     return 2 * torch.randn(rows, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
 
 
-def dense_loss(sae: TrainableSAE, x: Tensor, arch: str, dead: Tensor) -> Tensor:
+def dense_loss(sae: TopKLike, x: Tensor, arch: str, dead: Tensor) -> Tensor:
     """The loss from its definition, all features dense, for automatic differentiation."""
     z = x - sae.b_dec if sae.config.apply_b_dec_to_input else x
     h = z @ sae.W_enc_rows.T + sae.b_enc
@@ -154,15 +155,25 @@ def test_dead_features_are_counted_in_rows() -> None:
 
 def test_projected_gradient_is_orthogonal_and_rows_return_to_norm_one() -> None:
     sae = build("topk")
-    sae.normalise_decoder()
+    sae.constrain()
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(N, dtype=torch.float64))
     sae.gradients(batch())
     full = sae.W_dec.grad.clone()  # pyright: ignore[reportOptionalMemberAccess]
-    sae.project_decoder_gradient()
+    sae.project_gradients()
     assert sae.W_dec.grad is not None
     assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-12
     radial = (full - sae.W_dec.grad) / sae.W_dec
     assert torch.allclose(radial, radial[:, :1].expand_as(radial))
+
+
+def test_k_shrinks_from_k_start_in_equal_ratios_over_its_share_of_the_training() -> None:
+    sae = TrainableTopK(TopKConfig(n_features=N, k=2, k_start=8, k_anneal_share=0.5), D)
+    seen = []
+    for done in (0, 0.25, 0.5, 0.99):
+        sae.begin_step(done)
+        seen.append(int(sae.knobs()["k"]))
+    assert seen == [8, 4, 2, 2]
+    assert TrainableTopK(TopKConfig(n_features=N, k=2), D).knobs() == {"k": 2}
 
 
 def test_geometric_median_of_a_symmetric_cloud_ignores_an_outlier() -> None:
@@ -196,4 +207,4 @@ def test_weights_start_as_transposes_with_unit_rows_and_the_chosen_bias() -> Non
 )
 def test_impossible_settings_are_named(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        SparseSAEConfig(**settings)  # pyright: ignore[reportArgumentType]
+        TopKLikeConfig(**settings)  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ from trimtab.runs import Run, read_metrics
 from trimtab.training import TrainConfig, train
 from trimtab.training.checkpoint import checkpoint_files
 from trimtab.training.loop import input_scale
-from trimtab.training.schedule import first_averaged_step, k_now, lr_factor
+from trimtab.training.schedule import first_averaged_step, lr_factor
 
 
 def small(**settings: object) -> TrainConfig:
@@ -78,7 +78,7 @@ def test_input_scale_gives_the_named_mean(scaling: str, power: int, target: floa
 
 
 def test_schedules_have_the_documented_corners() -> None:
-    config = small(warmup_share=0.1, decay_share=0.5, k_start=8, k_anneal_share=0.5)
+    config = small(warmup_share=0.1, decay_share=0.5)
     assert lr_factor(config, 0, 100) == pytest.approx(0.1)
     assert lr_factor(config, 9, 100) == lr_factor(config, 50, 100) == 1.0
     assert lr_factor(config, 75, 100) == pytest.approx(0.5)
@@ -89,8 +89,6 @@ def test_schedules_have_the_documented_corners() -> None:
         (1 - math.cos(0.2 * math.pi)) / 2
     )
     assert lr_factor(small(decay="none"), 99, 100) == 1.0
-    assert [k_now(config, step, 100) for step in (0, 25, 50, 99)] == [8, 4, 2, 2]
-    assert k_now(small(), 0, 100) == 2
     assert first_averaged_step(config, 100) == 50
 
 

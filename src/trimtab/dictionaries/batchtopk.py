@@ -13,27 +13,29 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.dictionaries.active import pairs_above
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.sparse import ActivePairs
-from trimtab.dictionaries.trainable import SparseSAEConfig, TrainableSAE
+from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
 
 FLOOR = 0.75
 """Codes above this share of the running threshold are candidates; fewer candidates than k·B are a second pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(SparseSAEConfig):
+class BatchTopKConfig(TopKLikeConfig):
     """Training of a BatchTopK SAE."""
 
     threshold_momentum: float = 0.99
     """How much of the running threshold each batch keeps."""
 
 
-class TrainableBatchTopK(TrainableSAE):
+class TrainableBatchTopK(TopKLike):
     """BatchTopK in training. `threshold` is the running mean of the smallest code that a batch keeps."""
 
     architecture = "batchtopk"
+    config_class = BatchTopKConfig
     config: BatchTopKConfig
     threshold: Tensor
 
@@ -88,22 +90,13 @@ class TrainableBatchTopK(TrainableSAE):
     def _floor_from_block(self, z: Tensor, wanted: int) -> float:
         """A floor above which the first block has four times its share."""
         block = z[: self.config.block_rows]
-        h = self.dense_encoder()(block).flatten()
+        h = self.encoder()(block).flatten()
         rank = min(len(h), 4 * wanted * len(block) // len(z) or 1)
         return max(0.0, float(h.kthvalue(len(h) - rank + 1).values))
 
     def _above(self, z: Tensor, floor: float) -> ActivePairs:
-        encode, n = self.dense_encoder(), self.config.n_features
-        values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
-        for block in z.split(self.config.block_rows):
-            h = encode(block)
-            place = (h.flatten() > floor).nonzero().squeeze(1)
-            row = place // n
-            values.append(h.flatten()[place])
-            features.append(place - row * n)
-            counts.append(torch.bincount(row, minlength=len(block)))
-        pairs = ActivePairs(torch.cat(values), torch.cat(features), torch.cat(counts).cumsum(0))
-        return self.full_precision(pairs, z)
+        pairs = pairs_above(self.encoder(), z, floor)
+        return pairs._replace(value=pairs.value.relu())
 
 
 def _keep(pairs: ActivePairs, kept: Bool[Tensor, " m"]) -> ActivePairs:

@@ -1,16 +1,21 @@
-"""The SAE architectures by the names that SAELens's files use."""
+"""The SAE architectures: for inference by the names that SAELens's files use, in training by their own."""
 
 from __future__ import annotations
 
+from trimtab.dictionaries.batchtopk import TrainableBatchTopK
 from trimtab.dictionaries.gated import Gated
 from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.standard import Standard
-from trimtab.dictionaries.topk import TopK
+from trimtab.dictionaries.topk import TopK, TrainableTopK
+from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.errors import UserError
 
 ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (Standard, Gated, TopK, JumpReLU)}
 """Every architecture that can be loaded. A new one needs its file and a place here."""
+
+TRAINABLE: dict[str, type[TrainableSAE]] = {cls.architecture: cls for cls in (TrainableTopK, TrainableBatchTopK)}
+"""Every architecture that can be trained."""
 
 
 def architecture_class(name: object) -> type[SAE]:

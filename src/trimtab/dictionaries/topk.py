@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.dictionaries.active import in_full_precision
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs, largest
-from trimtab.dictionaries.trainable import SparseSAEConfig, TrainableSAE
+from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
 from trimtab.errors import UserError
 
 
@@ -91,28 +92,26 @@ class TopK(SAE):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKConfig(SparseSAEConfig):
+class TopKConfig(TopKLikeConfig):
     """Training of a TopK SAE."""
 
 
-class TrainableTopK(TrainableSAE):
+class TrainableTopK(TopKLike):
     """TopK in training: every row keeps its k largest pre-activations."""
 
     architecture = "topk"
+    config_class = TopKConfig
 
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
-        encode = self.dense_encoder()
-        blocks = [largest(encode(block), self.k) for block in z.split(self.config.block_rows)]
+        encoder = self.encoder()
+        blocks = [largest(h, self.k) for h in encoder.blocks(z)]
         values, indices = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        return self.full_precision(SparseCodes(values.relu_(), indices).pairs(), z)
+        pairs = in_full_precision(SparseCodes(values, indices).pairs(), encoder, z)
+        return pairs._replace(value=pairs.value.relu_())
 
     def export(self, info: DictionaryInfo) -> TopK:
-        weights = self.inference_weights()
         return TopK(
-            weights["W_enc"],
-            weights["b_enc"],
-            weights["W_dec"],
-            weights["b_dec"],
+            **self.inference_weights(),
             k=self.config.k,
             apply_b_dec_to_input=self.config.apply_b_dec_to_input,
             info=self.named_info(info, TopK.architecture),

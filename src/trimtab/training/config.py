@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
+from trimtab.dictionaries.encoding import EncoderDtype
 from trimtab.dictionaries.topk import TopKConfig, TrainableTopK
-from trimtab.dictionaries.trainable import BiasInit, EncoderDtype, TrainableSAE
+from trimtab.dictionaries.trainable import BiasInit, TrainableSAE
 from trimtab.errors import UserError
 
 Architecture = Literal["topk", "batchtopk"]
@@ -103,10 +104,6 @@ class TrainConfig:
                 raise UserError(
                     f"{name} {getattr(self, name)!r}", f"it is one of {', '.join(allowed.__args__)}", "choose one"
                 )
-        if self.k_start is not None and not self.k <= self.k_start < self.n_features:
-            raise UserError(
-                f"k_start {self.k_start}", f"it must be from k = {self.k} to n_features − 1", "choose another"
-            )
         self._architecture_config(self.dead_after or 0)
 
     def steps(self, rows_total: int) -> int:
@@ -132,6 +129,8 @@ class TrainConfig:
         return kind(
             n_features=self.n_features,
             k=self.k,
+            k_start=self.k_start,
+            k_anneal_share=self.k_anneal_share,
             aux_coefficient=self.aux_coefficient,
             k_aux=self.k_aux,
             dead_after=dead_after,

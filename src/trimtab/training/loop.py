@@ -20,7 +20,7 @@ from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_che
 from trimtab.training.config import TrainConfig
 from trimtab.training.export import TrainResult, export
 from trimtab.training.optimiser import Adam
-from trimtab.training.schedule import first_averaged_step, k_now, lr_factor
+from trimtab.training.schedule import first_averaged_step, lr_factor
 
 if TYPE_CHECKING:
     from trimtab.activations import ActivationSource
@@ -35,7 +35,7 @@ def train(
 
     With equal device, threads and versions a resumed training ends with the same bits as one that was never stopped.
     `metrics.jsonl` gets, every `log_every` steps, means since the last line: loss, explained_variance (within batches),
-    l0, aux, grad_norm; and as of now lr, k, dead_features, rows_per_second.
+    l0, sparsity, aux, grad_norm; and as of now lr, what the SAE's `knobs()` say, dead_features, rows_per_second.
 
     Args:
         config: how.
@@ -67,6 +67,7 @@ class _Window:
     steps: int = 0
     loss: float = 0.0
     aux: float = 0.0
+    sparsity: float = 0.0
     squared_error: float = 0.0
     variance: float = 0.0
     l0: float = 0.0
@@ -77,13 +78,14 @@ class _Window:
         self.steps += 1
         self.loss += float(step.loss)
         self.aux += float(step.aux)
+        self.sparsity += float(step.sparsity)
         self.squared_error += float(step.squared_error)
         self.variance += float(step.variance)
         self.l0 += step.l0
         self.grad_norm += grad_norm
 
     def means(self) -> dict[str, float]:
-        summed = {name: getattr(self, name) / self.steps for name in ("loss", "l0", "aux", "grad_norm")}
+        summed = {name: getattr(self, name) / self.steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
         return {"explained_variance": 1 - self.squared_error / max(self.variance, 1e-30), **summed}
 
 
@@ -138,21 +140,21 @@ class _Trainer:
         if self.average is not None:
             for name, parameter in self.sae.named_parameters():
                 parameter.data.copy_(self.average[name])
-            self.sae.normalise_decoder()
+            self.sae.constrain()
         return self.sae
 
     def _step(self, rows: Float[Tensor, "B d"]) -> tuple[StepLoss, float]:
         sae, config = self.sae, self.config
-        sae.k = k_now(config, self.step, self.steps)
+        sae.begin_step(self.step / self.steps)
         loss = sae.gradients(rows.to(sae.b_dec.dtype) * self.scale)
         if not math.isfinite(float(loss.loss)):
             finite_rows(rows, f"the batch of step {self.step}")
             raise self._diverged("loss", float(loss.loss))
-        sae.project_decoder_gradient()
+        sae.project_gradients()
         grad_norm = self.adam.step(config.peak_lr * lr_factor(config, self.step, self.steps))
         if not math.isfinite(grad_norm):
             raise self._diverged("gradient norm", grad_norm)
-        sae.normalise_decoder()
+        sae.constrain()
         self.step += 1
         if config.ema_decay and self.step > first_averaged_step(config, self.steps):
             self._update_average()
@@ -178,7 +180,7 @@ class _Trainer:
         now = time.perf_counter()
         current = {
             "lr": self.config.peak_lr * lr_factor(self.config, self.step - 1, self.steps),
-            "k": self.sae.k,
+            **self.sae.knobs(),
             "dead_features": loss.n_dead,
             "rows_per_second": window.steps * self.config.batch_size / (now - window.began),
         }

@@ -1,4 +1,4 @@
-"""What changes from step to step: the learning rate and, where asked for, k."""
+"""How the learning rate changes from step to step, and where averaging begins."""
 
 from __future__ import annotations
 
@@ -20,15 +20,6 @@ def lr_factor(config: TrainConfig, step: int, steps: int) -> float:
     elif config.decay == "cosine":
         left = (1 - math.cos(math.pi * left)) / 2
     return rising * left
-
-
-def k_now(config: TrainConfig, step: int, steps: int) -> int:
-    """Active features per row at `step`: from k_start to k in equal ratios."""
-    if config.k_start is None:
-        return config.k
-    anneal = config.k_anneal_share * steps
-    done = min(1.0, step / anneal) if anneal else 1.0
-    return round(config.k_start * (config.k / config.k_start) ** done)
 
 
 def first_averaged_step(config: TrainConfig, steps: int) -> int:

@@ -1,0 +1,209 @@
+"""Which (row, feature) pairs of a batch are in play, and the products that a training step needs of them.
+
+Two executions of the same interface: `SparsePairs` touches the pairs only, `DensePairs` takes all features of all rows.
+Sparse products cost more per pair, so that above some density dense ones are faster; `active_above` switches there.
+An architecture's step is written once, for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trimtab.dictionaries.encoding import DenseEncoder
+from trimtab.dictionaries.sparse import (
+    ActivePairs,
+    FeatureOrder,
+    collect_rows,
+    decode_pairs,
+    dot_pairs,
+    order_by_feature,
+    sum_by_feature,
+)
+
+DENSE_ABOVE = 0.06
+"""Share of pairs in play above which dense products are faster, on two CPU cores (`benchmarks/train_sae.py`)."""
+
+Values = Tensor
+"""One number per pair: `[m]` for sparse pairs, `[B, n]` for dense ones. Values of different pairs never mix, so that
+elementwise operations mean the same for both; what stands in a dense table outside the pairs in play is ignored."""
+
+
+class Decoding(NamedTuple):
+    """A reconstruction and the derivative that goes with it."""
+
+    x: Float[Tensor, "B d"]
+    """Σ_i v[b, i] W[i]."""
+    dot: Callable[[Float[Tensor, "B d"]], Values]
+    """G ↦ G[b]·W[i] for every pair: what a gradient G by `x` is by the values."""
+
+
+class Active(Protocol):
+    """Pairs in play of a batch with B rows and n features, and their pre-activations."""
+
+    h: Values
+    """Pre-activation of every pair."""
+
+    def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
+        """Row b is Σ_i v[b, i] W[i], over the pairs in play."""
+        ...
+
+    def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
+        """Row i is Σ_b v[b, i] X[b]: the gradient of a weight whose rows belong to features."""
+        ...
+
+    def by_feature(self, values: Values) -> Float[Tensor, " n"]:
+        """Entry i is Σ_b v[b, i]."""
+        ...
+
+    def by_row(self, values: Values) -> Float[Tensor, " B"]:
+        """Entry b is Σ_i v[b, i]."""
+        ...
+
+    def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
+        """The entry of a per-feature vector that belongs to every pair (dense: one that broadcasts)."""
+        ...
+
+    def fired(self, values: Values) -> Bool[Tensor, " n"]:
+        """Features with a positive value in any row."""
+        ...
+
+    def total(self, values: Values) -> Float[Tensor, ""]:
+        """Σ v[b, i] over the pairs in play."""
+        ...
+
+
+class SparsePairs:
+    """The pairs in play as a list."""
+
+    def __init__(self, pairs: ActivePairs, n: int) -> None:
+        self.pairs, self.n, self.h = pairs, n, pairs.value
+
+    @cached_property
+    def order(self) -> FeatureOrder:
+        return order_by_feature(self.pairs, self.n)
+
+    def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
+        with torch.enable_grad():
+            leaf = values.detach().requires_grad_()
+            x = decode_pairs(self.pairs._replace(value=leaf), W.detach())
+        return Decoding(x.detach(), lambda G: torch.autograd.grad(x, leaf, G)[0])
+
+    def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
+        return collect_rows(self.order, values, X)
+
+    def by_feature(self, values: Values) -> Float[Tensor, " n"]:
+        return sum_by_feature(self.pairs, values, self.n)
+
+    def by_row(self, values: Values) -> Float[Tensor, " B"]:
+        rows = self.pairs.start.shape[0] - 1
+        return values.new_zeros(rows).index_add_(0, self.pairs.row, values)
+
+    def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
+        return vector[self.pairs.feature]
+
+    def fired(self, values: Values) -> Bool[Tensor, " n"]:
+        fired = torch.zeros(self.n, dtype=torch.bool, device=values.device)
+        return fired.index_fill_(0, self.pairs.feature[values > 0], True)
+
+    def total(self, values: Values) -> Float[Tensor, ""]:
+        return values.sum()
+
+
+class DensePairs:
+    """All features of all rows, with a mask of the pairs in play."""
+
+    def __init__(self, h: Float[Tensor, "B n"], mask: Bool[Tensor, "B n"]) -> None:
+        self.h, self.mask = h, mask
+
+    def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
+        W = W.detach()
+        return Decoding(self._in_play(values) @ W, lambda G: G @ W.T)
+
+    def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
+        return self._in_play(values).T @ X
+
+    def by_feature(self, values: Values) -> Float[Tensor, " n"]:
+        return self._in_play(values).sum(0)
+
+    def by_row(self, values: Values) -> Float[Tensor, " B"]:
+        return self._in_play(values).sum(1)
+
+    def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
+        return vector
+
+    def fired(self, values: Values) -> Bool[Tensor, " n"]:
+        return ((values > 0) & self.mask).any(0)
+
+    def total(self, values: Values) -> Float[Tensor, ""]:
+        return self._in_play(values).sum()
+
+    def _in_play(self, values: Values) -> Float[Tensor, "B n"]:
+        return torch.where(self.mask, values, 0.0)
+
+
+def active_above(
+    encoder: DenseEncoder,
+    z: Float[Tensor, "B d"],
+    floor: float | Float[Tensor, " n"],
+    *,
+    dense_above: float = DENSE_ABOVE,
+) -> Active:
+    """The pairs whose pre-activation is above a floor, as a list or, if they are many, as a table.
+
+    The first block of rows decides which, so that the choice depends on the data alone. Pre-activations have the
+    precision of the weights, whatever that of the product that found them.
+
+    Args:
+        encoder: gives pre-activations.
+        z: encoder inputs.
+        floor: one for all features, or one for each.
+        dense_above: share of pairs in play from which on the table is used.
+    """
+    n = encoder.W.shape[0]
+    first = encoder(z[: encoder.block_rows])
+    if int((first > floor).count_nonzero()) > dense_above * first.numel():
+        exact = encoder if encoder.exact else DenseEncoder(encoder.W, encoder.b, block_rows=encoder.block_rows)
+        h = exact(z)
+        return DensePairs(h, h > floor)
+    pairs = pairs_above(encoder, z, floor, first)
+    return SparsePairs(pairs, n)
+
+
+def pairs_above(
+    encoder: DenseEncoder,
+    z: Float[Tensor, "B d"],
+    floor: float | Float[Tensor, " n"],
+    first: Float[Tensor, "b n"] | None = None,
+) -> ActivePairs:
+    """The pairs whose pre-activation is above a floor, as a list, row after row; values are pre-activations.
+
+    Args:
+        encoder: gives pre-activations.
+        z: encoder inputs.
+        floor: one for all features, or one for each.
+        first: pre-activations of the first block, if they are known already.
+    """
+    n = encoder.W.shape[0]
+    values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
+    for number, block in enumerate(z.split(encoder.block_rows)):
+        h = first if number == 0 and first is not None else encoder(block)
+        place = (h > floor).flatten().nonzero().squeeze(1)
+        row = place // n
+        values.append(h.flatten()[place])
+        features.append(place - row * n)
+        counts.append(torch.bincount(row, minlength=len(block)))
+    pairs = ActivePairs(torch.cat(values), torch.cat(features), torch.cat(counts).cumsum(0))
+    return in_full_precision(pairs, encoder, z)
+
+
+def in_full_precision(pairs: ActivePairs, encoder: DenseEncoder, z: Float[Tensor, "B d"]) -> ActivePairs:
+    """The pairs with their pre-activations computed anew, if the encoder's product had less precision."""
+    if encoder.exact:
+        return pairs
+    return pairs._replace(value=dot_pairs(pairs, z, encoder.W) + encoder.b[pairs.feature])

@@ -1,0 +1,43 @@
+"""The one dense product of a training step: encoder inputs to all pre-activations, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+EncoderDtype = Literal["float32", "bfloat16"]
+
+
+@dataclass
+class DenseEncoder:
+    """h = z Wᵀ + b.
+
+    Args:
+        W: encoder rows, one per feature.
+        b: one bias per feature.
+        dtype: "bfloat16" computes the product in less precision; else it has that of the weights.
+        block_rows: rows multiplied at once.
+    """
+
+    W: Float[Tensor, "n d"]
+    b: Float[Tensor, " n"]
+    dtype: EncoderDtype = "float32"
+    block_rows: int = 512
+
+    def __post_init__(self) -> None:
+        self.exact = self.dtype == "float32"
+        """Whether pre-activations have the precision of the weights."""
+        self._W, self._b = (self.W, self.b) if self.exact else (self.W.bfloat16(), self.b.bfloat16())
+
+    def __call__(self, z: Float[Tensor, "B d"]) -> Float[Tensor, "B n"]:
+        """Pre-activations of some rows, in the precision of the product."""
+        return F.linear(z.to(self._W.dtype), self._W, self._b)
+
+    def blocks(self, z: Float[Tensor, "B d"]) -> Iterator[Float[Tensor, "b n"]]:
+        """Pre-activations block after block."""
+        return (self(block) for block in z.split(self.block_rows))

@@ -1,0 +1,144 @@
+"""What TopK, BatchTopK and Matryoshka SAEs share in training: k features a row, AuxK, the schedule of k.
+
+Loss: mean over rows of ‖x − x̂‖², plus AuxK (Gao et al. 2024, appendix A.2): features that have long been silent
+reconstruct the residual x − x̂.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.dictionaries.active import SparsePairs
+from trimtab.dictionaries.sparse import ActivePairs
+from trimtab.dictionaries.trainable import StepLoss, TrainableConfig, TrainableSAE, batch_variance
+from trimtab.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKLikeConfig(TrainableConfig):
+    """What TopK-like SAEs have in common."""
+
+    k: int
+    """Active features per row; where a batch shares them, on average."""
+    k_start: int | None = None
+    """Active features per row at the start, if more; shrinks to k over `k_anneal_share` of the training."""
+    k_anneal_share: float = 0.3
+    """Share of the training over which k_start shrinks to k."""
+    aux_coefficient: float = 1 / 32
+    """Weight of the AuxK loss; 0 leaves it out."""
+    k_aux: int | None = None
+    """Silent features per row that reconstruct the residual; half the width if not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last = self.n_features - 1
+        if not 1 <= self.k <= last:
+            raise UserError(f"k {self.k}", f"it must be from 1 to n_features − 1 = {last}", "choose a smaller k")
+        ok = self.k_start is None or self.k <= self.k_start <= last
+        self.check("k_start", ok, f"it must be from k = {self.k} to n_features − 1 = {last}", "choose another")
+        self.check("k_anneal_share", 0 <= self.k_anneal_share <= 1, "a share is from 0 to 1", "set it so")
+        self.check("aux_coefficient", self.aux_coefficient >= 0, "it must not be negative", "set it to 0 or more")
+        self.check("k_aux", self.k_aux is None or self.k_aux >= 1, "it must be positive", "set it to 1 or more")
+
+
+class Reconstruction(NamedTuple):
+    """The squared error of a batch and its gradients."""
+
+    squared_error: Float[Tensor, ""]
+    """Mean over rows; with several reconstructions the sum of their errors."""
+    residual: Float[Tensor, "B d"]
+    """x − x̂ of the full reconstruction."""
+    by_value: Float[Tensor, " m"]
+    W_dec: Float[Tensor, "n d"]
+    b_dec: Float[Tensor, " d"]
+    """Without the part that comes through the encoder's input."""
+
+
+class TopKLike(TrainableSAE):
+    """Base of SAEs that keep a fixed number of features. A subclass chooses them (`active_pairs`) and exports."""
+
+    config: TopKLikeConfig
+
+    def __init__(self, config: TopKLikeConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, d, seed=seed, dtype=dtype)
+        self.k = config.k_start or config.k
+        """Active features per row now."""
+
+    def begin_step(self, done: float) -> None:
+        """Set k: from k_start to k in equal ratios."""
+        c = self.config
+        if c.k_start is not None:
+            share = min(1.0, done / c.k_anneal_share) if c.k_anneal_share else 1.0
+            self.k = round(c.k_start * (c.k / c.k_start) ** share)
+
+    def knobs(self) -> dict[str, float]:
+        return {"k": self.k}
+
+    def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
+        """Choose the active features of encoder inputs z, and their codes."""
+        raise NotImplementedError
+
+    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
+        """The reconstruction loss of the codes `active.h`, and its gradients by codes, decoder and its bias."""
+        decoded = active.decode(active.h, self.W_dec)
+        error = decoded.x + self.b_dec - x
+        grad = error * (2 / x.shape[0])
+        return Reconstruction(
+            squared_error=error.square().sum() / x.shape[0],
+            residual=-error,
+            by_value=decoded.dot(grad),
+            W_dec=active.collect(active.h, grad),
+            b_dec=grad.sum(0),
+        )
+
+    @torch.no_grad()
+    def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
+        z = self.encoder_input(x)
+        active = SparsePairs(self.active_pairs(z), self.config.n_features)
+        rebuilt = self.reconstruction(active, x)
+        fired = active.h > 0
+        by_h = rebuilt.by_value * fired
+        self.W_dec.grad, self.b_dec.grad = rebuilt.W_dec, rebuilt.b_dec
+        self.W_enc_rows.grad = active.collect(by_h, z)
+        self.b_enc.grad = active.by_feature(by_h)
+        dead = self.dead_features().nonzero().squeeze(1)
+        aux = self._add_aux_gradients(dead, z, rebuilt.residual)
+        if self.config.apply_b_dec_to_input:
+            self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
+        self.count_fired(active.fired(active.h), x.shape[0])
+        return StepLoss(
+            loss=rebuilt.squared_error + self.config.aux_coefficient * aux,
+            squared_error=rebuilt.squared_error,
+            variance=batch_variance(x),
+            sparsity=aux.new_zeros(()),
+            aux=aux,
+            l0=int(fired.sum()) / x.shape[0],
+            n_dead=len(dead),
+        )
+
+    def _add_aux_gradients(self, dead: Tensor, z: Tensor, residual: Tensor) -> Tensor:
+        """AuxK: the k_aux largest of the dead features' codes reconstruct the residual, which counts as data."""
+        coefficient = self.config.aux_coefficient
+        if not len(dead) or not coefficient:
+            return residual.new_zeros(())
+        assert self.W_dec.grad is not None
+        assert self.W_enc_rows.grad is not None
+        assert self.b_enc.grad is not None
+        W_enc, W_dec = self.W_enc_rows[dead], self.W_dec[dead]
+        k_aux = min(self.config.k_aux or self.d // 2, len(dead))
+        h = torch.addmm(self.b_enc[dead], z, W_enc.T)
+        top = h.topk(k_aux, dim=1, sorted=False)
+        f = torch.zeros_like(h).scatter_(1, top.indices, top.values.relu())
+        error = f @ W_dec - residual
+        variance = (residual - residual.mean(0)).square().sum().clamp_min(torch.finfo(h.dtype).tiny)
+        grad = error * (2 * coefficient / variance)
+        grad_f = (grad @ W_dec.T).mul_(f > 0)
+        self.W_dec.grad.index_add_(0, dead, f.T @ grad)
+        self.W_enc_rows.grad.index_add_(0, dead, grad_f.T @ z)
+        self.b_enc.grad.index_add_(0, dead, grad_f.sum(0))
+        return error.square().sum() / variance
