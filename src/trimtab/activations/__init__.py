@@ -5,6 +5,7 @@ from trimtab.activations.harvest import HarvestOptions, HarvestProgress, Harvest
 from trimtab.activations.live import LiveSource
 from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
 from trimtab.activations.stream import ActivationSource, RowBatch, ShardSource
+from trimtab.activations.synthetic import LabelledRows, PlantedFeatures, SyntheticConfig, SyntheticSource
 from trimtab.activations.text import Document, corpus_hash, detokenise_wikitext, read_documents
 
 __all__ = [
@@ -14,10 +15,14 @@ __all__ = [
     "HarvestOptions",
     "HarvestProgress",
     "HarvestResult",
+    "LabelledRows",
     "LiveSource",
     "PackedText",
+    "PlantedFeatures",
     "RowBatch",
     "ShardSource",
+    "SyntheticConfig",
+    "SyntheticSource",
     "TokenisedCorpus",
     "corpus_hash",
     "detokenise_wikitext",
