@@ -69,4 +69,4 @@ def test_pairs_found_in_bfloat16_have_exact_pre_activations(dense_above: float) 
 
 def test_many_pairs_are_a_table_and_few_a_list() -> None:
     assert isinstance(setup(0.0, 0.06)[0], DensePairs)
-    assert isinstance(setup(4.0, 0.06)[0], SparsePairs)
+    assert isinstance(setup(6.5, 0.06)[0], SparsePairs)
