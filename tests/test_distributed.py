@@ -1,0 +1,175 @@
+"""Two real processes with gloo, joined through the environment as torchrun sets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from typing import NamedTuple
+
+import pytest
+
+from trimtab.distributed import Ranks
+from trimtab.errors import UserError
+
+PRELUDE = """
+import os, sys, time
+import torch
+from trimtab.distributed import Ranks, RankLostError
+"""
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(script: str, size: int = 2) -> list[subprocess.Popen[str]]:
+    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + textwrap.dedent(script)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def end(processes: list[subprocess.Popen[str]], seconds: float = 60) -> list[Ended]:
+    try:
+        results = []
+        for process in processes:
+            out, err = process.communicate(timeout=seconds)
+            results.append(Ended(process.returncode, out.strip(), err))
+        return results
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with Ranks.from_environment() as ranks:
+        assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)
+        assert (ranks.gather("a"), ranks.broadcast(3), ranks.device("cuda")) == (["a"], 3, "cuda")
+        ranks.barrier()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, r"WORLD_SIZE 'two': it must be a number; start the command with torchrun"),
+        ({"WORLD_SIZE": "2"}, r"RANK '': it must be a number"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, r"RANK 2: it must be below WORLD_SIZE, 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": ""}, r"rank 0 of 2: the ranks could not join \(.*MASTER_ADDR"),
+    ],
+)
+def test_a_wrong_environment(variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        if value:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        Ranks.from_environment()
+
+
+def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again() -> None:
+    script = """
+    for turn in range(2):
+        with Ranks.from_environment() as ranks:
+            assert ranks.device("cuda") == f"cuda:{ranks.rank}" and ranks.device("cpu") == "cpu"
+            got = ranks.gather({"rank": ranks.rank, "turn": turn})
+            assert got == ([{"rank": r, "turn": turn} for r in range(3)] if ranks.is_first else None)
+            assert ranks.broadcast([turn, 5] if ranks.is_first else None) == [turn, 5]
+            x = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3) * (ranks.rank + 1)
+            if ranks.is_first:
+                into = [torch.empty(2, 3, dtype=torch.bfloat16) for _ in (1, 2)]
+                for transfer in [ranks.receive(t, r) for t, r in zip(into, (1, 2))]:
+                    transfer.wait()
+                assert torch.equal(into[0], 2 * x) and torch.equal(into[1], 3 * x)
+            else:
+                ranks.send(x, 0).wait()
+            ranks.barrier()
+    print("ranks", ranks.size)
+    """
+    assert [(r.status, r.out) for r in end(start(script, 3))] == [(0, "ranks 3")] * 3
+
+
+WAITS = {
+    "object": "ranks.gather(1) if ranks.is_first else ranks.broadcast()",
+    "tensor": "x = torch.ones(4000000); (ranks.receive(x, 1) if ranks.is_first else ranks.send(x, 0)).wait()",
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_reaches_whoever_waits(failing: int, wait: str) -> None:
+    script = f"""
+    try:
+        with Ranks.from_environment() as ranks:
+            if ranks.rank == {failing}:
+                time.sleep(0.5)
+                raise KeyError("no such thing")
+            {wait}
+    except RankLostError as error:
+        print(error.line)
+    except KeyError:
+        print("mine")
+    """
+    ended = end(start(script), 30)
+    assert ended[failing].out == "mine"
+    lost = f"rank {failing}: it stopped: KeyError: 'no such thing'; start the same command again: it goes on from here"
+    assert ended[1 - failing].out == lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_noticed(killed: int, wait: str) -> None:
+    script = f"""
+    try:
+        with Ranks.from_environment(lost_after=3) as ranks:
+            print("joined", flush=True)
+            if ranks.rank == {killed}:
+                time.sleep(1000)
+            {wait}
+    except RankLostError as error:
+        print(error.line)
+    """
+    processes = start(script)
+    out = processes[killed].stdout
+    assert out is not None
+    assert out.readline() == "joined\n"
+    time.sleep(0.3)
+    processes[killed].send_signal(signal.SIGKILL)
+    survivor = end([processes[1 - killed]], 30)[0]
+    processes[killed].wait()
+    assert survivor.status == 0
+    assert f"rank {killed}: it " in survivor.out
+    assert "start the same command again" in survivor.out
+
+
+@pytest.mark.slow
+def test_a_rank_may_take_its_time() -> None:
+    script = """
+    with Ranks.from_environment(lost_after=2) as ranks:
+        if not ranks.is_first:
+            time.sleep(5)
+        print(ranks.gather(ranks.rank))
+    """
+    assert [r.out for r in end(start(script))] == ["[0, 1]", "None"]
