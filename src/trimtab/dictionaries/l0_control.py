@@ -1,0 +1,130 @@
+"""The weight of a sparsity penalty: fixed, or driven so that rows have the wanted number of active features (L0).
+
+How much sparsity a weight buys depends on the data, the scaling, the width and the recipe; the L0 that is wanted does
+not. A proportional-integral controller acts on the logarithm of the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.dictionaries.trainable import TrainableConfig
+from trimtab.errors import UserError
+
+INTEGRAL_SHARE = 0.04
+"""Share of the training in which an error that stays multiplies the weight by (L0 / target)."""
+PROPORTIONAL = 1.0
+"""Power of L0 / target by which the weight answers at once."""
+AVERAGED_STEPS = 8
+"""Steps over which L0 is averaged, exponentially; fewer at the start, where it falls fast."""
+LARGEST_ERROR = math.log(2)
+"""Largest |log(L0 / target)| that counts: farther away the weight moves no faster."""
+LARGEST_MOVE = 0.1
+"""Largest change of the weight's logarithm in one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenalisedConfig(TrainableConfig):
+    """What the training of SAEs with a sparsity penalty has in common. Either `l0` or `sparsity_weight` is given."""
+
+    l0: float | None = None
+    """Wanted number of active features per row, on average; drives the weight of the sparsity penalty."""
+    sparsity_weight: float | None = None
+    """Fixed weight of the sparsity penalty instead, for rows as they are scaled: a value for one scaling is wrong for
+    another."""
+    sparsity_warmup_share: float = 0.1
+    """Share of the training over which the weight of the sparsity penalty rises from 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.l0 is None) == (self.sparsity_weight is None):
+            raise UserError(
+                f"l0 {self.l0} with sparsity_weight {self.sparsity_weight}",
+                "a sparsity penalty has either a target or a fixed weight",
+                "give one of the two",
+            )
+        last = self.n_features - 1
+        ok = self.l0 is None or 0 < self.l0 <= last
+        self.check("l0", ok, f"it must be above 0 and at most n_features − 1 = {last}", "choose another")
+        ok = self.sparsity_weight is None or 0 <= self.sparsity_weight < math.inf
+        self.check("sparsity_weight", ok, "it must not be negative", "set it to 0 or more")
+        self.check("sparsity_warmup_share", 0 <= self.sparsity_warmup_share < 1, "a share is from 0 to 1", "set it so")
+
+
+class L0Control(nn.Module):
+    """Weight of a sparsity penalty. `begin_step`, then read `weight`, then `update` with the L0 that came of it.
+
+    All that changes is in buffers, so that a resumed training goes on exactly. While the weight warms up, the control
+    may lower it but not raise it, since the L0 of a weight that is still rising says little.
+
+    Args:
+        weight: fixed one; with a target where to start, unless `start` says so from the data.
+        target: wanted L0; None keeps the weight.
+        warmup_share: share of the training over which the weight rises from 0.
+    """
+
+    log_weight: Tensor
+    average: Tensor
+    moved: Tensor
+    seen: Tensor
+    done: Tensor
+    stride: Tensor
+
+    def __init__(self, weight: float, target: float | None = None, *, warmup_share: float = 0.0) -> None:
+        super().__init__()
+        self.target, self.warmup_share = target, warmup_share
+        log_weight = math.log(weight) if weight > 0 else -math.inf
+        state = {
+            "log_weight": log_weight,  # the integral part
+            "moved": 0.0,  # the proportional part
+            "average": 0.0,  # of log L0
+            "seen": 0.0,  # steps that the average knows
+            "done": 1.0,  # share of the training before this step; without a schedule there is no warm-up
+            "stride": 0.0,  # share of the training that a step is
+        }
+        for name, value in state.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+
+    @property
+    def warmup(self) -> float:
+        """How much of the weight counts by now, from 0 to 1."""
+        return min(1.0, float(self.done) / self.warmup_share) if self.warmup_share else 1.0
+
+    @property
+    def weight(self) -> float:
+        """The weight for this step, warm-up included."""
+        return self.warmup * math.exp(float(self.log_weight + self.moved))
+
+    def start(self, weight: float) -> None:
+        """Begin at another weight, if there is a target; a fixed weight stays."""
+        if self.target is not None:
+            self.log_weight.fill_(math.log(weight))
+
+    def rescale(self, factor: float) -> None:
+        """Multiply the weight, because the penalty's unit has changed."""
+        self.log_weight += math.log(factor)
+
+    def begin_step(self, done: float) -> None:
+        """Note the share of the training that is done."""
+        before = float(self.done)
+        self.stride.fill_(max(0.0, done - before) if before < 1 else 0.0)
+        self.done.fill_(done)
+
+    def update(self, l0: float) -> None:
+        """Move the weight, given this step's mean number of active features per row."""
+        if self.target is None:
+            return
+        log_l0 = math.log(max(l0, 0.01 * self.target))
+        self.seen += 1
+        self.average += (log_l0 - self.average) / min(float(self.seen), AVERAGED_STEPS)
+        error = float(self.average) - math.log(self.target)
+        error = max(-LARGEST_ERROR, min(error, LARGEST_ERROR if self.warmup >= 1 else 0.0))
+        before = float(self.log_weight + self.moved)
+        integral = float(self.log_weight) + error * float(self.stride) / INTEGRAL_SHARE
+        change = integral + PROPORTIONAL * error - before
+        self.log_weight.fill_(integral)
+        self.moved.fill_(before + max(-LARGEST_MOVE, min(change, LARGEST_MOVE)) - integral)
