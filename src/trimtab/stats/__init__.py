@@ -16,6 +16,7 @@ from trimtab.stats.multiple import benjamini_hochberg
 from trimtab.stats.permutation import PermutationResult, permutation_test
 from trimtab.stats.proportion import wilson_interval
 from trimtab.stats.rank import kendall_tau_b
+from trimtab.stats.student import student_mean
 
 __all__ = [
     "Interval",
@@ -28,5 +29,6 @@ __all__ = [
     "bootstrap_statistic",
     "kendall_tau_b",
     "permutation_test",
+    "student_mean",
     "wilson_interval",
 ]
