@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.editing import DecodeStart, EditLog, InterventionSource, SourceRunner, edited
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.restriction import AllowedTokens
 from trimtab.lm.sampling import choose_token, uniform
 
 
@@ -66,11 +67,11 @@ class Decoded:
     texts: list[str]
     """Continuations as text, forced tokens included, special tokens and everything from a stop string on left out."""
     token_logp: list[list[float]]
-    """Log-probability of each token fed, under the model as steered, at temperature 1."""
+    """Log-probability of each token fed, under the model as steered, at temperature 1, among its whole vocabulary."""
     decided_logp: list[list[float]]
     """The same of each token that this call chose; the difference says how near a tie a teacher's other token was."""
     entropy: list[list[float]]
-    """Entropy of each next-token distribution, in nats, at temperature 1."""
+    """Entropy of each next-token distribution over the whole vocabulary, in nats, at temperature 1."""
     finish: list[str]
     """Why each row ended: `eos`, `stop` or `length`."""
     sample: list[int]
@@ -80,6 +81,9 @@ class Decoded:
     copy, although they were applied once."""
     repeats: int = 1
     """Rows per prompt."""
+    allowed_logp: list[list[list[float]]] = field(default_factory=list)
+    """Per row and step, the log-probability of each of the row's allowed tokens, in the order given, among the whole
+    vocabulary; empty unless tokens were restricted. Differences of two are differences of their logits."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -101,6 +105,7 @@ def decode(
     teacher: Sequence[Sequence[int]] | None = None,
     samples: Sequence[int] | None = None,
     branches: Sequence[int] | None = None,
+    allowed: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Decoded:
     """Decode continuations of prompts, steered by a source if there is one.
@@ -117,17 +122,22 @@ def decode(
             is in `decided_ids`.
         samples: per prompt, its key for random draws (its index by default).
         branches: per row, its fork's number (0 by default, the copy's number with `repeats`).
+        allowed: per prompt, the tokens among which each of its tokens is chosen, such as the letters of the options.
+            Temperature and `top_p` then act on the model's distribution renormalised over them. Log-probabilities and
+            entropies stay those of the model's own distribution over the whole vocabulary, so that `exp(decided_logp)`
+            says what share the model itself gave the token; `allowed_logp` holds those of all allowed tokens.
         progress: called with the number of rows whenever some have ended.
 
     Returns:
         Tokens, texts, log-probabilities and the log of edits.
 
     Raises:
-        UserError: a prompt is empty, holds an unknown token, or the rows exceed the model's context.
+        UserError: a prompt is empty, holds an unknown token, or the rows exceed the model's context; no token is
+            allowed, or one that the model does not have.
         RuntimeError: edits applied are not the positions asked for.
     """
     config = config or DecodeConfig()
-    rows = _Rows.of(model, prompts, forced, repeats, samples, branches, config, teacher)
+    rows = _Rows.of(model, prompts, forced, repeats, samples, branches, config, teacher, allowed)
     runner = None
     if source is not None:
         runner = SourceRunner(model, source)
@@ -180,6 +190,8 @@ class _Rows:
         self.decided_logp: list[list[float]] = [[] for _ in prompts]
         self.entropy: list[list[float]] = [[] for _ in prompts]
         self.finish = ["length"] * len(prompts)
+        self.allowed: AllowedTokens | None = None
+        self.allowed_logp: list[list[list[float]]] = []
         self.sample = self.branch = torch.empty(0, dtype=torch.long)
 
     @classmethod
@@ -193,6 +205,7 @@ class _Rows:
         branches: Sequence[int] | None,
         config: DecodeConfig,
         teacher: Sequence[Sequence[int]] | None,
+        allowed: Sequence[Sequence[int]] | None,
     ) -> _Rows:
         if repeats < 1:
             raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")
@@ -210,6 +223,10 @@ class _Rows:
         assert rows.teacher is None or len(rows.teacher) == len(copies)
         rows.sample = torch.tensor([keys[i] for i in copies], device=model.device)
         rows.branch = torch.tensor(forks, device=model.device)
+        if allowed is not None:
+            assert len(allowed) == len(prompts), f"allowed has {len(allowed)} entries, not {len(prompts)}"
+            rows.allowed = AllowedTokens.of([allowed[i] for i in copies], model.vocab_size, model.device)
+            rows.allowed_logp = [[] for _ in copies]
         return rows
 
     def prefix(self, row: int) -> list[int]:
@@ -224,7 +241,7 @@ class _Rows:
             texts.append(text)
         return Decoded(
             self.prompts, self.forced, self.tokens, self.decided, texts, self.logp, self.decided_logp, self.entropy,
-            self.finish, self.sample.tolist(), self.branch.tolist(), edits, repeats,
+            self.finish, self.sample.tolist(), self.branch.tolist(), edits, repeats, self.allowed_logp,
         )  # fmt: skip
 
 
@@ -322,7 +339,10 @@ def _choose(
     u = None
     if config.temperature > 0:
         u = uniform(config.seed, rows.sample[active], rows.branch[active], length - 1)
-    decided = choose_token(logits, config.temperature, config.top_p, u)
+    if rows.allowed is None:
+        decided = choose_token(logits, config.temperature, config.top_p, u)
+    else:
+        decided = rows.allowed.choose(active, logits, config.temperature, config.top_p, u)
     ids = decided
     members = active.tolist()
     if rows.teacher is not None:
@@ -331,6 +351,10 @@ def _choose(
     decided_logp = logp
     if rows.teacher is not None:
         decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
+    if rows.allowed is not None:
+        total = logits.gather(1, ids[:, None])[:, 0].float() - logp
+        for row, values in zip(members, rows.allowed.log_probabilities(active, logits, total), strict=True):
+            rows.allowed_logp[row].append(values)
     done = []
     columns = zip(members, *(c.tolist() for c in (ids, decided, logp, decided_logp, entropy)), strict=True)
     for row, token, chosen, token_logp, chosen_logp, token_entropy in columns:
