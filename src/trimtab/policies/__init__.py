@@ -1,0 +1,1 @@
+"""Policies that pick a feature at each token: networks, masks, rollouts, PPO."""

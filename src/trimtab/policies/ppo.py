@@ -1,0 +1,258 @@
+"""Proximal policy optimisation over decisions: advantages, the clipped loss, one batch's update.
+
+GAE, the clipped loss and the masked distribution are TorchRL's, on TensorDicts. They are imported when they are used,
+since that takes seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.policies.networks import Policy
+from trimtab.policies.source import Decisions, masked_log_softmax
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """How a policy learns from a batch of rollouts."""
+
+    learning_rate: float = 1e-3
+    """Of Adam, at the start; falls linearly to 0 over the training."""
+    epochs: int = 4
+    """Passes over a batch's decisions."""
+    minibatch: int = 256
+    """Decisions per gradient step."""
+    clip: float = 0.2
+    """How far the probability ratio may move in one batch before its gradient is cut off."""
+    gamma: float = 1.0
+    """Discount per token; 1 leaves a terminal reward as it is."""
+    gae_lambda: float = 0.95
+    """Weight of later tokens in the advantage."""
+    entropy_bonus: float = 0.01
+    """Weight of the entropy over the allowed actions."""
+    critic_weight: float = 0.5
+    """Weight of the critic's squared error."""
+    max_grad_norm: float = 0.5
+    """Largest norm of the gradient of all parameters."""
+    normalise_advantages: bool = True
+    """Bring each minibatch's advantages to mean 0 and variance 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "minibatch", "clip", "max_grad_norm"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"{name} {getattr(self, name)}", "it must be positive and finite", "set it above 0")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must be from 0 to 1", "set it so")
+        for name in ("entropy_bonus", "critic_weight"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "set it to 0 or more")
+
+
+class UpdateReport(NamedTuple):
+    """One batch's update, means over gradient steps unless said otherwise; names follow CleanRL's `losses/`."""
+
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    approx_kl: float
+    clipfrac: float
+    explained_variance: float
+    """Of the returns by the critic's values at rollout: 1 − Var(return − value) / Var(return)."""
+    max_abs_log_ratio: float
+    """Before the first gradient step: how far the update's log-probabilities are from the rollout's."""
+    grad_norm: float
+
+
+class Returns(NamedTuple):
+    """What decisions were worth."""
+
+    advantage: Float[Tensor, "N T"]
+    target: Float[Tensor, "N T"]
+
+
+def returns(
+    reward: Float[Tensor, "N T"],
+    value: Float[Tensor, "N T"],
+    valid: Bool[Tensor, "N T"],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Returns:
+    """Generalised advantages (Schulman et al. 2016) of rows that end at their last valid decision.
+
+    Args:
+        reward: of each decision; those that were not made are ignored.
+        value: the critic's, at rollout.
+        valid: which decisions were made; a row's come first.
+        gamma: discount per decision.
+        gae_lambda: λ.
+    """
+    from tensordict import TensorDict
+    from torchrl.objectives.value import GAE
+
+    last = valid & ~torch.nn.functional.pad(valid[:, 1:], (0, 1))
+    done = (last | ~valid)[..., None]
+    value = torch.where(valid, value, 0.0)[..., None]
+    batch = TensorDict(
+        {
+            "state_value": value,
+            "next": {
+                "state_value": torch.nn.functional.pad(value[:, 1:], (0, 0, 0, 1)),
+                "reward": torch.where(valid, reward, 0.0)[..., None],
+                "done": done,
+                "terminated": done.clone(),
+            },
+        },
+        batch_size=valid.shape,
+    )
+    found = GAE(gamma=gamma, lmbda=gae_lambda, value_network=None)(batch)
+    return Returns(
+        torch.where(valid, found["advantage"][..., 0], 0.0), torch.where(valid, found["value_target"][..., 0], 0.0)
+    )
+
+
+class Learner:
+    """Updates a policy from batches of decisions.
+
+    Args:
+        policy: changed in place.
+        config: how.
+    """
+
+    def __init__(self, policy: Policy, config: PPOConfig) -> None:
+        self.policy, self.config = policy, config
+        self.parameters = [*policy.actor.parameters(), *policy.critic.parameters()]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=1e-5)
+        self._loss = _clipped_loss(policy, config)
+
+    def update(
+        self, decisions: Decisions, reward: Float[Tensor, "N T"], *, generator: torch.Generator, share_left: float = 1.0
+    ) -> UpdateReport:
+        """Learn from one batch of rollouts. The normaliser is left as it is.
+
+        Args:
+            decisions: what was decided.
+            reward: of each decision.
+            generator: of the order of minibatches.
+            share_left: of the training, which the learning rate is proportional to.
+
+        Raises:
+            UserError: a reward is not finite.
+        """
+        c, valid = self.config, decisions.valid
+        if not bool(torch.isfinite(reward[valid]).all()):
+            bad = int((~torch.isfinite(reward) & valid).any(1).nonzero()[0])
+            raise UserError(f"the reward of row {bad}", "it is not finite", "check the task's reward")
+        found = returns(reward, decisions.value, valid, gamma=c.gamma, gae_lambda=c.gae_lambda)
+        row, step = valid.nonzero(as_tuple=True)
+        seen = self.policy.normaliser(decisions.observation[row, step])
+        for group in self.optimiser.param_groups:
+            group["lr"] = c.learning_rate * share_left
+        ratio = self.max_abs_log_ratio(decisions)
+        sums: dict[str, float] = {}
+        steps = 0
+        for _ in range(c.epochs):
+            order = torch.randperm(len(row), generator=generator).to(row.device)
+            for part in order.split(c.minibatch):
+                r, s = row[part], step[part]
+                batch = self._batch(decisions, found, seen[part], r, s)
+                losses = self._loss(batch)
+                total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+                self.optimiser.zero_grad(set_to_none=True)
+                total.backward()
+                norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_grad_norm)
+                if not bool(torch.isfinite(norm)):
+                    raise UserError("the gradient", "it is not finite", "lower --ppo.learning-rate")
+                self.optimiser.step()
+                steps += 1
+                for name, value in (
+                    ("policy_loss", losses["loss_objective"]),
+                    ("value_loss", losses["loss_critic"] / (c.critic_weight or 1)),
+                    ("entropy", losses["entropy"]),
+                    ("approx_kl", losses["kl_approx"]),
+                    ("clipfrac", losses["clip_fraction"]),
+                    ("grad_norm", norm),
+                ):
+                    sums[name] = sums.get(name, 0.0) + float(value.detach().mean())
+        means = {name: value / steps for name, value in sums.items()}
+        explained = explained_variance(found.target[valid], decisions.value[valid])
+        return UpdateReport(**means, explained_variance=explained, max_abs_log_ratio=ratio)
+
+    @torch.no_grad()
+    def max_abs_log_ratio(self, decisions: Decisions) -> float:
+        """The largest difference between log-probabilities now and at rollout."""
+        row, step = decisions.valid.nonzero(as_tuple=True)
+        largest = 0.0
+        for r, s in zip(row.split(self.config.minibatch), step.split(self.config.minibatch), strict=True):
+            logits = self.policy.actor(self.policy.normaliser(decisions.observation[r, s]))
+            logp = masked_log_softmax(logits, decisions.allowed(r, s))
+            chosen = logp.gather(1, decisions.action[r, s].long()[:, None])[:, 0]
+            largest = max(largest, float((chosen - decisions.logp[r, s]).abs().max()))
+        return largest
+
+    @staticmethod
+    def _batch(decisions: Decisions, found: Returns, seen: Tensor, row: Tensor, step: Tensor) -> TensorDict:
+        from tensordict import TensorDict
+
+        return TensorDict(
+            {
+                "observation": seen,
+                "mask": decisions.allowed(row, step),
+                "action": decisions.action[row, step].long(),
+                "action_log_prob": decisions.logp[row, step],
+                "advantage": found.advantage[row, step][:, None],
+                "value_target": found.target[row, step][:, None],
+                "state_value": decisions.value[row, step][:, None],
+            },
+            batch_size=[len(row)],
+        )
+
+
+def explained_variance(target: Float[Tensor, " m"], value: Float[Tensor, " m"]) -> float:
+    """1 − Var(target − value) / Var(target); NaN where the targets do not vary."""
+    variance = target.double().var(correction=0)
+    if len(target) == 0 or float(variance) == 0:
+        return float("nan")
+    return float(1 - (target - value).double().var(correction=0) / variance)
+
+
+def _clipped_loss(policy: Policy, config: PPOConfig) -> Any:
+    from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+    from torchrl.modules import MaskedCategorical
+    from torchrl.objectives import ClipPPOLoss
+
+    actor = ProbabilisticTensorDictSequential(
+        TensorDictModule(policy.actor, in_keys=["observation"], out_keys=["logits"]),
+        ProbabilisticTensorDictModule(
+            in_keys=["logits", "mask"],
+            out_keys=["action"],
+            distribution_class=MaskedCategorical,
+            return_log_prob=True,
+        ),
+    )
+    critic = TensorDictModule(policy.critic, in_keys=["observation"], out_keys=["state_value"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ClipPPOLoss(
+            actor,
+            critic,
+            clip_epsilon=config.clip,
+            entropy_bonus=True,
+            entropy_coeff=config.entropy_bonus,
+            critic_coeff=config.critic_weight,
+            loss_critic_type="l2",
+            normalize_advantage=config.normalise_advantages,
+            functional=False,
+        )
