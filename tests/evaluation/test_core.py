@@ -13,7 +13,7 @@ from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, read_documents, tokenise
 from trimtab.activations.harvest import pack_splits
-from trimtab.dictionaries import Standard, load_dictionary, save_dictionary
+from trimtab.dictionaries import SAE, Gated, JumpReLU, Standard, TopK, load_dictionary, save_dictionary
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.errors import UserError
 from trimtab.evaluation import (
@@ -118,6 +118,7 @@ def test_identity_changes_nothing(any_tiny: LanguageModel):
     assert result["kl"].estimate == pytest.approx(0, abs=1e-6)
     assert result["recovered_mean"].estimate == pytest.approx(1, abs=1e-4)
     assert result["recovered_zero"].estimate == pytest.approx(1, abs=1e-4)
+    assert result["kl_recovered_zero"].estimate == pytest.approx(1, abs=1e-4)
 
 
 def test_mean_dictionary_recovers_nothing(any_tiny: LanguageModel):
@@ -135,6 +136,7 @@ def test_zero_dictionary_is_zero_ablation(tiny_llama: LanguageModel):
     result, _ = evaluate_core(tiny_llama, Constant(torch.zeros(32)), packed_texts(tiny_llama), OPTIONS)
     assert result["normalised_mse"].estimate == pytest.approx(1)
     assert result["recovered_zero"].estimate == pytest.approx(0, abs=1e-5)
+    assert result["kl_recovered_zero"].estimate == pytest.approx(0, abs=1e-5)
     assert abs(result["ce_increase_zero"].estimate) > 1e-3
 
 
@@ -236,6 +238,66 @@ def test_batch_size_does_not_matter(tiny_llama: LanguageModel):
     all_, _ = evaluate_core(tiny_llama, Relu(32), packed, CoreOptions(context=CONTEXT, batch_size=64))
     for metric in one.metrics:
         assert all_[metric.name].estimate == pytest.approx(metric.value.estimate, rel=1e-4, abs=1e-6), metric.name
+
+
+def random_sae(architecture: str) -> SAE:
+    draw = torch.Generator().manual_seed(3)
+    W_dec = torch.nn.functional.normalize(torch.randn(48, 32, generator=draw), dim=1)
+    common = {"W_enc": 0.5 * W_dec.T.clone(), "W_dec": W_dec, "b_dec": 0.1 * torch.randn(32, generator=draw)}
+    info = DictionaryInfo(architecture=architecture, site=SITE)
+    bias = 0.1 * torch.randn(48, generator=draw) - 0.2
+    if architecture == "topk":
+        return TopK(**common, b_enc=bias, k=5, info=info)
+    if architecture == "jumprelu":
+        return JumpReLU(**common, b_enc=bias, threshold=torch.full((48,), 0.1), info=info)
+    if architecture == "gated":
+        return Gated(**common, b_gate=bias, b_mag=bias + 0.1, r_mag=0.5 * bias, info=info)
+    return Standard(**common, b_enc=bias, apply_b_dec_to_input=False, info=info)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_any_architecture_from_its_file_gives_the_metrics_of_its_rows(
+    architecture: str, tiny_llama: LanguageModel, tmp_path: Path
+):
+    save_dictionary(random_sae(architecture), tmp_path / "sae")
+    sae = load_dictionary(str(tmp_path / "sae"))
+    packed = packed_texts(tiny_llama)
+    result, rebuilt = evaluate_core(tiny_llama, sae, packed, OPTIONS)
+    x = site_rows(tiny_llama, packed)
+    rows = x.flatten(0, 1)[kept_rows(tiny_llama, packed, x)]
+    f = sae.encode(rows)
+    residual = (rows - sae.decode(f)).square().sum()
+    rate = (f > 0).double().mean(dim=0)
+    assert 0 < float(rate.sum()) < 48
+    assert result["l0"].estimate == pytest.approx(float(rate.sum()), rel=1e-6)
+    assert result["explained_variance"].estimate == pytest.approx(
+        float(1 - residual / (rows - rows.mean(dim=0)).square().sum()), rel=1e-4
+    )
+    assert result["dead_share"].estimate == pytest.approx(float((rate == 0).double().mean()))
+    assert result["dense_share"].estimate == pytest.approx(float((rate > 0.1).double().mean()))
+    np.testing.assert_allclose(rebuilt.stats.firing_rate, rate.numpy(), rtol=1e-6)
+
+
+def test_density_counts_every_feature_on_every_evaluated_row(tiny_llama: LanguageModel):
+    result, rebuilt = evaluate_core(tiny_llama, random_sae("jumprelu"), packed_texts(tiny_llama), OPTIONS)
+    density = result.density
+    assert density.n_rows == result.tokens
+    assert sum(density.counts) + density.never == 48
+    assert density.never == round(48 * result["dead_share"].estimate)
+    rate = rebuilt.stats.firing_rate
+    assert density.quantiles[0.5] == pytest.approx(np.median(np.log10(rate[rate > 0])))
+    assert result.to_json()["density"]["counts"] == list(density.counts)
+    assert density.render() in result.render()
+
+
+def test_coherence_is_of_the_decoder(tiny_llama: LanguageModel):
+    sae = random_sae("standard")
+    result, _ = evaluate_core(tiny_llama, sae, packed_texts(tiny_llama), OPTIONS)
+    cosine = (sae.directions @ sae.directions.T).abs().fill_diagonal_(0)
+    assert result["coherence_max"].estimate == pytest.approx(float(cosine.max()), rel=1e-5)
+    assert result["coherence_mean"].estimate == pytest.approx(float(cosine.amax(1).mean()), rel=1e-5)
+    orthogonal, _ = evaluate_core(tiny_llama, Identity(32), packed_texts(tiny_llama), OPTIONS)
+    assert orthogonal["coherence_max"].estimate == 0
 
 
 def test_result_prints_and_becomes_json(tiny_llama: LanguageModel):

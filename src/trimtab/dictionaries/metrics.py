@@ -123,12 +123,12 @@ class CoreMetricsAccumulator:
         if self._origin is None:  # sums of squares are taken about a point near the mean, lest their difference cancel
             self._origin = x.mean(0)
         if isinstance(codes, Tensor):
-            active = codes.to(device) > 0
-            self._firings += active.sum(0)
+            active = codes > 0  # counted where the codes are: they are many times as large as the rows
+            self._firings += active.sum(0).to(device)
         else:
             values, indices = codes
-            active = values.to(device) > 0
-            self._firings += torch.bincount(indices.to(device)[active], minlength=len(self._firings))
+            active = values > 0
+            self._firings += torch.bincount(indices[active], minlength=len(self._firings)).to(device)
         centred = x - self._origin
         sums = x.new_empty(len(x), _Sum.COUNT)
         sums[:, _Sum.ROWS] = 1
@@ -136,7 +136,7 @@ class CoreMetricsAccumulator:
         sums[:, _Sum.CENTRED] = centred.square().sum(1)
         sums[:, _Sum.ENERGY] = x.square().sum(1)
         sums[:, _Sum.COSINE] = torch.cosine_similarity(x, x_hat, dim=1, eps=1e-30)
-        sums[:, _Sum.ACTIVE] = active.sum(1)
+        sums[:, _Sum.ACTIVE] = active.sum(1).to(sums)
         slots = self._slots_of(documents)
         self._sums.index_add_(0, slots, sums)
         self._x.index_add_(0, slots, centred)

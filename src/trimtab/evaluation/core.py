@@ -1,8 +1,10 @@
 """`trimtab evaluate core`: how faithful a dictionary is to a model's activations, and what it costs the model.
 
-Definitions follow SAEBench's core metrics (Karvonen et al., arXiv 2503.09532) where it has them: explained variance is
-about the mean, recovery is (CE of the ablation − CE spliced) / (CE of the ablation − CE untouched). Mean ablation puts
-the evaluated rows' mean in place of each of them, which is the harder baseline; zero ablation stands beside it.
+Definitions follow SAEBench's core metrics (Karvonen et al., arXiv 2503.09532) where it has them: recovery is (CE of the
+ablation − CE spliced) / (CE of the ablation − CE untouched), KL is from the untouched to the spliced distribution.
+Deliberate differences: explained variance is one ratio of sums about the mean of all rows, where SAEBench averages each
+token's own ratio about its batch's mean; mean ablation, the harder baseline, stands beside SAEBench's zero ablation;
+sinks and special tokens are left as they are, and "every position spliced" is what SAEBench measures.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 from trimtab.activations import PackedText, read_documents, tokenise
 from trimtab.activations.text import MAX_CHARACTERS, Normalisation
 from trimtab.dictionaries import Dictionary, load_dictionary
+from trimtab.dictionaries.coherence import decoder_coherence
+from trimtab.dictionaries.density import FeatureDensity, feature_density
 from trimtab.dictionaries.metrics import DENSE_RATE
 from trimtab.errors import UserError
 from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
@@ -76,6 +80,8 @@ class CoreConfig(CoreOptions):
     """Hub id, directory, GGUF file or catalogue name."""
     site: str | None = None
     """Where to splice; by default the site that the SAE names."""
+    any_model: bool = False
+    """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
     text: tuple[str, ...] = ()
     """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
     text_field: str = "text"
@@ -132,6 +138,8 @@ class CoreResult:
     corpus_hash: str
     convention: str
     metrics: tuple[Metric, ...]
+    density: FeatureDensity
+    """Distribution of the features' firing rates on this text."""
 
     def __getitem__(self, name: str) -> Interval:
         return next(m.value for m in self.metrics if m.name == name)
@@ -145,6 +153,7 @@ class CoreResult:
             f"{self.tokens:,} tokens of {self.documents:,} documents; left untouched: {left}",
             "",
             *(f"  {m.label:<{width}}  {m}" for m in self.metrics),
+            f"  {'log10 firing rate':<{width}}  {self.density.render()}",
             "",
             self.convention,
         ]
@@ -152,8 +161,10 @@ class CoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values: everything above, metrics by name."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "metrics"}
-        return {**fields, "metrics": {m.name: m.value.to_dict() for m in self.metrics}}
+        apart = ("metrics", "density")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in apart}
+        metrics = {m.name: m.value.to_dict() for m in self.metrics}
+        return {**fields, "metrics": metrics, "density": self.density.to_json()}
 
 
 def run_core(config: CoreConfig) -> CoreResult:
@@ -163,7 +174,7 @@ def run_core(config: CoreConfig) -> CoreResult:
         UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `read_documents`.
     """
     model = load_model(config.model, dtype=config.dtype, device=config.device)
-    dictionary = load_dictionary(config.sae, model=model, device=model.device)
+    dictionary = load_dictionary(config.sae, model=model, any_model=config.any_model, device=model.device)
     documents = read_documents(
         config.text or (sample_text(),),
         text_field=config.text_field,
@@ -251,7 +262,8 @@ def evaluate_core(
         norm_limit=rebuilt.norm_limit,
         corpus_hash=packed.corpus.hash,
         convention=_convention(packed.context, rebuilt.norm_limit, options),
-        metrics=_metrics(rebuilt, losses, options),
+        metrics=(*_metrics(rebuilt, losses, options), *_coherence(dictionary)),
+        density=feature_density(rebuilt.stats.firing_rate, rebuilt.stats.n_tokens),
     )
     return result, rebuilt
 
@@ -261,8 +273,8 @@ def _convention(context: int, norm_limit: float, options: CoreOptions) -> str:
     return (
         f"Spliced: every token but position 0 of each {context}-token sequence{special} and rows of norm above "
         f"{norm_limit:.4g} ({options.outlier_norm:g} × median), which stay as they are. Cross-entropy is over every "
-        "next token within its document. Dead and dense are counts on this text. Intervals: 95%, bootstrap over "
-        "documents."
+        "next token within its document. Firing rates, dead and dense are counts on the spliced tokens; coherence is "
+        "|cos| between different decoder rows. Intervals: 95%, bootstrap over documents."
     )
 
 
@@ -280,6 +292,7 @@ def _metrics(rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions
     r, n = rebuilt.totals, losses["targets"]
     ce = losses["ce"]
     rise = {name: losses[f"ce.{name}"] - ce for name in ("spliced", "everywhere", "mean", "zero")}
+    kl, kl_zero = losses["kl.spliced"], losses["kl.zero"]
     rate = rebuilt.stats.firing_rate
     dead, dense = (_counted(float(share.mean()), len(r.document)) for share in (rate == 0, rate > DENSE_RATE))
     found = [
@@ -289,7 +302,8 @@ def _metrics(rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions
         ("cosine", "cosine of x and x̂", ratio(r.cosine, r.rows), 4),
         ("ce", "cross-entropy, untouched (nats)", ratio(ce, n), 4),
         ("ce_increase", "cross-entropy increase, spliced (nats)", ratio(rise["spliced"], n), 4),
-        ("kl", "KL(untouched ‖ spliced) (nats)", ratio(losses["kl.spliced"], n), 4),
+        ("kl", "KL(untouched ‖ spliced) (nats)", ratio(kl, n), 4),
+        ("kl_recovered_zero", "  share of zero ablation's KL avoided", ratio(kl_zero - kl, kl_zero), 4),
         ("ce_increase_mean", "  increase, mean ablation", ratio(rise["mean"], n), 4),
         ("ce_increase_zero", "  increase, zero ablation", ratio(rise["zero"], n), 4),
         ("recovered_mean", "recovered against mean ablation", ratio(rise["mean"] - rise["spliced"], rise["mean"]), 4),
@@ -299,6 +313,18 @@ def _metrics(rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions
         ("dense_share", f"features on > {DENSE_RATE:.0%} of tokens", dense, 4),
     ]
     return tuple(Metric(name=name, label=label, value=value, digits=digits) for name, label, value, digits in found)
+
+
+def _coherence(dictionary: Dictionary) -> tuple[Metric, ...]:
+    if dictionary.n_features < 2:
+        return ()
+    found, n = decoder_coherence(dictionary.directions), dictionary.n_features
+    return (
+        Metric(
+            name="coherence_mean", label="coherence: nearest feature, mean", value=_counted(found.mean, n), digits=4
+        ),
+        Metric(name="coherence_max", label="coherence: nearest pair", value=_counted(found.max, n), digits=4),
+    )
 
 
 def _counted(value: float, n: int) -> Interval:

@@ -14,6 +14,7 @@ from trimtab.activations.rows import norms
 from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.metrics import CoreMetricsAccumulator, DocumentTotals
+from trimtab.dictionaries.topk import TopK
 from trimtab.evaluation.documents import batches
 from trimtab.lm import LanguageModel, Site, capture
 
@@ -63,8 +64,13 @@ def reconstruct(
         usual = norms(x) <= norm_limit
         excluded["outlier"] += int((~usual).sum())
         x = x[usual].float()
-        f = dictionary.encode(x)
-        metrics.update(x, dictionary.decode(f), f, document[usual])
+        if isinstance(dictionary, TopK):
+            f = dictionary.encode_sparse(x)
+            x_hat = dictionary.decode_sparse(f)
+        else:
+            f = dictionary.encode(x)
+            x_hat = dictionary.decode(f)
+        metrics.update(x, x_hat, f, document[usual])
         stats.update(f)
         total.add_(x.double().sum(dim=0).cpu())
 
