@@ -25,6 +25,14 @@ def test_rows_are_the_sums_that_they_are_said_to_be():
     torch.testing.assert_close(planted.directions.norm(dim=1), torch.ones(64))
 
 
+def test_blocks_are_the_same_rows():
+    rows = SyntheticSource(CONFIG).labelled(1_500)
+    blocks = list(rows.blocks(400))
+    assert [len(block.x) for block in blocks] == [400, 400, 400, 300]
+    assert torch.equal(torch.cat([block.x for block in blocks]), rows.x)
+    assert torch.equal(torch.cat([block.codes for block in blocks]), rows.codes)
+
+
 def test_features_fire_at_their_rates_with_their_magnitudes():
     source = SyntheticSource(CONFIG)
     codes, planted = source.labelled(ROWS).codes.double().numpy(), source.features

@@ -131,6 +131,15 @@ class LabelledRows(NamedTuple):
         dense[self.pairs.row, self.pairs.feature] = self.pairs.value
         return dense
 
+    def blocks(self, rows: int) -> Iterator[LabelledRows]:
+        """The same rows, so many at a time."""
+        value, feature, start = self.pairs
+        for first in range(0, len(self.x), rows):
+            bounds = start[first : first + rows + 1]
+            held = slice(int(bounds[0]), int(bounds[-1]))
+            pairs = ActivePairs(value[held], feature[held], bounds - bounds[0])
+            yield LabelledRows(self.x[first : first + rows], pairs, self.n_true)
+
 
 def plant_features(config: SyntheticConfig) -> PlantedFeatures:
     """Draw the features that a config describes, always the same ones."""
@@ -175,7 +184,8 @@ class SyntheticSource:
     """
 
     def __init__(self, config: SyntheticConfig, *, rows_total: int = 1_000_000, split: Split = "train") -> None:
-        self.config, self.rows_total, self.split = config, rows_total, split
+        self.config, self.rows_total = config, rows_total
+        self.split: Split = split
         self.features = plant_features(config)
         if rows_total < 1:
             raise UserError(f"rows_total {rows_total}", "an epoch needs a row", "set it to 1 or more")
