@@ -1,4 +1,4 @@
-"""Dictionaries on disk: a directory in SAELens's layout.
+"""Dictionaries on disk: read from any format that is known, written in SAELens's layout.
 
 `cfg.json` and `sae_weights.safetensors` are as SAELens 6 reads and writes them, `feature_stats.parquet` lies beside
 them. Nothing is ever unpickled. A dictionary appears whole: it is written beside its place and moved there.
@@ -6,7 +6,6 @@ them. Nothing is ever unpickled. A dictionary appears whole: it is written besid
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -17,23 +16,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.folding import fold_norms
-from trimtab.dictionaries.sae import SAE, check_shapes
-from trimtab.dictionaries.saelens_config import parse_config, write_config
+from trimtab.dictionaries.foreign import FORMATS, format_of, is_weights_file
+from trimtab.dictionaries.foreign.saelens_registry import PREFIX, read_from_registry
+from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error
+from trimtab.dictionaries.sae import SAE
+from trimtab.dictionaries.saelens_config import write_config
+from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest
 from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names
 from trimtab.errors import UserError
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
 STATS_FILE = "feature_stats.parquet"
-_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
-_DIGEST = "trimtab.sha256"
-_READ_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 class FitsModel(Protocol):
@@ -53,14 +51,18 @@ def load_dictionary(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SAE:
-    """Load an SAE that trimtab or SAELens saved.
+    """Load an SAE that trimtab or another library saved.
 
-    A TopK SAE that rescales by decoder norms comes with the norms folded into its encoder: the same function, with unit
-    rows. Every other SAE keeps its rows as they are.
+    A TopK SAE that rescales by decoder norms, and an `AutoEncoder` of dictionary_learning, come with the norms folded
+    into the encoder: the same function, with unit rows. Every other SAE keeps its rows as they are.
 
     Args:
-        path_or_name: a directory with `cfg.json` and `sae_weights.safetensors`, or the name of a dictionary that ships
-            with trimtab ("default", "smollm2-135m-instruct/resid_post.15").
+        path_or_name: one of
+            a directory that trimtab or SAELens saved (`cfg.json`, `sae_weights.safetensors`);
+            one of dictionary_learning (`config.json`, `ae.pt`), sparsify (`cfg.json`, `sae.safetensors`) or Gemma Scope
+            (`params.npz`);
+            the name of a dictionary that ships with trimtab ("default", "smollm2-135m-instruct/resid_post.15");
+            `saelens:RELEASE/SAE_ID`, any id of SAELens's registry, with the extra `saelens`.
         model: a model that the dictionary must fit in width, site and name; no check without it.
         any_model: accept a dictionary trained on a model of another name or fingerprint (a fine-tune's base, say).
         device: where the weights go.
@@ -70,14 +72,14 @@ def load_dictionary(
         UserError: nothing there, a damaged or foreign file, a config that asks for what trimtab does not compute, or a
             dictionary that does not fit the model. The message names the file and the field or tensor.
     """
-    path = _locate(path_or_name)
-    config = parse_config(_read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
-    weights = _read_weights(path / WEIGHTS_FILE, config.architecture)
-    check_shapes(config.architecture.shapes, weights, n=config.d_sae, d=config.d_in, source=str(path / WEIGHTS_FILE))
-    weights = {name: weight.to(torch.promote_types(weight.dtype, torch.float32)) for name, weight in weights.items()}
-    sae = fold_rescaling(config.architecture.build(weights, config.settings, config.info)).to(device, dtype)
-    if (path / STATS_FILE).exists():
-        sae.feature_stats = FeatureStats.read(path / STATS_FILE, n_features=sae.n_features)
+    if str(path_or_name).startswith(PREFIX):
+        sae, stats = _built(read_from_registry(str(path_or_name))), None
+    else:
+        path = _locate(path_or_name)
+        sae, stats = _built(format_of(path).read(path)), path / STATS_FILE
+    sae = sae.to(device, dtype)
+    if stats is not None and stats.exists():
+        sae.feature_stats = FeatureStats.read(stats, n_features=sae.n_features)
     if model is not None:
         check_fit(sae, model, any_model=any_model)
     return sae
@@ -116,7 +118,7 @@ def save_dictionary(
     config = json.dumps(write_config(dictionary), indent=2)
     weights = {name: _for_disk(name, getattr(dictionary, name), dtype) for name in dictionary.shapes}
     with _appears_whole(path) as folder:
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", _DIGEST: _digest(weights)})
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", DIGEST: digest(weights)})
         if stats is not None:
             stats.write(folder / STATS_FILE)
         (folder / CONFIG_FILE).write_text(config)
@@ -147,6 +149,19 @@ def fold_rescaling(sae: SAE) -> SAE:
     return fold_norms(sae) if sae.settings.get("rescale_acts_by_decoder_norm") else sae
 
 
+def _built(found: FoundSAE) -> SAE:
+    """The SAE of what was read, in float32 or better, its norms folded where its library folds them."""
+    weights = {name: _widened(weight) for name, weight in found.weights.items()}
+    sae = found.architecture.build(weights, found.settings, found.info)
+    if found.unit_rows and not torch.allclose(sae.decoder_norms, torch.ones_like(sae.decoder_norms)):
+        return fold_norms(sae)
+    return fold_rescaling(sae)
+
+
+def _widened(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+
+
 def _locate(path_or_name: str | Path) -> Path:
     """The directory meant by a path or a shipped name."""
     shipped = shipped_dictionary(str(path_or_name))
@@ -155,85 +170,38 @@ def _locate(path_or_name: str | Path) -> Path:
         path = shipped or path
     if not path.exists():
         names = ", ".join(shipped_names()) or "none"
+        files = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
         raise UserError(
             f"dictionary {str(path_or_name)!r}",
             "there is no such directory, and none of that name ships with trimtab",
-            f"give a directory with {CONFIG_FILE} and {WEIGHTS_FILE}, or a shipped name ({names})",
+            f"give a directory with {files}, a shipped name ({names}) or {PREFIX}RELEASE/SAE_ID",
         )
-    if not path.is_dir():
-        if path.suffix in _PICKLES:
-            raise _pickle_error(path)
+    if path.is_dir():
+        _check_not_above(path)
+        return path
+    if is_weights_file(path):
+        return path.parent
+    if path.suffix in PICKLES:
+        raise pickle_error(path)
+    raise UserError(
+        f"dictionary {path}",
+        "it is not a directory",
+        f"give the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}",
+    )
+
+
+def _check_not_above(path: Path) -> None:
+    """Raise a `UserError` that names some dictionaries below a directory that holds none itself."""
+    files = [known.weights for known in FORMATS]
+    if any((path / name).exists() for name in (*files, CONFIG_FILE)):
+        return
+    below = sorted({file.parent for name in files for depth in ("*", "*/*") for file in path.glob(f"{depth}/{name}")})
+    if below:
         raise UserError(
             f"dictionary {path}",
-            "it is not a directory",
-            f"give the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}",
+            f"it holds no dictionary itself, but {len(below)} below it",
+            f"give one of them, such as {below[0]}",
         )
-    return path
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"dictionary {path.parent}", f"it has no {path.name}", "give a directory that SAELens or trimtab saved"
-        ) from None
-    except OSError as error:
-        raise UserError(str(path), f"not readable ({error.strerror})", "check the file's permissions") from error
-    except ValueError as error:
-        raise UserError(str(path), f"not valid JSON ({error})", "get the dictionary again") from error
-    if not isinstance(cfg, dict):
-        raise UserError(str(path), f"a JSON object was expected, not {type(cfg).__name__}", "get the dictionary again")
-    return cfg
-
-
-def _read_weights(path: Path, architecture: type[SAE]) -> dict[str, Tensor]:
-    mend = "get the dictionary again"
-    if not path.exists():
-        pickle = next((p for p in sorted(path.parent.iterdir()) if p.suffix in _PICKLES), None)
-        if pickle:
-            raise _pickle_error(pickle)
-        raise UserError(f"dictionary {path.parent}", f"it has no {path.name}", mend)
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise _pickle_error(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            digest = (file.metadata() or {}).get(_DIGEST)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(str(path), f"damaged or no safetensors file ({error})", mend) from error
-    if digest is not None and digest != _digest(weights):
-        raise UserError(str(path), "its values do not match the checksum they were saved with", mend)
-    scaling = weights.pop("scaling_factor", None)  # SAELens before 6 wrote ones that it never used
-    if scaling is not None and not bool((scaling == 1).all()):
-        raise UserError(f"tensor scaling_factor in {path}", "trimtab reads SAEs without one", "use another dictionary")
-    for name in architecture.shapes:
-        if name not in weights:
-            raise UserError(
-                f"tensor {name}", f"{path} lacks it, and the architecture is {architecture.architecture}", mend
-            )
-    for name, weight in weights.items():
-        if name not in architecture.shapes:
-            raise UserError(
-                f"tensor {name} in {path}",
-                f"the architecture {architecture.architecture} has no such weight",
-                f"correct the field architecture in {CONFIG_FILE}, or use another dictionary",
-            )
-        if weight.dtype not in _READ_DTYPES:
-            raise UserError(f"tensor {name} in {path}", f"its type is {weight.dtype}, not a floating-point one", mend)
-        if not bool(torch.isfinite(weight).all()):
-            raise UserError(f"tensor {name} in {path}", "it holds values that are not finite", mend)
-    return weights
-
-
-def _pickle_error(path: Path) -> UserError:
-    return UserError(
-        str(path),
-        "it is a pickle, which can run any code when read; trimtab reads safetensors only",
-        "open it where you trust it and save it again (in SAELens: sae.save_model)",
-    )
 
 
 def _for_disk(name: str, weight: Tensor, dtype: str) -> Tensor:
@@ -245,15 +213,6 @@ def _for_disk(name: str, weight: Tensor, dtype: str) -> Tensor:
         if not bool(torch.isfinite(weight).all()):
             raise UserError(f"tensor {name}", "it holds values beyond float16's 65504", "save it as float32")
     return weight.contiguous()
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {weight.dtype} {list(weight.shape)};".encode())
-        digest.update(weight.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from trimtab import __version__
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.reading import Fields
 from trimtab.dictionaries.registry import architecture_class
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.topk import TopK
@@ -80,11 +81,11 @@ def parse_config(cfg: Mapping[str, Any], source: str) -> ParsedConfig:
     Raises:
         UserError: a field is missing, malformed or asks for what trimtab does not compute; the message names it.
     """
-    field = _Fields(cfg, source)
+    field = Fields(cfg, source)
     name = cfg.get("architecture", "standard" if _before_6(cfg) else None)
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # before version 6
         name, cfg = "topk", {"k": (cfg.get("activation_fn_kwargs") or {}).get("k"), **cfg}
-        field = _Fields(cfg, source)
+        field = Fields(cfg, source)
     if name is None:
         raise field.error("architecture", "it is missing")
     architecture = architecture_class(name)
@@ -126,36 +127,13 @@ def write_config(dictionary: SAE) -> dict[str, Any]:
     }
 
 
-class _Fields(NamedTuple):
-    """A config whose fields are checked as they are read."""
-
-    cfg: Mapping[str, Any]
-    source: str
-
-    def error(self, name: str, why: str, mend: str = "") -> UserError:
-        what = f"{name} = {self.cfg[name]!r}" if name in self.cfg else name
-        return UserError(f"field {what} in {self.source}", why, mend or "correct the file, or use another dictionary")
-
-    def positive_integer(self, name: str) -> int:
-        value = self.cfg.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(name, "it must be a positive integer" if name in self.cfg else "it is missing")
-        return value
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.cfg.get(name, default)
-        if not isinstance(value, bool):
-            raise self.error(name, "it must be true or false")
-        return value
-
-
 def _before_6(cfg: Mapping[str, Any]) -> bool:
     metadata = cfg.get("metadata")
     stated = cfg.get("sae_lens_version") or (metadata.get("sae_lens_version") if isinstance(metadata, dict) else None)
     return not stated or int(re.match(r"\d*", str(stated))[0] or 0) < 6  # pyright: ignore[reportOptionalSubscript]
 
 
-def _check_unsupported(field: _Fields) -> None:
+def _check_unsupported(field: Fields) -> None:
     cfg = field.cfg
     if cfg.get("normalize_activations") not in (None, False, "none"):
         raise field.error(
@@ -179,7 +157,7 @@ def _check_unsupported(field: _Fields) -> None:
         raise field.error("dtype", f"it must be one of {', '.join(DTYPES)}")
 
 
-def _info(cfg: Mapping[str, Any], field: _Fields, architecture: str) -> DictionaryInfo:
+def _info(cfg: Mapping[str, Any], field: Fields, architecture: str) -> DictionaryInfo:
     metadata = cfg.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise field.error("metadata", "it must be an object")

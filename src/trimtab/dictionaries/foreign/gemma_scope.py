@@ -1,0 +1,86 @@
+"""Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147): JumpReLU SAEs of Gemma 2, one `params.npz` each.
+
+The arrays are W_enc [d, n], b_enc, W_dec [n, d], b_dec and threshold; the encoder sees x itself, not x − b_dec. The
+file does not say what it belongs to; the published path does: gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.jumprelu import JumpReLU
+from trimtab.dictionaries.reading import GET_AGAIN, FoundSAE, Stated, check_tensors, damage_named
+from trimtab.dictionaries.sae import check_shapes
+from trimtab.errors import UserError
+
+WEIGHTS_FILE = "params.npz"
+_SITES = {"res": "resid_post", "mlp": "mlp_out"}
+
+
+def read(path: Path) -> FoundSAE:
+    """Read a directory with `params.npz`.
+
+    Raises:
+        UserError: the file is damaged, holds pickled objects or other arrays than it should, or its path says that it
+            is a transcoder or reads all heads joined; the message names the file and the array.
+    """
+    info = _info(path)
+    file = path / WEIGHTS_FILE
+    tensors = _load(file)
+    check_tensors(tensors, file, Stated("format", "Gemma Scope", WEIGHTS_FILE), needed=JumpReLU.shapes)
+    shape = list(tensors["W_dec"].shape)
+    if len(shape) != 2:
+        raise UserError(f"tensor W_dec of shape {shape} in {file}", "it must be [features, width]", GET_AGAIN)
+    n, d = shape
+    check_shapes(JumpReLU.shapes, tensors, n=n, d=d, source=str(file))
+    return FoundSAE(JumpReLU, tensors, {"apply_b_dec_to_input": False}, info)
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    with damage_named(file, "NumPy", zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError):
+        with np.load(file, allow_pickle=False) as arrays:
+            loaded = {name: np.asarray(arrays[name]) for name in arrays.files}
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in loaded.items()}
+
+
+def _info(path: Path) -> DictionaryInfo:
+    """What the path says; matched from its end, so that a parent directory of another name does no harm."""
+    text = path.absolute().as_posix()
+    release = _last(r"gemma-scope-(2b|9b|27b)-(pt|it)-(\w+)", text)
+    about = {
+        "layer": int(layer[1]) if (layer := _last(r"/layer_(\d+)(?=/|$)", text)) else None,
+        "width": width[1] if (width := _last(r"/width_(\w+)(?=/|$)", text)) else None,
+        "average_l0": int(l0[1]) if (l0 := _last(r"/average_l0_(\d+)(?=/|$)", text)) else None,
+    }
+    model = site = ""
+    if release:
+        size, tuning, kind = release.groups()
+        model = f"google/gemma-2-{size}" + "-it" * (tuning == "it")
+        if kind not in _SITES:
+            why = "it reads all heads joined" if kind == "att" else "it maps one site to another"
+            raise UserError(
+                f"dictionary {path}", f"{why} ({release[0]})", "use one of the residual stream or of an MLP"
+            )
+        if about["layer"] is not None:
+            site = f"{_SITES[kind]}.{about['layer']}"
+    return DictionaryInfo(
+        architecture=JumpReLU.architecture,
+        model=model,
+        site=site,
+        metadata={
+            "read_from": "Gemma Scope",
+            "gemma_scope": {name: value for name, value in about.items() if value is not None},
+        },
+    )
+
+
+def _last(pattern: str, text: str) -> re.Match[str] | None:
+    return next(reversed([*re.finditer(pattern, text)]), None)

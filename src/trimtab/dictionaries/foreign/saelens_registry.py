@@ -1,0 +1,78 @@
+"""Published SAEs by the names of SAELens's registry: `saelens:RELEASE/SAE_ID`.
+
+A release's name has no slash, an SAE's id may have several: `saelens:gemma-scope-2b-pt-res/layer_20/width_16k/…`. The
+extra `saelens` brings SAELens, which fetches and converts; what it made is then checked like any file of its layout.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from trimtab.dictionaries.reading import FoundSAE
+from trimtab.dictionaries.saelens_layout import found_in_saelens
+from trimtab.errors import UserError
+
+PREFIX = "saelens:"
+_NETWORK = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
+
+
+def read_from_registry(name: str) -> FoundSAE:
+    """Fetch an SAE of the registry, or take it from the hub's cache.
+
+    Args:
+        name: `saelens:RELEASE/SAE_ID`.
+
+    Raises:
+        UserError: SAELens is missing, has no such id, cannot reach the hub, or the SAE is one that trimtab does not
+            compute.
+    """
+    sae_lens, directory = _import(name)
+    release, _, sae_id = name.removeprefix(PREFIX).partition("/")
+    if release not in directory:
+        raise _unknown(f"release {release!r}", f"SAELens has {len(directory):,} releases", release, directory)
+    ids = directory[release].saes_map
+    if sae_id not in ids:
+        what = f"SAE {sae_id!r} of {release}" if sae_id else f"dictionary {name!r}"
+        raise _unknown(what, f"the release has {len(ids):,} SAEs, such as {next(iter(ids))}", sae_id, ids)
+    try:
+        sae = sae_lens.SAE.from_pretrained(release, sae_id, device="cpu")
+    except Exception as error:
+        raise _not_loaded(name, error) from error
+    return found_in_saelens(sae.cfg.to_dict(), sae.state_dict(), config=f"the config of {name}", weights=name)
+
+
+def _import(name: str) -> tuple[Any, Mapping[str, Any]]:
+    try:
+        import sae_lens  # pyright: ignore[reportMissingImports]
+        from sae_lens.loading.pretrained_saes_directory import (  # pyright: ignore[reportMissingImports]
+            get_pretrained_saes_directory,
+        )
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "sae_lens"
+        raise UserError(
+            f"dictionary {name!r}",
+            "SAELens is not installed" if missing else f"SAELens could not be imported ({error})",
+            'pip install "trimtab[saelens]"',
+        ) from error
+    return sae_lens, get_pretrained_saes_directory()
+
+
+def _unknown(what: str, why: str, asked: str, known: Iterable[str]) -> UserError:
+    close = difflib.get_close_matches(asked, list(known), n=3, cutoff=0.5)
+    mend = f"did you mean {' or '.join(close)}?" if close else f"write {PREFIX}RELEASE/SAE_ID"
+    return UserError(what, why, mend)
+
+
+def _not_loaded(name: str, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK:
+        return UserError(
+            f"dictionary {name!r}",
+            f"it is not in the hub's cache and could not be fetched ({reason})",
+            "check the connection and HF_ENDPOINT, and for a gated repository log in (hf auth login)",
+        )
+    return UserError(
+        f"dictionary {name!r}", f"SAELens could not load it ({reason})", "update sae-lens, or use another dictionary"
+    )

@@ -1,0 +1,491 @@
+"""SAEs of other libraries: each must compute what its own library's documented formula says, in its own names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trimtab.dictionaries import load_dictionary, save_dictionary
+from trimtab.dictionaries.foreign.dictionary_learning import CLASSES
+from trimtab.errors import UserError
+
+D, N, K = 6, 16, 4
+Tensors = dict[str, Tensor]
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scaled_rows(seed: int) -> Tensor:
+    rows = draw(N, D, seed=seed)
+    return rows / rows.norm(dim=1, keepdim=True) * (0.5 + torch.arange(N)[:, None] / N)
+
+
+LINEAR = {
+    "encoder.weight": draw(N, D, seed=1) / 2,
+    "encoder.bias": 0.3 * draw(N, seed=2),
+    "decoder.weight": scaled_rows(3).T.contiguous(),
+}
+PLAIN = {
+    "W_enc": draw(D, N, seed=1) / 2,
+    "b_enc": 0.3 * draw(N, seed=2),
+    "W_dec": scaled_rows(3),
+    "b_dec": draw(D, seed=4),
+}
+TOPK = {**LINEAR, "b_dec": draw(D, seed=4), "k": torch.tensor(K, dtype=torch.int32)}
+TENSORS: dict[str, Tensors] = {
+    "AutoEncoder": {**LINEAR, "bias": draw(D, seed=4)},
+    "AutoEncoderNew": {**LINEAR, "decoder.bias": draw(D, seed=4)},
+    "GatedAutoEncoder": {
+        "encoder.weight": LINEAR["encoder.weight"],
+        "decoder.weight": LINEAR["decoder.weight"],
+        "r_mag": 0.3 * draw(N, seed=5),
+        "gate_bias": 0.3 * draw(N, seed=6),
+        "mag_bias": 0.3 * draw(N, seed=7),
+        "decoder_bias": draw(D, seed=4),
+    },
+    "JumpReluAutoEncoder": {**PLAIN, "threshold": draw(N, seed=8).abs()},
+    "AutoEncoderTopK": {**TOPK, "threshold": torch.tensor(0.9)},
+    "BatchTopKSAE": {**TOPK, "threshold": torch.tensor(0.4)},
+    "MatryoshkaBatchTopKSAE": {
+        **PLAIN,
+        "k": torch.tensor(K, dtype=torch.int32),
+        "threshold": torch.tensor(0.4),
+        "group_sizes": torch.tensor([4, 12]),
+    },
+}
+
+
+def top(h: Tensor) -> Tensor:
+    """A row's k largest entries, by sorting."""
+    return torch.stack([torch.where(row >= row.sort(descending=True).values[K - 1], row, 0.0) for row in h])
+
+
+def codes(dict_class: str, t: Tensors, x: Tensor) -> Tensor:
+    """The library's `encode` at inference, written from its formulas."""
+    b = next((t[name] for name in ("bias", "b_dec", "decoder_bias") if name in t), torch.zeros(D)).double()
+    w = (t["W_enc"] if "W_enc" in t else t["encoder.weight"].T).double()
+    if dict_class == "GatedAutoEncoder":
+        p = (x - b) @ w
+        return ((p + t["gate_bias"]) > 0) * (t["r_mag"].double().exp() * p + t["mag_bias"]).clamp_min(0)
+    bias = t.get("b_enc", t.get("encoder.bias")).double()
+    if dict_class == "AutoEncoderNew":
+        return (x @ w + bias).clamp_min(0)
+    if dict_class == "JumpReluAutoEncoder":
+        h = x @ w + bias
+        return (h * (h > t["threshold"])).clamp_min(0)
+    h = ((x - b) @ w + bias).clamp_min(0)
+    if dict_class == "AutoEncoderTopK":
+        return top(h)
+    if dict_class == "AutoEncoder":  # opened with normalize_decoder=True, the default: codes of unit rows
+        return h * t["decoder.weight"].double().norm(dim=0)
+    return h * (h > t["threshold"])
+
+
+def rebuilt(dict_class: str, t: Tensors, f: Tensor) -> Tensor:
+    """The library's `decode`."""
+    w = (t["W_dec"] if "W_dec" in t else t["decoder.weight"].T).double()
+    if dict_class == "AutoEncoder":
+        w = w / w.norm(dim=1, keepdim=True)
+    b = next(t[name] for name in ("bias", "b_dec", "decoder_bias", "decoder.bias") if name in t)
+    return f @ w + b.double()
+
+
+def write_dictionary_learning(path: Path, dict_class: str, tensors: Any = None, **trainer: Any) -> Path:
+    path.mkdir(exist_ok=True)
+    fields = {
+        "trainer_class": "Trainer",
+        "dict_class": dict_class,
+        "activation_dim": D,
+        "dict_size": N,
+        "layer": 3,
+        "lm_name": "EleutherAI/pythia-70m-deduped",
+        "submodule_name": "resid_post_layer_3",
+    }
+    fields |= {"k": K} if "k" in TENSORS.get(dict_class, {}) else {}
+    config = {"trainer": without(fields | trainer), "buffer": {"io": "out", "ctx_len": 128}}
+    (path / "config.json").write_text(json.dumps(config))
+    torch.save(TENSORS[dict_class] if tensors is None else tensors, path / "ae.pt")
+    return path
+
+
+MISSING = "(missing)"
+
+
+def without(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not MISSING}
+
+
+def assert_computes(path: Path, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> None:
+    x = draw(300, D, seed=9).double() * 2
+    expected = encode(x)
+    assert (expected > 0).any(0).float().mean() > 0.5
+    assert ((expected == 0).any(0)).all()
+    sae = load_dictionary(path, dtype=torch.float64)
+    torch.testing.assert_close(sae.encode(x), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(sae.encode(x) > 0, expected > 0)
+    torch.testing.assert_close(sae(x), decode(expected), rtol=1e-6, atol=1e-6)
+
+
+def refused(path: Path | str, *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_dictionary(path)
+    for part in parts:
+        assert part in caught.value.line, caught.value.line
+    assert caught.value.mend
+
+
+class TestDictionaryLearning:
+    def test_every_class_that_is_read_is_tested(self):
+        assert set(CLASSES) == set(TENSORS)
+
+    @pytest.mark.parametrize("dict_class", TENSORS)
+    def test_it_computes_what_the_library_computes(self, tmp_path, dict_class):
+        path = write_dictionary_learning(tmp_path / "trainer_0", dict_class)
+        t = TENSORS[dict_class]
+        assert_computes(path, lambda x: codes(dict_class, t, x), lambda f: rebuilt(dict_class, t, f))
+
+    @pytest.mark.parametrize("dict_class", TENSORS)
+    def test_what_is_saved_again_computes_the_same(self, tmp_path, dict_class):
+        sae = load_dictionary(write_dictionary_learning(tmp_path / "theirs", dict_class))
+        again = load_dictionary(save_dictionary(sae, tmp_path / "ours"))
+        assert again.fingerprint == sae.fingerprint
+        assert (again.architecture, again.info.model, again.info.site) == (
+            sae.architecture,
+            sae.info.model,
+            sae.info.site,
+        )
+        assert again.info.metadata.items() >= sae.info.metadata.items()
+
+    def test_where_it_comes_from_is_kept(self, tmp_path):
+        path = write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", lr=2e-4)
+        info = load_dictionary(path).info
+        assert (info.architecture, info.model, info.site) == (
+            "jumprelu",
+            "EleutherAI/pythia-70m-deduped",
+            "resid_post.3",
+        )
+        assert info.metadata["read_from"] == "dictionary_learning"
+        assert info.metadata["dictionary_learning"]["trainer"]["lr"] == 2e-4
+
+    @pytest.mark.parametrize(
+        ("submodule", "layer", "site"),
+        [
+            ("resid_post_layer_3", 3, "resid_post.3"),
+            ("resid_pre", 3, "resid_pre.3"),
+            ("mlp_out_layer_3", 3, "mlp_out.3"),
+            ("gpt_neox.layers.3", 3, "resid_post.3"),
+            ("model.layers.3.mlp", 3, ""),
+            ("resid_post_layer_4", 3, ""),
+            ("somewhere", 3, ""),
+            (None, 3, ""),
+            ("resid_post", None, ""),
+        ],
+    )
+    def test_a_site_is_taken_only_where_it_is_certain(self, tmp_path, submodule, layer, site):
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoderNew", submodule_name=submodule, layer=layer)
+        assert load_dictionary(path).info.site == site
+
+    def test_an_input_of_a_module_is_not_taken_for_its_output(self, tmp_path):
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoderNew")
+        config = json.loads((path / "config.json").read_text())
+        config["buffer"]["io"] = "in"
+        (path / "config.json").write_text(json.dumps(config))
+        assert load_dictionary(path).info.site == ""
+
+    def test_rows_that_are_unit_already_are_kept_to_the_bit(self, tmp_path):
+        w = scaled_rows(3)
+        unit = (w / w.norm(dim=1, keepdim=True)).T.contiguous()
+        tensors = TENSORS["AutoEncoder"] | {"decoder.weight": unit}
+        sae = load_dictionary(write_dictionary_learning(tmp_path / "a", "AutoEncoder", tensors))
+        assert torch.equal(sae.W_dec, unit.T)
+        assert torch.equal(sae.W_enc, tensors["encoder.weight"].T)
+
+    def test_a_threshold_that_was_never_set_lets_every_positive_code_through_and_says_so(self, tmp_path):
+        tensors = TENSORS["BatchTopKSAE"] | {"threshold": torch.tensor(-1.0)}
+        path = write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", tensors)
+        with pytest.warns(UserWarning, match="its threshold was never set"):
+            sae = load_dictionary(path, dtype=torch.float64)
+        x = draw(50, D, seed=9).double()
+        torch.testing.assert_close(sae.encode(x), codes("BatchTopKSAE", tensors, x))
+
+    def test_an_older_topk_file_without_a_threshold_is_read(self, tmp_path):
+        tensors = {name: tensor for name, tensor in TENSORS["AutoEncoderTopK"].items() if name != "threshold"}
+        assert load_dictionary(write_dictionary_learning(tmp_path / "a", "AutoEncoderTopK", tensors)).settings["k"] == K
+
+    def test_the_weights_file_stands_for_its_directory(self, tmp_path):
+        path = write_dictionary_learning(tmp_path / "a", "GatedAutoEncoder")
+        assert load_dictionary(path / "ae.pt").architecture == "gated"
+
+    @pytest.mark.parametrize(
+        ("fields", "parts"),
+        [
+            ({"dict_class": "CrossCoder"}, ["trainer.dict_class = 'CrossCoder'", "trimtab reads AutoEncoder"]),
+            ({"dict_class": MISSING}, ["trainer.dict_class", "missing"]),
+            ({"dict_class": 3}, ["trainer.dict_class = 3"]),
+            ({"dict_size": MISSING}, ["trainer.dict_size", "missing"]),
+            ({"activation_dim": 6.5}, ["trainer.activation_dim = 6.5", "positive integer"]),
+            ({"activation_dim": 7}, ["encoder.weight of shape [16, 6]", "[16, 7]", "ae.pt"]),
+            ({"k": MISSING}, ["trainer.k", "missing"]),
+            ({"k": 5}, ["trainer.k = 5", "ae.pt says 4"]),
+            ({"k": 17}, ["trainer.k = 17", "16 features"]),
+            ({"dict_class": "AutoEncoder"}, ["tensor bias", "trainer.dict_class is AutoEncoder"]),
+            ({"dict_class": "GatedAutoEncoder"}, ["tensor gate_bias", "lacks it"]),
+        ],
+        ids=str,
+    )
+    def test_a_config_that_does_not_fit_names_the_field(self, tmp_path, fields, parts):
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoderTopK")
+        config = json.loads((path / "config.json").read_text())
+        config["trainer"] = without(config["trainer"] | fields)
+        (path / "config.json").write_text(json.dumps(config))
+        refused(path, *parts)
+
+    @pytest.mark.parametrize(
+        ("tensors", "parts"),
+        [
+            ({"extra": torch.ones(2)}, ["tensor extra", "no such weight"]),
+            ({"b_dec": torch.full((D,), float("nan"))}, ["tensor b_dec", "not finite"]),
+            ({"b_dec": torch.ones(D, dtype=torch.int64)}, ["tensor b_dec", "int64"]),
+            ({"decoder.weight": torch.ones(N, D)}, ["tensor decoder.weight of shape [16, 6]", "[6, 16]"]),
+            ({"threshold": torch.ones(2)}, ["tensor threshold", "one finite number"]),
+            ({"threshold": torch.tensor(float("nan"))}, ["tensor threshold", "one finite number"]),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_tensors_that_do_not_fit_are_named(self, tmp_path, tensors, parts):
+        refused(write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", TENSORS["BatchTopKSAE"] | tensors), *parts)
+
+    def test_a_batch_topk_file_without_a_threshold_is_refused(self, tmp_path):
+        tensors = {name: tensor for name, tensor in TENSORS["BatchTopKSAE"].items() if name != "threshold"}
+        path = write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", tensors)
+        refused(path, "tensor threshold", "missing", "other rows of a batch")
+
+    def test_a_whole_pickled_object_is_never_opened(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoder", {"bias": Bomb()})
+        refused(path, "ae.pt", "would have to be unpickled", "state_dict")
+        assert not Path("exploded").exists()
+
+    def test_another_object_than_a_state_dict_is_refused(self, tmp_path):
+        refused(write_dictionary_learning(tmp_path / "a", "AutoEncoder", [torch.ones(2)]), "ae.pt", "state_dict")
+        refused(write_dictionary_learning(tmp_path / "a", "AutoEncoder", {"bias": 3}), "ae.pt", "state_dict")
+
+    @pytest.mark.parametrize("keep", [0, 1, 50, 0.5, -1])
+    def test_truncated_weights_are_refused(self, tmp_path, keep):
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoder")
+        data = (path / "ae.pt").read_bytes()
+        (path / "ae.pt").write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+        refused(path, "ae.pt")
+
+    def test_a_missing_or_bad_config_is_named(self, tmp_path):
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoder")
+        (path / "config.json").write_text('{"trainer": 3}')
+        refused(path, "field trainer = 3", "config.json")
+        (path / "config.json").write_text("{")
+        refused(path, "config.json", "not valid JSON")
+        (path / "config.json").unlink()
+        refused(path, "it has no config.json", "dictionary_learning")
+
+    def test_a_directory_above_several_names_one(self, tmp_path):
+        write_dictionary_learning(tmp_path / "trainer_0", "AutoEncoder")
+        write_dictionary_learning(tmp_path / "trainer_1", "AutoEncoder")
+        refused(tmp_path, "holds no dictionary itself, but 2 below it", str(tmp_path / "trainer_0"))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path("exploded").touch, ())
+
+
+SPARSIFY = {
+    "encoder.weight": LINEAR["encoder.weight"],
+    "encoder.bias": LINEAR["encoder.bias"],
+    "W_dec": scaled_rows(3),
+    "b_dec": draw(D, seed=4),
+}
+
+
+def write_sparsify(path: Path, tensors: Tensors | None = None, **fields: Any) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    cfg = {
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": N,
+        "k": K,
+        "multi_topk": True,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": D,
+    }
+    (path / "cfg.json").write_text(json.dumps(without(cfg | fields)))
+    save_file(SPARSIFY | (tensors or {}), path / "sae.safetensors")
+    return path
+
+
+class TestSparsify:
+    def test_it_computes_what_the_library_computes(self, tmp_path):
+        t = {name: tensor.double() for name, tensor in SPARSIFY.items()}
+        assert_computes(
+            write_sparsify(tmp_path / "layers.3"),
+            lambda x: top(((x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]).clamp_min(0)),
+            lambda f: f @ t["W_dec"] + t["b_dec"],
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "site"),
+        [
+            ("layers.3", "resid_post.3"),
+            ("h.11", "resid_post.11"),
+            ("layers.3/seed1", "resid_post.3"),
+            ("layers.3.mlp", ""),
+            ("embed_tokens", ""),
+        ],
+    )
+    def test_model_and_site_come_from_the_directories(self, tmp_path, name, site):
+        path = write_sparsify(tmp_path / "run" / name)
+        run = {"model": "EleutherAI/pythia-70m", "sae": {"k": K}, "hf_token": "secret", "lr": None}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(run))
+        info = load_dictionary(path).info
+        assert (info.model, info.site) == ("EleutherAI/pythia-70m", site)
+        assert info.metadata["sparsify"]["run"] == {"model": "EleutherAI/pythia-70m", "sae": {"k": K}, "lr": None}
+        assert info.metadata["sparsify"]["hookpoint"] == name.split("/")[0]
+
+    def test_without_the_runs_config_the_model_is_unknown(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "llama", "model": 3}')
+        assert load_dictionary(write_sparsify(tmp_path / "layers.3")).info.model == ""
+
+    def test_the_number_of_features_may_follow_from_the_expansion_factor(self, tmp_path):
+        tensors = {
+            "encoder.weight": torch.ones(2 * D, D),
+            "encoder.bias": torch.ones(2 * D),
+            "W_dec": torch.ones(2 * D, D),
+        }
+        for number in (0, MISSING):
+            path = write_sparsify(tmp_path / f"a{number}", tensors, num_latents=number, expansion_factor=2)
+            assert load_dictionary(path).n_features == 2 * D
+
+    @pytest.mark.parametrize(
+        ("fields", "parts"),
+        [
+            ({"transcode": True}, ["transcode = True", "rebuild what they read"]),
+            ({"skip_connection": True}, ["skip_connection = True", "linear path"]),
+            ({"signed": True}, ["signed = True", "not negative"]),
+            ({"gram_lookup": True}, ["gram_lookup = True", "does not know"]),
+            ({"activation": "groupmax"}, ["activation = 'groupmax'", "topk"]),
+            ({"k": MISSING}, ["field k", "missing"]),
+            ({"k": 17}, ["k = 17", "16 features"]),
+            ({"d_in": MISSING}, ["field d_in", "missing"]),
+            ({"num_latents": MISSING, "expansion_factor": MISSING}, ["expansion_factor", "missing"]),
+            ({"num_latents": 17}, ["encoder.weight of shape [16, 6]", "[17, 6]"]),
+            ({"num_latents": MISSING}, ["encoder.weight of shape [16, 6]", "[192, 6]"]),
+        ],
+        ids=str,
+    )
+    def test_a_config_that_asks_for_something_else_names_the_field(self, tmp_path, fields, parts):
+        refused(write_sparsify(tmp_path / "layers.3", **fields), *parts, str(tmp_path))
+
+    def test_a_tensor_too_many_is_named(self, tmp_path):
+        refused(write_sparsify(tmp_path / "a", {"W_skip": torch.ones(D, D)}), "tensor W_skip", "no such weight")
+
+    def test_truncated_weights_are_refused(self, tmp_path):
+        path = write_sparsify(tmp_path / "a")
+        (path / "sae.safetensors").write_bytes((path / "sae.safetensors").read_bytes()[:-1])
+        refused(path, "sae.safetensors", "damaged")
+
+    def test_the_weights_of_a_directory_with_both_layouts_are_saelens_own(self, random_sae, tmp_path):
+        path = save_dictionary(random_sae("gated", d=D, n=N), tmp_path / "a")
+        save_file(SPARSIFY, path / "sae.safetensors")
+        assert load_dictionary(path).architecture == "gated"
+
+
+GEMMA = {name: tensor.numpy() for name, tensor in (PLAIN | {"threshold": draw(N, seed=8).abs()}).items()}
+PUBLISHED = "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
+
+
+def write_gemma_scope(path: Path, **arrays: Any) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    np.savez(path / "params.npz", **without(GEMMA | arrays))
+    return path
+
+
+class TestGemmaScope:
+    def test_it_computes_what_the_paper_says(self, tmp_path):
+        """JumpReLU of x W_enc + b_enc: b_dec is not subtracted from the input."""
+        t = {name: torch.from_numpy(array).double() for name, array in GEMMA.items()}
+
+        def encode(x: Tensor) -> Tensor:
+            h = x @ t["W_enc"] + t["b_enc"]
+            return torch.where(h > t["threshold"], h, 0.0).clamp_min(0)
+
+        assert_computes(write_gemma_scope(tmp_path / "a"), encode, lambda f: f @ t["W_dec"] + t["b_dec"])
+
+    @pytest.mark.parametrize(
+        ("path", "model", "site"),
+        [
+            (PUBLISHED, "google/gemma-2-2b", "resid_post.20"),
+            (
+                f"models--google--{PUBLISHED.replace('res/', 'res/snapshots/f00/')}",
+                "google/gemma-2-2b",
+                "resid_post.20",
+            ),
+            ("gemma-scope-9b-it-res/layer_9/width_131k/canonical", "google/gemma-2-9b-it", "resid_post.9"),
+            ("gemma-scope-27b-pt-mlp/layer_0/width_65k/average_l0_5", "google/gemma-2-27b", "mlp_out.0"),
+            ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "google/gemma-2-2b", ""),
+            ("layer_20/width_16k/average_l0_71", "", ""),
+            ("mine", "", ""),
+        ],
+    )
+    def test_model_and_site_come_from_the_published_path(self, tmp_path, path, model, site):
+        info = load_dictionary(write_gemma_scope(tmp_path / path)).info
+        assert (info.model, info.site) == (model, site)
+
+    def test_layer_width_and_l0_are_kept(self, tmp_path):
+        info = load_dictionary(write_gemma_scope(tmp_path / PUBLISHED) / "params.npz").info
+        assert info.metadata["gemma_scope"] == {"layer": 20, "width": "16k", "average_l0": 71}
+
+    @pytest.mark.parametrize(("kind", "why"), [("att", "all heads joined"), ("transcoders", "one site to another")])
+    def test_paths_of_other_coders_are_refused(self, tmp_path, kind, why):
+        refused(write_gemma_scope(tmp_path / f"gemma-scope-2b-pt-{kind}" / "layer_3"), why, f"gemma-scope-2b-pt-{kind}")
+
+    @pytest.mark.parametrize(
+        ("arrays", "parts"),
+        [
+            ({"threshold": MISSING}, ["tensor threshold", "lacks it", "Gemma Scope"]),
+            ({"more": np.ones(2)}, ["tensor more", "no such weight"]),
+            ({"threshold": np.ones(3)}, ["tensor threshold of shape [3]", "needs [16]"]),
+            ({"W_dec": np.ones(N)}, ["tensor W_dec of shape [16]", "[features, width]"]),
+            ({"b_enc": np.full(N, np.inf)}, ["tensor b_enc", "not finite"]),
+            ({"b_enc": np.ones(N, dtype=np.int32)}, ["tensor b_enc", "int32"]),
+            ({"b_enc": np.array([Bomb()] * N, dtype=object)}, ["params.npz", "damaged or no NumPy file"]),
+            ({"b_enc": np.array(["a"] * N)}, ["params.npz", "damaged or no NumPy file"]),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_arrays_that_do_not_fit_are_named(self, tmp_path, monkeypatch, arrays, parts):
+        monkeypatch.chdir(tmp_path)
+        refused(write_gemma_scope(tmp_path / "a", **arrays), "params.npz", *parts)
+        assert not Path("exploded").exists()
+
+    @pytest.mark.parametrize("keep", [0, 3, 700, -1])
+    def test_a_truncated_file_is_refused(self, tmp_path, keep):
+        path = write_gemma_scope(tmp_path / "a")
+        (path / "params.npz").write_bytes((path / "params.npz").read_bytes()[:keep])
+        refused(path, "params.npz", "damaged or no NumPy file")
+
+    def test_a_damaged_array_is_refused(self, tmp_path):
+        path = write_gemma_scope(tmp_path / "a")
+        data = bytearray((path / "params.npz").read_bytes())
+        data[400] ^= 1
+        (path / "params.npz").write_bytes(data)
+        refused(path, "params.npz", "damaged or no NumPy file")
