@@ -149,6 +149,20 @@ def evaluate_core() -> Job:
     return Job(CoreConfig, run_core)
 
 
+def sae_info() -> Job:
+    """describe an SAE, whoever trained it"""
+    from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
+
+    return Job(SAEInfoConfig, describe_sae, ("sae",))
+
+
+def sae_convert() -> Job:
+    """save an SAE of another library in trimtab's and SAELens's layout"""
+    from trimtab.dictionaries.converting import ConvertConfig, convert_sae
+
+    return Job(ConvertConfig, convert_sae, ("source", "destination"))
+
+
 def demo() -> Job:
     """find, choose and test steering features of the default model, with a report"""
     from trimtab.report import write_demo_report
@@ -172,6 +186,8 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "rank": rank,
     "steer": steer,
     "evaluate core": evaluate_core,
+    "sae info": sae_info,
+    "sae convert": sae_convert,
 }
 
 

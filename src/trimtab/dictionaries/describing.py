@@ -1,0 +1,162 @@
+"""What is known about a dictionary, from its files alone: the function behind `trimtab sae info`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from trimtab.dictionaries.feature_stats import FeatureStats
+from trimtab.dictionaries.files import load_dictionary
+from trimtab.dictionaries.metrics import DENSE_RATE
+
+_VERSIONS = ("trimtab_version", "sae_lens_version", "sae_lens_training_version", "read_from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEInfoConfig:
+    """Describe an SAE: architecture, sizes, model, site, norms, threshold, statistics, training."""
+
+    sae: str
+    """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
+
+
+class Spread(NamedTuple):
+    """Where the values of one weight per feature lie."""
+
+    lowest: float
+    median: float
+    highest: float
+
+    def __str__(self) -> str:
+        lowest, median, highest = (f"{value:.4g}" for value in self)
+        return median if lowest == highest else f"{median} (from {lowest} to {highest})"
+
+
+class Firing(NamedTuple):
+    """What the statistics beside a dictionary come to."""
+
+    n_tokens: int
+    l0: float
+    """Active features per token: the sum of all firing rates."""
+    live: int
+    """Features that fired at all."""
+    dense: int
+    """Features that fired on more than a tenth of the tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEDescription:
+    """What an SAE's files say, and what follows from its weights."""
+
+    sae: str
+    made_by: str
+    """The library that wrote it, with its version if it is known; empty if the files do not say."""
+    architecture: str
+    n_features: int
+    d_in: int
+    model: str
+    """Empty if the files do not say."""
+    site: str
+    """Empty if the files do not say."""
+    fingerprint: str
+    settings: dict[str, Any]
+    decoder_norms: Spread
+    threshold: Spread | None
+    """θ in model units, for JumpReLU SAEs."""
+    firing: Firing | None
+    """None without `feature_stats.parquet`."""
+    metadata: dict[str, Any]
+    """The training recipe, and whatever else the files say."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain values."""
+        named = {"decoder_norms": self.decoder_norms, "threshold": self.threshold, "firing": self.firing}
+        return vars(self) | {name: value and value._asdict() for name, value in named.items()}
+
+    def render(self) -> str:
+        """The description as text."""
+        lines = {
+            "SAE": self.sae,
+            "made by": self.made_by or "not said",
+            "architecture": self.architecture,
+            "size": f"{self.n_features:,} features of width {self.d_in:,}",
+            "model": self.model or "not said",
+            "site": self.site or "not said (give --site to the commands that need one)",
+            "fingerprint": self.fingerprint,
+            "settings": ", ".join(f"{name} {_shown(value)}" for name, value in self.settings.items()),
+            "decoder norms": str(self.decoder_norms),
+        }
+        if self.threshold is not None:
+            lines["threshold"] = str(self.threshold)
+        if self.firing is not None:
+            lines["L0"] = f"{self.firing.l0:.1f} over {self.firing.n_tokens:,} tokens"
+            lines["features"] = f"{self.firing.live:,} live, {self.firing.dense:,} of them dense (> {DENSE_RATE:.0%})"
+        else:
+            lines["L0"] = "no statistics (trimtab evaluate core --write-stats makes them)"
+        recipe = [f"  {name} = {_shown(value)}" for name, value in _flat(self.metadata)]
+        return "\n".join([f"{name:14} {value}" for name, value in lines.items()] + ["training"] * bool(recipe) + recipe)
+
+
+def describe_sae(config: SAEInfoConfig) -> SAEDescription:
+    """Read an SAE and describe it.
+
+    Raises:
+        UserError: see `load_dictionary`.
+    """
+    sae = load_dictionary(config.sae)
+    return SAEDescription(
+        sae=config.sae,
+        made_by=made_by(sae.info.metadata),
+        architecture=sae.architecture,
+        n_features=sae.n_features,
+        d_in=sae.d_in,
+        model=sae.info.model,
+        site=sae.info.site,
+        fingerprint=sae.fingerprint,
+        settings=sae.settings,
+        decoder_norms=_spread(sae.decoder_norms),
+        threshold=_spread(threshold) if isinstance(threshold := getattr(sae, "threshold", None), Tensor) else None,
+        firing=_firing(sae.feature_stats),
+        metadata={name: value for name, value in sae.info.metadata.items() if name not in _VERSIONS},
+    )
+
+
+def made_by(metadata: Mapping[str, Any]) -> str:
+    """The library that trained or wrote a dictionary, from its metadata; empty if unknown."""
+    if metadata.get("read_from"):
+        return str(metadata["read_from"])
+    for name, key in (("trimtab", "trimtab_version"), ("SAELens", "sae_lens_version")):
+        if metadata.get(key):
+            return f"{name} {metadata[key]}"
+    return ""
+
+
+def _spread(values: Tensor) -> Spread:
+    values = values.detach().double()
+    return Spread(float(values.min()), float(values.median()), float(values.max()))
+
+
+def _firing(stats: FeatureStats | None) -> Firing | None:
+    if stats is None:
+        return None
+    rate = stats.firing_rate
+    return Firing(stats.n_tokens, float(rate.sum()), int(stats.live.sum()), int((rate > DENSE_RATE).sum()))
+
+
+def _flat(fields: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{inside}{name}.")
+        else:
+            yield f"{inside}{name}", value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return str(value)
