@@ -1,18 +1,29 @@
 """The Gated SAE: one path decides whether a feature fires, the other how strongly (Rajamanoharan et al. 2024a).
 
 Both share W_enc; the magnitude path scales it per feature by exp(r_mag), as in the paper's tied parametrisation.
+
+Loss (equation 8), with π the gate's pre-activation and decoder rows of norm 1: mean over rows of
+
+    ‖x − x̂(f)‖² + λ Σ ReLU(π) + ‖x − x̂_frozen(ReLU(π))‖²
+
+where x̂_frozen decodes with copies of W_dec and b_dec that get no gradient. The gate's step has no derivative, so that
+W_enc and b_gate learn when to fire from the last two terms alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trimtab.dictionaries.active import active_above
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.l0_control import Penalised, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
+from trimtab.dictionaries.trainable import StepLoss, batch_variance
 
 
 class Gated(SAE):
@@ -59,3 +70,70 @@ class Gated(SAE):
         p = self.encoder_input(x) @ columns(self.W_enc, ids)
         magnitude = (p * columns(self.r_mag, ids).exp() + columns(self.b_mag, ids)).relu()
         return torch.where(p + columns(self.b_gate, ids) > 0, magnitude, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig(PenalisedConfig):
+    """Training of a Gated SAE."""
+
+
+class TrainableGated(Penalised):
+    """Gated SAE in training.
+
+    The auxiliary reconstruction reaches W_enc and b_gate and, where the encoder sees x − b_dec, b_dec through the
+    encoder's input, as the paper's own reference code has it; it never reaches W_dec, b_mag or r_mag.
+    """
+
+    architecture = "gated"
+    config_class = GatedConfig
+    vectors = ("b_gate", "b_mag", "r_mag")
+    config: GatedConfig
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
+
+    @torch.no_grad()
+    def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
+        z, rows = self.encoder_input(x), len(x)
+        active = active_above(self.encoder(self.b_gate), z, 0.0)
+        gate = active.h
+        scale = active.of_feature(self.r_mag.exp())
+        scaled = (gate - active.of_feature(self.b_gate)) * scale
+        f = (scaled + active.of_feature(self.b_mag)).relu_()
+        weight = self.control.weight
+        decoded, via_gate = active.decode(f, self.W_dec), active.decode(gate, self.W_dec)
+        error, error_gate = decoded.x + self.b_dec - x, via_gate.x + self.b_dec - x
+        grad = error * (2 / rows)
+        by_f = decoded.dot(grad) * (f > 0)
+        by_gate = via_gate.dot(error_gate * (2 / rows)) + weight / rows
+        self.W_dec.grad = active.collect(f, grad)
+        self.b_mag.grad = active.by_feature(by_f)
+        self.r_mag.grad = active.by_feature(by_f * scaled)
+        self.b_gate.grad = active.by_feature(by_gate)
+        by_product = by_gate + by_f * scale
+        self.W_enc_rows.grad = active.collect(by_product, z)
+        self.b_dec.grad = grad.sum(0)
+        if self.config.apply_b_dec_to_input:
+            self.b_dec.grad -= active.by_feature(by_product) @ self.W_enc_rows
+        l0 = float(active.total((f > 0).to(f.dtype))) / rows
+        self.control.update(l0)
+        n_dead = int(self.dead_features().sum())
+        self.count_fired(active.fired(f), rows)
+        squared_error, aux = error.square().sum() / rows, error_gate.square().sum() / rows
+        sparsity = active.total(gate) * (weight / rows)
+        return StepLoss(
+            loss=squared_error + sparsity + aux,
+            squared_error=squared_error,
+            variance=batch_variance(x),
+            sparsity=sparsity,
+            aux=aux,
+            l0=l0,
+            n_dead=n_dead,
+        )
+
+    def export(self, info: DictionaryInfo) -> Gated:
+        return Gated(
+            **self.inference_weights(),
+            apply_b_dec_to_input=self.config.apply_b_dec_to_input,
+            info=self.named_info(info, Gated.architecture),
+        )

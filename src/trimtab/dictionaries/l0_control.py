@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.dictionaries.trainable import TrainableConfig
+from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 
 INTEGRAL_SHARE = 0.04
@@ -25,6 +26,8 @@ LARGEST_ERROR = math.log(2)
 """Largest |log(L0 / target)| that counts: farther away the weight moves no faster."""
 LARGEST_MOVE = 0.1
 """Largest change of the weight's logarithm in one step."""
+START_WEIGHT = 0.3
+"""Where the weight starts, as a share of the size of codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,9 @@ class PenalisedConfig(TrainableConfig):
         self.check("l0", ok, f"it must be above 0 and at most n_features − 1 = {last}", "choose another")
         ok = self.sparsity_weight is None or 0 <= self.sparsity_weight < math.inf
         self.check("sparsity_weight", ok, "it must not be negative", "set it to 0 or more")
-        self.check("sparsity_warmup_share", 0 <= self.sparsity_warmup_share < 1, "a share is from 0 to 1", "set it so")
+        self.check(
+            "sparsity_warmup_share", 0 <= self.sparsity_warmup_share < 1, "a share is from 0 to below 1", "set it so"
+        )
 
 
 class L0Control(nn.Module):
@@ -128,3 +133,32 @@ class L0Control(nn.Module):
         change = integral + PROPORTIONAL * error - before
         self.log_weight.fill_(integral)
         self.moved.fill_(before + max(-LARGEST_MOVE, min(change, LARGEST_MOVE)) - integral)
+
+
+class Penalised(TrainableSAE):
+    """Base of SAEs whose sparsity comes from a penalty on the size of codes."""
+
+    config: PenalisedConfig
+
+    def __init__(self, config: PenalisedConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, d, seed=seed, dtype=dtype)
+        weight = 1.0 if config.sparsity_weight is None else config.sparsity_weight
+        self.control = L0Control(weight, config.l0, warmup_share=config.sparsity_warmup_share)
+
+    @torch.no_grad()
+    def initialise(self, sample: Float[Tensor, "m d"]) -> None:
+        """Set b_dec and, with a target, where the weight starts.
+
+        A penalty on codes is in the unit of the rows. Were l0 codes of equal size to explain all of x − b_dec, each
+        would be √(E‖x − b_dec‖² / l0); the weight starts at `START_WEIGHT` times that, whatever the scaling.
+        """
+        super().initialise(sample)
+        if self.config.l0 is not None:
+            size = (sample - self.b_dec).double().square().sum(1).mean().div(self.config.l0).sqrt()
+            self.control.start(START_WEIGHT * max(float(size), torch.finfo(sample.dtype).tiny))
+
+    def begin_step(self, done: float) -> None:
+        self.control.begin_step(done)
+
+    def knobs(self) -> dict[str, float]:
+        return {"sparsity_weight": self.control.weight}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from trimtab.dictionaries.batchtopk import TrainableBatchTopK
-from trimtab.dictionaries.gated import Gated
+from trimtab.dictionaries.gated import Gated, TrainableGated
 from trimtab.dictionaries.jumprelu import JumpReLU
+from trimtab.dictionaries.panneal import TrainablePAnneal
 from trimtab.dictionaries.sae import SAE
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries.standard import Standard, TrainableReLU
 from trimtab.dictionaries.topk import TopK, TrainableTopK
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.errors import UserError
@@ -14,7 +15,10 @@ from trimtab.errors import UserError
 ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (Standard, Gated, TopK, JumpReLU)}
 """Every architecture that can be loaded. A new one needs its file and a place here."""
 
-TRAINABLE: dict[str, type[TrainableSAE]] = {cls.architecture: cls for cls in (TrainableTopK, TrainableBatchTopK)}
+TRAINABLE: dict[str, type[TrainableSAE]] = {
+    cls.architecture: cls
+    for cls in (TrainableReLU, TrainableTopK, TrainableBatchTopK, TrainableGated, TrainablePAnneal)
+}
 """Every architecture that can be trained."""
 
 

@@ -1,14 +1,25 @@
-"""The ReLU SAE: f = ReLU((x − b_dec) W_enc + b_enc) (Bricken et al. 2023, Cunningham et al. 2023)."""
+"""The ReLU SAE: f = ReLU((x − b_dec) W_enc + b_enc) (Bricken et al. 2023, Cunningham et al. 2023).
+
+Loss: mean over rows of ‖x − x̂‖² + λ Σ f, with decoder rows kept at norm 1, or of ‖x − x̂‖² + λ Σ f_i ‖W_dec[i]‖ with
+free rows (Anthropic, Circuits Updates April 2024).
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trimtab.dictionaries.active import Active, Values, active_above
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.folding import fold_norms
+from trimtab.dictionaries.l0_control import Penalised, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
+from trimtab.dictionaries.trainable import StepLoss, batch_variance
+from trimtab.errors import UserError
 
 
 class Standard(SAE):
@@ -47,3 +58,97 @@ class Standard(SAE):
 
     def _encode(self, x: Tensor, ids: Tensor | None) -> Tensor:
         return (self.encoder_input(x) @ columns(self.W_enc, ids) + columns(self.b_enc, ids)).relu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLUConfig(PenalisedConfig):
+    """Training of a ReLU SAE."""
+
+    decoder_norm: Literal["unit", "free"] = "unit"
+    """Decoder rows of norm 1, or free ones by whose norm the penalty is weighted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_norm not in ("unit", "free"):
+            raise UserError(f"decoder_norm {self.decoder_norm!r}", "it is one of unit, free", "choose one")
+
+
+class TrainableReLU(Penalised):
+    """ReLU SAE in training."""
+
+    architecture = "relu"
+    config_class = ReLUConfig
+    config: ReLUConfig
+
+    @property
+    def free(self) -> bool:
+        """Whether decoder rows may have any norm."""
+        return self.config.decoder_norm == "free"
+
+    def penalty(self, size: Values) -> Values:
+        """What a code of this size costs, before the weight."""
+        return size
+
+    def penalty_slope(self, size: Values) -> Values | float:
+        """The derivative of `penalty`."""
+        return 1.0
+
+    def penalty_weight(self, active: Active, size: Values) -> float:
+        """The weight of the penalty for this batch."""
+        return self.control.weight
+
+    @torch.no_grad()
+    def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
+        z, rows = self.encoder_input(x), len(x)
+        active = active_above(self.encoder(), z, 0.0)
+        f, norms = active.h, self._norms()
+        size = f * active.of_feature(norms) if self.free else f
+        weight = self.penalty_weight(active, size)
+        slope = self.penalty_slope(size) * (weight / rows)
+        decoded = active.decode(f, self.W_dec)
+        error = decoded.x + self.b_dec - x
+        grad = error * (2 / rows)
+        by_f = decoded.dot(grad) + (slope * active.of_feature(norms) if self.free else slope)
+        self.W_dec.grad = active.collect(f, grad)
+        if self.free:
+            self.W_dec.grad.addcmul_(self.W_dec, (active.by_feature(slope * f) / norms)[:, None])
+        self.W_enc_rows.grad = active.collect(by_f, z)
+        self.b_enc.grad = active.by_feature(by_f)
+        self.b_dec.grad = grad.sum(0)
+        if self.config.apply_b_dec_to_input:
+            self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
+        l0 = float(active.total((f > 0).to(f.dtype))) / rows
+        self.control.update(l0)
+        n_dead = int(self.dead_features().sum())
+        self.count_fired(active.fired(f), rows)
+        squared_error = error.square().sum() / rows
+        sparsity = active.total(self.penalty(size)) * (weight / rows)
+        return StepLoss(
+            loss=squared_error + sparsity,
+            squared_error=squared_error,
+            variance=batch_variance(x),
+            sparsity=sparsity,
+            aux=sparsity.new_zeros(()),
+            l0=l0,
+            n_dead=n_dead,
+        )
+
+    def project_gradients(self) -> None:
+        if not self.free:
+            super().project_gradients()
+
+    def constrain(self) -> None:
+        if not self.free:
+            super().constrain()
+
+    def export(self, info: DictionaryInfo) -> Standard:
+        """As Standard, with decoder rows of norm 1."""
+        sae = Standard(
+            **self.inference_weights(),
+            apply_b_dec_to_input=self.config.apply_b_dec_to_input,
+            info=self.named_info(info, Standard.architecture),
+        )
+        return fold_norms(sae) if self.free else sae
+
+    def _norms(self) -> Float[Tensor, " n"]:
+        return self.W_dec.norm(dim=1).clamp_min(torch.finfo(self.W_dec.dtype).tiny)

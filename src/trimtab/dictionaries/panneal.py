@@ -1,0 +1,93 @@
+"""p-annealing: a ReLU SAE whose penalty Σ f^p goes from p = 1 towards 0 in training (Karvonen et al. 2024, 2408.00113).
+
+L1 shrinks every code by the same amount; the smaller p, the less large codes are shrunk and the more small ones are.
+The result is a ReLU SAE like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.dictionaries.active import Active, Values
+from trimtab.dictionaries.standard import ReLUConfig, TrainableReLU
+
+LINEAR_BELOW = 0.1
+"""Codes below this share of the rows' spread along one direction, √(E‖x − b_dec‖² / d), are penalised linearly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAnnealConfig(ReLUConfig):
+    """Training of a ReLU SAE with p-annealing. As with L1, nothing revives dead features."""
+
+    p_end: float = 0.2
+    """Last p."""
+    p_start_share: float = 0.2
+    """Share of the training at which p changes first."""
+    p_steps: int = 10
+    """Changes of p, equal in size and in distance; the last p has as long as each of the others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("p_end", 0 < self.p_end <= 1, "it must be above 0 and at most 1", "set it so")
+        self.check("p_start_share", 0 <= self.p_start_share < 1, "it must be from 0 to below 1", "set it so")
+        self.check("p_steps", self.p_steps >= 1, "it must be positive", "set it to 1 or more")
+
+
+class TrainablePAnneal(TrainableReLU):
+    """p-annealing.
+
+    The penalty of a code of size f is f·max(f, c)^(p − 1): f^p, but a straight line to 0 below a small c, whose slope
+    is finite. When p changes, the weight is multiplied by the ratio of the old to the new sum of penalties over the
+    codes of that batch, so that the penalty keeps its size; an L0 target goes on driving it from there.
+    """
+
+    architecture = "panneal"
+    config_class = PAnnealConfig
+    config: PAnnealConfig
+    p: Tensor
+    linear_below: Tensor
+
+    def __init__(self, config: PAnnealConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, d, seed=seed, dtype=dtype)
+        self.next_p = 1.0
+        self.register_buffer("p", torch.ones((), dtype=torch.float64))
+        self.register_buffer("linear_below", torch.tensor(LINEAR_BELOW, dtype=torch.float64))
+
+    @torch.no_grad()
+    def initialise(self, sample: Float[Tensor, "m d"]) -> None:
+        """Set b_dec, where the weight starts, and what a small code is."""
+        super().initialise(sample)
+        spread = float((sample - self.b_dec).double().square().mean().sqrt())
+        self.linear_below.fill_(LINEAR_BELOW * max(spread, torch.finfo(sample.dtype).tiny))
+
+    def begin_step(self, done: float) -> None:
+        super().begin_step(done)
+        c = self.config
+        stage = (done - c.p_start_share) / (1 - c.p_start_share) * c.p_steps
+        changes = min(c.p_steps, math.floor(stage) + 1) if stage >= 0 else 0
+        self.next_p = 1 - (1 - c.p_end) * changes / c.p_steps
+
+    def knobs(self) -> dict[str, float]:
+        return {**super().knobs(), "p": float(self.p)}
+
+    def penalty(self, size: Values) -> Values:
+        return size * size.clamp_min(float(self.linear_below)).pow_(float(self.p) - 1)
+
+    def penalty_slope(self, size: Values) -> Values:
+        p, c = float(self.p), float(self.linear_below)
+        slope = size.clamp_min(c).pow_(p - 1)
+        return torch.where(size > c, p * slope, slope)
+
+    def penalty_weight(self, active: Active, size: Values) -> float:
+        if self.next_p != float(self.p):
+            before = float(active.total(self.penalty(size)))
+            self.p.fill_(self.next_p)
+            after = float(active.total(self.penalty(size)))
+            if before > 0 and after > 0:
+                self.control.rescale(before / after)
+        return self.control.weight
