@@ -38,6 +38,8 @@ class RankConfig:
     """delta-confidence, output-score, kl, max-activation, firing-rate, random; several rank side by side."""
     site: str | None = None
     """Where features are amplified; by default the site that the SAE names."""
+    any_model: bool = False
+    """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
     prefix: tuple[str, ...] | None = None
     """Texts at whose last token features are amplified, scores averaged; by default "From my experience,"."""
     alpha: float | None = None
@@ -87,7 +89,7 @@ class RankConfig:
         return Path("runs") / f"rank-{digest[:8]}"
 
 
-_NOT_THE_RESULT = ("run", "limit", "batch_size")
+_NOT_THE_RESULT = ("run", "limit", "batch_size", "any_model")
 """Fields that may differ between openings of one run."""
 
 
@@ -155,7 +157,7 @@ def run_rank(config: RankConfig) -> RankResult:
     """
     criteria = config.criteria()
     model = load_model(config.model, dtype=config.dtype, device=config.device)
-    dictionary = load_dictionary(config.sae, model=model, device=model.device)
+    dictionary = load_dictionary(config.sae, model=model, any_model=config.any_model, device=model.device)
     site = dictionary_site(model, dictionary, config.site)
     ids = features_to_rank(dictionary, config.features, live_only=config.live_only)
     with Run.open(config.directory(), "rank", config, device=config.device, ignore_fields=_NOT_THE_RESULT) as run:

@@ -119,7 +119,8 @@ def replay(
     config = record["config"]
     model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
     check_hash(run, "model", record, model.fingerprint)
-    dictionary = dictionary or load_dictionary(config["sae"], model=model, device=config["device"])
+    # the hashes of model and dictionary are checked instead of their names
+    dictionary = dictionary or load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
     check_hash(run, "dictionary", record, dictionary.fingerprint)
     facts = trace.facts
     source = DirectionSource(

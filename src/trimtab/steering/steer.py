@@ -52,6 +52,8 @@ class SteerConfig:
     """With several features: each gets its dose, or together their total length is the dose."""
     site: str | None = None
     """Where to steer; by default the site that the SAE names."""
+    any_model: bool = False
+    """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
     positions: str = "generated"
     """Input positions to edit: generated (those that choose a token), prompt, all, or START:STOP."""
     chat: bool = False
@@ -110,11 +112,11 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
             return replay(config.replay, progress=meter.advance)
     _check(config)
     model = load_model(config.model, dtype=config.dtype, device=config.device)
-    dictionary = load_dictionary(config.sae, model=model, device=config.device)
+    dictionary = load_dictionary(config.sae, model=model, any_model=config.any_model, device=config.device)
     if config.run is None:
         return steer_with(config, model, dictionary)
     _plan(config, model, dictionary)
-    with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run",)) as run:
+    with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run", "any_model")) as run:
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
         if run.done and run.results:
             return SteerResult.from_json(run.results)
