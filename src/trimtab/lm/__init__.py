@@ -19,6 +19,7 @@ from trimtab.lm.editing import (
 from trimtab.lm.fetching import pull
 from trimtab.lm.loading import load_model
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.sites import RowDelta, Site, check_site, site_width
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ModelDetails",
     "ModelList",
     "PositionRule",
+    "PromptCache",
     "RowDelta",
     "Site",
     "TokenBatch",

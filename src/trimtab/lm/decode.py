@@ -19,6 +19,7 @@ from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.editing import DecodeStart, EditLog, InterventionSource, SourceRunner, edited
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.restriction import AllowedTokens
 from trimtab.lm.sampling import choose_token, uniform
 
@@ -106,6 +107,7 @@ def decode(
     samples: Sequence[int] | None = None,
     branches: Sequence[int] | None = None,
     allowed: Sequence[Sequence[int]] | None = None,
+    prompt_cache: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Decoded:
     """Decode continuations of prompts, steered by a source if there is one.
@@ -126,6 +128,8 @@ def decode(
             Temperature and `top_p` then act on the model's distribution renormalised over them. Log-probabilities and
             entropies stay those of the model's own distribution over the whole vocabulary, so that `exp(decided_logp)`
             says what share the model itself gave the token; `allowed_logp` holds those of all allowed tokens.
+        prompt_cache: holds the keys and values of prompts from call to call. Not used where a source asks for positions
+            before the last prompt token, where tokens are forced, or a prompt is a single token.
         progress: called with the number of rows whenever some have ended.
 
     Returns:
@@ -147,7 +151,7 @@ def decode(
     group = max(1, config.batch_size // repeats) * repeats
     for start in range(0, len(rows.prompts), group):
         members = list(range(start, min(start + group, len(rows.prompts))))
-        _decode_group(model, rows, members, repeats, config, runner, progress)
+        _decode_group(model, rows, members, repeats, config, runner, prompt_cache, progress)
     decoded = rows.result(model, config, repeats, runner.finish() if runner else EditLog.empty())
     if runner is not None:
         _check_edits(decoded, runner)
@@ -252,19 +256,26 @@ def _decode_group(
     repeats: int,
     config: DecodeConfig,
     runner: SourceRunner | None,
+    prompt_cache: PromptCache | None,
     progress: Callable[[int], None] | None,
 ) -> None:
     """Decode rows that share a cache: prefill, then one token for every unfinished row at a time."""
     device = model.device
     prefixes = [rows.prefix(row) for row in members]
-    cache = model.new_cache(reserve=max(map(len, prefixes)) + config.max_new_tokens)
+    reserve = max(map(len, prefixes)) + config.max_new_tokens
+    cache = model.new_cache(reserve=reserve)
     active = torch.tensor(members, device=device)
     prompt_length = torch.tensor([len(rows.prompts[row]) for row in members], device=device)
+    heads = [prefix[:-1] for prefix in prefixes[::repeats]]
+    untouched = runner is None or runner.source.positions.kind == "generated"
+    untouched = untouched and not any(rows.forced[row] for row in members)  # a fork's past may hold edits
+    held = prompt_cache is not None and untouched and all(heads)
+    if prompt_cache is not None and held:
+        cache = prompt_cache.load(heads, reserve)
     with edited(model, runner.edits()) if runner else nullcontext():
-        if repeats > 1:  # everything but the last token once per prompt, the last one once per copy
-            heads = [prefix[:-1] for prefix in prefixes[::repeats]]
+        if repeats > 1 or held:  # everything but the last token once per prompt, the last one once per copy
             kept = [head for head in heads if head]
-            if kept:
+            if kept and not held:
                 assert len(kept) == len(heads), "repeats need prompts of at least two tokens, or all of one"
                 _prefill(
                     model,
@@ -274,10 +285,11 @@ def _decode_group(
                     prompt_length[::repeats],
                     runner,
                 )
+            if kept and repeats > 1:
                 cache.repeat(repeats)
-            held = torch.tensor([len(p) - 1 for p in prefixes], device=device)
+            held_tokens = torch.tensor([len(p) - 1 for p in prefixes], device=device)
             ids = torch.tensor([p[-1] for p in prefixes], device=device)
-            logits = _step(model, ids, cache, held, active, prompt_length, runner)
+            logits = _step(model, ids, cache, held_tokens, active, prompt_length, runner)
         else:
             batch = TokenBatch.pad(prefixes, model.pad_id, device)
             logits = _prefill(model, batch, cache, active, prompt_length, runner)
