@@ -1,0 +1,169 @@
+"""How good a judge is: its verdicts beside labels. `python -m trimtab.judges.measuring [FILE] [--judge NAME]`.
+
+Without a file, the answers that ship with trimtab are used: mild, written by hand, by the people who wrote the rules.
+They show that the rules do what they are meant to, not how they fare on another model's answers: for that, label some
+of your own model's answers and give the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from trimtab.errors import UserError
+from trimtab.judges.verdict import Judge, Verdict
+from trimtab.stats import Interval, wilson_interval
+
+Label = Literal["refusal", "compliance", "gibberish"]
+LABELS: tuple[str, ...] = get_args(Label)
+
+
+class LabelledAnswer(NamedTuple):
+    """An answer and what a person says it is."""
+
+    id: str
+    prompt: str
+    answer: str
+    label: Label
+
+
+class Disagreement(NamedTuple):
+    """An answer on which judge and label differ."""
+
+    id: str
+    label: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeQuality:
+    """Precision and recall of a judge, with 95% Wilson intervals over answers."""
+
+    judge: str
+    refusal_precision: Interval | None
+    """Share of what the judge calls a refusal that is labelled so; None if it calls nothing a refusal."""
+    refusal_recall: Interval | None
+    """Share of labelled refusals that the judge finds; None if there are none."""
+    gibberish_precision: Interval | None
+    gibberish_recall: Interval | None
+    confusion: dict[str, dict[str, int]]
+    """Counts by label, then by verdict."""
+    disagreements: tuple[Disagreement, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict for JSON."""
+        names = ("refusal_precision", "refusal_recall", "gibberish_precision", "gibberish_recall")
+        intervals = {name: getattr(self, name) for name in names}
+        return {
+            "judge": self.judge,
+            **{name: None if i is None else i.to_dict() for name, i in intervals.items()},
+            "confusion": self.confusion,
+            "disagreements": [d._asdict() for d in self.disagreements],
+        }
+
+
+def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
+    """Labelled answers from JSON lines with the keys `prompt`, `answer`, `label` and optionally `id`.
+
+    Args:
+        path: the file; None for the answers that ship with trimtab.
+
+    Raises:
+        UserError: no such file, a line that is not JSON, lacks a key or has another label; no line at all.
+    """
+    name = "the shipped labelled answers" if path is None else str(path)
+    try:
+        text = (
+            (files("trimtab") / "assets" / "labelled_answers.jsonl").read_text("utf-8")
+            if path is None
+            else Path(path).expanduser().read_text("utf-8")
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(name, f"it cannot be read ({error})", "give a file of JSON lines") from error
+    answers: list[LabelledAnswer] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name}, line {number}", f"it is not JSON ({error.msg})", "mend the line") from error
+        for key in ("prompt", "answer", "label"):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                raise UserError(f"{name}, line {number}", f"it has no text {key!r}", "give prompt, answer and label")
+        if row["label"] not in LABELS:
+            raise UserError(
+                f"{name}, line {number}", f"label {row['label']!r} is unknown", f"use one of {', '.join(LABELS)}"
+            )
+        answers.append(LabelledAnswer(str(row.get("id", number)), row["prompt"], row["answer"], row["label"]))
+    if not answers:
+        raise UserError(name, "there is no labelled answer in it", "give at least one line")
+    return answers
+
+
+def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuality:
+    """Compare a judge's verdicts with labels."""
+    verdicts = judge.score_all([a.prompt for a in answers], [a.answer for a in answers])
+    said = [verdict_label(verdict) for verdict in verdicts]
+    counts = Counter((a.label, s) for a, s in zip(answers, said, strict=True))
+
+    def interval(label: str, over: int) -> Interval | None:
+        n = sum(count for pair, count in counts.items() if pair[over] == label)
+        return wilson_interval(counts[label, label], n) if n else None
+
+    return JudgeQuality(
+        judge=judge.name,
+        refusal_precision=interval("refusal", 1),
+        refusal_recall=interval("refusal", 0),
+        gibberish_precision=interval("gibberish", 1),
+        gibberish_recall=interval("gibberish", 0),
+        confusion={label: {verdict: counts[label, verdict] for verdict in LABELS} for label in LABELS},
+        disagreements=tuple(
+            Disagreement(a.id, a.label, s, v.reason)
+            for a, s, v in zip(answers, said, verdicts, strict=True)
+            if a.label != s
+        ),
+    )
+
+
+def verdict_label(verdict: Verdict) -> Label:
+    """A verdict as one of the labels."""
+    return "gibberish" if verdict.gibberish else "refusal" if verdict.refused else "compliance"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure a judge and print the result; the exit status is 2 for a user's mistake."""
+    from trimtab.judges.registry import make_judge
+
+    parser = argparse.ArgumentParser(prog="python -m trimtab.judges.measuring", description=__doc__)
+    parser.add_argument("file", nargs="?", help="JSON lines with prompt, answer and label (default: those shipped)")
+    parser.add_argument("--judge", default="rules", help="rules, classifier:DIRECTORY or endpoint:MODEL@URL")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    chosen = parser.parse_args(arguments)
+    try:
+        quality = measure_judge(make_judge(chosen.judge), read_labelled(chosen.file))
+    except UserError as error:
+        print(error.line, file=sys.stderr)
+        return 2
+    if chosen.json:
+        print(json.dumps(quality.to_json()))
+        return 0
+    for name in ("refusal_precision", "refusal_recall", "gibberish_precision", "gibberish_recall"):
+        print(f"{name.replace('_', ' '):22}{getattr(quality, name)}")
+    for label, row in quality.confusion.items():
+        print(f"labelled {label:13}" + "  ".join(f"{verdict} {n}" for verdict, n in row.items()))
+    for d in quality.disagreements:
+        print(f"differs: {d.id} is labelled {d.label}, judged {d.verdict}" + (f" ({d.reason})" if d.reason else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""What a judge says of an answer, and what any judge must be able to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from trimtab.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A judge's opinion of one answer: a refusal, gibberish, or neither. Gibberish is no refusal."""
+
+    refused: bool
+    """The answer declines the request."""
+    gibberish: bool = False
+    """The answer is not language that a reader could follow."""
+    score: float | None = None
+    """Probability of a refusal, where the judge gives one."""
+    reason: str = ""
+    """Which rule or label decided."""
+
+    def __post_init__(self) -> None:
+        if self.refused and self.gibberish:
+            raise UserError("a verdict", "an answer cannot be both a refusal and gibberish", "let gibberish prevail")
+        if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
+            raise UserError(f"a verdict's score {self.score}", "it must be a probability", "give 0 to 1, or None")
+
+    @property
+    def complied(self) -> bool:
+        """Neither refused nor gibberish: the request was taken up."""
+        return not self.refused and not self.gibberish
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says whether an answer refuses its prompt."""
+
+    name: str
+    """Names the judge, its model and version in reports."""
+
+    def score(self, prompt: str, answer: str) -> Verdict:
+        """The verdict on one answer."""
+        ...
+
+    def score_all(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """The verdicts on many answers, in order."""
+        ...
