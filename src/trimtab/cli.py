@@ -32,6 +32,8 @@ class Job:
     config: type[Any]
     run: Callable[[Any], Any]
     positional: tuple[str, ...] = ()
+    defaults: Callable[[Sequence[str]], Any] | None = None
+    """Gives the config that holds unless the words say otherwise, where they name a file that does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +124,10 @@ def harvest() -> Job:
 
 
 def train() -> Job:
-    """train an SAE on a model's activations"""
-    from trimtab.training import TrainTextConfig, train_text
+    """train an SAE, or a bank of them, on a model's activations"""
+    from trimtab.training import TrainCommand, command_defaults, run_train
 
-    return Job(TrainTextConfig, train_text)
+    return Job(TrainCommand, run_train, defaults=command_defaults)
 
 
 def rank() -> Job:
@@ -267,6 +269,8 @@ def _run(command: str, words: Sequence[str]) -> int:
     job = COMMANDS[command]()
     as_json, config = _parse(command, job, words)
     result = job.run(config)
+    if result is None:  # another rank speaks
+        return 0
     if as_json:
         from trimtab.runs import json_safe
 
@@ -278,6 +282,9 @@ def _run(command: str, words: Sequence[str]) -> int:
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
         plain = isinstance(shown, str)  # may quote what a model wrote, so brackets in it are no markup
         Console(highlight=False, soft_wrap=plain, markup=not plain, width=width).print(shown)
+    problem: UserError | None = getattr(result, "problem", None)
+    if problem is not None:  # part of the work could not be done
+        raise problem
     return 0
 
 
@@ -286,10 +293,14 @@ def _parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
     import tyro
 
     flag = Annotated[bool, tyro.conf.arg(help="Print the result as one JSON object.")]
+    usual = {"default": job.defaults(words)} if job.defaults else {}
     config = _with_positional(job.config, job.positional)
     shape = dataclasses.make_dataclass(
         "Arguments",
-        [("config", Annotated[config, tyro.conf.arg(name="")]), ("json", flag, dataclasses.field(default=False))],
+        [
+            ("config", Annotated[config, tyro.conf.arg(name="")], dataclasses.field(**usual)),
+            ("json", flag, dataclasses.field(default=False)),
+        ],
     )
     said = io.StringIO()
     try:

@@ -14,7 +14,7 @@ from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics
 from trimtab.training import TrainConfig, train
 from trimtab.training.checkpoint import checkpoint_files
-from trimtab.training.loop import input_scale
+from trimtab.training.rows import input_scale
 from trimtab.training.schedule import first_averaged_step, lr_factor
 
 
@@ -72,9 +72,9 @@ def test_metrics_are_logged_and_the_saved_scale_is_the_one_used(tmp_path: Path) 
 @pytest.mark.parametrize(("scaling", "power", "target"), [("sqrt_d", 1, math.sqrt(8)), ("unit", 2, 1.0)])
 def test_input_scale_gives_the_named_mean(scaling: str, power: int, target: float) -> None:
     rows = 30 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) + 3
-    scaled = input_scale(rows, small(scaling=scaling)) * rows
+    scaled = input_scale(rows, scaling) * rows
     assert scaled.norm(dim=1).pow(power).mean().item() == pytest.approx(target, rel=1e-5)
-    assert input_scale(rows, small(scaling="none")) == 1.0
+    assert input_scale(rows, "none") == 1.0
 
 
 def test_schedules_have_the_documented_corners() -> None:
@@ -183,6 +183,11 @@ def test_resuming_with_rows_of_another_width_is_refused(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"k": 16}, "k 16: it must be from 1 to n_features − 1 = 15"),
+        ({"k": None, "l0": 16}, "k 16: it must be from 1 to n_features − 1 = 15"),
+        ({"l0": 3.0}, "k 2 and l0 3: they say the same thing twice; give one of them"),
+        ({"k": None, "l0": 2.5}, "l0 2.5: topk keeps a whole number of features per row; round it"),
+        ({"sparsity_weight": 0.1}, "sparsity_weight 0.1: architecture topk has no sparsity_weight; give l0 or k"),
+        ({"threshold_momentum": 0.5}, "threshold_momentum 0.5: architecture topk has no threshold_momentum"),
         ({"n_features": 0}, "n_features 0"),
         ({"n_features": -1}, "n_features -1"),
         ({"batch_size": 0}, "batch_size 0: it must be positive"),
@@ -191,7 +196,7 @@ def test_resuming_with_rows_of_another_width_is_refused(tmp_path: Path) -> None:
         ({"decay_share": 1.5}, "decay_share 1.5: a share is from 0 to 1"),
         ({"ema_decay": 1.0}, "ema_decay 1.0"),
         ({"clip_norm": -1.0}, "clip_norm -1.0"),
-        ({"arch": "relu"}, "arch 'relu': it is one of topk, batchtopk"),
+        ({"arch": "topkk"}, "arch 'topkk': it is one of .*topk.*; did you mean topk?"),
         ({"scaling": "big"}, "scaling 'big': it is one of sqrt_d, unit, none"),
         ({"k_start": 1}, "k_start 1: it must be from k = 2"),
     ],

@@ -1,8 +1,39 @@
-"""Trains SAEs from one stream of activations."""
+"""Trains SAEs from one stream of activations, one or a whole bank."""
 
+from trimtab.training.bank import TrainedBank
 from trimtab.training.config import TrainConfig
 from trimtab.training.export import TrainResult
-from trimtab.training.from_names import TrainedSAE, TrainTextConfig, train_text
-from trimtab.training.loop import train
+from trimtab.training.from_names import (
+    BankConfig,
+    TrainCommand,
+    TrainedSAE,
+    TrainTextConfig,
+    command_defaults,
+    run_train,
+    train_bank,
+    train_text,
+)
+from trimtab.training.loop import Threads, Training, train, train_all
+from trimtab.training.members import Member, expand
+from trimtab.training.rows import SiteRows
 
-__all__ = ["TrainConfig", "TrainResult", "TrainTextConfig", "TrainedSAE", "train", "train_text"]
+__all__ = [
+    "BankConfig",
+    "Member",
+    "SiteRows",
+    "Threads",
+    "TrainCommand",
+    "TrainConfig",
+    "TrainResult",
+    "TrainTextConfig",
+    "TrainedBank",
+    "TrainedSAE",
+    "Training",
+    "command_defaults",
+    "expand",
+    "run_train",
+    "train",
+    "train_all",
+    "train_bank",
+    "train_text",
+]

@@ -19,13 +19,15 @@ from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.topk import TopK
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
-from trimtab.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from trimtab.activations import ActivationSource
+    from trimtab.training.config import TrainConfig
+    from trimtab.training.rows import SiteRows
 
 SAE_DIRECTORY = "sae"
 BLOCK_ROWS = 2048
+L0_TOLERANCE = 0.1
+"""Largest relative distance between the reached L0 and its target that counts as reaching it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class TrainResult:
     """1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² on the measured rows."""
     l0: float
     """Features that fire on a measured row, on average."""
+    l0_target: float | None
+    """What was asked for; None where a fixed weight decided."""
+    l0_reached_target: bool | None
+    """Whether `l0` is within a tenth of `l0_target`; None without one."""
     dead_share: float
     """Share of features that fire on none of the measured rows."""
     dense_share: float
@@ -53,29 +59,45 @@ class TrainResult:
     input_scale: float
     """What rows were multiplied by in training; folded into the saved weights."""
     seconds: float
-    """Training time of this call, held-out work excluded."""
+    """Time that the steps of this call took."""
+
+    @property
+    def missed_target(self) -> str:
+        """What to say about an L0 that was not reached; empty if it was."""
+        return missed_target(self.l0, self.l0_target) if self.l0_reached_target is False else ""
+
+
+def reached(l0: float, target: float | None) -> bool | None:
+    """Whether an L0 is near enough to its target; None without one."""
+    return None if target is None else abs(l0 - target) <= L0_TOLERANCE * target
+
+
+def missed_target(l0: float, target: float | None) -> str:
+    """What was asked, what was reached, what to change."""
+    assert target is not None
+    mend = "fix --sparsity-weight" if l0 > target else "lower --l0: so many features do not fire"
+    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows), or {mend}"
 
 
 def export(
     config: TrainConfig,
     trained: TrainableSAE,
     scale: float,
-    source: ActivationSource,
-    heldout: ActivationSource | None,
+    rows: SiteRows,
     run: Run,
     steps: int,
     seconds: float,
 ) -> TrainResult:
     """Set what inference needs beyond the weights, fold the scale, measure, and save as `sae/` in the run."""
-    measured = (heldout or source).sample(config.heldout_rows)
-    calibration = trained.calibrate(measured * scale)
-    description = (heldout or source).description
+    measured = rows.measured(config.heldout_rows)
+    calibration = trained.calibrate(measured.to(trained.b_dec.device) * scale)
+    description = (rows.heldout or rows.source).description
     info = DictionaryInfo(
         architecture=trained.architecture,
         model=str(description.get("model", "")),
         site=str(description.get("site", "")),
         metadata={
-            "source": {name: value for name, value in source.description.items() if name not in ("model", "site")},
+            "source": {name: value for name, value in rows.source.description.items() if name not in ("model", "site")},
             "input_scale": scale,
             "model_fingerprint": str(description.get("model_fingerprint", "")),
             "scaling": config.scaling,
@@ -92,6 +114,7 @@ def export(
             weight.data = weight.data.half().float()
     metrics = measure(sae, measured, description)
     path = save_dictionary(sae, run.file(SAE_DIRECTORY), dtype=config.save_dtype)
+    target = config.l0_target
     return TrainResult(
         sae=path,
         fingerprint=sae.fingerprint,
@@ -99,10 +122,12 @@ def export(
         rows=steps * config.batch_size,
         explained_variance=metrics.explained_variance,
         l0=metrics.l0,
+        l0_target=target,
+        l0_reached_target=reached(metrics.l0, target),
         dead_share=metrics.dead_share,
         dense_share=metrics.dense_share,
         measured_rows=metrics.n_rows,
-        heldout=heldout is not None,
+        heldout=rows.heldout is not None,
         input_scale=scale,
         seconds=seconds,
     )
@@ -117,16 +142,18 @@ def measure(sae: SAE, rows: Float[Tensor, "m d"], description: dict[str, object]
         rows: activations.
         description: of the source they are from, for the statistics' corpus hash and filter.
     """
-    core = CoreMetricsAccumulator(sae.d_in, sae.n_features)
+    device = sae.W_dec.device
+    core = CoreMetricsAccumulator(sae.d_in, sae.n_features, device)
     stats = FeatureStatsAccumulator(sae.decoder_norms)
-    for x in rows.split(BLOCK_ROWS):
+    for block in rows.split(BLOCK_ROWS):
+        x = block.to(device)
         if isinstance(sae, TopK):
             codes = sae.encode_sparse(x)
             x_hat = sae.decode_sparse(codes)
         else:
             codes = sae.encode(x)
             x_hat = sae.decode(codes)
-        core.update(x, x_hat, codes, torch.zeros(len(x), dtype=torch.long))
+        core.update(x, x_hat, codes, torch.zeros(len(x), dtype=torch.long, device=device))
         stats.update(codes)
     corpus = description.get("corpus_hash", "")
     sae.feature_stats = stats.result(

@@ -1,111 +1,149 @@
-"""`trimtab train`: from a model's name and some text to a saved SAE, through shards on disk or a live stream."""
+"""`trimtab train`: from a model's name and some text to one saved SAE or a bank of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.activations import (
-    ActivationSource,
-    HarvestConfig,
-    HarvestOptions,
-    LiveSource,
-    ShardSource,
-    harvest_text,
-    read_documents,
-    tokenise,
-)
-from trimtab.activations.text import MAX_CHARACTERS, Normalisation
-from trimtab.errors import UserError
-from trimtab.lm import load_model
+from trimtab.distributed import Ranks
 from trimtab.runs import Run, config_dict, json_safe
-from trimtab.training.config import TrainConfig
-from trimtab.training.loop import train
-
-SHARDS = "activations"
+from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
+from trimtab.training.bank_file import BankFile, read_bank_file
+from trimtab.training.config import Recipe, TrainConfig
+from trimtab.training.export import TrainResult
+from trimtab.training.loop import Training, train_all
+from trimtab.training.members import DEFAULT_SITE, MULTIPLIED, Member, chosen, expand
+from trimtab.training.sources import SHARDS, RowsConfig, open_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTextConfig(TrainConfig):
+class TrainTextConfig(RowsConfig, TrainConfig):
     """Training of one SAE by names and paths."""
 
-    text: tuple[str, ...] = ()
-    """Files, directories or hub:NAME[:SPLIT] to read."""
-    activations: tuple[Path, ...] = ()
-    """Directories of finished harvests to train on, instead of text."""
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
-    site: str = "resid_post.15"
+    site: str = DEFAULT_SITE
     """Site to read."""
-    live: bool = False
-    """Compute activations as they are needed instead of keeping shards in the run; every epoch runs the model again."""
-    context: int = 256
-    """Tokens of a sequence, the leading BOS included."""
-    sequences_per_pass: int = 8
-    """Sequences per forward pass of the model."""
-    holdout: float = 0.05
-    """Share of the documents kept out of training, on which the result is measured."""
-    outlier_norm: float = 10.0
-    """Leave out rows whose norm exceeds this many times the median norm."""
-    autocast: bool = False
-    """Run the model's matrix products in bfloat16; the residual stream keeps its precision."""
-    text_field: str = "text"
-    """Key or column that holds the text."""
-    normalise: Normalisation = "none"
-    """`wikitext` undoes the tokenisation of the WikiText corpora."""
-    document_characters: int = MAX_CHARACTERS
-    """Longest document that a plain text file is cut into."""
-    limit_documents: int | None = None
-    """Read only this many documents."""
-    limit_tokens: int | None = None
-    """Read no document behind this many tokens."""
-    dtype: str = "float32"
-    """What the model computes in."""
-    device: str = "cpu"
-    """Where to compute."""
     run: Path | None = None
     """Directory to write; by default one under runs/, named after this config. The same command resumes it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bool(self.text) == bool(self.activations):
-            given = "both are given" if self.text else "neither is given"
-            raise UserError("--text and --activations", given, "give text to harvest, or finished harvests")
-        _ = self.harvest_options()
-
-    def harvest_options(self) -> HarvestOptions:
-        """What decides which rows a harvest gives."""
-        return HarvestOptions(
-            context=self.context,
-            batch=self.sequences_per_pass,
-            holdout=self.holdout,
-            seed=self.seed,
-            outlier_norm=self.outlier_norm,
-            autocast=self.autocast,
-        )
+        self.check()
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
-        if self.run is not None:
-            return self.run
-        plain = {name: value for name, value in config_dict(self).items() if name not in _NOT_THE_RESULT}
-        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-        return Path("runs") / f"train-{digest[:8]}"
+        return _directory("train", self.run, config_dict(self))
 
 
-_NOT_THE_RESULT = ("run", "checkpoint_every", "log_every")
-"""Fields that may differ between openings of one run."""
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(RowsConfig):
+    """Training of a bank by names and paths."""
+
+    members: tuple[Member, ...]
+    """What to train; see `expand`."""
+    workers: int | None = None
+    """Members that are trained side by side; by default as many as there are threads."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after the rest."""
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every member's site, once."""
+        return tuple(dict.fromkeys(member.site for member in self.members))
+
+    def shared(self) -> dict[str, Any]:
+        """What all members have in common."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(RowsConfig)}
+        return config_dict(plain | {"sites": self.sites})
+
+    def directory(self) -> Path:
+        """Where the run goes: the same config always finds its own run."""
+        return _directory("bank", self.run, {**self.shared(), "members": [member.name for member in self.members]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(RowsConfig, Recipe):
+    """Train an SAE on a model's activations; or, with several values of some options or a bank file, a bank of them:
+    all combinations, from one harvest."""
+
+    bank: Path | None = None
+    """TOML file with [defaults] and a [[member]] table for each SAE or product of SAEs. Options given beside it
+    replace its defaults."""
+    site: tuple[str, ...] = (DEFAULT_SITE,)
+    """Site to read; several make a bank."""
+    arch: tuple[str, ...] = ("topk",)
+    """Architecture: topk, batchtopk, matryoshka, relu, panneal, gated or jumprelu; several make a bank."""
+    n_features: tuple[int, ...] = (4096,)
+    """Features to learn; several make a bank."""
+    l0: tuple[float, ...] = ()
+    """Active features per row, on average, for every architecture; 32 if nothing is said about sparsity; several make
+    a bank."""
+    k: tuple[int, ...] = ()
+    """The same under TopK's own name; several make a bank."""
+    sparsity_weight: tuple[float, ...] = ()
+    """Weight of the sparsity penalty, for architectures that have one, in place of a target; several make a bank."""
+    batch_size: tuple[int, ...] = (1024,)
+    """Rows per step; several make a bank."""
+    lr: tuple[float, ...] = ()
+    """Adam's peak learning rate; 1e-3 · √(2^14 / n_features), at most 2e-3, if not given; several make a bank."""
+    seed: tuple[int, ...] = (0,)
+    """Seed of the initial weights; several make a bank."""
+    workers: int | None = None
+    """Members of a bank that are trained side by side; by default as many as there are threads."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after the rest. The same command resumes it."""
+
+    def expanded(self) -> TrainTextConfig | BankConfig:
+        """One training, or the bank of all combinations.
+
+        Raises:
+            UserError: settings that do not go together.
+        """
+        inherited: dict[str, Sequence[Any]] = {name: (value,) for name, value in chosen(self).items()}
+        inherited |= {name: getattr(self, name) for name in MULTIPLIED if getattr(self, name)}
+        file = self._file()
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(RowsConfig)}
+        members = expand(inherited, file.places() if file else (("", {}),))
+        if len(members) > 1:
+            return BankConfig(**shared, members=tuple(members), workers=self.workers, run=self.run)
+        (member,) = members
+        if member.error is not None:
+            raise member.error
+        fields = {name: value for name, value in member.values.items() if name != "site"}
+        return TrainTextConfig(**shared, **fields, site=member.site, run=self.run)
+
+    def _file(self) -> BankFile | None:
+        return read_bank_file(self.bank, TrainCommand) if self.bank else None
+
+
+def command_defaults(words: Sequence[str]) -> TrainCommand:
+    """What the options of `trimtab train` are unless given: as usual, or what the bank file among the words says.
+
+    Raises:
+        UserError: there is something wrong with the bank file.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == "--bank" and (value or following):
+            path = Path(value or following)
+            options: dict[str, Any] = {**read_bank_file(path, TrainCommand).defaults, "bank": path}
+            return TrainCommand(**options)
+    return TrainCommand()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedSAE:
     """What `trimtab train` made."""
 
-    result: dict[str, Any]
-    """The fields of `TrainResult`."""
+    result: TrainResult
     run: Path
     resumed: bool
     """Whether the run was done before."""
@@ -113,82 +151,115 @@ class TrainedSAE:
     def render(self) -> str:
         """The result in a few lines."""
         r = self.result
-        where = "held-out" if r["heldout"] else "training"
+        where = "held-out" if r.heldout else "training"
         done = " (done before)" if self.resumed else ""
         return "\n".join(
             (
-                f"{r['sae']}{done}",
-                f"  trained on {r['rows']:,} rows in {r['steps']:,} steps, {r['seconds']:.0f} s",
-                f"  on {r['measured_rows']:,} {where} rows: explained variance {r['explained_variance']:.4f}, "
-                f"L0 {r['l0']:.2f}, dead {r['dead_share']:.2%}, dense {r['dense_share']:.2%}",
-                f"  next: trimtab evaluate core --sae {r['sae']}",
+                f"{r.sae}{done}",
+                f"  trained on {r.rows:,} rows in {r.steps:,} steps, {r.seconds:.0f} s",
+                f"  on {r.measured_rows:,} {where} rows: explained variance {r.explained_variance:.4f}, "
+                f"L0 {r.l0:.2f}, dead {r.dead_share:.2%}, dense {r.dense_share:.2%}",
+                *([f"  {r.missed_target}"] if r.missed_target else []),
+                f"  next: trimtab evaluate core --sae {r.sae}",
             )
         )
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values."""
-        return {**self.result, "run": str(self.run), "resumed": self.resumed}
+        return {**json_safe(asdict(self.result)), "run": str(self.run), "resumed": self.resumed}
 
 
-def train_text(config: TrainTextConfig) -> TrainedSAE:
+def run_train(command: TrainCommand) -> TrainedSAE | TrainedBank | None:
+    """Train what the command says; under torchrun together with the other processes.
+
+    Returns:
+        What was trained; None on all ranks but the first.
+
+    Raises:
+        UserError: anything that the user named is wrong.
+    """
+    config = command.expanded()
+    with Ranks.from_environment() as ranks:
+        if isinstance(config, BankConfig):
+            return train_bank(config, ranks)
+        return train_text(config, ranks)
+
+
+def train_text(config: TrainTextConfig, ranks: Ranks | None = None) -> TrainedSAE | None:
     """Harvest what the config names, train on it, save the SAE as `sae/` in the run.
+
+    Args:
+        config: what to train.
+        ranks: processes that harvest together; the first one trains.
+
+    Returns:
+        What was trained; None on all ranks but the first.
 
     Raises:
         UserError: anything that the user named is wrong; see `load_model`, `read_documents`, `harvest`, `train`.
     """
+    ranks = ranks or Ranks()
     path = config.directory()
-    with Run.open(
-        path, "train", config, seeds=[config.seed], device=config.device, ignore_fields=_NOT_THE_RESULT
-    ) as run:
-        resumed = run.done
-        if not run.done:
-            source, heldout = _sources(config, run)
-            result = train(config, source, run, heldout=heldout)
-            run.finish(json_safe(asdict(result)))
+    run = _open(path, config, [config.seed], config.device) if ranks.is_first else None
+    if run is None:
+        if not ranks.broadcast():
+            open_rows(config, [config.site], path / SHARDS, ranks)
+        return None
+    with run:
+        resumed = ranks.broadcast(run.done)
+        if not resumed:
+            rows = open_rows(config, [config.site], run.file(SHARDS), ranks)[config.site]
+            training = Training(config, rows, run)
+            train_all([training], device=ranks.device(config.device))
+            if training.error is not None:
+                raise training.error
+            run.finish(json_safe(training.result))
         results: Any = run.results
-        return TrainedSAE(result=dict(results), run=run.path, resumed=resumed)
+        return TrainedSAE(result=TrainResult(**{**results, "sae": Path(results["sae"])}), run=run.path, resumed=resumed)
 
 
-def _sources(config: TrainTextConfig, run: Run) -> tuple[ActivationSource, ActivationSource | None]:
-    """Rows to train on, and held-out ones if there are any."""
-    if config.live:
-        model = load_model(config.model, dtype=config.dtype, device=config.device)
-        run.record(hashes={"model": model.fingerprint})
-        documents = read_documents(
-            config.text,
-            text_field=config.text_field,
-            limit=config.limit_documents,
-            normalise=config.normalise,
-            max_characters=config.document_characters,
-        )
-        corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
-        options = config.harvest_options()
-        live = [
-            LiveSource(model, config.site, corpus, split=split, seed=config.seed, options=options)
-            for split in (("train", "holdout") if config.holdout else ("train",))
-        ]
-        return live[0], live[1] if len(live) > 1 else None
-    directories = list(config.activations) or [_harvest(config, run)]
-    source = ShardSource(directories, site=config.site, seed=config.seed)
-    has_heldout = any(index.rows("holdout") for index in source.indexes)
-    heldout = ShardSource(directories, site=config.site, split="holdout", seed=config.seed) if has_heldout else None
-    return source, heldout
+def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | None:
+    """Train the members of a bank that are not done yet, from one harvest of all their sites.
+
+    A bank may be run again with more members: those that are done stay as they are.
+
+    Args:
+        config: what to train.
+        ranks: processes that harvest together and share the members.
+
+    Returns:
+        What became of every member, failed ones included; None on all ranks but the first.
+
+    Raises:
+        UserError: anything that concerns all members; see `train_text`.
+    """
+    ranks = ranks or Ranks()
+    path = config.directory()
+    run = _open(path, config.shared(), None, config.device) if ranks.is_first else None
+    with run or nullcontext():
+        if run is not None:
+            run.record(members={member.name: json_safe(member.values) for member in config.members})
+        place = Place(path, config.device, config.workers)
+        left = ranks.broadcast(unfinished(config.members, place) if ranks.is_first else None)
+        rows = open_rows(config, config.sites, path / SHARDS, ranks) if left else {}
+        table = train_members(config.members, left, rows, place, ranks)
+        if run is None or table is None:
+            return None
+        bank = TrainedBank(run=path, rows=tuple(table))
+        if bank.problem is None:
+            run.finish({"members": table})
+        else:
+            run.fail(bank.problem.line)
+        return bank
 
 
-def _harvest(config: TrainTextConfig, run: Run) -> Path:
-    options = {field.name: getattr(config.harvest_options(), field.name) for field in fields(HarvestOptions)}
-    harvest_config = HarvestConfig(
-        **options,
-        text=config.text,
-        out=run.file(SHARDS),
-        model=config.model,
-        sites=(config.site,),
-        dtype=config.dtype,
-        device=config.device,
-        text_field=config.text_field,
-        normalise=config.normalise,
-        document_characters=config.document_characters,
-        limit_documents=config.limit_documents,
-        limit_tokens=config.limit_tokens,
-    )
-    return harvest_text(harvest_config).directory
+def _open(path: Path, config: Any, seeds: Sequence[int] | None, device: str) -> Run:
+    return Run.open(path, "train", config, seeds=seeds, device=device, ignore_fields=NOT_THE_RESULT)
+
+
+def _directory(prefix: str, run: Path | None, config: dict[str, Any]) -> Path:
+    if run is not None:
+        return run
+    plain = {name: value for name, value in config.items() if name not in NOT_THE_RESULT}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return Path("runs") / f"{prefix}-{digest[:8]}"

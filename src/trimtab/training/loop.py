@@ -1,31 +1,58 @@
-"""The training loop: batches in, metrics and checkpoints out, exact resumption after a kill."""
+"""The one training loop: any number of trainings, each at its own step, on streams that they share.
+
+On a CPU with several cores trainings run side by side in threads with few torch threads each, because the sparse parts
+of a step gain little from more (docs/training.md). No result depends on how many run side by side: a training sees the
+same batches, and its arithmetic depends on torch's threads per training alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
+import torch
 
-from trimtab.dictionaries.trainable import StepLoss, TrainableSAE
-from trimtab.errors import UserError
 from trimtab.runs import Meter, Run
-from trimtab.runs.atomic import remove_partial_files
-from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from trimtab.training.config import TrainConfig
-from trimtab.training.export import TrainResult, export
-from trimtab.training.optimiser import Adam
-from trimtab.training.schedule import first_averaged_step, lr_factor
+from trimtab.training.export import TrainResult
+from trimtab.training.rows import SiteRows, Stream
+from trimtab.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from trimtab.activations import ActivationSource
 
-CHECKPOINTS = "checkpoints"
+
+@dataclass
+class Training:
+    """One SAE to train: what goes in and, once it has ended, a result or an error."""
+
+    config: TrainConfig
+    rows: SiteRows
+    run: Run
+    """Open while the training goes on."""
+    delay: int = 0
+    """Checkpoints come so many steps later, lest all trainings write at once."""
+    result: TrainResult | None = None
+    error: Exception | None = None
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """Equal for trainings that see the same batches."""
+        return id(self.rows), self.config.batch_size
+
+
+class Threads(NamedTuple):
+    """How trainings share the processor."""
+
+    workers: int
+    """Trainings that run side by side."""
+    each: int
+    """Threads that torch may use for one of them."""
 
 
 def train(
@@ -50,192 +77,209 @@ def train(
         UserError: rows that are not finite, a loss that is not finite (earlier checkpoints stay), a held-out source of
             another width, another source than the run began with, a damaged checkpoint, a full disk.
     """
-    if heldout is not None and heldout.d != source.d:
-        raise UserError(
-            f"held-out rows of width {heldout.d}", f"the training rows have width {source.d}", "harvest the same site"
-        )
-    run.record(hashes={"source": _hash(source.description)})
-    trainer = _Trainer.start(config, source, run)
-    seconds = trainer.run_all(source)
-    return export(config, trainer.averaged_sae(), trainer.scale, source, heldout, run, trainer.steps, seconds)
+    training = Training(config, SiteRows(source, heldout), run)
+    train_all([training])
+    if training.error is not None:
+        raise training.error
+    assert training.result is not None
+    return training.result
 
 
-@dataclass
-class _Window:
-    """Sums since the last logged line."""
+def train_all(
+    trainings: Sequence[Training],
+    *,
+    device: str | torch.device = "cpu",
+    threads: Threads | None = None,
+    on_end: Callable[[Training], None] = lambda _training: None,
+) -> None:
+    """Train several SAEs, each from the last checkpoint of its run; one that fails does not stop the others.
 
-    steps: int = 0
-    loss: float = 0.0
-    aux: float = 0.0
-    sparsity: float = 0.0
-    squared_error: float = 0.0
-    variance: float = 0.0
-    l0: float = 0.0
-    grad_norm: float = 0.0
-    began: float = 0.0
+    Trainings on one site's rows with one batch size share the stream of batches, and those of one stream are in memory
+    at the same time.
 
-    def add(self, step: StepLoss, grad_norm: float) -> None:
-        self.steps += 1
-        self.loss += float(step.loss)
-        self.aux += float(step.aux)
-        self.sparsity += float(step.sparsity)
-        self.squared_error += float(step.squared_error)
-        self.variance += float(step.variance)
-        self.l0 += step.l0
-        self.grad_norm += grad_norm
-
-    def means(self) -> dict[str, float]:
-        summed = {name: getattr(self, name) / self.steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
-        return {"explained_variance": 1 - self.squared_error / max(self.variance, 1e-30), **summed}
-
-
-class _Trainer:
-    """The state of one training: the SAE, Adam, the average of the weights, the step."""
-
-    def __init__(self, config: TrainConfig, run: Run, sae: TrainableSAE, steps: int, scale: float) -> None:
-        self.config, self.run, self.sae, self.steps, self.scale = config, run, sae, steps, scale
-        self.adam = Adam(sae, betas=(config.beta1, config.beta2), clip_norm=config.clip_norm)
-        self.average: dict[str, Tensor] | None = None
-        self.step = 0
-        self.last_checkpoint: int | None = None
-
-    @classmethod
-    def start(cls, config: TrainConfig, source: ActivationSource, run: Run) -> _Trainer:
-        """From the last checkpoint of the run, or with fresh weights."""
-        directory = run.file(CHECKPOINTS)
-        directory.mkdir(exist_ok=True)
-        remove_partial_files(directory)
-        steps = config.steps(source.rows_total)
-        sae = config.build(source.d, steps)
-        checkpoint = latest_checkpoint(directory)
-        if checkpoint is None:
-            sample = finite_rows(source.sample(config.sample_rows), "the sample of rows")
-            trainer = cls(config, run, sae, steps, input_scale(sample, config))
-            sae.initialise(sample * trainer.scale)
-            return trainer
-        trainer = cls(config, run, sae, steps, checkpoint.facts["input_scale"])
-        trainer._load(checkpoint)
-        run.drop_metrics_after(checkpoint.step)
-        return trainer
-
-    def run_all(self, source: ActivationSource) -> float:
-        """All steps that are left. Returns the seconds that they took."""
-        began = time.perf_counter()
-        window = _Window(began=began)
-        batches = source.batches(self.config.batch_size, start_step=self.step)
-        with Meter("training", self.steps) as meter:
-            meter.advance(self.step)
-            while self.step < self.steps:
-                loss, grad_norm = self._step(next(batches))
-                window.add(loss, grad_norm)
-                meter.advance()
-                if self.step % self.config.log_every == 0 or self.step == self.steps:
-                    window = self._log(window, loss)
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
-                    self._save()
-        return time.perf_counter() - began
-
-    def averaged_sae(self) -> TrainableSAE:
-        """The SAE with the average of the weights, if the config asks for one; decoder rows of norm 1."""
-        if self.average is not None:
-            for name, parameter in self.sae.named_parameters():
-                parameter.data.copy_(self.average[name])
-            self.sae.constrain()
-        return self.sae
-
-    def _step(self, rows: Float[Tensor, "B d"]) -> tuple[StepLoss, float]:
-        sae, config = self.sae, self.config
-        sae.begin_step(self.step / self.steps)
-        loss = sae.gradients(rows.to(sae.b_dec.dtype) * self.scale)
-        if not math.isfinite(float(loss.loss)):
-            finite_rows(rows, f"the batch of step {self.step}")
-            raise self._diverged("loss", float(loss.loss))
-        sae.project_gradients()
-        grad_norm = self.adam.step(config.peak_lr * lr_factor(config, self.step, self.steps))
-        if not math.isfinite(grad_norm):
-            raise self._diverged("gradient norm", grad_norm)
-        sae.constrain()
-        self.step += 1
-        if config.ema_decay and self.step > first_averaged_step(config, self.steps):
-            self._update_average()
-        return loss, grad_norm
-
-    def _update_average(self) -> None:
-        weights = {name: parameter.detach() for name, parameter in self.sae.named_parameters()}
-        if self.average is None:
-            self.average = {name: weight.clone() for name, weight in weights.items()}
-            return
-        for name, weight in weights.items():
-            self.average[name].lerp_(weight, 1 - self.config.ema_decay)
-
-    def _diverged(self, what: str, value: float) -> UserError:
-        last = "there is no checkpoint yet"
-        if self.last_checkpoint is not None:
-            last = f"the last good checkpoint is step {self.last_checkpoint} in {self.run.file(CHECKPOINTS)}"
-        return UserError(
-            f"{what} {value} at step {self.step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
-        )
-
-    def _log(self, window: _Window, loss: StepLoss) -> _Window:
-        now = time.perf_counter()
-        current = {
-            "lr": self.config.peak_lr * lr_factor(self.config, self.step - 1, self.steps),
-            **self.sae.knobs(),
-            "dead_features": loss.n_dead,
-            "rows_per_second": window.steps * self.config.batch_size / (now - window.began),
-        }
-        self.run.log({**window.means(), **current}, step=self.step)
-        return _Window(began=now)
-
-    def _save(self) -> None:
-        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
-        checkpoint = Checkpoint(self.step, tensors, {"input_scale": self.scale, "d": self.sae.d})
-        write_checkpoint(self.run.file(CHECKPOINTS), checkpoint)
-        self.last_checkpoint = self.step
-
-    def _load(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.facts["d"] != self.sae.d:
-            raise UserError(
-                f"rows of width {self.sae.d}",
-                f"the checkpoint in {self.run.path} was trained on width {checkpoint.facts['d']}",
-                "choose another --run directory",
-            )
-        parts: dict[str, dict[str, Tensor]] = {"sae": {}, "adam": {}, "average": {}}
-        for name, tensor in checkpoint.tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        self.sae.load_state_dict(parts["sae"])
-        self.adam.load(parts["adam"])
-        self.average = parts["average"] or None
-        self.step = self.last_checkpoint = checkpoint.step
-
-
-def input_scale(sample: Float[Tensor, "m d"], config: TrainConfig) -> float:
-    """The scalar that rows are multiplied by: E‖x‖ = √d, E‖x‖² = 1, or 1."""
-    norms = sample.double().norm(dim=1)
-    if config.scaling == "none":
-        return 1.0
-    if not norms.any():
-        raise UserError("the sample of rows", "all rows are zero, so that they cannot be scaled", "check the harvest")
-    if config.scaling == "sqrt_d":
-        return float(math.sqrt(sample.shape[1]) / norms.mean())
-    return float(1 / norms.square().mean().sqrt())
-
-
-def finite_rows(rows: Float[Tensor, "m d"], what: str) -> Float[Tensor, "m d"]:
-    """`rows`, if all are finite.
+    Args:
+        trainings: what to train; `result` or `error` of each is set.
+        device: where to compute.
+        threads: how many run side by side; by default one, with all of torch's threads.
+        on_end: called when a training has ended either way.
 
     Raises:
-        UserError: they are not.
+        UserError: rows cannot be read, such as from a truncated shard. What was saved until then stays.
     """
-    bad = ~rows.isfinite().all(1)
-    if bad.any():
-        raise UserError(
-            f"{int(bad.sum())} of {len(rows)} rows in {what}", "they hold NaN or infinity", "harvest the site again"
-        )
-    return rows
+    threads = threads or Threads(1, torch.get_num_threads())
+    what = "training" if len(trainings) == 1 else f"training {len(trainings)} SAEs"
+    total = sum(t.config.steps(t.rows.source.rows_total) for t in trainings)
+    with Meter(what, total) as meter, ExitStack() as stack:
+        stack.enter_context(_torch_threads(threads.each))
+        executor: Executor = _Here()
+        if threads.workers > 1:
+            executor = stack.enter_context(
+                ThreadPoolExecutor(threads.workers, "training", torch.set_num_threads, (threads.each,))
+            )
+        for wave in _waves(trainings, threads.workers):
+            _Wave(wave, executor, threads.workers, device, meter, on_end).run()
+
+
+class _Live:
+    """A training that goes on."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.trainer: Trainer | None = None
+        self.stream: Stream | None = None
+        self.busy = False
+
+    @property
+    def step(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.step
+
+    @property
+    def steps(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.steps
+
+
+class _Wave:
+    """Trainings that are in memory together. Batches are read, and tasks given out, by the calling thread alone."""
+
+    def __init__(
+        self,
+        trainings: Iterable[Training],
+        executor: Executor,
+        workers: int,
+        device: str | torch.device,
+        meter: Meter,
+        on_end: Callable[[Training], None],
+    ) -> None:
+        self.live = [_Live(training) for training in trainings]
+        self.executor, self.workers, self.device, self.meter, self.on_end = executor, workers, device, meter, on_end
+        self.streams: list[Stream] = []
+        self.running: dict[Future[None], _Live] = {}
+
+    def run(self) -> None:
+        sites = {id(live.training.rows): live.training.rows for live in self.live}
+        self._each(self.live, self._start)
+        self._open_streams()
+        while self.live:
+            self._give_out_steps()
+            if any(stream.read() for stream in self.streams):
+                continue
+            assert self.running, "nothing runs and nothing can"
+            self._collect(FIRST_COMPLETED)
+        for rows in sites.values():
+            rows.forget()
+
+    def _start(self, live: _Live) -> None:
+        t = live.training
+        t.run.record(hashes={"source": _hash(t.rows.source.description)})
+        live.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay)
+
+    def _each(self, chosen: Sequence[_Live], work: Callable[[_Live], None]) -> None:
+        """Do some work for several trainings and wait for all."""
+        for live in list(chosen):
+            self._submit(live, work)
+            if len(self.running) >= self.workers:
+                self._collect(FIRST_COMPLETED)
+        while self.running:
+            self._collect(FIRST_COMPLETED)
+
+    def _open_streams(self) -> None:
+        """Each stream begins where the training that is farthest behind needs it."""
+        groups: dict[tuple[int, int], list[_Live]] = {}
+        for live in self.live:
+            self.meter.advance(live.step)
+            groups.setdefault(live.training.stream, []).append(live)
+        for group in groups.values():
+            first = group[0].training
+            steps = range(min(live.step for live in group), max(live.steps for live in group))
+            stream = Stream(first.rows.source, first.config.batch_size, steps, self.device)
+            self.streams.append(stream)
+            for live in group:
+                live.stream = stream
+
+    def _give_out_steps(self) -> None:
+        """The training that is farthest behind goes first."""
+        for live in sorted((live for live in self.live if not live.busy), key=lambda live: live.step):
+            if len(self.running) >= self.workers:
+                return
+            assert live.trainer is not None
+            assert live.stream is not None
+            if live.trainer.done:
+                self._submit(live, self._finish)
+            elif (batch := live.stream.batch(live.step)) is not None:
+                batch.scaled(live.trainer.scale, live.trainer.sae.b_dec.dtype)
+                self._submit(live, lambda live, batch=batch: live.trainer.advance(batch))  # pyright: ignore
+
+    def _finish(self, live: _Live) -> None:
+        assert live.trainer is not None
+        live.training.result = live.trainer.finish(live.training.rows)
+
+    def _submit(self, live: _Live, work: Callable[[_Live], None]) -> None:
+        live.busy = True
+        self.running[self.executor.submit(work, live)] = live
+
+    def _collect(self, when: str) -> None:
+        for future in wait(self.running, return_when=when).done:
+            live = self.running.pop(future)
+            live.busy = False
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            live.training.error = error
+            if error is not None or live.training.result is not None:
+                self._end(live)
+            elif live.stream is not None:
+                self.meter.advance()
+        readers = {stream: [live for live in self.live if live.stream is stream] for stream in self.streams}
+        for stream, group in readers.items():
+            if group:
+                stream.drop_before(min(live.step for live in group))
+        self.streams = [stream for stream, group in readers.items() if group]
+
+    def _end(self, live: _Live) -> None:
+        if live.trainer is not None:
+            self.meter.advance(live.trainer.steps - live.trainer.step)
+        self.live.remove(live)
+        live.trainer = live.stream = None
+        self.on_end(live.training)
+
+
+class _Here(Executor):
+    """Runs what it is given at once, in the calling thread."""
+
+    def submit(self, fn, /, *args, **kwargs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _waves(trainings: Sequence[Training], workers: int) -> Iterator[list[Training]]:
+    """Trainings stream by stream; several streams together only as long as one alone would leave workers idle."""
+    groups: dict[tuple[int, int], list[Training]] = {}
+    for training in trainings:
+        groups.setdefault(training.stream, []).append(training)
+    wave: list[Training] = []
+    for group in groups.values():
+        wave += group
+        if len(wave) >= workers:
+            yield wave
+            wave = []
+    if wave:
+        yield wave
+
+
+@contextmanager
+def _torch_threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _hash(description: dict[str, object]) -> str:

@@ -56,4 +56,5 @@ class Adam:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state()`."""
         for name, parameter in self._parameters.items():
-            self._adam.state[parameter] = {key: state[f"{name}.{key}"].clone() for key in (*MOMENTS, "step")}
+            parts = {key: state[f"{name}.{key}"] for key in (*MOMENTS, "step")}
+            self._adam.state[parameter] = {key: part.to(parameter.device, copy=True) for key, part in parts.items()}

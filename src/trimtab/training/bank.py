@@ -1,0 +1,208 @@
+"""Banks: many SAEs from one harvest and one order of rows, each in a run of its own below `members/`."""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Group
+from rich.text import Text
+
+from trimtab.distributed import Ranks
+from trimtab.errors import UserError
+from trimtab.runs import Run, config_dict, json_safe, read_record
+from trimtab.runs.record import RECORD_NAME
+from trimtab.training.checkpoint import checkpoint_files
+from trimtab.training.loop import Threads, Training, train_all
+from trimtab.training.members import Member
+from trimtab.training.rows import SiteRows
+from trimtab.training.table import TABLE, MemberRow, done_row, failed_row, render_rows, write_rows
+from trimtab.training.trainer import CHECKPOINTS
+
+MEMBERS = "members"
+NOT_THE_RESULT = ("run", "checkpoint_every", "log_every", "workers")
+"""Fields that may differ between openings of one run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBank:
+    """What became of a bank."""
+
+    run: Path
+    rows: tuple[MemberRow, ...]
+
+    @property
+    def problem(self) -> UserError | None:
+        """Which members failed, if any did."""
+        failed = [row for row in self.rows if row.status == "failed"]
+        if not failed:
+            return None
+        names = ", ".join(row.name for row in failed[:3]) + (", …" if len(failed) > 3 else "")
+        return UserError(
+            f"{len(failed)} of {len(self.rows)} members failed ({names})",
+            f"the reasons are in {self.run / TABLE}; the other members are done",
+            "the same command again tries only these",
+        )
+
+    def render(self) -> Group:
+        """One line for each member, and what failed."""
+        done = sum(row.status == "done" for row in self.rows)
+        end = Text(f"{done} of {len(self.rows)} members done; table in {self.run / TABLE}")
+        return Group(*render_rows(self.rows), end)
+
+    def to_json(self) -> dict[str, Any]:
+        """The rows as plain values."""
+        return {"run": str(self.run), "members": [asdict(row) for row in self.rows]}
+
+
+class Place(NamedTuple):
+    """Where a bank is trained."""
+
+    directory: Path
+    """Of the bank."""
+    device: str = "cpu"
+    workers: int | None = None
+    """Members side by side on this rank; by default as many as there are threads (one on an accelerator)."""
+
+
+def unfinished(members: Sequence[Member], place: Place) -> list[Member]:
+    """The members that can be trained and have not been.
+
+    Raises:
+        UserError: one was trained here with other settings (the message names the first that differs).
+    """
+    left: list[Member] = []
+    for member in members:
+        if member.config is None:
+            continue
+        if _done(place.directory / MEMBERS / member.name):
+            _open_run(member, place).close()
+        else:
+            left.append(member)
+    return left
+
+
+def train_members(
+    members: Sequence[Member], left: Sequence[Member], rows: Mapping[str, SiteRows], place: Place, ranks: Ranks
+) -> list[MemberRow] | None:
+    """Train members of a bank, spread over the ranks; one that fails does not stop the others.
+
+    A member's SAE does not depend on which rank trains it, nor on how many run side by side, as long as all ranks
+    together have equally many threads.
+
+    Args:
+        members: of the bank.
+        left: those that are not done, the same on all ranks.
+        rows: of their sites.
+        place: where to write and compute.
+        ranks: the processes that share the work.
+
+    Returns:
+        What became of every member, in order; None on all ranks but the first.
+
+    Raises:
+        UserError: rows that cannot be read, another process at work here, or a rank that is gone.
+    """
+    mine = _deal(left, rows, ranks.size)[ranks.rank]
+    threads = _threads(len(members), len(mine), place, ranks)
+    ended: dict[str, MemberRow] = {}
+    runs: list[Run] = []
+    try:
+        trainings: dict[int, Member] = {}
+        todo: list[Training] = []
+        for member in mine:
+            assert member.config is not None
+            number = members.index(member)
+            delay = number * member.config.checkpoint_every // len(members)
+            runs.append(_open_run(member, place))
+            todo.append(Training(member.config, rows[member.site], runs[-1], delay))
+            trainings[id(todo[-1])] = member
+
+        def on_end(training: Training) -> None:
+            member = trainings[id(training)]
+            ended[member.name] = _close(member, training)
+
+        if todo:
+            train_all(todo, device=ranks.device(place.device), threads=threads, on_end=on_end)
+    finally:
+        for run in runs:
+            run.close()
+    gathered = ranks.gather(ended)
+    if gathered is None:
+        return None
+    found = {name: row for part in gathered for name, row in part.items()}
+    table = [found.get(member.name) or _known_row(member, place.directory) for member in members]
+    write_rows(place.directory / TABLE, table)
+    return table
+
+
+def _open_run(member: Member, place: Place) -> Run:
+    path = place.directory / MEMBERS / member.name
+    config = {"site": member.site, **config_dict(member.config)}
+    assert member.config is not None
+    return Run.open(
+        path, "train", config, seeds=[member.config.seed], device=place.device, ignore_fields=NOT_THE_RESULT
+    )
+
+
+def _close(member: Member, training: Training) -> MemberRow:
+    """Record how a member has ended, in its run and for the table."""
+    run, error = training.run, training.error
+    if error is None:
+        assert training.result is not None
+        run.finish(json_safe(asdict(training.result)))
+        run.close()
+        return done_row(member, training.result)
+    files = checkpoint_files(run.file(CHECKPOINTS))
+    row = failed_row(member, error, run.path, files[-1] if files else None)
+    run.fail(row.error)
+    run.close()
+    if not isinstance(error, UserError):
+        traceback.print_exception(error, file=sys.stderr)
+    return row
+
+
+def _known_row(member: Member, directory: Path) -> MemberRow:
+    """The row of a member that was not trained now: it was done before, or could not begin."""
+    if member.error is not None:
+        return failed_row(member, member.error)
+    return done_row(member, read_record(directory / MEMBERS / member.name)["results"])
+
+
+def _done(directory: Path) -> bool:
+    return (directory / RECORD_NAME).exists() and read_record(directory)["status"] == "done"
+
+
+def _deal(members: Sequence[Member], rows: Mapping[str, SiteRows], ranks: int) -> list[list[Member]]:
+    """The members of each rank: the costliest first, each to the rank with the least to do."""
+
+    def cost(member: Member) -> float:
+        assert member.config is not None
+        source = rows[member.site].source
+        return member.config.steps(source.rows_total) * member.config.batch_size * member.config.n_features * source.d
+
+    dealt: list[list[Member]] = [[] for _ in range(ranks)]
+    load = [0.0] * ranks
+    for member in sorted(members, key=cost, reverse=True):
+        least = load.index(min(load))
+        dealt[least].append(member)
+        load[least] += cost(member)
+    return dealt
+
+
+def _threads(members: int, mine: int, place: Place, ranks: Ranks) -> Threads:
+    """As many members side by side as there are threads; where threads are left over, several for each.
+
+    The threads of one member follow from the whole bank and all ranks, so that results do not change when a bank
+    resumes with fewer members left.
+    """
+    here = torch.get_num_threads()
+    each = max(1, min(here, math.floor(here * ranks.size / members)))
+    usual = 1 if torch.device(place.device).type != "cpu" else here // each
+    return Threads(max(1, min(place.workers or usual, mine)), each)

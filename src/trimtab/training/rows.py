@@ -1,0 +1,149 @@
+"""Rows as trainings share them: samples drawn once, and batches read, moved and scaled once."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.errors import UserError
+
+if TYPE_CHECKING:
+    from trimtab.activations import ActivationSource
+
+DEPTH = 4
+"""Batches of a stream that wait for the slowest of its trainings."""
+
+
+class SiteRows:
+    """The rows of one site: to train on and, if there are any, held out. Every sample is drawn once.
+
+    Args:
+        source: rows to train on.
+        heldout: rows on which results are measured; without them, rows of `source`.
+
+    Raises:
+        UserError: the held-out rows have another width.
+    """
+
+    def __init__(self, source: ActivationSource, heldout: ActivationSource | None = None) -> None:
+        if heldout is not None and heldout.d != source.d:
+            raise UserError(
+                f"held-out rows of width {heldout.d}",
+                f"the training rows have width {source.d}",
+                "harvest the same site",
+            )
+        self.source, self.heldout = source, heldout
+        self._samples: dict[tuple[str, int, float], Tensor] = {}
+        self._guard = threading.Lock()
+
+    def sample(self, n: int, scale: float = 1.0) -> Float[Tensor, "m d"]:
+        """Random training rows times a scale; the same tensor at every call.
+
+        Raises:
+            UserError: rows that are not finite.
+        """
+        return self._drawn("train", n, scale)
+
+    def measured(self, n: int) -> Float[Tensor, "m d"]:
+        """Random rows to measure on, held out if there are any; the same tensor at every call."""
+        return self._drawn("heldout", n, 1.0)
+
+    def forget(self) -> None:
+        """Free the samples."""
+        with self._guard:
+            self._samples.clear()
+
+    def _drawn(self, split: Literal["train", "heldout"], n: int, scale: float) -> Tensor:
+        with self._guard:
+            rows = self._samples.get((split, n, 1.0))
+            if rows is None:
+                if split == "train":
+                    rows = finite_rows(self.source.sample(n), "the sample of rows")
+                else:
+                    rows = finite_rows((self.heldout or self.source).sample(n), "the held-out rows")
+                self._samples[split, n, 1.0] = rows
+            if scale == 1.0:
+                return rows
+            return self._samples.setdefault((split, n, scale), rows * scale)
+
+
+class Batch:
+    """One batch of a stream; scaled once for all that scale alike."""
+
+    def __init__(self, rows: Float[Tensor, "B d"]) -> None:
+        self.rows = rows
+        self._scaled: dict[tuple[float, torch.dtype], Tensor] = {}
+
+    def scaled(self, scale: float, dtype: torch.dtype) -> Float[Tensor, "B d"]:
+        """The rows times a scale, to be read only."""
+        key = scale, dtype
+        if key not in self._scaled:
+            self._scaled[key] = self.rows.to(dtype) * scale
+        return self._scaled[key]
+
+
+class Stream:
+    """Batches of one source in their order, a few of them at a time, for trainings that are at different steps.
+
+    Args:
+        source: of the rows.
+        batch_size: rows of a batch.
+        steps: those whose batches are needed.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, source: ActivationSource, batch_size: int, steps: range, device: str | torch.device) -> None:
+        self._batches = source.batches(batch_size, start_step=steps.start)
+        self._kept: deque[Batch] = deque()
+        self._first, self._stop, self._device = steps.start, steps.stop, device
+
+    def read(self) -> bool:
+        """Read one batch ahead, if there is room and need. Returns whether it did."""
+        if len(self._kept) >= DEPTH or self._first + len(self._kept) >= self._stop:
+            return False
+        self._kept.append(Batch(next(self._batches).to(self._device)))
+        return True
+
+    def batch(self, step: int) -> Batch | None:
+        """The batch of a step; None if it has not been read yet."""
+        place = step - self._first
+        assert place >= 0, "this batch has been dropped"
+        return self._kept[place] if place < len(self._kept) else None
+
+    def drop_before(self, step: int) -> None:
+        """Free the batches that no training needs any more."""
+        while self._kept and self._first < step:
+            self._kept.popleft()
+            self._first += 1
+
+
+def input_scale(sample: Float[Tensor, "m d"], scaling: str) -> float:
+    """The scalar that rows are multiplied by: E‖x‖ = √d (`sqrt_d`), E‖x‖² = 1 (`unit`), or 1 (`none`)."""
+    norms = sample.double().norm(dim=1)
+    if scaling == "none":
+        return 1.0
+    if not norms.any():
+        raise UserError("the sample of rows", "all rows are zero, so that they cannot be scaled", "check the harvest")
+    if scaling == "sqrt_d":
+        return float(math.sqrt(sample.shape[1]) / norms.mean())
+    return float(1 / norms.square().mean().sqrt())
+
+
+def finite_rows(rows: Float[Tensor, "m d"], what: str) -> Float[Tensor, "m d"]:
+    """`rows`, if all are finite.
+
+    Raises:
+        UserError: they are not.
+    """
+    bad = ~rows.isfinite().all(1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of {len(rows)} rows in {what}", "they hold NaN or infinity", "harvest the site again"
+        )
+    return rows

@@ -1,0 +1,155 @@
+"""Where rows come from: text and a model, through shards on disk or a live stream, or finished harvests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.activations import (
+    HarvestConfig,
+    HarvestOptions,
+    LiveSource,
+    ShardSource,
+    harvest_text,
+    read_documents,
+    tokenise,
+)
+from trimtab.activations.text import MAX_CHARACTERS, Normalisation
+from trimtab.distributed import Ranks
+from trimtab.errors import UserError
+from trimtab.lm import load_model
+from trimtab.training.rows import SiteRows
+
+SHARDS = "activations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig:
+    """What all SAEs of a bank are trained on."""
+
+    text: tuple[str, ...] = ()
+    """Files, directories or hub:NAME[:SPLIT] to read."""
+    activations: tuple[Path, ...] = ()
+    """Directories of finished harvests to train on, instead of text."""
+    model: str = "smollm2-135m-instruct"
+    """Hub id, directory, GGUF file or catalogue name."""
+    data_seed: int = 0
+    """Seed of the order of rows, shared by a whole bank."""
+    live: bool = False
+    """Compute activations as they are needed instead of keeping shards in the run; every epoch runs the model again."""
+    context: int = 256
+    """Tokens of a sequence, the leading BOS included."""
+    sequences_per_pass: int = 8
+    """Sequences per forward pass of the model."""
+    holdout: float = 0.05
+    """Share of the documents kept out of training, on which the result is measured."""
+    outlier_norm: float = 10.0
+    """Leave out rows whose norm exceeds this many times the median norm."""
+    autocast: bool = False
+    """Run the model's matrix products in bfloat16; the residual stream keeps its precision."""
+    text_field: str = "text"
+    """Key or column that holds the text."""
+    normalise: Normalisation = "none"
+    """`wikitext` undoes the tokenisation of the WikiText corpora."""
+    document_characters: int = MAX_CHARACTERS
+    """Longest document that a plain text file is cut into."""
+    limit_documents: int | None = None
+    """Read only this many documents."""
+    limit_tokens: int | None = None
+    """Read no document behind this many tokens."""
+    dtype: str = "float32"
+    """What the model computes in."""
+    device: str = "cpu"
+    """Where to compute."""
+
+    def check(self) -> None:
+        """Raise a `UserError` unless the fields go together."""
+        if bool(self.text) == bool(self.activations):
+            given = "both are given" if self.text else "neither is given"
+            raise UserError("--text and --activations", given, "give text to harvest, or finished harvests")
+        _ = self.harvest_options()
+
+    def harvest_options(self) -> HarvestOptions:
+        """What decides which rows a harvest gives."""
+        return HarvestOptions(
+            context=self.context,
+            batch=self.sequences_per_pass,
+            holdout=self.holdout,
+            seed=self.data_seed,
+            outlier_norm=self.outlier_norm,
+            autocast=self.autocast,
+        )
+
+
+def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ranks) -> dict[str, SiteRows]:
+    """The rows of each site, from one harvest: row i is the same token at all of them.
+
+    Args:
+        config: where rows come from.
+        sites: to read.
+        shards: directory for a harvest, if one is needed; an unfinished one there goes on.
+        ranks: the processes that harvest together.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `load_model`, `read_documents`, `harvest`.
+    """
+    if config.live:
+        return {sites[0]: _live_rows(config, sites)}
+    directories = list(config.activations) or [_harvest(config, sites, shards, ranks)]
+    return {site: _shard_rows(directories, site, config.data_seed) for site in sites}
+
+
+def _shard_rows(directories: list[Path], site: str, seed: int) -> SiteRows:
+    source = ShardSource(directories, site=site, seed=seed)
+    has_heldout = any(index.rows("holdout") for index in source.indexes)
+    return SiteRows(source, ShardSource(directories, site=site, split="holdout", seed=seed) if has_heldout else None)
+
+
+def _live_rows(config: RowsConfig, sites: Sequence[str]) -> SiteRows:
+    if len(sites) > 1:
+        raise UserError(
+            f"--live with sites {', '.join(sites)}",
+            "a live stream runs the model for one site",
+            "leave out --live, so that one harvest serves all sites",
+        )
+    model = load_model(config.model, dtype=config.dtype, device=config.device)
+    documents = read_documents(
+        config.text,
+        text_field=config.text_field,
+        limit=config.limit_documents,
+        normalise=config.normalise,
+        max_characters=config.document_characters,
+    )
+    corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
+    options = config.harvest_options()
+    source, *rest = [
+        LiveSource(model, sites[0], corpus, split=split, seed=config.data_seed, options=options)
+        for split in (("train", "holdout") if config.holdout else ("train",))
+    ]
+    return SiteRows(source, rest[0] if rest else None)
+
+
+def _harvest(config: RowsConfig, sites: Sequence[str], out: Path, ranks: Ranks) -> Path:
+    options = {
+        field.name: getattr(config.harvest_options(), field.name) for field in dataclasses.fields(HarvestOptions)
+    }
+    harvest_config = HarvestConfig(
+        **options,
+        text=config.text,
+        out=out,
+        model=config.model,
+        sites=tuple(sites),
+        dtype=config.dtype,
+        device=config.device,
+        text_field=config.text_field,
+        normalise=config.normalise,
+        document_characters=config.document_characters,
+        limit_documents=config.limit_documents,
+        limit_tokens=config.limit_tokens,
+    )
+    if ranks.is_first:
+        harvest_text(harvest_config)
+    ranks.barrier()
+    return out

@@ -1,0 +1,205 @@
+"""The state of one training and its step: gradients, Adam, averaging, metrics, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.dictionaries.trainable import StepLoss, TrainableSAE
+from trimtab.errors import UserError
+from trimtab.runs import Run
+from trimtab.runs.atomic import remove_partial_files
+from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from trimtab.training.config import TrainConfig
+from trimtab.training.export import TrainResult, export
+from trimtab.training.optimiser import Adam
+from trimtab.training.rows import Batch, SiteRows, finite_rows, input_scale
+from trimtab.training.schedule import first_averaged_step, lr_factor
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Window:
+    """Sums since the last logged line."""
+
+    steps: int = 0
+    loss: float = 0.0
+    sparsity: float = 0.0
+    aux: float = 0.0
+    squared_error: float = 0.0
+    variance: float = 0.0
+    l0: float = 0.0
+    grad_norm: float = 0.0
+
+    def add(self, step: StepLoss, grad_norm: float) -> None:
+        """Count one step."""
+        self.steps += 1
+        for name in ("loss", "sparsity", "aux", "squared_error", "variance", "l0"):
+            setattr(self, name, getattr(self, name) + float(getattr(step, name)))
+        self.grad_norm += grad_norm
+
+    def means(self) -> dict[str, float]:
+        """The lines' values, as means over steps."""
+        summed = {name: getattr(self, name) / self.steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
+        return {"explained_variance": 1 - self.squared_error / max(self.variance, 1e-30), **summed}
+
+
+class Trainer:
+    """One SAE in training. Made by `Trainer.start`; `advance` takes a step, `finish` saves the SAE.
+
+    Attributes:
+        step: steps done.
+        steps: steps in all.
+        scale: what rows are multiplied by.
+        seconds: time that `advance` took in this process.
+    """
+
+    def __init__(self, config: TrainConfig, run: Run, sae: TrainableSAE, steps: int, scale: float, delay: int) -> None:
+        self.config, self.run, self.sae, self.steps, self.scale = config, run, sae, steps, scale
+        self.adam = Adam(sae, betas=(config.beta1, config.beta2), clip_norm=config.clip_norm)
+        self.average: dict[str, Tensor] | None = None
+        self.window = Window()
+        self.step = 0
+        self.seconds = 0.0
+        self.last_checkpoint: int | None = None
+        self._delay = delay
+        self._logged_at = 0.0
+
+    @classmethod
+    def start(
+        cls, config: TrainConfig, rows: SiteRows, run: Run, device: str | torch.device = "cpu", delay: int = 0
+    ) -> Trainer:
+        """From the last checkpoint of the run, or with fresh weights.
+
+        Args:
+            config: how to train.
+            rows: what to train on.
+            run: where checkpoints and metrics go.
+            device: where to compute.
+            delay: checkpoints come so many steps after the multiples of `checkpoint_every`.
+
+        Raises:
+            UserError: rows that cannot be used, or a checkpoint that is damaged or of other rows.
+        """
+        directory = run.file(CHECKPOINTS)
+        directory.mkdir(exist_ok=True)
+        remove_partial_files(directory)
+        steps = config.steps(rows.source.rows_total)
+        sae = config.build(rows.source.d, steps, device)
+        checkpoint = latest_checkpoint(directory)
+        if checkpoint is None:
+            scale = input_scale(rows.sample(config.sample_rows), config.scaling)
+            trainer = cls(config, run, sae, steps, scale, delay)
+            sae.initialise(rows.sample(config.sample_rows, scale).to(device))
+            run.drop_metrics_after(0)
+            return trainer
+        trainer = cls(config, run, sae, steps, checkpoint.facts["input_scale"], delay)
+        trainer._load(checkpoint)
+        run.drop_metrics_after(checkpoint.step)
+        return trainer
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step == self.steps
+
+    def advance(self, batch: Batch) -> None:
+        """Take one step; log and save where it is time to.
+
+        Raises:
+            UserError: rows, a loss or a gradient that is not finite (earlier checkpoints stay), or a full disk.
+        """
+        began = time.perf_counter()
+        loss, grad_norm = self._step(batch)
+        self.window.add(loss, grad_norm)
+        self.seconds += time.perf_counter() - began
+        if self.step % self.config.log_every == 0 or self.done:
+            self._log(loss)
+        if (self.step - self._delay) % self.config.checkpoint_every == 0 or self.done:
+            self._save()
+
+    def finish(self, rows: SiteRows) -> TrainResult:
+        """Save the SAE in the run and measure it."""
+        if self.average is not None:
+            for name, parameter in self.sae.named_parameters():
+                parameter.data.copy_(self.average[name])
+            self.sae.constrain()
+        return export(self.config, self.sae, self.scale, rows, self.run, self.steps, self.seconds)
+
+    def _step(self, batch: Batch) -> tuple[StepLoss, float]:
+        sae, config = self.sae, self.config
+        sae.begin_step(self.step / self.steps)
+        loss = sae.gradients(batch.scaled(self.scale, sae.b_dec.dtype))
+        if not math.isfinite(float(loss.loss)):
+            finite_rows(batch.rows, f"the batch of step {self.step}")
+            raise self._diverged("loss", float(loss.loss))
+        sae.project_gradients()
+        grad_norm = self.adam.step(config.peak_lr * lr_factor(config, self.step, self.steps))
+        if not math.isfinite(grad_norm):
+            raise self._diverged("gradient norm", grad_norm)
+        sae.zero_grad(set_to_none=True)  # so that trainings side by side need memory for one set of gradients
+        sae.constrain()
+        self.step += 1
+        if config.ema_decay and self.step > first_averaged_step(config, self.steps):
+            self._update_average()
+        return loss, grad_norm
+
+    def _update_average(self) -> None:
+        weights = {name: parameter.detach() for name, parameter in self.sae.named_parameters()}
+        if self.average is None:
+            self.average = {name: weight.clone() for name, weight in weights.items()}
+            return
+        for name, weight in weights.items():
+            self.average[name].lerp_(weight, 1 - self.config.ema_decay)
+
+    def _diverged(self, what: str, value: float) -> UserError:
+        last = "there is no checkpoint yet"
+        if self.last_checkpoint is not None:
+            last = f"the last good checkpoint is step {self.last_checkpoint} in {self.run.file(CHECKPOINTS)}"
+        return UserError(
+            f"{what} {value} at step {self.step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
+        )
+
+    def _log(self, loss: StepLoss) -> None:
+        current = {
+            "lr": self.config.peak_lr * lr_factor(self.config, self.step - 1, self.steps),
+            **self.sae.knobs(),
+            "dead_features": loss.n_dead,
+            "rows_per_second": self.window.steps * self.config.batch_size / max(self.seconds - self._logged_at, 1e-9),
+        }
+        self.run.log({**self.window.means(), **current}, step=self.step)
+        self.window, self._logged_at = Window(), self.seconds
+
+    def _save(self) -> None:
+        weights = self.sae.state_dict()
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            raise self._diverged("weight", math.nan)
+        tensors = {f"sae.{name}": tensor for name, tensor in weights.items()}
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
+        facts = {"input_scale": self.scale, "d": self.sae.d, "window": asdict(self.window)}
+        write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts))
+        self.last_checkpoint = self.step
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.facts["d"] != self.sae.d:
+            raise UserError(
+                f"rows of width {self.sae.d}",
+                f"the checkpoint in {self.run.path} was trained on width {checkpoint.facts['d']}",
+                "choose another --run directory",
+            )
+        parts: dict[str, dict[str, Tensor]] = {"sae": {}, "adam": {}, "average": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.sae.load_state_dict(parts["sae"])
+        self.adam.load(parts["adam"])
+        device = self.sae.b_dec.device
+        self.average = {name: tensor.to(device) for name, tensor in parts["average"].items()} or None
+        self.window = Window(**checkpoint.facts["window"])
+        self.step = self.last_checkpoint = checkpoint.step
