@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab.dictionaries.reading import FoundSAE
 from trimtab.dictionaries.saelens_layout import found_in_saelens
@@ -29,7 +29,7 @@ def read_from_registry(name: str) -> FoundSAE:
             compute.
     """
     sae_lens, directory = _import(name)
-    release, _, sae_id = name.removeprefix(PREFIX).partition("/")
+    release, sae_id = split_name(name)
     if release not in directory:
         raise _unknown(f"release {release!r}", f"SAELens has {len(directory):,} releases", release, directory)
     ids = directory[release].saes_map
@@ -41,6 +41,19 @@ def read_from_registry(name: str) -> FoundSAE:
     except Exception as error:
         raise _not_loaded(name, error) from error
     return found_in_saelens(sae.cfg.to_dict(), sae.state_dict(), config=f"the config of {name}", weights=name)
+
+
+class RegistryName(NamedTuple):
+    """An SAE of the registry."""
+
+    release: str
+    sae_id: str
+
+
+def split_name(name: str) -> RegistryName:
+    """`saelens:RELEASE/SAE_ID` in its parts; the first slash parts them."""
+    release, _, sae_id = name.removeprefix(PREFIX).partition("/")
+    return RegistryName(release, sae_id)
 
 
 def _import(name: str) -> tuple[Any, Mapping[str, Any]]:
