@@ -84,6 +84,12 @@ def test_model_site_and_statistics_can_be_given(capsys, tmp_path, gemma):
     assert written.feature_stats.firing_rate[0] == 0.5
 
 
+def test_statistics_that_lie_beside_a_foreign_sae_go_with_it(capsys, tmp_path, gemma):
+    stats_of(20).write(gemma[0] / "feature_stats.parquet")
+    assert run(capsys, "sae", "info", gemma[0])["firing"]["live"] == 4
+    assert run(capsys, "sae", "convert", gemma[0], tmp_path / "out")["has_stats"]
+
+
 def test_what_the_source_does_not_say_is_asked_for(capsys, tmp_path, gemma):
     assert main(["sae", "convert", str(gemma[0]), str(tmp_path / "out")]) == 0
     assert "does not say its model and site; --model --site would" in " ".join(capsys.readouterr().out.split())

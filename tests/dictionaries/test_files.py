@@ -47,6 +47,17 @@ json_values = st.recursive(
 written_afresh = {"model_name", "hook_name", "hook_head_index", "site", "hook_point", "hook_point_head_index"}
 
 
+def on_disk(path) -> dict[str, object]:
+    """Everything that a saved dictionary's files say, comparable."""
+    weights = load_file(path / "sae_weights.safetensors")
+    stats = path / "feature_stats.parquet"
+    return {
+        "config": json.loads((path / "cfg.json").read_text()),
+        "weights": {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in weights.items()},
+        "stats": stats.read_bytes() if stats.exists() else None,
+    }
+
+
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
     d=st.integers(1, 12),
@@ -97,7 +108,9 @@ def test_what_is_saved_comes_back(random_sae, tmp_path_factory, **case):
     else:
         assert loaded.feature_stats is not None
         assert loaded.feature_stats.to_table().equals(stats.to_table(), check_metadata=True)
+    first = on_disk(path)
     save_dictionary(loaded, path, dtype=case["dtype"])
+    assert on_disk(path) == first
     assert load_dictionary(path).fingerprint == loaded.fingerprint
 
 

@@ -32,6 +32,7 @@ class FakeSAELens:
 
     def from_pretrained(self, release: str, sae_id: str, device: str) -> SimpleNamespace:
         self.asked.append((release, sae_id, device))
+        print("fetching")
         if self.error:
             raise self.error
         return SimpleNamespace(cfg=SimpleNamespace(to_dict=lambda: self.config), state_dict=lambda: dict(self.tensors))
@@ -75,6 +76,13 @@ def test_an_id_with_slashes_is_loaded_and_saved(saelens, random_sae, tmp_path, a
     x = torch.randn(20, 7)
     assert torch.equal(ours.encode(x), theirs.encode(x))
     assert load_dictionary(save_dictionary(ours, tmp_path / "sae")).fingerprint == ours.fingerprint
+
+
+def test_what_saelens_prints_is_no_result(saelens, random_sae, capsys):
+    saelens.serve(random_sae("jumprelu"))
+    load_dictionary(NAME)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "fetching\n")
 
 
 def test_precision_and_fit_are_as_for_files(saelens, random_sae):

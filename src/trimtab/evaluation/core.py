@@ -75,7 +75,7 @@ class CoreConfig(CoreOptions):
     """An evaluation by names and paths."""
 
     sae: str = "default"
-    """Directory of the SAE, or a shipped one's name."""
+    """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
     model: str = "smollm2-135m-instruct"
     """Hub id, directory, GGUF file or catalogue name."""
     site: str | None = None

@@ -33,7 +33,7 @@ class RankConfig:
     model: str = "smollm2-135m-instruct"
     """Hub id, directory, GGUF file or catalogue name."""
     sae: str = "default"
-    """Directory of the SAE, or a shipped one's name."""
+    """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
     criterion: tuple[str, ...] = ("delta-confidence",)
     """delta-confidence, output-score, kl, max-activation, firing-rate, random; several rank side by side."""
     site: str | None = None

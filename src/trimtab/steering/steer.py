@@ -37,7 +37,7 @@ class SteerConfig:
     model: str = "smollm2-135m-instruct"
     """Hub id, directory, GGUF file or catalogue name."""
     sae: str = "default"
-    """Directory of the SAE, or a shipped one's name."""
+    """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
     feature: tuple[int, ...] = ()
     """Features to steer with, all at once."""
     dose: tuple[float, ...] = (DEFAULT_DOSE,)

@@ -7,7 +7,9 @@ extra `saelens` brings SAELens, which fetches and converts; what it made is then
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 from trimtab.dictionaries.reading import FoundSAE
@@ -37,7 +39,8 @@ def read_from_registry(name: str) -> FoundSAE:
         what = f"SAE {sae_id!r} of {release}" if sae_id else f"dictionary {name!r}"
         raise _unknown(what, f"the release has {len(ids):,} SAEs, such as {next(iter(ids))}", sae_id, ids)
     try:
-        sae = sae_lens.SAE.from_pretrained(release, sae_id, device="cpu")
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            sae = sae_lens.SAE.from_pretrained(release, sae_id, device="cpu")
     except Exception as error:
         raise _not_loaded(name, error) from error
     return found_in_saelens(sae.cfg.to_dict(), sae.state_dict(), config=f"the config of {name}", weights=name)
