@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from planted_rows import MemorySource, Planted
@@ -50,6 +51,32 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     assert all(torch.equal(state.tensors[name], tensor) for name, tensor in expected_state.tensors.items())
     assert [m["step"] for m in read_metrics(killed)] == [m["step"] for m in read_metrics(whole)]
     assert [m["lr"] for m in read_metrics(killed)] == [m["lr"] for m in read_metrics(whole)]
+
+
+def test_a_bank_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("killed_bank.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kills = int(done.stdout)
+    assert kills >= 3, "too few children were alive when they were to be killed"
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert len(read_record(killed)["resumptions"]) >= kills
+    names = sorted(path.name for path in (whole / "members").iterdir())
+    assert len(names) == 12
+    for name in names:
+        ours, expected = (
+            load_file(root / "members" / name / "sae/sae_weights.safetensors") for root in (killed, whole)
+        )
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[part], tensor) for part, tensor in expected.items()), name
+        steps, expected_steps = (read_metrics(root / "members" / name) for root in (killed, whole))
+        for line in (*steps, *expected_steps):
+            line.pop("rows_per_second")
+        assert steps == expected_steps, name
+    tables = [pq.read_table(root / "bank.parquet").drop_columns(["path", "seconds"]) for root in (killed, whole)]
+    assert tables[0].equals(tables[1])
 
 
 def test_only_the_last_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:

@@ -149,7 +149,5 @@ def _harvest(config: RowsConfig, sites: Sequence[str], out: Path, ranks: Ranks) 
         limit_documents=config.limit_documents,
         limit_tokens=config.limit_tokens,
     )
-    if ranks.is_first:
-        harvest_text(harvest_config)
-    ranks.barrier()
+    harvest_text(harvest_config, ranks=ranks)
     return out

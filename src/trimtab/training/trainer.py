@@ -176,10 +176,9 @@ class Trainer:
         self.window, self._logged_at = Window(), self.seconds
 
     def _save(self) -> None:
-        weights = self.sae.state_dict()
-        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        if not all(bool(parameter.isfinite().all()) for parameter in self.sae.parameters()):
             raise self._diverged("weight", math.nan)
-        tensors = {f"sae.{name}": tensor for name, tensor in weights.items()}
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
         facts = {"input_scale": self.scale, "d": self.sae.d, "window": asdict(self.window)}
