@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import string
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -161,3 +167,33 @@ def real_model() -> LanguageModel:
     from trimtab.lm import load_model
 
     return load_model("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def start_ranks() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """Start a Python script as the ranks of one job, `start_ranks(script, size=2)`, as torchrun does; its output is
+    piped, each rank has one thread, and what still runs when the test ends is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str, size: int = 2) -> list[subprocess.Popen[str]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        job = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(script)],
+                env={**os.environ, **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        started.extend(processes)
+        return processes
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

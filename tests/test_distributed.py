@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
-import sys
 import textwrap
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +20,8 @@ import torch
 from trimtab.distributed import Ranks, RankLostError
 """
 
+Start = Callable[..., list[subprocess.Popen[str]]]
+
 
 class Ended(NamedTuple):
     status: int
@@ -29,36 +29,12 @@ class Ended(NamedTuple):
     err: str
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(script: str, size: int = 2) -> list[subprocess.Popen[str]]:
-    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(script)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
-def end(processes: list[subprocess.Popen[str]], seconds: float = 60) -> list[Ended]:
-    try:
-        results = []
-        for process in processes:
-            out, err = process.communicate(timeout=seconds)
-            results.append(Ended(process.returncode, out.strip(), err))
-        return results
-    finally:
-        for process in processes:
-            process.kill()
+def end(processes: list[subprocess.Popen[str]], seconds: float = 180) -> list[Ended]:
+    results = []
+    for process in processes:
+        out, err = process.communicate(timeout=seconds)
+        results.append(Ended(process.returncode, out.strip(), err))
+    return results
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +64,7 @@ def test_a_wrong_environment(variables: dict[str, str], message: str, monkeypatc
         Ranks.from_environment()
 
 
-def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again() -> None:
+def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again(start_ranks: Start) -> None:
     script = """
     for turn in range(2):
         with Ranks.from_environment() as ranks:
@@ -107,7 +83,7 @@ def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again()
             ranks.barrier()
     print("ranks", ranks.size)
     """
-    assert [(r.status, r.out) for r in end(start(script, 3))] == [(0, "ranks 3")] * 3
+    assert [(r.status, r.out) for r in end(start_ranks(PRELUDE + textwrap.dedent(script), 3))] == [(0, "ranks 3")] * 3
 
 
 WAITS = {
@@ -118,7 +94,7 @@ WAITS = {
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_failure_reaches_whoever_waits(failing: int, wait: str) -> None:
+def test_a_failure_reaches_whoever_waits(failing: int, wait: str, start_ranks: Start) -> None:
     script = f"""
     try:
         with Ranks.from_environment() as ranks:
@@ -131,7 +107,7 @@ def test_a_failure_reaches_whoever_waits(failing: int, wait: str) -> None:
     except KeyError:
         print("mine")
     """
-    ended = end(start(script), 30)
+    ended = end(start_ranks(PRELUDE + textwrap.dedent(script)))
     assert ended[failing].out == "mine"
     lost = f"rank {failing}: it stopped: KeyError: 'no such thing'; start the same command again: it goes on from here"
     assert ended[1 - failing].out == lost
@@ -140,7 +116,7 @@ def test_a_failure_reaches_whoever_waits(failing: int, wait: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_is_noticed(killed: int, wait: str) -> None:
+def test_a_killed_rank_is_noticed(killed: int, wait: str, start_ranks: Start) -> None:
     script = f"""
     try:
         with Ranks.from_environment(lost_after=3) as ranks:
@@ -151,25 +127,24 @@ def test_a_killed_rank_is_noticed(killed: int, wait: str) -> None:
     except RankLostError as error:
         print(error.line)
     """
-    processes = start(script)
+    processes = start_ranks(PRELUDE + textwrap.dedent(script))
     out = processes[killed].stdout
     assert out is not None
     assert out.readline() == "joined\n"
     time.sleep(0.3)
     processes[killed].send_signal(signal.SIGKILL)
-    survivor = end([processes[1 - killed]], 30)[0]
-    processes[killed].wait()
+    survivor = end([processes[1 - killed]])[0]
     assert survivor.status == 0
     assert f"rank {killed}: it " in survivor.out
     assert "start the same command again" in survivor.out
 
 
 @pytest.mark.slow
-def test_a_rank_may_take_its_time() -> None:
+def test_a_rank_may_take_its_time(start_ranks: Start) -> None:
     script = """
     with Ranks.from_environment(lost_after=2) as ranks:
         if not ranks.is_first:
             time.sleep(5)
         print(ranks.gather(ranks.rank))
     """
-    assert [r.out for r in end(start(script))] == ["[0, 1]", "None"]
+    assert [r.out for r in end(start_ranks(PRELUDE + textwrap.dedent(script)))] == ["[0, 1]", "None"]

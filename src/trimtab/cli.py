@@ -111,11 +111,13 @@ def models_show() -> Job:
 
 def harvest() -> Job:
     """write a model's activations over text to disk"""
-    from trimtab.activations import HarvestConfig, harvest_text
+    from trimtab.activations import HarvestConfig, run_harvest
     from trimtab.runs import json_safe
 
-    def run(config: HarvestConfig) -> Printed:
-        result = harvest_text(config)
+    def run(config: HarvestConfig) -> Printed | None:
+        result = run_harvest(config)
+        if result is None:
+            return None
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items())
         rows = f"{result.train_rows:,} training and {result.holdout_rows:,} held-out rows"
         return Printed(json_safe(result._asdict()), f"{rows} in {result.directory}; left out: {dropped}")

@@ -4,14 +4,16 @@ import errno
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trimtab.activations import (
     Document,
@@ -23,8 +25,12 @@ from trimtab.activations import (
     harvest_text,
     tokenise,
 )
+from trimtab.activations import forwards as forwards_module
+from trimtab.activations import shard_writer as writer_module
 from trimtab.activations import shards as shards_module
 from trimtab.activations.harvest import split_corpus
+from trimtab.activations.shard_writer import ShardWriter, store_rows
+from trimtab.activations.shards import Shard, StreamPosition
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.runs import split_ids
@@ -261,17 +267,97 @@ def test_damaged_shards_are_named_and_redone(
 
 
 def test_a_full_disk(
-    tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    finished: Path,
+    tiny_llama: LanguageModel,
+    documents: list[Document],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(rows: torch.Tensor, path: Path) -> None:
-        path.write_bytes(b"half a shard")
+    def full(bits: np.ndarray, order: np.ndarray) -> Iterator[memoryview]:
+        yield memoryview(b"half a shard")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module, "_save_rows", full)
+        patch.setattr(writer_module, "_safetensors", full)
         with pytest.raises(UserError, match=r"holdout-00000\.resid_post\.1\.safetensors: the disk is full; free some"):
             harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["documents.parquet", "shards.json"]
+    harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
+    assert files_of(tmp_path) == files_of(finished)
+
+
+def test_rows_are_stored_as_safetensors_stores_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_CHUNK_BYTES", 100)
+    rows = torch.randn(70, 9, generator=torch.Generator().manual_seed(0)).bfloat16()
+    order = np.random.default_rng(0).permutation(70)[:60]
+    stored = store_rows(tmp_path / "ours", rows, order)
+    save_file({"rows": rows[torch.from_numpy(order)]}, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert stored == shards_module.StoredFile("ours", (tmp_path / "theirs").stat().st_size, stored.sha256)
+    assert stored.sha256 == shards_module.sha256_file(tmp_path / "theirs")
+
+
+def test_the_writer_holds_back_who_fills_faster_than_it_writes(tmp_path: Path) -> None:
+    """Two shards in memory at most: the third is taken in only when the first is on disk."""
+    gate, done = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def slowly(shard: Shard) -> None:
+        assert gate.wait(20)
+        written.append(shard.number)
+
+    def fill(writer: ShardWriter) -> None:
+        for number in range(3):
+            writer.append({"a": torch.full((4, 1), number).bfloat16()}, np.arange(4), np.zeros((4, 4), dtype=np.int32))
+            writer.write("train", number, StreamPosition("train", 0, 0), slowly)
+        done.set()
+
+    with ShardWriter(tmp_path, {"a": 1}, 4, 0) as writer:
+        thread = threading.Thread(target=fill, args=(writer,))
+        thread.start()
+        assert not done.wait(0.5)
+        assert not (tmp_path / "train-00001.a.safetensors").exists()
+        gate.set()
+        thread.join(20)
+    assert written == [0, 1, 2]
+    for number in range(3):
+        assert load_file(tmp_path / f"train-0000{number}.a.safetensors")["rows"].eq(number).all()
+
+
+def test_an_error_of_the_writer_reaches_who_fills(tmp_path: Path) -> None:
+    def fail(shard: Shard) -> None:
+        raise UserError("cannot write", "the disk is full", "free some space")
+
+    origin = np.zeros((4, 4), dtype=np.int32)
+
+    def fill() -> None:
+        with ShardWriter(tmp_path, {"a": 1}, 4, 0) as writer:
+            writer.append({"a": torch.zeros(4, 1).bfloat16()}, np.arange(4), origin)
+            writer.write("train", 0, StreamPosition("train", 0, 0), fail)
+            time.sleep(0.3)
+            writer.append({"a": torch.zeros(4, 1).bfloat16()}, np.arange(4), origin)
+            raise AssertionError
+
+    with pytest.raises(UserError, match="the disk is full"):
+        fill()
+
+
+def test_no_batch_is_run_twice(
+    tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes that the median norm is taken from are not repeated."""
+    seen: list[bytes] = []
+    original = forwards_module.capture_rows
+
+    def counting(model: object, batch: object, *args: object, **kwargs: object) -> object:
+        seen.append(batch.tokens.tobytes())  # type: ignore[attr-defined]
+        return original(model, batch, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(forwards_module, "capture_rows", counting)
+    monkeypatch.setattr(forwards_module, "_MEDIAN_ROWS", 300)
+    harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
+    sequences = shards_module.read_index(tmp_path).corpus["sequences"].values()
+    assert len(seen) == len(set(seen)) == sum(-(-n // OPTIONS.batch) for n in sequences)
 
 
 def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageModel) -> None:

@@ -1,9 +1,10 @@
 """Text → packed tokens → activations → shards on disk or a live stream."""
 
-from trimtab.activations.from_names import HarvestConfig, harvest_text
-from trimtab.activations.harvest import HarvestOptions, HarvestProgress, HarvestResult, harvest
+from trimtab.activations.from_names import HarvestConfig, harvest_text, run_harvest
+from trimtab.activations.harvest import HarvestProgress, HarvestResult, harvest
 from trimtab.activations.live import LiveSource
 from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
+from trimtab.activations.sequences import HarvestOptions
 from trimtab.activations.stream import ActivationSource, RowBatch, ShardSource
 from trimtab.activations.synthetic import LabelledRows, PlantedFeatures, SyntheticConfig, SyntheticSource
 from trimtab.activations.text import Document, corpus_hash, detokenise_wikitext, read_documents
@@ -29,5 +30,6 @@ __all__ = [
     "harvest",
     "harvest_text",
     "read_documents",
+    "run_harvest",
     "tokenise",
 ]

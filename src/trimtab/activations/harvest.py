@@ -2,78 +2,52 @@
 
 Sequences are visited in a random order fixed by the seed, so that every shard is a sample of the whole corpus;
 held-out documents come first, in shards of their own. After a kill at any moment, the same call goes on behind the last
-finished shard and ends with the same files as an uninterrupted one.
+finished shard and ends with the same files as an uninterrupted one, on any number of ranks.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
 
-from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
-from trimtab.activations.rows import candidates, capture_rows, norms
+from trimtab.activations.forwards import BatchRows, Forwards, Stretch
+from trimtab.activations.packing import TokenisedCorpus, tokenise
+from trimtab.activations.sequences import SPLITS, HarvestOptions, batch_order, pack_splits, split_corpus
+from trimtab.activations.shard_writer import ShardWriter
 from trimtab.activations.shards import (
     INDEX_FILE,
+    Shard,
     ShardIndex,
     ShardReader,
-    ShardWriter,
-    Split,
     StreamPosition,
     read_index,
     write_documents,
     write_index,
 )
 from trimtab.activations.text import Document
+from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
-from trimtab.runs import split_ids
 
-SPLITS: tuple[Split, ...] = ("holdout", "train")
-_MEDIAN_ROWS = 8_192
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarvestOptions:
-    """What decides which rows a harvest gives, beside model, sites and text."""
-
-    context: int = 256
-    """Tokens of a sequence, the leading BOS included."""
-    batch: int = 8
-    """Sequences per forward pass."""
-    autocast: bool = False
-    """Run matrix products in bfloat16, the residual stream staying in the model's dtype: faster on
-    processors with bfloat16 matrix units and on accelerators."""
-    holdout: float = 0.05
-    """Share of the documents kept out of training; a document's id decides."""
-    seed: int = 0
-    """Of the order of sequences and of the shuffle within shards."""
-    shard_rows: int = 65_536
-    """Rows of a shard, which is also the block that is shuffled."""
-    outlier_norm: float = 10.0
-    """Leave out rows whose norm exceeds this many times the median norm."""
-    drop_special: bool = True
-    """Leave out special tokens, chat markup among them; position 0 of a sequence is always left out."""
-
-    def __post_init__(self) -> None:
-        for name, ok, rule in (
-            ("context", self.context >= 2, "at least 2"),
-            ("batch", self.batch >= 1, "at least 1"),
-            ("holdout", 0 <= self.holdout < 1, "a share below 1"),
-            ("shard_rows", self.shard_rows >= 1, "at least 1"),
-            ("outlier_norm", self.outlier_norm > 1, "above 1"),
-        ):
-            if not ok:
-                raise UserError(
-                    f"{name} {getattr(self, name)}", f"it must be {rule}", f"change --{name.replace('_', '-')}"
-                )
+__all__ = [
+    "SPLITS",
+    "HarvestOptions",
+    "HarvestProgress",
+    "HarvestResult",
+    "batch_order",
+    "harvest",
+    "pack_splits",
+    "split_corpus",
+]
 
 
 class HarvestProgress(NamedTuple):
@@ -82,6 +56,7 @@ class HarvestProgress(NamedTuple):
     sequences: int
     total_sequences: int
     rows: int
+    """Rows gathered for the shard that is being filled."""
     tokens_per_second: float
     """Of this call, tokens that were left out included."""
 
@@ -101,72 +76,6 @@ class HarvestResult(NamedTuple):
     tokens_per_second: float
 
 
-def split_corpus(corpus: TokenisedCorpus, holdout: float) -> ndarray:
-    """Which documents are held out, `[documents]` bool: decided by each document's id alone."""
-    held_out = set(split_ids(corpus.ids, {"holdout": holdout, "train": 1 - holdout}, "activations")["holdout"])
-    return np.array([name in held_out for name in corpus.ids])
-
-
-def pack_splits(corpus: TokenisedCorpus, options: HarvestOptions) -> dict[Split, PackedText]:
-    """Training and held-out documents, packed apart.
-
-    Raises:
-        UserError: the training text does not fill one sequence.
-    """
-    held_out = split_corpus(corpus, options.holdout)
-    packed: dict[Split, PackedText] = {
-        "holdout": PackedText(corpus, np.flatnonzero(held_out).astype(np.int32), options.context),
-        "train": PackedText(corpus, np.flatnonzero(~held_out).astype(np.int32), options.context),
-    }
-    if not len(packed["train"]):
-        raise UserError(
-            f"text of {packed['train'].n_tokens} tokens",
-            f"it does not fill one sequence of {options.context}",
-            "give more text or a smaller --context",
-        )
-    return packed
-
-
-class SiteScale(NamedTuple):
-    """What the first batches tell about a site."""
-
-    norm: float
-    """Median norm of its rows."""
-    width: int
-
-
-def median_norms(
-    model: LanguageModel, sites: Sequence[Site], packed: PackedText, special_ids: Sequence[int], options: HarvestOptions
-) -> dict[str, SiteScale]:
-    """Median norm per site over the first batches of some text (about 8,000 rows).
-
-    Raises:
-        UserError: none of its tokens may become a row.
-    """
-    seen: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    widths: dict[Site, int] = {}
-    total = 0
-    for sequences in batch_order(packed, options, "train"):
-        batch = packed.batch(sequences)
-        rows = capture_rows(model, batch, sites, candidates(batch, special_ids).keep, autocast=options.autocast)
-        for site, x in rows.items():
-            seen[site].append(norms(x))
-            widths[site] = x.shape[1]
-        total += len(rows[sites[0]])
-        if total >= _MEDIAN_ROWS:
-            break
-    if not total:
-        raise UserError("the text", "every token is first in its sequence or special", "give more text")
-    return {str(site): SiteScale(float(torch.cat(x).median()), widths[site]) for site, x in seen.items()}
-
-
-def batch_order(packed: PackedText, options: HarvestOptions, split: Split) -> list[ndarray]:
-    """Indices of the sequences of every forward batch, in the order of a harvest."""
-    n, size = len(packed), options.batch
-    order = np.random.default_rng([options.seed, SPLITS.index(split)]).permutation(n)
-    return [order[i : i + size] for i in range(0, n, size)]
-
-
 def harvest(
     model: LanguageModel,
     sites: Sequence[Site | str],
@@ -174,17 +83,34 @@ def harvest(
     out_dir: str | Path,
     options: HarvestOptions | None = None,
     progress: Callable[[HarvestProgress], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> HarvestResult:
     """Write the activations of a model at some sites as shards; go on where an earlier call was cut off.
 
     With several sites all come from one pass, row for row the same tokens: a token that is an outlier at one site is
     left out at all.
 
+    Args:
+        model: the model; every rank has its own.
+        sites: what to read.
+        documents: the text, or its tokens; the same on every rank.
+        out_dir: where to write. Only rank 0 does.
+        options: which rows.
+        progress: called after every forward batch, on rank 0.
+        ranks: processes that share the forward passes; the files do not depend on how many there are.
+
     Raises:
-        UserError: a site is unknown, there is too little text, the directory holds another harvest, the disk is full.
+        UserError: a site is unknown, there is too little text, the directory holds another harvest, the disk is full,
+            or another rank was lost (`RankLostError`).
     """
     harvester = _Harvester(
-        model, [model.site(s) for s in sites], documents, Path(out_dir), options or HarvestOptions(), progress
+        model,
+        [model.site(s) for s in sites],
+        documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer),
+        Path(out_dir),
+        options or HarvestOptions(),
+        progress,
+        ranks or Ranks(),
     )
     return harvester.run()
 
@@ -194,130 +120,183 @@ class _Harvester:
         self,
         model: LanguageModel,
         sites: Sequence[Site],
-        documents: Iterable[Document] | TokenisedCorpus,
+        corpus: TokenisedCorpus,
         directory: Path,
         options: HarvestOptions,
         progress: Callable[[HarvestProgress], None] | None,
+        ranks: Ranks,
     ) -> None:
         if not sites or len(set(sites)) != len(sites):
             raise UserError(
                 f"sites {', '.join(map(str, sites)) or '(none)'}", "each must be named once", "change --site"
             )
-        self.model, self.sites, self.options, self.directory, self.progress = model, sites, options, directory, progress
-        self.corpus = documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer)
-        self.packed = pack_splits(self.corpus, options)
-        self.special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
+        self.model, self.corpus, self.options, self.directory = model, corpus, options, directory
+        self.progress, self.ranks = progress, ranks
+        self.forwards = Forwards(model, sites, pack_splits(corpus, options), options, ranks)
+        self.identity: dict[str, Any] = {
+            "model_fingerprint": model.fingerprint,
+            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "sites": [str(s) for s in sites],
+            "corpus_hash": corpus.hash,
+            **asdict(options),
+        }
         self.started, self.sequences_done = time.perf_counter(), 0
 
     def run(self) -> HarvestResult:
-        index = self._open_index()
-        writer = ShardWriter(self.directory, index.widths, self.options.shard_rows, self.options.seed)
-        for shard in self._damaged(index):
-            redone = next(self._shards(writer, shard.start, index, shard.number))[0]
-            index = replace(index, shards=tuple(redone if s is shard else s for s in index.shards))
-            write_index(self.directory, index)
-        if not index.complete:
-            number = len(index.of(index.next.split))
-            for shard, position, dropped in self._shards(writer, index.next, index, number):
-                index = replace(index, shards=(*index.shards, shard), next=position, dropped=dropped)
-                write_index(self.directory, index)
-            index = replace(index, dropped=self.dropped, complete=True)
-            write_index(self.directory, index)
-        seconds = time.perf_counter() - self.started if self.sequences_done else 0.0
-        return HarvestResult(
-            self.directory, index.rows("train"), index.rows("holdout"), index.dropped, index.norm_median,
-            self.corpus.hash, seconds, self.sequences_done * self.options.context / seconds if seconds else 0.0,
-        )  # fmt: skip
+        identities = self.ranks.gather(self.identity)
+        if identities is None:
+            self.forwards.serve(self.ranks.broadcast())
+            return self.ranks.broadcast()
+        self._check_ranks(identities)
+        self.index = self._open_index()
+        damaged = self._damaged()
+        redo = [self._stretch_of(shard) for shard in damaged]
+        rest = [] if self.index.complete else self._stretches_from(self.index.next)
+        self.ranks.broadcast([*redo, *rest])
+        batches = self.forwards.read([*redo, *rest])
+        if redo or rest:
+            with ShardWriter(self.directory, self.index.widths, self.options.shard_rows, self.options.seed) as writer:
+                for shard, stretch in zip(damaged, redo, strict=True):
+                    self._redo(writer, shard, _take(batches, stretch))
+                self._go_on(writer, batches, rest)
+        return self.ranks.broadcast(self._result())
 
-    def _shards(
-        self, writer: ShardWriter, start: StreamPosition, index: ShardIndex, number: int
-    ) -> Iterator[tuple[Any, StreamPosition, dict[str, int]]]:
-        """Shards from a position of the stream on, each with the position behind it and the counts up to there.
+    def _redo(self, writer: ShardWriter, shard: Shard, batches: Iterator[BatchRows]) -> None:
+        """Write a shard again, in its place in the index."""
+        skip, left = shard.start.skip, shard.rows
+        for batch in batches:
+            chosen, origin, _ = self._choose(batch)
+            part = slice(skip, skip + left)
+            self._append(writer, batch, chosen[part], origin[:, part])
+            skip, left = 0, left - len(chosen[part])
+            self._report(batch, writer.filled)
 
-        The counts cover whole batches: of the batch in which a shard ends, none; it is run again on resuming.
+        def record(redone: Shard) -> None:
+            shards = tuple(redone if s is shard else s for s in self.index.shards)
+            self._set_index(replace(self.index, shards=shards))
+
+        writer.write(shard.split, shard.number, shard.start, record)
+        writer.flush()
+
+    def _go_on(self, writer: ShardWriter, batches: Iterator[BatchRows], stretches: Sequence[Stretch]) -> None:
+        """Write every shard from `index.next` on.
+
+        The counts of tokens left out that go with a shard cover whole batches: of the batch in which it ends, none; it
+        is run again on resuming.
         """
-        self.dropped = dict(index.dropped)
-        shard_start = start
-        for split in SPLITS[SPLITS.index(start.split) :]:
-            batches = batch_order(self.packed[split], self.options, split)
-            first = start.batch if split == start.split else 0
-            if split != start.split:
-                number, shard_start = 0, StreamPosition(split, 0, 0)
-            for b in range(first, len(batches)):
-                rows, origin, dropped = self._rows(split, batches[b], index.norm_median)
-                offset = start.skip if (split, b) == (start.split, start.batch) else 0
-                while offset < origin.shape[1]:
-                    offset += writer.append({s: x[offset:] for s, x in rows.items()}, origin[:, offset:])
-                    if writer.is_full:
-                        behind = StreamPosition(split, b, offset)
-                        yield writer.write(split, number, shard_start), behind, dict(self.dropped)
-                        number, shard_start = number + 1, behind
-                for reason, count in dropped.items():
-                    self.dropped[reason] = self.dropped.get(reason, 0) + count
-                self._report(split, len(batches[b]), b, writer.filled)
-            if writer.filled:
-                behind = StreamPosition(split, len(batches), 0)
-                yield writer.write(split, number, shard_start), behind, dict(self.dropped)
+        dropped = Counter(self.index.dropped)
+        start, number = self.index.next, len(self.index.of(self.index.next.split))
 
-    def _rows(
-        self, split: Split, sequences: ndarray, median: dict[str, float]
-    ) -> tuple[dict[str, Tensor], ndarray, dict[str, int]]:
-        """Kept rows per site, their origin `[4, R]`, and how many tokens were left out."""
-        batch = self.packed[split].batch(sequences)
-        keep, first, special = candidates(batch, self.special)
-        rows = capture_rows(self.model, batch, self.sites, keep, autocast=self.options.autocast)
+        def write(behind: StreamPosition) -> None:
+            counts = dict(dropped)
+
+            def record(shard: Shard) -> None:
+                shards = (*self.index.shards, shard)
+                self._set_index(replace(self.index, shards=shards, next=behind, dropped=counts))
+
+            writer.write(start.split, number, start, record)
+
+        for stretch in stretches:
+            if stretch.split != start.split:
+                start, number = StreamPosition(stretch.split, 0, 0), 0
+            skip = start.skip
+            for batch in _take(batches, stretch):
+                chosen, origin, left_out = self._choose(batch)
+                place, skip = skip, 0
+                while place < len(chosen):
+                    part = slice(place, place + writer.room)
+                    self._append(writer, batch, chosen[part], origin[:, part])
+                    place += len(chosen[part])
+                    if not writer.room:
+                        behind = StreamPosition(batch.split, batch.number, place)
+                        write(behind)
+                        start, number = behind, number + 1
+                dropped.update(left_out)
+                self._report(batch, writer.filled)
+            if writer.filled:
+                write(StreamPosition(stretch.split, stretch.stop, 0))
+        writer.flush()
+        if stretches:
+            self._set_index(replace(self.index, dropped=dict(dropped), complete=True))
+
+    def _choose(self, batch: BatchRows) -> tuple[ndarray, ndarray, dict[str, int]]:
+        """Which tokens of a batch become rows `[R]`, their origin `[4, R]`, and how many do not, by reason."""
+        tokens = batch.sequences
+        keep, first, special = self.forwards.candidates(tokens)
+        limit = {site: self.options.outlier_norm * median for site, median in self.index.norm_median.items()}
+        usual = torch.stack([found.norms <= limit[site] for site, found in batch.sites.items()]).all(0).numpy()
+        chosen = np.flatnonzero(keep.ravel() & usual)
         slot = np.broadcast_to(np.arange(self.options.context, dtype=np.int32), keep.shape)
-        origin = np.stack([a[keep] for a in (batch.tokens, batch.document, batch.position, slot)])
-        usual = torch.stack(
-            [norms(x) <= self.options.outlier_norm * median.get(str(s), torch.inf) for s, x in rows.items()]
-        ).all(0)
-        outliers = int((~usual).sum())
-        if outliers:
-            rows = {s: x[usual] for s, x in rows.items()}
-            origin = origin[:, usual.cpu().numpy()]
-        return {str(s): x for s, x in rows.items()}, origin, {"first": first, "special": special, "outlier": outliers}
+        origin = np.stack([a.ravel()[chosen] for a in (tokens.tokens, tokens.document, tokens.position, slot)])
+        return chosen, origin, {"first": first, "special": special, "outlier": int(keep.sum()) - len(chosen)}
+
+    @staticmethod
+    def _append(writer: ShardWriter, batch: BatchRows, chosen: ndarray, origin: ndarray) -> None:
+        writer.append({site: found.rows for site, found in batch.sites.items()}, chosen, origin)
+
+    def _stretch_of(self, shard: Shard) -> Stretch:
+        """The batches that a finished shard's rows come from."""
+        following = [s.start for s in self.index.of(shard.split) if s.number == shard.number + 1]
+        following += [self.index.next] if self.index.next.split == shard.split else []
+        if not following:
+            return Stretch(shard.split, shard.start.batch, len(self.forwards.order[shard.split]))
+        return Stretch(shard.split, shard.start.batch, following[0].batch + (following[0].skip > 0))
+
+    def _stretches_from(self, position: StreamPosition) -> list[Stretch]:
+        splits = SPLITS[SPLITS.index(position.split) :]
+        return [
+            Stretch(split, position.batch if split == position.split else 0, len(self.forwards.order[split]))
+            for split in splits
+        ]
 
     def _open_index(self) -> ShardIndex:
-        identity = {
-            "model_fingerprint": self.model.fingerprint,
-            "model_dtype": str(self.model.dtype).removeprefix("torch."),
-            "sites": [str(s) for s in self.sites],
-            "corpus_hash": self.corpus.hash,
-            **asdict(self.options),
-        }
         if (self.directory / INDEX_FILE).exists():
             index = read_index(self.directory)
-            for name in identity:
-                if index.identity.get(name) != identity[name]:
+            for name, value in self.identity.items():
+                if index.identity.get(name) != value:
                     raise UserError(
                         f"harvest in {self.directory}",
-                        f"{name} was {index.identity.get(name)} and is {identity[name]}",
+                        f"{name} was {index.identity.get(name)} and is {value}",
                         "use the same settings, or another directory",
                     )
             return index
         self.directory.mkdir(parents=True, exist_ok=True)
-        scales = median_norms(self.model, self.sites, self.packed["train"], self.special, self.options)
+        medians = self.forwards.median_norms()
         write_documents(
             self.directory, self.corpus.ids, self.corpus.sources, split_corpus(self.corpus, self.options.holdout)
         )
         index = ShardIndex(
-            identity=identity,
+            identity=self.identity,
             model=self.model.name,
             corpus={
                 "documents": len(self.corpus.ids),
                 "tokens": len(self.corpus.tokens),
-                "sequences": {split: len(self.packed[split]) for split in SPLITS},
+                "sequences": {split: len(self.forwards.packed[split]) for split in SPLITS},
             },
-            widths={site: scale.width for site, scale in scales.items()},
-            norm_median={site: scale.norm for site, scale in scales.items()},
+            widths=self.forwards.widths,
+            norm_median=medians,
             next=StreamPosition(SPLITS[0], 0, 0),
         )
         write_index(self.directory, index)
         return index
 
-    def _damaged(self, index: ShardIndex) -> list[Any]:
+    def _set_index(self, index: ShardIndex) -> None:
+        write_index(self.directory, index)
+        self.index = index
+
+    def _check_ranks(self, identities: Sequence[dict[str, Any]]) -> None:
+        for rank, identity in enumerate(identities):
+            for name, value in self.identity.items():
+                if identity[name] != value:
+                    raise UserError(
+                        f"rank {rank}",
+                        f"its {name} is {identity[name]}, that of rank 0 {value}",
+                        "give every rank the same model, text and options",
+                    )
+
+    def _damaged(self) -> list[Shard]:
         reader, bad = ShardReader(self.directory), []
-        for shard in index.shards:
+        for shard in self.index.shards:
             try:
                 for file in shard.files:
                     reader.check(file)
@@ -325,11 +304,24 @@ class _Harvester:
                 bad.append(shard)
         return bad
 
-    def _report(self, split: Split, sequences: int, batch: int, filled: int) -> None:
-        self.sequences_done += sequences
+    def _report(self, batch: BatchRows, filled: int) -> None:
+        self.sequences_done += len(batch.sequences.tokens)
         if self.progress is None:
             return
-        before = sum(len(self.packed[s]) for s in SPLITS[: SPLITS.index(split)])
+        packed = self.forwards.packed
+        before = sum(len(packed[s]) for s in SPLITS[: SPLITS.index(batch.split)])
         rate = self.sequences_done * self.options.context / (time.perf_counter() - self.started)
-        done = before + min((batch + 1) * self.options.batch, len(self.packed[split]))
-        self.progress(HarvestProgress(done, sum(map(len, self.packed.values())), filled, rate))
+        done = before + min((batch.number + 1) * self.options.batch, len(packed[batch.split]))
+        self.progress(HarvestProgress(done, sum(map(len, packed.values())), filled, rate))
+
+    def _result(self) -> HarvestResult:
+        index = self.index
+        seconds = time.perf_counter() - self.started if self.sequences_done else 0.0
+        return HarvestResult(
+            self.directory, index.rows("train"), index.rows("holdout"), index.dropped, index.norm_median,
+            self.corpus.hash, seconds, self.sequences_done * self.options.context / seconds if seconds else 0.0,
+        )  # fmt: skip
+
+
+def _take(batches: Iterator[BatchRows], stretch: Stretch) -> Iterator[BatchRows]:
+    return islice(batches, stretch.stop - stretch.first)

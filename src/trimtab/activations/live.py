@@ -11,9 +11,10 @@ from jaxtyping import BFloat16
 from numpy import ndarray
 from torch import Tensor
 
-from trimtab.activations.harvest import HarvestOptions, median_norms, pack_splits
+from trimtab.activations.forwards import Forwards
 from trimtab.activations.packing import TokenisedCorpus, tokenise
 from trimtab.activations.rows import candidates, capture_rows, norms
+from trimtab.activations.sequences import HarvestOptions, pack_splits
 from trimtab.activations.shards import Split
 from trimtab.activations.stream import PooledOrder, PooledSource
 from trimtab.activations.text import Document
@@ -57,13 +58,13 @@ class LiveSource(PooledSource):
         self.options = options = options or HarvestOptions()
         self.corpus = documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer)
         splits = pack_splits(self.corpus, options)
-        self.special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
-        medians = median_norms(model, [self.site], splits["train"], self.special, options)
-        self.packed, self.norm_median = splits[split], medians[str(self.site)].norm
+        forwards = Forwards(model, [self.site], splits, options)
+        self.packed, self.special = splits[split], forwards.special
+        self.norm_median = forwards.median_norms()[str(self.site)]
         rows = self._rows_of_sequences()
         if not rows.sum():
             raise UserError(f"the {split} text", "it does not fill one sequence", "give more text")
-        super().__init__(PooledOrder(rows.tolist(), buffer_rows, seed), medians[str(self.site)].width)
+        super().__init__(PooledOrder(rows.tolist(), buffer_rows, seed), forwards.widths[str(self.site)])
         self.replaced = 0
 
     @property
@@ -91,8 +92,9 @@ class LiveSource(PooledSource):
         rest = iter(blocks)
         while chunk := list(islice(rest, self.options.batch)):
             batch = self.packed.batch(chunk)
-            keep = candidates(batch, self.special).keep
-            rows = capture_rows(self.model, batch, [self.site], keep, autocast=self.options.autocast)[self.site]
+            keep = torch.from_numpy(np.flatnonzero(candidates(batch, self.special).keep)).to(self.model.device)
+            x = capture_rows(self.model, batch, [self.site], autocast=self.options.autocast)[self.site]
+            rows = x.index_select(0, keep)
             place = slice(filled, filled + len(rows))
             pool[place].copy_(rows)
             usual[place] = norms(rows).le(self.options.outlier_norm * self.norm_median).cpu()

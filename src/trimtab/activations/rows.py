@@ -38,17 +38,19 @@ def candidates(batch: SequenceBatch, special_ids: Sequence[int]) -> Candidates:
 
 
 def capture_rows(
-    model: LanguageModel, batch: SequenceBatch, sites: Sequence[Site], keep: ndarray, *, autocast: bool = False
-) -> dict[Site, Float[Tensor, "R width"]]:
-    """Activations at the kept tokens, on the model's device; heads side by side in one row.
+    model: LanguageModel, batch: SequenceBatch, sites: Sequence[Site], *, autocast: bool = False
+) -> dict[Site, Float[Tensor, "BT width"]]:
+    """Activations at all tokens, sequence after sequence, on the model's device; heads side by side in one row.
 
     With `autocast` matrix products run in bfloat16; the residual stream stays in the model's dtype.
     """
-    ids = torch.from_numpy(batch.tokens).to(model.device, torch.long)
+    ids = torch.from_numpy(batch.tokens)
+    if model.device.type == "cuda":
+        ids = ids.pin_memory()
+    ids = ids.to(model.device, non_blocking=True).long()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         found = capture(model, TokenBatch.full(ids), sites)
-    index = torch.from_numpy(np.flatnonzero(keep)).to(model.device)
-    return {site: found[site].reshape(ids.numel(), -1).index_select(0, index) for site in sites}
+    return {site: found[site].reshape(ids.numel(), -1) for site in sites}
 
 
 def norms(rows: Tensor) -> Float[Tensor, " R"]:

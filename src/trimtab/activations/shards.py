@@ -14,7 +14,6 @@ i of a shard is the same token at each of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,15 +21,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import BFloat16
 from numpy import ndarray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.runs import atomic_path, sha256_file, write_json, write_table
+from trimtab.runs import sha256_file, write_json, write_table
 
 INDEX_FILE, DOCUMENTS_FILE = "shards.json", "documents.parquet"
 FORMAT = 1
@@ -128,65 +125,6 @@ def read_index(directory: Path) -> ShardIndex:
         raise UserError(f"shards {path}", f"it is damaged ({error})", "harvest again into a new directory") from error
 
 
-class ShardWriter:
-    """Gathers rows up to one shard, then shuffles and writes them.
-
-    Args:
-        directory: where to write.
-        widths: the width of each site's rows.
-        shard_rows: rows of a full shard; the buffer takes `2 · shard_rows · Σ width` bytes.
-        seed: of the shuffle.
-    """
-
-    def __init__(self, directory: Path, widths: Mapping[str, int], shard_rows: int, seed: int) -> None:
-        self.directory, self.seed, self.filled, self.shard_rows = directory, seed, 0, shard_rows
-        self._rows = {s: torch.empty(shard_rows, width, dtype=torch.bfloat16) for s, width in widths.items()}
-        self._origin = np.empty((len(ORIGIN_COLUMNS), shard_rows), dtype=np.int32)
-
-    @property
-    def is_full(self) -> bool:
-        return self.filled == self.shard_rows
-
-    def append(self, rows: Mapping[str, Tensor], origin: ndarray) -> int:
-        """Take in as many of the rows as there is room for.
-
-        Args:
-            rows: per site `[R, width]`, any float dtype and device.
-            origin: `[4, R]`: token, document, position, slot.
-
-        Returns:
-            How many were taken.
-        """
-        taken = min(self.shard_rows - self.filled, origin.shape[1])
-        place = slice(self.filled, self.filled + taken)
-        for site, buffer in self._rows.items():
-            buffer[place].copy_(rows[site][:taken])
-        self._origin[:, place] = origin[:, :taken]
-        self.filled += taken
-        return taken
-
-    def write(self, split: Split, number: int, start: StreamPosition) -> Shard:
-        """Shuffle and write what was gathered, and start anew.
-
-        Raises:
-            UserError: the disk is full.
-        """
-        assert self.filled, "a shard without rows"
-        words = np.random.SeedSequence([self.seed, ("train", "holdout").index(split), number])
-        order = np.random.default_rng(words).permutation(self.filled)
-        index = torch.from_numpy(order)
-        stem = f"{split}-{number:05d}"
-        files = {
-            site: _store(self.directory, f"{stem}.{site}.safetensors", lambda p, b=buffer: _save_rows(b[index], p))
-            for site, buffer in self._rows.items()
-        }
-        columns = {name: column[order] for name, column in zip(ORIGIN_COLUMNS, self._origin, strict=True)}
-        origin = _store(self.directory, f"{stem}.parquet", lambda p: pq.write_table(pa.table(columns), p))
-        shard = Shard(split=split, number=number, rows=self.filled, sites=files, origin=origin, start=start)
-        self.filled = 0
-        return shard
-
-
 class Block(NamedTuple):
     """Contiguous rows of a shard."""
 
@@ -254,18 +192,6 @@ def write_documents(directory: Path, ids: tuple[str, ...], sources: tuple[str, .
     split = np.where(held_out, "holdout", "train")
     table = pa.table({"document": np.arange(len(ids), dtype=np.int32), "id": ids, "source": sources, "split": split})
     write_table(directory / DOCUMENTS_FILE, table)
-
-
-def _save_rows(rows: Tensor, path: Path) -> None:
-    save_file({"rows": rows}, path)
-    path.chmod(0o644)  # safetensors makes files that only their owner can read
-
-
-def _store(directory: Path, name: str, write: Callable[[Path], None]) -> StoredFile:
-    with atomic_path(directory / name) as path:
-        write(path)
-        size, digest = path.stat().st_size, sha256_file(path)
-    return StoredFile(name, size, digest)
 
 
 def _shard(content: dict[str, Any]) -> Shard:

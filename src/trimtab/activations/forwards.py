@@ -1,0 +1,202 @@
+"""Forward passes of a harvest, one batch after the other, shared among the ranks of a job.
+
+Every rank reads its share of the batches and hands the rows to rank 0, which gets all batches in their order whatever
+the number of ranks. What a batch gives depends on the batch alone, so the files are the same, too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import BFloat16, Float
+from torch import Tensor
+
+from trimtab.activations.packing import PackedText, SequenceBatch
+from trimtab.activations.rows import Candidates, candidates, capture_rows, norms
+from trimtab.activations.sequences import HarvestOptions, batch_order
+from trimtab.activations.shards import Split
+from trimtab.distributed import Ranks, Transfer
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, Site, site_width
+
+_MEDIAN_ROWS = 8_192
+
+
+class Stretch(NamedTuple):
+    """Consecutive forward batches of a split, from `first` up to and without `stop`."""
+
+    split: Split
+    first: int
+    stop: int
+
+
+class SiteRows(NamedTuple):
+    """What one forward pass gave at a site, in CPU memory: all B·T tokens, sequence after sequence."""
+
+    rows: BFloat16[Tensor, "BT width"]
+    norms: Float[Tensor, " BT"]
+    """In float32, of the rows before they were rounded."""
+
+
+class BatchRows(NamedTuple):
+    """A forward batch."""
+
+    split: Split
+    number: int
+    """Within the split."""
+    sequences: SequenceBatch
+    sites: dict[str, SiteRows]
+
+
+class Forwards:
+    """Runs forward batches of packed text.
+
+    Args:
+        model: the model.
+        sites: what to read, all in one pass.
+        packed: the sequences of each split.
+        options: of the harvest.
+        ranks: who shares the work.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sites: Sequence[Site],
+        packed: Mapping[Split, PackedText],
+        options: HarvestOptions,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.model, self.sites, self.packed, self.options, self.ranks = model, sites, packed, options, ranks or Ranks()
+        self.order = {split: batch_order(text, options, split) for split, text in packed.items()}
+        self.special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
+        self.widths = {str(site): site_width(model, site) for site in sites}
+        self._on_gpu = model.device.type == "cuda"
+        self._kept: dict[tuple[Split, int], _Buffer] = {}
+
+    def candidates(self, batch: SequenceBatch) -> Candidates:
+        """The tokens of a batch that may become rows."""
+        return candidates(batch, self.special)
+
+    def median_norms(self) -> dict[str, float]:
+        """Median norm per site over the first training batches (about 8,000 rows), which are kept for `read`.
+
+        Raises:
+            UserError: none of their tokens may become a row.
+        """
+        seen: dict[str, list[Tensor]] = {site: [] for site in self.widths}
+        total = 0
+        for number in range(len(self.order["train"])):
+            batch = self._sequences("train", number)
+            keep = torch.from_numpy(self.candidates(batch).keep.ravel())
+            buffer = self._run(batch)
+            buffer.wait()
+            for site, found in buffer.sites.items():
+                seen[site].append(found.norms[keep])
+            self._kept["train", number] = buffer
+            total += int(keep.sum())
+            if total >= _MEDIAN_ROWS:
+                break
+        if not total:
+            raise UserError("the text", "every token is first in its sequence or special", "give more text")
+        return {site: float(torch.cat(found).median()) for site, found in seen.items()}
+
+    def read(self, stretches: Sequence[Stretch]) -> Iterator[BatchRows]:
+        """On rank 0: the batches of all stretches, in order, whichever rank ran them.
+
+        Its own passes run while the others' rows come in and, on an accelerator, while earlier rows leave the device.
+
+        Raises:
+            RankLostError: another rank is gone.
+        """
+        waiting: deque[tuple[Split, int, SequenceBatch, _Buffer]] = deque()
+        ahead = self.ranks.size if self.ranks.size > 1 or self._on_gpu else 0
+        for turn, (split, number) in enumerate(_each(stretches)):
+            batch = self._sequences(split, number)
+            owner = turn % self.ranks.size
+            if owner == 0:
+                buffer = self._kept.pop((split, number), None) or self._run(batch)
+            else:
+                buffer = self._buffer(batch)
+                buffer.transfer = self.ranks.receive(buffer.bytes, owner)
+            waiting.append((split, number, batch, buffer))
+            if len(waiting) > ahead:
+                yield _arrived(*waiting.popleft())
+        while waiting:
+            yield _arrived(*waiting.popleft())
+
+    def serve(self, stretches: Sequence[Stretch]) -> None:
+        """On every other rank: run this rank's batches and send their rows.
+
+        Raises:
+            RankLostError: rank 0 is gone.
+        """
+        sending: _Buffer | None = None
+        for turn, (split, number) in enumerate(_each(stretches)):
+            if turn % self.ranks.size == self.ranks.rank:
+                buffer = self._run(self._sequences(split, number))
+                buffer.wait()
+                if sending is not None:
+                    sending.wait()
+                buffer.transfer = self.ranks.send(buffer.bytes, 0)
+                sending = buffer
+        if sending is not None:
+            sending.wait()
+
+    def _sequences(self, split: Split, number: int) -> SequenceBatch:
+        return self.packed[split].batch(self.order[split][number])
+
+    def _buffer(self, batch: SequenceBatch) -> _Buffer:
+        return _Buffer(self.widths, batch.tokens.size, pinned=self._on_gpu)
+
+    def _run(self, batch: SequenceBatch) -> _Buffer:
+        buffer = self._buffer(batch)
+        for site, x in capture_rows(self.model, batch, self.sites, autocast=self.options.autocast).items():
+            into = buffer.sites[str(site)]
+            if self._on_gpu:  # rounded there: half the bytes to move
+                into.rows.copy_(x.bfloat16(), non_blocking=True)
+                into.norms.copy_(norms(x), non_blocking=True)
+            else:
+                into.rows.copy_(x)
+                into.norms.copy_(norms(x))
+        if self._on_gpu:
+            buffer.event = torch.cuda.Event()
+            buffer.event.record(torch.cuda.current_stream(self.model.device))
+        return buffer
+
+
+class _Buffer:
+    """Room for what a batch gives, in one piece, so that it travels as one message."""
+
+    def __init__(self, widths: Mapping[str, int], tokens: int, *, pinned: bool) -> None:
+        size = tokens * sum(4 + 2 * width for width in widths.values())
+        self.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.sites: dict[str, SiteRows] = {}
+        self.transfer: Transfer | None = None
+        self.event: torch.cuda.Event | None = None
+        norms_start, rows_start = 0, 4 * tokens * len(widths)  # norms first: float32 must be aligned
+        for site, width in widths.items():
+            norms_stop, rows_stop = norms_start + 4 * tokens, rows_start + 2 * tokens * width
+            rows = self.bytes[rows_start:rows_stop].view(torch.bfloat16).view(tokens, width)
+            self.sites[site] = SiteRows(rows, self.bytes[norms_start:norms_stop].view(torch.float32))
+            norms_start, rows_start = norms_stop, rows_stop
+
+    def wait(self) -> None:
+        if self.event is not None:
+            self.event.synchronize()
+        if self.transfer is not None:
+            self.transfer.wait()
+
+
+def _arrived(split: Split, number: int, batch: SequenceBatch, buffer: _Buffer) -> BatchRows:
+    buffer.wait()
+    return BatchRows(split, number, batch, buffer.sites)
+
+
+def _each(stretches: Sequence[Stretch]) -> Iterator[tuple[Split, int]]:
+    for stretch in stretches:
+        for number in range(stretch.first, stretch.stop):
+            yield stretch.split, number

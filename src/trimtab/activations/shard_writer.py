@@ -1,0 +1,177 @@
+"""Gathers rows into shards; each is shuffled, written, synced and hashed while the next one fills.
+
+One shard is under way at a time: whoever fills the next one before that waits, so that rows are neither dropped nor
+piled up in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import BFloat16, Int
+from numpy import ndarray
+from torch import Tensor
+
+from trimtab.activations.shards import ORIGIN_COLUMNS, Shard, Split, StoredFile, StreamPosition
+from trimtab.runs import atomic_path, sha256_file
+
+_CHUNK_BYTES = 4 * 2**20
+
+
+class ShardWriter:
+    """Takes rows in, writes shards in a thread of its own. Use it as a context manager.
+
+    An error of the thread is raised by the next call, or by `flush`.
+
+    Args:
+        directory: where to write.
+        widths: the width of each site's rows.
+        shard_rows: rows of a full shard; the two buffers take `4 · shard_rows · Σ width` bytes.
+        seed: of the shuffle.
+    """
+
+    def __init__(self, directory: Path, widths: Mapping[str, int], shard_rows: int, seed: int) -> None:
+        self.directory, self.seed, self.shard_rows = directory, seed, shard_rows
+        self._filling, self._spare = (_Buffer(widths, shard_rows) for _ in range(2))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trimtab-shards")
+        self._under_way: Future[None] | None = None
+
+    @property
+    def filled(self) -> int:
+        """Rows of the shard that is being gathered."""
+        return self._filling.filled
+
+    @property
+    def room(self) -> int:
+        """Rows that the shard which is being gathered can still take."""
+        return self.shard_rows - self._filling.filled
+
+    def append(
+        self, rows: Mapping[str, BFloat16[Tensor, "m width"]], chosen: Int[ndarray, " k"], origin: Int[ndarray, "4 k"]
+    ) -> None:
+        """Take in rows, no more than there is room for.
+
+        Args:
+            rows: per site, in CPU memory.
+            chosen: which of them.
+            origin: their token, document, position, slot.
+        """
+        if self._under_way is not None and self._under_way.done():
+            self.flush()
+        buffer = self._filling
+        place = slice(buffer.filled, buffer.filled + len(chosen))
+        assert place.stop <= self.shard_rows
+        index = torch.from_numpy(chosen)
+        for site, into in buffer.rows.items():
+            torch.index_select(rows[site], 0, index, out=into[place])
+        buffer.origin[:, place] = origin
+        buffer.filled = place.stop
+
+    def write(self, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None]) -> None:
+        """Have what was gathered written, behind the shard before, and gather anew.
+
+        Args:
+            split, number: its name.
+            start: where in the harvest it begins.
+            then: called in the writer's thread once the shard is on disk.
+
+        Raises:
+            UserError: the disk was full for the shard before.
+        """
+        self.flush()
+        buffer, self._filling, self._spare = self._filling, self._spare, self._filling
+        assert buffer.filled, "a shard without rows"
+        self._under_way = self._thread.submit(self._write, buffer, split, number, start, then)
+
+    def flush(self) -> None:
+        """Wait until everything handed to `write` is on disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self.flush()
+
+    def _write(
+        self, buffer: _Buffer, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None]
+    ) -> None:
+        words = np.random.SeedSequence([self.seed, ("train", "holdout").index(split), number])
+        order = np.random.default_rng(words).permutation(buffer.filled)
+        stem = self.directory / f"{split}-{number:05d}"
+        files = {
+            site: store_rows(stem.with_name(f"{stem.name}.{site}.safetensors"), rows, order)
+            for site, rows in buffer.rows.items()
+        }
+        columns = {name: column[order] for name, column in zip(ORIGIN_COLUMNS, buffer.origin, strict=True)}
+        origin = _store_table(stem.with_name(f"{stem.name}.parquet"), pa.table(columns))
+        shard = Shard(split=split, number=number, rows=buffer.filled, sites=files, origin=origin, start=start)
+        buffer.filled = 0
+        then(shard)
+
+
+class _Buffer:
+    def __init__(self, widths: Mapping[str, int], shard_rows: int) -> None:
+        self.rows = {site: torch.empty(shard_rows, width, dtype=torch.bfloat16) for site, width in widths.items()}
+        self.origin = np.empty((len(ORIGIN_COLUMNS), shard_rows), dtype=np.int32)
+        self.filled = 0
+
+
+def store_rows(path: Path, rows: BFloat16[Tensor, "m width"], order: Int[ndarray, " n"]) -> StoredFile:
+    """Write `rows[order]` as the tensor `rows` of a safetensors file, whole, hashing it on the way.
+
+    Rows are put in order a few megabytes at a time, in calls that leave Python to other threads. The bytes are those
+    that `safetensors.torch.save_file` writes.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    digest, size = hashlib.sha256(), 0
+    with atomic_path(path) as partial, open(partial, "wb", buffering=0) as file:
+        for part in _safetensors(rows.view(torch.int16).numpy(), order):
+            left = part.cast("B")
+            digest.update(left)
+            size += len(left)
+            while left:
+                left = left[file.write(left) or 0 :]
+    return StoredFile(path.name, size, digest.hexdigest())
+
+
+def _safetensors(bits: Int[ndarray, "m width"], order: Int[ndarray, " n"]) -> Iterator[memoryview]:
+    """A file of the format, in parts: length of the header, header in JSON (padded to 8 bytes), rows."""
+    n, width = len(order), bits.shape[1]
+    entry = {"rows": {"dtype": "BF16", "shape": [n, width], "data_offsets": [0, 2 * n * width]}}
+    header = json.dumps(entry, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    yield memoryview(len(header).to_bytes(8, "little") + header)
+    chunk = max(1, _CHUNK_BYTES // (2 * width))
+    into = np.empty((min(chunk, n), width), dtype=bits.dtype)
+    for start in range(0, n, chunk):
+        part = order[start : start + chunk]
+        yield np.take(bits, part, axis=0, out=into[: len(part)], mode="clip").data
+
+
+def _store_table(path: Path, table: pa.Table) -> StoredFile:
+    with atomic_path(path) as partial:
+        pq.write_table(table, partial)
+        size, digest = partial.stat().st_size, sha256_file(partial)
+    return StoredFile(path.name, size, digest)
