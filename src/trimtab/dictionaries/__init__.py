@@ -1,6 +1,8 @@
 """Dictionaries: SAEs of several architectures, their files, their statistics, and metrics on rows of activations."""
 
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
+from trimtab.dictionaries.converting import ConvertConfig, ConvertResult, convert_sae
+from trimtab.dictionaries.describing import SAEDescription, SAEInfoConfig, describe_sae
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.files import load_dictionary, save_dictionary
 from trimtab.dictionaries.folding import fold_norms, fold_scale
@@ -17,6 +19,8 @@ from trimtab.dictionaries.topk import TopK
 __all__ = [
     "ARCHITECTURES",
     "SAE",
+    "ConvertConfig",
+    "ConvertResult",
     "CoreMetrics",
     "CoreMetricsAccumulator",
     "Dictionary",
@@ -26,10 +30,14 @@ __all__ = [
     "FeatureStatsAccumulator",
     "Gated",
     "JumpReLU",
+    "SAEDescription",
+    "SAEInfoConfig",
     "SparseCodes",
     "Standard",
     "TopK",
     "architecture_class",
+    "convert_sae",
+    "describe_sae",
     "fold_norms",
     "fold_scale",
     "load_dictionary",
