@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from trimtab.dictionaries import DictionaryInfo, active, gated, standard
+from trimtab.dictionaries import DictionaryInfo, active
 from trimtab.dictionaries.folding import fold_scale
 from trimtab.dictionaries.gated import GatedConfig, TrainableGated
 from trimtab.dictionaries.l0_control import Penalised
@@ -38,9 +37,7 @@ VARIANTS = [
 @pytest.fixture(params=["sparse", "dense"])
 def execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one execution of the step, and check that it is the one that ran."""
-    chosen = partial(active.active_above, dense_above=1.0 if request.param == "sparse" else -1.0)
-    for module in (standard, gated):
-        monkeypatch.setattr(module, "active_above", chosen)
+    monkeypatch.setattr(Penalised, "dense_above", 1.0 if request.param == "sparse" else -1.0)
     unwanted = {"sparse": "DensePairs", "dense": "SparsePairs"}[request.param]
     monkeypatch.delattr(active, unwanted)
     return request.param
@@ -218,14 +215,16 @@ def test_a_resumed_training_goes_on_with_the_same_bits(arch: str) -> None:
 
 def test_p_falls_in_equal_changes_and_the_penalty_keeps_its_size_at_each() -> None:
     sae = build("panneal", p_end=0.2, p_start_share=0.2, p_steps=4)
-    x, seen = batch(), []
+    x, p, penalty, weight = batch(), [], [], []
     for step in range(20):
         sae.begin_step(step / 20)
-        seen.append(round(sae.gradients(x).sparsity.item(), 9))
-        if step % 4 == 3:
-            assert sae.knobs()["p"] == pytest.approx(1 - 0.8 * (step // 4) / 4)
-    assert len(set(seen[2:])) == 1  # the weights stand still and the warm-up is over
-    assert sae.knobs()["sparsity_weight"] != pytest.approx(0.7)
+        penalty.append(sae.gradients(x).sparsity.item())
+        p.append(sae.knobs()["p"])
+        weight.append(sae.knobs()["sparsity_weight"])
+    assert p == pytest.approx([1.0] * 4 + [0.8] * 4 + [0.6] * 4 + [0.4] * 4 + [0.2] * 4)
+    assert penalty[2:] == pytest.approx(penalty[2:3] * 18)  # the parameters stand still and the warm-up is over
+    assert weight[2] == pytest.approx(0.7)
+    assert weight[-1] != pytest.approx(0.7, rel=0.1)
 
 
 @pytest.mark.parametrize("p", [1.0, 0.5, 0.2])
@@ -257,7 +256,7 @@ def test_the_starting_weight_has_the_unit_of_the_rows() -> None:
 
 
 def test_features_chosen_in_bfloat16_have_gradients_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gated, "active_above", partial(active.active_above, dense_above=1.0))
+    monkeypatch.setattr(Penalised, "dense_above", 1.0)
     sae, exact = build("gated", encoder_dtype="bfloat16"), build("gated")
     sae.b_gate.data -= 0.3
     exact.b_gate.data -= 0.3

@@ -95,7 +95,7 @@ class TrainableGated(Penalised):
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
         z, rows = self.encoder_input(x), len(x)
-        active = active_above(self.encoder(self.b_gate), z, 0.0)
+        active = active_above(self.encoder(self.b_gate), z, 0.0, dense_above=self.dense_above)
         gate = active.h
         scale = active.of_feature(self.r_mag.exp())
         scaled = (gate - active.of_feature(self.b_gate)) * scale

@@ -13,15 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.dictionaries.active import DENSE_ABOVE
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 
 INTEGRAL_SHARE = 0.04
 """Share of the training in which an error that stays multiplies the weight by (L0 / target)."""
-PROPORTIONAL = 1.0
+PROPORTIONAL = 0.3
 """Power of L0 / target by which the weight answers at once."""
-AVERAGED_STEPS = 8
-"""Steps over which L0 is averaged, exponentially; fewer at the start, where it falls fast."""
+AVERAGED_STEPS, TREND_STEPS = 4, 16
+"""Steps over which L0 is averaged, exponentially, and over which again to see where it is going."""
+FORESIGHT = 2.0
+"""How far the trend is followed ahead, in units of the difference between those two."""
+LEAST_STEPS = 30
+"""Fewest steps in place of `INTEGRAL_SHARE`, in short trainings."""
 LARGEST_ERROR = math.log(2)
 """Largest |log(L0 / target)| that counts: farther away the weight moves no faster."""
 LARGEST_MOVE = 0.1
@@ -74,6 +79,7 @@ class L0Control(nn.Module):
 
     log_weight: Tensor
     average: Tensor
+    trend: Tensor
     moved: Tensor
     seen: Tensor
     done: Tensor
@@ -87,7 +93,8 @@ class L0Control(nn.Module):
             "log_weight": log_weight,  # the integral part
             "moved": 0.0,  # the proportional part
             "average": 0.0,  # of log L0
-            "seen": 0.0,  # steps that the average knows
+            "trend": 0.0,  # the same over more steps
+            "seen": 0.0,  # steps that the averages know
             "done": 1.0,  # share of the training before this step; without a schedule there is no warm-up
             "stride": 0.0,  # share of the training that a step is
         }
@@ -126,10 +133,12 @@ class L0Control(nn.Module):
         log_l0 = math.log(max(l0, 0.01 * self.target))
         self.seen += 1
         self.average += (log_l0 - self.average) / min(float(self.seen), AVERAGED_STEPS)
-        error = float(self.average) - math.log(self.target)
+        self.trend += (log_l0 - self.trend) / min(float(self.seen), TREND_STEPS)
+        expected = float(self.average + FORESIGHT * (self.average - self.trend))
+        error = expected - math.log(self.target)
         error = max(-LARGEST_ERROR, min(error, LARGEST_ERROR if self.warmup >= 1 else 0.0))
         before = float(self.log_weight + self.moved)
-        integral = float(self.log_weight) + error * float(self.stride) / INTEGRAL_SHARE
+        integral = float(self.log_weight) + error * min(float(self.stride) / INTEGRAL_SHARE, 1 / LEAST_STEPS)
         change = integral + PROPORTIONAL * error - before
         self.log_weight.fill_(integral)
         self.moved.fill_(before + max(-LARGEST_MOVE, min(change, LARGEST_MOVE)) - integral)
@@ -139,6 +148,8 @@ class Penalised(TrainableSAE):
     """Base of SAEs whose sparsity comes from a penalty on the size of codes."""
 
     config: PenalisedConfig
+    dense_above: float = DENSE_ABOVE
+    """Share of pairs in play above which a step is dense."""
 
     def __init__(self, config: PenalisedConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)

@@ -18,6 +18,8 @@ from trimtab.dictionaries.standard import ReLUConfig, TrainableReLU
 
 LINEAR_BELOW = 0.1
 """Codes below this share of the rows' spread along one direction, √(E‖x − b_dec‖² / d), are penalised linearly."""
+SETTLED_SHARE = 0.25
+"""Share of what is left after `p_start_share` in which p keeps its last value, so that an L0 target is met with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class PAnnealConfig(ReLUConfig):
     p_start_share: float = 0.2
     """Share of the training at which p changes first."""
     p_steps: int = 10
-    """Changes of p, equal in size and in distance; the last p has as long as each of the others."""
+    """Changes of p, equal in size and in distance; the last comes when a quarter of what is left after
+    `p_start_share` remains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +71,8 @@ class TrainablePAnneal(TrainableReLU):
     def begin_step(self, done: float) -> None:
         super().begin_step(done)
         c = self.config
-        stage = (done - c.p_start_share) / (1 - c.p_start_share) * c.p_steps
-        changes = min(c.p_steps, math.floor(stage) + 1) if stage >= 0 else 0
+        annealed = (done - c.p_start_share) / (1 - c.p_start_share) / (1 - SETTLED_SHARE)
+        changes = 0 if annealed < 0 else min(c.p_steps, 1 + math.floor(annealed * (c.p_steps - 1) + 1e-9))
         self.next_p = 1 - (1 - c.p_end) * changes / c.p_steps
 
     def knobs(self) -> dict[str, float]:

@@ -100,7 +100,7 @@ class TrainableReLU(Penalised):
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
         z, rows = self.encoder_input(x), len(x)
-        active = active_above(self.encoder(), z, 0.0)
+        active = active_above(self.encoder(), z, 0.0, dense_above=self.dense_above)
         f, norms = active.h, self._norms()
         size = f * active.of_feature(norms) if self.free else f
         weight = self.penalty_weight(active, size)
