@@ -156,7 +156,7 @@ def test_a_truncated_shard_is_named(
         (["--arch", "relu", "--l0", "4", "--sparsity-weight", "2"], "give one of the two"),
         (["--bank", "nowhere.toml"], "bank file nowhere.toml: it cannot be read"),
         (["--live", "--site", *SITES], f"--live with sites {', '.join(SITES)}: a live stream runs the model for one"),
-        (["--device", "tpu"], "device"),
+        (["--device", "cuda:99"], "device 'cuda:99': "),
     ],
 )
 def test_mistakes_are_one_line(

@@ -17,7 +17,7 @@ from trimtab.lm.editing import (
     edited,
 )
 from trimtab.lm.fetching import pull
-from trimtab.lm.loading import load_model
+from trimtab.lm.loading import check_device, load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.sites import RowDelta, Site, check_site, site_width
@@ -41,6 +41,7 @@ __all__ = [
     "TokenBatch",
     "cache_dir",
     "capture",
+    "check_device",
     "check_site",
     "decode",
     "edit_delta",

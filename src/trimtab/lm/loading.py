@@ -49,7 +49,7 @@ def load_model(
         UserError: there is no such model, it cannot be had, or its files cannot be read.
     """
     name = os.fspath(name_or_path)
-    torch_dtype, torch_device = _dtype(dtype), _device(device)
+    torch_dtype, torch_device = _dtype(dtype), check_device(device)
     path = Path(name).expanduser()
     if find_entry(name):
         directory = pull(name, accept_terms=accept_terms, progress=progress)
@@ -74,7 +74,8 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """The device of that name. Raises `UserError` if torch cannot use it here."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -19,7 +19,7 @@ from trimtab.activations import (
 from trimtab.activations.text import MAX_CHARACTERS, Normalisation
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
-from trimtab.lm import load_model
+from trimtab.lm import check_device, load_model
 from trimtab.training.rows import SiteRows
 
 SHARDS = "activations"
@@ -70,6 +70,7 @@ class RowsConfig:
             given = "both are given" if self.text else "neither is given"
             raise UserError("--text and --activations", given, "give text to harvest, or finished harvests")
         _ = self.harvest_options()
+        check_device(self.device)
 
     def harvest_options(self) -> HarvestOptions:
         """What decides which rows a harvest gives."""

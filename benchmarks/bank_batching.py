@@ -1,0 +1,129 @@
+"""How a bank should use the processor: members side by side or one after the other, encoder products apart or stacked.
+
+Rows are random; sparsity is by construction (TopK), so that steps cost what they cost on real rows. The two ways of a
+pair take turns, and the table holds the median of the ratios.
+
+    python benchmarks/bank_batching.py [--d 576] [--features 8192] [--members 4] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.runs import Run
+from trimtab.training import SiteRows, Threads, TrainConfig, Training, train_all
+
+
+class RandomRows:
+    """The same few batches again and again, so that reading costs nothing."""
+
+    def __init__(self, d: int, rows: int) -> None:
+        self.rows = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
+        self.d, self.rows_total = d, rows
+        self.description: dict[str, object] = {"kind": "random"}
+
+    def batches(self, batch_size: int, start_step: int = 0) -> Iterator[Tensor]:
+        whole = len(self.rows) // batch_size
+        while True:
+            place = start_step % whole * batch_size
+            yield self.rows[place : place + batch_size]
+            start_step += 1
+
+    def sample(self, n: int) -> Tensor:
+        return self.rows[:n]
+
+
+def encoder_products(d: int, n: int, members: int, batch: int, device: str) -> dict[str, Callable[[], object]]:
+    """The first product of a step for all members: one after the other in blocks of rows, whole, and as one."""
+    x = torch.randn(batch, d, device=device)
+    weights = [torch.randn(n, d, device=device) for _ in range(members)]
+    stacked = torch.cat(weights)
+
+    def blocked() -> None:
+        for W in weights:
+            for block in x.split(512):
+                F.linear(block, W)
+
+    return {
+        "blocks of 512 rows, member by member": blocked,
+        "member by member": lambda: [F.linear(x, W) for W in weights],
+        "all members stacked": lambda: F.linear(x, stacked),
+    }
+
+
+def bank_steps(d: int, n: int, members: int, batch: int, steps: int, threads: Threads, device: str) -> float:
+    """Seconds for some steps of a bank of TopK SAEs, without start and end."""
+    config = TrainConfig(
+        n_features=n, k=32, rows=steps * batch, batch_size=batch, sample_rows=64, heldout_rows=64, b_dec_init="zeros"
+    )
+    rows = SiteRows(RandomRows(d, 4 * batch))
+    with tempfile.TemporaryDirectory() as directory:
+        runs = [Run.open(Path(directory) / str(i), "train", {}) for i in range(members)]
+        trainings = [Training(config, rows, run) for run in runs]
+        began = time.perf_counter()
+        train_all(trainings, threads=threads, device=device)
+        seconds = time.perf_counter() - began
+        for training in trainings:
+            training.run.close()
+            if training.error is not None:
+                raise training.error
+    return seconds
+
+
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--d", type=int, default=576, help="width of a row")
+    parser.add_argument("--features", type=int, default=8192, help="features of each member")
+    parser.add_argument("--members", type=int, default=4, help="members of the bank")
+    parser.add_argument("--batch", type=int, default=1024, help="rows of a batch")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a bank")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
+    parser.add_argument("--device", default="cpu", help="where to compute")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    cores = torch.get_num_threads()
+    size = (options.d, options.features, options.members, options.batch)
+
+    products = encoder_products(*size, options.device)
+    ways = {name: (lambda work=work: seconds_of(work, options.device)) for name, work in products.items()}
+    steps = {
+        f"{way.workers} side by side, {way.each} threads each": (
+            lambda way=way: bank_steps(*size, options.steps, way, options.device)
+        )
+        for way in ([Threads(1, cores), Threads(cores, 1)] if options.device == "cpu" else [Threads(1, cores)])
+    }
+    found: dict[str, float] = {}
+    for group in (ways, steps):
+        for way in group.values():
+            way()  # once for nothing
+        times = [{name: way() for name, way in group.items()} for _ in range(options.repeats)]
+        first = next(iter(group))
+        found |= {name: statistics.median(turn[first] / turn[name] for turn in times) for name in group}
+    if options.json:
+        print(json.dumps({"cores": cores, **vars(options), "speed": found}))
+        return
+    print(f"{cores} threads, d {options.d}, n {options.features}, {options.members} members, batch {options.batch}")
+    for name, ratio in found.items():
+        print(f"{ratio:6.2f} × {name}")
+
+
+if __name__ == "__main__":
+    main()
