@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trimtab.dictionaries.active import in_full_precision
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.sae import SAE
+from trimtab.dictionaries.screening import largest_screened, screening_pays
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs, largest
 from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
 from trimtab.errors import UserError
@@ -104,9 +105,12 @@ class TrainableTopK(TopKLike):
 
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         encoder = self.encoder()
-        blocks = [largest(h, self.k) for h in encoder.blocks(z)]
-        values, indices = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        pairs = in_full_precision(SparseCodes(values, indices).pairs(), encoder, z)
+        if encoder.exact and screening_pays(encoder.W, self.k):
+            pairs = largest_screened(encoder.W, encoder.b, z, self.k, block_rows=encoder.block_rows).pairs()
+        else:
+            blocks = [largest(h, self.k) for h in encoder.blocks(z)]
+            values, indices = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+            pairs = in_full_precision(SparseCodes(values, indices).pairs(), encoder, z)
         return pairs._replace(value=pairs.value.relu_())
 
     def export(self, info: DictionaryInfo) -> TopK:

@@ -1,0 +1,130 @@
+"""The k largest entries of z Wᵀ + b in full precision, found by way of a product in bfloat16.
+
+Processors with matrix units for bfloat16 multiply in it several times as fast as in float32. How far such a product can
+be off is known: with z = z̃ + δz and W_i = W̃_i + δW_i, where tildes are rounded,
+
+    |z·W_i − z̃·W̃_i| ≤ ‖δz‖ ‖W_i‖ + ‖z̃‖ ‖δW_i‖,
+
+and the errors of summation and of the rounded result are bounded as usual (Higham 2002, section 3.1). So some more than
+k candidates are taken by the rounded product and computed anew in full precision. A row is settled if its k-th largest
+is above all that the others can be; the few rows that are not settled are multiplied in full precision after all. What
+comes out is what full precision alone would find, but for entries that are equal to rounding.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import BFloat16, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.dictionaries.sparse import SparseCodes, dot_rows, fold_into_groups, largest, largest_places, members
+
+CANDIDATES = 2
+"""Candidates per entry that is wanted, at least `LEAST_EXTRA` more: so many settle 99 of 100 rows of a trained SAE."""
+LEAST_EXTRA = 16
+DOT_COST = 20
+"""How many times as long a product of two rows takes on its own as within a matrix product in float32."""
+UNIT = 2.0**-8
+"""Relative error of rounding to bfloat16."""
+
+
+class Candidates(NamedTuple):
+    """For every row the features whose rounded pre-activations are largest."""
+
+    feature: Int[Tensor, "B m"]
+    ceiling: Float[Tensor, " B"]
+    """Above what every other feature of the row can be."""
+
+
+def screening_pays(W: Float[Tensor, "n d"], k: int) -> bool:
+    """Whether finding k features of a row by way of bfloat16 is faster here than a product in full precision."""
+    return W.dtype == torch.float32 and DOT_COST * _count(k) < W.shape[0] // 2 and _has_matrix_units(W.device.type)
+
+
+def largest_screened(
+    W: Float[Tensor, "n d"], b: Float[Tensor, " n"], z: Float[Tensor, "B d"], k: int, *, block_rows: int = 512
+) -> SparseCodes:
+    """The k largest entries of every row of z Wᵀ + b, in no particular order.
+
+    Args:
+        W: encoder rows, float32.
+        b: one bias per feature.
+        z: encoder inputs.
+        k: entries per row.
+        block_rows: rows screened at once.
+    """
+    found = Screen(W, b).candidates(z, _count(k), block_rows)
+    exact = dot_rows(found.feature, z, W) + b[found.feature]
+    values, which = exact.topk(k, dim=1, sorted=False)
+    feature = found.feature.gather(1, which)
+    open_rows = (~(values.amin(1) > found.ceiling)).nonzero().squeeze(1)
+    for rows in open_rows.split(block_rows) if len(open_rows) else ():
+        sure = largest(F.linear(z[rows], W, b), k).indices
+        feature[rows] = sure
+        values[rows] = dot_rows(sure, z[rows], W) + b[sure]
+    return SparseCodes(values, feature)
+
+
+class Screen:
+    """An encoder rounded to bfloat16, and what the rounding can do to its products.
+
+    The bias becomes two more columns, its rounded value and what that leaves.
+    """
+
+    def __init__(self, W: Float[Tensor, "n d"], b: Float[Tensor, " n"]) -> None:
+        self.n, d = W.shape
+        self.W = torch.empty(self.n, d + 2, dtype=torch.bfloat16, device=W.device)
+        self.W[:, :d] = W
+        self.W[:, d] = b
+        self.W[:, d + 1] = b - self.W[:, d]
+        error = torch.linalg.vector_norm(W - self.W[:, :d], dim=1)
+        self.W_norm, self.W_error = torch.linalg.vector_norm(W, dim=1).amax(), error.amax()
+        self.b_max = b.abs().amax()
+
+    def candidates(self, z: Float[Tensor, "B d"], count: int, block_rows: int) -> Candidates:
+        """The `count` features of every row whose rounded pre-activations are largest."""
+        rounded = torch.ones(len(z), self.W.shape[1], dtype=torch.bfloat16, device=z.device)
+        rounded[:, :-2] = z
+        h = torch.empty(min(block_rows, len(z)), self.n, dtype=torch.bfloat16, device=z.device)
+        features, edges = [], []
+        for block in rounded.split(block_rows):
+            product = torch.mm(block, self.W.T, out=h[: len(block)])
+            found = _largest_rounded(product, count)
+            features.append(found.indices)
+            edges.append(found.values.amin(1))
+        edge = torch.cat(edges).float()
+        return Candidates(torch.cat(features), edge + UNIT * edge.abs() + self._error(z, rounded[:, :-2]))
+
+    def _error(self, z: Float[Tensor, "B d"], rounded: BFloat16[Tensor, "B d"]) -> Float[Tensor, " B"]:
+        """How far any product of a row can be off, but for the rounding of the product itself."""
+        norm = torch.linalg.vector_norm(z, dim=1)
+        rounding = torch.linalg.vector_norm(z - rounded, dim=1) * self.W_norm + norm * (1 + UNIT) * self.W_error
+        summation = 4 * z.shape[1] * torch.finfo(torch.float32).eps * (norm * self.W_norm + self.b_max)
+        return 1.001 * (rounding + summation + UNIT**2 * self.b_max)
+
+
+def _largest_rounded(h: BFloat16[Tensor, "B n"], count: int) -> SparseCodes:
+    """The largest entries of rows. On the CPU those below 0 count as equal, as nobody wants their features."""
+    groups = fold_into_groups(h.shape[1], count)
+    if h.device.type != "cpu" or groups is None or h.shape[1] // groups.size > 2**16:
+        return largest(h, count)
+    bits = h.view(torch.int16)  # ordered as the numbers are, from 0 up
+    candidate = members(largest_places(bits.unflatten(1, groups).amax(1), count), groups)
+    values = bits.gather(1, candidate)
+    which = largest_places(values, count)
+    return SparseCodes(values.gather(1, which).view(torch.bfloat16).clamp_min(0), candidate.gather(1, which))
+
+
+def _count(k: int) -> int:
+    return max(CANDIDATES * k, k + LEAST_EXTRA)
+
+
+@cache
+def _has_matrix_units(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and torch.cpu._is_amx_tile_supported()
