@@ -1,0 +1,113 @@
+"""How a policy is trained: what it steers, on which task, under which mask and dose, and how it learns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimtab.errors import UserError
+from trimtab.policies.masks import MASKS, MaskKind
+from trimtab.policies.networks import Head
+from trimtab.policies.ppo import PPOConfig
+from trimtab.runs import config_dict
+from trimtab.steering import UNITS, Unit, check_doses
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Train a policy that picks a feature at each token."""
+
+    task: str
+    """Name of the task, or module:Class of your own."""
+    data: Path | None = None
+    """Directory of the official files of the task."""
+    model: str = "smollm2-135m-instruct"
+    """Hub id, directory, GGUF file or catalogue name."""
+    sae: str = "default"
+    """Directory of the SAE, or a shipped one's name."""
+    site: str | None = None
+    """Where to steer; the SAE's own site by default, and no other is allowed unless the widths agree."""
+    mask: MaskKind = "accumulated"
+    """Features that may be chosen: `none` for all, `current` for those firing at the token, `accumulated` for those
+    that fired so far in the sample, `top-confidence` for those highest in delta-confidence."""
+    mask_features: int = 256
+    """Features of the mask `top-confidence`."""
+    dose: float = 0.5
+    """Dose of every edit, in `unit`."""
+    unit: Unit = "relative"
+    """What the dose is a multiple of."""
+    options_only: bool = False
+    """Decode among the tokens of the options only, where a task has options."""
+    max_new_tokens: int | None = None
+    """Tokens to decode per item; the task's own if not given."""
+    train_items: int | None = None
+    """Use only this many training items."""
+    validation_items: int | None = 256
+    """Use only this many validation items."""
+    iterations: int = 60
+    """Batches of rollouts, each followed by an update."""
+    items_per_iteration: int = 32
+    """Items of a batch."""
+    repeats: int = 8
+    """Rollouts of each item of a batch."""
+    batch_size: int = 128
+    """Rows decoded together."""
+    temperature: float = 0.0
+    """Of tokens; actions are drawn from the policy in any case."""
+    kl_penalty: float = 0.0
+    """Reward lost per nat of divergence from the unsteered model."""
+    hidden: tuple[int, ...] = (256,)
+    """Units of the hidden layers of actor and critic."""
+    head: Head = "auto"
+    """Whether the actor has weights per feature (`full`) or a query against decoder rows (`decoder`)."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """How it learns."""
+    validate_every: int = 10
+    """Iterations between evaluations on validation; the best checkpoint is the one that is kept."""
+    checkpoint_every: int = 5
+    """Iterations between checkpoints."""
+    seed: int = 0
+    """Of weights, actions, items and minibatches."""
+    dtype: str = "float32"
+    """What the model computes in."""
+    device: str = "cpu"
+    """Where to compute."""
+    prompt_cache_gb: float = 2.0
+    """Memory for prompts' keys and values; 0 keeps none."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after this config. The same command resumes it."""
+
+    def __post_init__(self) -> None:
+        if self.mask not in MASKS:
+            raise UserError(f"mask {self.mask!r}", f"there is {', '.join(MASKS)}", "choose one of them")
+        if self.unit not in UNITS:
+            raise UserError(f"unit {self.unit!r}", f"there is {', '.join(UNITS)}", "choose one of them")
+        check_doses(self.dose)
+        positive = (
+            "iterations", "items_per_iteration", "repeats", "batch_size", "validate_every", "checkpoint_every",
+            "mask_features",
+        )  # fmt: skip
+        optional = ("max_new_tokens", "train_items", "validation_items")
+        for name in (*positive, *(o for o in optional if getattr(self, o) is not None)):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        for name in ("kl_penalty", "temperature", "prompt_cache_gb"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "set it to 0 or more")
+        if any(width < 1 for width in self.hidden):
+            raise UserError(f"hidden {self.hidden}", "every layer needs at least one unit", "change it")
+
+    def directory(self) -> Path:
+        """Where the run goes: the same config always finds its own run."""
+        if self.run is not None:
+            return self.run
+        plain = {name: value for name, value in config_dict(self).items() if name not in NOT_THE_RESULT}
+        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        return Path("runs") / f"policy-{self.task.replace(':', '-')}-{digest[:8]}"
+
+
+NOT_THE_RESULT = ("run", "checkpoint_every", "prompt_cache_gb")
+"""Fields that may differ between openings of one run."""

@@ -1,0 +1,92 @@
+"""Rollouts: decode items under a source, score them, and say what each decision was worth."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, PromptCache, decode
+from trimtab.policies.episodes import Episodes
+from trimtab.steering import token_effects
+from trimtab.tasks import Outcome
+
+
+class Rollouts(NamedTuple):
+    """Decoded rows of some episodes, each item `repeats` times, copies side by side."""
+
+    decoded: Decoded
+    outcomes: list[Outcome]
+    reward: Float[Tensor, "N T"]
+    """Of each decision: the outcome's at the last, less the penalty on the divergence from the unsteered model."""
+    kl: Float[Tensor, "N T"] | None
+    """KL(steered ‖ unsteered) at each token, in nats, if it was asked for."""
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second of decoding, prompts' own tokens not counted."""
+        return sum(map(len, self.decoded.token_ids)) / self.seconds
+
+
+def roll_out(
+    model: LanguageModel,
+    source: InterventionSource | None,
+    episodes: Episodes,
+    *,
+    repeats: int = 1,
+    seed: int = 0,
+    temperature: float = 0.0,
+    batch_size: int = 64,
+    first_sample: int = 0,
+    kl_penalty: float = 0.0,
+    measure_kl: bool = False,
+    prompt_cache: PromptCache | None = None,
+) -> Rollouts:
+    """Decode every item under a source and score it.
+
+    Args:
+        model: the model.
+        source: what steers; None for the model as it is.
+        episodes: what is decoded.
+        repeats: rows per item.
+        seed: of all draws.
+        temperature: of tokens; actions are drawn by the source.
+        batch_size: rows decoded together.
+        first_sample: key of the first item's draws; the others follow, so that later rollouts draw anew.
+        kl_penalty: nats of divergence from the unsteered model are worth this much reward, at the token they occur.
+        measure_kl: compute the divergence even without a penalty.
+        prompt_cache: keeps prompts' keys and values from rollout to rollout.
+
+    Raises:
+        UserError: see `decode` and `Episodes.outcomes`.
+    """
+    config = DecodeConfig(
+        max_new_tokens=episodes.max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
+    )
+    began = time.perf_counter()
+    decoded = decode(
+        model,
+        episodes.prompts,
+        config,
+        source,
+        repeats=repeats,
+        samples=range(first_sample, first_sample + len(episodes)),
+        allowed=episodes.allowed,
+        prompt_cache=prompt_cache,
+    )
+    seconds = time.perf_counter() - began
+    outcomes = episodes.outcomes(decoded)
+    length = torch.tensor([len(ids) for ids in decoded.token_ids])
+    reward = torch.zeros(len(decoded), episodes.max_new_tokens)
+    reward[torch.arange(len(decoded)), length - 1] = torch.tensor([o.reward for o in outcomes])
+    kl = None
+    if source is not None and (kl_penalty or measure_kl):
+        kl = torch.zeros_like(reward)
+        for row, values in enumerate(token_effects(model, decoded, source, top_k=1).kl_total):
+            kl[row, : len(values)] = torch.tensor(values)
+        reward = reward - kl_penalty * kl
+    return Rollouts(decoded, outcomes, reward.to(model.device), kl, seconds)

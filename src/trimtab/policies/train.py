@@ -1,0 +1,262 @@
+"""`trimtab policy train`: rollouts, updates, validation and checkpoints, with exact resumption.
+
+Metrics have CleanRL's names. Every random draw is keyed by the seed and by what it is for, so that a checkpoint needs
+no random state: items and minibatches of an iteration follow from its number, actions from the rollout's own keys.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
+from trimtab.policies.episodes import Episodes
+from trimtab.policies.networks import Policy
+from trimtab.policies.ppo import Learner, UpdateReport
+from trimtab.policies.rollout import Rollouts, roll_out
+from trimtab.policies.setup import Setup
+from trimtab.policies.source import Decisions
+from trimtab.runs import Meter, Run
+from trimtab.runs.atomic import remove_partial_files
+from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+
+CHECKPOINTS = "checkpoints"
+LOG_RATIO_LIMIT = 1e-5
+"""Largest difference that rollout and update may show in an action's log-probability before the first gradient step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedPolicy:
+    """What training came to, on validation items."""
+
+    policy: Policy
+    """The best checkpoint by validation reward."""
+    best_iteration: int
+    best_validation_reward: float
+    unsteered_validation_reward: float
+    iterations: int
+    rollouts: int
+    seconds: float
+    """Of this call."""
+    warnings: tuple[str, ...]
+
+
+def train_policy(config: PolicyConfig) -> TrainedPolicy:
+    """Train a policy, or go on from its run's last checkpoint.
+
+    Raises:
+        UserError: anything that the user named is wrong, a reward that is not finite, a run of another config.
+    """
+    with Run.open(
+        config.directory(), "policy train", config, seeds=[config.seed], device=config.device,
+        ignore_fields=NOT_THE_RESULT,
+    ) as run:  # fmt: skip
+        return fit(Setup.of(config), run)
+
+
+def fit(setup: Setup, run: Run) -> TrainedPolicy:
+    """Train in an open run; the caller sees to everything else that the run should hold and finishes it."""
+    config = setup.config
+    train = setup.episodes("train", config.train_items)
+    validation = setup.episodes("validation", config.validation_items)
+    run.record(
+        hashes={"model": setup.model.fingerprint, "dictionary": setup.sae.fingerprint},
+        splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
+    )
+    trainer = _Trainer(setup, run, train, validation)
+    return trainer.run_all()
+
+
+class _Trainer:
+    def __init__(self, setup: Setup, run: Run, train: Episodes, validation: Episodes) -> None:
+        config = setup.config
+        self.setup, self.config, self.run = setup, config, run
+        self.train, self.validation = train, validation
+        self.policy = Policy.build(setup.sae.directions, hidden=config.hidden, head=config.head, seed=config.seed)
+        self.policy.to(setup.model.device)
+        self.learner = Learner(self.policy, config.ppo)
+        self.iteration = 0
+        self.best: dict[str, Tensor] = {}
+        self.facts: dict[str, Any] = {"best_iteration": -1, "best_reward": -math.inf}
+        self._load()
+
+    def run_all(self) -> TrainedPolicy:
+        began = time.perf_counter()
+        warnings = self._before_training() if self.iteration == 0 else ()
+        if self.iteration:
+            warnings = tuple(self.facts["warnings"])
+        with Meter("training the policy", self.config.iterations) as meter:
+            meter.advance(self.iteration)
+            while self.iteration < self.config.iterations:
+                self._iterate()
+                meter.advance()
+        policy = self.policy
+        policy.load_state_dict(self.best)
+        return TrainedPolicy(
+            policy=policy,
+            best_iteration=self.facts["best_iteration"],
+            best_validation_reward=self.facts["best_reward"],
+            unsteered_validation_reward=self.facts["unsteered_reward"],
+            iterations=self.iteration,
+            rollouts=self.iteration * self.config.items_per_iteration * self.config.repeats,
+            seconds=time.perf_counter() - began,
+            warnings=warnings,
+        )
+
+    def _before_training(self) -> tuple[str, ...]:
+        """Score the model unsteered, show the normaliser what the policy will see, warn where nothing can be gained."""
+        config, warnings = self.config, []
+        unsteered = self._decode(None, self.validation)
+        reward = mean_reward(unsteered)
+        self.facts["unsteered_reward"] = reward
+        if all(o.reward == unsteered.outcomes[0].reward for o in unsteered.outcomes) and reward >= 1:
+            warnings.append("no headroom: the unsteered model already gets every validation item right")
+        source = self.setup.source(self.policy)
+        which = np.random.default_rng([config.seed, 2]).permutation(len(self.train))[:256].tolist()
+        self._decode(source, self.train.take(which))
+        decisions = source.decisions
+        self.policy.normaliser.show(decisions.observation[decisions.valid])
+        self.facts["warnings"] = warnings
+        self._validate()
+        self._save()
+        return tuple(warnings)
+
+    def _iterate(self) -> None:
+        config, k = self.config, self.iteration
+        which = np.random.default_rng([config.seed, 0, k]).choice(
+            len(self.train), min(config.items_per_iteration, len(self.train)), replace=False
+        )
+        source = self.setup.source(self.policy)
+        rollouts = roll_out(
+            self.setup.model,
+            source,
+            self.train.take(which.tolist()),
+            repeats=config.repeats,
+            seed=config.seed,
+            temperature=config.temperature,
+            batch_size=config.batch_size,
+            first_sample=(k + 1) * config.items_per_iteration,
+            kl_penalty=config.kl_penalty,
+            prompt_cache=self.setup.prompt_cache,
+        )
+        decisions = source.decisions
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([config.seed, 1, k]).generate_state(1)[0]))
+        began = time.perf_counter()
+        report = self.learner.update(
+            decisions, rollouts.reward, generator=generator, share_left=1 - k / config.iterations
+        )
+        if report.max_abs_log_ratio > LOG_RATIO_LIMIT:
+            raise RuntimeError(
+                f"the update's log-probabilities differ from the rollout's by {report.max_abs_log_ratio:.2g}, "
+                f"more than {LOG_RATIO_LIMIT:.0e}"
+            )
+        self.policy.normaliser.show(decisions.observation[decisions.valid])
+        self.iteration += 1
+        self._log(rollouts, decisions, report, time.perf_counter() - began)
+        last = self.iteration == config.iterations
+        if self.iteration % config.validate_every == 0 or last:
+            self._validate()
+        if self.iteration % config.checkpoint_every == 0 or last:
+            self._save()
+
+    def _decode(self, source: Any, episodes: Episodes) -> Rollouts:
+        config = self.config
+        return roll_out(
+            self.setup.model, source, episodes, seed=config.seed, temperature=config.temperature,
+            batch_size=config.batch_size, prompt_cache=self.setup.prompt_cache,
+        )  # fmt: skip
+
+    def _validate(self) -> None:
+        """Greedy reward on validation; the best policy so far is kept, the earliest at ties."""
+        rollouts = self._decode(self.setup.source(self.policy, greedy=True), self.validation)
+        reward = mean_reward(rollouts)
+        self.run.log({"validation/reward": reward}, step=self.iteration)
+        if reward > self.facts["best_reward"]:
+            self.best = {name: t.detach().clone() for name, t in self.policy.state_dict().items()}
+            self.facts |= {"best_reward": reward, "best_iteration": self.iteration}
+
+    def _log(self, rollouts: Rollouts, decisions: Decisions, report: UpdateReport, seconds: float) -> None:
+        valid = decisions.valid
+        entropy = float(decisions.entropy[valid].mean())
+        metrics: dict[str, Any] = {
+            "charts/episodic_return": float(rollouts.reward.sum(1).mean()),
+            "charts/reward": mean_reward(rollouts),
+            "charts/malformed": float(np.mean([o.malformed for o in rollouts.outcomes])),
+            "charts/tokens_per_second": rollouts.tokens_per_second,
+            "charts/update_seconds": seconds,
+            "charts/learning_rate": self.learner.optimiser.param_groups[0]["lr"],
+            "losses/policy_loss": report.policy_loss,
+            "losses/value_loss": report.value_loss,
+            "losses/entropy": report.entropy,
+            "losses/approx_kl": report.approx_kl,
+            "losses/clipfrac": report.clipfrac,
+            "losses/explained_variance": report.explained_variance,
+            "losses/max_abs_log_ratio": report.max_abs_log_ratio,
+            "losses/grad_norm": report.grad_norm,
+            "policy/entropy": entropy,
+            "policy/effective_features": math.exp(entropy),
+            "policy/allowed": float(decisions.n_allowed[valid].float().mean()),
+            "policy/no_edit_share": float((decisions.action[valid] == self.setup.sae.n_features).float().mean()),
+            "policy/kl_unsteered": None if rollouts.kl is None else float(rollouts.kl.sum(1).mean()),
+        }
+        self.run.log(metrics, step=self.iteration)
+
+    def _save(self) -> None:
+        tensors = {f"policy.{name}": t for name, t in self.policy.state_dict().items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        for i, state in self.learner.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.iteration, tensors, self.facts))
+
+    def _load(self) -> None:
+        directory = self.run.file(CHECKPOINTS)
+        directory.mkdir(exist_ok=True)
+        remove_partial_files(directory)
+        checkpoint = latest_checkpoint(directory)
+        if checkpoint is None:
+            self.run.drop_metrics_after(-1)
+            return
+        parts: dict[str, dict[str, Tensor]] = {"policy": {}, "best": {}, "adam": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.policy.load_state_dict(parts["policy"])
+        self.best = parts["best"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["adam"].items():
+            index, _, rest = name.partition(".")
+            state.setdefault(int(index), {})[rest] = tensor
+        whole = self.learner.optimiser.state_dict()
+        self.learner.optimiser.load_state_dict({**whole, "state": state})
+        self.facts = dict(checkpoint.facts)
+        self.iteration = checkpoint.step
+        self.run.drop_metrics_after(self.iteration)
+
+
+def mean_reward(rollouts: Rollouts) -> float:
+    """The outcomes' mean reward, penalties not counted."""
+    return float(np.mean([outcome.reward for outcome in rollouts.outcomes]))
+
+
+def load_policy(setup: Setup, run: Run) -> Policy:
+    """The best policy of a run of `policy train`.
+
+    Raises:
+        UserError: the run has no checkpoint, or is of another SAE.
+    """
+    checkpoint = latest_checkpoint(run.file(CHECKPOINTS))
+    if checkpoint is None:
+        raise UserError(f"run {run.path}", "it holds no checkpoint", "train the policy first")
+    config = setup.config
+    policy = Policy.build(setup.sae.directions, hidden=config.hidden, head=config.head, seed=config.seed)
+    policy.load_state_dict(
+        {name.removeprefix("best."): t for name, t in checkpoint.tensors.items() if name.startswith("best.")}
+    )
+    return policy.to(setup.model.device)

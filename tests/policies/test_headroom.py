@@ -1,0 +1,126 @@
+"""Headroom's lines in closed form, and its table against decoding one feature at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from first_letter import FirstLetter
+from policy_rollouts import SITE
+
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel
+from trimtab.policies.episodes import Episodes
+from trimtab.policies.headroom import HeadroomTable, cross_fit, headroom, headroom_table
+from trimtab.policies.masks import build_mask
+from trimtab.policies.rollout import roll_out
+from trimtab.steering import StaticSource
+
+ABOUT = {"site": "resid_post.1", "dose": 1.0, "unit": "relative", "mask": "none"}
+
+
+def table(reward: np.ndarray, **parts: np.ndarray) -> HeadroomTable:
+    items, n = reward.shape
+    zeros = np.zeros((items, n), dtype=np.float32)
+    values = {"random": zeros, "unsteered": np.zeros(items), "x": np.zeros((items, 4)), "strength": zeros}
+    return HeadroomTable(reward=reward.astype(np.float32), allowed=parts.pop("allowed", None), **(values | parts))
+
+
+def two_contexts(items: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Feature 2 solves one half of the items and feature 5 the other; the activation says which half."""
+    kind = np.arange(items) % 2
+    reward = np.zeros((items, 8))
+    reward[kind == 0, 2] = reward[kind == 1, 5] = 1
+    x = np.random.default_rng(0).normal(size=(items, 4))
+    x[:, 1] += np.where(kind, 4, -4)
+    return reward, x
+
+
+def test_two_contexts_need_a_policy() -> None:
+    reward, x = two_contexts()
+    lines = headroom(table(reward, x=x), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert lines.unsteered.estimate == 0
+    assert lines.ceiling.estimate == 1
+    assert 0.3 < lines.static.estimate < 0.55  # below 1/2: what is best elsewhere is worse here
+    assert lines.readout.estimate > 0.95
+    assert lines.over_static > 0.4
+    assert lines.warnings() == ()
+
+
+def test_a_readout_of_noise_gains_nothing_over_the_static_feature() -> None:
+    reward, x = two_contexts()
+    noise = np.random.default_rng(1).normal(size=x.shape)
+    lines = headroom(table(reward, x=noise), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert lines.readout.estimate < 0.65
+
+
+def test_one_feature_for_all_leaves_nothing_to_learn() -> None:
+    reward = np.zeros((30, 6))
+    reward[:, 3] = 1
+    lines = headroom(table(reward), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert lines.static.estimate == lines.ceiling.estimate == 1
+    assert lines.warnings() == ("nothing to learn: the best static feature reaches the ceiling",)
+
+
+def test_nothing_to_gain_is_said() -> None:
+    right = headroom(table(np.ones((9, 3)), unsteered=np.ones(9)), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert right.warnings() == ("no headroom: the unsteered model already gets every item right",)
+    stuck = headroom(table(np.zeros((9, 3))), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert stuck.warnings() == ("no headroom: no feature at this dose makes any item right",)
+
+
+def test_features_of_one_item_do_not_pass_for_a_static_feature() -> None:
+    """Each item is solved by a feature of its own: chosen on the same items one would seem to help."""
+    lines = headroom(table(np.eye(40)), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert lines.ceiling.estimate == 1
+    assert lines.static.estimate == 0
+
+
+def test_masks_limit_every_line() -> None:
+    reward, x = two_contexts()
+    allowed = np.ones(reward.shape, dtype=bool)
+    allowed[:, 5] = False
+    strength = np.zeros(reward.shape)
+    strength[:, 5], strength[:, 2] = 2, 1
+    lines = headroom(table(reward, x=x, allowed=allowed, strength=strength), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert lines.ceiling.estimate == lines.most_active.estimate == 0.5
+    assert lines.readout.estimate <= 0.5
+
+
+def test_cross_fitting_never_shows_an_item_to_its_own_choice() -> None:
+    def check(fit: np.ndarray, test: np.ndarray) -> np.ndarray:
+        assert not set(fit) & set(test)
+        assert len(fit) + len(test) == 17
+        return test.astype(float)
+
+    assert cross_fit(17, check, seed=3).tolist() == list(range(17))
+
+
+@pytest.mark.parametrize("options_only", [False, True])
+def test_the_table_is_what_decoding_with_each_feature_gives(
+    tiny_llama: LanguageModel, sae: Standard, options_only: bool
+) -> None:
+    task = FirstLetter.load()
+    episodes = Episodes.of(tiny_llama, task, task.items("train")[:6], options_only=options_only)
+    mask = build_mask("current", sae)
+    found = headroom_table(tiny_llama, sae, episodes, site=SITE, dose=2.0, mask=mask)
+    assert found.unsteered.tolist() == [o.reward for o in roll_out(tiny_llama, None, episodes).outcomes]
+    disagreements = 0
+    for feature in range(0, 64, 7):
+        source = StaticSource(sae, feature, 2.0, SITE)
+        rewards = [o.reward for o in roll_out(tiny_llama, source, episodes).outcomes]
+        disagreements += int((found.reward[:, feature] != rewards).sum())
+    assert disagreements == 0
+    assert found.allowed is not None
+    codes = sae.encode(torch.from_numpy(found.x))
+    assert np.array_equal(found.allowed, (codes > 0).numpy())
+    if options_only:
+        assert 0 < found.reward.mean() < 1
+
+
+def test_answers_of_several_tokens_are_refused(tiny_llama: LanguageModel, sae: Standard) -> None:
+    task = FirstLetter.load()
+    episodes = Episodes.of(tiny_llama, task, task.items("train")[:2], max_new_tokens=3)
+    with pytest.raises(UserError, match="headroom of first-letter: its answers take up to 3 tokens"):
+        headroom_table(tiny_llama, sae, episodes, site=SITE, dose=1.0)

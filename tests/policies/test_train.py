@@ -1,0 +1,93 @@
+"""Training on planted truths: it finds what is rewarded, resumes exactly, and says where nothing can be gained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from first_letter import FirstLetter
+
+from trimtab.dictionaries.standard import Standard
+from trimtab.lm import LanguageModel
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.ppo import PPOConfig
+from trimtab.policies.setup import Setup
+from trimtab.policies.train import TrainedPolicy, fit
+from trimtab.runs import Run
+
+
+def small(run: Path, **settings: object) -> PolicyConfig:
+    values: dict[str, object] = {
+        "task": "first-letter", "run": run, "mask": "none", "dose": 2.0, "options_only": True, "iterations": 6,
+        "items_per_iteration": 10, "repeats": 4, "hidden": (16,), "validate_every": 2, "checkpoint_every": 2,
+    }  # fmt: skip
+    return PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
+
+
+def train(model: LanguageModel, sae: Standard, config: PolicyConfig) -> TrainedPolicy:
+    assert config.run is not None
+    with Run.open(config.run, "policy train", config) as run:
+        return fit(Setup.with_parts(config, model, sae, FirstLetter.load()), run)
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_bits(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_llama, sae, small(tmp_path / "whole"))
+    from trimtab.policies import train as module
+
+    updates = 0
+    original = module.Learner.update
+
+    def stop(self: object, *args: object, **kwargs: object) -> object:
+        nonlocal updates
+        updates += 1
+        if updates in (4, 6):
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(module.Learner, "update", stop)
+    parts = small(tmp_path / "parts")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_llama, sae, parts)
+    resumed = train(tiny_llama, sae, parts)
+    assert resumed.best_iteration == whole.best_iteration
+    for name, tensor in whole.policy.state_dict().items():
+        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+    lines = [
+        [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in (d / "metrics.jsonl").open()]
+        for d in (tmp_path / "whole", tmp_path / "parts")
+    ]
+    assert lines[0] == lines[1]
+    expected = {"charts/episodic_return", "losses/approx_kl", "losses/clipfrac", "losses/explained_variance"}
+    assert expected <= set(lines[0][1])
+    assert all(line["losses/max_abs_log_ratio"] <= 1e-5 for line in lines[0] if "losses/max_abs_log_ratio" in line)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_policy_learns_which_feature_each_context_needs(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, seed: int
+) -> None:
+    """Three answers in turn, which no single feature gives: rewards far above the best static feature's."""
+    config = small(
+        tmp_path / "run", iterations=40, items_per_iteration=30, repeats=16, seed=seed, validate_every=40,
+        checkpoint_every=40, batch_size=480, hidden=(64,), ppo=PPOConfig(learning_rate=3e-3, entropy_bonus=0.003),
+    )  # fmt: skip
+    train(tiny_llama, sae, config)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    rewards = [line["charts/reward"] for line in lines if "charts/reward" in line]
+    assert rewards[0] < 0.45
+    assert rewards[-1] > 0.8
+
+
+def test_no_headroom_is_said_before_training(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab.tasks import Outcome
+
+    monkeypatch.setattr(FirstLetter, "parse", lambda *_a, **_k: Outcome(reward=1.0, correct=True))
+    done = train(tiny_llama, sae, small(tmp_path / "run", iterations=1))
+    assert done.warnings == ("no headroom: the unsteered model already gets every validation item right",)
