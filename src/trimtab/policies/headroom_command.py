@@ -83,8 +83,8 @@ class HeadroomResult:
             title=f"headroom of {self.task} on {self.model}: mean reward of {first.items} items ({self.split}), "
             "one edit at the last prompt token",
             caption="ceiling: best allowed feature of each item. random: best of as many random directions. "
-            "static: one feature for all, cross-fitted. readout: ridge regression from the activation picks, cross-fitted. "
-            "95% intervals over items.",
+            "static: one feature for all, cross-fitted. readout: ridge regression from the activation picks, "
+            "cross-fitted. 95% intervals over items.",
         )
         for name in ("site", "dose", "mask", "unsteered", "ceiling", "random", "static", "most active", "readout"):
             table.add_column(name, justify="left" if name in ("site", "mask") else "right")
