@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -209,6 +211,38 @@ def test_live_replaces_outliers_by_other_rows_of_the_pool(tiny_llama: LanguageMo
     assert len(rows) == live.rows_total
     assert live.replaced > 10
     assert float(rows.norm(dim=-1).max()) < 10 * live.norm_median
+
+
+class Ahead(Numbers):
+    reads_ahead = True
+
+
+def test_reading_ahead_changes_nothing_and_goes_one_pool_far() -> None:
+    plain, ahead = Numbers([8] * 40, pool_rows=64, seed=0), Ahead([8] * 40, pool_rows=64, seed=0)
+    for start in (0, 3, 47):
+        expected = list(islice(plain.batches(24, start_step=start), 50))
+        assert all(torch.equal(a, b) for a, b in zip(ahead.batches(24, start_step=start), expected, strict=False))
+    ahead.reads.clear()
+    batches = ahead.batches(8)
+    assert ahead.reads == []
+    for _ in range(8):
+        next(batches)
+    time.sleep(0.2)
+    assert len(ahead.reads) == 16  # the pool that is given out, and the next one
+    ahead.reads.clear()
+    ahead.sample(8)
+    assert len(ahead.reads) == 8
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_when_its_rows_are_due(tmp_path: Path, shards: Path) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    source = ShardSource(tmp_path / "shards", pool_rows=300, block_rows=300)
+    path = tmp_path / "shards" / "train-00002.resid_post.1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(
+        UserError, match=r"train-00002.*its checksum is not the recorded one.*run the same harvest again"
+    ):
+        list(islice(source.batches(100), source.rows_total // 100))
 
 
 def test_reading_checks_each_file_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +66,22 @@ class _Pool(NamedTuple):
     rows: int
 
 
+class _PoolPlace(NamedTuple):
+    """A pool in the course of a training, and how many of its shuffled rows a start in its middle leaves out."""
+
+    epoch: int
+    number: int
+    pool: _Pool
+    skip: int
+
+
+class _PoolRows(NamedTuple):
+    """The rows of a pool, and the order in which they are given out."""
+
+    rows: Tensor
+    order: Tensor
+
+
 class PooledOrder:
     """The order of rows of every epoch: blocks are permuted, gathered into pools, and each pool is shuffled.
 
@@ -98,10 +115,19 @@ class PooledOrder:
 
 
 class PooledSource:
-    """Batches out of blocks, in a `PooledOrder`. Subclasses say how a block is read."""
+    """Batches out of blocks, in a `PooledOrder`. Subclasses say how a block is read.
 
-    def __init__(self, order: PooledOrder, d: int) -> None:
-        self.order, self.d = order, d
+    Args:
+        order: of the rows.
+        d: their width.
+        device: where pools are kept and batches made.
+    """
+
+    reads_ahead: ClassVar[bool] = False
+    """Whether `batches` has the next pool read in a thread while the rows of one are given out."""
+
+    def __init__(self, order: PooledOrder, d: int, device: torch.device | str = "cpu") -> None:
+        self.order, self.d, self.device = order, d, torch.device(device)
 
     @property
     def rows_total(self) -> int:
@@ -114,33 +140,45 @@ class PooledSource:
     def batches(self, batch_size: int, start_step: int = 0) -> Iterator[Float[Tensor, "B d"]]:
         """Batches `start_step`, `start_step + 1`, …, without end; the same ones whatever the start."""
         epoch, offset = divmod(start_step * batch_size, self.rows_total)
-        yield from self._batches(batch_size, epoch, offset)
+        pools = self._pools(epoch, offset)
+        yield from self._batches(batch_size, self._read_ahead(pools) if self.reads_ahead else map(self._read, pools))
 
     def sample(self, n: int) -> Float[Tensor, "m d"]:
         """At most n random rows, always the same ones; from an epoch that training does not reach."""
-        return next(self._batches(min(n, self.rows_total), 2**31, 0))
+        return next(self._batches(min(n, self.rows_total), map(self._read, self._pools(2**31, 0))))
 
-    def _batches(self, batch_size: int, epoch: int, offset: int) -> Iterator[Float[Tensor, "B d"]]:
-        batch, filled = torch.empty(batch_size, self.d), 0
-        for rows, order in self._shuffled_pools(epoch, offset):
+    def _batches(self, batch_size: int, pools: Iterator[_PoolRows]) -> Iterator[Float[Tensor, "B d"]]:
+        batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
+        for rows, order in pools:
             done = 0
             while done < len(order):
                 taken = order[done : done + batch_size - filled]
-                batch[filled : filled + len(taken)].copy_(rows.index_select(0, torch.from_numpy(taken)))
+                batch[filled : filled + len(taken)].copy_(rows.index_select(0, taken))
                 filled, done = filled + len(taken), done + len(taken)
                 if filled == batch_size:
                     yield batch
-                    batch, filled = torch.empty(batch_size, self.d), 0
+                    batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
 
-    def _shuffled_pools(self, epoch: int, offset: int) -> Iterator[tuple[Tensor, ndarray]]:
+    def _pools(self, epoch: int, offset: int) -> Iterator[_PoolPlace]:
         while True:
             pools = self.order.pools(epoch)
             first = bisect_right([pool.start for pool in pools], offset) - 1
             for number in range(first, len(pools)):
-                pool = pools[number]
-                skip = max(0, offset - pool.start)
-                yield self.read_blocks(pool.blocks), self.order.shuffle(epoch, number, pool.rows)[skip:]
+                yield _PoolPlace(epoch, number, pools[number], max(0, offset - pools[number].start))
             epoch, offset = epoch + 1, 0
+
+    def _read(self, place: _PoolPlace) -> _PoolRows:
+        rows = self.read_blocks(place.pool.blocks)
+        order = torch.from_numpy(self.order.shuffle(place.epoch, place.number, place.pool.rows)[place.skip :])
+        return _PoolRows(rows.to(self.device, non_blocking=rows.is_pinned()), order.to(self.device))
+
+    def _read_ahead(self, pools: Iterator[_PoolPlace]) -> Iterator[_PoolRows]:
+        with ThreadPoolExecutor(1, thread_name_prefix="trimtab-rows") as thread:
+            coming = thread.submit(self._read, next(pools))
+            while True:
+                rows = coming.result()
+                coming = thread.submit(self._read, next(pools))
+                yield rows
 
 
 class ShardSource(PooledSource):
@@ -151,14 +189,17 @@ class ShardSource(PooledSource):
         site: which site; may be left out where there is only one.
         split: `train` or `holdout`.
         seed: of the order.
-        pool_rows: rows shuffled together; a pool takes `2 · pool_rows · d` bytes.
+        pool_rows: rows shuffled together; a pool takes `2 · pool_rows · d` bytes, and the next one is read meanwhile.
         block_rows: rows read at once.
         allow_partial: use what a harvest that is still running, or was cut off, has written.
+        device: where pools are kept and batches made.
 
     Raises:
         UserError: no harvest there, not finished, of different models, without such a site or split, or a file is
             missing or truncated. Checksums are compared when a file is first read.
     """
+
+    reads_ahead = True
 
     def __init__(
         self,
@@ -170,6 +211,7 @@ class ShardSource(PooledSource):
         pool_rows: int = 65_536,
         block_rows: int = 4_096,
         allow_partial: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         paths = [directories] if isinstance(directories, str | Path) else list(directories)
         self.directories = [Path(p) for p in paths]
@@ -184,7 +226,7 @@ class ShardSource(PooledSource):
             for start in range(0, shard.rows, block_rows)
         ]
         sizes = [block.stop - block.start for _, block in self._blocks]
-        super().__init__(PooledOrder(sizes, pool_rows, seed), self.indexes[0].widths[self.site])
+        super().__init__(PooledOrder(sizes, pool_rows, seed), self.indexes[0].widths[self.site], device)
 
     @property
     def description(self) -> dict[str, object]:
@@ -205,8 +247,15 @@ class ShardSource(PooledSource):
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some blocks, one block after the other."""
-        parts = [(self._readers[which], block) for which, block in (self._blocks[b] for b in blocks)]
-        return torch.cat([reader.rows(block, self.site) for reader, block in parts])
+        chosen = [self._blocks[b] for b in blocks]
+        total = sum(block.stop - block.start for _, block in chosen)
+        rows = torch.empty(total, self.d, dtype=torch.bfloat16, pin_memory=self.device.type == "cuda")
+        into, start = rows.view(torch.int16).numpy(), 0
+        for which, block in chosen:  # NumPy copies in this thread alone, and lets others run
+            stop = start + block.stop - block.start
+            into[start:stop] = self._readers[which].rows(block, self.site).view(torch.int16).numpy()
+            start = stop
+        return rows
 
     def rows(self, batch_size: int, limit: int | None = None) -> Iterator[RowBatch]:
         """Every row once, in the order of the files, with its origin; the last batch of a shard may be smaller.
