@@ -39,8 +39,10 @@ class Verdict:
 class Judge(Protocol):
     """Says whether an answer refuses its prompt."""
 
-    name: str
-    """Names the judge, its model and version in reports."""
+    @property
+    def name(self) -> str:
+        """Names the judge and its model in reports."""
+        ...
 
     def score(self, prompt: str, answer: str) -> Verdict:
         """The verdict on one answer."""

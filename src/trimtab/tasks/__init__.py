@@ -1,0 +1,32 @@
+"""Tasks: prompts in fixed splits, how an answer is read, and its reward. No torch is loaded by importing them.
+
+`load_task("mmlu", data="DIRECTORY")` gives a `Task`; `docs/tasks.md` describes each and shows how to add one.
+"""
+
+from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_task, register
+from trimtab.tasks.task import (
+    SPLITS,
+    Companion,
+    Item,
+    Outcome,
+    Task,
+    known_under_every_order,
+    split_items,
+)
+from trimtab.tasks.tokens import Tokenizer
+
+__all__ = [
+    "DATA_VARIABLE",
+    "SPLITS",
+    "TASKS",
+    "Companion",
+    "Item",
+    "Outcome",
+    "Task",
+    "Tokenizer",
+    "find_task",
+    "known_under_every_order",
+    "load_task",
+    "register",
+    "split_items",
+]

@@ -1,0 +1,68 @@
+"""Prompts that say nearly the same: what was trained on must not stand in a test in other words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+THRESHOLD = 0.4
+SHINGLE = 5
+
+# Words that requests of any content share.
+_FRAME_WORDS = """
+a an and are as at be by can create describe detailed develop do explain for from generate give guide how i in
+instructions is it make me my of on or our provide should someone step steps tell that the their them this to
+tutorial using ways what which who with without write you your
+"""
+_FRAME = frozenset(_FRAME_WORDS.split())
+
+
+def drop_near_duplicates(texts: Sequence[str], references: Iterable[str], threshold: float = THRESHOLD) -> list[bool]:
+    """Which texts to keep: those that are no near-duplicate of a reference."""
+    signed = [Signature(reference) for reference in references]
+    return [not any(signature.is_near(other, threshold) for other in signed) for signature in map(Signature, texts)]
+
+
+def clusters(texts: Sequence[str], threshold: float = THRESHOLD) -> list[int]:
+    """For each text the index of the first text that it is joined to through near-duplicates."""
+    signed = [Signature(text) for text in texts]
+    first = list(range(len(texts)))
+    for i in range(len(texts)):
+        for j in range(i):
+            if first[i] != first[j] and signed[i].is_near(signed[j], threshold):
+                old, new = max(first[i], first[j]), min(first[i], first[j])
+                first = [new if place == old else place for place in first]
+    return first
+
+
+class Signature:
+    """A text's content words without their commonest endings, and the character 5-grams of the same words in order.
+
+    Two texts are near-duplicates if either set's Jaccard index reaches the threshold: 5-grams see small edits, words
+    see the same request in another order. Words that frame any request ("explain step by step how to …") are left out,
+    unless there is nothing else. Paraphrases in other words are not seen.
+    """
+
+    def __init__(self, text: str) -> None:
+        words = re.findall(r"\w+", text.casefold())
+        content = [word for word in words if word not in _FRAME]
+        line = f" {' '.join(content or words)} "
+        self.shingles = frozenset(line[i : i + SHINGLE] for i in range(max(1, len(line) - SHINGLE + 1)))
+        self.words = frozenset(re.sub(r"(?<=\w\w\w)(?:ing|ed|es|e|s)$", "", word) for word in content)
+
+    def is_near(self, other: Signature, threshold: float) -> bool:
+        """Whether the texts are near-duplicates."""
+        if _reaches(self.shingles, other.shingles, threshold):
+            return True
+        return min(len(self.words), len(other.words)) >= 2 and _reaches(self.words, other.words, threshold)
+
+
+def _reaches(a: frozenset[str], b: frozenset[str], threshold: float) -> bool:
+    """Whether the Jaccard index is at least the threshold. Sizes alone rule most pairs out."""
+    return min(len(a), len(b)) >= threshold * max(len(a), len(b)) and jaccard(a, b) >= threshold
+
+
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Size of the intersection over size of the union; 0 for two empty sets."""
+    union = len(a | b)
+    return len(a & b) / union if union else 0.0

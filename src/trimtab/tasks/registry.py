@@ -1,0 +1,116 @@
+"""Tasks by name, and how a user adds one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trimtab.errors import UserError
+from trimtab.tasks.bbq import BBQAmbiguous, BBQDisambiguated
+from trimtab.tasks.gsm8k import GSM8K
+from trimtab.tasks.harmbench import HarmBench
+from trimtab.tasks.ioi import IOI, IOIMixture, IOISwapped
+from trimtab.tasks.mmlu import MMLU
+from trimtab.tasks.rows import hub_name, is_hub
+from trimtab.tasks.task import Task
+from trimtab.tasks.tokens import Tokenizer
+from trimtab.tasks.xstest import XSTest
+
+DATA_VARIABLE = "TRIMTAB_DATA"
+"""Environment variable with the data directory that is used where none is given."""
+
+_CLASSES = (MMLU, BBQAmbiguous, BBQDisambiguated, GSM8K, HarmBench, XSTest, IOI, IOISwapped, IOIMixture)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _CLASSES}
+"""Every task class by its name."""
+
+_TaskClass = TypeVar("_TaskClass", bound=type[Task])
+
+
+def register(task: _TaskClass) -> _TaskClass:
+    """Class decorator: make a task known by its name.
+
+    Raises:
+        UserError: another task has the name.
+    """
+    if TASKS.get(task.name, task) is not task:
+        raise UserError(f"task {task.name!r}", "there is already a task of this name", "choose another name")
+    TASKS[task.name] = task
+    return task
+
+
+def find_task(name: str) -> type[Task]:
+    """A task class by its registered name, or by `module:Class`.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    module, colon, class_name = name.partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"task {name!r}", f"there are {', '.join(TASKS)}", f"{guess}choose one, or name your own as module:Class"
+        )
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except ImportError as error:
+        raise UserError(
+            f"task {name!r}", f"{module} cannot be imported ({error})", "check the module's name"
+        ) from error
+    except AttributeError as error:
+        raise UserError(f"task {name!r}", f"{module} has no {class_name}", "check the class's name") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError(f"task {name!r}", "it is no subclass of trimtab.tasks.Task", "derive it from Task")
+    return found
+
+
+def load_task(
+    name: str, data: str | os.PathLike[str] | None = None, tokenizer: Tokenizer | None = None, **options: Any
+) -> Task:
+    """Load a task with its items.
+
+    Args:
+        name: a registered name, or `module:Class`.
+        data: the data directory, one folder per benchmark; `hub` or `hub:NAME`; None for `$TRIMTAB_DATA`.
+        tokenizer: the model's, for tasks whose items depend on it.
+        options: what the task's own `load` takes.
+
+    Raises:
+        UserError: no such task or option, the data cannot be found or read, or a row is wrong.
+    """
+    task = find_task(name)
+    accepted = [p.name for p in inspect.signature(task.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in accepted:
+            raise UserError(
+                f"option {option!r}",
+                f"task {task.name} takes {', '.join(accepted) or 'none'}",
+                "leave it out",
+            )
+    place = _place(task, data)
+    return task.load(place, tokenizer, **options)
+
+
+def _place(task: type[Task], data: str | os.PathLike[str] | None) -> str | None:
+    if data is None:
+        data = os.environ.get(DATA_VARIABLE) or None
+    if not task.files:
+        return None if data is None else str(data)
+    if data is None:
+        hub = f", or data='hub' for {task.hub}" if task.hub else ""
+        raise UserError(
+            f"task {task.name}",
+            f"it needs a data directory with {', '.join(task.files)}",
+            f"give the directory, or set {DATA_VARIABLE}{hub}",
+        )
+    place = str(data)
+    if is_hub(place):
+        hub_name(place, task.hub, task.name)
+        return place
+    return str(Path(place).expanduser())

@@ -1,0 +1,206 @@
+"""Rows of benchmark files and hub data sets, read so that whatever is wrong is named by file and row.
+
+Messages never quote a row's content: some benchmarks hold harmful requests.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trimtab.errors import UserError
+
+
+class Row(NamedTuple):
+    """One row, with the means to say what is wrong with it."""
+
+    values: Mapping[str, Any]
+    where: str
+    """`FILE, row N` (rows are counted from 1, the header not among them)."""
+
+    def bad(self, why: str, mend: str = "mend the row") -> UserError:
+        """The error for this row."""
+        return UserError(self.where, why, mend)
+
+    def get(self, column: str) -> Any:
+        """A value that must be there, of any kind."""
+        if column not in self.values:
+            raise self.bad(f"it has no {column!r}", "check that this is the benchmark's own file")
+        return self.values[column]
+
+    def text(self, column: str, *, empty: bool = False) -> str:
+        """A text, blank only if `empty`."""
+        value = self.get(column)
+        if not isinstance(value, str):
+            raise self.bad(f"{column!r} is not a text")
+        if not empty and not value.strip():
+            raise self.bad(f"{column!r} is empty")
+        return value
+
+    def choice(self, column: str, allowed: Sequence[str]) -> str:
+        """One of a few texts."""
+        value = self.text(column).strip()
+        if value not in allowed:
+            raise self.bad(f"{column!r} is {value[:20]!r}, not one of {', '.join(allowed)}")
+        return value
+
+    def number(self, column: str, size: int) -> int:
+        """A whole number from 0 to `size` − 1, given as a number or as its digits."""
+        value = self.get(column)
+        if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.bad(f"{column!r} is not a whole number")
+        if not 0 <= value < size:
+            raise self.bad(f"{column!r} is {value}, out of the range 0 to {size - 1}")
+        return value
+
+
+class DataDirectory:
+    """The data directory that holds one folder per benchmark.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_dir():
+            raise UserError(f"data {path}", "there is no such directory", "give the directory with the benchmarks")
+
+    def files(self, pattern: str) -> list[Path]:
+        """Files that match a pattern such as `bbq/*.jsonl`, by name.
+
+        Raises:
+            UserError: no file matches.
+        """
+        found = sorted(p for p in self.path.glob(pattern) if p.is_file())
+        if not found:
+            raise UserError(f"data {self.path}", f"there is no file {pattern} in it", "put the benchmark's files there")
+        return found
+
+    def name(self, file: Path) -> str:
+        """A file's name below the directory, for messages."""
+        return file.relative_to(self.path).as_posix()
+
+    def csv(self, file: Path, columns: Sequence[str] | None = None, required: Sequence[str] = ()) -> Iterator[Row]:
+        """Rows of a CSV file.
+
+        Args:
+            file: the file.
+            columns: names of the columns of a file without a header.
+            required: columns that a file with a header must have.
+
+        Raises:
+            UserError: the file is not readable, a column is missing, or a row has more or fewer fields.
+        """
+        name = self.name(file)
+        reader = csv.reader(io.StringIO(_read(file, name), newline=""), strict=True)
+        try:
+            header = list(columns) if columns is not None else next(reader, None)
+            if header is None:
+                raise UserError(name, "it is empty", "put the benchmark's file there")
+            for column in required:
+                if column not in header:
+                    raise UserError(name, f"it has no column {column!r}, only {', '.join(header)}", "check the file")
+            number = 0
+            for fields in reader:
+                if not fields:
+                    continue
+                number += 1
+                where = f"{name}, row {number}"
+                if len(fields) != len(header):
+                    raise UserError(where, f"it has {len(fields)} fields, not {len(header)}", "mend the row")
+                yield Row(dict(zip(header, fields, strict=True)), where)
+        except csv.Error as error:
+            raise UserError(f"{name}, line {reader.line_num}", f"it is not CSV ({error})", "mend the line") from error
+
+    def jsonl(self, file: Path) -> Iterator[Row]:
+        """Objects of a file of JSON lines.
+
+        Raises:
+            UserError: the file is not readable, or a line is no JSON object.
+        """
+        name = self.name(file)
+        for number, line in enumerate(_read(file, name).split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{name}, row {number}"
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(where, f"it is not JSON ({error.msg})", "mend the row") from error
+            yield _object_row(value, where)
+
+    def json(self, file: Path) -> Iterator[Row]:
+        """Objects of a JSON list.
+
+        Raises:
+            UserError: the file is not readable, not JSON or not a list, or an entry is no object.
+        """
+        name = self.name(file)
+        try:
+            values = json.loads(_read(file, name))
+        except json.JSONDecodeError as error:
+            raise UserError(name, f"it is not JSON (line {error.lineno}: {error.msg})", "mend the file") from error
+        if not isinstance(values, list):
+            raise UserError(name, "it is not a JSON list", "put the benchmark's file there")
+        for number, value in enumerate(values, start=1):
+            yield _object_row(value, f"{name}, row {number}")
+
+
+def is_hub(data: str | None) -> bool:
+    """Whether the data are named as a hub data set: `hub`, or `hub:NAME`."""
+    return data is not None and (data == "hub" or data.startswith("hub:"))
+
+
+def hub_name(data: str, default: str | None, task: str) -> str:
+    """The hub data set meant by `hub` or `hub:NAME`.
+
+    Raises:
+        UserError: the task cannot be read from the hub.
+    """
+    name = data.removeprefix("hub").removeprefix(":") or default
+    if default is None or name is None:
+        raise UserError(f"data {data}", f"task {task} cannot be read from the hub", "give a directory")
+    return name
+
+
+def hub_splits(name: str, config: str | None = None) -> Iterator[tuple[str, Iterator[Row]]]:
+    """The splits of a hub data set with their rows (extra `hub`).
+
+    Raises:
+        UserError: `datasets` is not installed, or the data set cannot be read.
+    """
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise UserError(
+            f"data hub:{name}", "reading hub data sets needs `datasets`", "install it: pip install 'trimtab[hub]'"
+        ) from error
+    try:
+        splits = dict(load_dataset(name, config) if config else load_dataset(name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"data hub:{name}", f"it could not be read ({error})", "check the name") from error
+    for split, rows in splits.items():
+        named = ((f"hub:{name} {split}, row {number}", row) for number, row in enumerate(rows, start=1))
+        yield split, (_object_row(row, where) for where, row in named)
+
+
+def _object_row(value: object, where: str) -> Row:
+    if not isinstance(value, Mapping):
+        raise UserError(where, "it is not an object with named values", "mend the row")
+    return Row(value, where)
+
+
+def _read(file: Path, name: str) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(name, f"byte {error.start} is not UTF-8", "convert the file") from error
+    except OSError as error:
+        raise UserError(name, f"it cannot be read ({error.strerror or error})", "check the file") from error

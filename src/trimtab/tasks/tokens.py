@@ -1,0 +1,47 @@
+"""Which token an answer is, as the model would write it: one that continues what stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from trimtab.errors import UserError
+
+
+class _HasEncode(Protocol):
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any: ...
+
+
+Tokenizer = _HasEncode | Callable[[str], Sequence[int]]
+"""A tokenizer of transformers or tokenizers, or any function from text to token ids that adds none of its own."""
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text, without special tokens."""
+    method = getattr(tokenizer, "encode", None)
+    found: Any = method(text, add_special_tokens=False) if method is not None else tokenizer(text)  # type: ignore[operator]
+    return [int(token) for token in getattr(found, "ids", found)]
+
+
+def continuation_token(tokenizer: Tokenizer, context: str, text: str) -> int:
+    """The one token that a text is behind a context.
+
+    Args:
+        tokenizer: the model's.
+        context: what stands before; its end suffices.
+        text: what is written next, with a leading blank where one belongs.
+
+    Raises:
+        UserError: the text is not one token there.
+    """
+    before, whole = encode(tokenizer, context) if context else [], encode(tokenizer, context + text)
+    if len(whole) != len(before) + 1 or whole[: len(before)] != before:
+        raise UserError(
+            f"option {text!r}", f"this tokenizer does not make it one token behind {context[-12:]!r}", "do not restrict"
+        )
+    return whole[-1]
+
+
+def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text by itself is one token."""
+    return len(encode(tokenizer, text)) == 1
