@@ -153,6 +153,13 @@ def evaluate_core() -> Job:
     return Job(CoreConfig, run_core)
 
 
+def evaluate_ground_truth() -> Job:
+    """rank SAE architectures on data whose features are known"""
+    from trimtab.evaluation import GroundTruthConfig, run_ground_truth
+
+    return Job(GroundTruthConfig, run_ground_truth)
+
+
 def sae_info() -> Job:
     """describe an SAE, whoever trained it"""
     from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
@@ -190,6 +197,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "rank": rank,
     "steer": steer,
     "evaluate core": evaluate_core,
+    "evaluate ground-truth": evaluate_ground_truth,
     "sae info": sae_info,
     "sae convert": sae_convert,
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.activations import LabelledRows, PlantedFeatures
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.sparse import ActivePairs
+from trimtab.evaluation.ground_truth_absorption import Absorption, AbsorptionAccumulator
 from trimtab.evaluation.ground_truth_metrics import FiringAccumulator, match_features, recovery
 from trimtab.evaluation.ground_truth_scores import BLOCK_ROWS, GroundTruthScores, score
 
@@ -149,38 +150,51 @@ def test_a_silent_parent_is_not_absorbed_by_a_child_that_points_elsewhere():
     assert found.missed_with_child == pytest.approx(0.5)
 
 
-def test_a_parent_that_was_never_found_cannot_be_absorbed():
+def test_a_parent_without_a_latent_of_its_own_is_absorbed_altogether():
+    """Its children's latents stand for both; where it fires alone, nothing does."""
     a = true_codes()
+    a[:, 4:] = (a[:, 4:] > 0) * a[:, :1]  # children as strong as their parent: their latents carry all of it
     learned = true_directions().clone()
-    learned[0] = torch.eye(D)[7]
-    found = scores(learned, a, a)
-    assert math.isnan(found.absorption)
-    assert found.recovered == pytest.approx(5 / 6)
+    learned[4:] = torch.nn.functional.normalize(learned[4:] + learned[0], dim=1)
+    f = a.clone()
+    f[:, 4:] *= math.sqrt(2)
+    f[:, 0] = 0
+    found = scores(learned, f, a)
+    assert found.absorption == 1
+    assert found.missed_with_child == 1
+    assert found.missed_alone == 1
+    assert found.recovered == pytest.approx(3 / 6)
+
+
+def absorption(learned: Tensor, true: Tensor, parent: list[int], f: Tensor, a: Tensor) -> Absorption:
+    matching = match_features(learned, true)
+    accumulator = AbsorptionAccumulator(learned, true, np.array(parent), matching, 0.8)
+    accumulator.update(f, a)
+    return accumulator.result()
+
+
+def test_without_families_there_is_no_absorption():
+    one = torch.ones(1, 1)
+    assert all(math.isnan(value) for value in absorption(one, one, [-1], one, one))
 
 
 def test_weight_of_the_parent_leaves_out_what_overlaps_by_nature():
     """A clean latent of a child whose true direction leans on its parent's carries nothing of the parent."""
-    child = torch.nn.functional.normalize(torch.tensor([[0.6, 0.8, 0.0]]), dim=1)
-    parent = torch.tensor([[1.0, 0.0, 0.0]])
-    true = torch.cat([parent, child])
-    a = torch.tensor([[1.0, 1.0]])
-    f = torch.tensor([[0.0, 1.0]])
-    clean = FiringAccumulator(true, true, np.array([-1, 0]), np.array([True, True]))
-    clean.update(f, a)
-    assert clean.absorption().rate == 0
-    mixed = FiringAccumulator(torch.cat([parent, child + parent]), true, np.array([-1, 0]), np.array([True, True]))
-    mixed.update(f, a)
-    assert mixed.absorption().rate == 1
+    parent, child = torch.tensor([1.0, 0, 0]), torch.tensor([0.6, 0.8, 0])
+    true = torch.stack([parent, child])
+    f, a = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 1.0]])
+    assert absorption(true, true, [-1, 0], f, a).rate == 0
+    mixed = torch.stack([parent, (child + parent) / (child + parent).norm()])
+    assert absorption(mixed, true, [-1, 0], f, a).rate == 1
 
 
 def test_firing_scores_equal_a_count_by_hand():
     a = torch.tensor([[1.0], [2.0], [3.0], [0.0], [0.0], [0.0]])
     f = torch.tensor([[0.0], [1.0], [2.0], [5.0], [0.0], [0.0]])
-    one = torch.ones(1, 1)
-    accumulator = FiringAccumulator(one, one, np.array([-1]), np.array([True]))
+    accumulator = FiringAccumulator(1)
     accumulator.update(f[:2], a[:2])
     accumulator.update(f[2:], a[2:])
-    found = accumulator.firing()
+    found = accumulator.result()
     assert found.precision == pytest.approx(2 / 3)
     assert found.recall == pytest.approx(2 / 3)
     assert found.f1 == pytest.approx(2 / 3)

@@ -31,11 +31,11 @@ CHUNK_ROWS = 1024
 class SyntheticConfig:
     """Which features there are and how they fire."""
 
-    d: int = 64
+    d: int = 128
     """Width of a row."""
     n_true: int = 256
     """Features; more than d superposes them."""
-    true_l0: float = 6.0
+    true_l0: float = 5.0
     """Features that fire on a row, on average, children included."""
     zipf_exponent: float = 0.5
     """Features without a parent fire at rates ∝ rank^−exponent."""

@@ -3,15 +3,24 @@
 from trimtab.evaluation.core import CoreConfig, CoreOptions, CoreResult, Metric, evaluate_core, run_core, sample_text
 from trimtab.evaluation.documents import pack
 from trimtab.evaluation.feature_statistics import compute_feature_stats
+from trimtab.evaluation.ground_truth import GroundTruthConfig, run_ground_truth
+from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
+from trimtab.evaluation.ground_truth_scores import GroundTruthScores, score
 
 __all__ = [
     "CoreConfig",
     "CoreOptions",
     "CoreResult",
+    "GroundTruthConfig",
+    "GroundTruthResult",
+    "GroundTruthScores",
     "Metric",
+    "Scored",
     "compute_feature_stats",
     "evaluate_core",
     "pack",
     "run_core",
+    "run_ground_truth",
     "sample_text",
+    "score",
 ]

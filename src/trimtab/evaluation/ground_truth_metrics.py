@@ -1,4 +1,4 @@
-"""How much of a known set of features a dictionary has found: matching, recovery, splitting, firing, absorption.
+"""How much of a known set of features a dictionary has found: matching, recovery, splitting, firing.
 
 Only learned features that fire count: a dead one that happens to point somewhere has found nothing. Codes are in units
 of the unit direction (f_j·‖w_j‖), so that they compare with true magnitudes.
@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
-
-CARRIED = 0.5
-"""A child's latent that stands in for at least this share of its parent's magnitude has absorbed the parent."""
 
 
 class Matching(NamedTuple):
@@ -59,24 +56,6 @@ class FiringScores(NamedTuple):
     only."""
 
 
-class Absorption(NamedTuple):
-    """Parents whose latent falls silent where a child fires (Chanin et al. 2024, arXiv 2409.14507).
-
-    Means over pairs of child and parent that have rows and whose parent is recovered; NaN if there is none.
-    """
-
-    rate: float
-    """Share of the rows where parent and child fire on which the parent's latent is silent and the child's latent
-    stands in for at least `CARRIED` of the parent's magnitude: its code times the weight of the parent's direction in
-    its decoder row (least squares on the directions of child and parent), over the parent's magnitude."""
-    missed_with_child: float
-    """Share of those rows on which the parent's latent is silent, whatever the child's latent does."""
-    missed_alone: float
-    """Share of the rows where the parent fires without any child on which its latent is silent, over the same pairs."""
-    pairs: int
-    """Pairs of child and parent that were counted."""
-
-
 def match_features(learned: Float[Tensor, "n d"], true: Float[Tensor, "m d"]) -> Matching:
     """The one-to-one matching with the largest sum of cosines (Kuhn 1955, the Hungarian method).
 
@@ -113,29 +92,14 @@ def recovery(
 
 
 class FiringAccumulator:
-    """Collects `FiringScores` and `Absorption` from one block of rows after another, in float64.
+    """Collects `FiringScores` from one block of rows after another, in float64.
 
     Args:
-        matched: `[m, d]` unit direction of each true feature's match; zeros where there is none.
-        true: `[m, d]` true directions.
-        parent: `[m]` index of each true feature's parent, −1 for none.
-        recovered: `[m]` whether the match counts as the feature.
+        n_true: true features.
     """
 
-    def __init__(
-        self,
-        matched: Float[Tensor, "m d"],
-        true: Float[Tensor, "m d"],
-        parent: Int[ndarray, " m"],
-        recovered: Bool[ndarray, " m"],
-    ) -> None:
-        self._child = torch.from_numpy(np.flatnonzero((parent >= 0) & recovered[np.maximum(parent, 0)]))
-        self._parent = torch.from_numpy(parent)[self._child]
-        self._children = torch.from_numpy(np.flatnonzero(parent >= 0))
-        self._parents = torch.from_numpy(parent)[self._children]
-        self._weight = _weight_of_parent(matched[self._child], true[self._child], true[self._parent])
-        self._sums = torch.zeros(10, len(true), dtype=torch.float64)
-        self._pairs = torch.zeros(5, len(self._child), dtype=torch.float64)
+    def __init__(self, n_true: int) -> None:
+        self._sums = torch.zeros(10, n_true, dtype=torch.float64)
 
     def update(self, f: Float[Tensor, "r m"], a: Float[Tensor, "r m"]) -> None:
         """Count one block.
@@ -150,16 +114,8 @@ class FiringAccumulator:
         g = f * truth
         for row, term in enumerate((truth, fires, both, a, g, a * a, g * g, g * a, a * both, f * both)):
             self._sums[row] += term.sum(0)
-        own, mother = self._child, self._parent
-        together = truth[:, own] & truth[:, mother]
-        silent = ~fires[:, mother]
-        carried = f[:, own] * self._weight >= CARRIED * a[:, mother]
-        born = torch.zeros_like(f).index_add_(1, self._parents, truth[:, self._children].to(f))
-        alone = (truth & (born == 0))[:, mother]
-        terms = (together, together & silent, together & silent & carried, alone, alone & silent)
-        self._pairs += torch.stack([term.sum(0) for term in terms])
 
-    def firing(self) -> FiringScores:
+    def result(self) -> FiringScores:
         """Scores over all rows; true features that never fired are left out."""
         truth, fires, both, a, g, aa, gg, ga, a_both, f_both = self._sums
         seen = truth > 0
@@ -178,27 +134,3 @@ class FiringAccumulator:
             magnitude_correlation=float(correlation.mean()),
             magnitude_ratio=float(ratio.mean()) if len(ratio) else float("nan"),
         )
-
-    def absorption(self) -> Absorption:
-        """Rates over all rows."""
-        together, silent, absorbed, alone, silent_alone = self._pairs
-        seen, seen_alone = together > 0, alone > 0
-        return Absorption(
-            rate=_mean((absorbed / together)[seen]),
-            missed_with_child=_mean((silent / together)[seen]),
-            missed_alone=_mean((silent_alone / alone)[seen_alone]),
-            pairs=int(seen.sum()),
-        )
-
-
-def _weight_of_parent(
-    latent: Float[Tensor, "p d"], child: Float[Tensor, "p d"], parent: Float[Tensor, "p d"]
-) -> Float[Tensor, " p"]:
-    """Weight of the parent's direction where a latent's is written as a child's and a parent's, by least squares."""
-    overlap = (child * parent).sum(1)
-    along_child, along_parent = (latent * child).sum(1), (latent * parent).sum(1)
-    return ((along_parent - overlap * along_child) / (1 - overlap**2).clamp_min(1e-6)).double()
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean()) if len(values) else float("nan")

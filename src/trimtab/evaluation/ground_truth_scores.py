@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations import LabelledRows, PlantedFeatures
-from trimtab.dictionaries import SAE, CoreMetricsAccumulator, Standard, TopK
+from trimtab.dictionaries import SAE, CoreMetricsAccumulator, JumpReLU, Standard
 from trimtab.dictionaries.base import Dictionary
+from trimtab.evaluation.ground_truth_absorption import AbsorptionAccumulator
 from trimtab.evaluation.ground_truth_metrics import FiringAccumulator, match_features, recovery
 
 BLOCK_ROWS = 2048
@@ -97,16 +98,16 @@ def score(
         raise ValueError("no feature of the dictionary fired")
     learned, norms = dictionary.directions[live], dictionary.decoder_norms[live]
     matching = match_features(learned, planted.directions)
-    matched = torch.from_numpy(matching.learned)
-    found = (matched >= 0).to(learned)
-    directions = learned[matched.clamp_min(0)] * found[:, None]
-    columns, scale = live[matched.clamp_min(0)], norms[matched.clamp_min(0)] * found
-    firing = FiringAccumulator(directions, planted.directions, planted.parent, matching.cosine >= threshold)
+    matched, found = torch.from_numpy(matching.learned).clamp_min(0), torch.from_numpy(matching.learned >= 0)
+    firing = FiringAccumulator(len(planted.directions))
+    families = AbsorptionAccumulator(learned, planted.directions, planted.parent, matching, threshold)
     for block in rows.blocks(BLOCK_ROWS):
-        firing.update(encode(block)[:, columns] * scale, block.codes)
-    absorption, metrics = firing.absorption(), core.metrics()
+        f, a = encode(block)[:, live] * norms, block.codes
+        firing.update(f[:, matched] * found, a)
+        families.update(f, a)
+    absorption, metrics = families.result(), core.metrics()
     return GroundTruthScores(
-        **firing.firing()._asdict(),
+        **firing.result()._asdict(),
         **recovery(learned, planted.directions, matching, threshold)._asdict(),
         absorption=absorption.rate,
         missed_with_child=absorption.missed_with_child,
@@ -125,39 +126,49 @@ class Control(NamedTuple):
 
 
 TRUE, TRUE_ENCODED, RANDOM, PRINCIPAL = (
-    "true features and codes",
-    "true features, linear TopK encoder",
-    "random directions, TopK",
-    "principal axes, TopK",
+    "true features, true codes",
+    "true features, linear encoder",
+    "random directions",
+    "principal axes",
 )
 
 
-def controls(planted: PlantedFeatures, sample: Float[Tensor, "m d"], n_features: int, k: int) -> dict[str, Control]:
+def controls(planted: PlantedFeatures, sample: Float[Tensor, "m d"], n_features: int, l0: float) -> dict[str, Control]:
     """What trained dictionaries are read beside.
 
     The true features with their true codes are the ceiling. The true features behind a linear encoder with the same
-    rows, of which the k largest codes are kept, say what is lost by encoding in one step, whatever the training.
-    Random directions and the principal axes (each with both signs) are what needs no learning of features.
+    rows and one threshold say what is lost by encoding in one step, whatever the training. Random directions and the
+    principal axes (each with both signs), encoded likewise, are what needs no learning of features.
 
     Args:
         planted: the truth.
-        sample: rows, for mean and principal axes.
+        sample: rows, for mean, principal axes and thresholds.
         n_features: random directions.
-        k: features that a row keeps.
+        l0: features that are active on a row of the sample, on average.
     """
     mean = sample.mean(0)
     generator = torch.Generator().manual_seed(0)
     random = torch.nn.functional.normalize(torch.randn(n_features, len(mean), generator=generator), dim=1)
     axes = torch.linalg.svd(sample - mean, full_matrices=False).Vh
     true = planted.directions
-    oracle = Standard(true.T.contiguous(), torch.zeros(len(true)), true, planted.offset)
+    oracle = Standard(true.T.contiguous(), torch.zeros(len(true)), true.clone(), planted.offset.clone())
     return {
         TRUE: Control(oracle, lambda block: block.codes),
-        TRUE_ENCODED: Control(_tied(true, planted.offset, k)),
-        RANDOM: Control(_tied(random, mean, k)),
-        PRINCIPAL: Control(_tied(torch.cat([axes, -axes]), mean, k)),
+        TRUE_ENCODED: Control(_tied(true, planted.offset, sample, l0)),
+        RANDOM: Control(_tied(random, mean, sample, l0)),
+        PRINCIPAL: Control(_tied(torch.cat([axes, -axes]), mean, sample, l0)),
     }
 
 
-def _tied(rows: Float[Tensor, "n d"], bias: Float[Tensor, " d"], k: int) -> TopK:
-    return TopK(rows.T.contiguous(), torch.zeros(len(rows)), rows.contiguous(), bias, k=min(k, len(rows)))
+def _tied(rows: Float[Tensor, "n d"], bias: Float[Tensor, " d"], sample: Float[Tensor, "m d"], l0: float) -> JumpReLU:
+    """Unit rows as encoder and decoder, with the threshold that leaves so many active."""
+    codes = ((sample - bias) @ rows.T).flatten()
+    active = min(max(1, round(l0 * len(sample))), len(codes) - 1)
+    threshold = codes.kthvalue(len(codes) - active).values.clamp_min(0)
+    return JumpReLU(
+        rows.T.contiguous(),
+        torch.zeros(len(rows)),
+        rows.clone(),
+        bias.clone(),
+        threshold=threshold.expand(len(rows)).clone(),
+    )
