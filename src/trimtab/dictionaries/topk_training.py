@@ -49,8 +49,10 @@ class TopKLikeConfig(TrainableConfig):
 class Reconstruction(NamedTuple):
     """The squared error of a batch and its gradients."""
 
+    loss: Float[Tensor, ""]
+    """What is minimised: the squared error, or the sum of those of several reconstructions."""
     squared_error: Float[Tensor, ""]
-    """Mean over rows; with several reconstructions the sum of their errors."""
+    """Of the full reconstruction, mean over rows."""
     residual: Float[Tensor, "B d"]
     """x − x̂ of the full reconstruction."""
     by_value: Float[Tensor, " m"]
@@ -88,8 +90,10 @@ class TopKLike(TrainableSAE):
         decoded = active.decode(active.h, self.W_dec)
         error = decoded.x + self.b_dec - x
         grad = error * (2 / x.shape[0])
+        squared_error = error.square().sum() / x.shape[0]
         return Reconstruction(
-            squared_error=error.square().sum() / x.shape[0],
+            loss=squared_error,
+            squared_error=squared_error,
             residual=-error,
             by_value=decoded.dot(grad),
             W_dec=active.collect(active.h, grad),
@@ -112,7 +116,7 @@ class TopKLike(TrainableSAE):
             self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
         self.count_fired(active.fired(active.h), x.shape[0])
         return StepLoss(
-            loss=rebuilt.squared_error + self.config.aux_coefficient * aux,
+            loss=rebuilt.loss + self.config.aux_coefficient * aux,
             squared_error=rebuilt.squared_error,
             variance=batch_variance(x),
             sparsity=aux.new_zeros(()),

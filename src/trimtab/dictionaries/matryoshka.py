@@ -1,0 +1,93 @@
+"""The Matryoshka BatchTopK SAE: nested dictionaries, each of which must reconstruct by itself (arXiv 2503.17547).
+
+Features are divided into groups. The first group alone, the first two, and so on to all of them, each give a
+reconstruction x̂_p, and the loss is Σ_p ‖x − x̂_p‖² (mean over rows), as in the paper. Early groups thereby keep general
+features that later ones would otherwise split or absorb. Active features are BatchTopK's, chosen among all groups at
+once; AuxK reconstructs the residual of the full reconstruction. Saved as JumpReLU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.dictionaries.active import SparsePairs
+from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
+from trimtab.dictionaries.sparse import ActivePairs
+from trimtab.dictionaries.topk_training import Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaConfig(BatchTopKConfig):
+    """Training of a Matryoshka BatchTopK SAE."""
+
+    groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+    """Shares of the features in each group, summing to 1; the first group is the innermost dictionary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        total = sum(self.groups)
+        self.check("groups", abs(total - 1) < 1e-6, f"the shares sum to {total:g}, not to 1", "mend them")
+        ok = min(self.group_sizes()) >= 1
+        self.check("groups", ok, f"they leave a group of {self.n_features} features empty", "use fewer groups")
+
+    def group_sizes(self) -> tuple[int, ...]:
+        """Features of each group."""
+        ends = [round(sum(self.groups[: i + 1]) * self.n_features) for i in range(len(self.groups))]
+        return tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+class TrainableMatryoshka(TrainableBatchTopK):
+    """Matryoshka BatchTopK in training."""
+
+    architecture = "matryoshka"
+    config_class = MatryoshkaConfig
+    config: MatryoshkaConfig
+
+    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
+        """The summed loss of all prefixes; every pair is decoded once. `squared_error` is the full reconstruction's."""
+        rows, groups = x.shape[0], self._by_group(active.pairs)
+        decoded = [group.active.decode(group.active.h, self.W_dec[group.features]) for group in groups]
+        x_hat = self.b_dec.detach()
+        errors = []
+        for one in decoded:
+            x_hat = x_hat + one.x
+            errors.append(x_hat - x)
+        by_value, W_dec = torch.empty_like(active.h), torch.empty_like(self.W_dec)
+        grad = torch.zeros_like(x)
+        for group, one, error in zip(reversed(groups), reversed(decoded), reversed(errors), strict=True):
+            grad += error * (2 / rows)  # of this prefix and of all that contain it
+            by_value[group.place] = one.dot(grad)
+            W_dec[group.features] = group.active.collect(group.active.h, grad)
+        squared = torch.stack([error.square().sum() / rows for error in errors])
+        return Reconstruction(
+            loss=squared.sum(),
+            squared_error=squared[-1],
+            residual=-errors[-1],
+            by_value=by_value,
+            W_dec=W_dec,
+            b_dec=grad.sum(0),
+        )
+
+    def _by_group(self, pairs: ActivePairs) -> list[_Group]:
+        """The pairs of each group, as if it were a dictionary by itself."""
+        groups, start = [], 0
+        for size in self.config.group_sizes():
+            mine = (pairs.feature >= start) & (pairs.feature < start + size)
+            place = mine.nonzero().squeeze(1)
+            before = torch.cat([pairs.start[:1], mine.cumsum(0)])
+            part = ActivePairs(pairs.value[place], pairs.feature[place] - start, before[pairs.start])
+            groups.append(_Group(place, slice(start, start + size), SparsePairs(part, size)))
+            start += size
+        return groups
+
+
+class _Group(NamedTuple):
+    place: Tensor
+    """Of its pairs among all."""
+    features: slice
+    active: SparsePairs
