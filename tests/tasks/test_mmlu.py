@@ -87,6 +87,37 @@ def test_option_tokens_are_letters_as_the_model_writes_them(data: Path) -> None:
     assert task.option_tokens(item, tokenizer, "Answer:") == tuple(tokenizer(f" {letter}")[0] for letter in "ABCD")
 
 
+class ChatTokenizer:
+    """One token per word with its leading blank, and a chat template of one of two kinds, or none."""
+
+    def __init__(self, opening: str, blank: str = "") -> None:
+        self.opening, self.blank = opening, blank
+        self.chat_template = opening or None
+        self.pieces = word_tokenizer()
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self.pieces(text)
+
+    def apply_chat_template(
+        self, turns: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        text = f"<u>{turns[0]['content']}"
+        if len(turns) > 1 or add_generation_prompt:
+            text += self.opening
+        return text + (f"{self.blank}{turns[1]['content']}<e>" if len(turns) > 1 else "")
+
+
+@pytest.mark.parametrize(
+    ("opening", "blank", "written"),
+    [("<m>assistant\n", "", "A"), ("<m>", "", "A"), ("[/INST]", " ", " A"), ("", "", " A")],
+)
+def test_the_chat_template_says_how_an_answer_begins(data: Path, opening: str, blank: str, written: str) -> None:
+    """Without a template the answer stands behind `Answer:`, with a blank."""
+    tokenizer = ChatTokenizer(opening, blank)
+    task = load_task("mmlu", data)
+    assert task.option_tokens(task.items("test")[0], tokenizer)[0] == tokenizer.pieces(written)[0]
+
+
 def test_the_logit_difference_follows_the_order(data: Path) -> None:
     task = load_task("mmlu", data)
     item = Item(id="x", prompt="Which?", answer="C", options=("w", "x", "y", "z"), group="anatomy")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from trimtab.errors import UserError
 from trimtab.runs import split_ids
-from trimtab.tasks.tokens import Tokenizer, continuation_token
+from trimtab.tasks.tokens import Tokenizer, chat_opening, continuation_token
 
 SPLITS = ("train", "validation", "test")
 
@@ -162,9 +162,11 @@ class Task(ABC):
         Args:
             item: an item of this task.
             tokenizer: the model's.
-            context: what stands directly before the answer: the end of the rendered chat template, or of the prompt. By
-                default a line end in a chat, where an answer's first token has no blank before it, and the end of the
-                prompt otherwise, where it has one.
+            context: what stands directly before the answer. By default the opening of the model's turn, as the
+                tokenizer's chat template writes it, with the blank before the answer that the template has (usually
+                none); for tasks without chat and for models without a template the end of the prompt, behind which an
+                answer begins with a blank. A plain function as the tokenizer of a chat task is taken to open the turn
+                with a line end.
 
         Raises:
             UserError: the task has no options, or one is not a single token there.
@@ -172,9 +174,17 @@ class Task(ABC):
         strings = self.option_strings(item)
         if not strings:
             raise UserError(f"task {self.name}", "its answers are not options", "decode without restriction")
+        blank = None
+        if context is None and self.chat:
+            opening = chat_opening(tokenizer)
+            if opening is not None:
+                context, blank = opening
+            elif not hasattr(tokenizer, "chat_template"):
+                context = "\n"
         if context is None:
-            context = "\n" if self.chat else self.prompt(item)[-24:]
-        blank = "" if context[-1:].isspace() or not context else " "
+            context = self.prompt(item)[-24:]
+        if blank is None:
+            blank = "" if context[-1:].isspace() or not context else " "
         return tuple(continuation_token(tokenizer, context, blank + string) for string in strings)
 
     @abstractmethod
