@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from planted_rows import MemorySource, Planted
 
+from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.runs import Run
 from trimtab.training import SiteRows, expand
@@ -33,8 +34,8 @@ def train_bank(directory: Path) -> None:
         rows[site] = SiteRows(MemorySource(planted.rows(1_500)), MemorySource(planted.rows(200), 1))
     sizes = {"n_features": (24,), "rows": (40 * 64,), "heldout_rows": (200,), "sample_rows": (200,)}
     often = {"log_every": (4,), "checkpoint_every": (7,), "dead_after": (300,), "ema_decay": (0.0, 0.9)}
-    different = {"site": tuple(rows), "arch": ("topk", "batchtopk", "relu"), "l0": (3,), "batch_size": (64,)}
-    bank = expand({**sizes, **often, **different})
+    different = [("", {"arch": tuple(TRAINABLE)}), ("", {"site": ("resid_post.1",)})]
+    bank = expand({**sizes, **often, "site": ("resid_post.0",), "l0": (3,), "batch_size": (64,)}, different)
     with Run.open(directory, "train", {"bank": True}) as run:
         place = Place(directory, workers=2)
         table = train_members(bank, unfinished(bank, place), rows, place, Ranks())

@@ -13,6 +13,7 @@ from planted_rows import MemorySource, Planted
 from safetensors.torch import load_file
 from torch import Tensor
 
+from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics, read_record
@@ -68,11 +69,11 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_every_member_equals_a_single_training_bit_for_bit(
     sites: dict[str, SiteRows], tmp_path: Path, workers: int
 ) -> None:
-    bank = members(site=tuple(sites), arch=("topk", "relu"), l0=(2,), batch_size=(64, 32))
-    assert len(bank) == 8
+    bank = members(site=tuple(sites), arch=tuple(TRAINABLE), l0=(2,))
+    assert len(bank) == 2 * len(TRAINABLE)
     rows = run_bank(bank, sites, tmp_path / "bank", workers)
     assert [(row.name, row.status) for row in rows] == [(member.name, "done") for member in bank]
-    for member in bank[::3]:
+    for member in bank[:: len(bank) // 4]:
         assert member.config is not None
         with Run.open(tmp_path / member.name, "train", {}) as run:
             single = sites[member.site]
@@ -84,6 +85,16 @@ def test_every_member_equals_a_single_training_bit_for_bit(
         for line in (*logged, *expected):
             line.pop("rows_per_second")
         assert logged == expected
+
+
+def test_members_of_several_batch_sizes_see_their_own_streams(sites: dict[str, SiteRows], tmp_path: Path) -> None:
+    bank = members(l0=(2,), batch_size=(64, 32))
+    rows = run_bank(bank, sites, tmp_path / "bank", workers=3)
+    assert [row.steps for row in rows] == [40, 80]
+    alone = run_bank(bank[1:], sites, tmp_path / "alone")
+    assert equal(weights(tmp_path / "bank", bank[1].name), weights(tmp_path / "alone", bank[1].name))
+    assert (alone[0].l0, alone[0].explained_variance) == (rows[1].l0, rows[1].explained_variance)
+    assert not checkpoint_files(tmp_path / "bank" / MEMBERS / bank[0].name / "checkpoints"), "kept beyond the end"
 
 
 def test_the_table_on_disk_tells_every_member(sites: dict[str, SiteRows], tmp_path: Path) -> None:

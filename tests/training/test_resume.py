@@ -13,6 +13,7 @@ import torch
 from planted_rows import MemorySource, Planted
 from safetensors.torch import load_file
 
+from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics, read_record
 from trimtab.training import TrainConfig, train
@@ -64,7 +65,7 @@ def test_a_bank_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     assert len(read_record(killed)["resumptions"]) >= kills
     names = sorted(path.name for path in (whole / "members").iterdir())
-    assert len(names) == 12
+    assert len(names) == 2 * (len(TRAINABLE) + 1)
     for name in names:
         ours, expected = (
             load_file(root / "members" / name / "sae/sae_weights.safetensors") for root in (killed, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from planted_rows import MemorySource, Planted
 
+from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.files import load_dictionary
+from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics
-from trimtab.training import TrainConfig, train
+from trimtab.training import TrainConfig, export, train
+from trimtab.training.architectures import fields_of
 from trimtab.training.checkpoint import checkpoint_files
 from trimtab.training.rows import input_scale
 from trimtab.training.schedule import first_averaged_step, lr_factor
@@ -54,6 +58,32 @@ def test_planted_superposed_features_are_recovered(tmp_path: Path, arch: str, k:
     rate = (sae.encode(rows) > 0).double().mean(0)
     assert sae.feature_stats.firing_rate == pytest.approx(rate.numpy(), abs=1e-3)
     assert torch.allclose(sae.decoder_norms, torch.ones(64), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", TRAINABLE)
+def test_every_field_of_every_architecture_can_be_set(arch: str) -> None:
+    assert fields_of(arch) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(arch=arch, n_features=40, l0=4)
+    assert config.l0_target == 4
+    assert config.build(8, 100).config.n_features == 40
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_measured_lists_and_tables_of_codes_agree(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "SPARSE_BELOW", 1.0 if sparse else 0.0)
+    rows = torch.randn(700, 8, generator=torch.Generator().manual_seed(0))
+    trained = TrainConfig(arch="batchtopk", k=3, n_features=40).build(8, 10)
+    trained.calibrate(rows)
+    sae = trained.export(DictionaryInfo(architecture="batchtopk"))
+    metrics = export.measure(sae, rows, {})
+    f = sae.encode(rows)
+    x_hat = f @ sae.W_dec + sae.b_dec
+    expected = 1 - (rows - x_hat).square().sum() / (rows - rows.mean(0)).square().sum()
+    assert metrics.explained_variance == pytest.approx(expected.item(), abs=1e-5)
+    assert metrics.l0 == pytest.approx((f > 0).sum(1).double().mean().item())
+    assert sae.feature_stats is not None
+    assert sae.feature_stats.max_activation == pytest.approx(f.max(0).values.numpy(), rel=1e-5)
+    assert sae.feature_stats.firing_rate == pytest.approx((f > 0).double().mean(0).numpy())
 
 
 def test_metrics_are_logged_and_the_saved_scale_is_the_one_used(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.runs import Run, config_dict, json_safe, read_record
 from trimtab.runs.record import RECORD_NAME
-from trimtab.training.checkpoint import checkpoint_files
+from trimtab.training.checkpoint import checkpoint_files, discard_checkpoints
 from trimtab.training.loop import Threads, Training, train_all
 from trimtab.training.members import Member
 from trimtab.training.rows import SiteRows
@@ -157,6 +157,7 @@ def _close(member: Member, training: Training) -> MemberRow:
     if error is None:
         assert training.result is not None
         run.finish(json_safe(asdict(training.result)))
+        discard_checkpoints(run.file(CHECKPOINTS))
         run.close()
         return done_row(member, training.result)
     files = checkpoint_files(run.file(CHECKPOINTS))

@@ -74,6 +74,12 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
         ) from error
 
 
+def discard_checkpoints(directory: Path) -> None:
+    """Remove all checkpoints, as when what they were for is done."""
+    for path in checkpoint_files(directory):
+        path.unlink()
+
+
 def checkpoint_files(directory: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name))

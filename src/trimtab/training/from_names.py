@@ -15,11 +15,13 @@ from trimtab.distributed import Ranks
 from trimtab.runs import Run, config_dict, json_safe
 from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
 from trimtab.training.bank_file import BankFile, read_bank_file
+from trimtab.training.checkpoint import discard_checkpoints
 from trimtab.training.config import Recipe, TrainConfig
 from trimtab.training.export import TrainResult
 from trimtab.training.loop import Training, train_all
 from trimtab.training.members import DEFAULT_SITE, MULTIPLIED, Member, chosen, expand
 from trimtab.training.sources import SHARDS, RowsConfig, open_rows
+from trimtab.training.trainer import CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,7 @@ def train_text(config: TrainTextConfig, ranks: Ranks | None = None) -> TrainedSA
             if training.error is not None:
                 raise training.error
             run.finish(json_safe(training.result))
+            discard_checkpoints(run.file(CHECKPOINTS))
         results: Any = run.results
         return TrainedSAE(result=TrainResult(**{**results, "sae": Path(results["sae"])}), run=run.path, resumed=resumed)
 

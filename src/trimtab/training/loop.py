@@ -107,9 +107,13 @@ def train_all(
         UserError: rows cannot be read, such as from a truncated shard. What was saved until then stays.
     """
     threads = threads or Threads(1, torch.get_num_threads())
-    what = "training" if len(trainings) == 1 else f"training {len(trainings)} SAEs"
     total = sum(t.config.steps(t.rows.source.rows_total) for t in trainings)
-    with Meter(what, total) as meter, ExitStack() as stack:
+
+    def ended(training: Training) -> None:
+        on_end(training)
+        meter.describe(_progress(trainings))
+
+    with Meter(_progress(trainings), total) as meter, ExitStack() as stack:
         stack.enter_context(_torch_threads(threads.each))
         executor: Executor = _Here()
         if threads.workers > 1:
@@ -117,7 +121,7 @@ def train_all(
                 ThreadPoolExecutor(threads.workers, "training", torch.set_num_threads, (threads.each,))
             )
         for wave in _waves(trainings, threads.workers):
-            _Wave(wave, executor, threads.workers, device, meter, on_end).run()
+            _Wave(wave, executor, threads.workers, device, meter, ended).run()
 
 
 class _Live:
@@ -270,6 +274,14 @@ def _waves(trainings: Sequence[Training], workers: int) -> Iterator[list[Trainin
             wave = []
     if wave:
         yield wave
+
+
+def _progress(trainings: Sequence[Training]) -> str:
+    if len(trainings) == 1:
+        return "training"
+    done = sum(training.result is not None for training in trainings)
+    failed = sum(training.error is not None for training in trainings)
+    return f"training {len(trainings)} SAEs" + f", {done} done" * bool(done) + f", {failed} failed" * bool(failed)
 
 
 @contextmanager

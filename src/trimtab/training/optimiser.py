@@ -38,8 +38,8 @@ class Adam:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not norm.isfinite():
             return float(norm)
-        if self._clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        if self._clip_norm:  # the fused step divides by this on its way, which saves a pass over the gradients
+            self._adam.grad_scale = (norm / self._clip_norm).clamp_min(1).float()
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
