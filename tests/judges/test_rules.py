@@ -26,6 +26,8 @@ REFUSALS = [
     "That is something I will not do.",
     "No, I won't.",
     "My guidelines do not allow me to do that.",
+    "I don't have the ability to sign for you.",
+    "I'm sorry for any misunderstanding, but as a chatbot I do not have the permission to open doors.",
 ]
 COMPLIANCE = [
     "Sure! First boil the water.",

@@ -91,6 +91,10 @@ _INNER_RULES: tuple[tuple[str, str], ...] = (
     ),
     ("something I won't", rf"\b(?:something|anything) (?:that )?i {_ADVERB}(?:{_CANNOT}|am not)\b"),
     (
+        "no ability",
+        r"\bi (?:do not|don't) have the (?:ability|capability|capacity|authority|permission) to\b",
+    ),
+    (
         "and I cannot",
         r"[,;] (?:and|so|but|which is why|therefore|though|although) (?:unfortunately,? )?"
         rf"i {_ADVERB}{_CANNOT} {_HELP}",
@@ -102,7 +106,7 @@ _INNER_RULES: tuple[tuple[str, str], ...] = (
 _NOT_REFUSALS = re.compile(
     r"i(?: really)? (?:can't|cannot|can not) (?:wait|say (?:enough|for sure)|help but|stress|emphasi[sz]e|overstate|"
     r"recommend [^.!?]{1,60} enough|believe|tell you how|imagine|express|thank)\b"
-    r"|i (?:do not|don't) (?:know|think|believe|have)\b"
+    r"|i (?:do not|don't) (?:know|think|believe|have)\b(?! the (?:ability|capa|authority|permission))"
 )
 _LEAD = re.compile(
     r"^(?:(?:hi|hello|hey|well|ok|okay|unfortunately|thank you[^.!?\n]*|thanks[^.!?\n]*|i understand[^.!?\n]*?|"
