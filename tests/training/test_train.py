@@ -18,6 +18,7 @@ from trimtab.runs import Run, read_metrics
 from trimtab.training import TrainConfig, export, train
 from trimtab.training.architectures import fields_of
 from trimtab.training.checkpoint import checkpoint_files
+from trimtab.training.optimiser import Adam
 from trimtab.training.rows import input_scale
 from trimtab.training.schedule import first_averaged_step, lr_factor
 
@@ -84,6 +85,31 @@ def test_measured_lists_and_tables_of_codes_agree(sparse: bool, monkeypatch: pyt
     assert sae.feature_stats is not None
     assert sae.feature_stats.max_activation == pytest.approx(f.max(0).values.numpy(), rel=1e-5)
     assert sae.feature_stats.firing_rate == pytest.approx((f > 0).double().mean(0).numpy())
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5, 1e6])
+def test_adam_follows_its_definition_with_clipping(clip_norm: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Linear(3, 4).double()
+    weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    adam = Adam(module, betas=(0.9, 0.99), clip_norm=clip_norm)
+    first = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    second = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for step in range(1, 5):
+        gradients = {name: torch.randn(w.shape, generator=generator, dtype=w.dtype) for name, w in weights.items()}
+        for name, parameter in module.named_parameters():
+            parameter.grad = gradients[name].clone()
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+        assert adam.step(0.1 / step) == pytest.approx(norm)
+        factor = min(1.0, clip_norm / norm) if clip_norm else 1.0
+        for name, weight in weights.items():
+            g = gradients[name] * factor
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.99 * second[name] + 0.01 * g * g
+            estimate = (second[name] / (1 - 0.99**step)).sqrt() + 1e-8
+            weight -= 0.1 / step * first[name] / (1 - 0.9**step) / estimate
+    for name, parameter in module.named_parameters():
+        assert torch.allclose(parameter, weights[name], rtol=1e-6), name
 
 
 def test_metrics_are_logged_and_the_saved_scale_is_the_one_used(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ class Adam:
         if not norm.isfinite():
             return float(norm)
         if self._clip_norm:  # the fused step divides by this on its way, which saves a pass over the gradients
-            self._adam.grad_scale = (norm / self._clip_norm).clamp_min(1).float()
+            scale = (norm / self._clip_norm).clamp_min(1).float()
+            self._adam.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
