@@ -18,7 +18,7 @@ from trimtab.dictionaries.standard import ReLUConfig, TrainableReLU
 
 LINEAR_BELOW = 0.1
 """Codes below this share of the rows' spread along one direction, √(E‖x − b_dec‖² / d), are penalised linearly."""
-SETTLED_SHARE = 0.25
+SETTLED_SHARE = 0.375
 """Share of what is left after `p_start_share` in which p keeps its last value, so that an L0 target is met with it."""
 
 
@@ -31,7 +31,7 @@ class PAnnealConfig(ReLUConfig):
     p_start_share: float = 0.2
     """Share of the training at which p changes first."""
     p_steps: int = 10
-    """Changes of p, equal in size and in distance; the last comes when a quarter of what is left after
+    """Changes of p, equal in size and in distance; the last comes when three eighths of what is left after
     `p_start_share` remains."""
 
     def __post_init__(self) -> None:
