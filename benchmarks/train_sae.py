@@ -70,6 +70,7 @@ def trainer(name: str) -> Trainer | None:
 
 def run_section(section: Section, options: argparse.Namespace, folder: Path) -> dict[str, Measured]:
     """Let everyone train what the section says."""
+    steps = options.warmup_steps + options.repeats * options.turn_steps + 1
     job = Job(
         rows=str(folder / f"rows{section.d}"),
         architecture=section.architecture,
@@ -77,7 +78,8 @@ def run_section(section: Section, options: argparse.Namespace, folder: Path) -> 
         n=section.n,
         k=section.k,
         batch=options.batch,
-        steps=options.warmup_steps + options.repeats * options.turn_steps + 1,
+        steps=steps,
+        rising_steps=max(1, steps // 16),
         threads=options.threads,
         device=options.device,
         encoder_dtype=section.encoder_dtype,

@@ -30,7 +30,7 @@ class Job:
     """Optimiser steps, warm-up included."""
     lr: float = 1e-3
     """Adam's peak; rises linearly over the first steps, then falls linearly to 0."""
-    rising_steps: int = 4
+    rising_steps: int = 1
     sparsity_weight: float = 1.0
     """Coefficient of the sparsity penalty, for libraries without a target."""
     dead_after: int = 10_000_000

@@ -89,10 +89,8 @@ class SparsePairs:
         return order_by_feature(self.pairs, self.n)
 
     def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
-        with torch.enable_grad():
-            leaf = values.detach().requires_grad_()
-            x = decode_pairs(self.pairs._replace(value=leaf), W.detach())
-        return Decoding(x.detach(), lambda G: torch.autograd.grad(x, leaf, G)[0])
+        x = decode_pairs(self.pairs._replace(value=values), W.detach())
+        return Decoding(x, lambda G: dot_pairs(self.pairs, G, W))
 
     def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
         return collect_rows(self.order, values, X)
