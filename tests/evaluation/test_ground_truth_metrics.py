@@ -226,6 +226,12 @@ def test_recovery_of_known_angles():
     assert found.splitting == 1
 
 
+def test_the_opposite_direction_is_not_the_feature():
+    true, learned = torch.eye(2), torch.tensor([[-1.0, 0], [0, 1]])
+    found = recovery(learned, true, match_features(learned, true), 0.8)
+    assert (found.true_to_learned, found.learned_to_true, found.recovered, found.splitting) == (0.5, 0.5, 0.5, 1)
+
+
 @pytest.mark.parametrize(
     "metric", ["f1", "true_to_learned", "recovered", "magnitude_correlation", "explained_variance"]
 )
