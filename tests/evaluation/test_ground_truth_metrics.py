@@ -227,8 +227,8 @@ def test_recovery_of_known_angles():
 
 
 def test_the_opposite_direction_is_not_the_feature():
-    true, learned = torch.eye(2), torch.tensor([[-1.0, 0], [0, 1]])
-    found = recovery(learned, true, match_features(learned, true), 0.8)
+    true, learned = torch.eye(3)[:2], torch.tensor([[-0.6, 0, 0.8], [0, 1, 0]])
+    found = recovery(learned, true, match_features(learned, true), 0.5)
     assert (found.true_to_learned, found.learned_to_true, found.recovered, found.splitting) == (0.5, 0.5, 0.5, 1)
 
 
