@@ -134,17 +134,25 @@ class Forwards:
         Raises:
             RankLostError: rank 0 is gone.
         """
-        sending: _Buffer | None = None
+        done: deque[_Buffer] = deque()
+        sent: deque[_Buffer] = deque()
+
+        def send(buffer: _Buffer) -> None:
+            buffer.wait()
+            if sent:  # one message on its way: a rank runs no further ahead of rank 0
+                sent.popleft().wait()
+            buffer.transfer = self.ranks.send(buffer.bytes, 0)
+            sent.append(buffer)
+
         for turn, (split, number) in enumerate(_each(stretches)):
             if turn % self.ranks.size == self.ranks.rank:
-                buffer = self._run(self._sequences(split, number))
-                buffer.wait()
-                if sending is not None:
-                    sending.wait()
-                buffer.transfer = self.ranks.send(buffer.bytes, 0)
-                sending = buffer
-        if sending is not None:
-            sending.wait()
+                done.append(self._run(self._sequences(split, number)))
+                if len(done) > self._on_gpu:  # rows leave the device while it works on the next batch
+                    send(done.popleft())
+        for buffer in done:
+            send(buffer)
+        for buffer in sent:
+            buffer.wait()
 
     def _sequences(self, split: Split, number: int) -> SequenceBatch:
         return self.packed[split].batch(self.order[split][number])
