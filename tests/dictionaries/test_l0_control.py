@@ -82,6 +82,12 @@ def test_rescaling_multiplies_the_weight_and_leaves_the_error_alone() -> None:
     assert rescaled.weight == pytest.approx(3 * control.weight)
 
 
+def test_the_state_keeps_its_precision_and_place_when_the_module_is_cast() -> None:
+    sae = TrainableReLU(ReLUConfig(n_features=8, l0=2.0), 4).to(torch.float16).to("meta")
+    assert sae.W_dec.device.type == "meta"
+    assert {(b.dtype, b.device.type) for b in sae.control.buffers()} == {(torch.float64, "cpu")}
+
+
 def planted_rows(rows: int) -> Tensor:
     """Sums of about 6 of 96 random directions in 24 dimensions, of norm √24 on average."""
     generator = torch.Generator().manual_seed(1)

@@ -74,7 +74,11 @@ class Gated(SAE):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedConfig(PenalisedConfig):
-    """Training of a Gated SAE."""
+    """Training of a Gated SAE.
+
+    Nothing revives dead features (the paper resamples them); what keeps them alive is that the penalty rises slowly
+    (`sparsity_warmup_share`) and that an L0 target is approached from above.
+    """
 
 
 class TrainableGated(Penalised):

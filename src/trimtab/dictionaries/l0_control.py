@@ -7,7 +7,9 @@ not. A proportional-integral controller acts on the logarithm of the weight.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -45,7 +47,8 @@ class PenalisedConfig(TrainableConfig):
     """Fixed weight of the sparsity penalty instead, for rows as they are scaled: a value for one scaling is wrong for
     another."""
     sparsity_warmup_share: float = 0.1
-    """Share of the training over which the weight of the sparsity penalty rises from 0."""
+    """Share of the training over which the weight of the sparsity penalty rises from 0; a penalty that is there at once
+    kills features before they have learnt anything."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +122,10 @@ class L0Control(nn.Module):
     def rescale(self, factor: float) -> None:
         """Multiply the weight, because the penalty's unit has changed."""
         self.log_weight += math.log(factor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Stay on the host, in float64: the state is a few numbers that Python reads at every step."""
+        return self
 
     def begin_step(self, done: float) -> None:
         """Note the share of the training that is done."""
