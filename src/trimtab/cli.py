@@ -174,6 +174,21 @@ def sae_convert() -> Job:
     return Job(ConvertConfig, convert_sae, ("source", "destination"))
 
 
+def policy_headroom() -> Job:
+    """measure what one edit could gain on a task, before training a policy"""
+    from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
+
+    return Job(HeadroomConfig, run_headroom)
+
+
+def policy_train() -> Job:
+    """train a policy that picks a feature at each token"""
+    from trimtab.policies.config import PolicyConfig
+    from trimtab.policies.train import train_policy
+
+    return Job(PolicyConfig, train_policy)
+
+
 def demo() -> Job:
     """find, choose and test steering features of the default model, with a report"""
     from trimtab.report import write_demo_report
@@ -200,6 +215,8 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate ground-truth": evaluate_ground_truth,
     "sae info": sae_info,
     "sae convert": sae_convert,
+    "policy headroom": policy_headroom,
+    "policy train": policy_train,
 }
 
 
@@ -384,7 +401,7 @@ def _without_box(text: str) -> str:
 
 
 def _after_a_stop(words: Sequence[str]) -> str:
-    resumes = bool(words) and words[0] in ("demo", "harvest", "train")
+    resumes = words[:1] in (["demo"], ["harvest"], ["train"]) or words[:2] == ["policy", "train"]
     return f"the same command again {'goes on from here' if resumes else 'starts anew'}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,36 @@ class TrainedPolicy:
     warnings: tuple[str, ...]
 
 
-def train_policy(config: PolicyConfig) -> TrainedPolicy:
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """What `trimtab policy train` prints and keeps in its run."""
+
+    run: Path
+    task: str
+    results: dict[str, Any]
+    """The fields of `TrainedPolicy` but the policy itself."""
+    resumed: bool
+    """Whether the run was done before."""
+
+    def render(self) -> str:
+        """The summary in a few lines."""
+        r = self.results
+        lines = [
+            f"{self.run}{' (done before)' if self.resumed else ''}",
+            f"  {r['iterations']} iterations, {r['rollouts']:,} rollouts, {r['seconds']:.0f} s",
+            f"  validation reward on {self.task}: {r['best_validation_reward']:.3f} at iteration {r['best_iteration']} "
+            f"(chosen there), unsteered {r['unsteered_validation_reward']:.3f}",
+            *(f"  {warning}" for warning in r["warnings"]),
+            f"  next: trimtab policy evaluate --run {self.run}",
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain values."""
+        return {"run": str(self.run), "task": self.task, "resumed": self.resumed, **self.results}
+
+
+def train_policy(config: PolicyConfig) -> TrainingSummary:
     """Train a policy, or go on from its run's last checkpoint.
 
     Raises:
@@ -58,7 +88,12 @@ def train_policy(config: PolicyConfig) -> TrainedPolicy:
         config.directory(), "policy train", config, seeds=[config.seed], device=config.device,
         ignore_fields=NOT_THE_RESULT,
     ) as run:  # fmt: skip
-        return fit(Setup.of(config), run)
+        resumed = run.done
+        if not resumed:
+            trained = fit(Setup.of(config), run)
+            run.finish({name: value for name, value in vars(trained).items() if name != "policy"})
+        results: Any = run.results
+        return TrainingSummary(run=run.path, task=config.task, results=dict(results), resumed=resumed)
 
 
 def fit(setup: Setup, run: Run) -> TrainedPolicy:
