@@ -1,7 +1,9 @@
 """The weight of a sparsity penalty: fixed, or driven so that rows have the wanted number of active features (L0).
 
 How much sparsity a weight buys depends on the data, the scaling, the width and the recipe; the L0 that is wanted does
-not. A proportional-integral controller acts on the logarithm of the weight.
+not. The control acts on the logarithm of the weight, in proportion to log(L0 / target) and to its integral. L0 follows
+the weight with a delay of tens of steps, so that the error is the one expected if L0 goes on as it does: without that,
+L0 falls below the target at first, and features die of it.
 """
 
 from __future__ import annotations
