@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trimtab.dictionaries.batchtopk import TrainableBatchTopK
 from trimtab.dictionaries.gated import Gated, TrainableGated
-from trimtab.dictionaries.jumprelu import JumpReLU
+from trimtab.dictionaries.jumprelu import JumpReLU, TrainableJumpReLU
+from trimtab.dictionaries.matryoshka import TrainableMatryoshka
 from trimtab.dictionaries.panneal import TrainablePAnneal
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.standard import Standard, TrainableReLU
@@ -17,7 +18,15 @@ ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (Standar
 
 TRAINABLE: dict[str, type[TrainableSAE]] = {
     cls.architecture: cls
-    for cls in (TrainableReLU, TrainableTopK, TrainableBatchTopK, TrainableGated, TrainablePAnneal)
+    for cls in (
+        TrainableReLU,
+        TrainableTopK,
+        TrainableBatchTopK,
+        TrainableJumpReLU,
+        TrainableGated,
+        TrainableMatryoshka,
+        TrainablePAnneal,
+    )
 }
 """Every architecture that can be trained."""
 

@@ -1,0 +1,256 @@
+"""JumpReLU in training against the paper's equations by automatic differentiation, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from trimtab.dictionaries.active import DensePairs, SparsePairs, active_above
+from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.folding import fold_scale
+from trimtab.dictionaries.jumprelu import JumpReLUConfig, TrainableJumpReLU
+from trimtab.errors import UserError
+
+D, N, ROWS, L0, EPSILON = 10, 48, 37, 4.0, 0.6
+PENALTIES = ["l0_target", "tanh", "l0"]
+
+
+class Step(torch.autograd.Function):
+    """H(h − θ) with the straight-through estimator of Rajamanoharan et al. 2024b, equation 12."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(h, theta)
+        ctx.bandwidth = bandwidth  # pyright: ignore[reportAttributeAccessIssue]
+        return (h > theta).to(h.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore
+        h, theta = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        epsilon = ctx.bandwidth  # pyright: ignore[reportAttributeAccessIssue]
+        kernel = (((h - theta) / epsilon).abs() < 0.5).to(h.dtype)
+        return None, (grad * (-1 / epsilon) * kernel).sum(0), None
+
+
+class Jump(torch.autograd.Function):
+    """h·H(h − θ) with the straight-through estimator of equation 11."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(h, theta)
+        ctx.bandwidth = bandwidth  # pyright: ignore[reportAttributeAccessIssue]
+        return h * (h > theta)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
+        h, theta = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        epsilon = ctx.bandwidth  # pyright: ignore[reportAttributeAccessIssue]
+        kernel = (((h - theta) / epsilon).abs() < 0.5).to(h.dtype)
+        return grad * (h > theta), (grad * (-theta / epsilon) * kernel).sum(0), None
+
+
+def build(penalty: str = "l0_target", dense: bool = False, **settings: object) -> TrainableJumpReLU:
+    target: dict[str, object] = {"l0": L0} if penalty == "l0_target" else {"sparsity_weight": 0.7}
+    per_unit = D**0.5 / 2  # rows have mean norm 2 instead of √d
+    settings = {
+        "bandwidth": EPSILON * per_unit,
+        "tanh_scale": 3.0 / per_unit,
+        "block_rows": 16,
+        "sparsity_warmup_share": 0.0,
+        **target,
+        **settings,
+    }
+    config = JumpReLUConfig(n_features=N, penalty=penalty, **settings)  # pyright: ignore[reportArgumentType]
+    sae = TrainableJumpReLU(config, D, seed=1, dtype=torch.float64)
+    sae.dense_above = -1.0 if dense else 1.0
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in sae.parameters():  # away from W_enc = W_decᵀ, unit rows and zero biases, where errors could cancel
+            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        sae.row_norm.fill_(2.0)
+        sae.theta.add_(0.75).clamp_(min=0.0)
+        sae.target_weight.fill_(3.0)
+    return sae
+
+
+def batch(rows: int = ROWS) -> Tensor:
+    return 2 * torch.randn(rows, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
+
+
+def pre_activations(sae: TrainableJumpReLU, x: Tensor) -> Tensor:
+    return (x - sae.b_dec if sae.config.apply_b_dec_to_input else x) @ sae.W_enc_rows.T + sae.b_enc
+
+
+def dense_loss(sae: TrainableJumpReLU, x: Tensor, penalty: str) -> tuple[Tensor, Tensor]:
+    """The loss and its sparsity term from their definitions, all features dense, for automatic differentiation."""
+    epsilon, theta = EPSILON, sae.theta * 2.0
+    h = pre_activations(sae, x)
+    f = Jump.apply(h, theta, epsilon)
+    assert isinstance(f, Tensor)
+    if penalty == "tanh":
+        sparsity = 0.7 * torch.tanh(3.0 * f).sum(1).mean()
+    else:
+        l0 = Step.apply(h.detach(), theta, epsilon).sum(1).mean()  # pyright: ignore[reportOptionalMemberAccess]
+        sparsity = 0.7 * l0 if penalty == "l0" else 3.0 * (l0 / L0 - 1) ** 2
+    return (x - f @ sae.W_dec - sae.b_dec).square().sum(1).mean() + sparsity, sparsity
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("dense", [True, False])
+def test_gradients_equal_the_dense_reference(penalty: str, apply_b_dec_to_input: bool, dense: bool) -> None:
+    sae, x = build(penalty, dense, apply_b_dec_to_input=apply_b_dec_to_input), batch()
+    floor = sae.threshold - EPSILON / 2
+    active = active_above(sae.encoder(), sae.encoder_input(x), floor, dense_above=sae.dense_above)
+    assert isinstance(active, DensePairs if dense else SparsePairs)
+    expected_loss, expected_sparsity = dense_loss(sae, x, penalty)
+    expected = torch.autograd.grad(expected_loss, list(sae.parameters()))
+    step = sae.gradients(x)
+    assert step.loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
+    assert step.sparsity.item() == pytest.approx(expected_sparsity.item(), rel=1e-12)
+    assert step.l0 == pytest.approx((pre_activations(sae, x) > sae.threshold).sum().item() / ROWS)
+    for (name, parameter), reference in zip(sae.named_parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert reference.abs().max() > 0, name
+        assert (parameter.grad - reference).abs().max() / reference.abs().max() < 1e-12, name
+
+
+def test_pairs_just_below_their_threshold_reach_it() -> None:
+    sae, x = build(), batch()
+    with torch.no_grad():
+        h = pre_activations(sae, x)
+        sae.theta.copy_((h.max(0).values + 0.1) / 2)  # nothing fires; the largest pre-activation is within ε/2
+        sae.target_weight.fill_(1e3)
+    step = sae.gradients(x)
+    assert step.l0 == 0
+    assert sae.theta.grad is not None
+    assert (sae.theta.grad > 0).all()  # lower thresholds bring L0 up to the target
+    assert not sae.W_enc_rows.grad.any()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("minus_bias", [True, False])
+def test_exported_sae_gives_the_training_codes_in_model_units(minus_bias: bool) -> None:
+    sae, scale, x = build(apply_b_dec_to_input=minus_bias), 0.125, 8 * batch()
+    sae.constrain()
+    with torch.no_grad():
+        sae.b_enc[3] += 5.0
+        h = pre_activations(sae, scale * x)
+        sae.theta[3] = h[5, 3].abs() / 2  # at z = θ a feature is silent
+        f = h * (h > sae.threshold)
+        x_hat = f @ sae.W_dec + sae.b_dec
+    unfolded = sae.export(DictionaryInfo(architecture="jumprelu", model="m"))
+    assert torch.equal(unfolded.encode(scale * x) > 0, f > 0)
+    assert unfolded.encode(scale * x)[5, 3] == 0
+    exported = fold_scale(unfolded, scale)
+    # the boundary itself may round either way once the scale is folded
+    apart = (h - sae.threshold).abs() > 1e-8
+    assert torch.allclose(exported.encode(x)[apart], f[apart] / scale, atol=1e-10)
+    assert torch.allclose(exported.decode(f / scale), x_hat / scale, atol=1e-10)
+    assert torch.allclose(exported.threshold[4:], sae.threshold[4:] / scale, rtol=1e-12)
+    assert (exported.info.architecture, exported.info.model) == ("jumprelu", "m")
+    assert exported.info.metadata["training"]["penalty"] == "l0_target"
+
+
+def test_every_feature_starts_by_firing_on_its_share_of_the_sample() -> None:
+    sae, x = build(), batch(600)
+    sae.initialise(x)
+    fires = pre_activations(sae, x) > sae.threshold * (1 + 1e-12)
+    assert torch.equal(fires.sum(0), torch.full((N,), round(L0 / N * 600)))
+    assert fires.sum(1).double().mean().item() == pytest.approx(L0, rel=0.05)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_scaling_the_rows_scales_the_first_step_and_nothing_else(penalty: str) -> None:
+    steps = []
+    for unit in (1.0, 0.125):
+        sae = build(penalty, theta_init=0.8, l0=L0, sparsity_weight=None, bandwidth=None)
+        sae.b_enc.data.zero_()
+        sae.initialise(unit * batch(400))
+        step = sae.gradients(unit * batch())
+        steps.append((step.loss / unit**2, step.sparsity / unit**2, step.l0, sae.theta.grad / unit**2))  # pyright: ignore
+    for a, b in zip(*steps, strict=True):
+        assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-6)
+
+
+def test_the_driven_weight_starts_at_what_a_feature_is_worth() -> None:
+    sae = build("l0", l0=L0, sparsity_weight=None)
+    x = batch(400)
+    sae.initialise(x)
+    assert sae.knobs()["sparsity_weight"] == pytest.approx(0.3 * sae.threshold.square().mean().item())
+    before = sae.knobs()["sparsity_weight"]
+    sae.gradients(x[:ROWS])
+    sae.control.begin_step(0.5)
+    assert sae.knobs()["sparsity_weight"] != before
+
+
+def train(sae: TrainableJumpReLU, x: Tensor, steps: range, total: int, adam: torch.optim.Adam) -> float:
+    l0 = 0.0
+    for i in steps:
+        sae.begin_step(i / total)
+        l0 = sae.gradients(x[(64 * i) % len(x) :][:64]).l0
+        sae.project_gradients()
+        adam.step()
+        sae.constrain()
+    return l0
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_state_dict_resumes_exactly(penalty: str) -> None:
+    x = batch(640)
+    target = {"l0": L0, "sparsity_weight": None, "sparsity_warmup_share": 0.1}
+    whole, first, second = (build(penalty, **target) for _ in range(3))
+    optimisers = [torch.optim.Adam(s.parameters(), lr=3e-3) for s in (whole, first, second)]
+    for s in (whole, first):
+        s.initialise(x)
+    train(whole, x, range(12), 12, optimisers[0])
+    train(first, x, range(7), 12, optimisers[1])
+    second.load_state_dict(first.state_dict())
+    optimisers[2].load_state_dict(optimisers[1].state_dict())
+    train(second, x, range(7, 12), 12, optimisers[2])
+    for (name, a), b in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_l0_reaches_the_target_on_rows_not_trained_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.rand(3000, N, generator=generator) * (torch.rand(3000, N, generator=generator) < L0 / N)
+    directions = torch.nn.functional.normalize(torch.randn(N, D, generator=generator), dim=1)
+    x = (codes @ directions).double()
+    x *= D**0.5 / x.norm(dim=1).mean()
+    sae = build(bandwidth=None)
+    sae.initialise(x[:2000])
+    train(sae, x[:2000], range(200), 200, torch.optim.Adam(sae.parameters(), lr=3e-3))
+    held_out = sae.export(DictionaryInfo(architecture="jumprelu")).encode(x[2000:])
+    assert (held_out > 0).sum(1).double().mean().item() == pytest.approx(L0, rel=0.1)
+
+
+def test_thresholds_stay_at_least_zero() -> None:
+    sae = build()
+    sae.theta.data[:5] = -0.5
+    sae.constrain()
+    assert sae.threshold.min() == 0
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(N, dtype=torch.float64))
+
+
+def test_thresholds_have_at_least_single_precision() -> None:
+    config = JumpReLUConfig(n_features=N, l0=L0)
+    assert TrainableJumpReLU(config, D, dtype=torch.bfloat16).theta.dtype == torch.float32
+    assert TrainableJumpReLU(config, D, dtype=torch.float64).theta.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"l0": 3, "penalty": "l1"}, "penalty l1: it is one of l0_target, tanh, l0"),
+        ({"sparsity_weight": 1.0}, "l0 None: the penalty l0_target needs a target"),
+        ({"l0": 3, "bandwidth": 0.0}, "bandwidth 0.0: it must be positive"),
+        ({"l0": 3, "tanh_scale": -1.0}, "tanh_scale -1.0: it must be positive"),
+        ({"l0": 3, "theta_init": -0.1}, "theta_init -0.1: a threshold must not be negative"),
+        ({"l0": N}, f"l0 {N}: it must be above 0 and at most n_features − 1 = {N - 1}"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        JumpReLUConfig(n_features=N, **settings)  # pyright: ignore[reportArgumentType]
