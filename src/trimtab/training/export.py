@@ -52,6 +52,8 @@ class TrainResult:
     """What was asked for; None where a fixed weight decided."""
     l0_reached_target: bool | None
     """Whether `l0` is within a tenth of `l0_target`; None without one."""
+    sparsity_weight: float | None
+    """Weight of the sparsity penalty at the end; None without a penalty."""
     dead_share: float
     """Share of features that fire on none of the measured rows."""
     dense_share: float
@@ -67,7 +69,9 @@ class TrainResult:
     @property
     def missed_target(self) -> str:
         """What to say about an L0 that was not reached; empty if it was."""
-        return missed_target(self.l0, self.l0_target) if self.l0_reached_target is False else ""
+        if self.l0_reached_target is not False:
+            return ""
+        return missed_target(self.l0, self.l0_target, self.sparsity_weight)
 
 
 def reached(l0: float, target: float | None) -> bool | None:
@@ -75,10 +79,12 @@ def reached(l0: float, target: float | None) -> bool | None:
     return None if target is None else abs(l0 - target) <= L0_TOLERANCE * target
 
 
-def missed_target(l0: float, target: float | None) -> str:
+def missed_target(l0: float, target: float | None, sparsity_weight: float | None) -> str:
     """What was asked, what was reached, what to change."""
     assert target is not None
-    mend = "fix --sparsity-weight" if l0 > target else "lower --l0: so many features do not fire"
+    mend = "lower --l0: so many features do not fire"
+    if sparsity_weight is not None:
+        mend = f"fix --sparsity-weight {'above' if l0 > target else 'below'} {sparsity_weight:.3g}, where it ended"
     return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows), or {mend}"
 
 
@@ -127,6 +133,7 @@ def export(
         l0=metrics.l0,
         l0_target=target,
         l0_reached_target=reached(metrics.l0, target),
+        sparsity_weight=trained.knobs().get("sparsity_weight"),
         dead_share=metrics.dead_share,
         dense_share=metrics.dense_share,
         measured_rows=metrics.n_rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ class MemberRow:
     l0: float | None = None
     """Reached on held-out rows."""
     l0_reached_target: bool | None = None
+    sparsity_weight: float | None = None
+    """Of the penalty, at the end."""
     explained_variance: float | None = None
     dead_share: float | None = None
     dense_share: float | None = None
@@ -55,13 +58,13 @@ class MemberRow:
         """What to say about an L0 that was not reached; empty if it was."""
         if self.l0 is None or self.l0_reached_target is not False:
             return ""
-        return missed_target(self.l0, self.l0_target)
+        return missed_target(self.l0, self.l0_target, self.sparsity_weight)
 
 
 def done_row(member: Member, result: TrainResult | dict[str, Any]) -> MemberRow:
     """The row of a member that was trained."""
     fields = result if isinstance(result, dict) else asdict(result)
-    told = ("l0", "l0_reached_target", "explained_variance", "dead_share", "dense_share", "steps", "rows", "seconds")
+    told = {field.name for field in dataclasses.fields(MemberRow)} & set(fields) - set(_about(member))
     return MemberRow(status="done", path=str(fields["sae"]), **_about(member), **{name: fields[name] for name in told})
 
 
