@@ -92,6 +92,7 @@ with ranks:
         assert files_of(home / name) == files_of(home / "alone"), name
 
 
+@pytest.mark.slow
 def test_ranks_with_different_texts_are_told_apart(home: Path, start_ranks: Start) -> None:
     script = """
 documents = documents[ranks.rank:]
