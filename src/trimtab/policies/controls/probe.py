@@ -1,0 +1,111 @@
+"""The static feature behind a gate: a logistic regression on the activation at the last prompt token says whether the
+feature helps this item. It can do what a policy with one feature could do at its first decision.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from trimtab.policies.controls.scene import Scene
+from trimtab.policies.controls.static import StaticChoice, static_source
+from trimtab.steering import StaticSource
+
+PENALTIES = tuple(10.0**k for k in range(-4, 2))
+"""Inverse strengths of the penalty that are tried (scikit-learn's C)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Edits where weights · (x − mean) / scale + bias > 0."""
+
+    weights: Float[NDArray[np.float64], " d"]
+    bias: float
+    mean: Float[NDArray[np.float64], " d"]
+    scale: Float[NDArray[np.float64], " d"]
+
+    def score(self, x: Float[NDArray[np.float32], "P d"]) -> Float[NDArray[np.float64], " P"]:
+        """Log-odds that the feature helps."""
+        return (x.astype(np.float64) - self.mean) / self.scale @ self.weights + self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFit:
+    """A gate and what it was fitted on."""
+
+    gate: Gate
+    helped: int
+    """Training items that the feature made better."""
+    hurt: int
+    """Training items that it made worse."""
+    items: int
+    penalty: float | None
+    """C, chosen by validation reward; None where the training items were all of one kind."""
+    reward: float
+    """Mean on validation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the weights."""
+        return {name: value for name, value in asdict(self).items() if name != "gate"}
+
+
+def fit_gate(train: Scene, validation: Scene, choice: StaticChoice) -> GateFit:
+    """Fit on the training items that the feature changes, each weighted by how much; choose C on validation."""
+    x, gain, _ = _gains(train, choice)
+    x_validation, gain_validation, unsteered = _gains(validation, choice)
+    mean, scale = x.mean(0).astype(np.float64), x.std(0).astype(np.float64) + 1e-6
+    changed = gain != 0
+    helped, hurt = int((gain > 0).sum()), int((gain < 0).sum())
+    gates: list[tuple[float | None, Gate]] = []
+    if helped and hurt:
+        z = (x[changed] - mean) / scale
+        for penalty in PENALTIES:
+            model = LogisticRegression(C=penalty, max_iter=1000)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.fit(z, gain[changed] > 0, sample_weight=np.abs(gain[changed]))
+            gate = Gate(weights=model.coef_[0], bias=float(model.intercept_[0]), mean=mean, scale=scale)
+            gates.append((penalty, gate))
+    else:
+        bias = 1.0 if helped else -1.0
+        gates.append((None, Gate(weights=np.zeros(x.shape[1]), bias=bias, mean=mean, scale=scale)))
+    earned = [float((unsteered + np.where(g.score(x_validation) > 0, gain_validation, 0)).mean()) for _, g in gates]
+    best = int(np.argmax(earned))
+    penalty, gate = gates[best]
+    return GateFit(gate=gate, helped=helped, hurt=hurt, items=len(train), penalty=penalty, reward=earned[best])
+
+
+def gated_source(scene: Scene, choice: StaticChoice, gate: Gate) -> StaticSource:
+    """The feature at its own dose, in the items that the gate opens for."""
+    return _source(scene, choice, gate.score(scene.activations()) > 0)
+
+
+def gated_like_policy(scene: Scene, choice: StaticChoice, gate: Gate, scale: float = 1.0) -> StaticSource:
+    """The feature at the policy's mean relative dose, in as many items as the policy edits: those with most reason."""
+    assert scene.schedule is not None
+    score = gate.score(scene.activations())
+    most = np.zeros(len(score), dtype=bool)
+    most[np.argsort(-score, kind="stable")[: scene.schedule.rows]] = True
+    feature = np.where(most, choice.feature, -1)[:, None].tolist()
+    return StaticSource(
+        scene.setup.sae, feature, scene.schedule.mean * scale, scene.setup.site, unit="relative"
+    )  # fmt: skip
+
+
+def _source(scene: Scene, choice: StaticChoice, opened: Bool[NDArray[np.bool_], " P"]) -> StaticSource:
+    feature = np.where(opened, choice.feature, -1)[:, None].tolist()
+    return StaticSource(scene.setup.sae, feature, choice.dose, scene.setup.site, unit=scene.setup.config.unit)
+
+
+def _gains(scene: Scene, choice: StaticChoice) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Activations, what the feature adds to each item's reward, and the reward without it."""
+    unsteered = scene.play().reward
+    steered = scene.play(static_source(scene, choice)).reward
+    return scene.activations(), steered - unsteered, unsteered

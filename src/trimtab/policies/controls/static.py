@@ -1,0 +1,131 @@
+"""The best static feature: one feature at one dose for all items, chosen on validation among as many as are tried."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from trimtab.policies.controls.scene import Played, Scene
+from trimtab.steering import DirectionTable, StaticSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticChoice:
+    """A feature and a dose, chosen on validation."""
+
+    feature: int
+    dose: float
+    """In the config's unit: the best of those tried."""
+    reward: float
+    """Mean on validation; the largest of many, and so too good."""
+    features_tried: int
+    doses_tried: tuple[float, ...]
+    origins: dict[str, int]
+    """Where the candidates came from, and how many each gave first."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def used_features(played: Iterable[Played], count: int) -> list[int]:
+    """The features that policies edited with most often, most often first."""
+    counts: Counter[int] = Counter()
+    for one in played:
+        feature = one.edits.feature
+        counts.update(feature[feature >= 0].tolist())
+    return [feature for feature, _ in counts.most_common(count)]
+
+
+def gather(sources: Mapping[str, Sequence[int]]) -> tuple[list[int], dict[str, int]]:
+    """Candidates of several origins, each once, with the number that each origin was first to name."""
+    seen: dict[int, str] = {}
+    for origin, features in sources.items():
+        for feature in features:
+            seen.setdefault(int(feature), origin)
+    counts = Counter(seen.values())
+    return list(seen), {origin: counts.get(origin, 0) for origin in sources}
+
+
+def sample_of_live(scene: Scene, count: int, seed: int) -> list[int]:
+    """Features drawn at random among those that fire."""
+    live = DirectionTable.of(scene.setup.sae).live_ids().numpy()
+    rng = np.random.default_rng([seed, 11])
+    return rng.choice(live, min(count, len(live)), replace=False).tolist()
+
+
+def score_features(scene: Scene, features: Sequence[int], doses: Sequence[float]) -> Float[NDArray[np.float64], "F P"]:
+    """Reward of every item with each feature at its dose, at every decision.
+
+    Args:
+        scene: items.
+        features: ids.
+        doses: one for each, in the config's unit.
+    """
+    config, site = scene.setup.config, scene.setup.site
+    block = max(1, min(len(features), config.batch_size))
+    parts = []
+    for start in range(0, len(features), block):
+        ids = torch.tensor(features[start : start + block])
+        strength = torch.tensor(doses[start : start + block], dtype=torch.float32)
+        rows = len(scene)
+        source = StaticSource(
+            scene.setup.sae, ids.repeat(rows)[:, None], strength.repeat(rows)[:, None], site, unit=config.unit
+        )
+        played = scene.play(source, repeats=len(ids))
+        parts.append(played.reward.reshape(rows, len(ids)).T)
+    return np.concatenate(parts)
+
+
+def best_static(
+    validation: Scene,
+    candidates: Mapping[str, Sequence[int]],
+    *,
+    factors: Sequence[float] = (0.5, 1.0, 2.0),
+    first_items: int = 48,
+    finalists: int = 16,
+) -> StaticChoice:
+    """Choose a feature and a dose by mean reward on validation.
+
+    All candidates are tried at the policy's dose on the first items; the best of them on all items at every dose. Ties
+    go to the dose nearest the policy's, then to the candidate that was named first.
+
+    Args:
+        validation: items of validation.
+        candidates: features by where they come from.
+        factors: doses to try, as multiples of the policy's.
+        first_items: items of the first round.
+        finalists: features of the second.
+    """
+    features, origins = gather(candidates)
+    dose = validation.setup.config.dose
+    if len(features) > finalists:
+        few = validation.take(range(min(first_items, len(validation))))
+        scores = score_features(few, features, [dose] * len(features)).mean(1)
+        features_left = [features[i] for i in np.argsort(-scores, kind="stable")[:finalists]]
+    else:
+        features_left = features
+    doses = sorted((dose * factor for factor in factors), key=lambda d: abs(np.log(d / dose)))
+    pairs = [(feature, d) for d in doses for feature in features_left]
+    scores = score_features(validation, [f for f, _ in pairs], [d for _, d in pairs]).mean(1)
+    best = int(scores.argmax())
+    return StaticChoice(
+        feature=pairs[best][0],
+        dose=pairs[best][1],
+        reward=float(scores[best]),
+        features_tried=len(features),
+        doses_tried=tuple(sorted(doses)),
+        origins=origins,
+    )
+
+
+def static_source(scene: Scene, choice: StaticChoice) -> StaticSource:
+    """The feature at its own dose, at every decision."""
+    config = scene.setup.config
+    return StaticSource(scene.setup.sae, choice.feature, choice.dose, scene.setup.site, unit=config.unit)

@@ -1,0 +1,71 @@
+"""A learned vector: one direction for all items, added at a fixed relative dose. What one free static edit can do."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.lm import PromptCache, RowDelta, edited
+from trimtab.policies.controls.learning import Learned, learn
+from trimtab.policies.controls.scene import Played, Scene
+from trimtab.steering import VectorSource
+
+
+class LearnedVector(nn.Module):
+    """A vector whose direction alone counts.
+
+    Args:
+        d: width of the site.
+        dose: ‖Δ‖/‖x‖ of the edit.
+        seed: of the initial direction.
+    """
+
+    def __init__(self, d: int, dose: float, *, seed: int = 0) -> None:
+        super().__init__()
+        vector = torch.randn(d, generator=torch.Generator().manual_seed(seed))
+        self.vector = nn.Parameter(vector / vector.norm())
+        self.dose = dose
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    def source(self, scene: Scene, dose: float | None = None) -> VectorSource:
+        """The vector at its dose or another, at every decision."""
+        dose = self.dose if dose is None else dose
+        return VectorSource(self.vector.detach().clone(), scene.setup.site, dose, unit="relative")
+
+    def applied(self, scene: Scene) -> AbstractContextManager[Any]:
+        def add(x: Tensor) -> RowDelta:
+            rows, times = x.shape[:2]
+            direction = self.vector.to(x.device) / self.vector.norm()
+            length = self.dose * x.float().norm(dim=-1, keepdim=True)
+            batch = torch.arange(rows, device=x.device).repeat_interleave(times)
+            time = torch.arange(times, device=x.device).repeat(rows)
+            return RowDelta(batch, time, (length * direction).flatten(0, 1))
+
+        return edited(scene.setup.model, {scene.setup.site: add})
+
+    def cache(self, scene: Scene) -> PromptCache:
+        return scene.cache
+
+    def play(
+        self, scene: Scene, *, repeats: int = 1, seed: int | None = None, temperature: float | None = None
+    ) -> Played:
+        return scene.play(self.source(scene), repeats=repeats, seed=seed, temperature=temperature)
+
+
+def learn_vector(
+    train: Scene, validation: Scene, dose: float, *, steps: int = 100, batch: int = 16, seed: int = 0
+) -> tuple[LearnedVector, Learned]:
+    """Train a vector of a relative dose on the training items.
+
+    Adam moves each coordinate by a quarter of the unit vector's mean coordinate per step at first, so that a few dozen
+    steps can turn the vector to anywhere.
+    """
+    d = train.setup.sae.d_in
+    vector = LearnedVector(d, dose, seed=seed).to(train.setup.model.device)
+    return vector, learn(vector, train, validation, steps=steps, learning_rate=0.25 / d**0.5, batch=batch, seed=seed)

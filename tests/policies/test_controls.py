@@ -1,0 +1,396 @@
+"""Controls on a planted readout, where what each of them must find and earn is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_model, planted_sae
+
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.controls.adapter import Adapter
+from trimtab.policies.controls.answers import answer_logits, divergence
+from trimtab.policies.controls.arms import policy_play, shuffled_table
+from trimtab.policies.controls.corrsteer import corrsteer
+from trimtab.policies.controls.learning import CROSS_ENTROPY, REINFORCE
+from trimtab.policies.controls.letters import always, letter_bias, without_prior
+from trimtab.policies.controls.lora import learn_adapter
+from trimtab.policies.controls.matching import match_kl
+from trimtab.policies.controls.probe import fit_gate, gated_like_policy, gated_source
+from trimtab.policies.controls.prompting import best_instruction, instructed
+from trimtab.policies.controls.scene import MatchedSource, Scene, Schedule
+from trimtab.policies.controls.static import best_static, static_source
+from trimtab.policies.controls.vectors import learn_vector
+from trimtab.policies.networks import Policy
+from trimtab.policies.setup import Setup
+from trimtab.steering import (
+    RandomFeatureSource,
+    StaticSource,
+    TopActiveSource,
+    assert_equal_dose,
+    token_effects,
+)
+from trimtab.tasks import Task
+
+
+@pytest.fixture(scope="module")
+def planted(tiny_llama: LanguageModel) -> LanguageModel:
+    return planted_model(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def dictionary(planted: LanguageModel) -> Standard:
+    return planted_sae(planted)
+
+
+def setup_of(model: LanguageModel, sae: Standard, task: type[Task], **settings: object) -> Setup:
+    values: dict[str, object] = {"task": task.name, "mask": "none", "dose": 2.0, "options_only": True, "hidden": (8,)}
+    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
+    return Setup.with_parts(config, model, sae, task.load())
+
+
+def scene_of(setup: Setup, split: str) -> Scene:
+    return Scene.of(setup, setup.episodes(split))
+
+
+def constant_policy(sae: Standard, feature: int) -> Policy:
+    """Always the same feature, or none (−1)."""
+    policy = Policy.build(sae.directions, hidden=(8,), seed=0)
+    with torch.no_grad():
+        policy.actor.head.bias[feature] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    return policy
+
+
+def coordinate(scene: Scene) -> np.ndarray:
+    """x_0 of every item's last prompt token, from a pass of its own."""
+    model = scene.setup.model
+    batch = TokenBatch.pad([list(p) for p in scene.episodes.prompts], model.pad_id)
+    return capture(model, batch, [SITE])[model.site(SITE)][:, -1, 0].numpy()
+
+
+def gold(scene: Scene) -> np.ndarray:
+    return np.array([item.answer == "Y" for item in scene.episodes.items])
+
+
+def test_the_planted_static_feature_is_found_and_solves_everything(
+    planted: LanguageModel, dictionary: Standard
+) -> None:
+    validation, test = (scene_of(setup_of(planted, dictionary, Planted), s) for s in ("validation", "test"))
+    assert test.play().reward.tolist() == (coordinate(test) > 0).astype(float).tolist()
+    choice = best_static(validation, {"all": range(32)}, factors=(0.5, 1.0), first_items=20, finalists=4)
+    assert (choice.feature, choice.dose, choice.reward, choice.features_tried) == (0, 2.0, 1.0, 32)
+    assert choice.origins == {"all": 32}
+    assert test.play(static_source(test, choice)).reward.mean() == 1
+    others = test.play(StaticSource(dictionary, 7, 2.0, SITE))
+    assert np.array_equal(others.reward, test.play().reward)
+
+
+def test_matched_arms_have_the_policys_dose_and_its_decisions(planted: LanguageModel, dictionary: Standard) -> None:
+    """A policy that edits where x_0 < 0 only; a control at equal dose edits nowhere else."""
+    setup = setup_of(planted, dictionary, Planted, dose=0.7)
+    test = scene_of(setup, "test")
+    x = torch.from_numpy(test.activations())
+    policy = Policy.build(dictionary.directions, hidden=(), seed=0)
+    with torch.no_grad():
+        policy.actor.head.weight.zero_()  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+        policy.actor.head.weight[0, 0] = -1e4  # pyright: ignore[reportIndexIssue]
+        policy.actor.head.bias[1:-1] = -1e8  # pyright: ignore[reportIndexIssue]
+    (played,) = policy_play(policy)(test, 1.0)
+    schedule = Schedule.of(played)
+    assert torch.equal(schedule.relative[:, 0] != 0, x[:, 0] < 0)
+    assert 0 < schedule.edits == schedule.rows < len(test)
+    assert schedule.mean == pytest.approx(0.7, abs=1e-5)
+    inner = (
+        RandomFeatureSource(dictionary, 1.0, SITE, candidates=range(32)),
+        StaticSource(dictionary, 5, 9.0, SITE),
+        TopActiveSource(dictionary, 1.0, SITE),
+    )
+    logs = {"policy": played.edits}
+    for i, source in enumerate(inner):
+        logs[str(i)] = test.play(MatchedSource(source, schedule)).edits
+    assert_equal_dose(logs)
+    for log in logs.values():
+        rows = log.row[log.feature[:, 0] >= 0]
+        assert torch.equal(rows.sort().values, (x[:, 0] < 0).nonzero()[:, 0])
+    assert (logs["1"].feature[logs["1"].feature >= 0] == 5).all()
+    doubled = test.play(MatchedSource(inner[1], schedule, 2.0)).edits
+    assert float(doubled.relative_dose.max()) == pytest.approx(1.4, abs=1e-5)
+    plain = setup.sae.encode(x) * setup.sae.decoder_norms
+    used = logs["2"].feature[:, 0] >= 0
+    assert torch.equal(logs["2"].feature[used, 0], plain.argmax(1)[logs["2"].row[used]])
+
+
+def test_a_shuffled_decoder_gains_nothing(planted: LanguageModel, dictionary: Standard) -> None:
+    setup = setup_of(planted, dictionary, Planted)
+    test = scene_of(setup, "test")
+    policy = constant_policy(dictionary, 0)
+    assert policy_play(policy)(test, 1.0)[0].reward.mean() == 1
+    table = shuffled_table(test, seed=1)
+    assert torch.allclose(table.rows.sort(0).values, dictionary.directions.sort(0).values, atol=1e-6)
+    assert not torch.equal(table.rows, shuffled_table(test, seed=2).rows)
+    assert abs(float(table.rows[0, 0])) < 1e-6
+    shuffled = test.play(setup.source(policy, greedy=True, directions=table))
+    assert np.array_equal(shuffled.reward, test.play().reward)
+    assert_equal_dose({"policy": policy_play(policy)(test, 1.0)[0].edits, "shuffled": shuffled.edits})
+
+
+def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(planted: LanguageModel, dictionary: Standard) -> None:
+    setup = setup_of(planted, dictionary, HalfHurt)
+    train, validation, test = (scene_of(setup, s) for s in ("train", "validation", "test"))
+    choice = best_static(validation, {"planted": [0]}, factors=(1.0,))
+    right = gold(test)
+    unsteered = (coordinate(test) > 0) == right
+    static = test.play(static_source(test, choice)).reward
+    assert np.array_equal(static, right.astype(float))
+    fit = fit_gate(train, validation, choice)
+    said, asked = coordinate(train) > 0, gold(train)
+    assert (fit.helped, fit.hurt) == (int((asked & ~said).sum()), int((~asked & ~said).sum()))
+    opened = fit.gate.score(test.activations()) > 0
+    gated = test.play(gated_source(test, choice, fit.gate)).reward
+    assert np.array_equal(gated, np.where(opened, right, unsteered).astype(float))
+    assert gated.mean() > max(static.mean(), unsteered.mean()) + 0.05
+    assert gated.mean() <= np.maximum(right, unsteered).mean()
+    (played,) = policy_play(constant_policy(dictionary, 0))(test, 1.0)
+    few = Schedule(torch.where(torch.arange(len(test))[:, None] < 20, Schedule.of(played).relative, 0))
+    scheduled = Scene(setup=setup, episodes=test.episodes, cache=test.cache, schedule=few)
+    log = scheduled.play(gated_like_policy(scheduled, choice, fit.gate)).edits
+    rows = log.row[log.feature[:, 0] >= 0]
+    assert set(rows.tolist()) == set(np.argsort(-fit.gate.score(test.activations()), kind="stable")[:20].tolist())
+
+
+def test_a_gate_without_harm_is_always_open(planted: LanguageModel, dictionary: Standard) -> None:
+    setup = setup_of(planted, dictionary, Planted)
+    train, validation = scene_of(setup, "train"), scene_of(setup, "validation")
+    fit = fit_gate(train, validation, best_static(validation, {"planted": [0]}, factors=(1.0,)))
+    assert fit.hurt == 0 < fit.helped
+    assert (fit.penalty, fit.reward) == (None, 1.0)
+
+
+def test_corrsteer_picks_the_feature_that_numpy_finds_most_correlated(
+    planted: LanguageModel, dictionary: Standard
+) -> None:
+    train = scene_of(setup_of(planted, dictionary, Planted), "train")
+    choice = corrsteer(train)
+    right = train.play().reward
+    codes = dictionary.encode(torch.from_numpy(train.activations())).numpy().astype(np.float64)
+    correlation = [np.corrcoef(codes[:, i], right)[0, 1] if codes[:, i].std() > 0 else -1 for i in range(32)]
+    assert choice.feature == int(np.argmax(correlation)) == 0
+    assert choice.correlation == pytest.approx(max(correlation), abs=1e-6)
+    assert choice.coefficient == pytest.approx(codes[right == 1, 0].mean(), rel=1e-5)
+    assert (choice.items, choice.right) == (90, int(right.sum()))
+
+
+def test_corrsteer_reads_the_largest_activation_of_a_longer_answer(
+    planted: LanguageModel, dictionary: Standard
+) -> None:
+    setup = setup_of(planted, dictionary, Planted, options_only=False, max_new_tokens=4)
+    train = scene_of(setup, "train").take(range(30))
+    choice = corrsteer(train)
+    played = train.play()
+    assert played.decoded is not None
+    pooled = []
+    for prompt, tokens in zip(played.decoded.prompts, played.decoded.token_ids, strict=True):
+        ids = TokenBatch.full(torch.tensor([prompt + tokens[:-1]]))
+        x = capture(planted, ids, [SITE])[planted.site(SITE)][0, len(prompt) - 1 :]
+        assert len(x) == len(tokens)
+        pooled.append(dictionary.encode(x).max(0).values.numpy())
+    codes, right = np.array(pooled, dtype=np.float64), played.reward
+    correlation = [np.corrcoef(codes[:, i], right)[0, 1] if codes[:, i].std() > 0 else -1 for i in range(32)]
+    assert choice.feature == int(np.argmax(correlation))
+    assert choice.coefficient == pytest.approx(codes[right == 1, choice.feature].mean(), rel=1e-4)
+
+
+def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, dictionary: Standard) -> None:
+    train = scene_of(setup_of(planted, dictionary, Planted), "train")
+    with pytest.raises(UserError, match="all 5 training answers are worth the same"):
+        corrsteer(train.take(np.flatnonzero(train.play().reward == 1)[:5].tolist()))
+
+
+@pytest.mark.parametrize(("task", "objective"), [(Planted, CROSS_ENTROPY), (OnlyRewards, REINFORCE)])
+def test_the_learned_vector_turns_to_the_planted_direction(
+    planted: LanguageModel, dictionary: Standard, task: type[Task], objective: str
+) -> None:
+    setup = setup_of(planted, dictionary, task)
+    train, validation, test = (scene_of(setup, s) for s in ("train", "validation", "test"))
+    # Where Y is right one direction serves all; at this dose it must have a cosine of at least 0.7 to do so.
+    train, validation, test = (s.take(np.flatnonzero(gold(s)).tolist()) for s in (train, validation, test))
+    share = -coordinate(validation) / np.linalg.norm(validation.activations(), axis=1)
+    dose = float(share.max()) / 0.7
+    vector, learned = learn_vector(train, validation, dose, steps=60, seed=2)
+    assert learned.objective == objective
+    assert learned.reward == 1
+    assert float((vector.vector[0] / vector.vector.norm()).detach()) >= 0.7
+    played = test.play(vector.source(test))
+    assert played.reward.mean() > 0.95 > test.play().reward.mean() + 0.2
+    assert float(played.edits.relative_dose.mean()) == pytest.approx(dose, abs=1e-4)
+
+
+def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
+    planted: LanguageModel, dictionary: Standard
+) -> None:
+    """An edit in the middle of the model, prompts of different length, answers of three tokens."""
+    from trimtab.policies.controls.vectors import LearnedVector
+
+    lower = planted_sae(planted, "resid_post.1")
+    scene = scene_of(setup_of(planted, lower, Planted), "train").take(range(4))
+    vector = LearnedVector(32, 0.8, seed=4)
+    prompts, answers = [[7, 20, 33, 9], [8, 21, 40, 52, 61], [11, 12]], [[30, 31, 32], [40], [50, 51]]
+
+    def logp(cached: bool) -> torch.Tensor:
+        if cached:
+            logits = answer_logits(planted, prompts, answers, scene.cache, [vector.applied(scene)])
+            return sum(  # pyright: ignore[reportReturnType]
+                logits[i, t].log_softmax(-1)[token] for i, a in enumerate(answers) for t, token in enumerate(a)
+            )
+        total = torch.zeros(())
+        site = planted.site("resid_post.1")
+        for prompt, answer in zip(prompts, answers, strict=True):
+            ids = prompt + answer[:-1]
+
+            def hook(_module: object, _inputs: object, output: object, first: int = len(prompt) - 1) -> object:
+                hidden = output[0] if isinstance(output, tuple) else output
+                assert isinstance(hidden, torch.Tensor)
+                length = hidden[:, first:].norm(dim=-1, keepdim=True)
+                delta = 0.8 * length * vector.vector / vector.vector.norm()
+                hidden = torch.cat([hidden[:, :first], hidden[:, first:] + delta], dim=1)
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            handle = planted.layout.layers[site.layer].module.register_forward_hook(hook)
+            logits = planted.forward(TokenBatch.full(torch.tensor([ids])))[0].log_softmax(-1)
+            handle.remove()
+            total = total + sum(logits[len(prompt) - 1 + t, token] for t, token in enumerate(answer))
+        return total
+
+    gradients, values = [], []
+    for cached in (True, False):
+        vector.zero_grad()
+        value = logp(cached)
+        value.backward()
+        assert vector.vector.grad is not None
+        gradients.append(vector.vector.grad.clone())
+        values.append(float(value))
+    assert values[0] == pytest.approx(values[1], abs=1e-3)
+    assert float(gradients[0].norm()) > 0.1
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["generated", "all"])
+def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
+    planted: LanguageModel, dictionary: Standard, positions: str
+) -> None:
+    setup = setup_of(planted, dictionary, HalfHurt)
+    train, validation = scene_of(setup, "train"), scene_of(setup, "validation")
+    before, fingerprint = validation.play(), planted.fingerprint
+    control, learned = learn_adapter(
+        train,
+        validation,
+        rank=4,
+        positions=positions,
+        steps=120,
+        batch=32,
+        learning_rate=1e-2,  # pyright: ignore
+    )
+    assert learned.objective == CROSS_ENTROPY
+    assert learned.reward > before.reward.mean() + 0.15
+    after = validation.play()
+    assert planted.fingerprint == fingerprint
+    assert after.decoded is not None
+    assert before.decoded is not None
+    assert after.decoded.decided_logp == before.decoded.decided_logp
+    played = control.play(validation, kl=True)
+    assert played.reward.mean() == learned.reward
+    assert played.kl is not None
+    assert float(played.kl.mean()) > 0.01
+    nothing = control.play(validation, kl=True, scale=0.0)
+    assert nothing.kl is not None
+    assert float(nothing.kl.max()) < 1e-6
+    assert np.array_equal(nothing.reward, before.reward)
+
+
+def test_a_lora_adds_its_product_to_the_projection(any_tiny: LanguageModel) -> None:
+    """Against the same product merged into the weights."""
+    import copy
+
+    adapter = Adapter(any_tiny, rank=3, positions="all", seed=1)
+    with torch.no_grad():
+        for up in adapter.up:
+            up.normal_(generator=torch.Generator().manual_seed(2)).mul_(0.1)
+    batch = TokenBatch.pad([[7, 20, 33, 9], [8, 21, 40, 52, 61, 13]], any_tiny.pad_id)
+    with torch.no_grad(), adapter.active():
+        found = any_tiny.forward(batch, last=1)
+    merged = LanguageModel.from_hf(copy.deepcopy(any_tiny.hf), any_tiny.tokenizer)
+    modules = []
+    for layer in merged.layout.layers:
+        assert layer.attention is not None
+        a = layer.attention
+        modules += [m for m in ([a.fused] if a.fused is not None else [a.q, a.v]) if m is not None]
+    for module, down, up in zip(modules, adapter.down, adapter.up, strict=True):
+        change = 16 / 3 * up.detach() @ down.detach()
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        weight.data += change if isinstance(module, torch.nn.Linear) else change.T
+    with torch.no_grad():
+        expected, plain = merged.forward(batch, last=1), any_tiny.forward(batch, last=1)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert float((found - plain).abs().max()) > 0.1
+
+
+def test_divergence_is_that_of_a_pass_without_a_cache(planted: LanguageModel) -> None:
+    lower = planted_sae(planted, "resid_post.1")
+    setup = setup_of(planted, lower, Planted, options_only=False, max_new_tokens=5)
+    scene = scene_of(setup, "train").take(range(9))
+    source = StaticSource(lower, 4, 1.0)
+    scene = replace(scene, cache=PromptCache(planted, max_bytes=0))  # prompts are computed anew every time
+    played = scene.play(source, kl=True)
+    assert played.decoded is not None
+    assert played.kl is not None
+    expected = [sum(row) for row in token_effects(planted, played.decoded, source).kl_total]
+    assert played.kl.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert float(divergence(planted, played.decoded, scene.cache).max()) < 1e-6
+
+
+def test_equal_kl_is_found_on_a_curve_that_is_known() -> None:
+    for kl in (lambda s: 0.3 * s**2, lambda s: 2 * (1 - math.exp(-((s / 3) ** 4))), lambda s: 1e-4 * s**2):
+        found = match_kl(kl, 0.2, tolerance=0.05, tries=20)
+        assert found.within
+        assert kl(found.scale) == pytest.approx(0.2, rel=0.05)
+        assert found.reached == kl(found.scale)
+    never = match_kl(lambda s: 0.1 * (1 - math.exp(-s)), 0.2, tries=20)
+    assert not never.within
+    assert never.reached == pytest.approx(0.1, abs=1e-6)
+
+
+def test_prompting_puts_the_best_instruction_before_the_question(planted: LanguageModel, dictionary: Standard) -> None:
+    validation = scene_of(setup_of(planted, dictionary, Planted), "validation")
+    texts = ("q", "zz", "and the")
+    choice = best_instruction(validation, texts)
+    rewards = {t: float(validation.play(episodes=instructed(validation, t)).reward.mean()) for t in texts}
+    assert choice.reward == max(rewards.values()) == rewards[choice.instruction]
+    assert choice.tried == 3
+    first = instructed(validation, "zz")
+    assert planted.decode_ids(first.prompts[0]) == f"zz\n\n{validation.episodes.items[0].prompt}"
+    assert first.items == validation.episodes.items
+
+
+def test_letter_baselines_name_the_best_place_and_remove_the_prior(
+    planted: LanguageModel, dictionary: Standard
+) -> None:
+    setup = setup_of(planted, dictionary, HalfHurt)
+    validation, test = scene_of(setup, "validation"), scene_of(setup, "test")
+    bias = letter_bias(validation)
+    share = gold(validation).mean()
+    assert (bias.place, bias.reward) == (int(share < 0.5), pytest.approx(max(share, 1 - share)))
+    assert [o.answer for o in always(test, 1)] == ["N"] * len(test)
+    decoded, known = test.play().decoded, validation.play().decoded
+    assert decoded is not None
+    assert known is not None
+    margin = np.array([a - b for ((a, b),) in known.allowed_logp]).mean()
+    expected = ["Y" if a - b > margin else "N" for ((a, b),) in decoded.allowed_logp]
+    assert [o.answer for o in without_prior(test, bias).outcomes] == expected
+    assert len(set(expected)) == 2
