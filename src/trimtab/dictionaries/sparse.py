@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from trimtab.dictionaries.kernels import kernels_for
+
 GROUP_SIZES = (8, 4, 2)
 """Entries of a group, the first that fits."""
 
@@ -125,6 +127,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def decode_pairs(pairs: ActivePairs, W: Float[Tensor, "n d"]) -> Float[Tensor, "B d"]:
     """Row b is Σ_i f[b, i] W[i]. Differentiable in the values if W asks for no gradient."""
+    if kernels := kernels_for(pairs.value, W):
+        return kernels.weighted_bags(pairs.feature, pairs.value, pairs.start, W)
     return F.embedding_bag(
         pairs.feature, W, pairs.start, mode="sum", per_sample_weights=pairs.value, include_last_offset=True
     )
@@ -132,6 +136,8 @@ def decode_pairs(pairs: ActivePairs, W: Float[Tensor, "n d"]) -> Float[Tensor, "
 
 def dot_pairs(pairs: ActivePairs, X: Float[Tensor, "B d"], W: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
     """X[b]·W[i] for every pair (b, i), whatever its value: the derivative of Σ_b X[b]·x̂[b] by the values."""
+    if kernels := kernels_for(X, W.detach()):
+        return kernels.bag_dots(pairs.feature, pairs.start, X, W)
     mode = 0  # sum
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         X, W.detach(), pairs.feature, pairs.start[:-1], pairs.row, mode
@@ -164,6 +170,8 @@ def collect_rows(order: FeatureOrder, values: Float[Tensor, " m"], X: Float[Tens
         values: one weight per pair, in the row order.
         X: what is collected.
     """
+    if kernels := kernels_for(values, X):
+        return kernels.weighted_bags(order.row, values[order.pair], order.start, X)
     return F.embedding_bag(
         order.row, X, order.start, mode="sum", per_sample_weights=values[order.pair], include_last_offset=True
     )
