@@ -6,6 +6,9 @@ are medians over the pairs of turns. After equal rows every SAE is measured on t
 
 - `topk`: one TopK SAE. `of_floor` is the time of the encoder's product alone over that of the whole step.
 - `<architecture>`: each other architecture beside SAELens's own.
+- `bank`: 30 SAEs, five architectures at six sparsities, from text to files, beside SAELens's MultiSAETrainingRunner.
+- `density`: sparse and dense execution of a step's products, by the share of pairs in play.
+- `accelerator`: the `topk` section on a CUDA device (--device cuda), and against its two ceilings.
 
     python benchmarks/train_sae.py --json
     python benchmarks/train_sae.py --shards runs/harvest --only topk
@@ -24,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sae_training.bank import bank_table, measure_bank
+from sae_training.density import density_table, measure_density
 from sae_training.job import Job
 from sae_training.rows import write_rows
 from sae_training.tables import training_table
@@ -57,6 +62,10 @@ SECTIONS = (
         for name in ("batchtopk", "matryoshka", "relu", "gated", "jumprelu")
     ),
 )
+
+WHOLE = {"bank": (measure_bank, bank_table), "density": (measure_density, density_table)}
+"""Sections of another kind: how each is measured and shown."""
+OTHERS = (*WHOLE, "accelerator")
 
 
 def trainer(name: str) -> Trainer | None:
@@ -118,6 +127,32 @@ def figures(section: str, measured: dict[str, Measured]) -> dict[str, object]:
     return found
 
 
+def measure_section(section: Section, options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """A comparison's figures; shown, too, unless they are to be JSON."""
+    if options.quick:
+        section = dataclasses.replace(section, d=section.d // 8, n=section.n // 16, k=8)
+    measured = run_section(section, options, folder)
+    if not options.json:
+        print(training_table(section.name, measured), flush=True)
+    return figures(section.name, measured)
+
+
+def measure_accelerator(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The `topk` section on a CUDA device, and trimtab's rate against the device's ceilings."""
+    if not torch.cuda.is_available():
+        print("accelerator: no CUDA device here, so that this part is left out", file=sys.stderr)
+        return {"accelerator": None}
+    there = argparse.Namespace(**{**vars(options), "device": "cuda"})
+    section = dataclasses.replace(SECTIONS[0], name="accelerator")
+    measured = run_section(section, there, folder)
+    shares = against_ceilings(
+        measured["ours"].rate.median, "cuda", d=section.d, n=section.n, k=section.k, batch=options.batch
+    )
+    if not options.json:
+        print(training_table(section.name, measured), json.dumps(shares), sep="\n", flush=True)
+    return {**figures(section.name, measured), **shares}
+
+
 def machine(options: argparse.Namespace) -> dict[str, object]:
     """What the figures were measured on, and with what."""
     return {
@@ -132,7 +167,8 @@ def machine(options: argparse.Namespace) -> dict[str, object]:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="comma-separated sections: " + ", ".join(s.name for s in SECTIONS))
+    known = (*(section.name for section in SECTIONS), *OTHERS)
+    parser.add_argument("--only", default="", help=f"comma-separated sections: {', '.join(known)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; empty: none")
     parser.add_argument("--shards", type=Path, help="a harvest's directory; without it, synthetic rows")
     parser.add_argument("--repeats", type=int, default=10, help="turns per library")
@@ -140,19 +176,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup-steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--heldout", type=int, default=16_384, help="held-out rows")
+    parser.add_argument("--bank-tokens", type=int, default=81_920, help="activations that the bank is trained on")
+    parser.add_argument("--bank-repeats", type=int, default=3, help="whole runs of the bank per library")
+    parser.add_argument("--density-repeats", type=int, default=7, help="turns of sparse and dense execution")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.peers = tuple(p for p in options.peers.split(",") if p)
-    known = {section.name for section in SECTIONS}
-    options.only = set(filter(None, options.only.split(","))) or known
-    for what, unknown in (("section", options.only - known), ("peer", set(options.peers) - set(PEERS))):
+    options.only = set(filter(None, options.only.split(","))) or set(known)
+    for what, unknown in (("section", options.only - set(known)), ("peer", set(options.peers) - set(PEERS))):
         if unknown:
             parser.error(f"unknown {what}: {', '.join(sorted(unknown))}")
     if options.quick:
         options.batch, options.heldout, options.repeats, options.turn_steps = 256, 512, 2, 2
+        options.bank_tokens, options.bank_repeats, options.density_repeats = 4096, 1, 1
     return options
 
 
@@ -160,16 +199,18 @@ def main() -> None:
     options = arguments()
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for section in SECTIONS:
-            if section.name not in options.only:
-                continue
-            if options.quick:
-                section = dataclasses.replace(section, d=section.d // 8, n=section.n // 16, k=8)
-            measured = run_section(section, options, Path(temporary))
-            found = figures(section.name, measured)
-            result |= found
-            if not options.json:
-                print(training_table(section.name, measured), flush=True)
+            if section.name in options.only:
+                result |= measure_section(section, options, folder)
+        for name, (measure, table) in WHOLE.items():
+            if name in options.only:
+                found = measure(options, folder)
+                result |= found
+                if found and not options.json:
+                    print(table(found), flush=True)
+        if "accelerator" in options.only:
+            result |= measure_accelerator(options, folder)
     result["machine"] = machine(options)
     if options.json:
         print(json.dumps(result))

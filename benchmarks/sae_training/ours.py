@@ -1,4 +1,4 @@
-"""trimtab's training loop, `trimtab.training.train`, on a job's rows."""
+"""trimtab's training loop, `trimtab.training.train_all`, on a job's rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sae_training.job import Job
 from sae_training.pacing import Decoded, Paced
 from trimtab.dictionaries import load_dictionary
 from trimtab.runs import Run
-from trimtab.training import TrainConfig, train
+from trimtab.training import SiteRows, TrainConfig, Training, train_all
+from trimtab.training.trainer import Trainer
 
-INCLUDES = "trimtab.training.train: finite check, clipping, AuxK, logging every 50 steps, one checkpoint at the end"
+INCLUDES = "trimtab.training.train_all: finite check, clipping, AuxK, logging every 50 steps, one checkpoint at the end"
 
 
 class PacedSource:
@@ -31,7 +32,7 @@ class PacedSource:
 
     def batches(self, batch_size: int, start_step: int = 0) -> Iterator[Tensor]:
         assert (batch_size, start_step) == (self.job.batch, 0)
-        return self.paced.batches()
+        return self.paced.unpaced()
 
     def sample(self, n: int) -> Tensor:
         return self.paced.rows[-n:]
@@ -58,9 +59,19 @@ def main() -> None:
     source = PacedSource(paced)
     with tempfile.TemporaryDirectory() as folder:
         settings = config(job)
-        with Run.open(Path(folder) / "run", "train", settings) as run:
-            result = train(settings, source, run)
-        sae = load_dictionary(result.sae).to(job.device)
+        advance = Trainer.advance
+
+        def paced_advance(trainer: Trainer, batch: Any) -> None:
+            paced.wait()  # not when batches are read, because the loop reads ahead
+            advance(trainer, batch)
+
+        Trainer.advance = paced_advance
+        with Run.open(Path(folder) / "run", "train", settings, device=job.device) as run:
+            training = Training(settings, SiteRows(source), run)
+            train_all([training], device=job.device)
+        if training.result is None:
+            raise training.error or AssertionError("neither a result nor an error")
+        sae = load_dictionary(training.result.sae).to(job.device)
 
     def decode(x: Tensor) -> Decoded:
         codes = sae.encode(x)

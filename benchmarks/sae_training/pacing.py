@@ -48,18 +48,23 @@ class Paced:
         use_threads(job.threads)
         torch.manual_seed(job.seed)
         self.rows = job.train_rows()
-        self._baseline = _peak_mib()
+        self._baseline = peak_mib()
         self._left = self._asked = 0
         self._began: tuple[float, float] | None = None
 
     def batches(self) -> Iterator[Tensor]:
         """The job's batches; each waits until the parent has asked for it."""
+        for batch in self.unpaced():
+            self.wait()
+            yield batch
+        self._report()
+
+    def unpaced(self) -> Iterator[Tensor]:
+        """The same batches, for a loop that calls `wait` itself."""
         size = self.job.batch
         for step in range(self.job.steps):
-            self.wait()
             start = step * size % (len(self.rows) - size + 1)
             yield self.rows[start : start + size]
-        self._report()
 
     def wait(self) -> None:
         """Before every step: report if the steps that were asked for are done, and wait for more to be asked."""
@@ -72,7 +77,7 @@ class Paced:
     def finish(self, decode: Callable[[Tensor], Decoded]) -> None:
         """After training: report the last steps, evaluate `decode` on the held-out rows, and answer."""
         self._report()
-        peak = _peak_mib()
+        peak = peak_mib()
         error = variance = fired = 0.0
         heldout = self.job.heldout_rows()
         mean = heldout.double().mean(0)
@@ -107,7 +112,8 @@ class Paced:
         print(json.dumps(answer), file=self._parent, flush=True)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Largest resident memory so far; on an accelerator, largest memory in use there."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sae_training.job import Job, Outcome
 
@@ -87,11 +87,11 @@ class Process:
             print(json.dumps({"steps": steps}), file=self._process.stdin, flush=True)
         except BrokenPipeError:
             raise self._died() from None
-        return self._answer()
+        return self.answer()
 
     def outcome(self) -> Outcome:
         """After the last step: what training came to."""
-        outcome = Outcome(**self._answer())  # type: ignore[arg-type]
+        outcome = Outcome(**self.answer())
         self._process.wait()
         return outcome
 
@@ -102,7 +102,8 @@ class Process:
         self._process.wait()
         self._answers.close()
 
-    def _answer(self) -> dict[str, float]:
+    def answer(self) -> dict[str, Any]:
+        """The next thing it says."""
         line = self._answers.readline()
         if not line:
             raise self._died()
