@@ -1,8 +1,8 @@
 """The one training loop: any number of trainings, each at its own step, on streams that they share.
 
 On a CPU with several cores trainings run side by side in threads with few torch threads each, since much of a sparse
-step does not spread over threads (`benchmarks/bank_batching.py` compares the two). No result depends on how many run side by side: a training sees the
-same batches, and its arithmetic depends on torch's threads per training alone.
+step does not spread over threads (`benchmarks/bank_batching.py` compares the two). No result depends on how many run
+side by side: a training sees the same batches, and its arithmetic depends on torch's threads per training alone.
 """
 
 from __future__ import annotations
