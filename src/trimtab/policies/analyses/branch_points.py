@@ -1,0 +1,347 @@
+"""Branch points: tokens at which the choice of a feature decides the reward.
+
+At a token of a policy's rollout the past is replayed and one decision replaced: by the policy's m other most likely
+allowed features, by no steering, and by m random live features with the same local divergence as those candidates;
+then the policy goes on. With the draws of tokens and actions shared, a copy whose decision is left alone repeats the
+rollout. A token is a branch point if the candidates change the reward more often than the random features do: Fisher's
+exact test of m against m, one-sided, corrected by Benjamini and Hochberg for all tokens tried.
+
+The random features' doses are scaled until their local divergence is that of the candidate each is paired with; of
+several draws the first that gets there is taken, and a candidate for which none does is left out of the test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trimtab.lm.sampling import uniform
+from trimtab.policies.analyses.forks import NO_EDIT, OWN_CHOICE, Decision, Substitutes, fork_source
+from trimtab.policies.analyses.played import PolicyPlay, rewards, right, spread
+from trimtab.policies.source import masked_log_softmax
+from trimtab.runs import json_safe
+from trimtab.stats import Interval, benjamini_hochberg, bootstrap_statistic, wilson_interval
+from trimtab.steering.controls import CONTROL_STREAM, draw_without_replacement
+
+FLIP = 1e-6
+"""Smallest change of a reward that counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchToken:
+    """What replacing one decision did."""
+
+    item: str
+    step: int
+    """Number of the decision, from 0."""
+    position: int
+    """Of the edited token, absolute."""
+    token: str
+    """The edited token."""
+    feature: int
+    """What the policy chose; −1 for no steering."""
+    reward: float
+    """Of the rollout as the policy made it."""
+    tried: int
+    """Candidates that were tried, each beside a random feature of equal divergence."""
+    unmatched: int
+    """Candidates left out because no random feature reached their divergence."""
+    flips: int
+    """Candidates that changed the reward."""
+    random_flips: int
+    """Random features that did."""
+    flips_without: bool
+    """Whether no steering here changes the reward."""
+    p_value: float
+    q_value: float
+    """The same, corrected for all tokens tried."""
+    branch_point: bool
+
+    @property
+    def excess(self) -> float:
+        """Flip rate of the candidates minus that of the random features."""
+        return (self.flips - self.random_flips) / self.tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fork:
+    """One replaced decision."""
+
+    item: str
+    step: int
+    kind: str
+    """`candidate`, `random`, `none`, or `own` for the policy's own choice."""
+    pair: int
+    """Which candidate a random feature is matched with; −1 for the others."""
+    feature: int
+    dose: float
+    kl_local: float
+    """KL of the next token with and without the edit, in nats."""
+    reward: float
+    flip: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchPoints:
+    """Every token tried."""
+
+    tokens: tuple[BranchToken, ...]
+    forks: tuple[Fork, ...]
+    items: int
+    excess: Interval | None
+    """Mean excess flip rate over tokens, bootstrapped over items."""
+    rescued: Interval | None
+    """Among items tried that are wrong with and without the policy, the share that some replaced decision improves;
+    None if there is none."""
+    false_discovery_rate: float
+    not_repeated: int
+    """Tokens at which the copy with the policy's own choice did not repeat the rollout (a tie that rounding broke)."""
+    warnings: tuple[str, ...]
+
+    @property
+    def found(self) -> tuple[BranchToken, ...]:
+        """The branch points."""
+        return tuple(token for token in self.tokens if token.branch_point)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the forks, as plain values."""
+        fields = json_safe({name: value for name, value in vars(self).items() if name not in ("tokens", "forks")})
+        return {**fields, "tokens": [json_safe(asdict(t)) | {"excess": t.excess} for t in self.tokens]}
+
+
+class _Try(NamedTuple):
+    """One token with what will replace its decision."""
+
+    item: int
+    step: int
+    candidates: Tensor
+    random: Tensor
+    random_dose: Tensor
+    kl: Tensor
+    random_kl: Tensor
+    own_kl: float
+    unmatched: int
+
+
+def branch_points(
+    play: PolicyPlay,
+    *,
+    items: int = 8,
+    tokens: int = 8,
+    candidates: int = 8,
+    draws: int = 3,
+    tolerance: float = 0.1,
+    false_discovery_rate: float = 0.05,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> BranchPoints:
+    """Try tokens of a policy's rollouts.
+
+    Args:
+        play: the rollouts.
+        items: how many of them, from the first on; their outcome plays no part in the choice.
+        tokens: decisions of each, evenly spaced.
+        candidates: m.
+        draws: random features drawn for each candidate; the first whose dose can be matched is taken.
+        tolerance: allowed relative difference of matched divergences.
+        false_discovery_rate: level of the corrected test.
+        seed: of the draws of random features.
+        progress: called with the number of tokens done.
+    """
+    by_step: defaultdict[int, list[_Try]] = defaultdict(list)
+    for item in range(min(items, len(play))):
+        for step in spread(int(play.steps[item]), tokens):
+            by_step[step].append(_prepare(play, item, step, candidates, draws, tolerance, seed))
+    rows: list[BranchToken] = []
+    forks: list[Fork] = []
+    not_repeated = 0
+    for step, tries in sorted(by_step.items()):
+        kept = [one for one in tries if len(one.candidates)]
+        if kept:
+            repeated = _decode(play, step, kept, candidates, rows, forks)
+            not_repeated += len(kept) - repeated
+        if progress is not None:
+            progress(len(tries))
+    rows = _corrected(rows, false_discovery_rate)
+    rows.sort(key=lambda row: (row.item, row.step))
+    return BranchPoints(
+        tokens=tuple(rows),
+        forks=tuple(forks),
+        items=len({row.item for row in rows}),
+        excess=_excess(rows, seed),
+        rescued=_rescued(play, rows, forks),
+        false_discovery_rate=false_discovery_rate,
+        not_repeated=not_repeated,
+        warnings=_warnings(rows, candidates, false_discovery_rate, not_repeated),
+    )
+
+
+def fisher_greater(a: int, n_a: int, b: int, n_b: int) -> float:
+    """One-sided exact p-value that a of n_a is no larger a share than b of n_b (Fisher 1935).
+
+    Of all ways to deal the a + b successes among n_a + n_b places, the share that puts at least a among the first n_a.
+    """
+    successes, total = a + b, n_a + n_b
+    ways = sum(
+        math.comb(successes, k) * math.comb(total - successes, n_a - k) for k in range(a, min(successes, n_a) + 1)
+    )
+    return ways / math.comb(total, n_a)
+
+
+def _prepare(play: PolicyPlay, item: int, step: int, candidates: int, draws: int, tolerance: float, seed: int) -> _Try:
+    decisions, dose = play.decisions, play.source.dose
+    n, device = play.source.table.n, decisions.observation.device
+    row, at = torch.tensor([item], device=device), torch.tensor([step], device=device)
+    with torch.no_grad():
+        logits = play.policy.actor(play.policy.normaliser(decisions.observation[row, at]))
+        logp = masked_log_softmax(logits, decisions.allowed(row, at))[0].cpu()
+    taken = int(decisions.action[item, step])
+    logp[taken] = logp[n] = float("-inf")
+    order = logp.argsort(descending=True, stable=True)[:candidates]
+    chosen = order[logp[order] > float("-inf")]
+    decision = Decision(play, item, step)
+    doses = torch.full((len(chosen),), dose)
+    kl = decision.local_kl(chosen, doses) if len(chosen) else torch.zeros(0)
+    own_kl = float(decision.local_kl(torch.tensor([taken]), torch.tensor([dose]))) if taken < n else 0.0
+    live = play.source.table.live_ids()
+    pool = live[~torch.isin(live, torch.cat([chosen, torch.tensor([taken])]))]
+    wanted = min(len(chosen) * draws, len(pool) // max(1, len(chosen)) * len(chosen))
+    if not wanted:
+        return _Try(item, step, chosen[:0], chosen[:0], doses[:0], kl[:0], kl[:0], own_kl, len(chosen))
+    position = len(play.episodes.prompts[item]) - 1 + step
+    key = torch.tensor([item])
+    u = torch.stack([uniform(seed, key, 0, torch.tensor([position]), CONTROL_STREAM + i) for i in range(wanted)], dim=1)
+    drawn = pool[draw_without_replacement(u, len(pool))[0]]
+    per = wanted // len(chosen)
+    found = decision.match(drawn, kl.repeat_interleave(per), dose, tolerance=tolerance)
+    within = found.within.reshape(-1, per)
+    matched = within.any(1)
+    pick = within.int().argmax(1) + torch.arange(len(chosen)) * per
+    return _Try(
+        item, step, chosen[matched], drawn[pick][matched], found.dose[pick][matched], kl[matched],
+        found.kl[pick][matched], own_kl, int((~matched).sum()),
+    )  # fmt: skip
+
+
+def _decode(play: PolicyPlay, step: int, tries: list[_Try], m: int, rows: list[BranchToken], forks: list[Fork]) -> int:
+    """Decode all forks at one step, all items together; give the number of rollouts that were repeated."""
+    feature = torch.full((len(tries), 2 + 2 * m), OWN_CHOICE)
+    dose = torch.full((len(tries), 2 + 2 * m), float(play.source.dose))
+    feature[:, 1] = NO_EDIT
+    for i, one in enumerate(tries):
+        tried = len(one.candidates)
+        feature[i, 2 : 2 + tried] = one.candidates
+        feature[i, 2 + m : 2 + m + tried] = one.random
+        dose[i, 2 + m : 2 + m + tried] = one.random_dose
+    which = [one.item for one in tries]
+    source = fork_source(play, which, step, Substitutes(feature, dose))
+    decoded, outcomes = play.decode_again(source, which, step=step, repeats=feature.shape[1])
+    reward = rewards(outcomes).reshape(feature.shape)
+    repeated = 0
+    for i, one in enumerate(tries):
+        repeated += decoded.token_ids[i * feature.shape[1]] == play.decoded.token_ids[one.item][step:]
+        flips = np.abs(reward[i] - reward[i, 0]) > FLIP
+        rows.append(_token(play, one, reward[i], flips, m))
+        forks += _forks(play, one, dose[i], reward[i], flips, m)
+    return repeated
+
+
+def _token(play: PolicyPlay, one: _Try, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int) -> BranchToken:
+    tried = len(one.candidates)
+    a, b = int(flips[2 : 2 + tried].sum()), int(flips[2 + m : 2 + m + tried].sum())
+    ids = [*play.episodes.prompts[one.item], *play.decoded.token_ids[one.item]]
+    position = len(play.episodes.prompts[one.item]) - 1 + one.step
+    taken = int(play.decisions.action[one.item, one.step])
+    p = fisher_greater(a, tried, b, tried)
+    return BranchToken(
+        item=play.episodes.items[one.item].id,
+        step=one.step,
+        position=position,
+        token=play.text([ids[position]]),
+        feature=taken if taken < play.source.table.n else NO_EDIT,
+        reward=float(reward[0]),
+        tried=tried,
+        unmatched=one.unmatched,
+        flips=a,
+        random_flips=b,
+        flips_without=bool(flips[1]),
+        p_value=p,
+        q_value=p,
+        branch_point=False,
+    )
+
+
+def _forks(
+    play: PolicyPlay, one: _Try, dose: Tensor, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int
+) -> list[Fork]:
+    taken, n = int(play.decisions.action[one.item, one.step]), play.source.table.n
+    own = taken if taken < n else NO_EDIT
+    listed = [("own", -1, own, 0, one.own_kl), ("none", -1, NO_EDIT, 1, 0.0)]
+    for i in range(len(one.candidates)):
+        listed.append(("candidate", i, int(one.candidates[i]), 2 + i, float(one.kl[i])))
+        listed.append(("random", i, int(one.random[i]), 2 + m + i, float(one.random_kl[i])))
+    return [
+        Fork(
+            item=play.episodes.items[one.item].id,
+            step=one.step,
+            kind=kind,
+            pair=pair,
+            feature=feature,
+            dose=float(dose[column]) if feature >= 0 else 0.0,
+            kl_local=kl,
+            reward=float(reward[column]),
+            flip=bool(flips[column]),
+        )
+        for kind, pair, feature, column, kl in listed
+    ]
+
+
+def _corrected(rows: list[BranchToken], level: float) -> list[BranchToken]:
+    if not rows:
+        return []
+    corrected = benjamini_hochberg([row.p_value for row in rows]).tolist()
+    return [
+        BranchToken(**{**vars(row), "q_value": q, "branch_point": q <= level})
+        for row, q in zip(rows, corrected, strict=True)
+    ]
+
+
+def _excess(rows: list[BranchToken], seed: int) -> Interval | None:
+    if not rows:
+        return None
+    values = np.array([row.excess for row in rows])
+    return bootstrap_statistic(lambda v: float(v.mean()), [values], groups=[row.item for row in rows], seed=seed)
+
+
+def _rescued(play: PolicyPlay, rows: list[BranchToken], forks: list[Fork]) -> Interval | None:
+    ids = [item.id for item in play.episodes.items]
+    failing = np.flatnonzero(~right(play.unsteered) & ~right(play.outcomes))
+    wrong = {ids[i] for i in failing} & {row.item for row in rows}
+    own = {(fork.item, fork.step): fork.reward for fork in forks if fork.kind == "own"}
+    helped = {fork.item for fork in forks if fork.reward > own[fork.item, fork.step] + FLIP} & wrong
+    return wilson_interval(len(helped), len(wrong)) if wrong else None
+
+
+def _warnings(rows: list[BranchToken], m: int, level: float, not_repeated: int) -> tuple[str, ...]:
+    found = []
+    if not rows:
+        return ("no token could be tried: nothing else was allowed, or no random feature reached its divergence",)
+    least = 1 / math.comb(2 * m, m)
+    if least * len(rows) > level:
+        found.append(
+            f"with {m} candidates p is at least {least:.2g}: one branch point among {len(rows)} tokens cannot be "
+            "shown; try fewer tokens or more candidates"
+        )
+    if unmatched := sum(row.unmatched for row in rows):
+        found.append(f"{unmatched} candidates were left out: no random feature reached their divergence")
+    if not_repeated:
+        found.append(f"{not_repeated} of {len(rows)} tokens: the rollout was not repeated token by token")
+    return tuple(found)

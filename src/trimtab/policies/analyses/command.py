@@ -1,0 +1,338 @@
+"""`trimtab policy analyze`: what a trained policy did, where it mattered, and whose fault its wrong answers are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import pyarrow as pa
+from rich.console import Group
+
+from trimtab.dictionaries import load_dictionary
+from trimtab.errors import UserError
+from trimtab.lm import load_model
+from trimtab.policies.analyses.branch_points import BranchPoints, branch_points
+from trimtab.policies.analyses.critic import CriticReport, Helped, helped_by_headroom, judge_critic
+from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, layer_report, text_rows
+from trimtab.policies.analyses.ledger import Ledger, feature_ledger
+from trimtab.policies.analyses.played import PolicyPlay
+from trimtab.policies.analyses.rendering import rendered
+from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
+from trimtab.policies.episodes import Episodes
+from trimtab.policies.networks import Policy
+from trimtab.policies.reading import COMMAND, read_policy_config
+from trimtab.policies.setup import Setup
+from trimtab.policies.train import CHECKPOINTS, load_policy
+from trimtab.runs import Meter, Run, json_safe, write_json, write_table
+from trimtab.stats import Interval
+from trimtab.training.checkpoint import latest_checkpoint
+
+Part = Literal["branch-points", "critic", "layers", "ledger"]
+PARTS: tuple[Part, ...] = get_args(Part)
+DIRECTORY = "analysis"
+ANALYSIS_FILE = "analysis.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """Find where a policy's choices mattered, what its critic knows, and what kind of features it uses."""
+
+    run: tuple[Path, ...] = ()
+    """Runs of `policy train`: the first is analysed; further ones, at other sites, join it in the comparison of layers.
+    """
+    parts: tuple[Part, ...] = PARTS
+    """Analyses to make."""
+    split: str = "test"
+    """Split that rollouts are from; doses are always compared on validation."""
+    items: int = 128
+    """Items to roll out, the first of the split."""
+    sampled: bool = False
+    """Draw actions from the policy instead of taking the most likely."""
+    branch_items: int = 8
+    """Items in which branch points are looked for."""
+    branch_tokens: int = 8
+    """Tokens of each to try, evenly spaced."""
+    branch_candidates: int = 8
+    """The policy's other most likely features to try at each."""
+    branch_draws: int = 3
+    """Random features drawn for each candidate, of which the first that reaches its divergence is taken."""
+    kl_tolerance: float = 0.1
+    """Relative difference of divergences that counts as equal."""
+    false_discovery_rate: float = 0.05
+    """Share of false ones to expect among the branch points reported."""
+    critic_steps: int = 16
+    """Steps of the critic's curves, evenly spaced."""
+    headroom_items: int = 24
+    """Items that end wrong on which every feature is tried, where an answer is one token."""
+    layer_items: int = 64
+    """Validation items on which doses are compared."""
+    dose_factor: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Doses to compare, as multiples of the one that was trained with."""
+    text: tuple[str, ...] = ()
+    """Text on which the kinds of features are measured; by default a sample that ships with trimtab."""
+    text_rows: int = 16_384
+    """Tokens of it."""
+    live_sample: int = 256
+    """Live features that chosen ones are compared with."""
+    ablated: int = 16
+    """Most used features whose effect on the reward is measured by leaving them out."""
+    contexts: int = 5
+    """Uses to show of each feature."""
+    seed: int = 0
+    """Of draws and bootstrap."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise UserError("policy analyze", "there is no run to analyse", "name a run of `policy train`")
+        if unknown := sorted(set(self.parts) - set(PARTS)):
+            raise UserError(f"part {unknown[0]!r}", f"there is {', '.join(PARTS)}", "choose among them")
+        at_least_1 = (
+            "items", "branch_items", "branch_tokens", "branch_candidates", "branch_draws", "critic_steps",
+            "headroom_items", "layer_items", "text_rows", "live_sample",
+        )  # fmt: skip
+        for name in at_least_1:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        for name in ("ablated", "contexts"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
+        for name in ("kl_tolerance", "false_discovery_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must lie between 0 and 1", "use 0.05")
+        if not self.parts or not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
+            raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
+
+
+class TrainedRun(NamedTuple):
+    """A trained policy with its open run and its surroundings."""
+
+    run: Run
+    setup: Setup
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAnalysis:
+    """What the analyses found; None for those that were not asked for."""
+
+    run: str
+    task: str
+    split: str
+    items: int
+    site: str
+    greedy: bool
+    branch_points: BranchPoints | None
+    critic: CriticReport | None
+    layers: tuple[LayerReport, ...]
+    ledger: Ledger | None
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; intervals as dicts."""
+        named = ("branch_points", "critic", "ledger")
+        parts = {name: None if getattr(self, name) is None else getattr(self, name).to_json() for name in named}
+        plain = {name: value for name, value in vars(self).items() if name not in (*named, "layers")}
+        return json_safe({**plain, **parts, "layers": [layer.to_json() for layer in self.layers]})
+
+    def render(self) -> Group:
+        """A table for each analysis, and what must be said beside it."""
+        return rendered(
+            self.branch_points, self.critic, self.layers, self.ledger, self.warnings,
+            f"{self.task}, {self.split}: {self.items} items at {self.site}",
+        )  # fmt: skip
+
+
+def analyze_policy(config: AnalyzeConfig) -> PolicyAnalysis:
+    """Analyse a policy and write tables and `analysis.json` into `analysis/` of its run.
+
+    Raises:
+        UserError: a run is no run of `policy train` or holds no checkpoint, runs that are compared differ in model or
+            task, or the split does not exist.
+    """
+    configs = [_checked(path) for path in config.run]
+    for path, other in zip(config.run[1:], configs[1:], strict=True):
+        for name in ("task", "model"):
+            mine, first = getattr(other, name), getattr(configs[0], name)
+            if mine != first:
+                raise UserError(f"run {path}", f"its {name} is {mine}, not {first}", "compare runs of one training")
+    with ExitStack() as stack:
+        runs: list[TrainedRun] = []
+        for path, policy_config in zip(config.run, configs, strict=True):
+            setup = _setup(policy_config, runs)
+            run = stack.enter_context(
+                Run.open(path, COMMAND, policy_config, ignore_fields=NOT_THE_RESULT, device=policy_config.device)
+            )
+            runs.append(TrainedRun(run, setup, load_policy(setup, run)))
+        return analyze(runs, config)
+
+
+def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis:
+    """The same with runs that are open.
+
+    Args:
+        runs: the first is analysed; all are compared as layers.
+        config: its `run` is not used.
+    """
+    began = time.perf_counter()
+    first, warnings = runs[0], []
+    setup = first.setup
+    branches = critic = ledger = play = None
+    items = setup.task.items(config.split)[: config.items]
+    if set(config.parts) - {"layers"}:
+        episodes = Episodes.of(
+            setup.model, setup.task, items, options_only=setup.config.options_only,
+            max_new_tokens=setup.config.max_new_tokens,
+        )  # fmt: skip
+        _note_opening(first.run, config.split, [item.id for item in items], warnings)
+        play = PolicyPlay.of(setup, first.policy, episodes, greedy=not config.sampled)
+    if play is not None and "branch-points" in config.parts:
+        total = sum(min(int(n), config.branch_tokens) for n in play.steps[: config.branch_items])
+        with Meter("trying tokens", total) as meter:
+            branches = branch_points(
+                play,
+                items=config.branch_items,
+                tokens=config.branch_tokens,
+                candidates=config.branch_candidates,
+                draws=config.branch_draws,
+                tolerance=config.kl_tolerance,
+                false_discovery_rate=config.false_discovery_rate,
+                seed=config.seed,
+                progress=meter.advance,
+            )
+        warnings += branches.warnings
+    if play is not None and "critic" in config.parts:
+        critic = judge_critic(play, _helped(play, branches, config), steps=config.critic_steps, seed=config.seed)
+    if play is not None and "ledger" in config.parts:
+        ledger = feature_ledger(play, ablated=config.ablated, contexts=config.contexts, seed=config.seed)
+    layers = _layers(runs, config) if "layers" in config.parts else ()
+    analysis = PolicyAnalysis(
+        run=str(first.run.path),
+        task=setup.task.name,
+        split=config.split,
+        items=len(items),
+        site=str(setup.site),
+        greedy=not config.sampled,
+        branch_points=branches,
+        critic=critic,
+        layers=layers,
+        ledger=ledger,
+        warnings=tuple(warnings),
+        seconds=time.perf_counter() - began,
+    )
+    place = first.run.file(DIRECTORY)
+    for name, rows in _tables(analysis).items():
+        if rows:
+            write_table(place / f"{name}.parquet", pa.Table.from_pylist(rows))
+    write_json(place / ANALYSIS_FILE, analysis.to_json())
+    return analysis
+
+
+def _checked(path: Path) -> PolicyConfig:
+    config = read_policy_config(path)
+    if latest_checkpoint(path / CHECKPOINTS) is None:
+        raise UserError(f"run {path}", "it holds no checkpoint", "train the policy first")
+    return config
+
+
+def _setup(config: PolicyConfig, known: Sequence[TrainedRun]) -> Setup:
+    """The surroundings of a run; model and task are not loaded again."""
+    for other in known:
+        mine = other.setup.config
+        if (mine.dtype, mine.device) == (config.dtype, config.device):
+            model = other.setup.model
+            sae = load_dictionary(config.sae, model=model, device=model.device)
+            return Setup.with_parts(config, model, sae, other.setup.task if mine.data == config.data else None)
+    model = load_model(config.model, dtype=config.dtype, device=config.device)
+    return Setup.with_parts(config, model, load_dictionary(config.sae, model=model, device=model.device))
+
+
+def _note_opening(run: Run, split: str, ids: list[str], warnings: list[str]) -> None:
+    before = sum(opening["split"].startswith(split) for opening in run.record_dict["test_split_openings"])
+    if before and split == "test":
+        warnings.append(f"the test split was opened before ({before}×); these analyses choose nothing on it")
+    run.open_split(f"{split}[:{len(ids)}]", ids)
+
+
+def _helped(play: PolicyPlay, branches: BranchPoints | None, config: AnalyzeConfig) -> Helped:
+    if play.episodes.max_new_tokens == 1:
+        return helped_by_headroom(play, items=config.headroom_items, seed=config.seed)
+    if branches is None:
+        return Helped(None, None, "not measured: branch points were not looked for")
+    return Helped(branches.rescued, None, "one replaced decision at the tokens tried for branch points")
+
+
+def _layers(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> tuple[LayerReport, ...]:
+    found: list[LayerReport] = []
+    texts: dict[Any, TextRows] = {}
+    with Meter("comparing layers", len(runs)) as meter:
+        for one in runs:
+            setup = one.setup
+            key = (id(setup.model), setup.site)
+            if key not in texts:
+                texts[key] = text_rows(
+                    setup.model, setup.site, config.text, rows=config.text_rows, seed=config.seed
+                )  # fmt: skip
+            found.append(
+                layer_report(
+                    setup,
+                    one.policy,
+                    setup.episodes("validation", config.layer_items),
+                    texts[key],
+                    run=str(one.run.path),
+                    factors=config.dose_factor,
+                    live_sample=config.live_sample,
+                    seed=config.seed,
+                )
+            )
+            meter.advance()
+    return tuple(found)
+
+
+def _tables(analysis: PolicyAnalysis) -> dict[str, list[dict[str, Any]]]:
+    """Rows of every table by its name."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    if analysis.branch_points is not None:
+        tables["branch_points"] = [asdict(t) | {"excess": t.excess} for t in analysis.branch_points.tokens]
+        tables["branch_forks"] = [asdict(fork) for fork in analysis.branch_points.forks]
+    if analysis.critic is not None:
+        tables["critic_curve"] = [point._asdict() for point in analysis.critic.curve]
+        tables["critic_auc"] = [_flat(vars(one)) for one in analysis.critic.separations]
+    if analysis.layers:
+        named = [({"run": layer.run, "site": layer.site}, layer) for layer in analysis.layers]
+        tables["layer_doses"] = [n | _flat(point._asdict()) for n, layer in named for point in layer.doses]
+        tables["layer_kinds"] = [n | _flat(kind._asdict()) for n, layer in named for kind in layer.kinds]
+        tables["layer_shares"] = [
+            n | {"feature": feature, **{name.replace(" ", "_"): s for name, s in zip(FACTORS, shares, strict=True)}}
+            for n, layer in named
+            for feature, shares in layer.shares.items()
+        ]
+    if analysis.ledger is not None:
+        entries = analysis.ledger.entries
+        tables["ledger"] = [_flat(_without(vars(e), ("tokens", "contexts"))) for e in entries]
+        tables["ledger_tokens"] = [{"feature": e.feature, **t._asdict()} for e in entries for t in e.tokens]
+        tables["ledger_contexts"] = [{"feature": e.feature, **c._asdict()} for e in entries for c in e.contexts]
+    return tables
+
+
+def _without(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in set(names)}
+
+
+_MAYBE_INTERVALS = ("critic", "probe", "difference", "reward_difference", "chosen", "live", "reward", "kl", "kl_local")
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Intervals as three columns; null where there is none."""
+    row: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Interval) or (value is None and name in _MAYBE_INTERVALS):
+            ends = (None, None, None) if value is None else (value.estimate, value.low, value.high)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        else:
+            row[name] = value
+    return row

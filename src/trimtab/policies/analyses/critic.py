@@ -1,0 +1,273 @@
+"""What the critic knows: its value along the answer, by what became of the item, and how well it tells outcomes apart.
+
+Items fall into four groups by the unsteered model's answer and the policy's: correct (right, right), corrected (wrong,
+right), misguided (right, wrong), incorrect (wrong, wrong). AUCs are taken among items that the unsteered model gets
+right, and among those that it gets wrong, beside a probe on the same activations: a ridge regression, fitted on other
+items, its penalty chosen by leave-one-out error among those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import StratifiedKFold
+
+from trimtab.errors import UserError
+from trimtab.policies.analyses.played import PolicyPlay, as_numpy, right, spread
+from trimtab.policies.analyses.verdict import Verdict, verdict
+from trimtab.policies.headroom import headroom_table
+from trimtab.runs import json_safe
+from trimtab.stats import Interval, bootstrap_statistic, wilson_interval
+
+GROUPS = ("correct", "corrected", "misguided", "incorrect")
+MEAN = -1
+"""The step that stands for the mean over an item's decisions."""
+FOLDS = 5
+
+
+class CurvePoint(NamedTuple):
+    """The critic's value at one step, over the items of a group that reach it."""
+
+    group: str
+    step: int
+    n: int
+    mean: float
+    sd: float
+    """With n − 1; NaN for a single item."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separation:
+    """How well right answers are told from wrong ones at one step, among items that are alike unsteered."""
+
+    group: str
+    """`unsteered right` or `unsteered wrong`."""
+    step: int
+    """−1 for the mean over an item's decisions."""
+    n: int
+    n_right: int
+    """Answered right under the policy."""
+    critic: Interval | None
+    """AUC; None where all answers end alike."""
+    probe: Interval | None
+    """None where fewer than 5 items end right, or wrong."""
+    difference: Interval | None
+    """The probe's AUC minus the critic's."""
+
+
+class Helped(NamedTuple):
+    """Which of the items that end wrong some action helps."""
+
+    share: Interval | None
+    random: Interval | None
+    """The same with as many random directions of equal length."""
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticReport:
+    """Curves, AUCs and a verdict for each of the two kinds of items."""
+
+    counts: dict[str, int]
+    """Items by group."""
+    curve: tuple[CurvePoint, ...]
+    separations: tuple[Separation, ...]
+    verdicts: tuple[Verdict, ...]
+    helped: Helped
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return json_safe(
+            {
+                "counts": self.counts,
+                "curve": [point._asdict() for point in self.curve],
+                "separations": [asdict(s) for s in self.separations],
+                "verdicts": [asdict(v) for v in self.verdicts],
+                "helped": {
+                    name: asdict(v) if isinstance(v, Interval) else v for name, v in self.helped._asdict().items()
+                },
+            }
+        )
+
+
+def critic_report(
+    value: Float[NDArray[np.floating], "P T"],
+    x: Float[NDArray[np.floating], "P T d"],
+    valid: Bool[NDArray[np.bool_], "P T"],
+    *,
+    before: Bool[NDArray[np.bool_], " P"],
+    after: Bool[NDArray[np.bool_], " P"],
+    helped: Helped | None = None,
+    steps: int = 16,
+    n_resamples: int = 1_000,
+    seed: int = 0,
+) -> CriticReport:
+    """Judge a critic by its values.
+
+    Args:
+        value: of each item's decisions.
+        x: what the policy saw at them.
+        valid: which were made.
+        before: whether the unsteered model is right.
+        after: whether the policy is right.
+        helped: what actions do for items that are wrong before and after.
+        steps: AUCs and curve points, evenly spaced over the decisions.
+        n_resamples: bootstrap samples of items.
+        seed: of folds and bootstrap.
+    """
+    helped = helped or Helped(None, None, "not measured")
+    value = value.astype(np.float64)
+    where = np.select([before & after, ~before & after, before & ~after], [0, 1, 2], 3)
+    shown = spread(value.shape[1], steps)
+    curve = []
+    for number, group in enumerate(GROUPS):
+        for step in shown:
+            mine = value[(where == number) & valid[:, step], step]
+            if len(mine):
+                sd = float(mine.std(ddof=1)) if len(mine) > 1 else float("nan")
+                curve.append(CurvePoint(group, step, len(mine), float(mine.mean()), sd))
+    separations: list[Separation] = []
+    verdicts: list[Verdict] = []
+    weight = valid / np.maximum(1, valid.sum(1, keepdims=True))
+    for group, members in (("unsteered right", before), ("unsteered wrong", ~before)):
+        if not members.any():
+            continue
+        mean_value = (np.where(valid, value, 0) * weight).sum(1)
+        mean_x = np.einsum("ptd,pt->pd", np.where(valid[..., None], x, 0), weight)
+        whole = _separation(group, MEAN, mean_value[members], mean_x[members], after[members], n_resamples, seed)
+        separations.append(whole)
+        for step in shown if value.shape[1] > 1 else []:
+            mine = members & valid[:, step]
+            if mine.any():
+                separations.append(
+                    _separation(group, step, value[mine, step], x[mine, step], after[mine], n_resamples, seed)
+                )
+        # What is right without an edit can be kept right by none: there, an action always helps.
+        failing = int((members & ~after).sum())
+        kept = wilson_interval(failing, failing) if failing else None
+        verdicts.append(
+            verdict(
+                group,
+                critic=whole.critic,
+                probe=whole.probe,
+                difference=whole.difference,
+                helped=helped.share if group == "unsteered wrong" else kept,
+            )
+        )
+    counts = {group: int((where == number).sum()) for number, group in enumerate(GROUPS)}
+    return CriticReport(
+        counts=counts, curve=tuple(curve), separations=tuple(separations), verdicts=tuple(verdicts), helped=helped
+    )
+
+
+def judge_critic(play: PolicyPlay, helped: Helped, *, steps: int = 16, seed: int = 0) -> CriticReport:
+    """Judge the critic of a policy by its rollouts.
+
+    Args:
+        play: the rollouts.
+        helped: as `helped_by_headroom` or the branch points give it.
+        steps: AUCs and curve points along the answer.
+        seed: of folds and bootstrap.
+    """
+    decisions = play.decisions
+    return critic_report(
+        as_numpy(decisions.value),
+        decisions.observation.float().cpu().numpy(),
+        decisions.valid.cpu().numpy(),
+        before=right(play.unsteered),
+        after=right(play.outcomes),
+        helped=helped,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def helped_by_headroom(play: PolicyPlay, *, items: int = 24, seed: int = 0) -> Helped:
+    """Try every allowed feature, and as many random directions, on items that are wrong before and after.
+
+    Args:
+        play: rollouts of one token.
+        items: how many of those items, from the first on.
+        seed: of the random directions.
+    """
+    wrong = np.flatnonzero(~right(play.unsteered) & ~right(play.outcomes))[:items].tolist()
+    if not wrong:
+        return Helped(None, None, "no answer is wrong with and without the policy")
+    setup = play.setup
+    try:
+        table = headroom_table(
+            setup.model, setup.sae, play.episodes.take(wrong), site=setup.site, dose=setup.config.dose,
+            unit=setup.config.unit, mask=setup.mask(), seed=seed,
+        )  # fmt: skip
+    except UserError as error:
+        return Helped(None, None, f"not measured: {error.why}")
+    allowed = np.ones(table.reward.shape, dtype=bool) if table.allowed is None else table.allowed
+    own = play.outcomes
+    reached = np.array([own[i].reward for i in wrong]) + 1e-6
+    helps = np.where(allowed, table.reward, -np.inf).max(1) > reached
+    random = table.random.max(1) > reached
+    how = f"every feature that the mask allows, on {len(wrong)} items that are wrong with and without the policy"
+    return Helped(
+        wilson_interval(int(helps.sum()), len(wrong)), wilson_interval(int(random.sum()), len(wrong)), how
+    )  # fmt: skip
+
+
+def auc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs."""
+    positive = positive.astype(bool)
+    n, m = int(positive.sum()), int((~positive).sum())
+    if n == 0 or m == 0:
+        return float("nan")
+    return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def cross_fitted_probe(
+    x: Float[NDArray[np.floating], "P d"], positive: Bool[NDArray[np.bool_], " P"], seed: int = 0
+) -> Float[NDArray[np.float64], " P"] | None:
+    """Scores of items by ridge regressions that were fitted on the others; None with fewer than 5 of a kind."""
+    if min(int(positive.sum()), int((~positive).sum())) < FOLDS:
+        return None
+    found = np.zeros(len(x))
+    for fit, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, positive):
+        mean, scale = x[fit].mean(0), x[fit].std(0) + 1e-6
+        model = RidgeCV(alphas=np.logspace(-1, 5, 13) * x.shape[1] / 100)
+        model.fit((x[fit] - mean) / scale, positive[fit].astype(np.float64))
+        found[test] = model.predict((x[test] - mean) / scale)
+    return found
+
+
+def _separation(
+    group: str,
+    step: int,
+    value: NDArray[np.float64],
+    x: NDArray[np.floating],
+    after: NDArray[np.bool_],
+    n_resamples: int,
+    seed: int,
+) -> Separation:
+    critic = probe = difference = None
+    if after.any() and not after.all():
+
+        def interval(statistic: Any, *scores: NDArray[np.float64]) -> Interval:
+            return bootstrap_statistic(statistic, [*scores, after], n_resamples=n_resamples, seed=seed)
+
+        critic = interval(auc, value)
+        fitted = cross_fitted_probe(x, after, seed)
+        if fitted is not None:
+            probe = interval(auc, fitted)
+            difference = interval(lambda f, v, y: auc(f, y) - auc(v, y), fitted, value)
+    return Separation(
+        group=group,
+        step=step,
+        n=len(value),
+        n_right=int(after.sum()),
+        critic=critic,
+        probe=probe,
+        difference=difference,
+    )

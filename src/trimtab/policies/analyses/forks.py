@@ -1,0 +1,191 @@
+"""Forks of a policy's rollout: one decision replaced, what came before replayed, the policy free behind it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.lm import DecodeStart, Edit, EditRequest, RowDelta, edit_delta, edited
+from trimtab.policies.analyses.played import PolicyPlay
+from trimtab.policies.source import PolicySource
+from trimtab.selection.distribution import EditedDistributions
+from trimtab.selection.scorer import LastTokenScorer
+from trimtab.steering import Choice, DirectionSource, ForkSource, ReplaySource, coefficients
+
+NO_EDIT = -1
+OWN_CHOICE = -2
+
+
+class Substitutes(NamedTuple):
+    """What replaces one decision, in C copies of each of P items."""
+
+    feature: Int[Tensor, "P C"]
+    """A feature, `NO_EDIT`, or `OWN_CHOICE` for what the policy chooses."""
+    dose: Float[Tensor, "P C"]
+    """In the policy's unit."""
+
+
+class SubstituteSource(DirectionSource):
+    """A policy one of whose decisions is replaced in every row.
+
+    Args:
+        inner: the policy.
+        step: number of the decision that is replaced; decisions before it are not made here.
+        max_new_tokens: of the whole rollout.
+        observed: what the policy saw at each row's decisions before `step`, shown again to its mask.
+        substitutes: one per row.
+    """
+
+    def __init__(
+        self,
+        inner: PolicySource,
+        step: int,
+        max_new_tokens: int,
+        observed: Float[Tensor, "N T d"],
+        substitutes: Substitutes,
+    ) -> None:
+        super().__init__(inner.table, inner.sites[0], unit=inner.unit, positions=inner.positions)
+        self.inner, self.step, self.max_new_tokens, self.observed = inner, step, max_new_tokens, observed
+        self.feature, self.dose = substitutes.feature.flatten(), substitutes.dose.flatten()
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        self.inner.start(start._replace(max_new_tokens=self.max_new_tokens))
+        self.feature, self.dose = self.feature.to(start.device), self.dose.to(start.device)
+        self._at = torch.tensor([len(prompt) - 1 + self.step for prompt in start.prompts], device=start.device)
+        rows = torch.arange(len(start.prompts), device=start.device)
+        for step in range(self.step):
+            self.inner.mask.allowed(self.observed[:, step].to(start.device), rows, torch.full_like(rows, step))
+
+    def pick(self, request: EditRequest) -> Choice:
+        choice = self.inner.pick(request)
+        feature = self.feature[request.row]
+        replaced = (request.position == self._at[request.row]) & (feature != OWN_CHOICE)
+        return Choice(
+            torch.where(replaced[:, None], feature[:, None], choice.feature),
+            torch.where(replaced[:, None], self.dose[request.row][:, None].to(choice.dose), choice.dose),
+        )
+
+
+def fork_source(play: PolicyPlay, items: list[int], step: int, substitutes: Substitutes) -> ForkSource:
+    """Copies of items' rollouts that leave the log at a decision.
+
+    Args:
+        play: the rollouts.
+        items: which, P of them; all reach the decision.
+        step: number of the decision.
+        substitutes: what replaces it; copies of an item side by side.
+    """
+    copies = substitutes.feature.shape[1]
+    rows = torch.tensor(items).repeat_interleave(copies)
+    own = play.source
+    past = DirectionSource(own.table, own.sites[0], unit=own.unit, positions=own.positions)
+    seen = play.decisions.observation[rows.to(play.decisions.observation.device), :step].to(play.setup.model.dtype)
+    future = SubstituteSource(
+        play.setup.source(play.policy, greedy=play.greedy), step, play.episodes.max_new_tokens, seen, substitutes
+    )
+    return ForkSource(
+        ReplaySource(play.decoded.edits, past, rows=rows), future, torch.tensor(_places(play, rows, step))
+    )
+
+
+def _places(play: PolicyPlay, rows: Tensor, step: int) -> list[int]:
+    return [len(play.episodes.prompts[i]) - 1 + step for i in rows.tolist()]
+
+
+class Decision:
+    """One decision of a rollout, at which edits can be weighed against each other.
+
+    Args:
+        play: the rollouts.
+        item: which.
+        step: number of the decision.
+    """
+
+    def __init__(self, play: PolicyPlay, item: int, step: int) -> None:
+        model, site, log = play.setup.model, play.setup.site, play.decoded.edits
+        ids = [*play.episodes.prompts[item], *play.decoded.token_ids[item][:step]]
+        mine = log.take((log.row == item) & (log.position < len(ids) - 1)).to(model.device)
+        self.play, self.table = play, play.source.table
+        past = None
+        if len(mine):
+            delta = edit_delta(self.table.rows, Edit(mine.feature, mine.coefficient))
+            past = RowDelta(torch.zeros_like(mine.position), mine.position, delta)
+        changes = iter([past])  # the prefix is fed first, then its last token
+        with edited(model, {site: lambda x: next(changes, None)}):
+            self.scorer = LastTokenScorer(model, site, ids)
+
+    def local_kl(self, feature: Int[Tensor, " R"], dose: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+        """KL(with the edit ‖ without it) of the next token, in nats, all earlier edits in place."""
+        x = self.scorer.continuation.x.expand(len(feature), -1)
+        feature, dose = feature.to(x.device), dose.to(x.device)
+        most = self.table.most_active(feature[:, None])
+        length = coefficients(self.play.source.unit, dose[:, None], x, most)[:, 0]
+        plain = self.scorer.base.logits.log_softmax(-1)
+
+        def kl(block: EditedDistributions) -> Tensor:
+            logp = block.logits.log_softmax(-1)
+            return (logp.exp() * (logp - plain)).sum(-1).clamp_min(0)
+
+        return self.scorer.score(self.table.rows[feature.clamp_min(0)], length, {"kl": kl})["kl"].cpu()
+
+    def match(
+        self,
+        feature: Int[Tensor, " R"],
+        target: Float[Tensor, " R"],
+        dose: float,
+        *,
+        tolerance: float,
+        tries: int = 14,
+        widest: float = 64.0,
+    ) -> Matched:
+        """Doses at which features have given local divergences.
+
+        Divergence grows with the square of a small dose, so each search follows that law until the target lies between
+        two doses tried, and then bisects their logarithms.
+
+        Args:
+            feature: one per search.
+            target: divergence to reach, in nats.
+            dose: where each search begins, in the policy's unit.
+            tolerance: allowed relative difference (below 1e-6 nats every difference is allowed).
+            tries: doses tried at most.
+            widest: largest factor on `dose`; its inverse is the smallest.
+        """
+        limit = math.log(widest)
+        at = torch.zeros(len(feature))
+        low, high = torch.full_like(at, -limit), torch.full_like(at, limit)
+        bracket = torch.zeros(2, len(feature), dtype=torch.bool)
+        best = Matched(torch.full_like(at, dose), torch.full_like(at, math.inf), torch.zeros_like(at, dtype=torch.bool))
+        allowed = (tolerance * target).clamp_min(1e-6)
+        for _ in range(tries):
+            doses = dose * at.exp()
+            kl = self.local_kl(feature, doses)
+            nearer = ((kl - target).abs() < (best.kl - target).abs()) & ~best.within
+            best = Matched(
+                torch.where(nearer, doses, best.dose),
+                torch.where(nearer, kl, best.kl),
+                best.within | ((kl - target).abs() <= allowed),
+            )
+            if best.within.all():
+                break
+            below = kl < target
+            low, high = torch.where(below, at, low), torch.where(below, high, at)
+            bracket = torch.stack([bracket[0] | below, bracket[1] | ~below])
+            step = 0.5 * (target.clamp_min(1e-12) / kl.clamp_min(1e-12)).log()
+            step = torch.where(below, 1.0, -1.0) * step.abs().clamp(0.05, math.log(4))
+            at = torch.where(bracket.all(0), (low + high) / 2, (at + step).clamp(-limit, limit))
+        return best
+
+
+class Matched(NamedTuple):
+    """Doses found by searches, and the divergences there."""
+
+    dose: Float[Tensor, " R"]
+    kl: Float[Tensor, " R"]
+    within: Tensor
+    """Whether each is within the tolerance."""

@@ -1,0 +1,199 @@
+"""The feature ledger: how often, where and with what effect a policy used each feature.
+
+Effects are measured twice: by the divergence of the next token with and without the edit, and by the reward of the
+whole answer with the feature and without it. For the latter, items that used the feature are decoded again with the
+same draws; wherever the policy would choose the feature nothing is added, and the policy goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trimtab.lm import DecodeStart, EditRequest
+from trimtab.policies.analyses.played import PolicyPlay, rewards
+from trimtab.policies.source import PolicySource
+from trimtab.runs import json_safe
+from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
+from trimtab.steering import Choice, DirectionSource, TokenEffects, token_effects
+
+
+class Context(NamedTuple):
+    """One use of a feature. Texts are hidden where a task holds harmful prompts."""
+
+    item: str
+    step: int
+    position: int
+    before: str
+    """The tokens before the edited one."""
+    token: str
+    """The edited token."""
+    after: str
+    """The token chosen next."""
+    kl_local: float
+
+
+class TokenCount(NamedTuple):
+    """How often a feature was used at a token."""
+
+    token: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """One feature."""
+
+    feature: int
+    uses: int
+    share: float
+    """Of all decisions."""
+    items: int
+    """Items in which it was used."""
+    first_step: int
+    median_step: float
+    last_step: int
+    tokens: tuple[TokenCount, ...]
+    """Edited tokens, the most frequent first."""
+    kl_local: Interval
+    """Mean over uses, in nats; bootstrapped over items."""
+    reward_difference: Interval | None
+    """Reward with the feature minus without it, over the items that used it; None where that was not measured."""
+    contexts: tuple[Context, ...]
+    """Uses with the largest local divergence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """All features used, the most used first."""
+
+    entries: tuple[LedgerEntry, ...]
+    decisions: int
+    no_edit: int
+    """Decisions to leave the activation alone."""
+    items: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        plain = [
+            asdict(e)
+            | {"tokens": [t._asdict() for t in e.tokens], "contexts": [c._asdict() for c in e.contexts]}
+            for e in self.entries
+        ]  # fmt: skip
+        return json_safe(
+            {"decisions": self.decisions, "no_edit": self.no_edit, "items": self.items, "entries": plain}
+        )  # fmt: skip
+
+
+class WithoutFeature(DirectionSource):
+    """A policy that does nothing wherever it would choose one feature."""
+
+    def __init__(self, inner: PolicySource, feature: int) -> None:
+        super().__init__(inner.table, inner.sites[0], unit=inner.unit, positions=inner.positions)
+        self.inner, self.feature = inner, feature
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        self.inner.start(start)
+
+    def pick(self, request: EditRequest) -> Choice:
+        choice = self.inner.pick(request)
+        return choice._replace(feature=torch.where(choice.feature == self.feature, -1, choice.feature))
+
+
+def feature_ledger(
+    play: PolicyPlay,
+    *,
+    ablated: int = 16,
+    contexts: int = 5,
+    window: int = 16,
+    seed: int = 0,
+    effects: TokenEffects | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Ledger:
+    """Account for every edit of a policy's rollouts.
+
+    Args:
+        play: the rollouts.
+        ablated: measure the reward without it for this many of the most used features.
+        contexts: uses to show of each feature.
+        window: tokens shown before the edited one.
+        seed: of the bootstrap.
+        effects: of `token_effects` on these rollouts, if they are known.
+        progress: called with the number of features done.
+    """
+    decoded, n = play.decoded, play.source.table.n
+    effects = effects or token_effects(play.setup.model, decoded, play.source, top_k=1)
+    action = play.decisions.action.cpu()
+    valid = play.decisions.valid.cpu()
+    uses = Counter(action[valid].tolist())
+    no_edit = uses.pop(n, 0)
+    entries = []
+    for rank, (feature, count) in enumerate(sorted(uses.items(), key=lambda use: (-use[1], use[0]))):
+        where = ((action == feature) & valid).nonzero().tolist()
+        items = sorted({item for item, _ in where})
+        kl = np.array([effects.kl_local[item][step] for item, step in where])
+        per_item = {item: [k for (i, _), k in zip(where, kl, strict=True) if i == item] for item in items}
+        difference = None
+        if rank < ablated:
+            without = WithoutFeature(play.setup.source(play.policy, greedy=play.greedy), feature)
+            _, outcomes = play.decode_again(without, items)
+            with_it = rewards(play.outcomes)[items]
+            difference = bootstrap_mean(with_it - rewards(outcomes), seed=seed)
+        steps = [step for _, step in where]
+        shown = [where[i] for i in np.argsort(-kl, kind="stable")[:contexts]]
+        entries.append(
+            LedgerEntry(
+                feature=feature,
+                uses=count,
+                share=count / int(valid.sum()),
+                items=len(items),
+                first_step=min(steps),
+                median_step=float(np.median(steps)),
+                last_step=max(steps),
+                tokens=_tokens(play, where),
+                kl_local=bootstrap_ratio_of_sums(
+                    [sum(k) for k in per_item.values()], [len(k) for k in per_item.values()], seed=seed
+                ),
+                reward_difference=difference,
+                contexts=tuple(_context(play, effects, item, step, window) for item, step in shown),
+            )
+        )
+        if progress is not None:
+            progress(1)
+    return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(play))
+
+
+def _ids(play: PolicyPlay, item: int, step: int) -> tuple[list[int], int]:
+    """Tokens up to the one chosen next, and the place of the edited one."""
+    prompt = play.episodes.prompts[item]
+    return [*prompt, *play.decoded.token_ids[item][: step + 1]], len(prompt) - 1 + step
+
+
+def _tokens(play: PolicyPlay, where: list[list[int]]) -> tuple[TokenCount, ...]:
+    if play.hides_text:
+        return ()
+    counts: Counter[int] = Counter()
+    for item, step in where:
+        ids, place = _ids(play, item, step)
+        counts[ids[place]] += 1
+    return tuple(TokenCount(play.text([token]), count) for token, count in counts.most_common(5))
+
+
+def _context(play: PolicyPlay, effects: TokenEffects, item: int, step: int, window: int) -> Context:
+    ids, place = _ids(play, item, step)
+    before = ids[max(0, place - window) : place]
+    return Context(
+        item=play.episodes.items[item].id,
+        step=step,
+        position=place,
+        before=play.text(before) if before else "",
+        token=play.text([ids[place]]),
+        after=play.text([ids[place + 1]]),
+        kl_local=effects.kl_local[item][step],
+    )

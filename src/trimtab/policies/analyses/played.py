@@ -1,0 +1,130 @@
+"""A policy's rollouts on some items, beside the unsteered model's, as all analyses read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+
+from trimtab.lm import DecodeConfig, Decoded, InterventionSource, decode
+from trimtab.policies.episodes import Episodes
+from trimtab.policies.networks import Policy
+from trimtab.policies.rollout import roll_out
+from trimtab.policies.setup import Setup
+from trimtab.policies.source import Decisions, PolicySource
+from trimtab.tasks import Outcome
+from trimtab.tasks.refusals import RefusalTask
+
+HIDDEN = "[hidden: the task holds harmful prompts]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyPlay:
+    """One rollout of each item; row i is item i, its draws have the key i and branch 0."""
+
+    setup: Setup
+    policy: Policy
+    greedy: bool
+    episodes: Episodes
+    source: PolicySource
+    """What made the rollouts; names sites and directions."""
+    decoded: Decoded
+    outcomes: tuple[Outcome, ...]
+    decisions: Decisions
+    unsteered: tuple[Outcome, ...]
+
+    @classmethod
+    def of(cls, setup: Setup, policy: Policy, episodes: Episodes, *, greedy: bool = True) -> PolicyPlay:
+        """Roll the policy out once over all items, and the unsteered model."""
+        config = setup.config
+
+        def play(source: PolicySource | None):
+            return roll_out(
+                setup.model, source, episodes, seed=config.seed, temperature=config.temperature,
+                batch_size=config.batch_size, prompt_cache=setup.prompt_cache,
+            )  # fmt: skip
+
+        source = setup.source(policy, greedy=greedy)
+        rollouts = play(source)
+        return cls(
+            setup=setup,
+            policy=policy,
+            greedy=greedy,
+            episodes=episodes,
+            source=source,
+            decoded=rollouts.decoded,
+            outcomes=tuple(rollouts.outcomes),
+            decisions=source.decisions,
+            unsteered=tuple(play(None).outcomes),
+        )
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def hides_text(self) -> bool:
+        """Whether the items' texts must not be shown."""
+        return isinstance(self.episodes.task, RefusalTask)
+
+    @property
+    def steps(self) -> NDArray[np.intp]:
+        """Decisions of each item."""
+        return np.array([len(ids) for ids in self.decoded.token_ids])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of some of the items' tokens, or a note in its place."""
+        return HIDDEN if self.hides_text else self.setup.model.decode_ids(ids, special=True)
+
+    def decode_again(
+        self, source: InterventionSource, which: Sequence[int], *, step: int = 0, repeats: int = 1
+    ) -> tuple[Decoded, list[Outcome]]:
+        """Decode items again from a step on, tokens before it given, with the draws of the first time.
+
+        Args:
+            source: what steers.
+            which: items.
+            step: the first decision that is free.
+            repeats: rows per item.
+        """
+        config, episodes = self.setup.config, self.episodes.take(which)
+        decoded = decode(
+            self.setup.model,
+            episodes.prompts,
+            DecodeConfig(
+                max_new_tokens=episodes.max_new_tokens - step,
+                temperature=config.temperature,
+                seed=config.seed,
+                batch_size=max(repeats, config.batch_size),
+            ),
+            source,
+            forced=[self.decoded.token_ids[i][:step] for i in which] if step else None,
+            repeats=repeats,
+            samples=list(which),
+            branches=[0] * (len(which) * repeats),
+            allowed=episodes.allowed,
+            prompt_cache=self.setup.prompt_cache,
+        )
+        return decoded, episodes.outcomes(decoded)
+
+
+def rewards(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+    """`[P]`"""
+    return np.array([outcome.reward for outcome in outcomes], dtype=np.float64)
+
+
+def right(outcomes: Sequence[Outcome]) -> Bool[NDArray[np.bool_], " P"]:
+    """Which answers are right; where a task has no right and wrong, those with a reward above ½."""
+    return np.array([o.reward > 0.5 if o.correct is None else o.correct for o in outcomes], dtype=bool)
+
+
+def spread(n: int, count: int) -> list[int]:
+    """At most `count` numbers below n, evenly spaced, both ends included."""
+    return sorted(set(np.linspace(0, n - 1, min(n, count)).round().astype(int).tolist()))
+
+
+def as_numpy(values: torch.Tensor) -> NDArray[np.float64]:
+    return values.detach().double().cpu().numpy()
