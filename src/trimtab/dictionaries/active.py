@@ -11,13 +11,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.dictionaries.encoding import DenseEncoder
-from trimtab.dictionaries.screening import pairs_above_screened, screening_is_fast
 from trimtab.dictionaries.sparse import (
     ActivePairs,
     FeatureOrder,
@@ -26,7 +24,6 @@ from trimtab.dictionaries.sparse import (
     dot_pairs,
     order_by_feature,
     sum_by_feature,
-    true_places,
 )
 
 DENSE_ABOVE = 0.06
@@ -191,27 +188,16 @@ def pairs_above(
         first: pre-activations of the first block, if they are known already.
     """
     n = encoder.W.shape[0]
-    if encoder.exact and screening_is_fast(encoder.W):
-        pairs = pairs_above_screened(encoder.W, encoder.b, z, floor, block_rows=encoder.block_rows)
-        if pairs is not None:
-            return pairs
     values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
     for number, block in enumerate(z.split(encoder.block_rows)):
         h = first if number == 0 and first is not None else encoder(block)
-        place = true_places(h > floor)
+        place = (h > floor).flatten().nonzero().squeeze(1)
         row = place // n
         values.append(h.flatten()[place])
         features.append(place - row * n)
         counts.append(torch.bincount(row, minlength=len(block)))
     pairs = ActivePairs(torch.cat(values), torch.cat(features), torch.cat(counts).cumsum(0))
     return in_full_precision(pairs, encoder, z)
-
-
-def places(mask: Bool[Tensor, "b n"]) -> Int[Tensor, " m"]:
-    """Where a mask is true, counted row after row."""
-    if mask.device.type == "cpu":  # numpy skips runs of False, several times as fast as torch
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero().squeeze(1)
 
 
 def in_full_precision(pairs: ActivePairs, encoder: DenseEncoder, z: Float[Tensor, "B d"]) -> ActivePairs:
