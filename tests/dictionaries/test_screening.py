@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from trimtab.dictionaries import screening
-from trimtab.dictionaries.screening import Screen, largest_screened, screening_pays
+from trimtab.dictionaries.screening import Screen, largest_screened, pairs_above_screened, screening_pays
 from trimtab.dictionaries.sparse import largest_places
 from trimtab.dictionaries.topk import TopKConfig, TrainableTopK
 
@@ -114,3 +116,37 @@ def test_a_screened_step_has_the_gradients_of_a_direct_one(monkeypatch: pytest.M
         assert one is not None
         assert other is not None
         assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("kind", ["one", "each", "low"])
+def test_entries_above_a_floor(scale: float, kind: str) -> None:
+    W, b, z = problem()
+    z, b = z * scale, b * scale
+    h = z.double() @ W.double().T + b
+    floor: float | Tensor = float(h.topk(10, dim=1).values.mean())
+    if kind == "each":
+        floor = float(h.max()) * torch.linspace(0.35, 0.7, len(W))
+    elif kind == "low":  # negative, and so few rows that few entries are above it
+        b, floor = b - 2 * floor, -floor
+        h = z.double() @ W.double().T + b
+    pairs = pairs_above_screened(W, b, z, floor, block_rows=16)
+    assert pairs is not None
+    found = torch.zeros(h.shape, dtype=torch.bool)
+    found[pairs.row, pairs.feature] = True
+    assert len(pairs.feature) == int(found.sum()) > len(z)
+    clear = (h - floor).abs() > 1e-5 * h.abs().max()  # float32 alone may put the others on either side
+    assert torch.equal(found & clear, (h > floor) & clear)
+    assert torch.allclose(pairs.value.double(), h[pairs.row, pairs.feature], atol=1e-5 * float(h.abs().max()))
+    assert all((pairs.feature[a:b].diff() > 0).all() for a, b in itertools.pairwise(pairs.start.tolist()))
+
+
+def test_a_floor_that_many_entries_pass_is_not_screened() -> None:
+    assert pairs_above_screened(*problem(), floor=0.0) is None
+
+
+def test_no_entry_above_the_floor() -> None:
+    W, b, z = problem()
+    pairs = pairs_above_screened(W, b, z, 1e9)
+    assert pairs is not None
+    assert pairs.start.tolist() == [0] * (len(z) + 1)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.dictionaries.encoding import DenseEncoder
+from trimtab.dictionaries.screening import pairs_above_screened, screening_is_fast
 from trimtab.dictionaries.sparse import (
     ActivePairs,
     FeatureOrder,
@@ -24,6 +25,7 @@ from trimtab.dictionaries.sparse import (
     dot_pairs,
     order_by_feature,
     sum_by_feature,
+    true_places,
 )
 
 DENSE_ABOVE = 0.06
@@ -188,10 +190,14 @@ def pairs_above(
         first: pre-activations of the first block, if they are known already.
     """
     n = encoder.W.shape[0]
+    if encoder.exact and screening_is_fast(encoder.W):
+        pairs = pairs_above_screened(encoder.W, encoder.b, z, floor, block_rows=encoder.block_rows)
+        if pairs is not None:
+            return pairs
     values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
     for number, block in enumerate(z.split(encoder.block_rows)):
         h = first if number == 0 and first is not None else encoder(block)
-        place = (h > floor).flatten().nonzero().squeeze(1)
+        place = true_places(h > floor)
         row = place // n
         values.append(h.flatten()[place])
         features.append(place - row * n)

@@ -1,14 +1,15 @@
-"""The k largest entries of z Wᵀ + b in full precision, found by way of a product in bfloat16.
+"""The few large entries of z Wᵀ + b in full precision, found by way of a product in bfloat16.
 
 Processors with matrix units for bfloat16 multiply in it several times as fast as in float32. How far such a product can
 be off is known: with z = z̃ + δz and W_i = W̃_i + δW_i, where tildes are rounded,
 
     |z·W_i − z̃·W̃_i| ≤ ‖δz‖ ‖W_i‖ + ‖z̃‖ ‖δW_i‖,
 
-and the errors of summation and of the rounded result are bounded as usual (Higham 2002, section 3.1). So some more than
-k candidates are taken by the rounded product and computed anew in full precision. A row is settled if its k-th largest
-is above all that the others can be; the few rows that are not settled are multiplied in full precision after all. What
-comes out is what full precision alone would find, but for entries that are equal to rounding.
+and the errors of summation and of the rounded result are bounded as usual (Higham 2002, section 3.1). So candidates are
+taken by the rounded product and computed anew in full precision. For entries above a floor, candidates are all that may
+be above it. For the k largest, they are some more than k; a row is settled if its k-th largest is above all that the
+others can be, and the few rows that are not settled are multiplied in full precision after all. What comes out is what
+full precision alone would find, but for entries that are equal to rounding.
 """
 
 from __future__ import annotations
@@ -21,13 +22,25 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.dictionaries.sparse import SparseCodes, dot_rows, fold_into_groups, largest, largest_places, members
+from trimtab.dictionaries.sparse import (
+    ActivePairs,
+    SparseCodes,
+    dot_pairs,
+    dot_rows,
+    fold_into_groups,
+    largest,
+    largest_places,
+    members,
+    true_places,
+)
 
 CANDIDATES = 2
 """Candidates per entry that is wanted, at least `LEAST_EXTRA` more: so many settle 99 of 100 rows of a trained SAE."""
 LEAST_EXTRA = 16
 DOT_COST = 20
 """How many times as long a product of two rows takes on its own as within a matrix product in float32."""
+LEAST_FEATURES = 1024
+"""Narrower dictionaries are not worth screening."""
 UNIT = 2.0**-8
 """Relative error of rounding to bfloat16."""
 
@@ -40,9 +53,14 @@ class Candidates(NamedTuple):
     """Above what every other feature of the row can be."""
 
 
+def screening_is_fast(W: Float[Tensor, "n d"]) -> bool:
+    """Whether a product in bfloat16 is much faster here than in float32."""
+    return W.dtype == torch.float32 and W.shape[0] >= LEAST_FEATURES and _has_matrix_units(W.device.type)
+
+
 def screening_pays(W: Float[Tensor, "n d"], k: int) -> bool:
     """Whether finding k features of a row by way of bfloat16 is faster here than a product in full precision."""
-    return W.dtype == torch.float32 and DOT_COST * _count(k) < W.shape[0] // 2 and _has_matrix_units(W.device.type)
+    return screening_is_fast(W) and DOT_COST * _count(k) < W.shape[0] // 2
 
 
 def largest_screened(
@@ -69,6 +87,32 @@ def largest_screened(
     return SparseCodes(values, feature)
 
 
+def pairs_above_screened(
+    W: Float[Tensor, "n d"],
+    b: Float[Tensor, " n"],
+    z: Float[Tensor, "B d"],
+    floor: float | Float[Tensor, " n"],
+    *,
+    block_rows: int = 512,
+) -> ActivePairs | None:
+    """The entries of z Wᵀ + b above a floor, row after row; None if there are so many that screening does not pay.
+
+    Args:
+        W: encoder rows, float32.
+        b: one bias per feature.
+        z: encoder inputs.
+        floor: one for all features, or one for each.
+        block_rows: rows screened at once.
+    """
+    found = Screen(W, b - floor).candidates_above(z, W.shape[0] // (2 * DOT_COST), block_rows)
+    if found is None:
+        return None
+    h = dot_pairs(found, z, W) + b[found.feature]
+    kept = h > (floor if isinstance(floor, float) else floor[found.feature])
+    before = torch.cat([found.start[:1], kept.cumsum(0)])
+    return ActivePairs(h[kept], found.feature[kept], before[found.start])
+
+
 class Screen:
     """An encoder rounded to bfloat16, and what the rounding can do to its products.
 
@@ -87,8 +131,7 @@ class Screen:
 
     def candidates(self, z: Float[Tensor, "B d"], count: int, block_rows: int) -> Candidates:
         """The `count` features of every row whose rounded pre-activations are largest."""
-        rounded = torch.ones(len(z), self.W.shape[1], dtype=torch.bfloat16, device=z.device)
-        rounded[:, :-2] = z
+        rounded = self._rounded(z)
         h = torch.empty(min(block_rows, len(z)), self.n, dtype=torch.bfloat16, device=z.device)
         features, edges = [], []
         for block in rounded.split(block_rows):
@@ -98,6 +141,38 @@ class Screen:
             edges.append(found.values.amin(1))
         edge = torch.cat(edges).float()
         return Candidates(torch.cat(features), edge + UNIT * edge.abs() + self._error(z, rounded[:, :-2]))
+
+    def candidates_above(self, z: Float[Tensor, "B d"], most: int, block_rows: int) -> ActivePairs | None:
+        """All entries that may be above 0; None if the first block has more than `most` of them a row.
+
+        Everything is shifted up so far that what is compared is positive, and thus in the order of its bits.
+        """
+        rounded = self._rounded(z)
+        error = self._error(z, rounded[:, :-2])
+        shift = float(2 * error.amax()) + torch.finfo(torch.float32).tiny
+        shifted = self.W.clone()
+        bias = shifted[:, -2].float() + shifted[:, -1].float() + shift
+        shifted[:, -2] = bias
+        shifted[:, -1] = bias - shifted[:, -2]
+        slack = UNIT**2 * (bias.abs().amax() + self.b_max) + 4 * torch.finfo(torch.float32).eps * shift * z.shape[1]
+        least = ((shift - error - slack) / (1 + UNIT)).clamp_min(0).bfloat16().view(torch.int16) - 1
+        h = torch.empty(min(block_rows, len(z)), self.n, dtype=torch.bfloat16, device=z.device)
+        features, counts = [], [torch.zeros(1, dtype=torch.long, device=z.device)]
+        for block, floor in zip(rounded.split(block_rows), least.split(block_rows), strict=True):
+            bits = torch.mm(block, shifted.T, out=h[: len(block)]).view(torch.int16)
+            place = true_places(bits > floor[:, None])
+            if not features and len(place) > most * len(block):
+                return None
+            row = place // self.n
+            features.append(place - row * self.n)
+            counts.append(torch.bincount(row, minlength=len(block)))
+        feature = torch.cat(features)
+        return ActivePairs(z.new_empty(feature.shape), feature, torch.cat(counts).cumsum(0))
+
+    def _rounded(self, z: Float[Tensor, "B d"]) -> BFloat16[Tensor, "B d+2"]:
+        rounded = torch.ones(len(z), self.W.shape[1], dtype=torch.bfloat16, device=z.device)
+        rounded[:, :-2] = z
+        return rounded
 
     def _error(self, z: Float[Tensor, "B d"], rounded: BFloat16[Tensor, "B d"]) -> Float[Tensor, " B"]:
         """How far any product of a row can be off, but for the rounding of the product itself."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -118,6 +118,13 @@ def largest_places(x: Int[Tensor, "B n"], k: int) -> Int[Tensor, "B k"]:
     else:
         list(_pool(len(parts)).map(lambda part: part.partition(first, axis=1), parts))
     return (keys[:, first:] & 0xFFFF).long()
+
+
+def true_places(mask: Bool[Tensor, "B n"]) -> Int[Tensor, " m"]:
+    """Flat indices of what is true, in ascending order."""
+    if mask.device.type == "cpu":  # twice as fast as torch
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero().squeeze(1)
 
 
 @cache
