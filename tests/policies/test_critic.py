@@ -1,0 +1,202 @@
+"""The critic's report on planted values, and on policies whose limits are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from planted_readout import HalfHurt, Planted, planted_model, planted_sae
+from sklearn.metrics import roc_auc_score
+
+from trimtab.dictionaries.standard import Standard
+from trimtab.lm import LanguageModel
+from trimtab.policies.analyses.critic import (
+    MEAN,
+    CriticReport,
+    Helped,
+    auc,
+    critic_report,
+    cross_fitted_probe,
+    helped_by_headroom,
+    judge_critic,
+)
+from trimtab.policies.analyses.played import PolicyPlay
+from trimtab.policies.analyses.verdict import verdict
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.networks import Policy
+from trimtab.policies.setup import Setup
+from trimtab.stats import Interval, wilson_interval
+
+ITEMS, STEPS, WIDTH = 200, 3, 6
+
+
+class Planted2:
+    """Items of which half are wrong unsteered; whether the policy mends one is written in coordinate 1 of x."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.before = np.arange(ITEMS) % 2 == 0
+        self.after = rng.random(ITEMS) < 0.5
+        self.x = rng.normal(size=(ITEMS, STEPS, WIDTH))
+        self.x[:, :, 0] += 4.0 * self.before[:, None]  # how hard the prompt is
+        self.x[:, :, 1] += 3.0 * self.after[:, None]
+        self.valid = np.ones((ITEMS, STEPS), dtype=bool)
+
+    def report(self, value: np.ndarray, helped: Interval | None = None) -> CriticReport:
+        return critic_report(
+            value, self.x, self.valid, before=self.before, after=self.after, helped=Helped(helped, None, "given"),
+            n_resamples=300,
+        )  # fmt: skip
+
+    def wrong(self, report: CriticReport) -> str:
+        return next(v for v in report.verdicts if v.group == "unsteered wrong").label
+
+
+def test_a_critic_that_knows_where_no_action_helps_is_limited_by_the_policy() -> None:
+    planted = Planted2()
+    value = 0.2 * planted.x[:, :, 1] + 0.1
+    none, most, half = (wilson_interval(k, 20) for k in (0, 19, 10))
+    assert planted.wrong(planted.report(value, none)) == "policy_limited"
+    assert planted.wrong(planted.report(value, most)) == "improvable"
+    assert planted.wrong(planted.report(value, half)) == "undecided"
+    assert planted.wrong(planted.report(value)) == "undecided"
+
+
+def test_a_critic_that_reads_how_hard_a_prompt_is_is_in_error() -> None:
+    """Its value tells right from wrong over all items, and nothing among those that are alike unsteered."""
+    planted = Planted2()
+    planted.after = np.where(np.random.default_rng(5).random(ITEMS) < 0.2, ~planted.before, planted.before)
+    planted.x[:, :, 1] = np.random.default_rng(1).normal(size=(ITEMS, STEPS)) + 3 * planted.after[:, None]
+    value = 0.2 * planted.x[:, :, 0]
+    assert auc(value.mean(1), planted.after) > 0.75
+    report = planted.report(value, wilson_interval(0, 20))
+    assert [v.label for v in report.verdicts] == ["critic_error", "critic_error"]
+    for v in report.verdicts:
+        assert v.critic is not None
+        assert v.critic.low < 0.5 < v.critic.high
+        assert v.difference is not None
+        assert v.difference.low > 0
+
+
+def test_nothing_is_decided_where_nothing_tells_the_outcome() -> None:
+    planted = Planted2()
+    rng = np.random.default_rng(9)
+    planted.after = rng.random(ITEMS) < 0.5
+    planted.x = rng.normal(size=planted.x.shape)
+    report = planted.report(rng.normal(size=(ITEMS, STEPS)), wilson_interval(0, 20))
+    assert [v.label for v in report.verdicts] == ["undecided", "undecided"]
+
+
+def test_curves_are_numpys_means_by_group() -> None:
+    planted = Planted2()
+    planted.valid[::3, 2] = False
+    value = np.random.default_rng(3).normal(size=(ITEMS, STEPS))
+    report = planted.report(value)
+    masks = {
+        "correct": planted.before & planted.after,
+        "corrected": ~planted.before & planted.after,
+        "misguided": planted.before & ~planted.after,
+        "incorrect": ~planted.before & ~planted.after,
+    }
+    assert report.counts == {name: int(mask.sum()) for name, mask in masks.items()}
+    assert len(report.curve) == 4 * STEPS
+    for point in report.curve:
+        mine = value[masks[point.group] & planted.valid[:, point.step], point.step]
+        assert (point.n, point.mean, point.sd) == (
+            len(mine), pytest.approx(np.mean(mine)), pytest.approx(np.std(mine, ddof=1)),
+        )  # fmt: skip
+
+
+def test_separations_are_sklearns_auc_among_items_alike_unsteered() -> None:
+    planted = Planted2()
+    planted.valid[::3, 2] = False
+    value = np.random.default_rng(3).normal(size=(ITEMS, STEPS)) + planted.after[:, None]
+    for one in planted.report(value).separations:
+        members = planted.before if one.group == "unsteered right" else ~planted.before
+        if one.step == MEAN:
+            score = np.array([v[ok].mean() for v, ok in zip(value, planted.valid, strict=True)])
+        else:
+            members, score = members & planted.valid[:, one.step], value[:, one.step]
+        assert one.critic is not None
+        assert one.critic.estimate == pytest.approx(roc_auc_score(planted.after[members], score[members]))
+        assert one.critic.low < one.critic.estimate < one.critic.high
+        assert one.critic.n == one.n == int(members.sum())
+
+
+def test_auc_counts_ties_half_and_needs_both_kinds() -> None:
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(5, size=60).astype(float), rng.random(60) < 0.4
+    assert auc(score, positive) == pytest.approx(roc_auc_score(positive, score))
+    assert np.isnan(auc(score, np.ones(60, dtype=bool)))
+
+
+def test_the_probe_does_not_see_the_items_it_scores() -> None:
+    """More dimensions than items and labels that are noise: a probe that saw them would be near 1."""
+    rng = np.random.default_rng(2)
+    scores = []
+    for _ in range(6):
+        x, label = rng.normal(size=(80, 200)), rng.random(80) < 0.5
+        found = cross_fitted_probe(x, label)
+        assert found is not None
+        scores.append(auc(found, label))
+    assert 0.35 < np.mean(scores) < 0.65
+    assert cross_fitted_probe(x, np.arange(80) < 4) is None
+
+
+def test_one_kind_of_outcome_tests_no_critic() -> None:
+    none = verdict("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 24))
+    assert none.label == "policy_limited"
+    assert "not tested" in none.reason
+    few = verdict("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 1))
+    assert few.label == "undecided"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: LanguageModel) -> LanguageModel:
+    return planted_model(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def dictionary(model: LanguageModel) -> Standard:
+    return planted_sae(model)
+
+
+def play_of(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> PolicyPlay:
+    """A policy that always does nothing."""
+    values: dict[str, object] = {"task": task.name, "mask": "none", "dose": 2.0, "options_only": True, "hidden": (8,)}
+    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
+    setup = Setup.with_parts(config, model, sae, task.load())
+    policy = Policy.build(sae.directions, hidden=(8,), seed=0)
+    with torch.no_grad():
+        policy.actor.head.bias[-1] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    return PolicyPlay.of(setup, policy, setup.episodes("train", 60))
+
+
+def test_the_headroom_says_whether_an_action_helps(model: LanguageModel, dictionary: Standard) -> None:
+    """One feature of the dictionary makes every answer right; without it nothing does."""
+    play = play_of(model, dictionary, Planted)
+    wrong = sum(o.correct is False for o in play.outcomes)
+    helped = helped_by_headroom(play, items=1000)
+    assert helped.share is not None
+    assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
+    blunt = planted_sae(model)
+    with torch.no_grad():
+        blunt.W_dec[:2] = blunt.W_dec[2:4]
+    play = play_of(model, blunt, Planted)
+    helped = helped_by_headroom(play, items=1000)
+    assert helped.share is not None
+    assert helped.share.estimate == 0
+    report = judge_critic(play, helped)
+    assert report.counts["corrected"] == report.counts["misguided"] == 0
+    assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["policy_limited"]
+
+
+def test_no_wrong_answers_need_no_headroom(model: LanguageModel, dictionary: Standard) -> None:
+    class Always(HalfHurt):
+        def parse(self, item, text, permutation=0):
+            outcome = super().parse(item, text, permutation)
+            return type(outcome)(reward=1.0, correct=True)
+
+    helped = helped_by_headroom(play_of(model, dictionary, Always))
+    assert helped.share is None
+    assert "no answer is wrong" in helped.how
