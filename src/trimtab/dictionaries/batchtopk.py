@@ -19,8 +19,9 @@ from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
 
-FLOOR = 0.75
-"""Codes above this share of the running threshold are candidates; fewer candidates than k·B are a second pass."""
+FLOOR = 0.9
+"""Codes above this share of the smallest that the last batch kept are candidates; if they are fewer than k·B, a second
+pass finds the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class TrainableBatchTopK(TopKLike):
     def __init__(self, config: BatchTopKConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)
         self.register_buffer("threshold", torch.zeros((), dtype=dtype))
+        self._smallest_kept = 0.0  # by the last batch; no part of the state, as it only says where to look first
 
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         wanted = len(z) * self.k
@@ -52,6 +54,7 @@ class TrainableBatchTopK(TopKLike):
             pairs = _keep(pairs, pairs.value >= smallest)
         else:
             smallest = pairs.value.min() if len(pairs.value) else self.threshold.new_zeros(())
+        self._smallest_kept = float(smallest)
         momentum = self.config.threshold_momentum if self.threshold > 0 else 0.0
         self.threshold.lerp_(smallest, 1 - momentum)
         return pairs
@@ -79,8 +82,8 @@ class TrainableBatchTopK(TopKLike):
 
     def _candidates(self, z: Tensor, wanted: int) -> ActivePairs:
         """All positive codes that can be among the `wanted` largest: those above a floor that leaves enough."""
-        if self.threshold > 0:
-            found = self._above(z, FLOOR * float(self.threshold))
+        if self._smallest_kept > 0:
+            found = self._above(z, FLOOR * self._smallest_kept)
             if len(found.value) >= wanted:
                 return found
         floor = self._floor_from_block(z, wanted)
