@@ -134,8 +134,6 @@ class TrainableJumpReLU(TrainableSAE):
     config: JumpReLUConfig
     theta: nn.Parameter
     row_norm: Tensor
-    bandwidth: Tensor
-    tanh_scale: Tensor
     target_weight: Tensor
     dense_above: float = DENSE_ABOVE
     """Share of pairs in play above which a step is dense."""
