@@ -21,8 +21,10 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,13 +173,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help=f"comma-separated sections: {', '.join(known)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; empty: none")
     parser.add_argument("--shards", type=Path, help="a harvest's directory; without it, synthetic rows")
-    parser.add_argument("--repeats", type=int, default=10, help="turns per library")
-    parser.add_argument("--turn-steps", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=6, help="turns per library")
+    parser.add_argument("--turn-steps", type=int, default=4)
     parser.add_argument("--warmup-steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--heldout", type=int, default=16_384, help="held-out rows")
-    parser.add_argument("--bank-tokens", type=int, default=81_920, help="activations that the bank is trained on")
-    parser.add_argument("--bank-repeats", type=int, default=3, help="whole runs of the bank per library")
+    parser.add_argument("--bank-tokens", type=int, default=40_960, help="activations that the bank is trained on")
+    parser.add_argument("--bank-repeats", type=int, default=2, help="whole runs of the bank per library")
     parser.add_argument("--density-repeats", type=int, default=7, help="turns of sparse and dense execution")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--device", default="cpu")
@@ -195,22 +197,31 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def measurements(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, object]]:
+    """The figures of every section that was asked for, one after the other."""
+    for section in SECTIONS:
+        if section.name in options.only:
+            yield measure_section(section, options, folder)
+    for name, (measure, table) in WHOLE.items():
+        if name in options.only:
+            found = measure(options, folder)
+            if found and not options.json:
+                print(table(found), flush=True)
+            yield found
+    if "accelerator" in options.only:
+        yield measure_accelerator(options, folder)
+
+
 def main() -> None:
     options = arguments()
     result: dict[str, object] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for section in SECTIONS:
-            if section.name in options.only:
-                result |= measure_section(section, options, folder)
-        for name, (measure, table) in WHOLE.items():
-            if name in options.only:
-                found = measure(options, folder)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for found in measurements(options, Path(folder)):
                 result |= found
-                if found and not options.json:
-                    print(table(found), flush=True)
-        if "accelerator" in options.only:
-            result |= measure_accelerator(options, folder)
+    except KeyboardInterrupt:
+        print("stopped; what was measured until now follows", file=sys.stderr)
     result["machine"] = machine(options)
     if options.json:
         print(json.dumps(result))
