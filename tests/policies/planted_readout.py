@@ -17,7 +17,7 @@ from trimtab.tasks import Item, Outcome, Task
 
 SITE = "resid_post.3"
 TEXTS = [f"{a}{b}{cue}" for a in "bcdfghjkv" for b in "lmnpqrstwxyz" for cue in "/."]
-TRAIN, VALIDATION = 90, 60
+TRAIN, VALIDATION = 90, 64
 
 
 def planted_model(tiny: LanguageModel) -> LanguageModel:

@@ -1,0 +1,94 @@
+"""How trained policies are evaluated: which controls stand beside them, and how much is spent on each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.errors import UserError
+from trimtab.policies.controls.adapter import AdapterPositions
+from trimtab.policies.controls.arms import CONTROLS, Control, Effort
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Show trained policies beside their controls."""
+
+    run: tuple[Path, ...] = ()
+    """Runs of `policy train`; those that differ in their seed alone are seeds of one setting."""
+    split: str = "test"
+    """Split to report on; everything is chosen on validation."""
+    items: int | None = None
+    """Use only this many items of the split."""
+    controls: tuple[Control, ...] = CONTROLS  # type: ignore[assignment]
+    """Controls beside the policy."""
+    equal_kl: bool = True
+    """Show controls at equal divergence from the unsteered model, too."""
+    kl_items: int = 64
+    """Validation items by which doses are scaled to equal divergence."""
+    kl_tolerance: float = 0.05
+    """Relative difference of mean divergences that counts as equal."""
+    feature: tuple[int, ...] = ()
+    """Static features to try besides the policy's own and a sample."""
+    used: int = 32
+    """How many of the policy's most used features to try as the static one."""
+    sample: int = 96
+    """How many random live features to try as the static one."""
+    headroom_items: int = 0
+    """Validation items on which to try every feature for the best static ones; one-token tasks only."""
+    finalists: int = 16
+    """Static features that are tried on all validation items and at all doses."""
+    dose_factor: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Doses of the static feature that are tried, as multiples of the policy's."""
+    draws: int = 3
+    """Repetitions of the random and the shuffled control."""
+    train_items: int = 512
+    """Training items for controls that are fitted."""
+    instruction: tuple[str, ...] = ()
+    """Instructions to choose from; a few written for the task by default."""
+    vector_steps: int = 100
+    """Steps of training the vector."""
+    lora_steps: int = 100
+    """Steps of training the LoRA."""
+    lora_rank: int = 8
+    """Rank of the LoRA."""
+    lora_positions: AdapterPositions = "generated"
+    """Where the LoRA acts: where the policy may edit (`generated`), or on prompts too (`all`)."""
+    companions: bool = True
+    """Show the main arms on the tasks that must stand beside this one."""
+    trace: bool = True
+    """Write the trace of the policy's arm, with the effect of every edit."""
+    seed: int = 0
+    """Of samples of features and of the bootstrap."""
+    out: Path | None = None
+    """Directory for the results; the first run's own by default."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise UserError("policy evaluate", "there is no run to evaluate", "name a run of `policy train`")
+        if unknown := sorted(set(self.controls) - set(CONTROLS)):
+            raise UserError(f"control {unknown[0]!r}", f"there is {', '.join(CONTROLS)}", "choose among them")
+        for name in ("kl_items", "finalists", "draws", "train_items", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        for name in ("used", "sample", "headroom_items", "vector_steps", "lora_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
+        if self.items is not None and self.items < 1:
+            raise UserError(f"items {self.items}", "it must be at least 1", "raise it")
+        if not 0 < self.kl_tolerance < 1:
+            raise UserError(f"kl_tolerance {self.kl_tolerance}", "it must lie between 0 and 1", "use 0.05")
+        if not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
+            raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(
+            draws=self.draws,
+            finalists=self.finalists,
+            factors=self.dose_factor,
+            vector_steps=self.vector_steps,
+            lora_steps=self.lora_steps,
+            lora_rank=self.lora_rank,
+            lora_positions=self.lora_positions,
+        )

@@ -1,0 +1,125 @@
+"""What an evaluation leaves in its directory: each item's outcome under each arm, and the trace of the policy's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from trimtab.lm import DecodeConfig
+from trimtab.policies.controls.arms import Arm
+from trimtab.policies.controls.scene import Played, Scene
+from trimtab.policies.evaluation import PlayedArm
+from trimtab.policies.networks import Policy
+from trimtab.policies.setup import Setup
+from trimtab.runs import Run
+from trimtab.steering import Trace, token_effects
+from trimtab.tasks import Task
+
+EVALUATION_FILE, ITEMS_FILE = "evaluation.json", "evaluation_items.parquet"
+ITEM_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("arm", pa.string()),
+        ("run", pa.string()),  # empty for an arm that no run changes
+        ("seed", pa.int64()),
+        ("draw", pa.int64()),
+        ("item", pa.string()),
+        ("group", pa.string()),
+        ("reward", pa.float64()),
+        ("correct", pa.bool_()),
+        ("malformed", pa.bool_()),
+        ("answer", pa.string()),
+        ("text", pa.string()),
+        ("kl", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A trained policy with its open run and its surroundings."""
+
+    run: Run
+    setup: Setup
+    policy: Policy
+
+
+@dataclass
+class Player:
+    """One run while it is evaluated."""
+
+    entry: Entry
+    train: Scene
+    validation: Scene
+    played: Played
+    """The policy on validation."""
+    arms: list[Arm] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        return self.entry.setup.config.seed
+
+
+def item_rows(task: Task, split: str, played: Sequence[PlayedArm], players: Sequence[Player]) -> list[dict[str, Any]]:
+    rows = []
+    for one in played:
+        for i, run in enumerate(one.runs):
+            shared = len(one.runs) < len(players)
+            for draw, drawn in enumerate(run):
+                for j, outcome in enumerate(drawn.outcomes):
+                    rows.append(
+                        {
+                            "task": task.name,
+                            "split": split,
+                            "arm": one.arm.label,
+                            "run": "" if shared else str(players[i].entry.run.path),
+                            "seed": None if shared else players[i].seed,
+                            "draw": draw,
+                            "item": outcome.item,
+                            "group": outcome.group,
+                            "reward": float(outcome.reward),
+                            "correct": outcome.correct,
+                            "malformed": outcome.malformed,
+                            "answer": outcome.answer,
+                            "text": None if drawn.decoded is None else drawn.decoded.texts[j],
+                            "kl": None if drawn.kl is None else float(drawn.kl[j]),
+                        }
+                    )
+    return rows
+
+
+def write_traces(players: Sequence[Player], scenes: list[Scene], played: Sequence[PlayedArm], home: Run | None) -> None:
+    """The trace of each policy's own arm, in its run's directory or below the results."""
+    policy = next(one for one in played if one.arm.label == "policy")
+    for player, scene, (mine,) in zip(players, scenes, policy.runs, strict=True):
+        setup, config = player.entry.setup, player.entry.setup.config
+        assert mine.decoded is not None
+        source = setup.source(player.entry.policy, greedy=True)
+        decoding = DecodeConfig(
+            max_new_tokens=scene.episodes.max_new_tokens,
+            temperature=config.temperature,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+        trace = Trace.of(
+            setup.model,
+            mine.decoded,
+            decoding,
+            source,
+            effects=token_effects(setup.model, mine.decoded, source),
+            run=player.entry.run.path.name,
+            rewards=mine.reward.tolist(),
+        )
+        if home is None:
+            trace.write(player.entry.run)
+        elif len(players) == 1:
+            trace.write(home)
+        else:
+            path = home.path / player.entry.run.path.name
+            with Run.open(path, "policy evaluate", {"run": str(player.entry.run.path)}) as run:
+                trace.write(run)
+                run.finish()

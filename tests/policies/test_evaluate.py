@@ -1,0 +1,356 @@
+"""Policies beside their controls, on a planted readout: numbers in closed form, choices on validation, one opening."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from planted_readout import SITE, HalfHurt, Planted, planted_model, planted_sae
+from rich.console import Console
+
+from trimtab.dictionaries import save_dictionary
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.controls.arms import Arm
+from trimtab.policies.controls.scene import Played
+from trimtab.policies.evaluate import evaluate, evaluate_policy
+from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation, task_result
+from trimtab.policies.evaluation_files import Entry
+from trimtab.policies.networks import Policy
+from trimtab.policies.ppo import PPOConfig
+from trimtab.policies.reading import from_plain, read_policy_config
+from trimtab.policies.setup import Setup
+from trimtab.runs import Run, config_dict, read_record
+from trimtab.steering import Trace
+from trimtab.tasks import Companion, Outcome, Task
+from trimtab.training.checkpoint import Checkpoint, write_checkpoint
+
+QUICK = {"sample": 8, "finalists": 4, "draws": 2, "vector_steps": 10, "lora_steps": 2, "kl_items": 16}
+
+
+class WithCompanion(Planted):
+    """Always Y, beside a task where that is wrong half of the time, and one that cannot be had."""
+
+    companions = (
+        Companion("planted_readout:HalfHurt", "test", "always saying Y would win"),
+        Companion("mmlu", "test", "it must not be forgotten"),
+    )
+
+
+@pytest.fixture(scope="module")
+def planted(tiny_llama: LanguageModel) -> LanguageModel:
+    return planted_model(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def dictionary(planted: LanguageModel) -> Standard:
+    return planted_sae(planted)
+
+
+def entry(
+    path: Path, lm: LanguageModel, dictionary: Standard, task: Task, feature: int, /, **settings: object
+) -> Entry:
+    """A finished run whose policy always picks one feature."""
+    values: dict[str, object] = {"task": task.name, "run": path, "mask": "none", "dose": 2.0, "options_only": True}
+    config = PolicyConfig(**(values | {"hidden": (8,)} | settings))  # pyright: ignore[reportArgumentType]
+    policy = Policy.build(dictionary.directions, hidden=(8,), seed=config.seed)
+    with torch.no_grad():
+        policy.actor.head.bias[feature] = 1e4  # pyright: ignore[reportIndexIssue]
+    run = Run.open(path, "policy train", config)
+    (path / "checkpoints").mkdir()
+    tensors = {f"best.{name}": t for name, t in policy.state_dict().items()}
+    write_checkpoint(path / "checkpoints", Checkpoint(1, tensors, {}))
+    run.finish()
+    return Entry(run=run, setup=Setup.with_parts(config, lm, dictionary, task), policy=policy)
+
+
+def run_all(
+    place: Path, model: LanguageModel, dictionary: Standard, seeds: int, **settings: object
+) -> PolicyEvaluation:
+    """Evaluate seeds of a policy that always picks the planted feature."""
+    task = WithCompanion.load()
+    entries = [entry(place / f"seed{s}", model, dictionary, task, 0, seed=s) for s in range(seeds)]
+    evaluation = evaluate(entries, EvaluateConfig(run=(place,), **(QUICK | settings)))  # pyright: ignore
+    for one in entries:
+        one.run.close()
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    planted: LanguageModel, dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PolicyEvaluation, Path]:
+    """Three seeds, a few controls, the companions."""
+    place = tmp_path_factory.mktemp("runs")
+    controls = ("random", "static", "vector", "letters")
+    return run_all(place, planted, dictionary, 3, controls=controls, equal_kl=False), place
+
+
+@pytest.fixture(scope="module")
+def beside_all(
+    planted: LanguageModel, dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
+) -> PolicyEvaluation:
+    """One seed beside all controls."""
+    return run_all(tmp_path_factory.mktemp("all"), planted, dictionary, 1, companions=False, trace=False)
+
+
+def test_every_control_stands_beside_the_policy_with_its_interval(
+    evaluated: tuple[PolicyEvaluation, Path], beside_all: PolicyEvaluation
+) -> None:
+    labels = {arm.label for arm in beside_all.result.arms}
+    names = ("random", "most-active", "static", "gated", "corrsteer", "shuffled", "vector")
+    assert {f"{name} at equal {match}" for name in names for match in ("dose", "kl")} <= labels
+    own = {"unsteered", "policy", "static", "gated", "corrsteer", "vector", "lora", "prompting"}
+    assert {*own, "letters: always the same", "letters: prior removed"} <= labels
+    assert not beside_all.missing
+    assert evaluated[0].seeds == (0, 1, 2)
+    for evaluation, counts in ((beside_all, {1, 2}), (evaluated[0], {1, 3, 6})):
+        for arm in evaluation.result.arms:
+            assert arm.reward.n == evaluation.result.items == 62
+            assert arm.reward.low <= arm.reward.estimate <= arm.reward.high
+            assert (arm.difference is None) == (arm.label == "policy")
+            assert len(arm.by_seed) in counts
+
+
+def test_rewards_and_differences_have_their_closed_form(beside_all: PolicyEvaluation) -> None:
+    result = beside_all.result
+    unsteered = result.arm("unsteered").reward.estimate
+    assert 0.3 < unsteered < 0.8
+    assert result.arm("policy").reward.estimate == result.arm("static").reward.estimate == 1
+    assert result.arm("static at equal dose").reward.estimate == 1
+    difference = result.arm("unsteered").difference
+    assert difference is not None
+    assert difference.estimate == pytest.approx(1 - unsteered)
+    assert difference.low > 0
+    tie = result.arm("static at equal dose").difference
+    assert tie is not None
+    assert (tie.low, tie.estimate, tie.high) == (0, 0, 0)
+    shuffled = result.arm("shuffled at equal dose")
+    assert shuffled.reward.estimate == pytest.approx(unsteered)
+    assert result.arm("letters: always the same").reward.estimate == 1
+    assert (result.gain.format.estimate, result.gain.answer.estimate) == (0, pytest.approx(1 - unsteered))
+
+
+def test_arms_at_equal_dose_have_it_and_arms_at_equal_kl_say_what_they_reached(beside_all: PolicyEvaluation) -> None:
+    result = beside_all.result
+    policy = result.arm("policy")
+    assert policy.dose is not None
+    assert policy.dose.relative == pytest.approx(2.0, abs=1e-4)
+    for arm in result.arms:
+        if arm.match == "dose":
+            assert arm.equal_dose is True, arm.dose_note
+            assert arm.dose is not None
+            assert arm.dose.relative == pytest.approx(2.0, rel=0.01)
+        if arm.match == "kl":
+            assert len(arm.kl_matches) == 1
+            for match in arm.kl_matches:
+                assert match["within"] == (abs(match["reached"] - match["target"]) <= 0.05 * match["target"])
+    same = result.arm("static at equal kl")
+    assert all(match["within"] and match["scale"] == 1 for match in same.kl_matches)
+    assert same.kl == pytest.approx(policy.kl, rel=1e-4)
+
+
+def test_choices_are_reported_with_how_many_were_tried(evaluated: tuple[PolicyEvaluation, Path]) -> None:
+    (chosen,) = evaluated[0].result.arm("static").chosen
+    assert chosen["feature"] == 0
+    assert chosen["origins"]["used by the policy"] == 1
+    assert chosen["features_tried"] == sum(chosen["origins"].values()) >= 8
+    assert [c["objective"] for c in evaluated[0].result.arm("vector").chosen] == 3 * [
+        "cross-entropy of the right answer"
+    ]
+
+
+def test_companions_are_shown_or_said_to_be_missing(evaluated: tuple[PolicyEvaluation, Path]) -> None:
+    (companion,) = evaluated[0].companions
+    assert companion.task == "half-hurt"
+    right = np.mean([item.answer == "Y" for item in HalfHurt.load().items("test")])
+    assert companion.arm("policy").reward.estimate == pytest.approx(right)
+    assert {"unsteered", "policy", "random at equal dose", "static", "vector at equal dose"} <= {
+        arm.label for arm in companion.arms
+    }
+    assert evaluated[0].missing["companion mmlu"].startswith("it must not be forgotten; but task mmlu")
+
+
+def test_results_items_and_traces_are_written(evaluated: tuple[PolicyEvaluation, Path]) -> None:
+    evaluation, place = evaluated
+    written = json.loads((place / "seed0/evaluation.json").read_text())
+    assert written["result"]["task"] == "planted"
+    assert written == json.loads(json.dumps(evaluation.to_json()))
+    rows = pq.read_table(place / "seed0/evaluation_items.parquet").to_pylist()
+    for arm in evaluation.result.arms:
+        mine = [r["reward"] for r in rows if r["arm"] == arm.label and r["task"] == "planted"]
+        assert len(mine) == 62 * len(arm.by_seed)
+        assert np.mean(mine) == pytest.approx(arm.reward.estimate)
+    for seed in range(3):
+        record = read_record(place / f"seed{seed}")
+        assert [o["split"] for o in record["test_split_openings"]] == ["test", "half-hurt/test"]
+        assert record["status"] == "done"
+        trace = Trace.read(place / f"seed{seed}")
+        tokens, edits = trace.tokens.to_pylist(), trace.edits.to_pylist()
+        assert len(tokens) == len(edits) == 62
+        assert all(row["reward"] == 1 and row["value"] is not None and row["kl_total"] >= 0 for row in tokens)
+        assert {row["feature"] for row in edits} == {0}
+    text = Console(width=200, no_color=True, record=True)
+    text.print(evaluation.render())
+    said = text.export_text()
+    assert "62 items, 3 seeds" in said
+    assert "where the answer" in said
+    assert "missing: companion mmlu" in said
+
+
+def test_the_best_setting_on_validation_is_reported_and_a_second_opening_is_said(
+    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+) -> None:
+    task = Planted.load()
+    entries = [
+        entry(tmp_path / "weak", planted, dictionary, task, 0, dose=0.01),
+        entry(tmp_path / "strong", planted, dictionary, task, 0, dose=2.0),
+        entry(tmp_path / "wrong", planted, dictionary, task, 1, dose=3.0),
+    ]
+    config = EvaluateConfig(run=(tmp_path,), controls=("random",), equal_kl=False, trace=False, draws=1)
+    for expected in (False, True):
+        evaluation = evaluate(entries, config)
+        assert evaluation.runs == (str(tmp_path / "strong"),)
+        assert evaluation.setting["dose"] == 2.0
+        rewards = [setting["validation_reward"] for setting in evaluation.settings_compared]
+        assert [setting["dose"] for setting in evaluation.settings_compared] == [0.01, 2.0, 3.0]
+        assert rewards[1] == 1 > rewards[0] > rewards[2] == 0
+        assert ("the test split was opened before (1× in strong)" in evaluation.warnings) == expected
+        assert any("1 seed only" in warning for warning in evaluation.warnings)
+    assert not read_record(tmp_path / "weak")["test_split_openings"]
+
+
+def test_a_policy_that_never_edits_has_no_arms_at_equal_dose(
+    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+) -> None:
+    entries = [entry(tmp_path / "none", planted, dictionary, Planted.load(), -1)]
+    config = EvaluateConfig(run=(tmp_path,), controls=("random", "static", "shuffled"), sample=4, companions=False)
+    evaluation = evaluate(entries, config)
+    assert {arm.label for arm in evaluation.result.arms} == {"unsteered", "policy", "static"}
+    assert "edits none" in evaluation.missing["arms at equal dose and equal KL"]
+    assert evaluation.result.gain.total.estimate == 0
+
+
+def test_answers_of_several_tokens_are_matched_decision_by_decision(
+    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+) -> None:
+    settings = {"options_only": False, "max_new_tokens": 4, "dose": 0.3}
+    entries = [entry(tmp_path / "long", planted, dictionary, Planted.load(), 0, **settings)]
+    config = EvaluateConfig(
+        run=(tmp_path,),
+        items=16,
+        split="validation",
+        kl_tolerance=0.1,
+        companions=False,
+        train_items=24,
+        **QUICK,  # pyright: ignore
+    )
+    evaluation = evaluate(entries, config)
+    policy = evaluation.result.arm("policy")
+    assert policy.dose is not None
+    for arm in evaluation.result.arms:
+        if arm.match == "dose":
+            assert arm.dose is not None
+            assert arm.dose.relative == pytest.approx(0.3, rel=0.01)
+            assert arm.equal_dose == (not arm.dose_note)
+    static = evaluation.result.arm("static at equal dose")
+    assert (static.equal_dose, static.dose) == (True, policy.dose)
+    assert not read_record(tmp_path / "long")["test_split_openings"]
+    assert "reported on validation, where policies and controls were chosen or trained" in evaluation.warnings
+
+
+def outcome(reward: float, *, malformed: bool = False) -> Outcome:
+    return Outcome(reward=reward, correct=bool(reward), malformed=malformed)
+
+
+def test_a_gain_from_format_alone_is_named() -> None:
+    """Six answers become well formed and right, two stay right, two stay wrong: the whole gain is format."""
+    before = [outcome(0, malformed=True)] * 6 + [outcome(1)] * 2 + [outcome(0)] * 2
+    after = [outcome(1)] * 8 + [outcome(0)] * 2
+
+    def arm(name: str, outcomes: list[Outcome]) -> PlayedArm:
+        return PlayedArm([Arm(name=name, match="own", play=lambda scene, scale: [])], [[Played(outcomes)]])
+
+    result = task_result(Planted.load(), "test", [arm("unsteered", before), arm("policy", after)])
+    assert result.gain.total.estimate == pytest.approx(0.6)
+    assert (result.gain.format.estimate, result.gain.answer.estimate) == (pytest.approx(0.6), 0)
+    unsteered, policy = result.arm("unsteered"), result.arm("policy")
+    assert unsteered.accuracy_well_formed is not None
+    assert policy.accuracy_well_formed is not None
+    assert unsteered.accuracy_well_formed.estimate == pytest.approx(0.5)
+    assert policy.accuracy_well_formed.estimate == pytest.approx(0.8)
+    assert (unsteered.malformed.estimate, policy.malformed.estimate) == (0.6, 0)
+    from trimtab.policies.evaluation import gain_line
+
+    assert gain_line(result).endswith("Without the change of format the gain is not shown.")
+
+
+def test_the_command_evaluates_a_run_from_its_directory_alone(
+    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+) -> None:
+    assert "planted_readout" in sys.modules
+    model = tmp_path / "model"
+    planted.hf.save_pretrained(model)
+    planted.tokenizer.save_pretrained(model)
+    info = replace(dictionary.info, model=str(model))
+    sae = Standard(dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, dictionary.b_dec, info=info)
+    save_dictionary(sae, tmp_path / "sae")
+    settings = {"model": str(model), "sae": str(tmp_path / "sae"), "task": "planted_readout:Planted"}
+    made = entry(tmp_path / "run", planted, dictionary, Planted.load(), 0, **settings)
+    made.run.close()
+    controls = ("random", "static")
+    out = tmp_path / "out"
+    evaluation = evaluate_policy(
+        EvaluateConfig(
+            run=(tmp_path / "run",), controls=controls, equal_kl=False, out=out, items=20, headroom_items=3, **QUICK
+        )  # pyright: ignore
+    )
+    assert evaluation.result.arm("policy").reward.estimate == 1
+    assert (evaluation.result.items, evaluation.result.split) == (20, "test[:20]")
+    (chosen,) = evaluation.result.arm("static").chosen
+    assert list(chosen["origins"]) == ["named", "used by the policy", "headroom", "sample of live features"]
+    assert chosen["origins"]["headroom"] >= 15
+    assert read_record(out)["command"] == "policy evaluate"
+    assert len(Trace.read(out).tokens) == 20
+    assert json.loads((out / "evaluation.json").read_text())["seeds"] == [0]
+    assert not (tmp_path / "run/evaluation.json").exists()
+    assert read_record(tmp_path / "run")["test_split_openings"][0]["n"] == 20
+
+
+def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    config = PolicyConfig(
+        task="mmlu", data=Path("data"), hidden=(32, 16), ppo=PPOConfig(gamma=0.9), run=tmp_path / "a", train_items=7
+    )
+    assert from_plain(PolicyConfig, json.loads(json.dumps(config_dict(config)))) == config
+    with Run.open(tmp_path / "a", "policy train", config):
+        pass
+    assert read_policy_config(tmp_path / "a") == config
+
+
+def test_mistakes_are_named(planted: LanguageModel, dictionary: Standard, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="policy evaluate: there is no run to evaluate"):
+        EvaluateConfig()
+    with pytest.raises(UserError, match="control 'magic': there is random, most-active"):
+        EvaluateConfig(run=(tmp_path,), controls=("magic",))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="kl_tolerance 0: it must lie between 0 and 1"):
+        EvaluateConfig(run=(tmp_path,), kl_tolerance=0)
+    with pytest.raises(UserError, match=r"there is no run\.json"):
+        evaluate_policy(EvaluateConfig(run=(tmp_path / "nowhere",)))
+    with Run.open(tmp_path / "other", "train", {"a": 1}):
+        pass
+    with pytest.raises(UserError, match="it belongs to `train`, not `policy train`"):
+        evaluate_policy(EvaluateConfig(run=(tmp_path / "other",)))
+    task = Planted.load()
+    twice = [entry(tmp_path / name, planted, dictionary, task, 0) for name in ("a", "b")]
+    with pytest.raises(UserError, match="two of one setting have seed 0"):
+        evaluate(twice, EvaluateConfig(run=(tmp_path,)))
+    assert str(twice[0].setup.site) == SITE
