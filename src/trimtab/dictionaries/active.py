@@ -33,7 +33,8 @@ DENSE_ABOVE = 0.06
 
 Values = Tensor
 """One number per pair: `[m]` for sparse pairs, `[B, n]` for dense ones. Values of different pairs never mix, so that
-elementwise operations mean the same for both; what stands in a dense table outside the pairs in play is ignored."""
+elementwise operations mean the same for both; what stands in a dense table outside the pairs in play is ignored, and
+may be set to 0 by whatever takes the table: a copy of it would cost more than a product on a few cores."""
 
 
 class Decoding(NamedTuple):
@@ -79,6 +80,10 @@ class Active(Protocol):
         """Σ v[b, i] over the pairs in play."""
         ...
 
+    def count(self, values: Values) -> int:
+        """Pairs in play with a positive value."""
+        ...
+
 
 class SparsePairs:
     """The pairs in play as a list."""
@@ -114,12 +119,17 @@ class SparsePairs:
     def total(self, values: Values) -> Float[Tensor, ""]:
         return values.sum()
 
+    def count(self, values: Values) -> int:
+        return int((values > 0).count_nonzero())
+
 
 class DensePairs:
     """All features of all rows, with a mask of the pairs in play."""
 
     def __init__(self, h: Float[Tensor, "B n"], mask: Bool[Tensor, "B n"]) -> None:
-        self.h, self.mask = h, mask
+        self.mask = mask
+        self._outside = ~mask
+        self.h = self._clean = h.masked_fill_(self._outside, 0.0)
 
     def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
         W = W.detach()
@@ -138,13 +148,22 @@ class DensePairs:
         return vector
 
     def fired(self, values: Values) -> Bool[Tensor, " n"]:
-        return ((values > 0) & self.mask).any(0)
+        return (self._in_play(values) > 0).any(0)
 
     def total(self, values: Values) -> Float[Tensor, ""]:
         return self._in_play(values).sum()
 
+    def count(self, values: Values) -> int:
+        return int((self._in_play(values) > 0).count_nonzero())
+
     def _in_play(self, values: Values) -> Float[Tensor, "B n"]:
-        return torch.where(self.mask, values, 0.0)
+        """The values with 0 outside the pairs in play: the same tensor, unless it is one that broadcasts."""
+        if values is self.h or values is self._clean:
+            return values
+        if values.shape != self.mask.shape:
+            return torch.where(self.mask, values, 0.0)
+        self._clean = values.masked_fill_(self._outside, 0.0)
+        return self._clean
 
 
 def active_above(

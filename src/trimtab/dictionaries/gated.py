@@ -102,24 +102,24 @@ class TrainableGated(Penalised):
         active = active_above(self.encoder(self.b_gate), z, 0.0, dense_above=self.dense_above)
         gate = active.h
         scale = active.of_feature(self.r_mag.exp())
-        scaled = (gate - active.of_feature(self.b_gate)) * scale
+        scaled = (gate - active.of_feature(self.b_gate)).mul_(scale)
         f = (scaled + active.of_feature(self.b_mag)).relu_()
         weight = self.control.weight
         decoded, via_gate = active.decode(f, self.W_dec), active.decode(gate, self.W_dec)
         error, error_gate = decoded.x + self.b_dec - x, via_gate.x + self.b_dec - x
         grad = error * (2 / rows)
-        by_f = decoded.dot(grad) * (f > 0)
-        by_gate = via_gate.dot(error_gate * (2 / rows)) + weight / rows
+        by_f = decoded.dot(grad).mul_(f > 0)
+        by_gate = via_gate.dot(error_gate * (2 / rows)).add_(weight / rows)
         self.W_dec.grad = active.collect(f, grad)
         self.b_mag.grad = active.by_feature(by_f)
-        self.r_mag.grad = active.by_feature(by_f * scaled)
+        self.r_mag.grad = active.by_feature(scaled.mul_(by_f))
         self.b_gate.grad = active.by_feature(by_gate)
-        by_product = by_gate + by_f * scale
+        by_product = by_gate.add_(by_f.mul_(scale))
         self.W_enc_rows.grad = active.collect(by_product, z)
         self.b_dec.grad = grad.sum(0)
         if self.config.apply_b_dec_to_input:
             self.b_dec.grad -= active.by_feature(by_product) @ self.W_enc_rows
-        l0 = float(active.total((f > 0).to(f.dtype))) / rows
+        l0 = active.count(f) / rows
         self.control.update(l0)
         n_dead = int(self.dead_features().sum())
         self.count_fired(active.fired(f), rows)

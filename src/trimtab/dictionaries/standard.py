@@ -114,7 +114,7 @@ class TrainableReLU(Penalised):
         decoded = active.decode(f, self.W_dec)
         error = decoded.x + self.b_dec - x
         grad = error * (2 / rows)
-        by_f = decoded.dot(grad) + (slope * active.of_feature(norms) if self.free else slope)
+        by_f = decoded.dot(grad).add_(slope * active.of_feature(norms) if self.free else slope)
         self.W_dec.grad = active.collect(f, grad)
         if self.free:
             self.W_dec.grad.addcmul_(self.W_dec, (active.by_feature(slope * f) / norms)[:, None])
@@ -123,7 +123,7 @@ class TrainableReLU(Penalised):
         self.b_dec.grad = grad.sum(0)
         if self.config.apply_b_dec_to_input:
             self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
-        l0 = float(active.total((f > 0).to(f.dtype))) / rows
+        l0 = active.count(f) / rows
         self.control.update(l0)
         n_dead = int(self.dead_features().sum())
         self.count_fired(active.fired(f), rows)
