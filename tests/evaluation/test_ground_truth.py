@@ -90,8 +90,21 @@ def test_the_same_command_again_reads_the_run(run):
     again = run_ground_truth(config)
     assert again.resumed
     assert again.scored == result.scored
+    fewer = run_ground_truth(dataclasses.replace(config, data_sets=1))
+    assert fewer.resumed
+    assert {one.data_seed for one in fewer.scored} == {0}
     with pytest.raises(UserError, match="rows"):
         run_ground_truth(dataclasses.replace(config, rows=2_560))
+
+
+def test_a_run_grows_by_data_sets(tmp_path: Path):
+    config = GroundTruthConfig(**{**TINY, "data_sets": 1}, arch=("topk",), run=tmp_path / "run")
+    first = run_ground_truth(config)
+    both = run_ground_truth(dataclasses.replace(config, data_sets=2))
+    assert not both.resumed
+    assert both.scored[: len(first.scored)] == first.scored
+    assert both.entries(2)[0].scores["f1"].n == 2
+    assert pq.read_table(config.run / "ground_truth.parquet").num_rows == len(both.scored)  # type: ignore[operator]
 
 
 def test_json_and_text(run):

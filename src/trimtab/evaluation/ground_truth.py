@@ -54,7 +54,7 @@ class GroundTruthConfig(SyntheticConfig):
     rank_by: Literal["f1", "recovered", "true_to_learned", "matched_cosine", "magnitude_correlation"] = "f1"
     """Score that ranks the architectures."""
     run: Path | None = None
-    """Directory to write: the SAEs, their runs and the scores. The same command resumes it."""
+    """Directory to write: the SAEs, their runs and the scores. The same command resumes it; --data-sets may grow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,29 +102,26 @@ class GroundTruthConfig(SyntheticConfig):
 def run_ground_truth(config: GroundTruthConfig) -> GroundTruthResult:
     """Train, score and rank.
 
-    A training that fails is reported and does not stop the others.
+    A training that fails is reported and does not stop the others. A run may be asked for more data sets, or fewer.
 
     Raises:
         UserError: an architecture that does not exist, data that cannot be made, a run directory of another config.
     """
+    seeds = range(config.data_seed, config.data_seed + config.data_sets)
     if config.run is None:
         with TemporaryDirectory(prefix="trimtab-ground-truth-") as directory:
-            return _result(config, _scored(config, Path(directory)))
-    with Run.open(
-        config.run,
-        "evaluate ground-truth",
-        config,
-        seeds=[config.data_seed + i for i in range(config.data_sets)],
-        ignore_fields=("run",),
-    ) as run:
-        resumed = run.done
-        if not resumed:
-            found = tuple(_scored(config, run.path))
+            return _result(config, _scored(config, seeds, Path(directory)))
+    with Run.open(config.run, "evaluate ground-truth", config, ignore_fields=("run", "data_sets")) as run:
+        known: Any = (run.results or {}).get("scored", [])
+        found = [Scored(**one) for one in known]
+        left = [seed for seed in seeds if seed not in {one.data_seed for one in found}]
+        if left:
+            found += _scored(config, left, run.path)
             _write(run.file(TABLE), found)
+            run.record(seeds=sorted({one.data_seed for one in found}))
             run.finish({"scored": [dataclasses.asdict(one) for one in found]})
-        results: Any = run.results
-        scored = (Scored(**one) for one in results["scored"])
-        return dataclasses.replace(_result(config, scored), run=run.path, resumed=resumed)
+        result = _result(config, [one for one in found if one.data_seed in seeds])
+        return dataclasses.replace(result, run=run.path, resumed=not left)
 
 
 def _result(config: GroundTruthConfig, scored: Iterable[Scored]) -> GroundTruthResult:
@@ -139,8 +136,8 @@ def _result(config: GroundTruthConfig, scored: Iterable[Scored]) -> GroundTruthR
     )
 
 
-def _scored(config: GroundTruthConfig, directory: Path) -> Iterator[Scored]:
-    for data_seed in range(config.data_seed, config.data_seed + config.data_sets):
+def _scored(config: GroundTruthConfig, seeds: Iterable[int], directory: Path) -> Iterator[Scored]:
+    for data_seed in seeds:
         data = config.data(data_seed)
         source = SyntheticSource(data, rows_total=config.rows)
         heldout = SyntheticSource(data, rows_total=config.heldout_rows, split="holdout")
