@@ -103,6 +103,7 @@ def test_fields_that_tell_members_apart_are_in_their_names() -> None:
         ("[[member]]\nlr = true", r"1: lr = True: it must be a number"),
         ("[defaults]\nrows = 1.5", r"\[defaults\]: rows = 1.5: it must be a whole number"),
         ("[defaults]\ndecay = 'slow'", r"decay = 'slow': it must be linear, cosine, none"),
+        ("[[member]]\npenalty = 'tan'", r"1: penalty = 'tan': it must be l0_target, tanh, l0; change it"),
         ("[defaults]\ntext = [1]", r"text = \[1\]: it must be a list, each a text"),
         ("[[member]]\nk = []", r"1: k: the list is empty; name at least one value"),
         (
@@ -138,3 +139,13 @@ def test_groups_multiply_as_lists_of_lists(tmp_path: Path) -> None:
     one, two = read_bank_file(path, TrainCommand).members
     assert one == {"groups": ((0.5, 0.5),)}
     assert two == {"groups": ((0.5, 0.5), (0.25, 0.75))}
+
+
+def test_options_that_are_one_of_a_few_texts_may_be_set(tmp_path: Path) -> None:
+    text = '[defaults]\ntext = ["a"]\nb_dec_init = "mean"\n[[member]]\narch = "jumprelu"\npenalty = ["tanh", "l0"]\n'
+    config = bank(tmp_path, text + '[[member]]\narch = "relu"\ndecoder_norm = "free"\n')
+    assert isinstance(config, BankConfig)
+    found = [member.config for member in config.members if member.config is not None]
+    assert [one.penalty for one in found] == ["tanh", "l0", None]
+    assert [one.decoder_norm for one in found] == [None, None, "free"]
+    assert [one.b_dec_init for one in found] == ["mean"] * 3

@@ -141,7 +141,8 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # `Literal[...] | None` is the latter
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _takes_list(hint: Any) -> bool:
