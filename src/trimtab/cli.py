@@ -63,6 +63,14 @@ class ShowConfig:
     """Catalogue name, directory, or hub id in the hub's local cache."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyReportConfig:
+    """Write report.html of a policy's run from what the run holds."""
+
+    run: Path
+    """Directory of `policy train`, or of `policy evaluate --out`."""
+
+
 @dataclass(frozen=True)
 class Printed:
     """A result made of its JSON form and its text."""
@@ -184,9 +192,55 @@ def policy_headroom() -> Job:
 def policy_train() -> Job:
     """train a policy that picks a feature at each token"""
     from trimtab.policies.config import PolicyConfig
-    from trimtab.policies.train import train_policy
+    from trimtab.policies.train import TrainingSummary, train_policy
+    from trimtab.report import write_policy_report
 
-    return Job(PolicyConfig, train_policy)
+    def run(config: PolicyConfig) -> TrainingSummary:
+        summary = train_policy(config)
+        write_policy_report(summary.run)
+        return summary
+
+    return Job(PolicyConfig, run)
+
+
+def policy_evaluate() -> Job:
+    """show trained policies beside their controls, on items that chose nothing"""
+    from trimtab.policies.evaluate import evaluate_policy
+    from trimtab.policies.evaluate_config import EvaluateConfig
+    from trimtab.policies.evaluation import PolicyEvaluation
+    from trimtab.report import write_policy_report
+
+    def run(config: EvaluateConfig) -> PolicyEvaluation:
+        evaluation = evaluate_policy(config)
+        for path in config.run if config.out is None else (*config.run, config.out):
+            write_policy_report(path)
+        return evaluation
+
+    return Job(EvaluateConfig, run, ("run",))
+
+
+def policy_analyze() -> Job:
+    """find where a policy's choices mattered, and what its critic knows"""
+    from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
+    from trimtab.report import write_policy_report
+
+    def run(config: AnalyzeConfig) -> PolicyAnalysis:
+        analysis = analyze_policy(config)
+        write_policy_report(config.run[0])
+        return analysis
+
+    return Job(AnalyzeConfig, run, ("run",))
+
+
+def policy_report() -> Job:
+    """write the HTML report of a policy's run anew"""
+    from trimtab.report import write_policy_report
+
+    def run(config: PolicyReportConfig) -> Printed:
+        page = write_policy_report(config.run)
+        return Printed({"report": str(page)}, str(page))
+
+    return Job(PolicyReportConfig, run, ("run",))
 
 
 def demo() -> Job:
@@ -217,6 +271,9 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "sae convert": sae_convert,
     "policy headroom": policy_headroom,
     "policy train": policy_train,
+    "policy evaluate": policy_evaluate,
+    "policy analyze": policy_analyze,
+    "policy report": policy_report,
 }
 
 

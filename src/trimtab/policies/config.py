@@ -47,6 +47,8 @@ class PolicyConfig:
     """Use only this many training items."""
     validation_items: int | None = 256
     """Use only this many validation items."""
+    headroom_items: int = 0
+    """Items on which headroom is measured before training; 0 skips it."""
     iterations: int = 60
     """Batches of rollouts, each followed by an update."""
     items_per_iteration: int = 32
@@ -97,6 +99,10 @@ class PolicyConfig:
         for name in ("kl_penalty", "temperature", "prompt_cache_gb"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "set it to 0 or more")
+        if self.headroom_items < 0 or self.headroom_items == 1:
+            raise UserError(
+                f"headroom_items {self.headroom_items}", "there is too little to compare", "use 0, or 2 and more"
+            )
         if any(width < 1 for width in self.hidden):
             raise UserError(f"hidden {self.hidden}", "every layer needs at least one unit", "change it")
 
@@ -109,5 +115,5 @@ class PolicyConfig:
         return Path("runs") / f"policy-{self.task.replace(':', '-')}-{digest[:8]}"
 
 
-NOT_THE_RESULT = ("run", "checkpoint_every", "prompt_cache_gb")
+NOT_THE_RESULT = ("run", "checkpoint_every", "prompt_cache_gb", "headroom_items")
 """Fields that may differ between openings of one run."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from trimtab.policies.ppo import Learner, UpdateReport
 from trimtab.policies.rollout import Rollouts, roll_out
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import Decisions
+from trimtab.policies.training_headroom import training_headroom
 from trimtab.runs import Meter, Run
 from trimtab.runs.atomic import remove_partial_files
+from trimtab.tasks.refusals import RefusalTask
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 CHECKPOINTS = "checkpoints"
@@ -69,7 +71,7 @@ class TrainingSummary:
             f"  validation reward on {self.task}: {r['best_validation_reward']:.3f} at iteration {r['best_iteration']} "
             f"(chosen there), unsteered {r['unsteered_validation_reward']:.3f}",
             *(f"  {warning}" for warning in r["warnings"]),
-            f"  next: trimtab policy evaluate --run {self.run}",
+            f"  next: trimtab policy evaluate {self.run}",
         ]
         return "\n".join(lines)
 
@@ -104,9 +106,11 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
     run.record(
         hashes={"model": setup.model.fingerprint, "dictionary": setup.sae.fingerprint},
         splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
+        hides_text=isinstance(setup.task, RefusalTask),
     )
-    trainer = _Trainer(setup, run, train, validation)
-    return trainer.run_all()
+    warnings = training_headroom(setup, run, validation)
+    trained = _Trainer(setup, run, train, validation).run_all()
+    return replace(trained, warnings=tuple(dict.fromkeys((*trained.warnings, *warnings))))
 
 
 class _Trainer:

@@ -2,5 +2,6 @@
 
 from trimtab.report.demo_report import demo_page, write_demo_report
 from trimtab.report.page import Page
+from trimtab.report.policy_report import policy_page, write_policy_report
 
-__all__ = ["Page", "demo_page", "write_demo_report"]
+__all__ = ["Page", "demo_page", "policy_page", "write_demo_report", "write_policy_report"]

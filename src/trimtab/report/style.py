@@ -53,6 +53,17 @@ figcaption {{ color: {MUTED}; font-size: .88rem; margin-top: .4rem; max-width: 4
 .lens {{ font-family: ui-monospace, "Liberation Mono", monospace; font-size: .84em; }}
 .lens span {{ background: #f1f4f6; border-radius: 3px; padding: 0 .25em; margin: 0 .15em .1em 0;
   display: inline-block; }}
+.strip {{ display: grid; grid-template-columns: 12.5rem 1fr; gap: 0 .9rem; padding: .45rem 0;
+  border-bottom: 1px solid {RULE}; }}
+.strip > p {{ margin: 0; font-size: .84rem; font-weight: 600; overflow-wrap: anywhere; }}
+.strip > p small {{ display: block; font-weight: 400; }}
+.k {{ display: inline-block; margin: 0 1px 2px 0; padding: 0 .2em; border-radius: 3px; background: #f6f8f9;
+  vertical-align: top; text-align: center; cursor: help; white-space: pre-wrap; overflow-wrap: anywhere; }}
+.k small {{ display: block; font-size: .66rem; line-height: 1.1; color: #4a5560; }}
+.k1 {{ background: #fff4d6; }} .k2 {{ background: #ffe08a; }} .k3 {{ background: #ffb65c; }}
+.k4 {{ background: #f58a6b; }}
+.branch {{ outline: 2px solid {ACCENT}; }}
+.legend {{ border: 0; }} .legend .k {{ cursor: auto; }}
 code {{ font-family: ui-monospace, "Liberation Mono", monospace; font-size: .9em; }}
 details {{ margin: 1rem 0; }}
 summary {{ cursor: pointer; color: {ACCENT}; }}
@@ -61,7 +72,7 @@ a {{ color: {ACCENT}; }}
   main {{ padding: 1.2rem 1rem 3rem; }}
   .texts dl {{ grid-template-columns: 1fr; }}
   .texts dd {{ border-top: 0; padding-top: 0; }}
-  .facts {{ grid-template-columns: 1fr; }}
+  .facts, .strip {{ grid-template-columns: 1fr; }}
 }}
 @media print {{ main {{ max-width: none; padding: 0; }} section {{ break-inside: avoid; }} }}
 """
