@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,7 +111,7 @@ def test_rows_of_a_text_are_its_activations_and_neighbours(
     pairs = set()
     for text in texts:
         ids = tiny_llama.tokenizer.encode(text, add_special_tokens=False)
-        pairs |= set(zip(ids, ids[1:], strict=False))
+        pairs |= set(itertools.pairwise(ids))
     assert set(zip(rows.previous.tolist(), rows.token.tolist(), strict=True)) <= pairs
     # The first rows are those of the first sequence, behind its BOS and first token.
     ids = tiny_llama.tokenizer.encode(texts[0], add_special_tokens=False)[:15]
@@ -119,14 +121,15 @@ def test_rows_of_a_text_are_its_activations_and_neighbours(
     assert rows.token[:14].tolist() == ids[1:]
 
 
-def test_doses_that_hurt_are_not_tolerated(tiny_llama: LanguageModel) -> None:
+def test_doses_that_hurt_are_not_tolerated(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     """Pushing towards Y: a small dose changes nothing, a large one makes every answer Y, right for some tasks only."""
     model = planted_model(tiny_llama)
     sae = planted_sae(model)
     policy = Policy.build(sae.directions, hidden=(8,), seed=0)
     with torch.no_grad():
         policy.actor.head.bias[0] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-    rows = text_rows(model, model.site(SITE), rows=400, context=32)
+    (tmp_path / "text.txt").write_text("the cat and the dog ran into the inn.\n\n" * 60)
+    rows = text_rows(model, model.site(SITE), [str(tmp_path / "text.txt")], rows=400, context=32)
 
     class AllN(HalfHurt):
         name = "all-n"

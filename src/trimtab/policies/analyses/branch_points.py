@@ -171,7 +171,8 @@ def branch_points(
         if progress is not None:
             progress(len(tries))
     rows = _corrected(rows, false_discovery_rate)
-    rows.sort(key=lambda row: (row.item, row.step))
+    place = {item.id: i for i, item in enumerate(play.episodes.items)}
+    rows.sort(key=lambda row: (place[row.item], row.step))
     return BranchPoints(
         tokens=tuple(rows),
         forks=tuple(forks),

@@ -52,7 +52,7 @@ class AnalyzeConfig:
     """Items to roll out, the first of the split."""
     sampled: bool = False
     """Draw actions from the policy instead of taking the most likely."""
-    branch_items: int = 8
+    branch_items: int = 16
     """Items in which branch points are looked for."""
     branch_tokens: int = 8
     """Tokens of each to try, evenly spaced."""
@@ -179,7 +179,8 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
         config: its `run` is not used.
     """
     began = time.perf_counter()
-    first, warnings = runs[0], []
+    first = runs[0]
+    warnings: list[str] = []
     setup = first.setup
     branches = critic = ledger = play = None
     items = setup.task.items(config.split)[: config.items]
@@ -188,7 +189,8 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
             setup.model, setup.task, items, options_only=setup.config.options_only,
             max_new_tokens=setup.config.max_new_tokens,
         )  # fmt: skip
-        _note_opening(first.run, config.split, [item.id for item in items], warnings)
+        whole = len(items) == len(setup.task.items(config.split))
+        _note_opening(first.run, config.split, [item.id for item in items], whole, warnings)
         play = PolicyPlay.of(setup, first.policy, episodes, greedy=not config.sampled)
     if play is not None and "branch-points" in config.parts:
         total = sum(min(int(n), config.branch_tokens) for n in play.steps[: config.branch_items])
@@ -251,11 +253,14 @@ def _setup(config: PolicyConfig, known: Sequence[TrainedRun]) -> Setup:
     return Setup.with_parts(config, model, load_dictionary(config.sae, model=model, device=model.device))
 
 
-def _note_opening(run: Run, split: str, ids: list[str], warnings: list[str]) -> None:
+def _note_opening(run: Run, split: str, ids: list[str], whole: bool, warnings: list[str]) -> None:
+    """Keep in the run that test items are looked at, and say so if they were before."""
+    if split in ("train", "validation"):
+        return
     before = sum(opening["split"].startswith(split) for opening in run.record_dict["test_split_openings"])
-    if before and split == "test":
-        warnings.append(f"the test split was opened before ({before}×); these analyses choose nothing on it")
-    run.open_split(f"{split}[:{len(ids)}]", ids)
+    if before:
+        warnings.append(f"the {split} split was opened before ({before}×); these analyses choose nothing on it")
+    run.open_split(split if whole else f"{split}[:{len(ids)}]", ids)
 
 
 def _helped(play: PolicyPlay, branches: BranchPoints | None, config: AnalyzeConfig) -> Helped:

@@ -138,7 +138,7 @@ def feature_ledger(
         where = ((action == feature) & valid).nonzero().tolist()
         items = sorted({item for item, _ in where})
         kl = np.array([effects.kl_local[item][step] for item, step in where])
-        per_item = {item: [k for (i, _), k in zip(where, kl, strict=True) if i == item] for item in items}
+        of_item = np.searchsorted(items, [item for item, _ in where])
         difference = None
         if rank < ablated:
             without = WithoutFeature(play.setup.source(play.policy, greedy=play.greedy), feature)
@@ -157,9 +157,7 @@ def feature_ledger(
                 median_step=float(np.median(steps)),
                 last_step=max(steps),
                 tokens=_tokens(play, where),
-                kl_local=bootstrap_ratio_of_sums(
-                    [sum(k) for k in per_item.values()], [len(k) for k in per_item.values()], seed=seed
-                ),
+                kl_local=bootstrap_ratio_of_sums(np.bincount(of_item, kl), np.bincount(of_item), seed=seed),
                 reward_difference=difference,
                 contexts=tuple(_context(play, effects, item, step, window) for item, step in shown),
             )

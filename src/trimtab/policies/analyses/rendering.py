@@ -54,7 +54,8 @@ def _branches(found: BranchPoints) -> list[Any]:
     for t in shown:
         table.add_row(
             escape(t.item), str(t.step), escape(repr(t.token)), _feature(t.feature), f"{t.reward:g}",
-            f"{t.flips}/{t.tried}", f"{t.random_flips}/{t.tried}", "flips" if t.flips_without else "–", f"{t.p_value:.2g}", f"{t.q_value:.2g}",
+            f"{t.flips}/{t.tried}", f"{t.random_flips}/{t.tried}", "flips" if t.flips_without else "–",
+            f"{t.p_value:.2g}", f"{t.q_value:.2g}",
             "branch point" if t.branch_point else "",
         )  # fmt: skip
     return [table, Text(lines[0])]

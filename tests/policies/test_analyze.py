@@ -1,0 +1,137 @@
+"""The command on a small training: its files, its report, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from first_letter import FirstLetter
+from rich.console import Console
+
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel
+from trimtab.policies.analyses.command import PARTS, AnalyzeConfig, TrainedRun, analyze, analyze_policy
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.setup import Setup
+from trimtab.policies.train import CHECKPOINTS, fit, load_policy
+from trimtab.runs import Run
+
+
+@pytest.fixture
+def trained(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> Iterator[TrainedRun]:
+    config = PolicyConfig(
+        task="first-letter", run=tmp_path / "run", mask="accumulated", dose=2.0, max_new_tokens=3, iterations=2,
+        items_per_iteration=8, repeats=2, hidden=(8,), validate_every=1, checkpoint_every=1,
+    )  # fmt: skip
+    setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
+    with Run.open(tmp_path / "run", "policy train", config) as run:
+        fit(setup, run)
+        run.finish({})
+        yield TrainedRun(run, setup, load_policy(setup, run))
+
+
+def small(path: Path, **settings: object) -> AnalyzeConfig:
+    text = path.parent / "text.txt"
+    if not text.exists():
+        text.write_text("the cat and the dog ran into the inn.\n\n" * 60)
+    values: dict[str, object] = {
+        "run": (path,), "items": 6, "branch_items": 2, "branch_tokens": 2, "branch_candidates": 3, "branch_draws": 2,
+        "layer_items": 4, "dose_factor": (0.5, 1.0), "text": (str(text),), "text_rows": 300, "live_sample": 16,
+        "ablated": 2,
+    }  # fmt: skip
+    return AnalyzeConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
+
+
+def test_all_parts_are_written_and_shown(trained: TrainedRun) -> None:
+    found = analyze([trained], small(trained.run.path))
+    place = trained.run.path / "analysis"
+    written = json.loads((place / "analysis.json").read_text())
+    assert written == json.loads(json.dumps(found.to_json()))
+    assert (written["items"], written["split"], written["task"]) == (6, "test", "first-letter")
+    tables = {path.stem: pq.read_table(path) for path in place.glob("*.parquet")}
+    assert found.branch_points is not None
+    assert tables["branch_points"].num_rows == len(found.branch_points.tokens)
+    assert tables["branch_forks"].num_rows == len(found.branch_points.forks)
+    assert found.ledger is not None
+    assert sum(tables["ledger"]["uses"].to_pylist()) + found.ledger.no_edit == found.ledger.decisions
+    assert found.critic is not None
+    assert sum(found.critic.counts.values()) == 6
+    assert {"group", "step", "n", "mean", "sd"} == set(tables["critic_curve"].column_names)
+    assert tables["layer_doses"]["dose"].to_pylist() == [1.0, 2.0]
+    assert {"critic", "critic_low", "critic_high"} <= set(tables["critic_auc"].column_names)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(found.render())
+    text = console.export_text()
+    for words in ("branch points", "critic: AUC", "layers: validation reward", "ledger:"):
+        assert words in text
+    openings = trained.run.record_dict["test_split_openings"]
+    assert [opening["n"] for opening in openings] == [6]
+
+
+def test_one_part_alone_and_again_gives_the_same(trained: TrainedRun) -> None:
+    config = small(trained.run.path, parts=("branch-points",), split="validation")
+    first, again = analyze([trained], config), analyze([trained], config)
+    assert first.critic is first.ledger is None
+    assert first.layers == ()
+    assert first.branch_points == again.branch_points
+    assert first.warnings == again.warnings
+
+
+def test_several_runs_are_compared_as_layers(trained: TrainedRun) -> None:
+    found = analyze([trained, trained], small(trained.run.path, parts=("layers",)))
+    assert [layer.site for layer in found.layers] == ["resid_post.1"] * 2
+    assert trained.run.record_dict["test_split_openings"] == []
+
+
+def test_a_split_that_is_not_there(trained: TrainedRun) -> None:
+    with pytest.raises(UserError, match=r"split 'tset': task first-letter has train, validation, test and all"):
+        analyze([trained], small(trained.run.path, split="tset"))
+
+
+def test_a_run_of_another_command_and_one_that_is_not_there(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "other", "rank", {"model": "m"}):
+        pass
+    with pytest.raises(UserError, match="it belongs to `rank`, not `policy train`"):
+        analyze_policy(small(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"there is no run\.json"):
+        analyze_policy(small(tmp_path / "nowhere"))
+
+
+def test_a_run_without_a_checkpoint(trained: TrainedRun) -> None:
+    path = trained.run.path
+    shutil.rmtree(path / CHECKPOINTS)
+    with pytest.raises(UserError, match="it holds no checkpoint"):
+        analyze_policy(small(path))
+
+
+def test_runs_of_different_tasks_are_not_compared(trained: TrainedRun, tmp_path: Path) -> None:
+    other = tmp_path / "copy"
+    shutil.copytree(trained.run.path, other)
+    record = json.loads((other / "run.json").read_text())
+    record["config"]["task"] = "ioi"
+    (other / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="its task is ioi, not first-letter"):
+        analyze_policy(small(trained.run.path, run=(trained.run.path, other)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"run": ()}, "there is no run to analyse"),
+        ({"parts": ("everything",)}, f"there is {', '.join(PARTS)}"),
+        ({"branch_candidates": 0}, "branch_candidates 0: it must be at least 1"),
+        ({"ablated": -1}, "ablated -1: it must not be negative"),
+        ({"false_discovery_rate": 1.0}, "must lie between 0 and 1"),
+        ({"dose_factor": (0.0,)}, "factors are above 0"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        small(tmp_path, **settings)
+    assert said in error.value.line
