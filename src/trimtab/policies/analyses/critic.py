@@ -253,15 +253,23 @@ def _separation(
 ) -> Separation:
     critic = probe = difference = None
     if after.any() and not after.all():
+        rows = np.arange(len(after))
 
-        def interval(statistic: Any, *scores: NDArray[np.float64]) -> Interval:
-            return bootstrap_statistic(statistic, [*scores, after], n_resamples=n_resamples, seed=seed)
+        def interval(weights: list[tuple[float, NDArray[np.float64]]]) -> Interval:
+            return bootstrap_statistic(
+                lambda drawn: sum(sign * _resampled_auc(pairs, drawn, after) for sign, pairs in weights),
+                [rows],
+                n_resamples=n_resamples,
+                seed=seed,
+            )
 
-        critic = interval(auc, value)
+        own = _pairs(value, after)
+        critic = interval([(1, own)])
         fitted = cross_fitted_probe(x, after, seed)
         if fitted is not None:
-            probe = interval(auc, fitted)
-            difference = interval(lambda f, v, y: auc(f, y) - auc(v, y), fitted, value)
+            told = _pairs(fitted, after)
+            probe = interval([(1, told)])
+            difference = interval([(1, told), (-1, own)])
     return Separation(
         group=group,
         step=step,
@@ -271,3 +279,18 @@ def _separation(
         probe=probe,
         difference=difference,
     )
+
+
+def _pairs(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> Float[NDArray[np.float64], "P N"]:
+    """Whether each positive item scores above each negative one, ½ where they tie."""
+    return (1 + np.sign(score[positive][:, None] - score[~positive][None, :])) / 2
+
+
+def _resampled_auc(
+    pairs: Float[NDArray[np.float64], "P N"], drawn: NDArray[np.intp], positive: NDArray[np.bool_]
+) -> float:
+    """The AUC of items drawn with repetition; NaN where one kind is missing."""
+    count = np.bincount(drawn, minlength=len(positive)).astype(np.float64)
+    p, n = count[positive], count[~positive]
+    total = p.sum() * n.sum()
+    return float(p @ pairs @ n / total) if total else float("nan")
