@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 from sae_training.bank import bank_table, measure_bank
+from sae_training.ceilings import against_ceilings
 from sae_training.density import density_table, measure_density
 from sae_training.job import Job
 from sae_training.rows import write_rows
@@ -178,7 +179,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup-steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--heldout", type=int, default=16_384, help="held-out rows")
-    parser.add_argument("--bank-tokens", type=int, default=40_960, help="activations that the bank is trained on")
+    parser.add_argument("--bank-tokens", type=int, default=20_480, help="activations that the bank is trained on")
     parser.add_argument("--bank-repeats", type=int, default=2, help="whole runs of the bank per library")
     parser.add_argument("--density-repeats", type=int, default=7, help="turns of sparse and dense execution")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
