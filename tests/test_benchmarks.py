@@ -30,7 +30,7 @@ def test_train_sae_prints_its_keys() -> None:
         assert ours["peak_mib"] >= ours["baseline_mib"]
     assert found["topk.trainers"]["ours"]["explained_variance"] > 0
     assert abs(found["topk.trainers"]["ours"]["l0"] - 8) < 1
-    assert found["density.switch"] == 0.06
+    assert 0 < found["density.switch"] < 1
     assert set(found["machine"]) >= {"cpu", "threads", "torch", "load_average"}
 
 
