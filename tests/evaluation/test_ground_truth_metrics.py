@@ -133,12 +133,15 @@ def test_absorption_is_the_share_of_rows_that_a_child_has_taken_over(share: floa
     learned, f, a = absorbing(share)
     both = (a[:, 4] > 0).nonzero()[:, 0]
     taken = both[: round(share * len(both))]
-    # the child's code is a_4·√2 and its weight on the parent 1/√2: it carries a_4 of the parent's a_0
+    # the child's latent weighs child and parent alike: it carries a_4 of the parent's a_0
     expected = float((a[taken, 4] >= 0.5 * a[taken, 0]).sum()) / len(both)
     found = scores(learned, f, a)
     assert found.absorption == pytest.approx(expected / 2, abs=1e-6)  # the other child absorbs nothing
     assert found.missed_with_child == pytest.approx(len(taken) / len(both) / 2, abs=1e-6)
     assert found.missed_alone == 0
+    shrunk = scores(learned, f / 4, a)
+    assert shrunk.absorption == found.absorption
+    assert shrunk.magnitude_ratio == pytest.approx(found.magnitude_ratio / 4)
 
 
 def test_a_silent_parent_is_not_absorbed_by_a_child_that_points_elsewhere():
@@ -186,6 +189,8 @@ def test_weight_of_the_parent_leaves_out_what_overlaps_by_nature():
     assert absorption(true, true, [-1, 0], f, a).rate == 0
     mixed = torch.stack([parent, (child + parent) / (child + parent).norm()])
     assert absorption(mixed, true, [-1, 0], f, a).rate == 1
+    assert absorption(mixed, true, [-1, 0], f, torch.tensor([[1.0, 0.4]])).rate == 0
+    assert absorption(mixed, true, [-1, 0], 0 * f, a).rate == 0
 
 
 def test_firing_scores_equal_a_count_by_hand():

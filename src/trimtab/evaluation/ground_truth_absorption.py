@@ -18,7 +18,8 @@ from torch import Tensor
 from trimtab.evaluation.ground_truth_metrics import Matching
 
 CARRIED = 0.5
-"""A child's latent that stands in for at least this share of its parent's magnitude has absorbed the parent."""
+"""A child's latent that stands for the parent at least this well, measured by how it stands for the child, has absorbed
+the parent."""
 
 
 class Absorption(NamedTuple):
@@ -31,8 +32,8 @@ class Absorption(NamedTuple):
 
     rate: float
     """Share of the rows where parent and child fire on which the parent's latent is silent and the child's latent
-    stands in for at least `CARRIED` of the parent's magnitude: its code times the weight of the parent's direction in
-    its decoder row (by least squares on the directions of child and parent), over the parent's magnitude."""
+    carries the parent: its decoder row is α·child + β·parent by least squares, and β over the parent's magnitude is at
+    least `CARRIED` times α over the child's. The size of its code does not matter, so that codes may shrink."""
     missed_with_child: float
     """Share of those rows on which the parent's latent is silent, whatever the child's latent does."""
     missed_alone: float
@@ -64,7 +65,7 @@ class AbsorptionAccumulator:
         self._parent_latent = torch.from_numpy(latent)
         cosine = true[self._child] @ learned.T
         self._child_latent = cosine.argmax(dim=1) if len(child) else self._child
-        self._weight = _weight_of_parent(learned[self._child_latent], true[self._child], true[self._parent])
+        self._weights = _weights(learned[self._child_latent], true[self._child], true[self._parent])
         self._counts = torch.zeros(5, len(child), dtype=torch.float64)
 
     def update(self, f: Float[Tensor, "r n"], a: Float[Tensor, "r m"]) -> None:
@@ -79,7 +80,9 @@ class AbsorptionAccumulator:
         children = torch.zeros_like(a).index_add_(1, self._parent, truth[:, self._child].to(a))
         alone = (truth & (children == 0))[:, self._parent]
         silent = (f[:, self._parent_latent.clamp_min(0)] <= 0) | (self._parent_latent < 0)
-        carried = f[:, self._child_latent] * self._weight >= CARRIED * a[:, self._parent]
+        of_child, of_parent = self._weights
+        carried = of_parent * a[:, self._child] >= CARRIED * of_child * a[:, self._parent]
+        carried &= (f[:, self._child_latent] > 0) & (of_child > 0)
         terms = (with_child, with_child & silent, with_child & silent & carried, alone, alone & silent)
         self._counts += torch.stack([term.sum(0) for term in terms])
 
@@ -93,13 +96,18 @@ class AbsorptionAccumulator:
         )
 
 
-def _weight_of_parent(
-    latent: Float[Tensor, "p d"], child: Float[Tensor, "p d"], parent: Float[Tensor, "p d"]
-) -> Float[Tensor, " p"]:
-    """Weight of the parent's direction where a latent's is written as a child's and a parent's, by least squares."""
+class _Weights(NamedTuple):
+    """A latent's direction as a sum of a child's and a parent's, by least squares."""
+
+    of_child: Float[Tensor, " p"]
+    of_parent: Float[Tensor, " p"]
+
+
+def _weights(latent: Float[Tensor, "p d"], child: Float[Tensor, "p d"], parent: Float[Tensor, "p d"]) -> _Weights:
     overlap = (child * parent).sum(1)
     along_child, along_parent = (latent * child).sum(1), (latent * parent).sum(1)
-    return (along_parent - overlap * along_child) / (1 - overlap**2).clamp_min(1e-6)
+    rest = (1 - overlap**2).clamp_min(1e-6)
+    return _Weights((along_child - overlap * along_parent) / rest, (along_parent - overlap * along_child) / rest)
 
 
 def _mean_ratio(top: Tensor, bottom: Tensor) -> float:
