@@ -240,11 +240,16 @@ def test_thresholds_have_at_least_single_precision() -> None:
     assert TrainableJumpReLU(config, D, dtype=torch.float64).theta.dtype == torch.float64
 
 
+def test_a_fixed_weight_alone_is_one_of_the_l0_penalty() -> None:
+    assert JumpReLUConfig(n_features=N, sparsity_weight=1.0).kind == "l0"
+    assert JumpReLUConfig(n_features=N, l0=3).kind == "l0_target"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"l0": 3, "penalty": "l1"}, "penalty l1: it is one of l0_target, tanh, l0"),
-        ({"sparsity_weight": 1.0}, "l0 None: the penalty l0_target needs a target"),
+        ({"sparsity_weight": 1.0, "penalty": "l0_target"}, "l0 None: the penalty l0_target needs a target"),
         ({"l0": 3, "bandwidth": 0.0}, "bandwidth 0.0: it must be positive"),
         ({"l0": 3, "tanh_scale": -1.0}, "tanh_scale -1.0: it must be positive"),
         ({"l0": 3, "theta_init": -0.1}, "theta_init -0.1: a threshold must not be negative"),

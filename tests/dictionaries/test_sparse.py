@@ -13,6 +13,7 @@ from trimtab.dictionaries.sparse import (
     dot_pairs,
     largest,
     order_by_feature,
+    segment_sums,
     sum_by_feature,
 )
 
@@ -60,6 +61,13 @@ def test_products_equal_dense_ones_with_uneven_and_empty_rows() -> None:
     assert torch.allclose(decode_pairs(pairs, W), dense @ W, atol=1e-12)
     assert torch.allclose(collect_rows(order, pairs.value, X), dense.T @ X, atol=1e-12)
     assert torch.allclose(sum_by_feature(pairs, pairs.value, 12), dense.sum(0), atol=1e-12)
+
+
+def test_sums_of_ordered_pairs_equal_dense_ones_with_silent_features_and_empty_rows() -> None:
+    pairs, dense = random_pairs()
+    order = order_by_feature(pairs, 12)
+    assert torch.allclose(segment_sums(pairs.value[order.pair], order.start), dense.sum(0), atol=1e-12)
+    assert torch.allclose(segment_sums(pairs.value, pairs.start), dense.sum(1), atol=1e-12)
 
 
 def test_order_by_feature_is_the_same_for_wide_dictionaries() -> None:

@@ -240,14 +240,17 @@ def test_rows_are_read_once_for_all_members_and_a_failing_source_stops_the_bank(
 
 def test_a_reached_and_a_missed_target_are_told(sites: dict[str, SiteRows], tmp_path: Path) -> None:
     config = TrainConfig(arch="relu", l0=20, rows=64, batch_size=64, n_features=24, lr=1e-6, heldout_rows=200)
+    reached = []
     for asked, target in ((config, 20.0), (TrainConfig(k=3, n_features=24, rows=2560, batch_size=64), 3.0)):
         with Run.open(tmp_path / f"{target}", "train", {}) as run:
             single = sites["resid_post.0"]
             result = train(asked, single.source, run, heldout=single.heldout)
         assert result.l0_target == target
         assert result.l0_reached_target == (abs(result.l0 - target) <= 0.1 * target)
+        reached.append(result.l0_reached_target)
         if not result.l0_reached_target:
             assert result.missed_target.startswith(f"L0 {result.l0:.2f} was reached, not the {target:g} asked for; ")
+    assert reached == [False, True]
     assert not result.missed_target
 
 

@@ -70,6 +70,12 @@ def pack_splits(corpus: TokenisedCorpus, options: HarvestOptions) -> dict[Split,
         "holdout": PackedText(corpus, np.flatnonzero(held_out).astype(np.int32), options.context),
         "train": PackedText(corpus, np.flatnonzero(~held_out).astype(np.int32), options.context),
     }
+    if held_out.all():
+        raise UserError(
+            f"text of {len(held_out)} documents",
+            "by their ids all of them are held out",
+            "give more documents, or --holdout 0",
+        )
     if not len(packed["train"]):
         raise UserError(
             f"text of {packed['train'].n_tokens} tokens",

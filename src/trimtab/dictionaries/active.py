@@ -24,6 +24,7 @@ from trimtab.dictionaries.sparse import (
     decode_pairs,
     dot_pairs,
     order_by_feature,
+    segment_sums,
     sum_by_feature,
     true_places,
 )
@@ -103,11 +104,12 @@ class SparsePairs:
         return collect_rows(self.order, values, X)
 
     def by_feature(self, values: Values) -> Float[Tensor, " n"]:
-        return sum_by_feature(self.pairs, values, self.n)
+        if values.device.type == "cpu":
+            return sum_by_feature(self.pairs, values, self.n)
+        return segment_sums(values[self.order.pair], self.order.start)
 
     def by_row(self, values: Values) -> Float[Tensor, " B"]:
-        rows = self.pairs.start.shape[0] - 1
-        return values.new_zeros(rows).index_add_(0, self.pairs.row, values)
+        return segment_sums(values, self.pairs.start)
 
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
         return vector[self.pairs.feature]

@@ -37,7 +37,7 @@ class TrainableBatchTopK(TopKLike):
 
     architecture = "batchtopk"
     config_class = BatchTopKConfig
-    config: BatchTopKConfig
+    config: BatchTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     threshold: Tensor
 
     def __init__(self, config: BatchTopKConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:

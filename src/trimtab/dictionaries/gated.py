@@ -91,7 +91,7 @@ class TrainableGated(Penalised):
     architecture = "gated"
     config_class = GatedConfig
     vectors = ("b_gate", "b_mag", "r_mag")
-    config: GatedConfig
+    config: GatedConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter

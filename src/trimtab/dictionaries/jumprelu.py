@@ -29,8 +29,8 @@ Penalty = Literal["l0_target", "tanh", "l0"]
 BANDWIDTH = {"l0_target": 0.5, "tanh": 2.0, "l0": 0.5}
 """Default bandwidths, for rows with E‖x‖ = √d."""
 TARGET_WEIGHT = 20.0
-"""Weight of the target penalty, in units of L0*·θ² at the start. In training the last features to fire are worth about
-a tenth of that θ², so that L0 stays within a percent of L0*."""
+"""Weight of the target penalty, in units of L0*·θ² at the start. The last features to fire are worth a small part of
+that θ², so that L0 stays near L0*."""
 START_WEIGHT = 0.3
 """Where a driven weight starts, in units of θ² at the start."""
 FEATURES_AT_ONCE = 512
@@ -87,9 +87,10 @@ class JumpReLUConfig(PenalisedConfig):
     are converted, by the mean norm of the sample that `initialise` is given.
     """
 
-    penalty: Penalty = "l0_target"
-    """`l0_target` is w·(L0/l0 − 1)² with a w taken from the data, without warm-up; `l0` is λ·L0; `tanh` is
-    λ·Σ tanh(c·f), which also draws the codes (Anthropic, January 2025). λ is `sparsity_weight` or driven to `l0`."""
+    penalty: Penalty | None = None
+    """`l0_target` is w·(L0/l0 − 1)² with a w taken from the data, without warm-up: the default with a target `l0`. `l0`
+    is λ·L0, the default with a fixed weight. `tanh` is λ·Σ tanh(c·f), which also draws the codes (Anthropic, January
+    2025). λ is `sparsity_weight` or driven to `l0`."""
     bandwidth: float | None = None
     """ε of the straight-through estimator; 2 for `tanh` and 0.5 for the others if not given."""
     theta_init: float | None = None
@@ -101,7 +102,7 @@ class JumpReLUConfig(PenalisedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         choices = Penalty.__args__  # pyright: ignore[reportAttributeAccessIssue]
-        self.check("penalty", self.penalty in choices, f"it is one of {', '.join(choices)}", "choose one")
+        self.check("penalty", self.kind in choices, f"it is one of {', '.join(choices)}", "choose one")
         ok = self.penalty != "l0_target" or self.l0 is not None
         self.check("l0", ok, "the penalty l0_target needs a target", "give --l0, or another --penalty")
         for name in ("bandwidth", "tanh_scale"):
@@ -109,6 +110,11 @@ class JumpReLUConfig(PenalisedConfig):
             self.check(name, value is None or 0 < value < math.inf, "it must be positive", "set it above 0")
         ok = self.theta_init is None or 0 <= self.theta_init < math.inf
         self.check("theta_init", ok, "a threshold must not be negative", "set it to 0 or more")
+
+    @property
+    def kind(self) -> Penalty:
+        """The penalty: `l0_target` with a target and `l0` without, unless it is given."""
+        return self.penalty or ("l0" if self.l0 is None else "l0_target")
 
 
 class PenaltyTerm(NamedTuple):
@@ -144,7 +150,7 @@ class TrainableJumpReLU(TrainableSAE):
         self.theta.data.fill_((config.theta_init or 0.0) / math.sqrt(d))
         self.register_buffer("row_norm", torch.tensor(math.sqrt(d), dtype=torch.float64))
         self.register_buffer("target_weight", torch.ones((), dtype=torch.float64))
-        target = None if config.penalty == "l0_target" else config.l0
+        target = None if config.kind == "l0_target" else config.l0
         weight = 1.0 if config.sparsity_weight is None else config.sparsity_weight
         self.control = L0Control(weight, target, warmup_share=config.sparsity_warmup_share)
 
@@ -175,13 +181,13 @@ class TrainableJumpReLU(TrainableSAE):
         self.control.begin_step(done)
 
     def knobs(self) -> dict[str, float]:
-        driven = {} if self.config.penalty == "l0_target" else {"sparsity_weight": self.control.weight}
+        driven = {} if self.config.kind == "l0_target" else {"sparsity_weight": self.control.weight}
         return {**driven, "threshold": float(self.threshold.mean())}
 
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
         z = self.encoder_input(x)
-        theta, bandwidth = self.threshold, self.unit * (self.config.bandwidth or BANDWIDTH[self.config.penalty])
+        theta, bandwidth = self.threshold, self.unit * (self.config.bandwidth or BANDWIDTH[self.config.kind])
         active = active_above(self.encoder(), z, theta - bandwidth / 2, dense_above=self.dense_above)
         theta_of = active.of_feature(theta)
         fires, near = active.h > theta_of, (active.h - theta_of).abs() < bandwidth / 2
@@ -238,12 +244,12 @@ class TrainableJumpReLU(TrainableSAE):
         )
 
     def _penalty(self, active: Active, f: Values, l0: float, rows: int) -> PenaltyTerm:
-        if self.config.penalty == "l0_target":
+        if self.config.kind == "l0_target":
             assert self.config.l0 is not None
             weight, excess = float(self.target_weight), l0 / self.config.l0 - 1
             return PenaltyTerm(f.new_tensor(weight * excess**2), 2 * weight * excess / self.config.l0, 0.0)
         weight = self.control.weight
-        if self.config.penalty == "l0":
+        if self.config.kind == "l0":
             return PenaltyTerm(f.new_tensor(weight * l0), weight, 0.0)
         scale = self.config.tanh_scale / self.unit
         saturation = torch.tanh(scale * f)

@@ -46,7 +46,7 @@ class TrainableMatryoshka(TrainableBatchTopK):
 
     architecture = "matryoshka"
     config_class = MatryoshkaConfig
-    config: MatryoshkaConfig
+    config: MatryoshkaConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
         """The summed loss of all prefixes; every pair is decoded once. `squared_error` is the full reconstruction's."""

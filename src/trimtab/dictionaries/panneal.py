@@ -51,7 +51,7 @@ class TrainablePAnneal(TrainableReLU):
 
     architecture = "panneal"
     config_class = PAnnealConfig
-    config: PAnnealConfig
+    config: PAnnealConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     p: Tensor
     linear_below: Tensor
 

@@ -35,7 +35,7 @@ from trimtab.dictionaries.sparse import (
 )
 
 CANDIDATES = 2
-"""Candidates per entry that is wanted, at least `LEAST_EXTRA` more: so many settle 99 of 100 rows of a trained SAE."""
+"""Candidates per entry that is wanted, at least `LEAST_EXTRA` more: more are rarely needed once an SAE is trained."""
 LEAST_EXTRA = 16
 DOT_COST = 20
 """How many times as long a product of two rows takes on its own as within a matrix product in float32."""
@@ -108,7 +108,7 @@ def pairs_above_screened(
     if found is None:
         return None
     h = dot_pairs(found, z, W) + b[found.feature]
-    kept = h > (floor if isinstance(floor, float) else floor[found.feature])
+    kept = h > (floor[found.feature] if isinstance(floor, Tensor) else floor)
     before = torch.cat([found.start[:1], kept.cumsum(0)])
     return ActivePairs(h[kept], found.feature[kept], before[found.start])
 

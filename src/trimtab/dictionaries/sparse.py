@@ -27,7 +27,7 @@ class Groups(NamedTuple):
     """Entries of a row folded so that entry i belongs to group i mod count."""
 
     size: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class SparseCodes(NamedTuple):
@@ -185,5 +185,10 @@ def collect_rows(order: FeatureOrder, values: Float[Tensor, " m"], X: Float[Tens
 
 
 def sum_by_feature(pairs: ActivePairs, values: Float[Tensor, " m"], n: int) -> Float[Tensor, " n"]:
-    """Entry i is Σ_b v[b, i]."""
+    """Entry i is Σ_b v[b, i]; on an accelerator use `segment_sums` of ordered pairs, which is the same every time."""
     return values.new_zeros(n).index_add_(0, pairs.feature, values)
+
+
+def segment_sums(values: Float[Tensor, " m"], start: Int[Tensor, " segments_and_end"]) -> Float[Tensor, " segments"]:
+    """Sums of runs of values, each run added up in its order."""
+    return torch.segment_reduce(values, "sum", offsets=start, initial=0.0)

@@ -69,9 +69,8 @@ class ReLUConfig(PenalisedConfig):
     """
 
     decoder_norm: Literal["unit", "free"] = "unit"
-    """Decoder rows of norm 1, or free ones by whose norm the penalty is weighted. At equal L0 both explained the same
-    variance (within 0.003, SmolLM2-135M, 300 and 500 steps); unit rows are the default because codes and weights then
-    mean the same in every architecture here."""
+    """Decoder rows of norm 1, or free ones by whose norm the penalty is weighted. Unit rows are the
+    default because codes and weights then mean the same in every architecture here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +83,7 @@ class TrainableReLU(Penalised):
 
     architecture = "relu"
     config_class = ReLUConfig
-    config: ReLUConfig
+    config: ReLUConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def free(self) -> bool:

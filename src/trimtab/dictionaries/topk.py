@@ -114,8 +114,9 @@ class TrainableTopK(TopKLike):
         return pairs._replace(value=pairs.value.relu_())
 
     def export(self, info: DictionaryInfo) -> TopK:
+        weights: dict[str, Any] = self.inference_weights()
         return TopK(
-            **self.inference_weights(),
+            **weights,
             k=self.config.k,
             apply_b_dec_to_input=self.config.apply_b_dec_to_input,
             info=self.named_info(info, TopK.architecture),

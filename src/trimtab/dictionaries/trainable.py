@@ -151,7 +151,7 @@ class TrainableSAE(nn.Module):
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring every decoder row back to norm 1."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
     def encoder_input(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
         """What the encoder sees of rows x."""

@@ -233,9 +233,9 @@ def _clipped_loss(policy: Policy, config: PPOConfig) -> Any:
     from torchrl.modules import MaskedCategorical
     from torchrl.objectives import ClipPPOLoss
 
-    actor = ProbabilisticTensorDictSequential(
-        TensorDictModule(policy.actor, in_keys=["observation"], out_keys=["logits"]),
-        ProbabilisticTensorDictModule(
+    actor = ProbabilisticTensorDictSequential(  # pyright: ignore[reportCallIssue]
+        TensorDictModule(policy.actor, in_keys=["observation"], out_keys=["logits"]),  # pyright: ignore[reportArgumentType]
+        ProbabilisticTensorDictModule(  # pyright: ignore[reportArgumentType]
             in_keys=["logits", "mask"],
             out_keys=["action"],
             distribution_class=MaskedCategorical,

@@ -63,9 +63,9 @@ def policy_page(files: PolicyFiles) -> Page:
 
 
 def _answer(files: PolicyFiles) -> Html:
-    found, results = files.evaluation, files.record["results"]
+    found, results = files.evaluation, _results(files)
     if found is None:
-        if not isinstance(results, dict) or "best_validation_reward" not in results:
+        if "best_validation_reward" not in results:
             return callout("Not finished: the training goes on with the same command.", good=False)
         best, unsteered = results["best_validation_reward"], results["unsteered_validation_reward"]
         return callout(
@@ -89,9 +89,14 @@ def _answer(files: PolicyFiles) -> Html:
     return callout(said, good=gain.low > 0 and not others)
 
 
+def _results(files: PolicyFiles) -> dict[str, Any]:
+    found: Any = files.record["results"]
+    return found if isinstance(found, dict) else {}
+
+
 def _method(files: PolicyFiles) -> list[Html]:
     record, config = files.record, files.record["config"]
-    results = record["results"] if isinstance(record["results"], dict) else {}
+    results = _results(files)
     splits = ", ".join(f"{len(ids):,} {name}" for name, ids in record["splits"].items())
     openings = ", ".join(f"{o['split']} at {o['time']}" for o in record["test_split_openings"])
     pairs = [

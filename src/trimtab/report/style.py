@@ -34,6 +34,7 @@ tbody th {{ font-weight: 500; white-space: nowrap; }}
 .words {{ text-align: left; }}
 tr.emphasis {{ background: #eef6f9; }}
 .interval {{ display: block; color: {MUTED}; font-size: .84em; }}
+p .interval {{ display: inline; }}
 .none {{ color: {MUTED}; }}
 figure {{ margin: 1.2rem 0; }}
 figure svg {{ width: 100%; height: auto; display: block; }}

@@ -240,10 +240,10 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
     path = config.directory()
     run = _open(path, config.shared(), None, config.device) if ranks.is_first else None
     with run or nullcontext():
-        if run is not None:
-            run.record(members={member.name: json_safe(member.values) for member in config.members})
         place = Place(path, config.device, config.workers)
         left = ranks.broadcast(unfinished(config.members, place) if ranks.is_first else None)
+        if run is not None:
+            run.record(members={member.name: json_safe(member.values) for member in config.members})
         rows = open_rows(config, config.sites, path / SHARDS, ranks) if left else {}
         table = train_members(config.members, left, rows, place, ranks)
         if run is None or table is None:

@@ -7,8 +7,8 @@ float32, so that results are the same every time. Import this module only where 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -34,7 +34,8 @@ def weighted_bags(
         columns = _columns(d)
         grid = (bags, triton.cdiv(d, columns))
         with torch.cuda.device_of(W):
-            _weighted_bags[grid](index, weight, start, W, out, d, PAIRS=PAIRS_AT_ONCE, COLUMNS=columns)
+            launch = _weighted_bags[grid]  # pyright: ignore[reportIndexIssue]
+            launch(index, weight, start, W, out, d, PAIRS=PAIRS_AT_ONCE, COLUMNS=columns)
     return out
 
 
@@ -47,7 +48,8 @@ def bag_dots(
     out = torch.empty(index.shape[0], dtype=X.dtype, device=X.device)
     if bags and out.numel():
         with torch.cuda.device_of(W):
-            _bag_dots[(bags,)](index, start, X, W, out, d, PAIRS=PAIRS_AT_ONCE, COLUMNS=_columns(d))
+            launch = _bag_dots[(bags,)]  # pyright: ignore[reportIndexIssue]
+            launch(index, start, X, W, out, d, PAIRS=PAIRS_AT_ONCE, COLUMNS=_columns(d))
     return out
 
 

@@ -186,7 +186,7 @@ def kind_shares(
     live = DirectionTable.of(dictionary).live_ids().numpy()
     drawn = np.random.default_rng([seed, 13]).choice(live, min(live_sample, len(live)), replace=False)
     of_chosen, of_live = feature_shares(rows, dictionary, chosen), feature_shares(rows, dictionary, drawn.tolist())
-    known = ~np.isnan(of_chosen).any(1)
+    known = np.asarray(~np.isnan(of_chosen).any(1))
     of_live = of_live[~np.isnan(of_live).any(1)]
     if not known.any() or not len(of_live):
         raise UserError("the kinds of features", "none of those chosen fires in the text", "give another --text")

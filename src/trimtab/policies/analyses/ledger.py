@@ -42,7 +42,7 @@ class TokenCount(NamedTuple):
     """How often a feature was used at a token."""
 
     token: str
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclass(frozen=True, kw_only=True)

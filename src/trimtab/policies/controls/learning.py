@@ -70,7 +70,7 @@ class _Lesson(NamedTuple):
     prompts: list[list[int]]
     answers: list[list[int]]
     weight: Tensor
-    allowed: list[Sequence[int]] | None
+    allowed: Sequence[Sequence[int]] | None
 
 
 def right_answers(scene: Scene) -> list[int] | None:

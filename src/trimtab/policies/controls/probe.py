@@ -71,7 +71,7 @@ def fit_gate(train: Scene, validation: Scene, choice: StaticChoice) -> GateFit:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(z, gain[changed] > 0, sample_weight=np.abs(gain[changed]))
-            gate = Gate(weights=model.coef_[0], bias=float(model.intercept_[0]), mean=mean, scale=scale)
+            gate = Gate(weights=model.coef_[0], bias=float(np.asarray(model.intercept_)[0]), mean=mean, scale=scale)
             gates.append((penalty, gate))
     else:
         bias = 1.0 if helped else -1.0
