@@ -6,7 +6,7 @@ Made from a run directory and nothing else; what is not there yet is a line that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from trimtab.report.page import Html, Page, callout, details, facts
 from trimtab.report.policy_analysis import branch_section, critic_section, layer_section, ledger_section
@@ -91,7 +91,7 @@ def _answer(files: PolicyFiles) -> Html:
 
 def _results(files: PolicyFiles) -> dict[str, Any]:
     found: Any = files.record["results"]
-    return found if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _method(files: PolicyFiles) -> list[Html]:
