@@ -143,7 +143,7 @@ class Dictionary(nn.Module):
         raise UserError(
             f"dictionary trained on {trained_on}",
             f"the model is {model_name}",
-            "choose a dictionary trained on this model, or allow any (--any-model) if activations agree",
+            "choose a dictionary trained on this model, or allow any model (--any-model) if activations agree",
         )
 
 
