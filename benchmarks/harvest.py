@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from machine import cpu_name
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, TokenisedCorpus, harvest, read_documents, tokenise
@@ -162,14 +163,6 @@ def main() -> None:
     else:
         for key, value in result.items():
             print(f"{key:>26}  {value}")
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return ""
 
 
 if __name__ == "__main__":

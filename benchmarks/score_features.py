@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import transformers
+from machine import cpu_name
 
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
@@ -171,14 +172,6 @@ def main() -> None:
     else:
         for key, value in result.items():
             print(f"{key:>26}  {value}")
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return ""
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from machine import cpu_name
 from sae_training.bank import bank_table, measure_bank
 from sae_training.ceilings import against_ceilings
 from sae_training.density import density_table, measure_density
@@ -159,7 +160,7 @@ def measure_accelerator(options: argparse.Namespace, folder: Path) -> dict[str, 
 def machine(options: argparse.Namespace) -> dict[str, object]:
     """What the figures were measured on, and with what."""
     return {
-        "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": options.threads, "device": options.device,
+        "cpu": cpu_name(), "cores": os.cpu_count(), "threads": options.threads, "device": options.device,
         "load_average": os.getloadavg()[0], "python": platform.python_version(), "torch": torch.__version__,
         "trimtab": trimtab.__version__, "batch": options.batch, "turns": options.repeats,
         "turn_steps": options.turn_steps, "warmup_steps": options.warmup_steps,
@@ -232,14 +233,6 @@ def main() -> None:
 
 def _rounded(values: tuple[float, ...], digits: int = 2) -> list[float]:
     return [round(value, digits) for value in values[1:]]
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return ""
 
 
 if __name__ == "__main__":

@@ -84,10 +84,15 @@ def test_the_policy_learns_which_feature_each_context_needs(
 
 
 def test_no_headroom_is_said_before_training(
-    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: LanguageModel,
+    sae: Standard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from trimtab.tasks import Outcome
 
     monkeypatch.setattr(FirstLetter, "parse", lambda *_a, **_k: Outcome(reward=1.0, correct=True))
     done = train(tiny_llama, sae, small(tmp_path / "run", iterations=1))
     assert done.warnings == ("no headroom: the unsteered model already gets every validation item right",)
+    assert f"trimtab: warning: {done.warnings[0]}" in capsys.readouterr().err

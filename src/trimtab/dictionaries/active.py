@@ -65,10 +65,6 @@ class Active(Protocol):
         """Entry i is Σ_b v[b, i]."""
         ...
 
-    def by_row(self, values: Values) -> Float[Tensor, " B"]:
-        """Entry b is Σ_i v[b, i]."""
-        ...
-
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
         """The entry of a per-feature vector that belongs to every pair (dense: one that broadcasts)."""
         ...
@@ -108,9 +104,6 @@ class SparsePairs:
             return sum_by_feature(self.pairs, values, self.n)
         return segment_sums(values[self.order.pair], self.order.start)
 
-    def by_row(self, values: Values) -> Float[Tensor, " B"]:
-        return segment_sums(values, self.pairs.start)
-
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
         return vector[self.pairs.feature]
 
@@ -142,9 +135,6 @@ class DensePairs:
 
     def by_feature(self, values: Values) -> Float[Tensor, " n"]:
         return self._in_play(values).sum(0)
-
-    def by_row(self, values: Values) -> Float[Tensor, " B"]:
-        return self._in_play(values).sum(1)
 
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
         return vector

@@ -7,7 +7,9 @@ no random state: items and minibatches of an iteration follow from its number, a
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,7 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
         hides_text=isinstance(setup.task, RefusalTask),
     )
     warnings = training_headroom(setup, run, validation)
+    _warn(warnings)
     trained = _Trainer(setup, run, train, validation).run_all()
     return replace(trained, warnings=tuple(dict.fromkeys((*trained.warnings, *warnings))))
 
@@ -155,8 +158,9 @@ class _Trainer:
         unsteered = self._decode(None, self.validation)
         reward = mean_reward(unsteered)
         self.facts["unsteered_reward"] = reward
-        if all(o.reward == unsteered.outcomes[0].reward for o in unsteered.outcomes) and reward >= 1:
+        if min(outcome.reward for outcome in unsteered.outcomes) >= 1:
             warnings.append("no headroom: the unsteered model already gets every validation item right")
+            _warn(warnings)
         source = self.setup.source(self.policy)
         which = np.random.default_rng([config.seed, 2]).permutation(len(self.train))[:256].tolist()
         self._decode(source, self.train.take(which))
@@ -277,6 +281,12 @@ class _Trainer:
         self.facts = dict(checkpoint.facts)
         self.iteration = checkpoint.step
         self.run.drop_metrics_after(self.iteration)
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    """Say on stderr, before time is spent on training, what speaks against it."""
+    for warning in warnings:
+        print(f"trimtab: warning: {warning}", file=sys.stderr)
 
 
 def mean_reward(rollouts: Rollouts) -> float:
