@@ -131,9 +131,7 @@ class _Trainer:
 
     def run_all(self) -> TrainedPolicy:
         began = time.perf_counter()
-        warnings = self._before_training() if self.iteration == 0 else ()
-        if self.iteration:
-            warnings = tuple(self.facts["warnings"])
+        warnings = tuple(self.facts["warnings"]) if "warnings" in self.facts else self._before_training()
         with Meter("training the policy", self.config.iterations) as meter:
             meter.advance(self.iteration)
             while self.iteration < self.config.iterations:
