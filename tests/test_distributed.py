@@ -15,9 +15,13 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 
 PRELUDE = """
-import os, sys, time
+import os, sys, threading, time
 import torch
 from trimtab.distributed import Ranks, RankLostError
+
+def threads_left():
+    # one in the store's C++ code when the interpreter ends aborts the process, now and then
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("trimtab")]
 """
 
 Start = Callable[..., list[subprocess.Popen[str]]]
@@ -81,7 +85,7 @@ def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again(s
             else:
                 ranks.send(x, 0).wait()
             ranks.barrier()
-    print("ranks", ranks.size)
+    print("ranks", ranks.size, *threads_left())
     """
     assert [(r.status, r.out) for r in end(start_ranks(PRELUDE + textwrap.dedent(script), 3))] == [(0, "ranks 3")] * 3
 
@@ -103,9 +107,9 @@ def test_a_failure_reaches_whoever_waits(failing: int, wait: str, start_ranks: S
                 raise KeyError("no such thing")
             {wait}
     except RankLostError as error:
-        print(error.line)
+        print(error.line, *threads_left())
     except KeyError:
-        print("mine")
+        print("mine", *threads_left())
     """
     ended = end(start_ranks(PRELUDE + textwrap.dedent(script)))
     assert ended[failing].out == "mine"

@@ -181,7 +181,7 @@ class _Link:
     def __init__(self, rank: int, size: int, lost_after: float) -> None:
         global _store, _joined
         self.rank, self.size, self.lost_after = rank, size, lost_after
-        self.ending = False
+        self.ending = threading.Event()
         try:
             if _store is None:  # one for the process: its port cannot be opened twice
                 _store = next(rendezvous("env://", rank, size, timeout=JOIN_TIMEOUT))[0]
@@ -203,7 +203,8 @@ class _Link:
             ) from error
         self._seen = {other: ("", time.monotonic()) for other in range(size) if other != rank}
         self._checked = 0.0
-        threading.Thread(target=self._beat, daemon=True, name="trimtab-pulse").start()
+        self._pulse = threading.Thread(target=self._beat, daemon=True, name="trimtab-pulse")
+        self._pulse.start()
 
     def put(self, key: str, value: Any) -> None:
         data = pickle.dumps(value)
@@ -253,14 +254,14 @@ class _Link:
         return RankLostError(other, f"it is gone ({_first_line(error)})")
 
     def fail(self, reason: str) -> None:
-        self.ending = True
+        self._stop_pulse()
         with contextlib.suppress(RuntimeError):
             if not self.store.check(["failed"]):
                 self.store.set("failed", pickle.dumps((self.rank, reason)))  # type: ignore[arg-type]
             self._end(patience=3.0)
 
     def close(self) -> None:
-        self.ending = True
+        self._stop_pulse()
         with contextlib.suppress(RuntimeError):
             self._end(patience=self.lost_after)
 
@@ -277,10 +278,15 @@ class _Link:
     def _beat(self) -> None:
         number = 0
         with contextlib.suppress(RuntimeError):  # the store is gone, and soon the process
-            while not self.ending:
+            while not self.ending.is_set():
                 number += 1
                 self.store.set(f"pulse/{self.rank}", str(number))
-                time.sleep(PULSE)
+                self.ending.wait(PULSE)
+
+    def _stop_pulse(self) -> None:
+        """End the thread before the interpreter does: one that comes back from the store's C++ code at exit aborts it."""
+        self.ending.set()
+        self._pulse.join(timeout=5.0)  # it may hang in a store that is gone
 
     def _check_others(self) -> None:
         now = time.monotonic()
