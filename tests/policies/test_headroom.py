@@ -77,6 +77,11 @@ def test_features_of_one_item_do_not_pass_for_a_static_feature() -> None:
     assert lines.static.estimate == 0
 
 
+def test_two_items_are_enough() -> None:
+    lines = headroom(table(np.array([[0.0, 1.0], [0.0, 1.0]])), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert lines.static.estimate == lines.readout.estimate == 1
+
+
 def test_masks_limit_every_line() -> None:
     reward, x = two_contexts()
     allowed = np.ones(reward.shape, dtype=bool)

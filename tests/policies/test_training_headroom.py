@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from first_letter import FirstLetter
 
+from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import training_headroom as module
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.headroom import headroom, headroom_table
+from trimtab.policies.headroom_by_decoding import headroom_by_decoding, last_prompt_activations
+from trimtab.policies.headroom_candidates import Candidates, candidate_order
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import TrainedPolicy, fit
 from trimtab.runs import Run
@@ -66,9 +70,57 @@ def test_lines_are_measured_once_and_their_warnings_are_kept(
     assert "nothing to learn: so" in done.warnings
 
 
-def test_longer_answers_are_said_not_to_be_measured(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> None:
-    done = train(tiny_llama, sae, small(tmp_path / "run", headroom_items=2, max_new_tokens=2, options_only=False))
-    assert "headroom was not measured: answers take up to 2 tokens, not one" in done.warnings
+def test_longer_answers_are_decoded_with_some_features(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small(tmp_path / "run", headroom_items=3, max_new_tokens=2, mask="current")
+    train(tiny_llama, sae, config)
+    assert "trimtab: headroom before training: up to " in capsys.readouterr().err
+    (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
+    setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
+    few = setup.episodes("validation", 3)
+    x = last_prompt_activations(tiny_llama, few, setup.site)
+    fires = (sae.encode(torch.from_numpy(x)) > 0).numpy()
+    order = [f for f in candidate_order(tiny_llama, sae, "random", site=setup.site) if fires[:, f].any()]
+    candidates = Candidates(tuple(order[:48]), 64, "random")
+    table = headroom_by_decoding(tiny_llama, sae, few, candidates, site=setup.site, dose=2.0, mask=setup.mask())
+    found = headroom(table, site=str(setup.site), dose=2.0, unit="relative", mask="current")
+    for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "readout"):
+        assert line[name]["estimate"] == getattr(found, name).estimate, name
+    assert (line["features"], line["of_features"], line["candidates"]) == (len(candidates.features), 64, "random")
+    assert line["scheme"] == "every answer token"
+
+
+def test_statistics_choose_the_features_highest_in_delta_confidence(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path
+) -> None:
+    rate = np.where(np.arange(64) < 10, 0.1, 0)
+    most = np.ones(64, dtype=np.float32)
+    sae.feature_stats = FeatureStats(max_activation=most, mean_activation=most, firing_rate=rate, n_tokens=100)
+    train(tiny_llama, sae, small(tmp_path / "run", headroom_items=2, max_new_tokens=2, mask="none"))
+    (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
+    assert (line["features"], line["candidates"]) == (10, "top-confidence")
+    assert line["ceiling_is_lower_bound"] is True
+
+
+@pytest.mark.parametrize("mask", ["current", "accumulated"])
+def test_a_mask_that_allows_nothing_is_refused_or_said(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, mask: str
+) -> None:
+    """With one token there is nothing to learn; in longer answers a feature may fire later."""
+    sae.b_enc.data.fill_(-1e6)
+    nothing = f"mask {mask}: it allows no live feature at resid_post.1, at the last prompt token of any of 8"
+    with pytest.raises(UserError, match=nothing):
+        train(tiny_llama, sae, small(tmp_path / "one", mask=mask))
+    done = train(tiny_llama, sae, small(tmp_path / "two", mask=mask, max_new_tokens=2, headroom_items=2))
+    assert done.warnings[-2].startswith(nothing)
+    assert done.warnings[-1].startswith("headroom was not measured: it allows no live feature")
+    assert not (tmp_path / "two/headroom.json").exists()
+
+
+def test_an_sae_for_another_site_is_refused(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"site resid_post\.2: the dictionary reads resid_post\.1; use --site resid_po"):
+        train(tiny_llama, sae, small(tmp_path / "run", site="resid_post.2"))
 
 
 def test_one_item_is_too_few(tmp_path: Path) -> None:

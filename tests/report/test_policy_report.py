@@ -148,6 +148,22 @@ def test_headroom_of_another_dose_is_no_line(tmp_path: Path):
     assert "0.7 relative" in page.words
 
 
+def test_it_says_where_the_edit_is_and_how_many_features_were_tried(tmp_path: Path):
+    path = write_run(tmp_path / "run")
+    add_metrics(path)
+    add_headroom(path)
+    assert "what one edit at the last prompt token gains on 32 items" in written(path).words
+    assert "with every feature tried." in written(path).words
+    found = json.loads((path / "headroom.json").read_text())
+    for line in found["lines"]:
+        line |= {"features": 48, "of_features": 4096, "scheme": "every answer token", "ceiling_is_lower_bound": True}
+    (path / "headroom.json").write_text(json.dumps(found))
+    words = written(path).words
+    assert "what one feature held over the whole answer gains on 32 items" in words
+    assert "with 48 of 4,096 features (a lower bound on the ceiling over all) tried" in words
+    assert "every feature" not in words
+
+
 def test_training_curves_hold_what_was_logged(tmp_path: Path):
     page = written(whole_run(tmp_path / "run"))
     assert "charts/episodic_return, 40: 0.8" in page.words

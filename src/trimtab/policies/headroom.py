@@ -1,7 +1,8 @@
-"""Headroom: what one edit at the last prompt token could gain, before any policy is trained.
+"""Headroom: what an edit could gain, before any policy is trained.
 
-Every feature is tried on every item through the item's cached prefix. The table solved[item, feature] gives the lines
-that a policy stands between:
+Where the answer is one token, every feature is tried on every item, at the last prompt token, through the item's cached
+prefix. Where it is longer, some features are tried, each held over the whole answer (`headroom_by_decoding`). The table
+of rewards, items × features, gives the lines that a policy stands between:
 
 - the ceiling: items that *some* feature solves, beside the ceiling of as many random directions of equal norm (with
   thousands of tries something flips by chance);
@@ -11,13 +12,14 @@ that a policy stands between:
   the best that one step could learn from this state.
 
 If the best static feature reaches the ceiling there is nothing to learn, and if nothing flips there is nothing to gain.
+With some features tried, the ceiling is a lower bound on that over all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, LanguageModel, Site
 from trimtab.policies.episodes import Episodes
+from trimtab.policies.headroom_candidates import Candidates
 from trimtab.policies.masks import FeatureMask
 from trimtab.selection.distribution import EditedDistributions
 from trimtab.selection.scorer import LastTokenScorer
@@ -40,20 +43,40 @@ RIDGE = tuple(10.0**k for k in range(-2, 5))
 """Penalties of the readout that are tried, as multiples of the mean eigenvalue."""
 
 
+Scheme = Literal["last prompt token", "every answer token"]
+"""Where the edit is: once, before a one-token answer, or wherever a token of the answer is chosen."""
+
+
 class HeadroomTable(NamedTuple):
-    """What one edit of the last prompt token would earn, for P items."""
+    """What an edit would earn, for P items and n features tried."""
 
     reward: Float[NDArray[np.float32], "P n"]
     """With each feature."""
-    random: Float[NDArray[np.float32], "P n"]
+    random: Float[NDArray[np.float32], "P r"]
     """With each of as many random directions of equal norm."""
     unsteered: Float[NDArray[np.float32], " P"]
     x: Float[NDArray[np.float32], "P d"]
-    """Activations before the edit."""
+    """Activations at the last prompt token, before the edit."""
     strength: Float[NDArray[np.float32], "P n"]
     """f_i(x)·‖W_dec[i]‖: how active each feature is."""
     allowed: Bool[NDArray[np.bool_], "P n"] | None
-    """What the mask allows."""
+    """What the mask allows at the last prompt token."""
+    candidates: Candidates | None = None
+    """The columns, where not every feature was tried; None for all in order."""
+    scheme: Scheme = "last prompt token"
+
+    def under(self, candidates: Candidates) -> HeadroomTable:
+        """The same for some of the features that were tried, and as many random directions."""
+        assert self.candidates is not None
+        column = {feature: k for k, feature in enumerate(self.candidates.features)}
+        columns = [column[feature] for feature in candidates.features]
+        return self._replace(
+            reward=self.reward[:, columns],
+            random=self.random[:, : len(columns)],
+            strength=self.strength[:, columns],
+            allowed=None if self.allowed is None else self.allowed[:, columns],
+            candidates=candidates,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +89,17 @@ class Headroom:
     mask: str
     items: int
     features: int
+    """How many were tried."""
+    of_features: int
+    """How many the dictionary has."""
+    candidates: str
+    """How those tried were chosen: `all`, `top-confidence` or `random`."""
+    scheme: Scheme
+    allowed_per_item: float
+    """How many of those tried the mask allows at the last prompt token, on average."""
     unsteered: Interval
     ceiling: Interval
-    """The best allowed feature of each item, or no edit."""
+    """The best allowed feature of each item among those tried, or no edit."""
     random_ceiling: Interval
     """The best of as many random directions, or no edit."""
     static: Interval
@@ -82,8 +113,13 @@ class Headroom:
 
     @property
     def over_static(self) -> float:
-        """What a policy could gain over the best static feature, at most."""
+        """What a policy could gain over the best static feature, at most and as far as features were tried."""
         return self.ceiling.estimate - max(self.static.estimate, self.unsteered.estimate)
+
+    @property
+    def ceiling_is_lower_bound(self) -> bool:
+        """Whether a feature that was not tried may do better."""
+        return self.features < self.of_features
 
     def warnings(self) -> tuple[str, ...]:
         """What speaks against training a policy here."""
@@ -91,9 +127,14 @@ class Headroom:
         if self.unsteered.estimate >= 1:
             found.append("no headroom: the unsteered model already gets every item right")
         elif self.ceiling.estimate <= self.unsteered.estimate:
-            found.append("no headroom: no feature at this dose makes any item right")
+            if self.ceiling_is_lower_bound:
+                which = f"none of the {self.features:,} features tried, of {self.of_features:,},"
+                found.append(f"no headroom seen: {which} makes any item right at this dose")
+            else:
+                found.append("no headroom: no feature at this dose makes any item right")
         elif self.over_static <= 0:
-            found.append("nothing to learn: the best static feature reaches the ceiling")
+            seen = f" of the {self.features:,} features tried" if self.ceiling_is_lower_bound else ""
+            found.append(f"nothing to learn: the best static feature reaches the ceiling{seen}")
         return tuple(found)
 
 
@@ -134,8 +175,7 @@ def headroom_table(
             "set max_new_tokens to 1 where the first token decides, or use headroom_by_decoding",
         )
     n, where = dictionary.n_features, model.site(site)
-    noise = torch.randn(n, dictionary.d_in, generator=torch.Generator().manual_seed(seed)).to(model.device)
-    noise /= noise.norm(dim=1, keepdim=True)
+    noise = random_directions(dictionary, seed).to(model.device)
     features = torch.arange(n, device=model.device)
     stats = dictionary.feature_stats
     most = None if stats is None else torch.as_tensor(stats.max_activation, device=model.device)
@@ -164,6 +204,13 @@ def headroom_table(
         **{name: np.stack(values).astype(np.float32) for name, values in parts.items()},
         allowed=None if mask is None else allowed_at_first(model, episodes, mask, np.stack(parts["x"])),
     )
+
+
+def random_directions(dictionary: Dictionary, seed: int) -> Float[Tensor, "n d"]:
+    """As many unit directions as the dictionary has features, uniform on the sphere."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(dictionary.n_features, dictionary.d_in, generator=generator)
+    return noise / noise.norm(dim=1, keepdim=True)
 
 
 class _TokenJudge:
@@ -203,7 +250,7 @@ def headroom(table: HeadroomTable, *, site: str, dose: float, unit: str, mask: s
     """The lines of a headroom table.
 
     Args:
-        table: as `headroom_table` gives it.
+        table: as `headroom_table` or `headroom_by_decoding` gives it.
         site, dose, unit, mask: what it was made with, for the report.
         seed: of folds and bootstrap.
     """
@@ -228,6 +275,10 @@ def headroom(table: HeadroomTable, *, site: str, dose: float, unit: str, mask: s
         mask=mask,
         items=items,
         features=n,
+        of_features=n if table.candidates is None else table.candidates.of,
+        candidates="all" if table.candidates is None else table.candidates.rule,
+        scheme=table.scheme,
+        allowed_per_item=float(allowed.sum(1).mean()),
         unsteered=mean(table.unsteered),
         ceiling=mean(tried),
         random_ceiling=mean(random),
@@ -275,6 +326,8 @@ def _readout(
     The penalty is chosen inside the fitted items, by the reward that the choice would have earned.
     """
     gain = np.where(allowed, table.reward - table.unsteered[:, None], 0.0).astype(np.float64)
+    if len(fit) == 1:  # nothing to choose a penalty by
+        return _picked(table, allowed, gain, fit, test, RIDGE[-1])
     inner = np.array_split(fit, min(4, len(fit)))
     earned = {
         ridge: sum(float(_picked(table, allowed, gain, np.setdiff1d(fit, part), part, ridge).sum()) for part in inner)
@@ -308,4 +361,5 @@ def _picked(
 def chosen_features(table: HeadroomTable, count: int = 10) -> Sequence[tuple[int, float]]:
     """The features with the largest mean reward, with it, best first."""
     mean = table.reward.mean(0)
-    return [(int(i), float(mean[i])) for i in np.argsort(-mean, kind="stable")[:count]]
+    ids = range(len(mean)) if table.candidates is None else table.candidates.features
+    return [(int(ids[k]), float(mean[k])) for k in np.argsort(-mean, kind="stable")[:count]]

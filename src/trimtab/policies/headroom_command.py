@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
 from rich.table import Table
 
-from trimtab.dictionaries import load_dictionary
+from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import load_model
+from trimtab.lm import LanguageModel, PromptCache, load_model
 from trimtab.policies.episodes import Episodes
-from trimtab.policies.headroom import Headroom, allowed_at_first, headroom, headroom_table
+from trimtab.policies.headroom import Headroom, HeadroomTable, allowed_at_first, headroom, headroom_table
+from trimtab.policies.headroom_by_decoding import (
+    BATCH_SIZE,
+    DecodingPlan,
+    headroom_by_decoding,
+    last_prompt_activations,
+)
+from trimtab.policies.headroom_candidates import (
+    COUNT,
+    RULES,
+    CandidateRule,
+    Candidates,
+    NothingAllowedError,
+    candidate_order,
+    check_count,
+    first_allowed,
+)
 from trimtab.policies.masks import MASKS, MaskKind, PromptFirings, build_mask
 from trimtab.runs import Meter, json_safe, write_json
-from trimtab.selection import rank
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval
 from trimtab.steering import UNITS, Unit, check_doses
@@ -24,7 +43,8 @@ from trimtab.tasks import load_task
 
 @dataclass(frozen=True, kw_only=True)
 class HeadroomConfig:
-    """What one edit at the last prompt token could gain on a task, by SAE, dose and mask."""
+    """What an edit could gain on a task, by SAE, dose and mask: every feature tried at the last prompt token or, where
+    answers are longer than one token, some features held over the whole answer."""
 
     task: str
     """Name of the task, or module:Class of your own."""
@@ -34,6 +54,8 @@ class HeadroomConfig:
     """Hub id, directory, GGUF file or catalogue name."""
     sae: tuple[str, ...] = ("default",)
     """SAEs, of one layer or of several: directories or shipped names."""
+    site: str | None = None
+    """Where to steer, for SAEs that do not name the site they read."""
     dose: tuple[float, ...] = (0.5, 1.0)
     """Doses of the edit, in `unit`."""
     unit: Unit = "relative"
@@ -48,8 +70,19 @@ class HeadroomConfig:
     """Items to try, the first of the split."""
     options_only: bool = False
     """Decode among the tokens of the options only, where a task has options."""
+    max_new_tokens: int | None = None
+    """Tokens to decode per item; the task's own if not given."""
+    features: int | None = None
+    """Features to try for each mask, where answers are longer than one token; 48 unless given, or all if fewer."""
+    candidates: CandidateRule = "top-confidence"
+    """How those features are chosen among the ones that a mask allows: `top-confidence` for the highest in
+    delta-confidence, `random` for a draw among those that ever fired."""
+    token_limit: int = 1_000_000
+    """Where answers are longer than one token, decode no more tokens than this: what could need more is refused."""
+    batch_size: int = BATCH_SIZE
+    """Rows decoded together, where answers are longer than one token."""
     seed: int = 0
-    """Of random directions, folds and bootstrap."""
+    """Of random directions, candidates, folds and bootstrap."""
     dtype: str = "float32"
     """What the model computes in."""
     device: str = "cpu"
@@ -59,12 +92,20 @@ class HeadroomConfig:
 
     def __post_init__(self) -> None:
         check_doses(list(self.dose))
-        for name, value, allowed in [("unit", self.unit, UNITS), *(("masks", m, MASKS) for m in self.masks)]:
+        named = [("unit", self.unit, UNITS), ("candidates", self.candidates, RULES)]
+        for name, value, allowed in [*named, *(("masks", m, MASKS) for m in self.masks)]:
             if value not in allowed:
                 raise UserError(f"{name} {value!r}", f"allowed are {', '.join(allowed)}", "choose one of them")
-        for name, ok in (("items", self.items >= 2), ("sae", bool(self.sae)), ("dose", bool(self.dose))):
+        enough = {"items": self.items >= 2, "sae": bool(self.sae), "dose": bool(self.dose), "masks": bool(self.masks)}
+        for name, ok in enough.items():
             if not ok:
                 raise UserError(f"{name} {getattr(self, name)}", "there is too little to compare", "give more")
+        for name in ("mask_features", "max_new_tokens", "token_limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}", "it must be at least 1", "raise it")
+        if self.features is not None:
+            check_count(self.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +120,15 @@ class HeadroomResult:
     def render(self) -> Table:
         """One row for each SAE, dose and mask."""
         first = self.lines[0]
+        every = first.scheme == "every answer token"
+        title = f"headroom of {self.task} on {self.model}: mean reward of {first.items} items ({self.split}), "
+        caption = (
+            "random: best of as many random directions. static: one feature for all, cross-fitted. readout: ridge "
+            "regression from the activation picks, cross-fitted. 95% intervals over items."
+        )
         table = Table(
-            title=f"headroom of {self.task} on {self.model}: mean reward of {first.items} items ({self.split}), "
-            "one edit at the last prompt token",
-            caption="ceiling: best allowed feature of each item. random: best of as many random directions. "
-            "static: one feature for all, cross-fitted. readout: ridge regression from the activation picks, "
-            "cross-fitted. 95% intervals over items.",
+            title=title + ("one feature held over the whole answer" if every else "one edit at the last prompt token"),
+            caption=f"ceiling: best allowed feature of each item{_tried(self.lines)}. {caption}",
         )
         for name in ("site", "dose", "mask", "unsteered", "ceiling", "random", "static", "most active", "readout"):
             table.add_column(name, justify="left" if name in ("site", "mask") else "right")
@@ -101,44 +145,157 @@ class HeadroomResult:
         """The lines as plain values."""
         lines = [
             {**{k: v.to_dict() if isinstance(v, Interval) else v for k, v in vars(line).items()},
-             "over_static": line.over_static, "warnings": list(line.warnings())}
+             "over_static": line.over_static, "ceiling_is_lower_bound": line.ceiling_is_lower_bound,
+             "warnings": list(line.warnings())}
             for line in self.lines
         ]  # fmt: skip
         return {"task": self.task, "model": self.model, "split": self.split, "lines": lines}
 
 
 def run_headroom(config: HeadroomConfig) -> HeadroomResult:
-    """Load what the config names and try every feature.
+    """Load what the config names and try features.
 
     Raises:
-        UserError: anything that the user named is wrong, or the task's answers are longer than a token.
+        UserError: anything that the user named is wrong, a mask allows nothing, or too much would be decoded.
     """
     model = load_model(config.model, dtype=config.dtype, device=config.device)
     task = load_task(config.task, data=config.data, tokenizer=model.tokenizer)
     saes = [load_dictionary(name, model=model, device=model.device) for name in config.sae]
-    items = task.items(config.split)[: config.items]
-    episodes = Episodes.of(model, task, items, options_only=config.options_only)
-    lines: list[Headroom] = []
-    with Meter("trying features", len(saes) * len(config.dose) * len(items)) as meter:
-        for sae in saes:
-            site = str(dictionary_site(model, sae, None))
-            top: list[int] = []
-            if "top-confidence" in config.masks:
-                found = rank(model, sae, "delta-confidence", site=site)
-                top = [int(i) for i in found.feature[: config.mask_features]]
-            for dose in config.dose:
-                table = headroom_table(
-                    model, sae, episodes, site=site, dose=dose, unit=config.unit, seed=config.seed,
-                    progress=meter.advance,
-                )  # fmt: skip
-                for mask in config.masks:
-                    kept = build_mask(mask, sae, prompt_firings=PromptFirings(model, site, sae), features=top)
-                    masked = table._replace(allowed=allowed_at_first(model, episodes, kept, table.x))
-                    lines.append(headroom(masked, site=site, dose=dose, unit=config.unit, mask=mask, seed=config.seed))
-    result = HeadroomResult(task=task.name, model=model.name, split=config.split, lines=tuple(lines))
+    episodes = Episodes.of(
+        model, task, task.items(config.split)[: config.items], options_only=config.options_only,
+        max_new_tokens=config.max_new_tokens,
+    )  # fmt: skip
+    if episodes.max_new_tokens == 1 and config.features is not None:
+        raise UserError(
+            f"features {config.features}", f"answers of {task.name} are one token, and every feature is tried",
+            "leave it out",
+        )  # fmt: skip
+    cache = PromptCache(model)
+    places = [_place(model, sae, episodes, config, cache) for sae in saes]
+    tables = _by_decoding if episodes.max_new_tokens > 1 else _through_the_prefix
+    result = HeadroomResult(
+        task=task.name, model=model.name, split=config.split, lines=tables(model, places, episodes, config, cache)
+    )
     if config.out is not None:
         write_json(config.out, json_safe(result.to_json()))
     return result
+
+
+class _Place(NamedTuple):
+    """An SAE at its site, with what each mask allows at the items' last prompt tokens."""
+
+    sae: SAE
+    site: str
+    allowed: dict[MaskKind, Bool[NDArray[np.bool_], "P n"]]
+    candidates: dict[MaskKind, Candidates]
+    """Empty where every feature is tried."""
+
+    @property
+    def union(self) -> Candidates:
+        """All candidates, each once."""
+        found = tuple(self.candidates.values())
+        return found[0]._replace(features=tuple(dict.fromkeys(f for one in found for f in one.features)))
+
+    @property
+    def randoms(self) -> int:
+        """Random directions that the mask with most candidates asks for."""
+        return max(len(one.features) for one in self.candidates.values())
+
+
+def _place(model: LanguageModel, sae: SAE, episodes: Episodes, config: HeadroomConfig, cache: PromptCache) -> _Place:
+    site = str(dictionary_site(model, sae, config.site))
+    x = last_prompt_activations(model, episodes, site, cache)
+    firings = PromptFirings(model, site, sae)
+    top: list[int] = []
+    if "top-confidence" in config.masks:
+        top = candidate_order(model, sae, "top-confidence", site=site)
+    allowed = {}
+    for mask in config.masks:
+        kept = build_mask(mask, sae, prompt_firings=firings, features=top[: config.mask_features])
+        allowed[mask] = allowed_at_first(model, episodes, kept, x)
+        if not allowed[mask].any():
+            raise NothingAllowedError(mask, site, len(episodes))
+    candidates = {}
+    if episodes.max_new_tokens > 1:
+        count = min(COUNT, sae.n_features) if config.features is None else config.features
+        order = top
+        if config.candidates == "random" or not top:
+            order = candidate_order(model, sae, config.candidates, site=site, seed=config.seed)
+        candidates = {
+            mask: first_allowed(order, count, where, rule=config.candidates, mask=mask, site=site)
+            for mask, where in allowed.items()
+        }
+    return _Place(sae, site, allowed, candidates)
+
+
+def _through_the_prefix(
+    model: LanguageModel, places: list[_Place], episodes: Episodes, config: HeadroomConfig, cache: PromptCache
+) -> tuple[Headroom, ...]:
+    del cache
+    lines: list[Headroom] = []
+    with Meter("trying features", len(places) * len(config.dose) * len(episodes)) as meter:
+        for place in places:
+            for dose in config.dose:
+                table = headroom_table(
+                    model, place.sae, episodes, site=place.site, dose=dose, unit=config.unit, seed=config.seed,
+                    progress=meter.advance,
+                )  # fmt: skip
+                lines += [_line(table, place, mask, dose, config) for mask in config.masks]
+    return tuple(lines)
+
+
+def _by_decoding(
+    model: LanguageModel, places: list[_Place], episodes: Episodes, config: HeadroomConfig, cache: PromptCache
+) -> tuple[Headroom, ...]:
+    """Candidates of all masks are decoded once per dose, and each mask's lines are drawn from its own."""
+    plans = [
+        DecodingPlan(len(episodes), len(place.union.features), place.randoms, len(config.dose), episodes.max_new_tokens)
+        for place in places
+    ]
+    total = sum(plan.tokens for plan in plans)
+    if total > config.token_limit:
+        raise UserError(
+            f"headroom of {episodes.task.name}",
+            f"up to {total:,} tokens would be decoded, more than the limit of {config.token_limit:,}",
+            "lower --items, --features, --max-new-tokens or the number of doses and masks, or raise --token-limit",
+        )
+    for place, plan in zip(places, plans, strict=True):
+        print(f"trimtab: headroom at {place.site}: {plan.describe()}", file=sys.stderr, flush=True)
+    lines: list[Headroom] = []
+    with Meter("decoding with features", sum(plan.answers for plan in plans)) as meter:
+        for place in places:
+            for dose in config.dose:
+                table = headroom_by_decoding(
+                    model, place.sae, episodes, place.union, site=place.site, dose=dose, unit=config.unit,
+                    randoms=place.randoms, seed=config.seed, batch_size=config.batch_size, prompt_cache=cache,
+                    progress=meter.advance,
+                )  # fmt: skip
+                lines += [
+                    _line(table.under(place.candidates[mask]), place, mask, dose, config) for mask in config.masks
+                ]
+    return tuple(lines)
+
+
+def _line(table: HeadroomTable, place: _Place, mask: MaskKind, dose: float, config: HeadroomConfig) -> Headroom:
+    allowed = place.allowed[mask]
+    if table.candidates is not None:
+        allowed = allowed[:, list(table.candidates.features)]
+    return headroom(
+        table._replace(allowed=allowed), site=place.site, dose=dose, unit=config.unit, mask=mask, seed=config.seed
+    )
+
+
+def _tried(lines: tuple[Headroom, ...]) -> str:
+    """Which features the ceilings are over, where not all were tried."""
+    few = [line for line in lines if line.ceiling_is_lower_bound]
+    if not few:
+        return ""
+    counts = sorted({line.features for line in few})
+    tried = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f" among {tried} tried of {few[0].of_features:,} (candidates: {few[0].candidates}), a lower bound on the "
+        "ceiling over all"
+    )
 
 
 def _short(v: Interval) -> str:

@@ -75,18 +75,29 @@ def headroom_section(files: PolicyFiles) -> list[Html]:
         caption = "Reward of the greedy policy on validation items. "
         if matching:
             caption += (
-                f"Dashed: what one edit at the last prompt token gains on {matching[0]['items']} items "
-                f"({files.headroom['split'] if files.headroom else ''}), with every feature tried."
+                f"Dashed: what {_edit(matching[0])} gains on {matching[0]['items']} items "
+                f"({files.headroom['split'] if files.headroom else ''}), with {_tried(matching[0])} tried."
             )
         drawn = curve_plot(
             [curve], "validation reward", "Validation reward between the lines of the headroom", levels=levels
         )
         content.append(figure(drawn, caption))
     if files.headroom is None:
-        return [*content, absent("Headroom was not measured (one-token tasks only).", _headroom_command(files))]
+        return [*content, absent("Headroom was not measured.", _headroom_command(files))]
     if not matching:
         content.append(paragraph("The headroom below was not measured at the policy's own site, dose, unit and mask."))
     return [*content, *_headroom_table(files.headroom, matching)]
+
+
+def _edit(line: dict[str, Any]) -> str:
+    every = line.get("scheme") == "every answer token"
+    return "one feature held over the whole answer" if every else "one edit at the last prompt token"
+
+
+def _tried(line: dict[str, Any]) -> str:
+    if not line.get("ceiling_is_lower_bound"):
+        return "every feature"
+    return f"{line['features']:,} of {line['of_features']:,} features (a lower bound on the ceiling over all)"
 
 
 def _headroom_table(headroom: dict[str, Any], matching: list[dict[str, Any]]) -> list[Html]:
@@ -106,13 +117,15 @@ def _headroom_table(headroom: dict[str, Any], matching: list[dict[str, Any]]) ->
         ]
         for line in lines
     ]
+    first = (matching or lines)[:1]
+    what = f", with {_edit(first[0])} and {_tried(first[0])} tried" if first else ""
     shown = table(
         columns,
         rows,
         f"Headroom: mean reward of {lines[0]['items'] if lines else 0} items ({headroom['split']}), 95% intervals over "
-        "items. Ceiling: the best allowed feature of each item; random ceiling: the best of as many random directions "
-        "of equal norm; best static: one feature for all, cross-fitted; readout: a regression on the activation picks, "
-        "cross-fitted.",
+        f"items{what}. Ceiling: the best allowed feature of each item; random ceiling: the best of as many random "
+        "directions of equal norm; best static: one feature for all, cross-fitted; readout: a regression on the "
+        "activation picks, cross-fitted.",
         emphasis=lines.index(matching[0]) if matching and len(lines) > 1 else -1,
     )
     warnings = dict.fromkeys(warning for line in lines for warning in line["warnings"])
@@ -151,7 +164,7 @@ def _headroom_command(files: PolicyFiles) -> str:
     config = files.record["config"]
     words = ["trimtab", "policy", "headroom"]
     for option, name in (("task", "task"), ("data", "data"), ("model", "model"), ("sae", "sae"), ("dose", "dose"),
-                         ("unit", "unit"), ("masks", "mask")):  # fmt: skip
+                         ("unit", "unit"), ("masks", "mask"), ("max-new-tokens", "max_new_tokens")):  # fmt: skip
         if config.get(name) is not None:
             words += [f"--{option}", str(config[name])]
     if config.get("options_only"):
