@@ -29,7 +29,7 @@ class PolicyConfig:
     sae: str = "default"
     """Directory of the SAE, or a shipped one's name."""
     site: str | None = None
-    """Where to steer; the SAE's own site by default, and no other is allowed unless the widths agree."""
+    """Where to steer; the site that the SAE names by default, and no other where it names one."""
     mask: MaskKind = "accumulated"
     """Features that may be chosen: `none` for all, `current` for those firing at the token, `accumulated` for those
     that fired so far in the sample, `top-confidence` for those highest in delta-confidence."""
