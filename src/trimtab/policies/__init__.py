@@ -1,1 +1,88 @@
-"""Policies that pick a feature at each token: networks, masks, rollouts, PPO."""
+"""Policies that pick a feature at each token: headroom, training, evaluation beside controls, analyses.
+
+Names are loaded when they are first asked for: what only reads runs needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
+    from trimtab.policies.compare import CompareConfig, RunComparison, compare_runs
+    from trimtab.policies.config import PolicyConfig
+    from trimtab.policies.episodes import Episodes
+    from trimtab.policies.evaluate import evaluate_policy
+    from trimtab.policies.evaluate_config import EvaluateConfig
+    from trimtab.policies.evaluation import PolicyEvaluation
+    from trimtab.policies.headroom import Headroom, HeadroomTable, headroom_table
+    from trimtab.policies.headroom_command import HeadroomConfig, HeadroomResult, run_headroom
+    from trimtab.policies.masks import MASKS, MaskKind, PromptFirings, build_mask
+    from trimtab.policies.networks import Policy
+    from trimtab.policies.ppo import PPOConfig
+    from trimtab.policies.rollout import Rollouts, roll_out
+    from trimtab.policies.setup import Setup
+    from trimtab.policies.source import Decisions, PolicySource
+    from trimtab.policies.train import TrainedPolicy, TrainingSummary, load_policy, train_policy
+
+__all__ = [
+    "MASKS",
+    "AnalyzeConfig",
+    "CompareConfig",
+    "Decisions",
+    "Episodes",
+    "EvaluateConfig",
+    "Headroom",
+    "HeadroomConfig",
+    "HeadroomResult",
+    "HeadroomTable",
+    "MaskKind",
+    "PPOConfig",
+    "Policy",
+    "PolicyAnalysis",
+    "PolicyConfig",
+    "PolicyEvaluation",
+    "PolicySource",
+    "PromptFirings",
+    "Rollouts",
+    "RunComparison",
+    "Setup",
+    "TrainedPolicy",
+    "TrainingSummary",
+    "analyze_policy",
+    "build_mask",
+    "compare_runs",
+    "evaluate_policy",
+    "headroom_table",
+    "load_policy",
+    "roll_out",
+    "run_headroom",
+    "train_policy",
+]
+
+_PLACES = {
+    "analyses.command": ("AnalyzeConfig", "PolicyAnalysis", "analyze_policy"),
+    "compare": ("CompareConfig", "RunComparison", "compare_runs"),
+    "config": ("PolicyConfig",),
+    "episodes": ("Episodes",),
+    "evaluate": ("evaluate_policy",),
+    "evaluate_config": ("EvaluateConfig",),
+    "evaluation": ("PolicyEvaluation",),
+    "headroom": ("Headroom", "HeadroomTable", "headroom_table"),
+    "headroom_command": ("HeadroomConfig", "HeadroomResult", "run_headroom"),
+    "masks": ("MASKS", "MaskKind", "PromptFirings", "build_mask"),
+    "networks": ("Policy",),
+    "ppo": ("PPOConfig",),
+    "rollout": ("Rollouts", "roll_out"),
+    "setup": ("Setup",),
+    "source": ("Decisions", "PolicySource"),
+    "train": ("TrainedPolicy", "TrainingSummary", "load_policy", "train_policy"),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

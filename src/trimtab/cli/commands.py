@@ -1,0 +1,164 @@
+"""The commands but for those of policies, and the list of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.cli.job import Job, Printed
+from trimtab.cli.policy import POLICY_COMMANDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """List the models of the catalogue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Fetch a model of the catalogue into the cache, so that no network is needed afterwards."""
+
+    name: str
+    """Name in the catalogue (`trimtab models list`)."""
+    accept_terms: bool = False
+    """Agree to the model's terms, where it has any."""
+    again: bool = False
+    """Fetch it anew, in place of what is cached."""
+    path: Path | None = None
+    """The model file, for a model that is converted from a local file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Describe a model: sizes, sites, licence, chat template, shipped SAEs."""
+
+    name: str
+    """Catalogue name, directory, or hub id in the hub's local cache."""
+
+
+def models_list() -> Job:
+    """list the catalogue's models"""
+    from trimtab.lm import list_models
+
+    return Job(ListConfig, lambda _config: list_models())
+
+
+def models_pull() -> Job:
+    """fetch a model into the cache"""
+    from trimtab.lm import pull
+
+    def run(config: PullConfig) -> Printed:
+        place = pull(config.name, path=config.path, accept_terms=config.accept_terms, again=config.again)
+        return Printed({"name": config.name, "path": str(place)}, str(place))
+
+    return Job(PullConfig, run, ("name",))
+
+
+def models_show() -> Job:
+    """describe a model"""
+    from trimtab.dictionaries import shipped_names
+    from trimtab.lm import show
+
+    def run(config: ShowConfig) -> Printed:
+        details = show(config.name)
+        saes = [name for name in shipped_names() if name.rpartition("/")[0] == config.name]
+        text = details.render() + f"\n{'shipped SAEs':14} {', '.join(saes) or 'none'}"
+        return Printed(details.to_json() | {"saes": saes}, text)
+
+    return Job(ShowConfig, run, ("name",))
+
+
+def harvest() -> Job:
+    """write a model's activations over text to disk"""
+    from trimtab.activations import HarvestConfig, run_harvest
+    from trimtab.runs import json_safe
+
+    def run(config: HarvestConfig) -> Printed | None:
+        result = run_harvest(config)
+        if result is None:
+            return None
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items())
+        rows = f"{result.train_rows:,} training and {result.holdout_rows:,} held-out rows"
+        return Printed(json_safe(result._asdict()), f"{rows} in {result.directory}; left out: {dropped}")
+
+    return Job(HarvestConfig, run)
+
+
+def train() -> Job:
+    """train an SAE, or a bank of them, on a model's activations"""
+    from trimtab.training import TrainCommand, command_defaults, run_train
+
+    return Job(TrainCommand, run_train, defaults=command_defaults)
+
+
+def rank() -> Job:
+    """rank an SAE's features by what amplifying them does"""
+    from trimtab.selection import RankConfig, run_rank
+
+    return Job(RankConfig, run_rank)
+
+
+def steer() -> Job:
+    """steer generation with features, or replay a steered run"""
+    from trimtab.steering import SteerConfig, run_steer
+
+    return Job(SteerConfig, run_steer, ("prompt",))
+
+
+def evaluate_core() -> Job:
+    """measure how faithful an SAE is, and what it costs the model"""
+    from trimtab.evaluation import CoreConfig, run_core
+
+    return Job(CoreConfig, run_core)
+
+
+def evaluate_ground_truth() -> Job:
+    """rank SAE architectures on data whose features are known"""
+    from trimtab.evaluation import GroundTruthConfig, run_ground_truth
+
+    return Job(GroundTruthConfig, run_ground_truth)
+
+
+def sae_info() -> Job:
+    """describe an SAE, whoever trained it"""
+    from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
+
+    return Job(SAEInfoConfig, describe_sae, ("sae",))
+
+
+def sae_convert() -> Job:
+    """save an SAE of another library in trimtab's and SAELens's layout"""
+    from trimtab.dictionaries.converting import ConvertConfig, convert_sae
+
+    return Job(ConvertConfig, convert_sae, ("source", "destination"))
+
+
+def demo() -> Job:
+    """find, choose and test steering features of the default model, with a report"""
+    from trimtab.report import write_demo_report
+    from trimtab.studies import DemoConfig, DemoResult, run_demo
+
+    def run(config: DemoConfig) -> DemoResult:
+        result = run_demo(config)
+        write_demo_report(result.run)
+        return result
+
+    return Job(DemoConfig, run)
+
+
+COMMANDS: dict[str, Callable[[], Job]] = {
+    "demo": demo,
+    "models list": models_list,
+    "models pull": models_pull,
+    "models show": models_show,
+    "harvest": harvest,
+    "train": train,
+    "rank": rank,
+    "steer": steer,
+    "evaluate core": evaluate_core,
+    "evaluate ground-truth": evaluate_ground_truth,
+    "sae info": sae_info,
+    "sae convert": sae_convert,
+    **POLICY_COMMANDS,
+}

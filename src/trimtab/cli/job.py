@@ -1,0 +1,32 @@
+"""What a command is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command's config, what runs it, and which fields are given without an option's name."""
+
+    config: type[Any]
+    run: Callable[[Any], Any]
+    positional: tuple[str, ...] = ()
+    defaults: Callable[[Sequence[str]], Any] | None = None
+    """Gives the config that holds unless the words say otherwise, where they name a file that does."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A result made of its JSON form and its text."""
+
+    fields: dict[str, Any]
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        return self.fields
+
+    def render(self) -> str:
+        return self.text

@@ -1,0 +1,95 @@
+"""The commands of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.cli.job import Job, Printed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyReportConfig:
+    """Write report.html of a policy's run from what the run holds."""
+
+    run: Path
+    """Directory of `policy train`, or of `policy evaluate --out`."""
+
+
+def policy_headroom() -> Job:
+    """measure what one edit could gain on a task, before training a policy"""
+    from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
+
+    return Job(HeadroomConfig, run_headroom)
+
+
+def policy_train() -> Job:
+    """train a policy that picks a feature at each token"""
+    from trimtab.policies.config import PolicyConfig
+    from trimtab.policies.train import TrainingSummary, train_policy
+    from trimtab.report import write_policy_report
+
+    def run(config: PolicyConfig) -> TrainingSummary:
+        summary = train_policy(config)
+        write_policy_report(summary.run)
+        return summary
+
+    return Job(PolicyConfig, run)
+
+
+def policy_evaluate() -> Job:
+    """show trained policies beside their controls, on items that chose nothing"""
+    from trimtab.policies.evaluate import evaluate_policy
+    from trimtab.policies.evaluate_config import EvaluateConfig
+    from trimtab.policies.evaluation import PolicyEvaluation
+    from trimtab.report import write_policy_report
+
+    def run(config: EvaluateConfig) -> PolicyEvaluation:
+        evaluation = evaluate_policy(config)
+        for path in config.run if config.out is None else (*config.run, config.out):
+            write_policy_report(path)
+        return evaluation
+
+    return Job(EvaluateConfig, run, ("run",))
+
+
+def policy_analyze() -> Job:
+    """find where a policy's choices mattered, and what its critic knows"""
+    from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
+    from trimtab.report import write_policy_report
+
+    def run(config: AnalyzeConfig) -> PolicyAnalysis:
+        analysis = analyze_policy(config)
+        write_policy_report(config.run[0])
+        return analysis
+
+    return Job(AnalyzeConfig, run, ("run",))
+
+
+def policy_report() -> Job:
+    """write the HTML report of a policy's run anew"""
+    from trimtab.report import write_policy_report
+
+    def run(config: PolicyReportConfig) -> Printed:
+        page = write_policy_report(config.run)
+        return Printed({"report": str(page)}, str(page))
+
+    return Job(PolicyReportConfig, run, ("run",))
+
+
+def policy_compare() -> Job:
+    """put several runs of one task side by side: masks, layers, doses, seeds"""
+    from trimtab.policies.compare import CompareConfig, compare_runs
+
+    return Job(CompareConfig, compare_runs, ("run",))
+
+
+POLICY_COMMANDS: dict[str, Callable[[], Job]] = {
+    "policy headroom": policy_headroom,
+    "policy train": policy_train,
+    "policy evaluate": policy_evaluate,
+    "policy analyze": policy_analyze,
+    "policy compare": policy_compare,
+    "policy report": policy_report,
+}

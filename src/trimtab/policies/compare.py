@@ -1,0 +1,299 @@
+"""`trimtab policy compare`: runs of one task side by side, from what they hold. No model is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.errors import UserError
+from trimtab.policies.files import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
+from trimtab.runs import read_metrics, read_record
+from trimtab.stats import Interval, bootstrap_mean
+
+SETTINGS = ("model", "sae", "site", "mask", "dose", "unit", "seed")
+"""Fields of the config that runs are compared by; those that all share stand in the title."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Put several runs of one task side by side: masks, layers, doses, seeds."""
+
+    run: tuple[Path, ...] = ()
+    """Runs of `policy train`, and of `policy evaluate --out` where results lie there."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise UserError("policy compare", "there is no run to compare", "name runs of `policy train`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideMask:
+    """What an edit could earn inside a run's mask, at its dose."""
+
+    split: str
+    items: int
+    unsteered: float
+    static: float
+    """The best single feature, cross-fitted."""
+    ceiling: float
+    """The best feature of each item."""
+    over_static: float
+    """What a policy could gain over the best static feature, or over no edit where that is better."""
+    lower_bound: bool
+    """Whether features that were not tried could raise the ceiling."""
+
+    @property
+    def span(self) -> str:
+        """From the static line to the ceiling."""
+        return f"{self.static:.2f} → {'≥ ' if self.lower_bound else ''}{self.ceiling:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One run's numbers; None for what it does not hold."""
+
+    run: str
+    status: str
+    settings: dict[str, Any]
+    """The fields `SETTINGS` of its config."""
+    split: str
+    """Where the reward is from; on validation the checkpoint was chosen."""
+    items: int | None
+    reward: float | None
+    interval: Interval | None
+    """95%, over items; only where the run was evaluated."""
+    unsteered: float | None
+    effective_features: float | None
+    """exp(entropy) of the actor over what is allowed, at the last iteration."""
+    allowed: float | None
+    """Features that the mask allows, on average, at the last iteration."""
+    no_edit_share: float | None
+    """Share of decisions without an edit, at the last iteration."""
+    kl: float | None
+    """KL to the unsteered model in nats per answer: on `split` where evaluated, else at the last iteration if the
+    training measured it."""
+    headroom: InsideMask | None
+    iterations: int
+    seconds: float | None
+    """Of the last call of `policy train`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """Several runs of one task."""
+
+    task: str
+    runs: tuple[ComparedRun, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, intervals and headroom as dicts."""
+        return {"task": self.task, "runs": [_plain(run) for run in self.runs], "warnings": list(self.warnings)}
+
+    def render(self) -> Group:
+        """One row a run; settings that all share stand in the title."""
+        first = self.runs[0].settings
+        varying = [name for name in SETTINGS if len({str(run.settings[name]) for run in self.runs}) > 1]
+        shared = [f"{name} {first[name]}" for name in SETTINGS if name not in varying and first[name] is not None]
+        table = Table(
+            title=f"{self.task}: {', '.join(shared)}",
+            caption="reward: with a 95% interval over items where the run was evaluated, else the best on validation, "
+            "where the checkpoint was chosen. exp(H): effective number of features of those allowed, and no edit: "
+            "share of decisions, both at the last iteration. KL: to the unsteered model, in nats per answer. "
+            "static → ceiling: what an edit inside the mask earns, with the best single feature and with each item's "
+            "best.",
+        )
+        columns = ("run", *varying, "reward", "on", "unsteered", "static → ceiling", "exp(H)", "no edit", "KL", "s")
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("run", "on", *varying) else "right")
+        for run in self.runs:
+            effective = _number(run.effective_features, ",.1f")
+            if run.effective_features is not None and run.allowed is not None:
+                effective += f" of {run.allowed:,.0f}"
+            lines = "–" if run.headroom is None else run.headroom.span
+            table.add_row(
+                Path(run.run).name,
+                *(str(run.settings[name]) for name in varying),
+                _reward(run),
+                run.split,
+                _number(run.unsteered, ".3f"),
+                lines,
+                effective,
+                _number(run.no_edit_share, ".0%"),
+                _number(run.kl, ".3g"),
+                _number(run.seconds, ".0f"),
+            )
+        return Group(table, *(Text(f"warning: {warning}") for warning in self.warnings))
+
+
+class _Evaluated(NamedTuple):
+    split: str
+    rewards: list[float]
+    reward: float
+    unsteered: float | None
+    kl: float | None
+
+
+def compare_runs(config: CompareConfig) -> RunComparison:
+    """Read runs and put them side by side.
+
+    Raises:
+        UserError: a run is no policy's, is damaged, or is of another task than the first one.
+    """
+    places = tuple(dict.fromkeys(config.run))
+    records = {path: read_record(path) for path in places}
+    for path, record in records.items():
+        if record["command"] not in ("policy train", "policy evaluate"):
+            raise UserError(
+                f"run {path}", f"it belongs to `{record['command']}`, not `policy train`",
+                "name runs of `policy train`",
+            )  # fmt: skip
+    trained = {path: record for path, record in records.items() if record["command"] == "policy train"}
+    if not trained:
+        raise UserError("policy compare", "none of the runs is of `policy train`", "name the trainings as well")
+    tasks = {path: record["config"]["task"] for path, record in trained.items()}
+    task = next(iter(tasks.values()))
+    for path, other in tasks.items():
+        if other != task:
+            raise UserError(f"run {path}", f"its task is {other}, not {task}", "compare the runs of one task")
+    runs = tuple(_compared(path, record, places) for path, record in trained.items())
+    return RunComparison(task=task, runs=runs, warnings=_warnings(runs, list(trained.values())))
+
+
+def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> ComparedRun:
+    config, results = record["config"], record["results"] or {}
+    metrics = read_metrics(path)
+    last = next((line for line in reversed(metrics) if "policy/effective_features" in line), {})
+    evaluated = next(filter(None, (_evaluated(path, config["seed"], place) for place in (path, *places))), None)
+    if evaluated is None:
+        validated = [line["validation/reward"] for line in metrics if line.get("validation/reward") is not None]
+        split, items = "validation", len(record["splits"].get("validation", ())) or None
+        reward = max(validated) if validated else None
+        unsteered, kl, interval = results.get("unsteered_validation_reward"), last.get("policy/kl_unsteered"), None
+    else:
+        split, reward, unsteered, kl = evaluated.split, evaluated.reward, evaluated.unsteered, evaluated.kl
+        items = len(evaluated.rewards) or None
+        interval = bootstrap_mean(evaluated.rewards) if evaluated.rewards else None
+    return ComparedRun(
+        run=str(path),
+        status=record["status"],
+        settings={name: config.get(name) for name in SETTINGS},
+        split=split,
+        items=items,
+        reward=reward,
+        interval=interval,
+        unsteered=unsteered,
+        effective_features=last.get("policy/effective_features"),
+        allowed=last.get("policy/allowed"),
+        no_edit_share=last.get("policy/no_edit_share"),
+        kl=kl,
+        headroom=_inside(path, config),
+        iterations=last.get("step", 0),
+        seconds=results.get("seconds"),
+    )
+
+
+def _evaluated(path: Path, seed: int, place: Path) -> _Evaluated | None:
+    """What an evaluation that lies in a directory says of a run; None if it is not about it."""
+    evaluation = _json(place / EVALUATION_FILE)
+    if evaluation is None:
+        return None
+    own = place == path  # it may have been moved since
+    about = (
+        Path(run).name == path.resolve().name if own else Path(run).resolve() == path.resolve()
+        for run in evaluation["runs"]
+    )  # fmt: skip
+    if (True, seed) not in zip(about, evaluation["seeds"], strict=True):
+        return None
+    result = evaluation["result"]
+    arms = {arm["label"]: arm for arm in result["arms"]}
+    rewards, kls = _items(place / ITEMS_FILE, result, seed)
+    by_seed = arms["policy"]["by_seed"][evaluation["seeds"].index(seed)]
+    return _Evaluated(
+        split=result["split"],
+        rewards=rewards,
+        reward=float(np.mean(rewards)) if rewards else by_seed,
+        unsteered=arms["unsteered"]["reward"]["estimate"] if "unsteered" in arms else None,
+        kl=float(np.mean(kls)) if kls else None,
+    )
+
+
+def _items(path: Path, result: Mapping[str, Any], seed: int) -> tuple[list[float], list[float]]:
+    """Rewards, and divergences where they were measured, of the policy's own answers under one seed."""
+    if not path.exists():
+        return [], []
+    of_policy = [("arm", "=", "policy"), ("task", "=", result["task"]), ("split", "=", result["split"])]
+    try:
+        table = pq.read_table(path, columns=["reward", "kl"], filters=[*of_policy, ("seed", "=", seed)])
+    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        raise UserError(str(path), "it is not readable as Parquet", "evaluate the run again") from error
+    return table["reward"].to_pylist(), [kl for kl in table["kl"].to_pylist() if kl is not None]
+
+
+def _inside(path: Path, config: Mapping[str, Any]) -> InsideMask | None:
+    """Headroom inside the run's own mask and at its dose, if it was measured."""
+    measured = _json(path / HEADROOM_FILE) or {"lines": []}
+    own = ("mask", "dose", "unit")
+    for line in measured["lines"]:
+        if all(line[name] == config[name] for name in own):
+            values = {name: line[name]["estimate"] for name in ("unsteered", "static", "ceiling")}
+            return InsideMask(
+                split=measured["split"],
+                items=line["items"],
+                over_static=line["over_static"],
+                lower_bound=line.get("ceiling_is_lower_bound", False),
+                **values,
+            )
+    return None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(str(path), "it is not JSON", "write it again with the command that made it") from None
+
+
+def _warnings(runs: Sequence[ComparedRun], records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What keeps the rows from being comparable."""
+    found = []
+    if unfinished := [Path(run.run).name for run in runs if run.status != "done"]:
+        found.append(f"not finished: {', '.join(unfinished)}")
+    if len(splits := sorted({run.split for run in runs})) > 1:
+        found.append(f"rewards are on different items: {', '.join(splits)}; evaluate all runs on the same")
+    elif splits == ["validation"]:
+        found.append("rewards are on validation, where checkpoints were chosen; see `trimtab policy evaluate`")
+        if len({tuple(record["splits"].get("validation", ())) for record in records}) > 1:
+            found.append("validation items differ between the runs")
+    if without := [Path(run.run).name for run in runs if run.headroom is None]:
+        found.append(f"no headroom inside the mask: {', '.join(without)}; train with --headroom-items to measure it")
+    return tuple(found)
+
+
+def _reward(run: ComparedRun) -> str:
+    if run.interval is None:
+        return _number(run.reward, ".3f")
+    return f"{run.interval.estimate:.3f} [{run.interval.low:.3f}, {run.interval.high:.3f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def _plain(run: ComparedRun) -> dict[str, Any]:
+    plain = {field.name: getattr(run, field.name) for field in fields(run)}
+    plain["interval"] = None if run.interval is None else run.interval.to_dict()
+    plain["headroom"] = None if run.headroom is None else dict(vars(run.headroom))
+    return plain
