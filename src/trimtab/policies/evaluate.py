@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
@@ -37,19 +36,17 @@ from trimtab.policies.episodes import Episodes
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation, TaskResult, task_result
 from trimtab.policies.evaluation_files import (
-    EVALUATION_FILE,
-    ITEM_SCHEMA,
-    ITEMS_FILE,
     Entry,
     Player,
     item_rows,
+    write_evaluation,
     write_traces,
 )
 from trimtab.policies.headroom import chosen_features, headroom_table
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import load_policy
-from trimtab.runs import Meter, Run, config_dict, write_json, write_table
+from trimtab.runs import Meter, Run, config_dict
 from trimtab.tasks import Companion, Task, load_task
 
 OPENED = ("test", "all")
@@ -143,9 +140,9 @@ def evaluate(entries: Sequence[Entry], config: EvaluateConfig, *, home: Run | No
     labels = [arm.label for arm in first.arms]
     played = _play(players, scenes, labels)
     results.append(task_result(task, split, played, seed=config.seed))
-    rows += item_rows(task, split, played, players)
+    rows += item_rows(task, split, played, players, keep_texts=config.keep_texts)
     if config.trace:
-        write_traces(players, scenes, played, home)
+        write_traces(players, scenes, played, home, keep_texts=config.keep_texts)
     if config.companions:
         for companion in task.companions:
             found = _companion(companion, players, config, missing)
@@ -164,10 +161,7 @@ def evaluate(entries: Sequence[Entry], config: EvaluateConfig, *, home: Run | No
         warnings=tuple(warnings),
         seconds=time.perf_counter() - began,
     )
-    place = (home or first.entry.run).path
-    columns = {name: [row[name] for row in rows] for name in ITEM_SCHEMA.names}
-    write_table(place / ITEMS_FILE, pa.table(columns, schema=ITEM_SCHEMA))
-    write_json(place / EVALUATION_FILE, evaluation.to_json())
+    write_evaluation((home or first.entry.run).path, evaluation, rows)
     return evaluation
 
 
@@ -338,4 +332,4 @@ def _companion(
     labels = [arm.label for arm in players[0].arms if arm.name in MAIN and arm.match != "kl"]
     played = _play(players, scenes, labels)
     result = task_result(task, companion.split, played, why=companion.why, seed=config.seed)
-    return result, item_rows(task, companion.split, played, players)
+    return result, item_rows(task, companion.split, played, players, keep_texts=config.keep_texts)

@@ -58,6 +58,8 @@ class EvaluateConfig:
     """Show the main arms on the tasks that must stand beside this one."""
     trace: bool = True
     """Write the trace of the policy's arm, with the effect of every edit."""
+    keep_texts: bool = False
+    """Keep the answers to harmful prompts, too. Without it, files hold no token or text of a task about refusals."""
     seed: int = 0
     """Of samples of features and of the bootstrap."""
     out: Path | None = None

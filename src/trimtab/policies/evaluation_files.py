@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,14 +12,15 @@ import pyarrow as pa
 from trimtab.lm import DecodeConfig
 from trimtab.policies.controls.arms import Arm
 from trimtab.policies.controls.scene import Played, Scene
-from trimtab.policies.evaluation import PlayedArm
+from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation
+from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
-from trimtab.runs import Run
+from trimtab.runs import Run, write_json, write_table
 from trimtab.steering import Trace, token_effects
 from trimtab.tasks import Task
+from trimtab.tasks.refusals import RefusalTask
 
-EVALUATION_FILE, ITEMS_FILE = "evaluation.json", "evaluation_items.parquet"
 ITEM_SCHEMA = pa.schema(
     [
         ("task", pa.string()),
@@ -32,8 +34,8 @@ ITEM_SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("correct", pa.bool_()),
         ("malformed", pa.bool_()),
-        ("answer", pa.string()),
-        ("text", pa.string()),
+        ("answer", pa.string()),  # what the task read from the text, such as a letter or "refusal"
+        ("text", pa.string()),  # null for tasks with harmful prompts, unless texts are kept
         ("kl", pa.float64()),
     ]
 )
@@ -64,7 +66,11 @@ class Player:
         return self.entry.setup.config.seed
 
 
-def item_rows(task: Task, split: str, played: Sequence[PlayedArm], players: Sequence[Player]) -> list[dict[str, Any]]:
+def item_rows(
+    task: Task, split: str, played: Sequence[PlayedArm], players: Sequence[Player], *, keep_texts: bool = False
+) -> list[dict[str, Any]]:
+    """A row for each arm, run, draw and item; texts of refusal tasks only if they are to be kept."""
+    hidden = _hides_text(task) and not keep_texts
     rows = []
     for one in played:
         for i, run in enumerate(one.runs):
@@ -85,15 +91,30 @@ def item_rows(task: Task, split: str, played: Sequence[PlayedArm], players: Sequ
                             "correct": outcome.correct,
                             "malformed": outcome.malformed,
                             "answer": outcome.answer,
-                            "text": None if drawn.decoded is None else drawn.decoded.texts[j],
+                            "text": None if hidden or drawn.decoded is None else drawn.decoded.texts[j],
                             "kl": None if drawn.kl is None else float(drawn.kl[j]),
                         }
                     )
     return rows
 
 
-def write_traces(players: Sequence[Player], scenes: list[Scene], played: Sequence[PlayedArm], home: Run | None) -> None:
-    """The trace of each policy's own arm, in its run's directory or below the results."""
+def write_evaluation(place: Path, evaluation: PolicyEvaluation, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write an evaluation and the rows of its items into a directory."""
+    columns = {name: [row[name] for row in rows] for name in ITEM_SCHEMA.names}
+    write_table(place / ITEMS_FILE, pa.table(columns, schema=ITEM_SCHEMA))
+    write_json(place / EVALUATION_FILE, evaluation.to_json())
+
+
+def write_traces(
+    players: Sequence[Player],
+    scenes: list[Scene],
+    played: Sequence[PlayedArm],
+    home: Run | None,
+    *,
+    keep_texts: bool = False,
+) -> None:
+    """The trace of each policy's own arm, in its run's directory or below the results; without tokens and texts of
+    refusal tasks unless they are to be kept."""
     policy = next(one for one in played if one.arm.label == "policy")
     for player, scene, (mine,) in zip(players, scenes, policy.runs, strict=True):
         setup, config = player.entry.setup, player.entry.setup.config
@@ -114,6 +135,8 @@ def write_traces(players: Sequence[Player], scenes: list[Scene], played: Sequenc
             run=player.entry.run.path.name,
             rewards=mine.reward.tolist(),
         )
+        if _hides_text(setup.task) and not keep_texts:
+            trace = _without_texts(trace)
         if home is None:
             trace.write(player.entry.run)
         elif len(players) == 1:
@@ -123,3 +146,17 @@ def write_traces(players: Sequence[Player], scenes: list[Scene], played: Sequenc
             with Run.open(path, "policy evaluate", {"run": str(player.entry.run.path)}) as run:
                 trace.write(run)
                 run.finish()
+
+
+def _hides_text(task: Task) -> bool:
+    return isinstance(task, RefusalTask)
+
+
+def _without_texts(trace: Trace) -> Trace:
+    """The trace with neither prompts nor answers: numbers, positions and edits are left."""
+    tokens = trace.tokens
+    for name in ("token_id", "text", "top_with", "top_without"):
+        kind = tokens.schema.field(name)
+        tokens = tokens.set_column(tokens.schema.get_field_index(name), kind, pa.nulls(len(tokens), kind.type))
+    rows = [{**row, "prompt": [], "forced": []} for row in trace.facts["rows"]]
+    return replace(trace, tokens=tokens, facts={**trace.facts, "rows": rows})

@@ -116,6 +116,8 @@ def replay(
 
     record = read_record(run)
     trace = Trace.read(run)
+    if trace.tokens["token_id"].null_count:
+        raise UserError(f"run {run}", "its trace holds no tokens", "evaluate the policy with --keep-texts")
     config = record["config"]
     model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
     check_hash(run, "model", record, model.fingerprint)
