@@ -6,21 +6,29 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from first_letter import FirstLetter
+from planted_readout import planted_sae
 from rich.console import Console
 
+from trimtab import cli
+from trimtab.dictionaries import save_dictionary
 from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.policies.analyses import command
 from trimtab.policies.analyses.command import PARTS, AnalyzeConfig, TrainedRun, analyze, analyze_policy
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import CHECKPOINTS, fit, load_policy
-from trimtab.runs import Run
+from trimtab.report import write_policy_report
+from trimtab.runs import Run, read_record
+from trimtab.stats import Interval
 
 
 @pytest.fixture
@@ -87,6 +95,120 @@ def test_several_runs_are_compared_as_layers(trained: TrainedRun) -> None:
     found = analyze([trained, trained], small(trained.run.path, parts=("layers",)))
     assert [layer.site for layer in found.layers] == ["resid_post.1"] * 2
     assert trained.run.record_dict["test_split_openings"] == []
+
+
+def read(place: Path) -> dict[str, Any]:
+    return json.loads((place / "analysis.json").read_text())
+
+
+def tables(place: Path) -> dict[str, list[dict[str, Any]]]:
+    return {path.stem: pq.read_table(path).to_pylist() for path in place.glob("*.parquet")}
+
+
+def test_results_are_read_again_from_disk_and_reported(trained: TrainedRun) -> None:
+    found = analyze([trained], small(trained.run.path))
+    trained.run.close()
+    place = trained.run.path / "analysis"
+    again, rows = read(place), tables(place)
+    assert again["checkpoint"] == "step-000000002"
+    assert [t["item"] for t in again["branch_points"]["tokens"]] == [row["item"] for row in rows["branch_points"]]
+    assert again["critic"]["counts"] == found.critic.counts  # pyright: ignore[reportOptionalMemberAccess]
+    curve = [(row["group"], row["step"], row["mean"]) for row in rows["critic_curve"]]
+    assert curve == [(p["group"], p["step"], p["mean"]) for p in again["critic"]["curve"]]
+    uses = {row["feature"]: row["uses"] for row in rows["ledger"]}
+    assert uses == {entry["feature"]: entry["uses"] for entry in again["ledger"]["entries"]}
+    counted = {feature: 0 for feature in uses}
+    for row in rows["ledger_tokens"]:
+        counted[row["feature"]] += row["count"]
+    assert all(0 < counted[feature] <= uses[feature] for feature in uses)
+    rewards = [Interval.from_dict(dose["reward"]).estimate for dose in again["layers"][0]["doses"]]
+    assert rewards == [row["reward"] for row in rows["layer_doses"]]
+    page = write_policy_report(trained.run.path).read_text()
+    for said in ("Branch points were not looked for", "The critic was not judged", "There is no ledger"):
+        assert said not in page
+    for feature in uses:
+        assert str(feature) in page
+
+
+def test_a_second_call_overwrites_what_it_makes_anew_and_keeps_the_rest(trained: TrainedRun) -> None:
+    place = trained.run.path / "analysis"
+    analyze([trained], small(trained.run.path))
+    first, rows = read(place), tables(place)
+    analyze([trained], small(trained.run.path))
+    assert {**read(place), "seconds": 0, "warnings": []} == {**first, "seconds": 0, "warnings": []}
+    assert repr(tables(place)) == repr(rows)
+    assert any("was opened before (1×)" in warning for warning in read(place)["warnings"])
+    analyze([trained], small(trained.run.path, parts=("ledger",), contexts=0, seed=7))
+    joined, now = read(place), tables(place)
+    for part in ("branch_points", "critic", "layers"):
+        assert joined[part] == first[part]
+    assert {name for name in rows if name != "ledger_contexts"} == set(now)
+    assert all(not entry["contexts"] for entry in joined["ledger"]["entries"])
+    assert any("was opened before (1×)" in warning for warning in joined["warnings"])
+
+
+def test_results_of_other_items_are_not_mixed(trained: TrainedRun) -> None:
+    place = trained.run.path / "analysis"
+    analyze([trained], small(trained.run.path, parts=("critic", "ledger")))
+    assert "ledger" in tables(place)
+    (place / ".trimtab-partial-left.parquet").write_bytes(b"torn")
+    analyze([trained], small(trained.run.path, parts=("critic",), items=5))
+    assert read(place)["ledger"] is None
+    assert set(tables(place)) == {"critic_curve", "critic_auc"}
+    assert not list(place.glob(".trimtab*"))
+    page = write_policy_report(trained.run.path).read_text()
+    assert "There is no ledger" in page
+
+
+def test_an_analysis_that_is_stopped_while_it_writes_is_made_again(
+    trained: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = trained.run.path / "analysis"
+    config = small(trained.run.path, parts=("critic", "ledger"), split="validation")
+    analyze([trained], config)
+    whole = read(place)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_table", stop)
+        with pytest.raises(KeyboardInterrupt):
+            analyze([trained], config)
+        with pytest.raises(KeyboardInterrupt):
+            analyze([trained], small(trained.run.path, parts=("critic",), split="train"))
+    assert not (place / "analysis.json").exists()
+    write_policy_report(trained.run.path)
+    analyze([trained], config)
+    assert {**read(place), "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_the_command_analyses_a_run_by_its_directory_alone(
+    tiny_llama: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    plain = planted_sae(tiny_llama, "resid_post.1")
+    info = replace(plain.info, model=str(tmp_path / "model"))
+    save_dictionary(Standard(plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, info=info), tmp_path / "sae")
+    run = tmp_path / "run"
+    words = [
+        "policy", "train", "--model", tmp_path / "model", "--sae", tmp_path / "sae", "--task",
+        "first_letter:FirstLetter", "--run", run, "--options-only", "--iterations", 1, "--items-per-iteration", 4,
+        "--hidden", 8, "--validate-every", 1,
+    ]  # fmt: skip
+    assert cli.main([*map(str, words)]) == 0
+    before = read_record(run)
+    capsys.readouterr()
+    for parts in (["critic"], ["ledger", "critic"]):
+        assert cli.main(["policy", "analyze", str(run), "--parts", *parts, "--items", "6", "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed == read(run / "analysis")
+    after = read_record(run)
+    assert (after["status"], after["results"]) == ("done", before["results"])
+    assert len(after["test_split_openings"]) == 2
+    assert cli.main(["policy", "report", str(run)]) == 0
+    assert "There is no ledger" not in (run / "report.html").read_text()
 
 
 def test_a_split_that_is_not_there(trained: TrainedRun) -> None:

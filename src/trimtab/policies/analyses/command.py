@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,13 +29,16 @@ from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import CHECKPOINTS, load_policy
 from trimtab.runs import Meter, Run, json_safe, write_json, write_table
+from trimtab.runs.atomic import remove_partial_files
 from trimtab.stats import Interval
-from trimtab.training.checkpoint import latest_checkpoint
+from trimtab.training.checkpoint import checkpoint_files, latest_checkpoint
 
 Part = Literal["branch-points", "critic", "layers", "ledger"]
 PARTS: tuple[Part, ...] = get_args(Part)
 DIRECTORY = "analysis"
 ANALYSIS_FILE = "analysis.json"
+TABLES = {"branch_points": "branch_", "critic": "critic_", "layers": "layer_", "ledger": "ledger"}
+"""How the names of each part's tables begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,8 @@ class PolicyAnalysis:
     items: int
     site: str
     greedy: bool
+    checkpoint: str
+    """Name of the checkpoint that the policy is from."""
     branch_points: BranchPoints | None
     critic: CriticReport | None
     layers: tuple[LayerReport, ...]
@@ -219,6 +225,7 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
         items=len(items),
         site=str(setup.site),
         greedy=not config.sampled,
+        checkpoint=checkpoint_files(first.run.file(CHECKPOINTS))[-1].stem,
         branch_points=branches,
         critic=critic,
         layers=layers,
@@ -226,12 +233,43 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
         warnings=tuple(warnings),
         seconds=time.perf_counter() - began,
     )
-    place = first.run.file(DIRECTORY)
-    for name, rows in _tables(analysis).items():
-        if rows:
-            write_table(place / f"{name}.parquet", pa.Table.from_pylist(rows))
-    write_json(place / ANALYSIS_FILE, analysis.to_json())
+    _write(first.run.file(DIRECTORY), analysis)
     return analysis
+
+
+def _write(place: Path, analysis: PolicyAnalysis) -> None:
+    """Write tables and results; parts that an earlier call made of the same rollouts stay, unless they were made anew.
+
+    Results of other rollouts go first, and new ones come last, so that no table stands beside those of other rollouts.
+    """
+    found = analysis.to_json()
+    earlier = _earlier(place / ANALYSIS_FILE, found)
+    kept = {part: earlier[part] for part in TABLES if earlier.get(part) and not found[part]}
+    if kept:
+        found |= kept
+        found["warnings"] = list(dict.fromkeys([*earlier["warnings"], *found["warnings"]]))
+        found["seconds"] += earlier["seconds"]
+    if not earlier:
+        (place / ANALYSIS_FILE).unlink(missing_ok=True)
+    remove_partial_files(place)
+    tables = {place / f"{name}.parquet": rows for name, rows in _tables(analysis).items() if rows}
+    stay = tuple(TABLES[part] for part in kept)
+    for path in set(place.glob("*.parquet")) - set(tables):
+        if not path.name.startswith(stay):
+            path.unlink()
+    for path, rows in tables.items():
+        write_table(path, pa.Table.from_pylist(rows))
+    write_json(place / ANALYSIS_FILE, found)
+
+
+def _earlier(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier call found of the same rollouts; empty if there is none."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    same = all(earlier.get(name) == found[name] for name in ("task", "split", "items", "site", "greedy", "checkpoint"))
+    return earlier if same else {}
 
 
 def _checked(path: Path) -> PolicyConfig:
