@@ -94,6 +94,11 @@ class Decoded:
         return len(self.prompts[row]) + len(self.forced[row])
 
 
+Observe = Callable[[Int[Tensor, " B"], int, Float[Tensor, "B V"]], None]
+"""Called before each choice with the unfinished rows of a batch, how many tokens each has chosen, and their logits,
+which stay as they are and may be kept."""
+
+
 @torch.no_grad()
 def decode(
     model: LanguageModel,
@@ -109,6 +114,7 @@ def decode(
     allowed: Sequence[Sequence[int]] | None = None,
     prompt_cache: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
+    observe: Observe | None = None,
 ) -> Decoded:
     """Decode continuations of prompts, steered by a source if there is one.
 
@@ -131,6 +137,7 @@ def decode(
         prompt_cache: holds the keys and values of prompts from call to call. Not used where a source asks for positions
             before the last prompt token, where tokens are forced, or a prompt is a single token.
         progress: called with the number of rows whenever some have ended.
+        observe: shown the logits of every choice; see `Observe`.
 
     Returns:
         Tokens, texts, log-probabilities and the log of edits.
@@ -151,7 +158,7 @@ def decode(
     group = max(1, config.batch_size // repeats) * repeats
     for start in range(0, len(rows.prompts), group):
         members = list(range(start, min(start + group, len(rows.prompts))))
-        _decode_group(model, rows, members, repeats, config, runner, prompt_cache, progress)
+        _decode_group(model, rows, members, repeats, config, runner, prompt_cache, progress, observe)
     decoded = rows.result(model, config, repeats, runner.finish() if runner else EditLog.empty())
     if runner is not None:
         _check_edits(decoded, runner)
@@ -258,6 +265,7 @@ def _decode_group(
     runner: SourceRunner | None,
     prompt_cache: PromptCache | None,
     progress: Callable[[int], None] | None,
+    observe: Observe | None,
 ) -> None:
     """Decode rows that share a cache: prefill, then one token for every unfinished row at a time."""
     device = model.device
@@ -295,6 +303,8 @@ def _decode_group(
             logits = _prefill(model, batch, cache, active, prompt_length, runner)
         length = torch.tensor([len(p) for p in prefixes], device=device)
         for step in range(config.max_new_tokens):
+            if observe is not None:
+                observe(active, step, logits)
             ids, done = _choose(model, rows, active, length, logits, config)
             if progress and done.any():
                 progress(int(done.sum()))

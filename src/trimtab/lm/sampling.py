@@ -54,10 +54,10 @@ def uniform(
 def inverse_cdf(weights: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """Index i with CDF(i−1) ≤ u < CDF(i), for non-negative weights of any sum, in index order."""
     cdf = weights.cumsum(dim=-1, dtype=torch.float64)
-    index = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
-    # u close to 1 can round up to the whole sum: take the last index with any weight.
-    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(index, last)
+    whole = cdf[:, -1:].contiguous()
+    index = torch.searchsorted(cdf, u[:, None] * whole, right=True)[:, 0]
+    # u close to 1 can round up to the whole sum: take the first index that reaches it, which has a weight.
+    return torch.minimum(index, torch.searchsorted(cdf, whole)[:, 0])
 
 
 def choose_token(

@@ -1,6 +1,7 @@
 """Steer generation with features: doses, intervention sources, traces, replay."""
 
 from trimtab.steering.controls import RandomDirectionSource, RandomFeatureSource, TopActiveSource
+from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
 from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
@@ -20,6 +21,7 @@ __all__ = [
     "Continuation",
     "DirectionSource",
     "DirectionTable",
+    "DivergenceRecorder",
     "DoseSummary",
     "ForkSource",
     "Mismatch",

@@ -1,0 +1,179 @@
+"""Divergences from what decoding kept, against the passes of `token_effects`, and what is not computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from steering_checks import prompts_of
+from tiny_dictionary import make_dictionary
+
+from trimtab.dictionaries import Standard
+from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, PromptCache, decode
+from trimtab.steering import (
+    CombinedSource,
+    DivergenceRecorder,
+    RandomFeatureSource,
+    StaticSource,
+    VectorSource,
+    divergence,
+    token_effects,
+)
+
+LENGTHS = (3, 17, 11, 24, 2)
+SAMPLED = DecodeConfig(max_new_tokens=7, temperature=1.0, stop=("e", "1", "k"), stop_at_eos=True, batch_size=6)
+"""Rows of different length in several batches."""
+
+
+def record(
+    model: LanguageModel,
+    source: InterventionSource,
+    config: DecodeConfig = SAMPLED,
+    *,
+    lengths: tuple[int, ...] = LENGTHS,
+    repeats: int = 1,
+    cache: PromptCache | None = None,
+    kept_bytes: int = divergence.KEPT_BYTES,
+) -> tuple[Decoded, torch.Tensor]:
+    recorder = DivergenceRecorder(
+        model, source, n_rows=len(lengths) * repeats, max_new_tokens=config.max_new_tokens, kept_bytes=kept_bytes
+    )
+    with recorder:
+        decoded = decode(
+            model, prompts_of(lengths), config, source, repeats=repeats, prompt_cache=cache, observe=recorder.see
+        )
+    return decoded, recorder.measure(decoded, cache)
+
+
+def assert_total(model: LanguageModel, source: InterventionSource, decoded: Decoded, kl: torch.Tensor) -> None:
+    expected = torch.zeros_like(kl)
+    for row, values in enumerate(token_effects(model, decoded, source).kl_total):
+        expected[row, : len(values)] = torch.tensor(values)
+    assert expected.max() > 0.05, "nothing diverges, so nothing is checked"
+    torch.testing.assert_close(kl, expected, atol=1e-4, rtol=1e-4)
+    ends = torch.tensor([len(tokens) for tokens in decoded.token_ids])
+    assert (kl[torch.arange(kl.shape[1]) >= ends[:, None]] == 0).all()
+
+
+@pytest.mark.parametrize("kept_bytes", [divergence.KEPT_BYTES, 0], ids=["logits kept", "head's input kept"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_it_is_the_total_effect(
+    any_tiny: LanguageModel, sae: Standard, cached: bool, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergence, "LOGITS_PER_PASS", 20 * any_tiny.vocab_size)  # several passes
+    source = RandomFeatureSource(sae, 0.8)
+    cache = PromptCache(any_tiny) if cached else None
+    decoded, kl = record(any_tiny, source, repeats=3, cache=cache, kept_bytes=kept_bytes)
+    assert len(set(map(len, decoded.token_ids))) > 2, "all rows are of one length"
+    assert_total(any_tiny, source, decoded, kl)
+
+
+@pytest.mark.parametrize(
+    "site", ["resid_pre.0", "resid_pre.2", "resid_mid.1", "mlp_out.2", "attn_z.1.0", "resid_post.0", "resid_post.3"]
+)
+def test_any_site(any_tiny: LanguageModel, site: str) -> None:
+    if site == "resid_post.3":
+        site = f"resid_post.{any_tiny.n_layers - 1}"
+    width = 32 if not site.startswith("attn_z") else any_tiny.layout.layers[1].attention.head_dim  # pyright: ignore[reportOptionalMemberAccess]
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    source = VectorSource(vector, site, 6.0, unit="absolute")
+    decoded, kl = record(any_tiny, source)
+    assert_total(any_tiny, source, decoded, kl)
+
+
+def test_two_sites(any_tiny: LanguageModel, sae: Standard) -> None:
+    later = make_dictionary(any_tiny, "resid_post.2")
+    source = CombinedSource([StaticSource(later, 5, 0.8), StaticSource(sae, 3, 0.8)])
+    decoded, kl = record(any_tiny, source)
+    assert_total(any_tiny, source, decoded, kl)
+
+
+@pytest.mark.parametrize("positions", ["all", "generated"])
+def test_edited_prompts_and_prompts_of_one_token_are_measured_as_well(
+    positions: str, any_tiny: LanguageModel, sae: Standard
+) -> None:
+    source = StaticSource(sae, 3, 0.8, positions=positions)
+    decoded, kl = record(any_tiny, source, lengths=(1, 1, 1) if positions == "generated" else (5, 9))
+    assert_total(any_tiny, source, decoded, kl)
+
+
+def test_prompts_of_one_length(any_tiny: LanguageModel, sae: Standard) -> None:
+    source = RandomFeatureSource(sae, 0.8)
+    config = DecodeConfig(max_new_tokens=5, stop_at_eos=False)
+    decoded, kl = record(any_tiny, source, config, lengths=(9, 9, 9))
+    assert_total(any_tiny, source, decoded, kl)
+
+
+def test_edits_of_nothing_diverge_by_nothing(any_tiny: LanguageModel, sae: Standard) -> None:
+    _, kl = record(any_tiny, StaticSource(sae, 3, 0.0))
+    assert kl.max() < 1e-6
+
+
+@contextmanager
+def rows_fed(model: LanguageModel, layer: int) -> Iterator[list[tuple[int, int]]]:
+    """Rows and tokens of every call of a layer's attention."""
+    seen: list[tuple[int, int]] = []
+    attention = model.layout.layers[layer].attn_branch
+    assert attention is not None
+    handle = attention.register_forward_hook(lambda _m, _a, output: seen.append(tuple(output.shape[:2])))  # type: ignore[func-returns-value]
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def test_what_decoding_computed_is_not_computed_again(tiny_llama: LanguageModel) -> None:
+    sae = make_dictionary(tiny_llama)
+    cache, source = PromptCache(tiny_llama), RandomFeatureSource(sae, 0.8)
+    config = DecodeConfig(max_new_tokens=1, stop_at_eos=False)
+    record(tiny_llama, source, config, cache=cache)  # fills the cache, and tries whether layers can be left out
+    recorder = DivergenceRecorder(tiny_llama, source, n_rows=40, max_new_tokens=1)
+    with recorder:
+        decoded = decode(
+            tiny_llama, prompts_of(LENGTHS), config, source, repeats=8, prompt_cache=cache, observe=recorder.see
+        )
+    with rows_fed(tiny_llama, 1) as below, rows_fed(tiny_llama, 2) as above:
+        kl = recorder.measure(decoded, cache)
+    assert below == []
+    assert above == [(5, 1)]
+    assert_total(tiny_llama, source, decoded, kl)
+
+
+def test_a_model_that_cannot_begin_at_a_layer_is_run_whole(
+    any_tiny: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = divergence._begun
+
+    def reversed_(model, layer, hidden):  # type: ignore[no-untyped-def]
+        return original(model, layer, hidden.flip(-1))
+
+    monkeypatch.setattr(divergence, "_begun", reversed_)
+    divergence._begins_above.pop(any_tiny.hf, None)
+    source = StaticSource(sae, 3, 0.8)
+    decoded, kl = record(any_tiny, source)
+    assert divergence._begins_above.pop(any_tiny.hf) == {2: False}
+    assert_total(any_tiny, source, decoded, kl)
+
+
+def test_the_model_is_left_as_it_was(any_tiny: LanguageModel, sae: Standard) -> None:
+    before = [dict(module.__dict__) for module in any_tiny.hf.modules()]
+    record(any_tiny, RandomFeatureSource(sae, 0.8), kept_bytes=0)
+    for module, attributes in zip(any_tiny.hf.modules(), before, strict=True):
+        assert module.__dict__.keys() == attributes.keys()
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_divergences_are_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = 4 * torch.randn(3, 90_000, generator=generator)
+    which = torch.tensor([0, 0, 2, 1, 2, 2, 0])
+    steered = plain[which] + torch.randn(7, 90_000, generator=generator) * torch.logspace(-3, 1, 7)[:, None]
+    steered[4] = plain[2] - 300.0 * torch.arange(90_000).div(90_000)  # differences that overflow if exponentiated
+    p, q = steered.double().log_softmax(-1), plain.double().log_softmax(-1)[which]
+    expected = (p.exp() * (p - q)).sum(-1)
+    assert expected.max() > 5
+    found = divergence.divergences(steered, plain.log_softmax(-1), which)
+    torch.testing.assert_close(found.double(), expected, atol=3e-6, rtol=1e-5)
