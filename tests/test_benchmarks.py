@@ -1,4 +1,4 @@
-"""The training benchmark runs and prints what it says, without peers."""
+"""Benchmarks run and print what they say: training without peers, rollouts on a tiny model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_sae.py"
+from trimtab.dictionaries import DictionaryInfo, Standard, save_dictionary
+from trimtab.lm import LanguageModel
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "train_sae.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,3 +42,29 @@ def test_train_sae_prints_its_keys() -> None:
 def test_train_sae_refuses_what_it_does_not_know() -> None:
     assert "unknown section: topkk" in run("--only", "topkk").stderr
     assert "unknown peer: saelense" in run("--peers", "saelense").stderr
+
+
+@pytest.mark.slow
+def test_rollout_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    rows = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    info = DictionaryInfo(architecture="standard", site="resid_post.1")
+    save_dictionary(Standard(rows.T, torch.zeros(40), rows, torch.zeros(32), info=info), tmp_path / "sae")
+    sizes = {"batch": 3, "new-tokens": 4, "sentences": 2, "copies": 3, "repeats": 2, "calls": 1, "threads": 1}
+    command = [sys.executable, str(BENCHMARKS / "rollout.py"), "--json"]
+    command += ["--model", str(tmp_path / "model"), "--sae", str(tmp_path / "sae")]
+    command += [f"--{name}={size}" for name, size in sizes.items()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for batch, rows_decoded in (("", 3), ("one_token.", 6)):
+        for name in ("ratio", "none_ratio", "kl_ratio"):
+            for figure in (f"{batch}{name}", f"{batch}cpu.{name}"):
+                low, high = found[f"{figure}_range"]
+                assert 0 < low <= found[figure] <= high
+        assert found[f"{batch}rows"] == rows_decoded
+        assert 0.5 < found[f"{batch}edited_share"] <= 1
+        assert found[f"{batch}kl_per_token"] > 0
+        assert set(found[f"{batch}tokens_per_second"]) == {"unsteered", "ratio", "none_ratio", "kl_ratio"}
+    assert set(found) >= {"device_name", "threads", "torch", "load_average"}

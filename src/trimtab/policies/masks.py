@@ -142,12 +142,14 @@ class AccumulatedMask:
     def start(self, start: DecodeStart) -> None:
         self._first = torch.full((len(start.prompts), self.n), NEVER, dtype=torch.int16, device=start.device)
         if self.prompt_firings is not None:
-            self._first[self.prompt_firings(start.prompts).to(start.device)] = 0
+            self._first.masked_fill_(self.prompt_firings(start.prompts).to(start.device), 0)
 
     def allowed(self, x: Float[Tensor, "R d"], row: Int[Tensor, " R"], step: Int[Tensor, " R"]) -> Bool[Tensor, "R n"]:
         now = step.to(torch.int16)[:, None]
-        first = self._first[row]
-        first = torch.where(self.dictionary.encode(x) > 0, torch.minimum(first, now), first)
+        fires = (self.dictionary.encode(x) > 0).to(torch.int16)
+        # `now` where a feature fires and NEVER elsewhere, by operations that are fast for int16, which `where` is not.
+        fired = fires.sub_(1).bitwise_and_(NEVER).bitwise_or_(now)
+        first = torch.minimum(self._first[row], fired)
         self._first[row] = first
         return first <= now
 

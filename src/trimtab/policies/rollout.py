@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, PromptCache, decode
 from trimtab.policies.episodes import Episodes
-from trimtab.steering import token_effects
+from trimtab.steering import DivergenceRecorder
 from trimtab.tasks import Outcome
 
 
@@ -67,26 +68,31 @@ def roll_out(
     config = DecodeConfig(
         max_new_tokens=episodes.max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
     )
+    recorder = None
+    if source is not None and (kl_penalty or measure_kl):
+        recorder = DivergenceRecorder(
+            model, source, n_rows=len(episodes) * repeats, max_new_tokens=episodes.max_new_tokens
+        )
     began = time.perf_counter()
-    decoded = decode(
-        model,
-        episodes.prompts,
-        config,
-        source,
-        repeats=repeats,
-        samples=range(first_sample, first_sample + len(episodes)),
-        allowed=episodes.allowed,
-        prompt_cache=prompt_cache,
-    )
+    with recorder or nullcontext():
+        decoded = decode(
+            model,
+            episodes.prompts,
+            config,
+            source,
+            repeats=repeats,
+            samples=range(first_sample, first_sample + len(episodes)),
+            allowed=episodes.allowed,
+            prompt_cache=prompt_cache,
+            observe=recorder.see if recorder else None,
+        )
     seconds = time.perf_counter() - began
     outcomes = episodes.outcomes(decoded)
     length = torch.tensor([len(ids) for ids in decoded.token_ids])
     reward = torch.zeros(len(decoded), episodes.max_new_tokens)
-    reward[torch.arange(len(decoded)), length - 1] = torch.tensor([o.reward for o in outcomes])
+    reward[torch.arange(len(decoded)), length - 1] = torch.tensor([o.reward for o in outcomes], dtype=reward.dtype)
     kl = None
-    if source is not None and (kl_penalty or measure_kl):
-        kl = torch.zeros_like(reward)
-        for row, values in enumerate(token_effects(model, decoded, source, top_k=1).kl_total):
-            kl[row, : len(values)] = torch.tensor(values)
+    if recorder is not None:
+        kl = recorder.measure(decoded, prompt_cache)
         reward = reward - kl_penalty * kl
     return Rollouts(decoded, outcomes, reward.to(model.device), kl, seconds)

@@ -110,19 +110,21 @@ class PolicySource(DirectionSource):
         step = request.position - self._first[row]
         allowed = self.mask.allowed(request.x, row, step)
         seen = self.policy.normaliser(request.x)
-        logp = masked_log_softmax(self.policy.actor(seen), with_no_edit(allowed))
+        forbidden = ~with_no_edit(allowed)
+        logits = self.policy.actor(seen).masked_fill_(forbidden, float("-inf"))
+        logp, p = logits.log_softmax(dim=-1), logits.softmax(dim=-1)  # exp(logp) would be slow where it is −∞
         if self.greedy:
             action = logp.argmax(dim=-1)
         else:
             start = self.begun
             u = uniform(start.seed, start.sample[row], start.branch[row], request.position, ACTION_STREAM)
-            action = inverse_cdf(logp.exp(), u)
+            action = inverse_cdf(p, u)
         place = (row, step)
         self._observation[place] = request.x.float()
         self._action[place] = action.int()
         self._real["logp"][place] = logp.gather(1, action[:, None])[:, 0]
         self._real["value"][place] = self.policy.critic(seen)[:, 0]
-        self._real["entropy"][place] = entropy(logp)
+        self._real["entropy"][place] = -torch.linalg.vecdot(p, logp.masked_fill_(forbidden, 0.0))
         self._n_allowed[place] = allowed.sum(-1).int()
         self._valid[place] = True
         feature = torch.where(action == n, -1, action)[:, None]
@@ -147,8 +149,3 @@ def with_no_edit(allowed: Bool[Tensor, "R n"]) -> Bool[Tensor, "R n_and_none"]:
 def masked_log_softmax(logits: Float[Tensor, "R A"], allowed: Bool[Tensor, "R A"]) -> Float[Tensor, "R A"]:
     """Log-probabilities over the allowed actions; −∞ for all others."""
     return logits.masked_fill(~allowed, float("-inf")).log_softmax(dim=-1)
-
-
-def entropy(logp: Float[Tensor, "R A"]) -> Float[Tensor, " R"]:
-    """Entropy of each row, in nats; actions of probability 0 add nothing."""
-    return -(logp.exp() * logp.masked_fill(logp == float("-inf"), 0.0)).sum(-1)
