@@ -255,6 +255,41 @@ def test_the_starting_weight_has_the_unit_of_the_rows() -> None:
     assert weights[1] == pytest.approx([100 * w for w in weights[0]], rel=1e-3)
 
 
+@pytest.mark.parametrize("arch", list(CLASSES))
+@pytest.mark.parametrize("settings", [{"l0": 4.0}, {"sparsity_weight": 0.7}], ids=["target", "fixed"])
+def test_the_first_reconstruction_has_the_best_length(
+    arch: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many unit rows at once overshoot; the encoder is scaled so that no other scale reconstructs the sample better."""
+    sae_class, config_class = CLASSES[arch]
+
+    def best_factor() -> float:
+        errors = {}
+        for factor in (1.0, 0.97, 1.03):
+            sae = sae_class(config_class(n_features=20 * D, **settings), D, seed=1, dtype=torch.float64)
+            sae.initialise(x)
+            for parameter in (sae.W_enc_rows, sae.get_parameter(sae.opening)):
+                parameter.data *= factor
+            errors[factor] = float(sae.gradients(x).squared_error)
+        return min(errors, key=errors.__getitem__)
+
+    x = batch(400)
+    assert best_factor() == 1.0
+    monkeypatch.setattr(Penalised, "_overshoot_mended_by", lambda *_: 1.0)  # the mutation
+    assert best_factor() != 1.0
+
+
+@pytest.mark.parametrize("arch", list(CLASSES))
+def test_a_target_is_approached_from_a_little_above_and_every_feature_fires(arch: str) -> None:
+    sae_class, config_class = CLASSES[arch]
+    sae = sae_class(config_class(n_features=20 * D, l0=4.0), D, seed=1, dtype=torch.float64)
+    x = batch(1000)
+    sae.initialise(x)
+    step = sae.gradients(x)
+    assert step.l0 == pytest.approx(3 * 4.0, rel=0.05)
+    assert int((sae.tokens_since_fired > 0).sum()) == 0
+
+
 def test_features_chosen_in_bfloat16_have_gradients_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Penalised, "dense_above", 1.0)
     sae, exact = build("gated", encoder_dtype="bfloat16"), build("gated")

@@ -1,4 +1,4 @@
-"""The one dense product of a training step: encoder inputs to all pre-activations, a block of rows at a time."""
+"""The one dense product of a training step, encoder inputs to all pre-activations, by blocks; quantiles of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,3 +42,23 @@ class DenseEncoder:
     def blocks(self, z: Float[Tensor, "B d"]) -> Iterator[Float[Tensor, "b n"]]:
         """Pre-activations block after block."""
         return (self(block) for block in z.split(self.block_rows))
+
+
+QUANTILE_ROWS = 4096
+"""Rows that thresholds are found on; sorting more takes longer than many steps."""
+FEATURES_AT_ONCE = 512
+"""Features whose pre-activations on a whole sample are held at once."""
+
+
+def exceeded_on(
+    z: Float[Tensor, "m d"], W: Float[Tensor, "n d"], share: float, b: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, " n"]:
+    """The threshold, at least 0, that each feature's z Wᵀ + b exceeds on this share of the (first) rows."""
+    z = z[:QUANTILE_ROWS]
+    rank = max(1, len(z) - max(1, round(share * len(z))))
+    biases = W.new_zeros(len(W)) if b is None else b
+    found = [
+        torch.addmm(bias, z, rows.T).kthvalue(rank, dim=0).values
+        for rows, bias in zip(W.split(FEATURES_AT_ONCE), biases.split(FEATURES_AT_ONCE), strict=True)
+    ]
+    return torch.cat(found).clamp_min(0.0)

@@ -91,10 +91,14 @@ class TrainableGated(Penalised):
     architecture = "gated"
     config_class = GatedConfig
     vectors = ("b_gate", "b_mag", "r_mag")
+    opening = "b_gate"
     config: GatedConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter
+
+    def first_codes(self, h: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        return torch.where(h > 0, h - self.b_gate, 0.0)
 
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:

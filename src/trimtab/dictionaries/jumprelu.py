@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trimtab.dictionaries.active import DENSE_ABOVE, Active, Values, active_above
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.encoding import exceeded_on
 from trimtab.dictionaries.l0_control import L0Control, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.trainable import StepLoss, TrainableSAE, batch_variance
@@ -33,8 +34,6 @@ TARGET_WEIGHT = 20.0
 that θ², so that L0 stays near L0*."""
 START_WEIGHT = 0.3
 """Where a driven weight starts, in units of θ² at the start."""
-FEATURES_AT_ONCE = 512
-"""Features whose pre-activations on the whole sample are held at once."""
 
 
 class JumpReLU(SAE):
@@ -162,7 +161,10 @@ class TrainableJumpReLU(TrainableSAE):
         self.row_norm.copy_(sample.norm(dim=1).mean().clamp_min(torch.finfo(sample.dtype).tiny))
         if c.theta_init is None:
             start_l0 = c.l0 if c.l0 is not None else min(self.d, c.n_features) / 4
-            self.theta.copy_(self._exceeded_on(sample, start_l0 / c.n_features) / self.row_norm)
+            self.theta.copy_(
+                exceeded_on(self.encoder_input(sample), self.W_enc_rows, start_l0 / c.n_features, self.b_enc)
+                / self.row_norm
+            )
         worth = max(float(self.threshold.double().square().mean()), torch.finfo(torch.float32).tiny)
         self.target_weight.fill_(TARGET_WEIGHT * (c.l0 or 1.0) * worth)
         self.control.start(START_WEIGHT * worth)
@@ -255,13 +257,3 @@ class TrainableJumpReLU(TrainableSAE):
         saturation = torch.tanh(scale * f)
         slope = (1 - saturation.square()) * (weight * scale / rows)
         return PenaltyTerm(active.total(saturation) * (weight / rows), 0.0, slope)
-
-    def _exceeded_on(self, sample: Float[Tensor, "m d"], share: float) -> Float[Tensor, " n"]:
-        """The threshold, at least 0, that each feature exceeds on this share of the rows."""
-        z = self.encoder_input(sample)
-        rank = max(1, len(z) - max(1, round(share * len(z))))
-        theta = [
-            torch.addmm(b, z, W.T).kthvalue(rank, dim=0).values
-            for W, b in zip(self.W_enc_rows.split(FEATURES_AT_ONCE), self.b_enc.split(FEATURES_AT_ONCE), strict=True)
-        ]
-        return torch.cat(theta).clamp_min(0.0)

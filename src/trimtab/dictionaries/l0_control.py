@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.dictionaries.active import DENSE_ABOVE
+from trimtab.dictionaries.encoding import exceeded_on
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 
@@ -35,6 +36,10 @@ LARGEST_ERROR = math.log(2)
 """Largest |log(L0 / target)| that counts: farther away the weight moves no faster."""
 LARGEST_MOVE = 0.1
 """Largest change of the weight's logarithm in one step."""
+LARGEST_SAMPLE = 2048
+"""Rows that the encoder is scaled on."""
+START_L0 = 3.0
+"""With a target, features that are active at first, as a multiple of it."""
 START_WEIGHT = 0.3
 """Where the weight starts, as a share of the size of codes."""
 
@@ -159,6 +164,8 @@ class Penalised(TrainableSAE):
     config: PenalisedConfig
     dense_above: float = DENSE_ABOVE
     """Share of pairs in play above which a step is dense."""
+    opening: ClassVar[str] = "b_enc"
+    """Name of the bias that decides which features fire."""
 
     def __init__(self, config: PenalisedConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)
@@ -167,15 +174,43 @@ class Penalised(TrainableSAE):
 
     @torch.no_grad()
     def initialise(self, sample: Float[Tensor, "m d"]) -> None:
-        """Set b_dec and, with a target, where the weight starts.
+        """Set b_dec, the encoder's bias and length and, with a target, where the weight starts.
+
+        With a target the bias lets each feature fire on `START_L0` times l0 / n of the rows, so that steps are sparse
+        from the start and the target is still approached from above. Whatever fires at first, W_enc = W_decᵀ of unit
+        norm decodes to many times the rows or to a part of them; the encoder is scaled so that it gives them back as
+        well as it can.
 
         A penalty on codes is in the unit of the rows. Were l0 codes of equal size to explain all of x − b_dec, each
         would be √(E‖x − b_dec‖² / l0); the weight starts at `START_WEIGHT` times that, whatever the scaling.
         """
         super().initialise(sample)
-        if self.config.l0 is not None:
-            size = (sample - self.b_dec).double().square().sum(1).mean().div(self.config.l0).sqrt()
+        c = self.config
+        opening = self.get_parameter(self.opening)
+        if c.l0 is not None:
+            share = min(0.5, START_L0 * c.l0 / c.n_features)
+            opening.copy_(-exceeded_on(self.encoder_input(sample), self.W_enc_rows, share))
+        factor = self._overshoot_mended_by(sample[:LARGEST_SAMPLE])
+        self.W_enc_rows.mul_(factor)
+        opening.mul_(factor)
+        if c.l0 is not None:
+            size = (sample - self.b_dec).double().square().sum(1).mean().div(c.l0).sqrt()
             self.control.start(START_WEIGHT * max(float(size), torch.finfo(sample.dtype).tiny))
+
+    def first_codes(self, h: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """The codes from pre-activations that include the bias `opening`, while the other vectors are 0."""
+        return h.relu()
+
+    def _overshoot_mended_by(self, sample: Float[Tensor, "m d"]) -> float:
+        """The factor a that minimises ‖a·codes·W_dec − (x − b_dec)‖²; 1 where nothing would be gained by one."""
+        dot, square = 0.0, 0.0
+        bias = self.get_parameter(self.opening)
+        for x in sample.split(self.config.block_rows):
+            decoded = self.first_codes(torch.addmm(bias, self.encoder_input(x), self.W_enc_rows.T)) @ self.W_dec
+            dot += float((decoded * (x - self.b_dec)).sum(dtype=torch.float64))
+            square += float(decoded.square().sum(dtype=torch.float64))
+        factor = dot / square if square > 0 else 1.0
+        return factor if 0 < factor < math.inf else 1.0
 
     def begin_step(self, done: float) -> None:
         self.control.begin_step(done)
