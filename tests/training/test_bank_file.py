@@ -117,7 +117,8 @@ def test_fields_that_tell_members_apart_are_in_their_names() -> None:
         ("[[member]]\narch = 'relu'\nk_aux = 3", r"\[\[member\]\] 1: k_aux: architecture relu has no k_aux"),
         ("[defaults]\nk_aux = 3\narch = 'relu'", r"k_aux 3: only .*topk.* has it; leave it out"),
         ("[[member]]\nseed = [1, 1]", r"member resid_post.15-topk-n4096-l0_32-seed1: it is there twice"),
-        ("[[member]]\nl0 = 32\n[[member]]\nk = 32", r"member .*l0_32-seed0: it is there twice"),
+        ("[[member]]\nl0 = 32\n[[member]]\nk = 32", r"\[\[member\]\] 2: member .*l0_32-seed0: it is there twice"),
+        ('[[member]]\n[[member]]\narch = "topp"', r"\[\[member\]\] 2: arch.* 'topp'"),
         ("[[member]]\nlr = 0.1\n[[member]]\n[defaults]\nlr = 0.1", r"member .*: it is there twice"),
     ],
 )

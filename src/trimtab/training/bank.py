@@ -126,7 +126,8 @@ def train_members(
 
         def on_end(training: Training) -> None:
             member = trainings[id(training)]
-            ended[member.name] = _close(member, training)
+            row = ended[member.name] = _close(member, training)
+            print(row.line, file=sys.stderr, flush=True)
 
         if todo:
             train_all(todo, device=ranks.device(place.device), threads=threads, on_end=on_end)

@@ -53,6 +53,7 @@ def expand(
         UserError: an architecture or field that does not exist, or two equal members.
     """
     members: list[Member] = []
+    places: list[str] = []
     used: set[str] = set()
     for place, values in own:
         sparse = (
@@ -62,7 +63,7 @@ def expand(
         for choice in itertools.product(*combined.values()):
             member = dict(zip(combined, choice, strict=True))
             arch = member.get("arch", _DEFAULTS["arch"])
-            trainable_class(arch)  # raises, if there is none
+            _check_known(place, arch)
             lacking = _lacking(arch, member)
             for name in lacking & set(values):
                 raise UserError(
@@ -71,19 +72,27 @@ def expand(
             used |= set(member) - lacking
             told = {n for n in combined if n in values or len(combined[n]) > 1} - lacking
             members.append(_member({name: value for name, value in member.items() if name not in lacking}, told))
+            places.append(place)
     if unused := set(inherited) - used - set(SPARSITY):
         name = sorted(unused)[0]
         having = ", ".join(arch for arch in TRAINABLE if name in fields_of(arch))
         raise UserError(f"{name} {inherited[name][0]}", f"only {having} has it", "leave it out, or choose another arch")
     names: set[str] = set()
     configs: set[tuple[str, TrainConfig]] = set()
-    for member in members:
+    for place, member in zip(places, members, strict=True):
         config = {(member.site, member.config)} if member.config else set()
         if member.name in names or config & configs:
-            raise UserError(f"member {member.name}", "it is there twice", "name each combination once")
+            raise UserError(f"{place}member {member.name}", "it is there twice", "name each combination once")
         names.add(member.name)
         configs |= config
     return members
+
+
+def _check_known(place: str, arch: str) -> None:
+    try:
+        trainable_class(arch)
+    except UserError as error:
+        raise UserError(f"{place}{error.what}", error.why, error.mend) from error
 
 
 def _lacking(arch: str, values: Mapping[str, Any]) -> set[str]:

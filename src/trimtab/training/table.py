@@ -60,6 +60,13 @@ class MemberRow:
             return ""
         return missed_target(self.l0, self.l0_target, self.sparsity_weight)
 
+    @property
+    def line(self) -> str:
+        """What became of it, in one line."""
+        if self.status == "failed":
+            return f"{self.name} failed: {self.error}"
+        return f"{self.name} done: EV {self.explained_variance:.4f}, L0 {self.l0:.2f}, {self.seconds:.0f} s"
+
 
 def done_row(member: Member, result: TrainResult | dict[str, Any]) -> MemberRow:
     """The row of a member that was trained."""
