@@ -135,6 +135,8 @@ def measure_section(section: Section, options: argparse.Namespace, folder: Path)
     """A comparison's figures; shown, too, unless they are to be JSON."""
     if options.quick:
         section = dataclasses.replace(section, d=section.d // 8, n=section.n // 16, k=8)
+    if options.n:
+        section = dataclasses.replace(section, n=options.n)
     measured = run_section(section, options, folder)
     if not options.json:
         print(training_table(section.name, measured), flush=True)
@@ -162,7 +164,7 @@ def machine(options: argparse.Namespace) -> dict[str, object]:
     return {
         "cpu": cpu_name(), "cores": os.cpu_count(), "threads": options.threads, "device": options.device,
         "load_average": os.getloadavg()[0], "python": platform.python_version(), "torch": torch.__version__,
-        "trimtab": trimtab.__version__, "batch": options.batch, "turns": options.repeats,
+        "trimtab": trimtab.__version__, "batch": options.batch, "n": options.n, "turns": options.repeats,
         "turn_steps": options.turn_steps, "warmup_steps": options.warmup_steps,
         "rows": "synthetic" if options.shards is None else "real", "heldout_rows": options.heldout,
     }  # fmt: skip
@@ -179,6 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turn-steps", type=int, default=4)
     parser.add_argument("--warmup-steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--n", type=int, help="features, instead of each section's own")
     parser.add_argument("--heldout", type=int, default=16_384, help="held-out rows")
     parser.add_argument("--bank-tokens", type=int, default=20_480, help="activations that the bank is trained on")
     parser.add_argument("--bank-repeats", type=int, default=2, help="whole runs of the bank per library")

@@ -54,7 +54,8 @@ def main() -> None:
             streaming=False,
             context_size=256,
             store_batch_size_prompts=8,
-            n_batches_in_buffer=max(2, job.tokens // (4 * 8 * 256)),
+            n_batches_in_buffer=max(2 * job.batch, job.tokens // 4)
+            // 256,  # counted in contexts, of which it mixes half
             n_batches_for_norm_estimate=2,
             training_tokens=job.tokens,
             train_batch_size_tokens=job.batch,
