@@ -135,13 +135,15 @@ def sae_convert() -> Job:
 
 
 def demo() -> Job:
-    """find, choose and test steering features of the default model, with a report"""
-    from trimtab.report import write_demo_report
-    from trimtab.studies import DemoConfig, DemoResult, run_demo
+    """find, choose and test steering features of the default model, train a small policy, with reports"""
+    from trimtab.report import write_demo_report, write_policy_report
+    from trimtab.studies import DemoConfig, WholeDemo, run_whole_demo
 
-    def run(config: DemoConfig) -> DemoResult:
-        result = run_demo(config)
+    def run(config: DemoConfig) -> WholeDemo:
+        result = run_whole_demo(config)
         write_demo_report(result.run)
+        if result.policy is not None:
+            write_policy_report(result.policy.run)
         return result
 
     return Job(DemoConfig, run)

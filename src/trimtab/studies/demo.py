@@ -54,6 +54,8 @@ LISTS = {
     "chosen-random": ("chosen-random", "any"),
 }
 """Lists of candidates: the criterion (or that they are random), and which end of its ranking."""
+IGNORED = ("run", "policy")
+"""Fields of the config that don't change the result."""
 RANDOM_CANDIDATES = 10_000
 """Key of the draw of random candidates, apart from the random arms' keys."""
 
@@ -96,6 +98,8 @@ class DemoConfig:
     """What the model computes in."""
     device: str = "cpu"
     """Where the model runs."""
+    policy: bool = True
+    """Train a small policy and show it beside its controls, too."""
 
     def __post_init__(self) -> None:
         for name in ("candidates", "prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"):
@@ -176,7 +180,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
     prompts = read_prompts(config.prompts)
     ids = {name: [text_id(text) for text in texts] for name, texts in prompts.items()}
     with Run.open(
-        config.run, "demo", config, seeds=[config.seed], splits=ids, device=config.device, ignore_fields=("run",)
+        config.run, "demo", config, seeds=[config.seed], splits=ids, device=config.device, ignore_fields=IGNORED
     ) as run:
         if run.done and run.results is not None:
             return DemoResult(run=run.path, resumed=True, results=run.results)

@@ -1,0 +1,162 @@
+"""The demo's second part: a policy that picks a feature at each prompt, trained in about two minutes, beside controls.
+
+The task is the two-context IOI mixture: a cue before each sentence says which of two names is wanted, so that no single
+feature can serve both. Headroom is measured first, so that the result can be read: the policy stands between the best
+static feature and the ceiling. Runs, controls and files are those of `trimtab policy train` and `policy evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import UserError
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.evaluate import evaluate_policy
+from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.files import EVALUATION_FILE
+from trimtab.policies.train import train_policy
+from trimtab.studies.demo import DemoConfig, DemoResult, run_demo
+
+ARMS = ("unsteered", "random at equal dose", "static", "static at equal dose", "policy")
+"""Arms that the summary shows, where they could be had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPolicyConfig:
+    """The demo's policy: as `trimtab policy train`, with sizes for a few minutes on two cores."""
+
+    task: str = "ioi-mixture"
+    """Task whose answers are one token."""
+    dose: float = 1.0
+    """Dose of the edit, in units of the residual's norm."""
+    headroom_items: int = 6
+    """Validation items on which every feature is tried before training."""
+    train_items: int = 256
+    """Items to train on; their prompts are computed once."""
+    validation_items: int = 64
+    """Items on which the checkpoint is chosen."""
+    test_items: int = 128
+    """Items that the result is reported on."""
+    iterations: int = 60
+    """Batches of rollouts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPolicy:
+    """What came of it."""
+
+    run: Path
+    training: dict[str, Any]
+    """The results of `trimtab policy train`."""
+    result: dict[str, Any]
+    """The task's part of `evaluation.json`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Rewards of the arms with intervals, and where the run is."""
+        arms = {arm["label"]: arm for arm in self.result["arms"] if arm["label"] in ARMS}
+        return {
+            "run": str(self.run),
+            "task": self.result["task"],
+            "items": self.result["items"],
+            "reward": {label: arms[label]["reward"] for label in ARMS if label in arms},
+            "policy_minus": {label: arms[label]["difference"] for label in ARMS[:-1] if label in arms},
+            "training_seconds": self.training["seconds"],
+            "warnings": list(self.training["warnings"]),
+        }
+
+    def render(self) -> str:
+        """Mean rewards, the policy's difference to each."""
+        found = self.to_json()
+        lines = [
+            f"a policy that picks one feature per prompt, {found['task']}, {found['items']} test items "
+            f"(trained in {found['training_seconds']:.0f} s; 95% intervals over items; one seed):"
+        ]
+        for label, reward in found["reward"].items():
+            difference = found["policy_minus"].get(label)
+            said = f"   policy − this {_interval(difference)}" if difference else ""
+            lines.append(f"  {label:<22}{_interval(reward)}{said}")
+        return "\n".join([*lines, *(f"  {warning}" for warning in found["warnings"]), f"  {self.run}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeDemo:
+    """Both parts of the demo."""
+
+    features: DemoResult
+    policy: DemoPolicy | None
+    left_out: str = ""
+    """Why there is no policy, if it was asked for."""
+
+    @property
+    def run(self) -> Path:
+        """The demo's directory."""
+        return self.features.run
+
+    def render(self) -> str:
+        """What both parts found."""
+        second = self.policy.render() if self.policy else self.left_out
+        return "\n\n".join(part for part in (self.features.render(), second) if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the policy's under `policy`."""
+        policy = self.policy.to_json() if self.policy else None
+        return {**self.features.to_json(), "policy": policy, "policy_left_out": self.left_out}
+
+
+def run_whole_demo(config: DemoConfig, sizes: DemoPolicyConfig | None = None) -> WholeDemo:
+    """Run what is left of the demo: its features and, if the config asks for it, a policy.
+
+    Args:
+        config: of the demo.
+        sizes: of the policy's part.
+
+    Raises:
+        UserError: see `run_demo`. A model or SAE that the policy's task does not suit leaves only that part out.
+    """
+    features = run_demo(config)
+    if not config.policy:
+        return WholeDemo(features=features, policy=None)
+    try:
+        policy = run_demo_policy(
+            sizes or DemoPolicyConfig(), config.run / "policy", model=config.model, sae=config.sae,
+            device=config.device, seed=config.seed,
+        )  # fmt: skip
+    except UserError as error:
+        return WholeDemo(features=features, policy=None, left_out=f"no policy: {error.line}")
+    return WholeDemo(features=features, policy=policy)
+
+
+def run_demo_policy(config: DemoPolicyConfig, run: Path, *, model: str, sae: str, device: str, seed: int) -> DemoPolicy:
+    """Train and evaluate, or read back what is there.
+
+    Args:
+        config: sizes.
+        run: directory of the policy's run.
+        model, sae, device, seed: as the demo has them.
+
+    Raises:
+        UserError: see `train_policy` and `evaluate_policy`.
+    """
+    summary = train_policy(
+        PolicyConfig(
+            task=config.task, model=model, sae=sae, device=device, seed=seed, run=run, dose=config.dose,
+            train_items=config.train_items, validation_items=config.validation_items,
+            headroom_items=config.headroom_items, iterations=config.iterations,
+        )
+    )  # fmt: skip
+    file = run / EVALUATION_FILE
+    if not file.exists():
+        evaluate_policy(
+            EvaluateConfig(
+                run=(run,), items=config.test_items, controls=("random", "static"), equal_kl=False, draws=1,
+                used=16, sample=16, companions=False, seed=seed,
+            )
+        )  # fmt: skip
+    return DemoPolicy(run=run, training=summary.results, result=json.loads(file.read_text())["result"])
+
+
+def _interval(fields: dict[str, Any]) -> str:
+    return f"{fields['estimate']:+.3f} [{fields['low']:+.3f}, {fields['high']:+.3f}]"

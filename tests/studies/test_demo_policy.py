@@ -1,0 +1,70 @@
+"""The demo's policy part on a tiny model: trained, shown beside controls, read back, or left out with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, save_dictionary
+from trimtab.lm import LanguageModel, TokenBatch, capture
+from trimtab.studies import DemoConfig, DemoPolicyConfig, demo_policy, run_whole_demo
+from trimtab.studies.demo import DemoResult
+
+SITE = "resid_post.1"
+SIZES = DemoPolicyConfig(
+    task="first_letter:FirstLetter", headroom_items=2, train_items=8, validation_items=4, test_items=6, iterations=2
+)
+
+
+@pytest.fixture
+def config(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> DemoConfig:
+    """A demo whose first part is there already."""
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "tests" / "policies"))
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    draw = torch.Generator().manual_seed(5)
+    x = capture(tiny_llama, TokenBatch.full(torch.randint(6, 100, (8, 24), generator=draw)), [SITE])
+    rows = torch.randn(64, 32, generator=draw)
+    sae = Standard(
+        rows.T / rows.norm(dim=1),
+        torch.zeros(64),
+        rows,
+        torch.zeros(32),
+        info=DictionaryInfo(architecture="standard", site=SITE),
+    )
+    stats = FeatureStatsAccumulator(sae.decoder_norms)
+    stats.update(sae.encode(next(iter(x.values())).flatten(0, 1)))
+    sae.feature_stats = stats.result()
+    save_dictionary(sae, tmp_path / "sae")
+    first = DemoResult(
+        run=tmp_path / "run", resumed=True, results={"verdict": {"text": "Yes."}, "arms": [], "differences": []}
+    )
+    monkeypatch.setattr(demo_policy, "run_demo", lambda _: first)
+    return DemoConfig(model=str(tmp_path / "model"), sae=str(tmp_path / "sae"), run=tmp_path / "run")
+
+
+def test_the_policy_stands_beside_its_controls_and_is_read_back(
+    config: DemoConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_whole_demo(config, SIZES)
+    assert whole.policy is not None
+    found = whole.to_json()["policy"]
+    assert {"unsteered", "policy", "static", "random at equal dose"} <= set(found["reward"])
+    assert found["items"] == 6
+    assert "policy − this" in whole.render()
+    monkeypatch.setattr(demo_policy, "evaluate_policy", None)  # not called again
+    again = run_whole_demo(config, SIZES)
+    assert again.policy is not None
+    assert again.policy.to_json() == whole.policy.to_json()
+
+
+def test_a_model_that_the_task_does_not_suit_leaves_the_part_out(config: DemoConfig) -> None:
+    whole = run_whole_demo(config)
+    assert whole.policy is None
+    assert "no policy: task ioi-mixture: only" in whole.render()
+    assert "no policy" not in run_whole_demo(replace(config, policy=False)).render()
