@@ -113,20 +113,20 @@ def _share_of_x(item: Item, text: str, permutation: int = 0) -> Outcome:
     return Outcome(reward=reward, correct=None, answer=text)
 
 
-@pytest.mark.parametrize("mask", [None, "current"])
+@pytest.mark.parametrize(("mask", "dose"), [(None, -2.0), ("current", 2.0)])
 def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
-    tiny_llama: LanguageModel, sae: Standard, mask: str | None
+    tiny_llama: LanguageModel, sae: Standard, mask: str | None, dose: float
 ) -> None:
     task = FirstLetter.load()
     episodes = Episodes.of(tiny_llama, task, task.items("train")[:6], options_only=True)
     kept = build_mask(mask, sae) if mask else None  # pyright: ignore[reportArgumentType]
-    expected = headroom_table(tiny_llama, sae, episodes, site=SITE, dose=2.0, mask=kept, seed=3)
+    expected = headroom_table(tiny_llama, sae, episodes, site=SITE, dose=dose, mask=kept, seed=3)
     every = Candidates(tuple(range(64)), 64, "random")
-    found = headroom_by_decoding(tiny_llama, sae, episodes, every, site=SITE, dose=2.0, mask=kept, seed=3)
+    found = headroom_by_decoding(tiny_llama, sae, episodes, every, site=SITE, dose=dose, mask=kept, seed=3)
     for name in ("reward", "random", "unsteered", "x", "strength"):
         assert np.allclose(getattr(found, name), getattr(expected, name), atol=1e-5), name
     assert (found.allowed is None and expected.allowed is None) or np.array_equal(found.allowed, expected.allowed)
-    about = {"site": SITE, "dose": 2.0, "unit": "relative", "mask": str(mask)}
+    about = {"site": SITE, "dose": dose, "unit": "relative", "mask": str(mask)}
     one, other = headroom(found, **about), headroom(expected, **about)  # pyright: ignore[reportArgumentType]
     for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "allowed_per_item"):
         assert getattr(one, name) == getattr(other, name), name
@@ -229,3 +229,10 @@ def test_bad_counts_masks_and_missing_statistics_are_said(tiny_llama: LanguageMo
     )
     with pytest.raises(UserError, match="the order by delta-confidence: the SAE comes without feature statistics"):
         candidate_order(tiny_llama, sae, "top-confidence", site=SITE)
+
+
+def test_a_task_may_reward_with_whole_numbers(tiny_llama: LanguageModel) -> None:
+    task = FirstLetter.load()
+    episodes = Episodes.of(tiny_llama, task, task.items("train")[:2], options_only=True)
+    task.parse = lambda item, text, permutation=0: Outcome(reward=1, correct=True)  # type: ignore[method-assign]
+    assert roll_out(tiny_llama, None, episodes).reward.tolist() == [[1.0], [1.0]]

@@ -43,8 +43,7 @@ from trimtab.tasks import load_task
 
 @dataclass(frozen=True, kw_only=True)
 class HeadroomConfig:
-    """What an edit could gain on a task, by SAE, dose and mask: every feature tried at the last prompt token or, where
-    answers are longer than one token, some features held over the whole answer."""
+    """What an edit could gain on a task, by SAE, dose and mask, before any policy is trained."""
 
     task: str
     """Name of the task, or module:Class of your own."""
