@@ -113,6 +113,8 @@ def slow_choice(logits: list[float], temperature: float, top_p: float, u: float)
     margins = [abs(u - border) for border in borders[1:-1]]
     if top_p < 1:
         margins += [abs(top_p - s) for s in sums]
+    if len(kept) < len(sizes):  # tokens that tie with the last one kept are in, and float32 makes ties
+        margins.append(sizes[len(kept) - 1] - sizes[len(kept)])
     return slow_inverse_cdf(nucleus, u), min(margins)
 
 

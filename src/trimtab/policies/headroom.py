@@ -200,9 +200,14 @@ def headroom_table(
         parts["strength"].append((dictionary.encode(x[None])[0] * dictionary.decoder_norms).cpu().numpy())
         if progress is not None:
             progress(1)
+    found = {name: np.stack(values).astype(np.float32) for name, values in parts.items()}
     return HeadroomTable(
-        **{name: np.stack(values).astype(np.float32) for name, values in parts.items()},
-        allowed=None if mask is None else allowed_at_first(model, episodes, mask, np.stack(parts["x"])),
+        reward=found["reward"],
+        random=found["random"],
+        unsteered=found["unsteered"],
+        x=found["x"],
+        strength=found["strength"],
+        allowed=None if mask is None else allowed_at_first(model, episodes, mask, found["x"]),
     )
 
 

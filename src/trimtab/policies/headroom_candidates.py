@@ -98,8 +98,8 @@ def first_allowed(
         UserError: the dictionary has fewer features than `count`, or the mask allows none of the order.
     """
     check_count(count, allowed.shape[1])
-    anywhere = allowed.any(0)
-    found = tuple(feature for feature in order if anywhere[feature])[:count]
+    anywhere = set(np.flatnonzero(allowed.any(axis=0)).tolist())
+    found = tuple(feature for feature in order if feature in anywhere)[:count]
     if not found:
         raise NothingAllowedError(mask, site, len(allowed))
     return Candidates(found, allowed.shape[1], rule)
