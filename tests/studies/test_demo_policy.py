@@ -15,7 +15,13 @@ from trimtab.studies.demo import DemoResult
 
 SITE = "resid_post.1"
 SIZES = DemoPolicyConfig(
-    task="first_letter:FirstLetter", headroom_items=2, train_items=8, validation_items=4, test_items=6, iterations=2
+    task="first_letter:FirstLetter",
+    mask="accumulated",
+    headroom_items=2,
+    train_items=8,
+    validation_items=4,
+    test_items=6,
+    iterations=2,
 )
 
 
