@@ -284,7 +284,7 @@ class _Link:
                 self.ending.wait(PULSE)
 
     def _stop_pulse(self) -> None:
-        """End the thread before the interpreter does: one that comes back from the store's C++ code at exit aborts it."""
+        """End the thread before the interpreter ends: back from the store's C++ code at exit, it aborts the process."""
         self.ending.set()
         self._pulse.join(timeout=5.0)  # it may hang in a store that is gone
 
