@@ -147,6 +147,18 @@ def test_a_truncated_shard_is_named(
     assert "it is truncated; run the same harvest again" in line
 
 
+def test_too_few_documents_to_hold_any_out_are_told(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", *data, *SIZES, "--site", SITES[0], "--limit-documents", "12", "--rows", "256", "--l0", "4"]
+    assert cli.main([*words, "--holdout", "0.001", "--run", str(tmp_path / "none")]) == 0
+    found = capsys.readouterr()
+    assert "trimtab: warning: no document is held out" in found.err
+    assert "training rows" in found.out
+    assert cli.main([*words, "--holdout", "0.5", "--run", str(tmp_path / "some")]) == 0
+    assert "warning: no document" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -71,7 +71,12 @@ def architecture_config(config: TrainConfig, l0: float | None, dead_after: int) 
     for name in given:
         if name not in hints:
             raise UserError(f"{name} {given[name]}", f"architecture {config.arch} has no {name}", _instead(name, hints))
-    return kind(**given)
+    try:
+        return kind(**given)
+    except UserError as error:
+        if l0 is None or config.k is not None or error.what != f"k {given.get('k')}":
+            raise
+        raise UserError(f"l0 {l0:g}", error.why, error.mend.replace(" k", " l0")) from error  # as the user said it
 
 
 def _whole(l0: float, arch: str) -> int:

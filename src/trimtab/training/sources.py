@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ from trimtab.lm import check_device, load_model
 from trimtab.training.rows import SiteRows
 
 SHARDS = "activations"
+NOTHING_HELD_OUT = (
+    "trimtab: warning: no document is held out, since there are so few, so that results are measured on training rows; "
+    "give more documents, a larger --holdout, or a smaller --document-characters for plain text"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +102,13 @@ def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ran
         UserError: anything that the user named is wrong; see `load_model`, `read_documents`, `harvest`.
     """
     if config.live:
-        return {sites[0]: _live_rows(config, sites)}
-    directories = list(config.activations) or [_harvest(config, sites, shards, ranks)]
-    return {site: _shard_rows(directories, site, config.data_seed) for site in sites}
+        rows = {sites[0]: _live_rows(config, sites)}
+    else:
+        directories = list(config.activations) or [_harvest(config, sites, shards, ranks)]
+        rows = {site: _shard_rows(directories, site, config.data_seed) for site in sites}
+    if ranks.is_first and config.holdout and any(one.heldout is None for one in rows.values()):
+        print(NOTHING_HELD_OUT, file=sys.stderr, flush=True)
+    return rows
 
 
 def _shard_rows(directories: list[Path], site: str, seed: int) -> SiteRows:
