@@ -44,7 +44,7 @@ class DemoPolicyConfig:
     """Items on which the checkpoint is chosen."""
     test_items: int = 96
     """Items that the result is reported on."""
-    iterations: int = 30
+    iterations: int = 24
     """Batches of rollouts."""
 
 
