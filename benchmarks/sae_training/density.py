@@ -36,9 +36,10 @@ def measure_density(options: argparse.Namespace, _folder: Path, *, d: int = 576,
         row, feature = mask.nonzero().unbind(1)
         start = torch.cat([row.new_zeros(1), mask.sum(1).cumsum(0)])
         pairs = ActivePairs(h[row, feature], feature, start)
+        own = h.clone()  # it is masked in place
         ways = {
             "sparse": lambda pairs=pairs: _step(SparsePairs(pairs, n), x, W),
-            "dense": lambda mask=mask: _step(DensePairs(h, mask), x, W),
+            "dense": lambda mask=mask, own=own: _step(DensePairs(own, mask), x, W),
         }
         for way in ways.values():
             way()
