@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import trimtab
@@ -46,10 +47,13 @@ def main() -> None:
     if bank.problem is not None:
         raise bank.problem
     members = {row.name: row.l0 for row in bank.rows}
+    spent: Counter[str] = Counter()
+    for row in bank.rows:
+        spent[row.arch] += row.seconds or 0.0
     answer = {
         "seconds": seconds, "baseline_mib": baseline, "peak_mib": peak_mib(), "version": trimtab.__version__,
         "includes": "trimtab train: model loading, harvest to shards, training, held-out measurement, runs",
-        "l0": members,
+        "l0": members, "thread_seconds_of_steps": {arch: round(s, 1) for arch, s in spent.items()},
     }  # fmt: skip
     with os.fdopen(int(sys.argv[2]), "w") as parent:
         print(json.dumps(answer), file=parent)

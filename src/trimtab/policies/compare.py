@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.policies.files import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
-from trimtab.runs import read_metrics, read_record
+from trimtab.runs import read_json, read_metrics, read_record
 from trimtab.stats import Interval, bootstrap_mean
 
 SETTINGS = ("model", "sae", "site", "mask", "dose", "unit", "seed")
@@ -205,7 +204,7 @@ def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> 
 
 def _evaluated(path: Path, seed: int, place: Path) -> _Evaluated | None:
     """What an evaluation that lies in a directory says of a run; None if it is not about it."""
-    evaluation = _json(place / EVALUATION_FILE)
+    evaluation = read_json(place / EVALUATION_FILE)
     if evaluation is None:
         return None
     own = place == path  # it may have been moved since
@@ -242,7 +241,7 @@ def _items(path: Path, result: Mapping[str, Any], seed: int) -> tuple[list[float
 
 def _inside(path: Path, config: Mapping[str, Any]) -> InsideMask | None:
     """Headroom inside the run's own mask and at its dose, if it was measured."""
-    measured = _json(path / HEADROOM_FILE) or {"lines": []}
+    measured = read_json(path / HEADROOM_FILE) or {"lines": []}
     own = ("mask", "dose", "unit")
     for line in measured["lines"]:
         if all(line[name] == config[name] for name in own):
@@ -255,15 +254,6 @@ def _inside(path: Path, config: Mapping[str, Any]) -> InsideMask | None:
                 **values,
             )
     return None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise UserError(str(path), "it is not JSON", "write it again with the command that made it") from None
 
 
 def _warnings(runs: Sequence[ComparedRun], records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

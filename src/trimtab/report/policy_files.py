@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
-from trimtab.runs import read_metrics, read_record
+from trimtab.runs import read_json, read_metrics, read_record
 
 COMMANDS = ("policy train", "policy evaluate")
 PLAIN_TASKS = ("mmlu", "bbq-ambiguous", "bbq-disambiguated", "gsm8k", "ioi", "ioi-swapped", "ioi-mixture")
@@ -73,11 +72,11 @@ class PolicyFiles:
             path=path,
             record=record,
             metrics=read_metrics(path),
-            headroom=_json(path / "headroom.json"),
-            evaluation=_json(path / "evaluation.json"),
+            headroom=read_json(path / "headroom.json"),
+            evaluation=read_json(path / "evaluation.json"),
             items=_rows(path / "evaluation_items.parquet", columns),
             trace=_trace(path),
-            analysis=_json(path / "analysis" / "analysis.json"),
+            analysis=read_json(path / "analysis" / "analysis.json"),
             forks=_rows(path / "analysis" / "branch_forks.parquet"),
         )
 
@@ -95,15 +94,6 @@ class PolicyFiles:
             return True
         said = self.record.get("hides_text")
         return said if isinstance(said, bool) else self.task not in PLAIN_TASKS
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise UserError(str(path), "it is not JSON", "write it again with the command that made it") from None
 
 
 def _rows(path: Path, columns: Sequence[str] | None = None, filters: Any = None) -> list[dict[str, Any]] | None:

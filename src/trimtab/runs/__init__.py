@@ -1,6 +1,6 @@
 """Run directories, configs, provenance, atomic files and splits. No torch."""
 
-from trimtab.runs.atomic import atomic_path, write_bytes, write_json, write_table, write_text
+from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
 from trimtab.runs.config import FieldDifference, config_dict, config_difference, json_safe
 from trimtab.runs.metrics import read_metrics
 from trimtab.runs.progress import Meter, track
@@ -19,6 +19,7 @@ __all__ = [
     "config_difference",
     "json_safe",
     "machine",
+    "read_json",
     "read_metrics",
     "read_record",
     "sha256_file",

@@ -156,13 +156,13 @@ class DemoResult:
         head = f"{'arm':<25}{'score':>24}{'in band':>24}{'NLL':>8}{'4-gram rep.':>13}{'‖Δ‖/‖x‖':>10}{'edits':>8}"
         lines = [self.verdict, "", head]
         for arm in self.results["arms"]:
-            score = _interval(arm["score"]) if arm["score"] else "—"
+            score = interval_text(arm["score"]) if arm["score"] else "—"
             lines.append(
-                f"{arm['label']:<25}{score:>24}{_interval(arm['in_band']):>24}{arm['nll']['estimate']:>8.2f}"
+                f"{arm['label']:<25}{score:>24}{interval_text(arm['in_band']):>24}{arm['nll']['estimate']:>8.2f}"
                 f"{arm['repetition']['estimate']:>13.3f}{arm['relative_dose']:>10.3f}{arm['n_edits']:>8}"
             )
         lines += ["", "differences in score, pair by prompt:"]
-        lines += [f"  {d['label']:<52}{_interval(d['interval']):>24}" for d in self.results["differences"]]
+        lines += [f"  {d['label']:<52}{interval_text(d['interval']):>24}" for d in self.results["differences"]]
         done = " (done before; delete the directory to run it again)" if self.resumed else ""
         return "\n".join([*lines, "", f"{self.run}{done}"])
 
@@ -401,7 +401,8 @@ def _describe(table: FeatureTable, ids: list[int], effect: Mapping[int, float]) 
     ]
 
 
-def _interval(fields: dict[str, Any]) -> str:
+def interval_text(fields: dict[str, Any]) -> str:
+    """An estimate with its interval, signed."""
     return f"{fields['estimate']:+.3f} [{fields['low']:+.3f}, {fields['high']:+.3f}]"
 
 

@@ -20,7 +20,7 @@ from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.files import EVALUATION_FILE
 from trimtab.policies.masks import MaskKind
 from trimtab.policies.train import train_policy
-from trimtab.studies.demo import DemoConfig, DemoResult, run_demo
+from trimtab.studies.demo import DemoConfig, DemoResult, interval_text, run_demo
 
 ARMS = ("unsteered", "random at equal dose", "static", "static at equal dose", "policy")
 """Arms that the summary shows, where they could be had."""
@@ -80,8 +80,8 @@ class DemoPolicy:
         ]
         for label, reward in found["reward"].items():
             difference = found["policy_minus"].get(label)
-            said = f"   policy − this {_interval(difference)}" if difference else ""
-            lines.append(f"  {label:<22}{_interval(reward)}{said}")
+            said = f"   policy − this {interval_text(difference)}" if difference else ""
+            lines.append(f"  {label:<22}{interval_text(reward)}{said}")
         return "\n".join([*lines, *(f"  {warning}" for warning in found["warnings"]), f"  {self.run}"])
 
 
@@ -161,7 +161,3 @@ def run_demo_policy(config: DemoPolicyConfig, run: Path, *, model: str, sae: str
             )
         )  # fmt: skip
     return DemoPolicy(run=run, training=summary.results, result=json.loads(file.read_text())["result"])
-
-
-def _interval(fields: dict[str, Any]) -> str:
-    return f"{fields['estimate']:+.3f} [{fields['low']:+.3f}, {fields['high']:+.3f}]"

@@ -25,8 +25,9 @@ from trimtab.training.rows import SiteRows
 
 SHARDS = "activations"
 NOTHING_HELD_OUT = (
-    "trimtab: warning: no document is held out, since there are so few, so that results are measured on training rows; "
-    "give more documents, a larger --holdout, or a smaller --document-characters for plain text"
+    "trimtab: warning: no document is held out (there are too few, or the harvest kept none), and results are "
+    "measured on training rows; give more documents, a larger --holdout, or a smaller --document-characters "
+    "for plain text"
 )
 
 
