@@ -184,6 +184,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, help="features, instead of each section's own")
     parser.add_argument("--heldout", type=int, default=16_384, help="held-out rows")
     parser.add_argument("--bank-tokens", type=int, default=20_480, help="activations that the bank is trained on")
+    parser.add_argument("--bank-n", type=int, default=2048, help="features of every member of the bank")
     parser.add_argument("--bank-repeats", type=int, default=2, help="whole runs of the bank per library")
     parser.add_argument("--density-repeats", type=int, default=7, help="turns of sparse and dense execution")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")

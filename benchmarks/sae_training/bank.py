@@ -71,6 +71,7 @@ def measure_bank(options: argparse.Namespace, folder: Path) -> dict[str, object]
         text=str(_text(folder / "text.jsonl", options.bank_tokens)),
         model=str(model),
         tokens=options.bank_tokens,
+        n=options.bank_n,
         threads=options.threads,
         device=options.device,
     )

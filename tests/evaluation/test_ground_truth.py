@@ -205,7 +205,7 @@ def test_unknown_architecture_names_the_list():
         ({"data_sets": 0}, "data_sets 0: it must be at least 1"),
         ({"rows": 100}, "rows 100: it must be at least batch_size"),
         ({"match_cosine": 0.0}, r"match_cosine 0\.0: it must be above 0"),
-        ({"n_features": 2, "l0": (3.0,), "arch": ("topk",)}, r"k 3"),
+        ({"n_features": 2, "l0": (3.0,), "arch": ("topk",)}, "l0 3: it must be from 1"),
         ({"true_l0": 100.0}, "true_l0 100"),
     ],
 )
