@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, save_dictionary
+from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, load_dictionary, save_dictionary
+from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch, capture
 from trimtab.studies import DemoConfig, DemoPolicyConfig, demo_policy, run_whole_demo
 from trimtab.studies.demo import DemoResult
@@ -74,3 +78,40 @@ def test_a_model_that_the_task_does_not_suit_leaves_the_part_out(config: DemoCon
     assert whole.policy is None
     assert "no policy: task ioi-mixture: only" in whole.render()
     assert "no policy" not in run_whole_demo(replace(config, policy=False)).render()
+
+
+def test_an_sae_of_which_nothing_may_be_chosen_leaves_the_part_out(config: DemoConfig) -> None:
+    sae = load_dictionary(config.sae)
+    sae.b_enc.data.fill_(-1e6)
+    save_dictionary(sae, config.sae)
+    whole = run_whole_demo(config, SIZES)
+    assert whole.policy is None
+    assert "no policy: mask accumulated: it allows no live feature at resid_post.1" in whole.render()
+
+
+@pytest.mark.parametrize("part", ["train_policy", "evaluate_policy"])
+def test_any_other_mistake_is_no_reason_to_leave_the_part_out(
+    config: DemoConfig, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Neither a disk that fills up, in training or evaluation, nor settings that do not fit the run that is there."""
+    real, full = getattr(demo_policy, part), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fills_up(*args: object) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", _raiser(full))
+            return real(*args)
+
+    monkeypatch.setattr(demo_policy, part, fills_up)
+    with pytest.raises(UserError, match=r"cannot write .*: the disk is full; free some space or write elsewhere"):
+        run_whole_demo(config, SIZES)
+    monkeypatch.setattr(demo_policy, part, real)
+    assert run_whole_demo(config, SIZES).policy is not None
+    with pytest.raises(UserError, match="iterations was 2 and is now 3"):
+        run_whole_demo(config, replace(SIZES, iterations=3))
+
+
+def _raiser(error: Exception) -> Callable[..., None]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return fail

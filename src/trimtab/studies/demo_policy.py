@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import UserError
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.files import EVALUATION_FILE
+from trimtab.policies.headroom_candidates import NothingAllowedError
 from trimtab.policies.masks import MaskKind
 from trimtab.policies.train import train_policy
 from trimtab.studies.demo import DemoConfig, DemoResult, interval_text, run_demo
+from trimtab.tasks import UnsuitedModelError
 
 ARMS = ("unsteered", "random at equal dose", "static", "static at equal dose", "policy")
 """Arms that the summary shows, where they could be had."""
@@ -92,7 +93,7 @@ class WholeDemo:
     features: DemoResult
     policy: DemoPolicy | None
     left_out: str = ""
-    """Why there is no policy, if it was asked for."""
+    """Why there is no policy, if it was asked for and its task does not suit the model or the SAE."""
 
     @property
     def run(self) -> Path:
@@ -118,7 +119,8 @@ def run_whole_demo(config: DemoConfig, sizes: DemoPolicyConfig | None = None) ->
         sizes: of the policy's part.
 
     Raises:
-        UserError: see `run_demo`. A model or SAE that the policy's task does not suit leaves only that part out.
+        UserError: see `run_demo`, `train_policy` and `evaluate_policy`. The policy's part alone is left out where its
+            task cannot be had with the model, or no feature of the SAE may be chosen on it.
     """
     features = run_demo(config)
     if not config.policy:
@@ -128,7 +130,7 @@ def run_whole_demo(config: DemoConfig, sizes: DemoPolicyConfig | None = None) ->
             sizes or DemoPolicyConfig(), config.run / "policy", model=config.model, sae=config.sae,
             device=config.device, seed=config.seed,
         )  # fmt: skip
-    except UserError as error:
+    except (UnsuitedModelError, NothingAllowedError) as error:
         return WholeDemo(features=features, policy=None, left_out=f"no policy: {error.line}")
     return WholeDemo(features=features, policy=policy)
 

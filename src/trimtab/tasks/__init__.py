@@ -10,6 +10,7 @@ from trimtab.tasks.task import (
     Item,
     Outcome,
     Task,
+    UnsuitedModelError,
     known_under_every_order,
     split_items,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Outcome",
     "Task",
     "Tokenizer",
+    "UnsuitedModelError",
     "find_task",
     "known_under_every_order",
     "load_task",

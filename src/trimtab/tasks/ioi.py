@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple, Self
 from trimtab.errors import UserError
 from trimtab.runs import split_ids, text_id
 from trimtab.tasks.ioi_material import NAMES, OBJECTS, PLACES, TEMPLATES
-from trimtab.tasks.task import SPLITS, Item, Outcome, Task, by_group, mean
+from trimtab.tasks.task import SPLITS, Item, Outcome, Task, UnsuitedModelError, by_group, mean
 from trimtab.tasks.tokens import Tokenizer, is_one_token
 
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
@@ -69,7 +69,8 @@ class IOI(Task):
             seed: of the list of sentences.
 
         Raises:
-            UserError: no tokenizer, too few names that are one token, or fewer different sentences than asked for.
+            UserError: no tokenizer, or fewer different sentences than asked for.
+            UnsuitedModelError: too few names are one token.
         """
         if tokenizer is None:
             raise UserError(f"task {cls.name}", "it needs the model's tokenizer", "give tokenizer=model.tokenizer")
@@ -79,7 +80,7 @@ class IOI(Task):
                 raise UserError(f"n_{split} = {n}", "it must be at least 0", "change it")
         names = {name for name in NAMES if is_one_token(tokenizer, f" {name}")}
         if len(names) < 4:
-            raise UserError(
+            raise UnsuitedModelError(
                 f"task {cls.name}", f"only {len(names)} of {len(NAMES)} names are one token", "choose another model"
             )
         side = _pair_sides()

@@ -58,6 +58,10 @@ class Outcome:
             raise UserError(f"reward {self.reward!r}{where}", "it must be a finite number", "mend the task's reward")
 
 
+class UnsuitedModelError(UserError):
+    """A task cannot be had with this model, because of its tokenizer; another model is needed."""
+
+
 class Companion(NamedTuple):
     """A task whose results must stand beside another's, because that one's reward can be had by doing harm here."""
 
