@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from policy_rollouts import SITE
 from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.policies import headroom as module
 from trimtab.policies.episodes import Episodes
-from trimtab.policies.headroom import HeadroomTable, cross_fit, headroom, headroom_table
+from trimtab.policies.headroom import HeadroomTable, best_of_some, cross_fit, headroom, headroom_table
 from trimtab.policies.masks import build_mask
 from trimtab.policies.rollout import roll_out
 from trimtab.steering import StaticSource
@@ -91,6 +94,51 @@ def test_masks_limit_every_line() -> None:
     lines = headroom(table(reward, x=x, allowed=allowed, strength=strength), **ABOUT)  # pyright: ignore[reportArgumentType]
     assert lines.ceiling.estimate == lines.most_active.estimate == 0.5
     assert lines.readout.estimate <= 0.5
+
+
+def check_ceilings_of_chance() -> None:
+    """Features that help no oftener than random directions: under any mask, their ceiling is the random one.
+
+    A mask of m features makes 1 − 0.95^m of the items right, one that allows nothing none.
+    """
+    rng = np.random.default_rng(2)
+    items, n = 600, 60
+    allowed = rng.random((items, n)).argsort(1) < rng.integers(0, 9, items)[:, None]
+    m = allowed.sum(1)
+    helps, random = rng.random((2, items, n)) < 0.05
+    lines = headroom(table(helps, random=random.astype(np.float32), allowed=allowed), **ABOUT)  # pyright: ignore[reportArgumentType]
+    expected = (1 - 0.95**m).mean()
+    for found in (lines.ceiling, lines.random_ceiling):
+        assert found.estimate == pytest.approx(expected, abs=0.05)
+    assert lines.random_per_item == lines.allowed_per_item == m.mean()
+
+
+def test_the_random_ceiling_is_over_as_many_directions_as_the_mask_allows_features() -> None:
+    check_ceilings_of_chance()
+
+
+def every_random_direction_counts(patch: pytest.MonkeyPatch) -> None:
+    """Mutation: as many random directions as features tried, whatever the mask allows."""
+    patch.setattr(module, "best_of_some", lambda values, counts: values.max(1))
+
+
+def test_a_random_ceiling_that_the_mask_does_not_limit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    every_random_direction_counts(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_ceilings_of_chance()
+
+
+def test_the_best_of_some_is_the_mean_over_all_choices() -> None:
+    values = np.random.default_rng(3).normal(size=(7, 6)).round(1)
+    counts = np.arange(7)
+    expected = [0.0] + [np.mean([max(chosen) for chosen in itertools.combinations(values[m], m)]) for m in range(1, 7)]
+    assert best_of_some(values, counts).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_where_fewer_random_directions_were_tried_it_is_said() -> None:
+    reward, x = two_contexts()
+    lines = headroom(table(reward, x=x, random=np.ones((60, 3), np.float32)), **ABOUT)  # pyright: ignore[reportArgumentType]
+    assert (lines.random_per_item, lines.allowed_per_item, lines.random_ceiling.estimate) == (3, 8, 1)
 
 
 def test_cross_fitting_never_shows_an_item_to_its_own_choice() -> None:

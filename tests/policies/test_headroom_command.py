@@ -102,6 +102,9 @@ def test_masks_share_what_is_decoded_and_keep_to_their_own_candidates(
     assert none.allowed_per_item == 10
     assert top.allowed_per_item == 4
     assert 0 < current.allowed_per_item < 10  # the tiny SAE's features fire on half of all items
+    for line in result.lines:
+        assert line.random_per_item == line.allowed_per_item
+        assert f"{line.mask} ({line.allowed_per_item:.0f})" in printed(result)
     said = int(capsys.readouterr().err.split("with ")[1].split()[0])
     assert 10 <= said <= 20
     assert model.name == "choice"

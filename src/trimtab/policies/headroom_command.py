@@ -122,8 +122,9 @@ class HeadroomResult:
         every = first.scheme == "every answer token"
         title = f"headroom of {self.task} on {self.model}: mean reward of {first.items} items ({self.split}), "
         caption = (
-            "random: best of as many random directions. static: one feature for all, cross-fitted. readout: ridge "
-            "regression from the activation picks, cross-fitted. 95% intervals over items."
+            "In brackets: how many of those tried the mask allows, on average. random: best of as many random "
+            "directions as the mask allows features of the item. static: one feature for all, cross-fitted. readout: "
+            "ridge regression from the activation picks, cross-fitted. 95% intervals over items."
         )
         table = Table(
             title=title + ("one feature held over the whole answer" if every else "one edit at the last prompt token"),
@@ -135,7 +136,8 @@ class HeadroomResult:
             values = (
                 line.unsteered, line.ceiling, line.random_ceiling, line.static, line.most_active, line.readout,
             )  # fmt: skip
-            table.add_row(line.site, f"{line.dose:g}", line.mask, *(_short(v) for v in values))
+            mask = f"{line.mask} ({line.allowed_per_item:,.0f})"
+            table.add_row(line.site, f"{line.dose:g}", mask, *(_short(v) for v in values))
         for warning in dict.fromkeys(w for line in self.lines for w in _located(line)):
             table.caption = f"{table.caption}\n{warning}"
         return table
