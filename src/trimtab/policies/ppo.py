@@ -230,15 +230,16 @@ def explained_variance(target: Float[Tensor, " m"], value: Float[Tensor, " m"]) 
 
 def _clipped_loss(policy: Policy, config: PPOConfig) -> Any:
     from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
-    from torchrl.modules import MaskedCategorical
     from torchrl.objectives import ClipPPOLoss
+
+    from trimtab.policies.distribution import AllowedCategorical
 
     actor = ProbabilisticTensorDictSequential(  # pyright: ignore[reportCallIssue]
         TensorDictModule(policy.actor, in_keys=["observation"], out_keys=["logits"]),  # pyright: ignore[reportArgumentType]
         ProbabilisticTensorDictModule(  # pyright: ignore[reportArgumentType]
             in_keys=["logits", "mask"],
             out_keys=["action"],
-            distribution_class=MaskedCategorical,
+            distribution_class=AllowedCategorical,
             return_log_prob=True,
         ),
     )
