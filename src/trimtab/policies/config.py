@@ -65,6 +65,9 @@ class PolicyConfig:
     """Units of the hidden layers of actor and critic."""
     head: Head = "auto"
     """Whether the actor has weights per feature (`full`) or a query against decoder rows (`decoder`)."""
+    initial_no_edit: float = 0.25
+    """How likely no edit is before training; 0 for as likely as each feature. Where most features spoil an answer, a
+    policy that starts by editing always learns first of all not to."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How it learns."""
     validate_every: int = 10
@@ -103,6 +106,8 @@ class PolicyConfig:
             raise UserError(
                 f"headroom_items {self.headroom_items}", "there is too little to compare", "use 0, or 2 and more"
             )
+        if not 0 <= self.initial_no_edit < 1:
+            raise UserError(f"initial_no_edit {self.initial_no_edit}", "it must be from 0 to below 1", "use 0.25")
         if any(width < 1 for width in self.hidden):
             raise UserError(f"hidden {self.hidden}", "every layer needs at least one unit", "change it")
 

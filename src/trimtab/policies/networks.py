@@ -60,6 +60,17 @@ class Actor(nn.Module):
         rows: Tensor = self.rows  # type: ignore[assignment]
         return torch.cat([self.query(h) @ rows.T, self.no_edit(h)], dim=-1)
 
+    @torch.no_grad()
+    def lean_to_no_edit(self, share: float, allowed: float) -> None:
+        """Let an untrained actor leave the activation alone in about this share of cases.
+
+        Args:
+            share: above 0 and below 1.
+            allowed: how many features it may choose from, on average.
+        """
+        last = self.head if self.head_kind == "full" else self.no_edit
+        last.bias[-1] = math.log(share / (1 - share)) + math.log(allowed)
+
 
 class Critic(nn.Module):
     """MLP from activations to the expected return, `[..., 1]`."""

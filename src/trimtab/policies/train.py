@@ -164,6 +164,9 @@ class _Trainer:
         self._decode(source, self.train.take(which))
         decisions = source.decisions
         self.policy.normaliser.show(decisions.observation[decisions.valid])
+        if config.initial_no_edit:
+            allowed = float(decisions.n_allowed[decisions.valid].float().mean())
+            self.policy.actor.lean_to_no_edit(config.initial_no_edit, max(allowed, 1.0))
         self.facts["warnings"] = warnings
         self._validate()
         self._save()
