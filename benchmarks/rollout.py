@@ -5,7 +5,8 @@ cache for both sides. Two batches: 64 prompts with 64 new tokens each, and, as i
 times each with one new token.
 
 - `ratio`: tokens per second of `policies.roll_out` under the mask `accumulated`, over those of `decode` without a
-  source on the same prompts. A rollout also encodes activations, masks, draws, edits, logs and scores.
+  source on the same prompts, each copy as a row of its own. A rollout also encodes activations, masks, draws, edits,
+  logs and scores; it feeds what lies below the site once for all copies, which no row of its own can.
 - `none_ratio`: the same under the mask `none`.
 - `kl_ratio`: as `ratio`, with the divergence from the unsteered model at every token (`kl_penalty`).
 - `cpu.…`: each of them by processor time, which other work on the machine disturbs less.
@@ -93,7 +94,8 @@ class Batch:
 
     def unsteered(self) -> None:
         config = DecodeConfig(max_new_tokens=self.episodes.max_new_tokens, batch_size=self.rows)
-        decode(self.model, self.episodes.prompts, config, repeats=self.repeats, prompt_cache=self.cache)
+        rows = [prompt for prompt in self.episodes.prompts for _ in range(self.repeats)]
+        decode(self.model, rows, config, prompt_cache=self.cache)
 
     def source(self, mask: MaskKind) -> PolicySource:
         return PolicySource(self.policy, self.sae, build_mask(mask, self.sae, prompt_firings=self.firings), 0.5)

@@ -73,13 +73,14 @@ def test_it_is_the_total_effect(
 @pytest.mark.parametrize(
     "site", ["resid_pre.0", "resid_pre.2", "resid_mid.1", "mlp_out.2", "attn_z.1.0", "resid_post.0", "resid_post.3"]
 )
-def test_any_site(any_tiny: LanguageModel, site: str) -> None:
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_any_site(any_tiny: LanguageModel, site: str, repeats: int) -> None:
     if site == "resid_post.3":
         site = f"resid_post.{any_tiny.n_layers - 1}"
     width = 32 if not site.startswith("attn_z") else any_tiny.layout.layers[1].attention.head_dim  # pyright: ignore[reportOptionalMemberAccess]
     vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
     source = VectorSource(vector, site, 6.0, unit="absolute")
-    decoded, kl = record(any_tiny, source)
+    decoded, kl = record(any_tiny, source, repeats=repeats, cache=PromptCache(any_tiny) if repeats > 1 else None)
     assert_total(any_tiny, source, decoded, kl)
 
 

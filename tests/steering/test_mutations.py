@@ -29,7 +29,7 @@ from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, sites
-from trimtab.lm.cache import GrowingCache
+from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.editing import SourceRunner
 from trimtab.steering import RandomFeatureSource, ReplaySource, StaticSource, controls
 
@@ -225,11 +225,13 @@ def replay_nothing(patch: Patch, *_: object) -> None:
 
 
 def interleave_copies_wrongly(patch: Patch, *_: object) -> None:
-    def repeat(self: GrowingCache, times: int) -> None:
-        rows = self.layers[0].keys.shape[0]  # type: ignore[union-attr]
-        self.select(torch.arange(rows).repeat(times))
+    original = GrowingLayer.unfold
 
-    patch.setattr(GrowingCache, "repeat", repeat)
+    def unfold(self: GrowingLayer, copies: int, own: int) -> None:
+        original(self, copies, own)
+        self.select(torch.arange(self.keys.shape[0]).unflatten(0, (-1, copies)).T.flatten())  # type: ignore[union-attr]
+
+    patch.setattr(GrowingLayer, "unfold", unfold)
 
 
 def cached(model: LanguageModel, sae: Standard) -> object:

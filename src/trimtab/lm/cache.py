@@ -7,6 +7,8 @@ their window is enforced by the mask, so that a fork beyond the window needs not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -48,6 +50,22 @@ class GrowingLayer(CacheLayerMixin):
         self.keys, self.values = self._key_storage[:, :, :end], self._value_storage[:, :, :end]
         return self.keys, self.values
 
+    def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Begin with rows `[heads, length, head_dim]` of any length, padded on the left with zeros."""
+        self.length = max(row.shape[1] for row in keys)
+        self._key_storage, self._value_storage = self._padded(keys), self._padded(values)
+        self.keys, self.values = self._key_storage[:, :, : self.length], self._value_storage[:, :, : self.length]
+        self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+
+    def _padded(self, rows: Sequence[Tensor]) -> Tensor:
+        heads, _, width = rows[0].shape
+        storage = rows[0].new_empty(len(rows), heads, max(self.reserve, self.length), width)
+        for into, row in zip(storage.unbind(), rows, strict=True):
+            start = self.length - row.shape[1]
+            into[:, :start] = 0
+            into[:, start : self.length] = row
+        return storage
+
     def _grow(self, key_states: Tensor, value_states: Tensor, capacity: int) -> None:
         batch, heads, _, width = key_states.shape
         keys = key_states.new_empty(batch, heads, capacity, width)
@@ -64,6 +82,30 @@ class GrowingLayer(CacheLayerMixin):
         self._value_storage = self._value_storage.index_select(0, rows)
         self.keys = self._key_storage[:, :, : self.length]
         self.values = self._value_storage[:, :, : self.length]
+
+    def unfold(self, copies: int, own: int) -> None:
+        """Give every row `copies` rows, side by side.
+
+        Args:
+            copies: of each row.
+            own: with 1, the last `copies` places of a row are one for each copy; with 0, every copy has all places.
+        """
+        if self._key_storage is None or self._value_storage is None:
+            return
+        shared = self.length - own * copies
+        self.length = shared + own
+        self._key_storage = self._unfolded(self._key_storage, copies, shared, own)
+        self._value_storage = self._unfolded(self._value_storage, copies, shared, own)
+        self.keys = self._key_storage[:, :, : self.length]
+        self.values = self._value_storage[:, :, : self.length]
+
+    def _unfolded(self, storage: Tensor, copies: int, shared: int, own: int) -> Tensor:
+        rows, heads, _, width = storage.shape
+        unfolded = storage.new_empty(rows, copies, heads, max(self.reserve, self.length), width)
+        unfolded[:, :, :, :shared] = storage[:, None, :, :shared]
+        if own:
+            unfolded[:, :, :, shared] = storage[:, :, shared : shared + copies].transpose(1, 2)
+        return unfolded.flatten(0, 1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -102,3 +144,13 @@ class GrowingCache(Cache):
         keys = self.growing[0].keys
         assert keys is not None, "there is nothing to repeat"
         self.select(torch.arange(keys.shape[0], device=keys.device).repeat_interleave(times))
+
+    def unfold(self, copies: int, layer: int) -> None:
+        """Rows of their own for copies of each row that were fed side by side from a layer on.
+
+        Args:
+            copies: of each row.
+            layer: from here on the last `copies` places of a row belong to one copy each; below, all places to all.
+        """
+        for number, found in enumerate(self.growing):
+            found.unfold(copies, own=int(number >= layer))

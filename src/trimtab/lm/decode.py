@@ -16,12 +16,13 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm.batch import TokenBatch
-from trimtab.lm.cache import GrowingCache
 from trimtab.lm.editing import DecodeStart, EditLog, InterventionSource, SourceRunner, edited
+from trimtab.lm.feeding import parting_layer, prefill, step, step_copies
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.restriction import AllowedTokens
 from trimtab.lm.sampling import choose_token, uniform
+from trimtab.lm.token_statistics import token_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,8 @@ def decode(
         config: how tokens are chosen.
         source: decides edits at its sites and positions.
         forced: per prompt, tokens with which its continuation begins (a fork's past).
-        repeats: decode every prompt this many times from one prefill; the token before the first free one is processed
-            once per copy, so that copies can be edited differently there.
+        repeats: decode every prompt this many times from one prefill. Copies may be edited differently from the token
+            before the first free one on; what lies below the first edited site is computed once for all of them there.
         teacher: per row, tokens to feed instead of the chosen ones; rows end where it ends. What would have been chosen
             is in `decided_ids`.
         samples: per prompt, its key for random draws (its index by default).
@@ -270,7 +271,8 @@ def _decode_group(
     """Decode rows that share a cache: prefill, then one token for every unfinished row at a time."""
     device = model.device
     prefixes = [rows.prefix(row) for row in members]
-    reserve = max(map(len, prefixes)) + config.max_new_tokens
+    parting = parting_layer(model, runner, repeats)
+    reserve = max(map(len, prefixes)) + max(config.max_new_tokens, 1 if parting is None else repeats)
     cache = model.new_cache(reserve=reserve)
     active = torch.tensor(members, device=device)
     prompt_length = torch.tensor([len(rows.prompts[row]) for row in members], device=device)
@@ -281,11 +283,11 @@ def _decode_group(
     if prompt_cache is not None and held:
         cache = prompt_cache.load(heads, reserve)
     with edited(model, runner.edits()) if runner else nullcontext():
-        if repeats > 1 or held:  # everything but the last token once per prompt, the last one once per copy
+        if repeats > 1 or held:  # everything but the last token once per prompt
             kept = [head for head in heads if head]
             if kept and not held:
                 assert len(kept) == len(heads), "repeats need prompts of at least two tokens, or all of one"
-                _prefill(
+                prefill(
                     model,
                     TokenBatch.pad(heads, model.pad_id, device),
                     cache,
@@ -293,65 +295,40 @@ def _decode_group(
                     prompt_length[::repeats],
                     runner,
                 )
-            if kept and repeats > 1:
-                cache.repeat(repeats)
             held_tokens = torch.tensor([len(p) - 1 for p in prefixes], device=device)
             ids = torch.tensor([p[-1] for p in prefixes], device=device)
-            logits = _step(model, ids, cache, held_tokens, active, prompt_length, runner)
+            if parting is not None:
+                logits = step_copies(
+                    model, ids[::repeats], cache, held_tokens[::repeats], active.view(-1, repeats),
+                    prompt_length[::repeats], runner, parting,
+                )  # fmt: skip
+            else:
+                if kept and repeats > 1:
+                    cache.repeat(repeats)
+                logits = step(model, ids, cache, held_tokens, active, prompt_length, runner)
         else:
             batch = TokenBatch.pad(prefixes, model.pad_id, device)
-            logits = _prefill(model, batch, cache, active, prompt_length, runner)
+            logits = prefill(model, batch, cache, active, prompt_length, runner)
         length = torch.tensor([len(p) for p in prefixes], device=device)
-        for step in range(config.max_new_tokens):
+        for number in range(config.max_new_tokens):
             if observe is not None:
-                observe(active, step, logits)
+                observe(active, number, logits)
             ids, done = _choose(model, rows, active, length, logits, config)
             if progress and done.any():
                 progress(int(done.sum()))
             done_count = int(done.sum())
-            if done_count == len(active) or step == config.max_new_tokens - 1:
+            if done_count == len(active) or number == config.max_new_tokens - 1:
                 if progress and done_count < len(active):
                     progress(len(active) - done_count)
                 return
+            if number == 0 and parting is not None:
+                cache.unfold(repeats, parting)
             if done_count:
                 keep = (~done).nonzero()[:, 0]
                 cache.select(keep)
                 active, length, prompt_length, ids = active[keep], length[keep], prompt_length[keep], ids[keep]
-            logits = _step(model, ids, cache, length, active, prompt_length, runner)
+            logits = step(model, ids, cache, length, active, prompt_length, runner)
             length = length + 1
-
-
-def _prefill(
-    model: LanguageModel,
-    batch: TokenBatch,
-    cache: GrowingCache,
-    active: Tensor,
-    prompt_length: Tensor,
-    runner: SourceRunner | None,
-) -> Tensor:
-    if runner:
-        selected = runner.source.positions.selects(batch.position_ids, prompt_length[:, None]) & batch.real
-        runner.aim(batch.ids, batch.position_ids, selected, active)
-    return model.forward(batch, cache=cache, last=1)[:, -1]
-
-
-def _step(
-    model: LanguageModel,
-    ids: Tensor,
-    cache: GrowingCache,
-    held: Tensor,
-    active: Tensor,
-    prompt_length: Tensor,
-    runner: SourceRunner | None,
-) -> Tensor:
-    """Feed one token per row behind `held` real tokens in the cache."""
-    if runner:
-        selected = runner.source.positions.selects(held, prompt_length)
-        runner.aim(ids[:, None], held[:, None], selected[:, None], active)
-    padded = cache.length > 0 and bool((held != cache.length).any())
-    return model.forward(TokenBatch.full(ids[:, None]), cache=cache, past_lengths=held if padded else None, last=1)[
-        :, -1
-    ]
 
 
 def _choose(
@@ -369,7 +346,7 @@ def _choose(
     members = active.tolist()
     if rows.teacher is not None:
         ids = torch.tensor([rows.teacher[row][len(rows.tokens[row])] for row in members], device=decided.device)
-    logp, entropy = token_statistics(logits.float(), ids)
+    logp, entropy = token_statistics(logits, ids)
     decided_logp = logp
     if rows.teacher is not None:
         decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
@@ -389,16 +366,6 @@ def _choose(
     return ids, torch.tensor(done, device=decided.device)
 
 
-def token_statistics(logits: Float[Tensor, "B V"], ids: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-    """Log-probability of each row's token and entropy of its distribution, in nats: `([B], [B])`."""
-    top = logits.amax(dim=-1)
-    weights = (logits - top[:, None]).exp_()
-    mass = weights.sum(dim=-1)
-    total = top + mass.log()
-    mean_logit = weights.mul_(logits).sum(dim=-1) / mass
-    return logits.gather(1, ids[:, None])[:, 0] - total, total - mean_logit
-
-
 def _ended(model: LanguageModel, rows: _Rows, row: int, config: DecodeConfig) -> bool:
     if config.stop_at_eos and rows.tokens[row][-1] in model.eos_ids:
         rows.finish[row] = "eos"
@@ -413,14 +380,16 @@ def _ended(model: LanguageModel, rows: _Rows, row: int, config: DecodeConfig) ->
 
 def _check_edits(decoded: Decoded, runner: SourceRunner) -> None:
     """Every position that the rule asks for was shown to the source once per site, and none other."""
-    asked: set[tuple[int, int]] = set()
+    places: list[tuple[int, int]] = []
     for row, prompt in enumerate(decoded.prompts):
         prefix = len(prompt) + len(decoded.forced[row])
         # Copies of a prompt share the prefill of the first, up to the last forced token.
         first = 0 if row % decoded.repeats == 0 else prefix - 1
-        position = torch.arange(first, prefix + len(decoded.token_ids[row]) - 1)
-        selected = position[runner.source.positions.selects(position, torch.tensor(len(prompt)))]
-        asked.update((row, int(p)) for p in selected)
+        places += [(row, position) for position in range(first, prefix + len(decoded.token_ids[row]) - 1)]
+    row, position = torch.tensor(places).T
+    prompt_length = torch.tensor([len(prompt) for prompt in decoded.prompts])
+    selected = runner.source.positions.selects(position, prompt_length[row])
+    asked = {place for place, kept in zip(places, selected.tolist(), strict=True) if kept}
     for index, site in enumerate(runner.sites):
         seen = runner.visits(index)
         if len(seen) != len(asked) or set(seen) != asked:

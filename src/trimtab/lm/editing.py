@@ -225,11 +225,11 @@ class SourceRunner:
         ids: Int[Tensor, "B T"],
         position: Int[Tensor, "B T"],
         selected: Bool[Tensor, "B T"],
-        row: Int[Tensor, " B"],
+        row: Int[Tensor, "B T"],
     ) -> None:
         """Say which places of the coming forward pass are to be edited."""
         self._batch, self._time = selected.nonzero(as_tuple=True)
-        self._row = row[self._batch]
+        self._row = row[self._batch, self._time]
         self._position = position[self._batch, self._time]
         self._token = ids[self._batch, self._time]
 

@@ -54,14 +54,10 @@ class PromptCache:
         """
         wanted = [tuple(head) for head in heads]
         self._compute([head for head in dict.fromkeys(wanted) if head not in self._held])
-        longest = max(map(len, wanted))
-        cache = self.model.new_cache(reserve=max(reserve, longest))
+        cache = self.model.new_cache(reserve=reserve)
         rows = [self._held[head] for head in wanted]
         for number, layer in enumerate(cache.growing):
-            layer.update(
-                _stack([row.keys[number] for row in rows], longest),
-                _stack([row.values[number] for row in rows], longest),
-            )
+            layer.fill([row.keys[number] for row in rows], [row.values[number] for row in rows])
         for head in wanted:
             self._held.move_to_end(head)
         self._forget()
@@ -94,11 +90,3 @@ class PromptCache:
         while self._bytes > self.max_bytes and len(self._held) > 1:
             _, held = self._held.popitem(last=False)
             self._bytes -= held.bytes
-
-
-def _stack(parts: list[Float[Tensor, "heads length width"]], length: int) -> Float[Tensor, "B heads length width"]:
-    heads, _, width = parts[0].shape
-    stacked = parts[0].new_zeros(len(parts), heads, length, width)
-    for row, part in enumerate(parts):
-        stacked[row, :, length - part.shape[1] :] = part
-    return stacked

@@ -20,15 +20,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.lm import Decoded, InterventionSource, LanguageModel, PromptCache, TokenBatch
-from trimtab.lm.sites import site_order
+from trimtab.lm.copies import first_edited_layer
+from trimtab.lm.token_statistics import rows_per_block
 from trimtab.steering.effects import token_effects
 
 KEPT_BYTES = 1 << 30
 """Steered logits are kept if they need no more than this."""
 LOGITS_PER_PASS = 1 << 25
 """Unsteered logits held at once; rows per pass follow from it."""
-CPU_BLOCK = 1 << 16
-"""Values per thread that are reduced at a time on the CPU, so that they stay in its cache."""
 
 _begins_above: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, bool]] = weakref.WeakKeyDictionary()
 """Whether a model may be started at a layer's input, as far as it has been tried."""
@@ -68,8 +67,7 @@ class DivergenceRecorder:
     ) -> None:
         self.model, self.source = model, source
         self.shape = (n_rows, max_new_tokens)
-        first = min(map(model.site, source.sites), key=site_order)
-        self._layer = first.layer + (first.kind == "resid_post")
+        self._layer = first_edited_layer([model.site(site) for site in source.sites])
         """The first layer whose input may be edited."""
         self._follows = source.positions.kind == "generated"
         size = torch.empty(0, dtype=model.dtype).element_size()
@@ -102,19 +100,19 @@ class DivergenceRecorder:
         if not isinstance(output, Tensor):
             self._follows = False
         elif self._layer:
-            self._seen["input"] = output[:, -1]
+            self._seen["input"] = output
 
     def _see_read(self, _module: object, args: tuple[Tensor, ...]) -> None:
-        self._seen["read"] = args[0][:, -1]
+        self._seen["read"] = args[0]
 
     def see(self, rows: Int[Tensor, " B"], step: int, logits: Float[Tensor, "B V"]) -> None:
         """Keep one choice; what `decode` takes as `observe`."""
         if not self._follows:
             return
         if "input" in self._seen:
-            self._input = _filed(self._input, self.shape, rows, step, self._seen.pop("input"))
+            self._input = _filed(self._input, self.shape, rows, step, _last(self._seen.pop("input"), len(rows)))
         if not self._keeps_logits:
-            self._read = _filed(self._read, self.shape, rows, step, self._seen.pop("read"))
+            self._read = _filed(self._read, self.shape, rows, step, _last(self._seen.pop("read"), len(rows)))
             return
         here = rows.cpu()
         self._entry[here, step] = len(self._kept)
@@ -225,9 +223,7 @@ def divergences(
         plain: log-probabilities.
         which: the row of `plain` that each row of `steered` is compared with.
     """
-    rows = len(steered)
-    if steered.device.type == "cpu":
-        rows = max(1, torch.get_num_threads() * CPU_BLOCK // steered.shape[1])
+    rows = rows_per_block(steered)
     logp = steered.new_empty(min(rows, len(steered)), steered.shape[1], dtype=torch.float32)
     difference = torch.empty_like(logp)
     found = logp.new_empty(len(steered))
@@ -248,6 +244,11 @@ def _take(rows: Tensor, which: Int[Tensor, " R"]) -> Tensor:
     if torch.equal(which, torch.arange(first, first + len(which))):
         return rows[first : first + len(which)]
     return rows[which.to(rows.device)]
+
+
+def _last(seen: Float[Tensor, "B T d"], rows: int) -> Float[Tensor, "R d"]:
+    """What each row's last token gave; copies of a prompt may have been fed as tokens side by side."""
+    return seen[:, -1] if len(seen) == rows else seen.flatten(0, 1)
 
 
 def _filed(

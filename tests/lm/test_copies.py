@@ -1,0 +1,292 @@
+"""Copies of a prompt that part at the first edited layer, against rows of their own; each check can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from trimtab.lm import (
+    DecodeConfig,
+    Decoded,
+    DecodeStart,
+    Edit,
+    EditRequest,
+    LanguageModel,
+    PositionRule,
+    PromptCache,
+    Site,
+    copies,
+    decode,
+    feeding,
+    site_width,
+)
+from trimtab.lm.cache import GrowingLayer
+from trimtab.lm.editing import SourceRunner
+from trimtab.lm.token_statistics import CPU_BLOCK, token_statistics
+
+COPIES = 3
+LENGTHS = (5, 18, 11, 2)
+"""Mixed, so that caches are padded, and beyond tiny Gemma's window of 8."""
+SITES = [
+    ("resid_pre.0",), ("attn_z.0.1",), ("resid_post.0",), ("resid_mid.1",), ("attn_k.2",), ("mlp_out.2",),
+    ("resid_post.2",), ("resid_post.last",), ("resid_post.2", "resid_pre.2", "attn_out.last"),
+]  # fmt: skip
+
+
+class Apart:
+    """Adds another direction at every row, site and position, in proportion to the activation."""
+
+    unit, operation, dictionary_hash = "relative", "add", "test"
+
+    def __init__(self, model: LanguageModel, sites: Sequence[str], positions: str = "generated") -> None:
+        last = str(model.n_layers - 1)
+        self.sites: tuple[Site, ...] = tuple(model.site(site.replace("last", last)) for site in sites)
+        self.positions = PositionRule.parse(positions)
+        generator = torch.Generator().manual_seed(0)
+        self.rows = {
+            site: torch.nn.functional.normalize(torch.randn(29, site_width(model, site), generator=generator))
+            for site in self.sites
+        }
+
+    def directions(self, site: Site) -> torch.Tensor:
+        return self.rows[site]
+
+    def start(self, start: DecodeStart) -> None:
+        pass
+
+    def choose(self, request: EditRequest) -> Edit:
+        feature = (7 * request.row + request.position + request.token) % 29
+        return Edit(feature[:, None], 0.8 * request.x.norm(dim=-1, keepdim=True))
+
+
+def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(6, 100, (n,), generator=generator).tolist() for n in lengths]
+
+
+def assert_same(found: Decoded, expected: Decoded) -> None:
+    assert found.token_ids == expected.token_ids
+    for name in ("token_logp", "entropy"):
+        for mine, other in zip(getattr(found, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), atol=1e-5, rtol=1e-5)
+    for name in ("site", "row", "position", "feature"):
+        assert torch.equal(found.edits.columns[name], expected.edits.columns[name])
+    for name in ("coefficient", "x_norm", "delta_norm"):
+        torch.testing.assert_close(found.edits.columns[name], expected.edits.columns[name], atol=1e-5, rtol=1e-5)
+
+
+def check(
+    model: LanguageModel,
+    sites: Sequence[str] = ("resid_post.1",),
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    new_tokens: int = 6,
+    cache: PromptCache | None = None,
+) -> None:
+    """Copies are what rows of their own are."""
+    config = DecodeConfig(max_new_tokens=new_tokens, temperature=1.0, seed=3, stop=tuple("aeiou13579"), batch_size=9)
+    prompts = prompts_of(lengths)
+    together = decode(model, prompts, config, Apart(model, sites), repeats=COPIES, prompt_cache=cache)
+    each = [prompt for prompt in prompts for _ in range(COPIES)]
+    alone = decode(
+        model, each, config, Apart(model, sites), samples=together.sample, branches=together.branch
+    )  # batches of 9 rows, whatever prompt they have
+    assert_same(together, alone)
+    assert len(set(map(tuple, alone.token_logp[:COPIES]))) == COPIES, "all copies are alike, so nothing is checked"
+    if new_tokens > 1:
+        assert len(set(map(len, alone.token_ids))) > 1, "no row ends before the others"
+
+
+@contextmanager
+def fed(model: LanguageModel, layer: int) -> Iterator[list[tuple[int, int]]]:
+    """Rows and tokens of every call of a layer's MLP."""
+    seen: list[tuple[int, int]] = []
+    mlp = model.layout.layers[layer].mlp_branch
+    assert mlp is not None
+    handle = mlp.register_forward_hook(lambda _m, _a, output: seen.append(tuple(output.shape[:2])))  # type: ignore[func-returns-value]
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("sites", SITES, ids="+".join)
+def test_copies_are_rows_of_their_own(any_tiny: LanguageModel, sites: tuple[str, ...]) -> None:
+    assert copies.can_unfold(any_tiny, copies.first_edited_layer(Apart(any_tiny, sites).sites))
+    check(any_tiny, sites)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("lengths", [LENGTHS, (9, 9), (1, 1)], ids=["padded", "one length", "one token"])
+def test_answers_of_one_token(any_tiny: LanguageModel, lengths: tuple[int, ...], cached: bool) -> None:
+    check(any_tiny, lengths=lengths, new_tokens=1, cache=PromptCache(any_tiny) if cached else None)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (9, 9)], ids=["padded", "one length"])
+def test_longer_answers_from_kept_prompts(any_tiny: LanguageModel, lengths: tuple[int, ...]) -> None:
+    check(any_tiny, lengths=lengths, cache=PromptCache(any_tiny))
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "2:9"])
+def test_prompts_that_are_edited_too(any_tiny: LanguageModel, positions: str) -> None:
+    """The first copy's edits shape the prefill of all, which the unshared path must be made to do."""
+    config = DecodeConfig(max_new_tokens=4, temperature=1.0, stop_at_eos=False)
+    prompts, sites = prompts_of(LENGTHS), ("resid_mid.1",)
+    shared = decode(any_tiny, prompts, config, Apart(any_tiny, sites, positions), repeats=COPIES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeding, "MOST_COPIES", 1)
+        assert_same(shared, decode(any_tiny, prompts, config, Apart(any_tiny, sites, positions), repeats=COPIES))
+
+
+def test_what_lies_below_the_edits_is_fed_once_per_prompt(any_tiny: LanguageModel) -> None:
+    config, prompts = DecodeConfig(max_new_tokens=1), prompts_of((9, 9))
+    cache, source = PromptCache(any_tiny), Apart(any_tiny, ("resid_post.1",))
+    decode(any_tiny, prompts, config, source, repeats=COPIES, prompt_cache=cache)
+    with fed(any_tiny, 1) as below, fed(any_tiny, 2) as above:
+        decode(any_tiny, prompts, config, source, repeats=COPIES, prompt_cache=cache)
+    assert below == [(2, 1)]
+    assert above == [(2, COPIES)]
+    with fed(any_tiny, any_tiny.n_layers - 1) as last:
+        decode(any_tiny, prompts, config, repeats=COPIES, prompt_cache=cache)
+    assert last == [(2, 1)]
+
+
+def test_a_model_whose_copies_cannot_part_is_fed_them_one_by_one(
+    any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KeyError("attention_mask")
+
+    monkeypatch.setattr(copies._Masks, "widen", refuse)
+    monkeypatch.setattr(copies, "_unfolds", {})
+    check(any_tiny)
+    assert copies._unfolds[any_tiny.hf] == {2: False}
+
+
+def test_the_model_is_left_as_it_was(any_tiny: LanguageModel) -> None:
+    def hooks() -> list[tuple[list[int], list[int]]]:
+        return [(list(m._forward_hooks), list(m._forward_pre_hooks)) for m in any_tiny.hf.modules()]
+
+    before = hooks()
+    check(any_tiny, ("resid_pre.0",))
+    assert hooks() == before
+
+
+def copies_see_each_other(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(copies.torch, "eye", lambda n, **kwargs: torch.ones(n, n, **kwargs))
+
+
+def copies_see_their_own_token_only(patch: pytest.MonkeyPatch) -> None:
+    original = copies._Masks._wide
+
+    def wide(self, mask, module):  # type: ignore[no-untyped-def]
+        made = original(self, mask, module).clone()
+        made[..., : self.past] = False if made.dtype == torch.bool else torch.finfo(made.dtype).min
+        return made
+
+    patch.setattr(copies._Masks, "_wide", wide)
+
+
+def widen_no_mask(patch: pytest.MonkeyPatch) -> None:
+    """Padding is seen, and so are the copies."""
+    patch.setattr(copies._Masks, "_wide", lambda *_: None)
+
+
+def keep_one_copy_for_all(patch: pytest.MonkeyPatch) -> None:
+    original = GrowingLayer._unfolded
+
+    def unfolded(self, storage, times, shared, own):  # type: ignore[no-untyped-def]
+        if own:
+            storage[:, :, shared : shared + times] = storage[:, :, shared : shared + 1].clone()
+        return original(self, storage, times, shared, own)
+
+    patch.setattr(GrowingLayer, "_unfolded", unfolded)
+
+
+def interleave_copies(patch: pytest.MonkeyPatch) -> None:
+    original = GrowingLayer._unfolded
+
+    def unfolded(self, storage, times, shared, own):  # type: ignore[no-untyped-def]
+        found = original(self, storage, times, shared, own)
+        return found.unflatten(0, (-1, times)).transpose(0, 1).flatten(0, 1)
+
+    patch.setattr(GrowingLayer, "_unfolded", unfolded)
+
+
+def lose_what_lies_below(patch: pytest.MonkeyPatch) -> None:
+    """The last prompt token is missing in the layers that were shared."""
+    original = GrowingLayer.unfold
+
+    def unfold(self, times, own):  # type: ignore[no-untyped-def]
+        if not own:
+            self.values[:, :, -1] = 0
+        original(self, times, own)
+
+    patch.setattr(GrowingLayer, "unfold", unfold)
+
+
+def part_above_the_edits(patch: pytest.MonkeyPatch) -> None:
+    original = copies.first_edited_layer
+    patch.setattr(feeding, "first_edited_layer", lambda sites: original(sites) + 1)
+
+
+def edit_the_first_copy_only(patch: pytest.MonkeyPatch) -> None:
+    original = SourceRunner.aim
+
+    def aim(self, ids, position, selected, row):  # type: ignore[no-untyped-def]
+        selected = selected.clone()
+        selected[:, 1:] = False
+        original(self, ids, position, selected, row)
+
+    patch.setattr(SourceRunner, "aim", aim)
+
+
+def count_padding_as_held(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(feeding, "_past_lengths", lambda cache, held: None)
+
+
+class Mutation(NamedTuple):
+    apply: Callable[[pytest.MonkeyPatch], None]
+    noticed: bool
+    """Whether trying the model notices it as well."""
+    error: type[Exception] = AssertionError
+
+
+MUTATIONS = [
+    Mutation(copies_see_each_other, True),
+    Mutation(copies_see_their_own_token_only, True),
+    Mutation(widen_no_mask, True, Exception),
+    Mutation(keep_one_copy_for_all, False),
+    Mutation(interleave_copies, False),
+    Mutation(lose_what_lies_below, False),
+    Mutation(part_above_the_edits, False, IndexError),
+    Mutation(edit_the_first_copy_only, False, RuntimeError),
+    Mutation(count_padding_as_held, False),
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.apply.__name__)
+def test_the_check_fails(mutation: Mutation, any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_unfolds", {})
+    with monkeypatch.context() as patch:
+        mutation.apply(patch)
+        assert copies.can_unfold(any_tiny, 2) is not mutation.noticed
+        patch.setattr(feeding, "can_unfold", lambda *_: True)
+        with pytest.raises(mutation.error):
+            check(any_tiny)
+
+
+def test_token_statistics_are_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = CPU_BLOCK // 3  # several rows a block, and a block that is not full
+    logits = torch.randn(8, vocabulary, generator=generator) * torch.logspace(-2, 2, 8)[:, None] + 30
+    ids = torch.randint(vocabulary, (8,), generator=generator)
+    logp = logits.double().log_softmax(-1)
+    found, entropy = token_statistics(logits, ids)
+    torch.testing.assert_close(found.double(), logp.gather(1, ids[:, None])[:, 0], atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-5, rtol=1e-6)
+    assert [len(x) for x in token_statistics(logits[:0], ids[:0])] == [0, 0]
