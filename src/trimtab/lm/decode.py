@@ -177,11 +177,12 @@ def check_prompts(
     if not prompts:
         raise UserError("the prompts", "there is none", "give at least one")
     limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    vocab_size = model.vocab_size
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise UserError(f"prompt {i}", "it is empty", "give at least one token")
-        if not all(0 <= token < model.vocab_size for token in (*prompt, *(forced[i] if forced else ()))):
-            raise UserError(f"prompt {i}", f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")
+        if not all(0 <= token < vocab_size for token in (*prompt, *(forced[i] if forced else ()))):
+            raise UserError(f"prompt {i}", f"{model.name} has tokens 0 to {vocab_size - 1}", "tokenise again")
         length = len(prompt) + (len(forced[i]) if forced else 0) + config.max_new_tokens
         if limit and length > limit + 1:
             raise UserError(

@@ -72,12 +72,19 @@ def choose_token(
         u: uniform draws; not needed at temperature 0.
     """
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return _argmax(logits)
     assert u is not None
     probs = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
         probs = torch.where(probs >= nucleus_threshold(probs, top_p)[:, None], probs, 0)
     return inverse_cdf(probs, u)
+
+
+def _argmax(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """The first of the largest logits of each row."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))  # several times faster than torch's
+    return logits.argmax(dim=-1)
 
 
 def nucleus_threshold(probs: Float[Tensor, "B V"], top_p: float, first: int = 256) -> Float[Tensor, " B"]:
