@@ -1,4 +1,4 @@
-"""A small dictionary for the tiny models, its mask kinds, and one rollout under each."""
+"""A small dictionary for the tiny models, its mask kinds, one rollout under each, and models with a planted truth."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from planted_choice import choice_model, choice_sae
+from planted_readout import planted_model, planted_sae
 from policy_rollouts import PROMPTS, SITE, RollOut, Rollout
 
 from trimtab.dictionaries.base import DictionaryInfo
@@ -54,3 +56,27 @@ def roll_out(tiny_llama: LanguageModel, sae: Standard, policy: Policy) -> RollOu
         return Rollout(source, decode(tiny_llama, PROMPTS, config, source, repeats=repeats))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def choice(tiny_llama: LanguageModel) -> LanguageModel:
+    """Writes four letters, each by the sign of one coordinate."""
+    return choice_model(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def choice_dictionary(choice: LanguageModel) -> Standard:
+    """Eight of its features push that coordinate."""
+    return choice_sae(choice)
+
+
+@pytest.fixture(scope="module")
+def planted(tiny_llama: LanguageModel) -> LanguageModel:
+    """Answers by the sign of one coordinate."""
+    return planted_model(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def planted_dictionary(planted: LanguageModel) -> Standard:
+    """Two of its features are that coordinate."""
+    return planted_sae(planted)

@@ -13,7 +13,9 @@ import torch
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
+from trimtab.policies.config import PolicyConfig
 from trimtab.policies.networks import Policy
+from trimtab.policies.setup import Setup
 from trimtab.tasks import Item, Outcome, Task
 
 SITE = "resid_post.3"
@@ -79,3 +81,12 @@ class Letters(Task):
     def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
         hit = text[DECISIVE : DECISIVE + 1] == item.answer
         return Outcome(reward=float(hit), correct=hit, answer=text)
+
+
+def letters_setup(model: LanguageModel, sae: Standard, **settings: object) -> Setup:
+    """The task under any policy; settings are of `PolicyConfig`."""
+    values: dict[str, object] = {
+        "task": "letters", "mask": "none", "dose": 0.7, "options_only": True, "hidden": (), "max_new_tokens": LENGTH,
+    }  # fmt: skip
+    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
+    return Setup.with_parts(config, model, sae, Letters.load())

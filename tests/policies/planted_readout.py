@@ -13,6 +13,8 @@ import torch
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.setup import Setup
 from trimtab.tasks import Item, Outcome, Task
 
 SITE = "resid_post.3"
@@ -107,3 +109,10 @@ class OnlyRewards(HalfHurt):
 
     def correct_option(self, item: Item, permutation: int = 0) -> int:
         return Task.correct_option(self, item, permutation)
+
+
+def readout_setup(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> Setup:
+    """A task under any policy; settings are of `PolicyConfig`."""
+    values: dict[str, object] = {"task": task.name, "mask": "none", "dose": 2.0, "options_only": True, "hidden": (8,)}
+    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
+    return Setup.with_parts(config, model, sae, task.load())

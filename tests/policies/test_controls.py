@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_model, planted_sae
+from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_sae, readout_setup
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture
-from trimtab.policies.config import PolicyConfig
 from trimtab.policies.controls.adapter import Adapter
 from trimtab.policies.controls.answers import answer_logits, divergence
 from trimtab.policies.controls.arms import policy_play, shuffled_table
@@ -37,22 +36,6 @@ from trimtab.steering import (
     token_effects,
 )
 from trimtab.tasks import Task
-
-
-@pytest.fixture(scope="module")
-def planted(tiny_llama: LanguageModel) -> LanguageModel:
-    return planted_model(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def dictionary(planted: LanguageModel) -> Standard:
-    return planted_sae(planted)
-
-
-def setup_of(model: LanguageModel, sae: Standard, task: type[Task], **settings: object) -> Setup:
-    values: dict[str, object] = {"task": task.name, "mask": "none", "dose": 2.0, "options_only": True, "hidden": (8,)}
-    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-    return Setup.with_parts(config, model, sae, task.load())
 
 
 def scene_of(setup: Setup, split: str) -> Scene:
@@ -79,24 +62,28 @@ def gold(scene: Scene) -> np.ndarray:
 
 
 def test_the_planted_static_feature_is_found_and_solves_everything(
-    planted: LanguageModel, dictionary: Standard
+    planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    validation, test = (scene_of(setup_of(planted, dictionary, Planted), s) for s in ("validation", "test"))
+    validation, test = (
+        scene_of(readout_setup(planted, planted_dictionary, Planted), s) for s in ("validation", "test")
+    )
     assert test.play().reward.tolist() == (coordinate(test) > 0).astype(float).tolist()
     choice = best_static(validation, {"all": range(32)}, factors=(0.5, 1.0), first_items=20, finalists=4)
     assert (choice.feature, choice.dose, choice.reward, choice.features_tried) == (0, 2.0, 1.0, 32)
     assert choice.origins == {"all": 32}
     assert test.play(static_source(test, choice)).reward.mean() == 1
-    others = test.play(StaticSource(dictionary, 7, 2.0, SITE))
+    others = test.play(StaticSource(planted_dictionary, 7, 2.0, SITE))
     assert np.array_equal(others.reward, test.play().reward)
 
 
-def test_matched_arms_have_the_policys_dose_and_its_decisions(planted: LanguageModel, dictionary: Standard) -> None:
+def test_matched_arms_have_the_policys_dose_and_its_decisions(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
     """A policy that edits where x_0 < 0 only; a control at equal dose edits nowhere else."""
-    setup = setup_of(planted, dictionary, Planted, dose=0.7)
+    setup = readout_setup(planted, planted_dictionary, Planted, dose=0.7)
     test = scene_of(setup, "test")
     x = torch.from_numpy(test.activations())
-    policy = Policy.build(dictionary.directions, hidden=(), seed=0)
+    policy = Policy.build(planted_dictionary.directions, hidden=(), seed=0)
     with torch.no_grad():
         policy.actor.head.weight.zero_()  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
         policy.actor.head.weight[0, 0] = -1e4  # pyright: ignore[reportIndexIssue]
@@ -107,9 +94,9 @@ def test_matched_arms_have_the_policys_dose_and_its_decisions(planted: LanguageM
     assert 0 < schedule.edits == schedule.rows < len(test)
     assert schedule.mean == pytest.approx(0.7, abs=1e-5)
     inner = (
-        RandomFeatureSource(dictionary, 1.0, SITE, candidates=range(32)),
-        StaticSource(dictionary, 5, 9.0, SITE),
-        TopActiveSource(dictionary, 1.0, SITE),
+        RandomFeatureSource(planted_dictionary, 1.0, SITE, candidates=range(32)),
+        StaticSource(planted_dictionary, 5, 9.0, SITE),
+        TopActiveSource(planted_dictionary, 1.0, SITE),
     )
     logs = {"policy": played.edits}
     for i, source in enumerate(inner):
@@ -126,13 +113,13 @@ def test_matched_arms_have_the_policys_dose_and_its_decisions(planted: LanguageM
     assert torch.equal(logs["2"].feature[used, 0], plain.argmax(1)[logs["2"].row[used]])
 
 
-def test_a_shuffled_decoder_gains_nothing(planted: LanguageModel, dictionary: Standard) -> None:
-    setup = setup_of(planted, dictionary, Planted)
+def test_a_shuffled_decoder_gains_nothing(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    setup = readout_setup(planted, planted_dictionary, Planted)
     test = scene_of(setup, "test")
-    policy = constant_policy(dictionary, 0)
+    policy = constant_policy(planted_dictionary, 0)
     assert policy_play(policy)(test, 1.0)[0].reward.mean() == 1
     table = shuffled_table(test, seed=1)
-    assert torch.allclose(table.rows.sort(0).values, dictionary.directions.sort(0).values, atol=1e-6)
+    assert torch.allclose(table.rows.sort(0).values, planted_dictionary.directions.sort(0).values, atol=1e-6)
     assert not torch.equal(table.rows, shuffled_table(test, seed=2).rows)
     assert abs(float(table.rows[0, 0])) < 1e-6
     shuffled = test.play(setup.source(policy, greedy=True, directions=table))
@@ -140,8 +127,10 @@ def test_a_shuffled_decoder_gains_nothing(planted: LanguageModel, dictionary: St
     assert_equal_dose({"policy": policy_play(policy)(test, 1.0)[0].edits, "shuffled": shuffled.edits})
 
 
-def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(planted: LanguageModel, dictionary: Standard) -> None:
-    setup = setup_of(planted, dictionary, HalfHurt)
+def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    setup = readout_setup(planted, planted_dictionary, HalfHurt)
     train, validation, test = (scene_of(setup, s) for s in ("train", "validation", "test"))
     choice = best_static(validation, {"planted": [0]}, factors=(1.0,))
     right = gold(test)
@@ -156,7 +145,7 @@ def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(planted: Languag
     assert np.array_equal(gated, np.where(opened, right, unsteered).astype(float))
     assert gated.mean() > max(static.mean(), unsteered.mean()) + 0.05
     assert gated.mean() <= np.maximum(right, unsteered).mean()
-    (played,) = policy_play(constant_policy(dictionary, 0))(test, 1.0)
+    (played,) = policy_play(constant_policy(planted_dictionary, 0))(test, 1.0)
     few = Schedule(torch.where(torch.arange(len(test))[:, None] < 20, Schedule.of(played).relative, 0))
     scheduled = Scene(setup=setup, episodes=test.episodes, cache=test.cache, schedule=few)
     log = scheduled.play(gated_like_policy(scheduled, choice, fit.gate)).edits
@@ -164,8 +153,8 @@ def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(planted: Languag
     assert set(rows.tolist()) == set(np.argsort(-fit.gate.score(test.activations()), kind="stable")[:20].tolist())
 
 
-def test_a_gate_without_harm_is_always_open(planted: LanguageModel, dictionary: Standard) -> None:
-    setup = setup_of(planted, dictionary, Planted)
+def test_a_gate_without_harm_is_always_open(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    setup = readout_setup(planted, planted_dictionary, Planted)
     train, validation = scene_of(setup, "train"), scene_of(setup, "validation")
     fit = fit_gate(train, validation, best_static(validation, {"planted": [0]}, factors=(1.0,)))
     assert fit.hurt == 0 < fit.helped
@@ -173,12 +162,12 @@ def test_a_gate_without_harm_is_always_open(planted: LanguageModel, dictionary: 
 
 
 def test_corrsteer_picks_the_feature_that_numpy_finds_most_correlated(
-    planted: LanguageModel, dictionary: Standard
+    planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    train = scene_of(setup_of(planted, dictionary, Planted), "train")
+    train = scene_of(readout_setup(planted, planted_dictionary, Planted), "train")
     choice = corrsteer(train)
     right = train.play().reward
-    codes = dictionary.encode(torch.from_numpy(train.activations())).numpy().astype(np.float64)
+    codes = planted_dictionary.encode(torch.from_numpy(train.activations())).numpy().astype(np.float64)
     correlation = [np.corrcoef(codes[:, i], right)[0, 1] if codes[:, i].std() > 0 else -1 for i in range(32)]
     assert choice.feature == int(np.argmax(correlation)) == 0
     assert choice.correlation == pytest.approx(max(correlation), abs=1e-6)
@@ -187,9 +176,9 @@ def test_corrsteer_picks_the_feature_that_numpy_finds_most_correlated(
 
 
 def test_corrsteer_reads_the_largest_activation_of_a_longer_answer(
-    planted: LanguageModel, dictionary: Standard
+    planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    setup = setup_of(planted, dictionary, Planted, options_only=False, max_new_tokens=4)
+    setup = readout_setup(planted, planted_dictionary, Planted, options_only=False, max_new_tokens=4)
     train = scene_of(setup, "train").take(range(30))
     choice = corrsteer(train)
     played = train.play()
@@ -199,24 +188,24 @@ def test_corrsteer_reads_the_largest_activation_of_a_longer_answer(
         ids = TokenBatch.full(torch.tensor([prompt + tokens[:-1]]))
         x = capture(planted, ids, [SITE])[planted.site(SITE)][0, len(prompt) - 1 :]
         assert len(x) == len(tokens)
-        pooled.append(dictionary.encode(x).max(0).values.numpy())
+        pooled.append(planted_dictionary.encode(x).max(0).values.numpy())
     codes, right = np.array(pooled, dtype=np.float64), played.reward
     correlation = [np.corrcoef(codes[:, i], right)[0, 1] if codes[:, i].std() > 0 else -1 for i in range(32)]
     assert choice.feature == int(np.argmax(correlation))
     assert choice.coefficient == pytest.approx(codes[right == 1, choice.feature].mean(), rel=1e-4)
 
 
-def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, dictionary: Standard) -> None:
-    train = scene_of(setup_of(planted, dictionary, Planted), "train")
+def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    train = scene_of(readout_setup(planted, planted_dictionary, Planted), "train")
     with pytest.raises(UserError, match="all 5 training answers are worth the same"):
         corrsteer(train.take(np.flatnonzero(train.play().reward == 1)[:5].tolist()))
 
 
 @pytest.mark.parametrize(("task", "objective"), [(Planted, CROSS_ENTROPY), (OnlyRewards, REINFORCE)])
 def test_the_learned_vector_turns_to_the_planted_direction(
-    planted: LanguageModel, dictionary: Standard, task: type[Task], objective: str
+    planted: LanguageModel, planted_dictionary: Standard, task: type[Task], objective: str
 ) -> None:
-    setup = setup_of(planted, dictionary, task)
+    setup = readout_setup(planted, planted_dictionary, task)
     train, validation, test = (scene_of(setup, s) for s in ("train", "validation", "test"))
     # Where Y is right one direction serves all; at this dose it must have a cosine of at least 0.7 to do so.
     train, validation, test = (s.take(np.flatnonzero(gold(s)).tolist()) for s in (train, validation, test))
@@ -232,13 +221,13 @@ def test_the_learned_vector_turns_to_the_planted_direction(
 
 
 def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
-    planted: LanguageModel, dictionary: Standard
+    planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     """An edit in the middle of the model, prompts of different length, answers of three tokens."""
     from trimtab.policies.controls.vectors import LearnedVector
 
     lower = planted_sae(planted, "resid_post.1")
-    scene = scene_of(setup_of(planted, lower, Planted), "train").take(range(4))
+    scene = scene_of(readout_setup(planted, lower, Planted), "train").take(range(4))
     vector = LearnedVector(32, 0.8, seed=4)
     prompts, answers = [[7, 20, 33, 9], [8, 21, 40, 52, 61], [11, 12]], [[30, 31, 32], [40], [50, 51]]
 
@@ -282,9 +271,9 @@ def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
 
 @pytest.mark.parametrize("positions", ["generated", "all"])
 def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
-    planted: LanguageModel, dictionary: Standard, positions: str
+    planted: LanguageModel, planted_dictionary: Standard, positions: str
 ) -> None:
-    setup = setup_of(planted, dictionary, HalfHurt)
+    setup = readout_setup(planted, planted_dictionary, HalfHurt)
     train, validation = scene_of(setup, "train"), scene_of(setup, "validation")
     before, fingerprint = validation.play(), planted.fingerprint
     control, learned = learn_adapter(
@@ -343,7 +332,7 @@ def test_a_lora_adds_its_product_to_the_projection(any_tiny: LanguageModel) -> N
 
 def test_divergence_is_that_of_a_pass_without_a_cache(planted: LanguageModel) -> None:
     lower = planted_sae(planted, "resid_post.1")
-    setup = setup_of(planted, lower, Planted, options_only=False, max_new_tokens=5)
+    setup = readout_setup(planted, lower, Planted, options_only=False, max_new_tokens=5)
     scene = scene_of(setup, "train").take(range(9))
     source = StaticSource(lower, 4, 1.0)
     scene = replace(scene, cache=PromptCache(planted, max_bytes=0))  # prompts are computed anew every time
@@ -366,8 +355,10 @@ def test_equal_kl_is_found_on_a_curve_that_is_known() -> None:
     assert never.reached == pytest.approx(0.1, abs=1e-6)
 
 
-def test_prompting_puts_the_best_instruction_before_the_question(planted: LanguageModel, dictionary: Standard) -> None:
-    validation = scene_of(setup_of(planted, dictionary, Planted), "validation")
+def test_prompting_puts_the_best_instruction_before_the_question(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    validation = scene_of(readout_setup(planted, planted_dictionary, Planted), "validation")
     texts = ("q", "zz", "and the")
     choice = best_instruction(validation, texts)
     rewards = {t: float(validation.play(episodes=instructed(validation, t)).reward.mean()) for t in texts}
@@ -379,9 +370,9 @@ def test_prompting_puts_the_best_instruction_before_the_question(planted: Langua
 
 
 def test_letter_baselines_name_the_best_place_and_remove_the_prior(
-    planted: LanguageModel, dictionary: Standard
+    planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    setup = setup_of(planted, dictionary, HalfHurt)
+    setup = readout_setup(planted, planted_dictionary, HalfHurt)
     validation, test = scene_of(setup, "validation"), scene_of(setup, "test")
     bias = letter_bias(validation)
     share = gold(validation).mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from planted_readout import HalfHurt, Planted, planted_model, planted_sae
+from planted_readout import HalfHurt, Planted, planted_sae, readout_setup
 from sklearn.metrics import roc_auc_score
 
 from trimtab.dictionaries.standard import Standard
@@ -22,9 +22,7 @@ from trimtab.policies.analyses.critic import (
 )
 from trimtab.policies.analyses.played import PolicyPlay
 from trimtab.policies.analyses.verdict import verdict
-from trimtab.policies.config import PolicyConfig
 from trimtab.policies.networks import Policy
-from trimtab.policies.setup import Setup
 from trimtab.stats import Interval, wilson_interval
 
 ITEMS, STEPS, WIDTH = 200, 3, 6
@@ -151,38 +149,26 @@ def test_one_kind_of_outcome_tests_no_critic() -> None:
     assert few.label == "undecided"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_llama: LanguageModel) -> LanguageModel:
-    return planted_model(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def dictionary(model: LanguageModel) -> Standard:
-    return planted_sae(model)
-
-
-def play_of(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> PolicyPlay:
+def play_of(model: LanguageModel, sae: Standard, task: type[Planted]) -> PolicyPlay:
     """A policy that always does nothing."""
-    values: dict[str, object] = {"task": task.name, "mask": "none", "dose": 2.0, "options_only": True, "hidden": (8,)}
-    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-    setup = Setup.with_parts(config, model, sae, task.load())
+    setup = readout_setup(model, sae, task)
     policy = Policy.build(sae.directions, hidden=(8,), seed=0)
     with torch.no_grad():
         policy.actor.head.bias[-1] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
     return PolicyPlay.of(setup, policy, setup.episodes("train", 60))
 
 
-def test_the_headroom_says_whether_an_action_helps(model: LanguageModel, dictionary: Standard) -> None:
+def test_the_headroom_says_whether_an_action_helps(planted: LanguageModel, planted_dictionary: Standard) -> None:
     """One feature of the dictionary makes every answer right; without it nothing does."""
-    play = play_of(model, dictionary, Planted)
+    play = play_of(planted, planted_dictionary, Planted)
     wrong = sum(o.correct is False for o in play.outcomes)
     helped = helped_by_headroom(play, items=1000)
     assert helped.share is not None
     assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
-    blunt = planted_sae(model)
+    blunt = planted_sae(planted)
     with torch.no_grad():
         blunt.W_dec[:2] = blunt.W_dec[2:4]
-    play = play_of(model, blunt, Planted)
+    play = play_of(planted, blunt, Planted)
     helped = helped_by_headroom(play, items=1000)
     assert helped.share is not None
     assert helped.share.estimate == 0
@@ -191,12 +177,12 @@ def test_the_headroom_says_whether_an_action_helps(model: LanguageModel, diction
     assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["policy_limited"]
 
 
-def test_no_wrong_answers_need_no_headroom(model: LanguageModel, dictionary: Standard) -> None:
+def test_no_wrong_answers_need_no_headroom(planted: LanguageModel, planted_dictionary: Standard) -> None:
     class Always(HalfHurt):
         def parse(self, item, text, permutation=0):
             outcome = super().parse(item, text, permutation)
             return type(outcome)(reward=1.0, correct=True)
 
-    helped = helped_by_headroom(play_of(model, dictionary, Always))
+    helped = helped_by_headroom(play_of(planted, planted_dictionary, Always))
     assert helped.share is None
     assert "no answer is wrong" in helped.how

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from planted_readout import SITE, HalfHurt, Planted, planted_model, planted_sae
+from planted_readout import SITE, HalfHurt, Planted
 from rich.console import Console
 
 from trimtab.dictionaries import save_dictionary
@@ -46,16 +46,6 @@ class WithCompanion(Planted):
     )
 
 
-@pytest.fixture(scope="module")
-def planted(tiny_llama: LanguageModel) -> LanguageModel:
-    return planted_model(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def dictionary(planted: LanguageModel) -> Standard:
-    return planted_sae(planted)
-
-
 def entry(
     path: Path, lm: LanguageModel, dictionary: Standard, task: Task, feature: int, /, **settings: object
 ) -> Entry:
@@ -87,20 +77,20 @@ def run_all(
 
 @pytest.fixture(scope="module")
 def evaluated(
-    planted: LanguageModel, dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PolicyEvaluation, Path]:
     """Three seeds, a few controls, the companions."""
     place = tmp_path_factory.mktemp("runs")
     controls = ("random", "static", "vector", "letters")
-    return run_all(place, planted, dictionary, 3, controls=controls, equal_kl=False), place
+    return run_all(place, planted, planted_dictionary, 3, controls=controls, equal_kl=False), place
 
 
 @pytest.fixture(scope="module")
 def beside_all(
-    planted: LanguageModel, dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
 ) -> PolicyEvaluation:
     """One seed beside all controls."""
-    return run_all(tmp_path_factory.mktemp("all"), planted, dictionary, 1, companions=False, trace=False)
+    return run_all(tmp_path_factory.mktemp("all"), planted, planted_dictionary, 1, companions=False, trace=False)
 
 
 def test_every_control_stands_beside_the_policy_with_its_interval(
@@ -208,13 +198,13 @@ def test_results_items_and_traces_are_written(evaluated: tuple[PolicyEvaluation,
 
 
 def test_the_best_setting_on_validation_is_reported_and_a_second_opening_is_said(
-    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
 ) -> None:
     task = Planted.load()
     entries = [
-        entry(tmp_path / "weak", planted, dictionary, task, 0, dose=0.01),
-        entry(tmp_path / "strong", planted, dictionary, task, 0, dose=2.0),
-        entry(tmp_path / "wrong", planted, dictionary, task, 1, dose=3.0),
+        entry(tmp_path / "weak", planted, planted_dictionary, task, 0, dose=0.01),
+        entry(tmp_path / "strong", planted, planted_dictionary, task, 0, dose=2.0),
+        entry(tmp_path / "wrong", planted, planted_dictionary, task, 1, dose=3.0),
     ]
     config = EvaluateConfig(run=(tmp_path,), controls=("random",), equal_kl=False, trace=False, draws=1)
     for expected in (False, True):
@@ -230,9 +220,9 @@ def test_the_best_setting_on_validation_is_reported_and_a_second_opening_is_said
 
 
 def test_a_policy_that_never_edits_has_no_arms_at_equal_dose(
-    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
 ) -> None:
-    entries = [entry(tmp_path / "none", planted, dictionary, Planted.load(), -1)]
+    entries = [entry(tmp_path / "none", planted, planted_dictionary, Planted.load(), -1)]
     config = EvaluateConfig(run=(tmp_path,), controls=("random", "static", "shuffled"), sample=4, companions=False)
     evaluation = evaluate(entries, config)
     assert {arm.label for arm in evaluation.result.arms} == {"unsteered", "policy", "static"}
@@ -241,10 +231,10 @@ def test_a_policy_that_never_edits_has_no_arms_at_equal_dose(
 
 
 def test_answers_of_several_tokens_are_matched_decision_by_decision(
-    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
 ) -> None:
     settings = {"options_only": False, "max_new_tokens": 4, "dose": 0.3}
-    entries = [entry(tmp_path / "long", planted, dictionary, Planted.load(), 0, **settings)]
+    entries = [entry(tmp_path / "long", planted, planted_dictionary, Planted.load(), 0, **settings)]
     config = EvaluateConfig(
         run=(tmp_path,),
         items=16,
@@ -295,17 +285,23 @@ def test_a_gain_from_format_alone_is_named() -> None:
 
 
 def test_the_command_evaluates_a_run_from_its_directory_alone(
-    planted: LanguageModel, dictionary: Standard, tmp_path: Path
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
 ) -> None:
     assert "planted_readout" in sys.modules
     model = tmp_path / "model"
     planted.hf.save_pretrained(model)
     planted.tokenizer.save_pretrained(model)
-    info = replace(dictionary.info, model=str(model))
-    sae = Standard(dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, dictionary.b_dec, info=info)
+    info = replace(planted_dictionary.info, model=str(model))
+    sae = Standard(
+        planted_dictionary.W_enc,
+        planted_dictionary.b_enc,
+        planted_dictionary.W_dec,
+        planted_dictionary.b_dec,
+        info=info,
+    )
     save_dictionary(sae, tmp_path / "sae")
     settings = {"model": str(model), "sae": str(tmp_path / "sae"), "task": "planted_readout:Planted"}
-    made = entry(tmp_path / "run", planted, dictionary, Planted.load(), 0, **settings)
+    made = entry(tmp_path / "run", planted, planted_dictionary, Planted.load(), 0, **settings)
     made.run.close()
     controls = ("random", "static")
     out = tmp_path / "out"
@@ -336,7 +332,7 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_policy_config(tmp_path / "a") == config
 
 
-def test_mistakes_are_named(planted: LanguageModel, dictionary: Standard, tmp_path: Path) -> None:
+def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="policy evaluate: there is no run to evaluate"):
         EvaluateConfig()
     with pytest.raises(UserError, match="control 'magic': there is random, most-active"):
@@ -350,7 +346,7 @@ def test_mistakes_are_named(planted: LanguageModel, dictionary: Standard, tmp_pa
     with pytest.raises(UserError, match="it belongs to `train`, not `policy train`"):
         evaluate_policy(EvaluateConfig(run=(tmp_path / "other",)))
     task = Planted.load()
-    twice = [entry(tmp_path / name, planted, dictionary, task, 0) for name in ("a", "b")]
+    twice = [entry(tmp_path / name, planted, planted_dictionary, task, 0) for name in ("a", "b")]
     with pytest.raises(UserError, match="two of one setting have seed 0"):
         evaluate(twice, EvaluateConfig(run=(tmp_path,)))
     assert str(twice[0].setup.site) == SITE

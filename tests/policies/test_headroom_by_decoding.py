@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from first_letter import FirstLetter
-from planted_choice import LENGTH, PUSHING, Letters, choice_model, choice_sae
+from planted_choice import LENGTH, PUSHING, Letters, choice_sae
 from planted_choice import SITE as CHOICE_SITE
 from policy_rollouts import SITE
 
@@ -37,11 +37,6 @@ def statistics(n: int) -> FeatureStats:
     dead = np.arange(n) % 4 == 0
     rate = np.where(dead, 0, 0.1)
     return FeatureStats(max_activation=np.where(dead, 0, most), mean_activation=most, firing_rate=rate, n_tokens=100)
-
-
-@pytest.fixture(scope="module")
-def choice(tiny_llama: LanguageModel) -> LanguageModel:
-    return choice_model(tiny_llama)
 
 
 def letters(model: LanguageModel, items: int) -> Episodes:

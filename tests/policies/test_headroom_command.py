@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_choice import Letters, choice_model, choice_sae
+from planted_choice import Letters, choice_sae
 from rich.console import Console
 
 from trimtab.dictionaries.feature_stats import FeatureStats
@@ -20,20 +20,15 @@ from trimtab.policies import headroom_command as module
 from trimtab.policies.headroom_command import HeadroomConfig, HeadroomResult, run_headroom
 
 
-@pytest.fixture(scope="module")
-def model(tiny_llama: LanguageModel) -> LanguageModel:
-    return choice_model(tiny_llama)
-
-
 @pytest.fixture
-def sae(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Standard:
+def sae(choice: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Standard:
     """Features 0 and 63 never fire, by the statistics; the command is given this SAE, the model and the task."""
-    sae = choice_sae(model)
+    sae = choice_sae(choice)
     rate = np.full(64, 0.1)
     rate[[0, 63]] = 0
     most = np.where(rate > 0, 1.0, 0).astype(np.float32)
     sae.feature_stats = FeatureStats(max_activation=most, mean_activation=most, firing_rate=rate, n_tokens=100)
-    monkeypatch.setattr(module, "load_model", lambda *_a, **_k: model)
+    monkeypatch.setattr(module, "load_model", lambda *_a, **_k: choice)
     monkeypatch.setattr(module, "load_dictionary", lambda *_a, **_k: sae)
     monkeypatch.setattr(module, "load_task", lambda *_a, **_k: Letters.load())
     return sae
@@ -94,7 +89,7 @@ def test_one_token_answers_are_tried_with_every_feature(sae: Standard, capsys: p
 
 
 def test_masks_share_what_is_decoded_and_keep_to_their_own_candidates(
-    sae: Standard, model: LanguageModel, capsys: pytest.CaptureFixture[str]
+    sae: Standard, choice: LanguageModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_headroom(config(features=10, masks=("none", "current", "top-confidence"), mask_features=4))
     none, current, top = result.lines
@@ -107,7 +102,7 @@ def test_masks_share_what_is_decoded_and_keep_to_their_own_candidates(
         assert f"{line.mask} ({line.allowed_per_item:.0f})" in printed(result)
     said = int(capsys.readouterr().err.split("with ")[1].split()[0])
     assert 10 <= said <= 20
-    assert model.name == "choice"
+    assert choice.name == "choice"
     assert sae.n_features == 64
 
 
@@ -151,11 +146,11 @@ def test_an_sae_for_a_site_that_the_model_lacks_is_refused(sae: Standard) -> Non
 
 
 def test_an_sae_of_another_width_is_refused(
-    model: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
+    choice: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = Standard(torch.ones(8, 4), torch.zeros(4), torch.ones(4, 8), torch.zeros(8), info=sae.info)
     monkeypatch.setattr(module, "load_dictionary", lambda *_a, **_k: narrow)
-    with pytest.raises(UserError, match=rf"dictionary of width 8: choice has width {model.d_model}.*; choose a dict"):
+    with pytest.raises(UserError, match=rf"dictionary of width 8: choice has width {choice.d_model}.*; choose a dict"):
         run_headroom(config())
 
 

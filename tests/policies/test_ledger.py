@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from planted_choice import DECISIVE, LENGTH, PUSHING, Letters, choice_model, choice_sae, fixed_policy
+from planted_choice import DECISIVE, LENGTH, PUSHING, fixed_policy, letters_setup
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
@@ -22,31 +22,13 @@ from trimtab.tasks.refusals import RefusalTask
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: LanguageModel) -> LanguageModel:
-    return choice_model(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def dictionary(model: LanguageModel) -> Standard:
-    return choice_sae(model)
-
-
-def setup_of(model: LanguageModel, sae: Standard, **settings: object) -> Setup:
-    values: dict[str, object] = {
-        "task": "letters", "mask": "none", "dose": 0.9, "options_only": True, "hidden": (), "max_new_tokens": LENGTH,
-    }  # fmt: skip
-    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-    return Setup.with_parts(config, model, sae, Letters.load())
-
-
-@pytest.fixture(scope="module")
-def varied(model: LanguageModel, dictionary: Standard) -> PolicyPlay:
+def varied(choice: LanguageModel, choice_dictionary: Standard) -> PolicyPlay:
     """Drawn actions of a policy that prefers some features in some places."""
-    policy = Policy.build(dictionary.directions, hidden=(8,), seed=1)
+    policy = Policy.build(choice_dictionary.directions, hidden=(8,), seed=1)
     with torch.no_grad():
         policy.actor.head.weight.mul_(150)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
         policy.actor.head.bias[64] = 2.0  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-    setup = setup_of(model, dictionary, hidden=(8,), mask="accumulated", options_only=False)
+    setup = letters_setup(choice, choice_dictionary, dose=0.9, hidden=(8,), mask="accumulated", options_only=False)
     return PolicyPlay.of(setup, policy, setup.episodes("train", 16), greedy=False)
 
 
@@ -91,12 +73,12 @@ def test_divergences_and_contexts_are_those_of_the_uses(varied: PolicyPlay, ledg
 
 
 def test_the_reward_without_a_feature_is_that_of_a_policy_that_never_picks_it(
-    model: LanguageModel, dictionary: Standard
+    choice: LanguageModel, choice_dictionary: Standard
 ) -> None:
     """Pushing everywhere ruins every answer that is right unsteered; without the push all are right again."""
-    setup = setup_of(model, dictionary)
+    setup = letters_setup(choice, choice_dictionary, dose=0.9)
     episodes = setup.episodes("train")
-    policy = fixed_policy(dictionary, [PUSHING[0]])
+    policy = fixed_policy(choice_dictionary, [PUSHING[0]])
     unsteered = right(PolicyPlay.of(setup, policy, episodes).unsteered)
     assert 0 < unsteered.sum() < len(unsteered)
     play = PolicyPlay.of(setup, policy, episodes)
@@ -114,7 +96,7 @@ def test_only_the_most_used_are_left_out(ledger: Ledger) -> None:
     assert [e.reward_difference is not None for e in ledger.entries] == [True] * 2 + [False] * (len(ledger.entries) - 2)
 
 
-def test_prompts_of_refusal_tasks_are_never_shown(model: LanguageModel, dictionary: Standard) -> None:
+def test_prompts_of_refusal_tasks_are_never_shown(choice: LanguageModel, choice_dictionary: Standard) -> None:
     class Refusals(RefusalTask):
         name = "refusals"
         chat = False
@@ -125,8 +107,8 @@ def test_prompts_of_refusal_tasks_are_never_shown(model: LanguageModel, dictiona
             return cls({"train": [Item(id=f"r/{i}", prompt=t, answer="refusal") for i, t in enumerate(texts)]})
 
     config = PolicyConfig(task="refusals", mask="none", dose=0.9, hidden=(), max_new_tokens=LENGTH)
-    setup = Setup.with_parts(config, model, dictionary, Refusals.load())
-    play = PolicyPlay.of(setup, fixed_policy(dictionary, [3, 4]), setup.episodes("train"))
+    setup = Setup.with_parts(config, choice, choice_dictionary, Refusals.load())
+    play = PolicyPlay.of(setup, fixed_policy(choice_dictionary, [3, 4]), setup.episodes("train"))
     found = feature_ledger(play)
     assert found.entries[0].contexts
     for context in found.entries[0].contexts:

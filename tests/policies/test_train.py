@@ -8,28 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from first_letter import FirstLetter
+from first_letter_training import letter_config, train
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.ppo import PPOConfig
-from trimtab.policies.setup import Setup
-from trimtab.policies.train import TrainedPolicy, fit
-from trimtab.runs import Run
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
     values: dict[str, object] = {
-        "task": "first-letter", "run": run, "mask": "none", "dose": 2.0, "options_only": True, "iterations": 6,
-        "items_per_iteration": 10, "repeats": 4, "hidden": (16,), "validate_every": 2, "checkpoint_every": 2,
+        "mask": "none", "iterations": 6, "items_per_iteration": 10, "repeats": 4, "validate_every": 2,
+        "checkpoint_every": 2,
     }  # fmt: skip
-    return PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-
-
-def train(model: LanguageModel, sae: Standard, config: PolicyConfig) -> TrainedPolicy:
-    assert config.run is not None
-    with Run.open(config.run, "policy train", config) as run:
-        return fit(Setup.with_parts(config, model, sae, FirstLetter.load()), run)
+    return letter_config(run, **(values | settings))
 
 
 def test_a_training_that_was_stopped_ends_with_the_same_bits(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from first_letter import FirstLetter
+from first_letter_training import letter_config, train
 
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.standard import Standard
@@ -20,22 +21,13 @@ from trimtab.policies.headroom import headroom, headroom_table
 from trimtab.policies.headroom_by_decoding import headroom_by_decoding, last_prompt_activations
 from trimtab.policies.headroom_candidates import Candidates, candidate_order
 from trimtab.policies.setup import Setup
-from trimtab.policies.train import TrainedPolicy, fit
+from trimtab.policies.train import fit
 from trimtab.runs import Run
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
-    values: dict[str, object] = {
-        "task": "first-letter", "run": run, "mask": "current", "dose": 2.0, "options_only": True, "iterations": 1,
-        "items_per_iteration": 6, "repeats": 2, "hidden": (16,), "validate_every": 1,
-    }  # fmt: skip
-    return PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-
-
-def train(model: LanguageModel, sae: Standard, config: PolicyConfig) -> TrainedPolicy:
-    assert config.run is not None
-    with Run.open(config.run, "policy train", config) as run:
-        return fit(Setup.with_parts(config, model, sae, FirstLetter.load()), run)
+    values: dict[str, object] = {"mask": "current", "iterations": 1, "items_per_iteration": 6, "repeats": 2}
+    return letter_config(run, **(values | settings))
 
 
 def test_lines_are_those_of_validation_items_and_change_nothing(
