@@ -1,4 +1,4 @@
-"""Branch points on a model where the one token whose choice decides is known."""
+"""Branch points on a model where the one token whose choice decides is known; `test_planted` has that it is found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from planted_choice import DECISIVE, LENGTH, PUSHING, Letters, choice_model, choice_sae, fixed_policy
+from planted_choice import LENGTH, PUSHING, choice_sae, fixed_policy, letters_setup
 from scipy.stats import fisher_exact
 
 from trimtab.dictionaries.standard import Standard
@@ -15,28 +15,9 @@ from trimtab.lm import LanguageModel
 from trimtab.policies.analyses.branch_points import branch_points, fisher_greater
 from trimtab.policies.analyses.forks import NO_EDIT, OWN_CHOICE, Decision, Substitutes, fork_source
 from trimtab.policies.analyses.played import PolicyPlay, right
-from trimtab.policies.config import PolicyConfig
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.steering import token_effects
-
-
-@pytest.fixture(scope="module")
-def model(tiny_llama: LanguageModel) -> LanguageModel:
-    return choice_model(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def dictionary(model: LanguageModel) -> Standard:
-    return choice_sae(model)
-
-
-def setup_of(model: LanguageModel, sae: Standard, **settings: object) -> Setup:
-    values: dict[str, object] = {
-        "task": "letters", "mask": "none", "dose": 0.7, "options_only": True, "hidden": (), "max_new_tokens": LENGTH,
-    }  # fmt: skip
-    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-    return Setup.with_parts(config, model, sae, Letters.load())
 
 
 def play_of(setup: Setup, policy: Policy, count: int, *, wanted: bool = True, greedy: bool = True) -> PolicyPlay:
@@ -48,47 +29,25 @@ def play_of(setup: Setup, policy: Policy, count: int, *, wanted: bool = True, gr
     return PolicyPlay.of(setup, policy, episodes.take(which), greedy=greedy)
 
 
-def test_the_one_decisive_token_is_found_and_no_other(model: LanguageModel, dictionary: Standard) -> None:
-    play = play_of(setup_of(model, dictionary), fixed_policy(dictionary, [64, *PUSHING]), 5)
-    found = branch_points(play, items=5, tokens=LENGTH, candidates=8, draws=4)
-    assert [(t.item, t.step) for t in found.tokens] == list(
-        itertools.product((i.id for i in play.episodes.items), range(LENGTH))
-    )
-    assert {(t.item, t.step) for t in found.found} == {(item.id, DECISIVE) for item in play.episodes.items}
-    assert found.not_repeated == 0
-    for token in found.tokens:
-        assert token.feature == NO_EDIT
-        assert not token.flips_without
-        assert token.random_flips == 0
-        assert token.flips == (token.tried if token.step == DECISIVE else 0)
-        assert token.tried + token.unmatched == 8
-    pairs = {(f.item, f.step, f.pair): f for f in found.forks if f.kind == "candidate"}
-    randoms = [f for f in found.forks if f.kind == "random"]
-    assert randoms
-    for fork in randoms:
-        assert fork.feature not in PUSHING
-        assert fork.kl_local == pytest.approx(pairs[fork.item, fork.step, fork.pair].kl_local, rel=0.1)
-    # Rates are 1 at one step in four and 0 elsewhere.
-    assert found.excess is not None
-    assert found.excess.estimate == pytest.approx(1 / LENGTH)
-    assert found.rescued is None
-
-
-def test_candidates_that_change_nothing_give_no_branch_point(model: LanguageModel, dictionary: Standard) -> None:
-    play = play_of(setup_of(model, dictionary), fixed_policy(dictionary, [64, *range(20, 28)]), 3)
+def test_candidates_that_change_nothing_give_no_branch_point(
+    choice: LanguageModel, choice_dictionary: Standard
+) -> None:
+    play = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [64, *range(20, 28)]), 3)
     found = branch_points(play, items=3, tokens=LENGTH, candidates=8)
     assert found.tokens
     assert not found.found
     assert all(token.q_value == 1 for token in found.tokens)
 
 
-def test_a_wrong_answer_that_a_choice_would_mend_counts_as_rescued(model: LanguageModel, dictionary: Standard) -> None:
+def test_a_wrong_answer_that_a_choice_would_mend_counts_as_rescued(
+    choice: LanguageModel, choice_dictionary: Standard
+) -> None:
     """Where the base letter is Y nothing that pushes towards Y helps; one feature that pushes back would."""
-    back = choice_sae(model)
+    back = choice_sae(choice)
     with torch.no_grad():
         back.W_dec[0] *= -1
-    for sae, share in ((dictionary, 0.0), (back, 1.0)):
-        play = play_of(setup_of(model, sae), fixed_policy(sae, [64, *PUSHING]), 3, wanted=False)
+    for sae, share in ((choice_dictionary, 0.0), (back, 1.0)):
+        play = play_of(letters_setup(choice, sae), fixed_policy(sae, [64, *PUSHING]), 3, wanted=False)
         found = branch_points(play, items=3, tokens=LENGTH, candidates=8, draws=4, tolerance=0.3)
         assert found.rescued is not None
         assert (found.rescued.estimate, found.rescued.n) == (share, 3)
@@ -96,14 +55,13 @@ def test_a_wrong_answer_that_a_choice_would_mend_counts_as_rescued(model: Langua
 
 @pytest.mark.parametrize("mask", ["none", "accumulated", "current"])
 def test_a_fork_repeats_the_rollout_until_its_decision(
-    tiny_llama: LanguageModel, model: LanguageModel, dictionary: Standard, mask: str
+    choice: LanguageModel, choice_dictionary: Standard, mask: str
 ) -> None:
     """Drawn actions and drawn tokens: a copy with its own choice ends as before; edits before the fork are the same."""
-    del tiny_llama
-    policy = Policy.build(dictionary.directions, hidden=(8,), seed=1)
+    policy = Policy.build(choice_dictionary.directions, hidden=(8,), seed=1)
     with torch.no_grad():
         policy.actor.head.weight.mul_(60)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-    setup = setup_of(model, dictionary, mask=mask, temperature=1.0, options_only=False, hidden=(8,))
+    setup = letters_setup(choice, choice_dictionary, mask=mask, temperature=1.0, options_only=False, hidden=(8,))
     play = PolicyPlay.of(setup, policy, setup.episodes("train", 6), greedy=False)
     assert len(set(play.decisions.action[play.decisions.valid].tolist())) > 5
     long = [i for i in range(6) if play.steps[i] == LENGTH]
@@ -131,9 +89,9 @@ def test_a_fork_repeats_the_rollout_until_its_decision(
                 assert later.tolist() == play.decisions.action[item, step + 1 :].tolist()
 
 
-def test_local_divergence_is_that_of_the_measuring_pass(model: LanguageModel, dictionary: Standard) -> None:
-    play = play_of(setup_of(model, dictionary), fixed_policy(dictionary, [0, 30, 31]), 2)
-    effects = token_effects(model, play.decoded, play.source, top_k=1)
+def test_local_divergence_is_that_of_the_measuring_pass(choice: LanguageModel, choice_dictionary: Standard) -> None:
+    play = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [0, 30, 31]), 2)
+    effects = token_effects(choice, play.decoded, play.source, top_k=1)
     for item, step in itertools.product(range(2), range(LENGTH)):
         kl = Decision(play, item, step).local_kl(torch.tensor([0, 5]), torch.tensor([0.7, 0.0]))
         assert float(kl[0]) == pytest.approx(effects.kl_local[item][step], rel=1e-3, abs=1e-6)
@@ -147,8 +105,10 @@ def test_fisher_is_scipys() -> None:
             assert fisher_greater(a, n_a, b, n_b) == pytest.approx(expected, rel=1e-9)
 
 
-def test_too_few_candidates_for_the_number_of_tokens_are_warned_of(model: LanguageModel, dictionary: Standard) -> None:
-    play = play_of(setup_of(model, dictionary), fixed_policy(dictionary, [64, *PUSHING]), 3)
+def test_too_few_candidates_for_the_number_of_tokens_are_warned_of(
+    choice: LanguageModel, choice_dictionary: Standard
+) -> None:
+    play = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [64, *PUSHING]), 3)
     found = branch_points(play, items=3, tokens=LENGTH, candidates=2, draws=4)
     assert any("p is at least 0.17" in warning for warning in found.warnings)
     assert not found.found
