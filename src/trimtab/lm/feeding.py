@@ -73,7 +73,10 @@ def step_copies(
     if runner is None:
         return model.forward(batch, cache=cache, past_lengths=past, last=1)[:, -1].repeat_interleave(copies, dim=0)
     selected = runner.source.positions.selects(held, prompt_length)
-    runner.aim(*(x[:, None].expand_as(active) for x in (ids, held, selected)), active)
+    for_each = (-1, copies)
+    runner.aim(
+        ids[:, None].expand(for_each), held[:, None].expand(for_each), selected[:, None].expand(for_each), active
+    )
     with unfolded(model, parting, copies, cache.length):
         logits = model.forward(batch, cache=cache, past_lengths=past, last=copies)
     return logits.reshape(active.numel(), -1)
