@@ -9,7 +9,7 @@ Runs, controls and files are those of `trimtab policy train` and `policy evaluat
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.files import EVALUATION_FILE
 from trimtab.policies.headroom_candidates import NothingAllowedError
 from trimtab.policies.masks import MaskKind
+from trimtab.policies.networks import Head
+from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import train_policy
 from trimtab.studies.demo import DemoConfig, DemoResult, interval_text, run_demo
 from trimtab.tasks import UnsuitedModelError
@@ -35,8 +37,12 @@ class DemoPolicyConfig:
     """Task whose answers are one token."""
     dose: float = 1.0
     """Dose of the edit, in units of the residual's norm."""
-    mask: MaskKind = "top-confidence"
-    """Features that the policy may choose: the 256 highest in delta-confidence."""
+    mask: MaskKind = "accumulated"
+    """Features that the policy may choose: those that fired so far in the prompt."""
+    head: Head = "decoder"
+    """A query against decoder rows: what one feature earned speaks for those that point the same way."""
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(clip=0.3, entropy_bonus=0.05))
+    """How it learns."""
     headroom_items: int = 0
     """Validation items on which every feature is tried before training."""
     train_items: int = 96
@@ -45,8 +51,10 @@ class DemoPolicyConfig:
     """Items on which the checkpoint is chosen."""
     test_items: int = 96
     """Items that the result is reported on."""
-    iterations: int = 24
+    iterations: int = 48
     """Batches of rollouts."""
+    repeats: int = 12
+    """Rollouts of each item of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +157,7 @@ def run_demo_policy(config: DemoPolicyConfig, run: Path, *, model: str, sae: str
     summary = train_policy(
         PolicyConfig(
             task=config.task, model=model, sae=sae, device=device, seed=seed, run=run, dose=config.dose,
-            mask=config.mask,
+            mask=config.mask, head=config.head, ppo=config.ppo, repeats=config.repeats,
             train_items=config.train_items, validation_items=config.validation_items,
             headroom_items=config.headroom_items, iterations=config.iterations,
         )
