@@ -78,7 +78,15 @@ def wrong_items(model: LanguageModel, split: str) -> list[Item]:
 
 def task_of(items: dict[str, list[Item]]) -> type[Planted]:
     """The task with other items."""
-    return type("Given", (Planted,), {"name": "given", "load": classmethod(lambda task: task(items))})
+
+    class Given(Planted):
+        name = "given"
+
+        @classmethod
+        def load(cls, data: object = None, tokenizer: object = None) -> Planted:
+            return cls(items)
+
+    return Given
 
 
 def wide_sae(model: LanguageModel) -> Standard:

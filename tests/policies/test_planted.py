@@ -25,9 +25,10 @@ from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies import ppo, source, train
 from trimtab.policies.analyses import branch_points, critic, forks
-from trimtab.policies.networks import ObservationNormaliser
+from trimtab.policies.networks import ObservationNormaliser, Policy
 from trimtab.policies.rollout import Rollouts
 from trimtab.policies.setup import Setup
+from trimtab.policies.source import PolicySource
 
 Patch = pytest.MonkeyPatch
 SEEDS = (0, 1, 2)
@@ -100,9 +101,11 @@ def reward_the_row_before(patch: Patch) -> None:
 
 def never_explore(patch: Patch) -> None:
     original = Setup.source
-    patch.setattr(
-        Setup, "source", lambda self, policy, **options: original(self, policy, **(options | {"greedy": True}))
-    )
+
+    def source(self: Setup, policy: Policy, **options: Any) -> PolicySource:
+        return original(self, policy, **(options | {"greedy": True}))
+
+    patch.setattr(Setup, "source", source)
 
 
 def share_draws_between_copies(patch: Patch) -> None:
