@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import comb
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
+from trimtab.policies.analyses import critic
 from trimtab.policies.analyses.critic import (
     MEAN,
     CriticReport,
@@ -22,6 +26,7 @@ from trimtab.policies.analyses.critic import (
 )
 from trimtab.policies.analyses.played import PolicyPlay
 from trimtab.policies.analyses.verdict import verdict
+from trimtab.policies.headroom import HeadroomTable, headroom_table
 from trimtab.policies.networks import Policy
 from trimtab.stats import Interval, wilson_interval
 
@@ -175,6 +180,47 @@ def test_the_headroom_says_whether_an_action_helps(planted: LanguageModel, plant
     report = judge_critic(play, helped)
     assert report.counts["corrected"] == report.counts["misguided"] == 0
     assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["policy_limited"]
+
+
+def test_random_directions_are_as_many_as_the_mask_allows_features(
+    planted: LanguageModel, planted_dictionary: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 32 directions k help an item whose mask allows m features: m of them miss all k in C(32−k, m) of C(32, m)."""
+    play = play_of(planted, planted_dictionary, Planted)
+    rng, expected, any_of_all = np.random.default_rng(4), [], []
+
+    def table(*args: Any, **options: Any) -> HeadroomTable:
+        found = headroom_table(*args, **options)
+        items, n = found.reward.shape
+        m, k = np.arange(items) % 5, np.arange(items) % 4
+        expected[:] = [1 - comb(n - y, x) / comb(n, x) for x, y in zip(m.tolist(), k.tolist(), strict=True)]
+        any_of_all[:] = k > 0
+        allowed, random = (rng.random((items, n)).argsort(1) < count[:, None] for count in (m, k))
+        return found._replace(allowed=allowed, random=random.astype(np.float32))
+
+    monkeypatch.setattr(critic, "headroom_table", table)
+    helped = helped_by_headroom(play, items=1000)
+    assert helped.random is not None
+    assert helped.random.estimate == pytest.approx(np.mean(expected))
+    assert helped.random.estimate < 0.3 < np.mean(any_of_all)
+    assert 0 < helped.random.low < helped.random.estimate < helped.random.high < 0.5
+
+
+def test_random_directions_that_all_help_are_counted_whole(
+    planted: LanguageModel, planted_dictionary: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 7 of 100, the shares of all choices add up to a little more than 1 in floating point."""
+    play = play_of(planted, planted_dictionary, Planted)
+
+    def table(*args: Any, **options: Any) -> HeadroomTable:
+        found = headroom_table(*args, **options)
+        allowed = np.broadcast_to(np.arange(found.reward.shape[1]) < 7, found.reward.shape)
+        return found._replace(random=np.ones((len(allowed), 100), np.float32), allowed=allowed)
+
+    monkeypatch.setattr(critic, "headroom_table", table)
+    helped = helped_by_headroom(play, items=1000)
+    assert helped.random is not None
+    assert helped.random.estimate == pytest.approx(1)
 
 
 def test_no_wrong_answers_need_no_headroom(planted: LanguageModel, planted_dictionary: Standard) -> None:

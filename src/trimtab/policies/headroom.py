@@ -65,6 +65,16 @@ class HeadroomTable(NamedTuple):
     """The columns, where not every feature was tried; None for all in order."""
     scheme: Scheme = "last prompt token"
 
+    @property
+    def open(self) -> Bool[NDArray[np.bool_], "P n"]:
+        """What is allowed: everything, where no mask says otherwise."""
+        return np.ones(self.reward.shape, dtype=bool) if self.allowed is None else self.allowed
+
+    @property
+    def random_counts(self) -> Int[NDArray[np.integer], " P"]:
+        """Random directions that stand against each item's allowed features: as many, unless fewer were tried."""
+        return np.minimum(self.open.sum(1), self.random.shape[1])
+
     def under(self, candidates: Candidates) -> HeadroomTable:
         """The same for some of the features that were tried, and as many random directions."""
         assert self.candidates is not None
@@ -262,10 +272,8 @@ def headroom(table: HeadroomTable, *, site: str, dose: float, unit: str, mask: s
         seed: of folds and bootstrap.
     """
     items, n = table.reward.shape
-    allowed = np.ones((items, n), dtype=bool) if table.allowed is None else table.allowed
-    open_ = np.where(allowed, table.reward, -np.inf)
-    tried = np.maximum(open_.max(1), table.unsteered)
-    randoms = np.minimum(allowed.sum(1), table.random.shape[1])
+    allowed, randoms = table.open, table.random_counts
+    tried = np.maximum(np.where(allowed, table.reward, -np.inf).max(1), table.unsteered)
     random = table.unsteered + best_of_some(np.maximum(table.random - table.unsteered[:, None], 0), randoms)
     strength = np.where(allowed, table.strength, -1.0)
     active = strength.argmax(1)

@@ -9,11 +9,12 @@ from trimtab.stats.distributions import normal_quantile
 from trimtab.stats.interval import Interval
 
 
-def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
+def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> Interval:
     """Score interval of a proportion (Wilson 1927), which behaves at 0 and 1 where the bootstrap cannot.
 
     Args:
-        successes: number of successes among `n` independent trials.
+        successes: number of successes among `n` independent trials. Where each is known by its probability, their sum:
+            it varies less than a count does, so that the interval is too wide rather than too narrow.
         n: number of trials.
         level: confidence level.
 

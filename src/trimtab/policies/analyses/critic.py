@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from trimtab.errors import UserError
 from trimtab.policies.analyses.played import PolicyPlay, as_numpy, right, spread
 from trimtab.policies.analyses.verdict import Verdict, verdict
-from trimtab.policies.headroom import headroom_table
+from trimtab.policies.headroom import best_of_some, headroom_table
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_statistic, wilson_interval
 
@@ -66,7 +66,7 @@ class Helped(NamedTuple):
 
     share: Interval | None
     random: Interval | None
-    """The same with as many random directions of equal length."""
+    """The same with as many random directions of equal length as the mask allows features of the item."""
     how: str
 
 
@@ -191,6 +191,8 @@ def judge_critic(play: PolicyPlay, helped: Helped, *, steps: int = 16, seed: int
 def helped_by_headroom(play: PolicyPlay, *, items: int = 24, seed: int = 0) -> Helped:
     """Try every allowed feature, and as many random directions, on items that are wrong before and after.
 
+    Which of the random directions are taken is averaged over, so that an item counts by the chance that one helps.
+
     Args:
         play: rollouts of one token.
         items: how many of those items, from the first on.
@@ -207,14 +209,14 @@ def helped_by_headroom(play: PolicyPlay, *, items: int = 24, seed: int = 0) -> H
         )  # fmt: skip
     except UserError as error:
         return Helped(None, None, f"not measured: {error.why}")
-    allowed = np.ones(table.reward.shape, dtype=bool) if table.allowed is None else table.allowed
     own = play.outcomes
     reached = np.array([own[i].reward for i in wrong]) + 1e-6
-    helps = np.where(allowed, table.reward, -np.inf).max(1) > reached
-    random = table.random.max(1) > reached
+    helps = np.where(table.open, table.reward, -np.inf).max(1) > reached
+    helping = (table.random > reached[:, None]).astype(np.float64)
+    random = best_of_some(helping, table.random_counts).clip(max=1)
     how = f"every feature that the mask allows, on {len(wrong)} items that are wrong with and without the policy"
     return Helped(
-        wilson_interval(int(helps.sum()), len(wrong)), wilson_interval(int(random.sum()), len(wrong)), how
+        wilson_interval(int(helps.sum()), len(wrong)), wilson_interval(float(random.sum()), len(wrong)), how
     )  # fmt: skip
 
 
