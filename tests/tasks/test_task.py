@@ -43,6 +43,46 @@ def items(n: int) -> list[Item]:
     return [Item(id=f"i{i}", prompt=f"p{i}", answer="a") for i in range(n)]
 
 
+class Filed(Echo):
+    """One that lists its items by subject, as files do."""
+
+    files: ClassVar[tuple[str, ...]] = ("questions.csv",)
+
+
+def subjects(kind: type[Echo]) -> Echo:
+    """200 items of four subjects, one subject after the other."""
+    listed = [Item(id=f"i{i}", prompt=f"p{i}", answer="a", group="abcd"[i // 50]) for i in range(200)]
+    return kind({"test": listed})
+
+
+def check_samples_are_spread(kind: type[Echo]) -> None:
+    task = subjects(kind)
+    forty = task.sample("test", 40)
+    assert len({item.id for item in forty}) == 40
+    shares = [sum(item.group == group for item in forty) for group in "abcd"]
+    assert min(shares) >= 4, f"items by subject: {shares}"  # of 10 expected; fewer than 4 by chance: 0.9%, fixed by ids
+    assert task.sample("test", 40) == forty
+    assert task.sample("test", 15) == forty[:15]
+
+
+def test_some_items_of_a_file_are_spread_over_it() -> None:
+    check_samples_are_spread(Filed)
+    task = subjects(Filed)
+    assert task.sample("test") == task.items("test")
+    assert sorted(item.id for item in task.sample("test", 500)) == sorted(task.splits["test"])
+
+
+def test_taking_the_first_items_of_a_file_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Filed, "sample", lambda self, split, n=None: self.items(split)[:n])
+    with pytest.raises(AssertionError, match=r"items by subject: \[40, 0, 0, 0\]"):
+        check_samples_are_spread(Filed)
+
+
+def test_some_items_of_a_generated_task_are_its_first() -> None:
+    task = subjects(Echo)
+    assert task.sample("test", 3) == task.items("test")[:3]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_splits_are_fixed_and_disjoint(name: str, data: Path) -> None:
     options = SMALL if name.startswith("ioi") else {}

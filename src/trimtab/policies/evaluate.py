@@ -270,7 +270,7 @@ def _opened(
     items = task.items(config.split)
     split = config.split
     if config.items is not None and config.items < len(items):
-        items, split = items[: config.items], f"{config.split}[:{config.items}]"
+        items, split = task.sample(config.split, config.items), f"{config.split}[:{config.items}]"
     if config.split in OPENED:
         for player in players:
             run = player.entry.run
@@ -319,12 +319,10 @@ def _companion(
     setup = players[0].entry.setup
     try:
         task = load_task(companion.task, data=setup.config.data, tokenizer=setup.model.tokenizer)
-        items = task.items(companion.split)
+        items = task.sample(companion.split, config.items)
     except UserError as error:
         missing[f"companion {companion.task}"] = f"{companion.why}; but {error.what}: {error.why}"
         return None
-    if config.items is not None:
-        items = items[: config.items]
     for player in players:
         name = f"{task.name}/{companion.split}" + ("" if config.items is None else f"[:{len(items)}]")
         player.entry.run.open_split(name, [item.id for item in items])

@@ -66,7 +66,7 @@ class HeadroomConfig:
     split: str = "train"
     """Split of the task that items are from."""
     items: int = 32
-    """Items to try, the first of the split."""
+    """Items of the split to try, the same ones every time."""
     options_only: bool = False
     """Decode among the tokens of the options only, where a task has options."""
     max_new_tokens: int | None = None
@@ -163,7 +163,7 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
     task = load_task(config.task, data=config.data, tokenizer=model.tokenizer)
     saes = [load_dictionary(name, model=model, device=model.device) for name in config.sae]
     episodes = Episodes.of(
-        model, task, task.items(config.split)[: config.items], options_only=config.options_only,
+        model, task, task.sample(config.split, config.items), options_only=config.options_only,
         max_new_tokens=config.max_new_tokens,
     )  # fmt: skip
     if episodes.max_new_tokens == 1 and config.features is not None:

@@ -66,11 +66,10 @@ class Setup:
 
     def episodes(self, split: str, limit: int | None = None) -> Episodes:
         """Items of a split, at most `limit`, the same ones every time."""
-        items = self.task.items(split)
         return Episodes.of(
             self.model,
             self.task,
-            items[:limit] if limit else items,
+            self.task.sample(split, limit),
             options_only=self.config.options_only,
             max_new_tokens=self.config.max_new_tokens,
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 from trimtab.errors import UserError
-from trimtab.runs import split_ids
+from trimtab.runs import split_ids, text_id
 from trimtab.tasks.tokens import Tokenizer, chat_opening, continuation_token
 
 SPLITS = ("train", "validation", "test")
@@ -141,6 +141,21 @@ class Task(ABC):
         if not self._items[split]:
             raise UserError(f"split {split!r} of task {self.name}", "nothing is in it", "load the task with more data")
         return self._items[split]
+
+    def sample(self, split: str, n: int | None = None) -> tuple[Item, ...]:
+        """At most n items of a split, the same ones every time; those for a smaller n are among them.
+
+        Files list their items by subject or category, so that the first n would be of one alone. Of a task that reads
+        files these are therefore the n items whose ids have the smallest hashes; a generated one's are its first n.
+
+        Args:
+            split: as in `items`.
+            n: all of them, in their own order, if not given.
+        """
+        items = self.items(split)
+        if n is None:
+            return items
+        return (tuple(sorted(items, key=lambda item: text_id(item.id))) if self.files else items)[:n]
 
     def prompt(self, item: Item, permutation: int = 0) -> str:
         """The text for the model, before any chat template.

@@ -189,7 +189,7 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
     warnings: list[str] = []
     setup = first.setup
     branches = critic = ledger = play = None
-    items = setup.task.items(config.split)[: config.items]
+    items = setup.task.sample(config.split, config.items)
     if set(config.parts) - {"layers"}:
         episodes = Episodes.of(
             setup.model, setup.task, items, options_only=setup.config.options_only,
