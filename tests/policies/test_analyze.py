@@ -36,6 +36,7 @@ def trained(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> Iterato
     config = PolicyConfig(
         task="first-letter", run=tmp_path / "run", mask="accumulated", dose=2.0, max_new_tokens=3, iterations=2,
         items_per_iteration=8, repeats=2, hidden=(8,), validate_every=1, checkpoint_every=1,
+        initial_no_edit=0.0,
     )  # fmt: skip
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
     with Run.open(tmp_path / "run", "policy train", config) as run:
