@@ -59,6 +59,21 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(
     assert all(line["losses/max_abs_log_ratio"] <= 1e-5 for line in lines[0] if "losses/max_abs_log_ratio" in line)
 
 
+@pytest.mark.parametrize(("mask", "share"), [("none", 0.6), ("current", 0.6), ("none", 0.0)])
+def test_training_starts_with_no_edit_as_likely_as_was_asked_for(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, mask: str, share: float
+) -> None:
+    """The first rollouts are drawn before anything is learnt; with 0, no edit is one of the actions."""
+    config = small(
+        tmp_path / "run", mask=mask, initial_no_edit=share, iterations=1, items_per_iteration=30, repeats=32,
+        batch_size=960,
+    )  # fmt: skip
+    train(tiny_llama, sae, config)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    (found,) = [line["policy/no_edit_share"] for line in lines if "policy/no_edit_share" in line]
+    assert found == pytest.approx(share or 1 / (1 + sae.n_features), abs=0.06)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_policy_learns_which_feature_each_context_needs(
     tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, seed: int
