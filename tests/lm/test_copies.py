@@ -221,10 +221,10 @@ def lose_what_lies_below(patch: pytest.MonkeyPatch) -> None:
     """The last prompt token is missing in the layers that were shared."""
     original = GrowingLayer.unfold
 
-    def unfold(self, times, own):  # type: ignore[no-untyped-def]
+    def unfold(self, times, own, reserve):  # type: ignore[no-untyped-def]
         if not own:
             self.values[:, :, -1] = 0
-        original(self, times, own)
+        original(self, times, own, reserve)
 
     patch.setattr(GrowingLayer, "unfold", unfold)
 

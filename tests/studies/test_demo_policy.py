@@ -26,6 +26,7 @@ SIZES = DemoPolicyConfig(
     validation_items=4,
     test_items=6,
     iterations=2,
+    initial_no_edit=0.0,
 )
 
 
@@ -64,7 +65,7 @@ def test_the_policy_stands_beside_its_controls_and_is_read_back(
     whole = run_whole_demo(config, SIZES)
     assert whole.policy is not None
     found = whole.to_json()["policy"]
-    assert {"unsteered", "policy", "static"} <= set(found["reward"])
+    assert {"unsteered", "policy", "static", "random at equal dose"} <= set(found["reward"])
     assert found["items"] == 6
     assert "policy − this" in whole.render()
     monkeypatch.setattr(demo_policy, "evaluate_policy", None)  # not called again

@@ -83,15 +83,17 @@ class GrowingLayer(CacheLayerMixin):
         self.keys = self._key_storage[:, :, : self.length]
         self.values = self._value_storage[:, :, : self.length]
 
-    def unfold(self, copies: int, own: int) -> None:
+    def unfold(self, copies: int, own: int, reserve: int) -> None:
         """Give every row `copies` rows, side by side.
 
         Args:
             copies: of each row.
+            reserve: length to allocate for each, in tokens.
             own: with 1, the last `copies` places of a row are one for each copy; with 0, every copy has all places.
         """
         if self._key_storage is None or self._value_storage is None:
             return
+        self.reserve = reserve
         shared = self.length - own * copies
         self.length = shared + own
         self._key_storage = self._unfolded(self._key_storage, copies, shared, own)
@@ -145,12 +147,13 @@ class GrowingCache(Cache):
         assert keys is not None, "there is nothing to repeat"
         self.select(torch.arange(keys.shape[0], device=keys.device).repeat_interleave(times))
 
-    def unfold(self, copies: int, layer: int) -> None:
+    def unfold(self, copies: int, layer: int, reserve: int) -> None:
         """Rows of their own for copies of each row that were fed side by side from a layer on.
 
         Args:
             copies: of each row.
+            reserve: length to allocate for each, in tokens.
             layer: from here on the last `copies` places of a row belong to one copy each; below, all places to all.
         """
         for number, found in enumerate(self.growing):
-            found.unfold(copies, own=int(number >= layer))
+            found.unfold(copies, own=int(number >= layer), reserve=reserve)

@@ -273,7 +273,8 @@ def _decode_group(
     device = model.device
     prefixes = [rows.prefix(row) for row in members]
     parting = parting_layer(model, runner, repeats)
-    reserve = max(map(len, prefixes)) + max(config.max_new_tokens, 1 if parting is None else repeats)
+    longest = max(map(len, prefixes))
+    reserve = longest + max(config.max_new_tokens, 1 if parting is None else repeats)
     cache = model.new_cache(reserve=reserve)
     active = torch.tensor(members, device=device)
     prompt_length = torch.tensor([len(rows.prompts[row]) for row in members], device=device)
@@ -323,7 +324,7 @@ def _decode_group(
                     progress(len(active) - done_count)
                 return
             if number == 0 and parting is not None:
-                cache.unfold(repeats, parting)
+                cache.unfold(repeats, parting, reserve=longest + config.max_new_tokens)
             if done_count:
                 keep = (~done).nonzero()[:, 0]
                 cache.select(keep)

@@ -83,7 +83,7 @@ def choose_token(
 def _argmax(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """The first of the largest logits of each row."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))  # several times faster than torch's
+        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))  # faster than torch's
     return logits.argmax(dim=-1)
 
 

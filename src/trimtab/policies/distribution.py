@@ -12,10 +12,10 @@ from torchrl.modules import MaskedCategorical
 
 
 class AllowedCategorical(MaskedCategorical):
-    """TorchRL's masked categorical distribution, with the same values and gradients at half the time on a CPU.
+    """TorchRL's masked categorical distribution, with the same values and gradients in less time on a CPU.
 
-    TorchRL takes exp(log p) several times, of −∞ wherever an action is forbidden, and that is three times as slow as
-    of other numbers. Here probabilities come from a softmax, which has no such slow path, once per batch.
+    TorchRL takes exp(log p) several times, of −∞ wherever an action is forbidden, which is slower on a CPU than of
+    other numbers. Here probabilities come from a softmax, which has no such slow path, once per batch.
 
     Args:
         logits: of all actions.

@@ -41,6 +41,8 @@ class DemoPolicyConfig:
     """Features that the policy may choose: those that fired so far in the prompt."""
     head: Head = "decoder"
     """A query against decoder rows: what one feature earned speaks for those that point the same way."""
+    initial_no_edit: float = 0.25
+    """How likely no edit is before training."""
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(clip=0.3, entropy_bonus=0.05))
     """How it learns."""
     headroom_items: int = 0
@@ -158,6 +160,7 @@ def run_demo_policy(config: DemoPolicyConfig, run: Path, *, model: str, sae: str
         PolicyConfig(
             task=config.task, model=model, sae=sae, device=device, seed=seed, run=run, dose=config.dose,
             mask=config.mask, head=config.head, ppo=config.ppo, repeats=config.repeats,
+            initial_no_edit=config.initial_no_edit,
             train_items=config.train_items, validation_items=config.validation_items,
             headroom_items=config.headroom_items, iterations=config.iterations,
         )
