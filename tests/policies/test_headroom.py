@@ -70,7 +70,7 @@ def test_nothing_to_gain_is_said() -> None:
     right = headroom(table(np.ones((9, 3)), unsteered=np.ones(9)), **ABOUT)  # pyright: ignore[reportArgumentType]
     assert right.warnings() == ("no headroom: the unsteered model already gets every item right",)
     stuck = headroom(table(np.zeros((9, 3))), **ABOUT)  # pyright: ignore[reportArgumentType]
-    assert stuck.warnings() == ("no headroom: no feature at this dose makes any item right",)
+    assert stuck.warnings() == ("no headroom: no feature at this dose makes any wrong item right",)
 
 
 def test_features_of_one_item_do_not_pass_for_a_static_feature() -> None:

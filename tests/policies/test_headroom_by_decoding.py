@@ -71,7 +71,7 @@ def test_without_the_planted_features_nothing_is_seen_and_no_more_is_claimed(cho
     lines = headroom(table, site=CHOICE_SITE, dose=-3.0, unit="relative", mask="none")
     assert lines.ceiling.estimate == lines.unsteered.estimate < 1
     assert lines.warnings() == (
-        "no headroom seen: none of the 2 features tried, of 64, makes any item right at this dose",
+        "no headroom seen: none of the 2 features tried, of 64, makes any wrong item right at this dose",
     )
 
 

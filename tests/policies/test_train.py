@@ -14,6 +14,7 @@ from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.ppo import PPOConfig
+from trimtab.policies.train import TrainingSummary
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
@@ -103,3 +104,13 @@ def test_no_headroom_is_said_before_training(
     done = train(tiny_llama, sae, small(tmp_path / "run", iterations=1))
     assert done.warnings == ("no headroom: the unsteered model already gets every validation item right",)
     assert f"trimtab: warning: {done.warnings[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("best", "said"), [(0, True), (3, False)])
+def test_a_policy_that_never_got_better_is_called_untrained(best: int, said: bool) -> None:
+    results = {
+        "iterations": 3, "rollouts": 12, "seconds": 1.0, "best_validation_reward": 0.5, "best_iteration": best,
+        "unsteered_validation_reward": 0.5, "warnings": [],
+    }  # fmt: skip
+    text = TrainingSummary(run=Path("runs/a"), task="ioi", results=results, resumed=False).render()
+    assert ("no checkpoint did better than the untrained policy" in text) is said

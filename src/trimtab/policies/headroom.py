@@ -141,9 +141,9 @@ class Headroom:
         elif self.ceiling.estimate <= self.unsteered.estimate:
             if self.ceiling_is_lower_bound:
                 which = f"none of the {self.features:,} features tried, of {self.of_features:,},"
-                found.append(f"no headroom seen: {which} makes any item right at this dose")
+                found.append(f"no headroom seen: {which} makes any wrong item right at this dose")
             else:
-                found.append("no headroom: no feature at this dose makes any item right")
+                found.append("no headroom: no feature at this dose makes any wrong item right")
         elif self.over_static <= 0:
             seen = f" of the {self.features:,} features tried" if self.ceiling_is_lower_bound else ""
             found.append(f"nothing to learn: the best static feature reaches the ceiling{seen}")

@@ -122,7 +122,7 @@ class HeadroomResult:
         every = first.scheme == "every answer token"
         title = f"headroom of {self.task} on {self.model}: mean reward of {first.items} items ({self.split}), "
         caption = (
-            "In brackets: how many of those tried the mask allows, on average. random: best of as many random "
+            "In brackets: how many of those tried the mask allows, on average. random: expected best of as many random "
             "directions as the mask allows features of the item. static: one feature for all, cross-fitted. readout: "
             "ridge regression from the activation picks, cross-fitted. 95% intervals over items."
         )

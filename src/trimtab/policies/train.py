@@ -33,6 +33,7 @@ from trimtab.tasks.refusals import RefusalTask
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 CHECKPOINTS = "checkpoints"
+UNTRAINED = "  no checkpoint did better than the untrained policy, so that it is the one that is kept: train longer?"
 LOG_RATIO_LIMIT = 1e-5
 """Largest difference that rollout and update may show in an action's log-probability before the first gradient step."""
 
@@ -72,6 +73,7 @@ class TrainingSummary:
             f"  {r['iterations']} iterations, {r['rollouts']:,} rollouts, {r['seconds']:.0f} s",
             f"  validation reward on {self.task}: {r['best_validation_reward']:.3f} at iteration {r['best_iteration']} "
             f"(chosen there), unsteered {r['unsteered_validation_reward']:.3f}",
+            *([UNTRAINED] if r["best_iteration"] == 0 and r["iterations"] else []),
             *(f"  {warning}" for warning in r["warnings"]),
             f"  next: trimtab policy evaluate {self.run}",
         ]
