@@ -227,8 +227,8 @@ def replay_nothing(patch: Patch, *_: object) -> None:
 def interleave_copies_wrongly(patch: Patch, *_: object) -> None:
     original = GrowingLayer.unfold
 
-    def unfold(self: GrowingLayer, copies: int, own: int) -> None:
-        original(self, copies, own)
+    def unfold(self: GrowingLayer, copies: int, own: int, reserve: int) -> None:
+        original(self, copies, own, reserve)
         self.select(torch.arange(self.keys.shape[0]).unflatten(0, (-1, copies)).T.flatten())  # type: ignore[union-attr]
 
     patch.setattr(GrowingLayer, "unfold", unfold)
