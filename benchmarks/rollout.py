@@ -7,6 +7,8 @@ times each with one new token.
 - `ratio`: tokens per second of `policies.roll_out` under the mask `accumulated`, over those of `decode` without a
   source on the same prompts, each copy as a row of its own. A rollout also encodes activations, masks, draws, edits,
   logs and scores; it feeds what lies below the site once for all copies, which no row of its own can.
+- `copies_ratio`: `ratio` where copies are one call with `repeats` on the unsteered side, too. These are all alike and
+  are fed once altogether; steered ones part at the site. For several copies only.
 - `none_ratio`: the same under the mask `none`.
 - `kl_ratio`: as `ratio`, with the divergence from the unsteered model at every token (`kl_penalty`).
 - `cpu.…`: each of them by processor time, which other work on the machine disturbs less.
@@ -97,6 +99,10 @@ class Batch:
         rows = [prompt for prompt in self.episodes.prompts for _ in range(self.repeats)]
         decode(self.model, rows, config, prompt_cache=self.cache)
 
+    def unsteered_copies(self) -> None:
+        config = DecodeConfig(max_new_tokens=self.episodes.max_new_tokens, batch_size=self.rows)
+        decode(self.model, self.episodes.prompts, config, repeats=self.repeats, prompt_cache=self.cache)
+
     def source(self, mask: MaskKind) -> PolicySource:
         return PolicySource(self.policy, self.sae, build_mask(mask, self.sae, prompt_firings=self.firings), 0.5)
 
@@ -132,6 +138,11 @@ class Batch:
                 ratios[f"cpu.{name}"].append(plain.cpu / one.cpu)
                 rates[name].append(self.tokens / one.wall)
             rates["unsteered"].append(self.tokens / plain.wall)
+            if self.repeats > 1:
+                copies = cost(self.unsteered_copies)
+                ratios.setdefault("copies_ratio", []).append(copies.wall / taken["ratio"].wall)
+                ratios.setdefault("cpu.copies_ratio", []).append(copies.cpu / taken["ratio"].cpu)
+                rates.setdefault("unsteered_copies", []).append(self.tokens / copies.wall)
         last, source = self.rollout(ARMS["kl_ratio"])
         assert last.kl is not None
         decisions = source.decisions

@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,19 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something holds that another thread brings about: a machine may be slow for a while."""
+
+    def wait(holds: Callable[[], bool], patience: float = 60.0) -> None:
+        end = time.monotonic() + patience
+        while not holds():
+            assert time.monotonic() < end, f"not within {patience:.0f} seconds"
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

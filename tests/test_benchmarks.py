@@ -59,12 +59,15 @@ def test_rollout_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for batch, rows_decoded in (("", 3), ("one_token.", 6)):
-        for name in ("ratio", "none_ratio", "kl_ratio"):
+        copies = [("copies_ratio", "unsteered_copies")] if batch else []  # the long batch has none
+        for name in ("ratio", "none_ratio", "kl_ratio", *(figure for figure, _ in copies)):
             for figure in (f"{batch}{name}", f"{batch}cpu.{name}"):
                 low, high = found[f"{figure}_range"]
                 assert 0 < low <= found[figure] <= high
         assert found[f"{batch}rows"] == rows_decoded
         assert 0.5 < found[f"{batch}edited_share"] <= 1
         assert found[f"{batch}kl_per_token"] > 0
-        assert set(found[f"{batch}tokens_per_second"]) == {"unsteered", "ratio", "none_ratio", "kl_ratio"}
+        assert set(found[f"{batch}tokens_per_second"]) == {
+            "unsteered", "ratio", "none_ratio", "kl_ratio", *(rate for _, rate in copies),
+        }  # fmt: skip
     assert set(found) >= {"device_name", "threads", "torch", "load_average"}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.runs import split_ids
 
+Eventually = Callable[[Callable[[], bool]], None]
 OPTIONS = HarvestOptions(context=16, batch=4, shard_rows=500, holdout=0.2, seed=3)
 
 
@@ -324,9 +325,14 @@ def test_the_writer_holds_back_who_fills_faster_than_it_writes(tmp_path: Path) -
         assert load_file(tmp_path / f"train-0000{number}.a.safetensors")["rows"].eq(number).all()
 
 
-def test_an_error_of_the_writer_reaches_who_fills(tmp_path: Path) -> None:
+def test_an_error_of_the_writer_reaches_who_fills(tmp_path: Path, eventually: Eventually) -> None:
     def fail(shard: Shard) -> None:
         raise UserError("cannot write", "the disk is full", "free some space")
+
+    def append_nothing(writer: ShardWriter) -> bool:
+        """Never true: what ends the waiting is the error."""
+        writer.append({"a": torch.zeros(0, 1).bfloat16()}, np.arange(0), origin[:, :0])
+        return False
 
     origin = np.zeros((4, 4), dtype=np.int32)
 
@@ -334,9 +340,7 @@ def test_an_error_of_the_writer_reaches_who_fills(tmp_path: Path) -> None:
         with ShardWriter(tmp_path, {"a": 1}, 4, 0) as writer:
             writer.append({"a": torch.zeros(4, 1).bfloat16()}, np.arange(4), origin)
             writer.write("train", 0, StreamPosition("train", 0, 0), fail)
-            time.sleep(0.3)
-            writer.append({"a": torch.zeros(4, 1).bfloat16()}, np.arange(4), origin)
-            raise AssertionError
+            eventually(lambda: append_nothing(writer))
 
     with pytest.raises(UserError, match="the disk is full"):
         fill()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from trimtab.activations.stream import PooledOrder, PooledSource
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 
+Eventually = Callable[[Callable[[], bool]], None]
 OPTIONS = HarvestOptions(context=16, batch=4, shard_rows=300, holdout=0.2)
 
 
@@ -217,7 +218,7 @@ class Ahead(Numbers):
     reads_ahead = True
 
 
-def test_reading_ahead_changes_nothing_and_goes_one_pool_far() -> None:
+def test_reading_ahead_changes_nothing_and_goes_one_pool_far(eventually: Eventually) -> None:
     plain, ahead = Numbers([8] * 40, pool_rows=64, seed=0), Ahead([8] * 40, pool_rows=64, seed=0)
     for start in (0, 3, 47):
         expected = list(islice(plain.batches(24, start_step=start), 50))
@@ -227,7 +228,8 @@ def test_reading_ahead_changes_nothing_and_goes_one_pool_far() -> None:
     assert ahead.reads == []
     for _ in range(8):
         next(batches)
-    time.sleep(0.2)
+    eventually(lambda: len(ahead.reads) >= 16)
+    time.sleep(0.1)
     assert len(ahead.reads) == 16  # the pool that is given out, and the next one
     ahead.reads.clear()
     ahead.sample(8)

@@ -15,9 +15,10 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import headroom as module
 from trimtab.policies.episodes import Episodes
-from trimtab.policies.headroom import HeadroomTable, best_of_some, cross_fit, headroom, headroom_table
+from trimtab.policies.headroom import HeadroomTable, cross_fit, headroom, headroom_table
 from trimtab.policies.masks import build_mask
 from trimtab.policies.rollout import roll_out
+from trimtab.stats import best_of_some
 from trimtab.steering import StaticSource
 
 ABOUT = {"site": "resid_post.1", "dose": 1.0, "unit": "relative", "mask": "none"}

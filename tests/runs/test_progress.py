@@ -3,11 +3,13 @@ from __future__ import annotations
 import io
 import re
 import sys
-import time
+from collections.abc import Callable
 
 import pytest
 
 from trimtab.runs import Meter, progress, track
+
+Eventually = Callable[[Callable[[], bool]], None]
 
 
 class Terminal(io.StringIO):
@@ -23,57 +25,48 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return screen
 
 
-def await_bar(meter: Meter) -> None:
-    """Wait until the bar is there (on a busy machine importing its library takes a while)."""
-    patience = time.monotonic() + 20
-    while meter._task is None and time.monotonic() < patience:
-        time.sleep(0.02)
-    time.sleep(0.3)
-
-
 def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     assert list(track(range(5), "counting")) == list(range(5))
     assert terminal.getvalue() == ""
 
 
-def test_long_work_shows_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_work_shows_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
     terminal = on_terminal(monkeypatch)
     monkeypatch.setattr(progress, "DELAY", 0.05)
+
+    def shows(text: str) -> bool:
+        return text in terminal.getvalue()
+
     with Meter("ranking features", 10) as outer:
         outer.advance(3)
-        await_bar(outer)
-        with Meter("inner", 2) as inner:
-            await_bar(inner)
+        eventually(lambda: shows("ranking features") and shows("3/10"))
+        with Meter("inner", 2):
+            eventually(lambda: shows("inner"))
         outer.describe("ranking more")
         outer.advance()
-        time.sleep(0.3)
-    shown = terminal.getvalue()
-    assert "ranking features" in shown
-    assert "3/10" in shown
-    assert "inner" in shown
-    assert "ranking more" in shown
-    assert "4/10" in shown
+        eventually(lambda: shows("ranking more") and shows("4/10"))
     assert progress._screen._progress is None
 
 
-def test_work_without_steps_still_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_without_steps_still_shows(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
     terminal = on_terminal(monkeypatch)
     monkeypatch.setattr(progress, "DELAY", 0.05)
-    with Meter("converting the model") as meter:
-        await_bar(meter)
-    assert "converting the model" in terminal.getvalue()
+    with Meter("converting the model"):
+        eventually(lambda: "converting the model" in terminal.getvalue())
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], eventually: Eventually
+) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
     monkeypatch.setattr(progress, "LOG_INTERVAL", 0.1)
     with Meter("training", 100) as meter:
         meter.advance(25)
-        time.sleep(0.35)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert lines
+        eventually(lambda: log.getvalue().count("\n") >= 2)
+    assert capsys.readouterr().out == ""
+    lines = log.getvalue().splitlines()
     assert all(re.fullmatch(r"training: 25/100 \(25%, \d+ s, \d+ s left\)", line) for line in lines)
 
 

@@ -35,7 +35,7 @@ from trimtab.policies.headroom_candidates import Candidates
 from trimtab.policies.masks import FeatureMask
 from trimtab.selection.distribution import EditedDistributions
 from trimtab.selection.scorer import LastTokenScorer
-from trimtab.stats import Interval, bootstrap_mean
+from trimtab.stats import Interval, best_of_some, bootstrap_mean
 from trimtab.steering import coefficients
 
 FOLDS = 5
@@ -304,29 +304,6 @@ def headroom(table: HeadroomTable, *, site: str, dose: float, unit: str, mask: s
         readout=mean(readout),
         flipped_by_static=mean((static != table.unsteered).astype(float)),
     )
-
-
-def best_of_some(
-    values: Float[NDArray[np.floating], "P r"], counts: Int[NDArray[np.integer], " P"]
-) -> Float[NDArray[np.float64], " P"]:
-    """The largest of m of a row's r values, on average over all ways of choosing m of them; 0 for m = 0.
-
-    Of C(r, m) ways, the k-th smallest value is the largest in C(k−1, m−1): pass@k's estimator (arXiv 2107.03374), for
-    any values. It has less noise than some fixed m of them, and no bias.
-
-    Args:
-        values: of all that was tried.
-        counts: m of each row, at most r.
-    """
-    best_first = -np.sort(-values.astype(np.float64), axis=1)
-    r = values.shape[1]
-    k = np.arange(r, 1, -1)
-    found = np.zeros(len(values))
-    for row, m in enumerate(counts.tolist()):
-        if m:
-            share = np.concatenate([[m / r], m / r * np.cumprod(np.maximum(k - m, 0) / (k - 1))])
-            found[row] = share @ best_first[row]
-    return found
 
 
 Fit = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]]

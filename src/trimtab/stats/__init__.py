@@ -4,6 +4,7 @@ Prompts (or documents, or items) are what is resampled; seeds stay inside their 
 never units. Every random draw follows from the `seed` given.
 """
 
+from trimtab.stats.best_of import best_of_some
 from trimtab.stats.bootstrap import (
     SeedDesign,
     bootstrap_difference,
@@ -23,6 +24,7 @@ __all__ = [
     "PermutationResult",
     "SeedDesign",
     "benjamini_hochberg",
+    "best_of_some",
     "bootstrap_difference",
     "bootstrap_mean",
     "bootstrap_ratio_of_sums",

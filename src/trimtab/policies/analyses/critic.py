@@ -21,9 +21,9 @@ from sklearn.model_selection import StratifiedKFold
 from trimtab.errors import UserError
 from trimtab.policies.analyses.played import PolicyPlay, as_numpy, right, spread
 from trimtab.policies.analyses.verdict import Verdict, verdict
-from trimtab.policies.headroom import best_of_some, headroom_table
+from trimtab.policies.headroom import headroom_table
 from trimtab.runs import json_safe
-from trimtab.stats import Interval, bootstrap_statistic, wilson_interval
+from trimtab.stats import Interval, best_of_some, bootstrap_statistic, wilson_interval
 
 GROUPS = ("correct", "corrected", "misguided", "incorrect")
 MEAN = -1

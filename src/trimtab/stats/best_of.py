@@ -1,0 +1,32 @@
+"""The best that some of many tries would have reached."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trimtab.stats.samples import FloatArray, IntArray
+
+
+def best_of_some(values: FloatArray, counts: IntArray) -> FloatArray:
+    """The largest of m of a row's r values, on average over all ways of choosing m of them; 0 for m = 0.
+
+    Of C(r, m) ways, the k-th smallest value is the largest in C(k−1, m−1): pass@k's estimator (arXiv 2107.03374), for
+    any values. It has less noise than some fixed m of them, and no bias.
+
+    Args:
+        values: `[P, r]`, of all that was tried.
+        counts: `[P]`, m of each row, at most r.
+
+    Returns:
+        `[P]`.
+    """
+    best_first = -np.sort(-values.astype(np.float64), axis=1)
+    r = values.shape[1]
+    k: IntArray = np.arange(r, 1, -1)
+    found = np.zeros(len(values))
+    for row, m in enumerate(counts.tolist()):
+        if m:
+            first = np.array([m / r])
+            share = np.concatenate([first, first * np.cumprod(np.maximum(k - m, 0) / (k - 1))])
+            found[row] = share @ best_first[row]
+    return found
