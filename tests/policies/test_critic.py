@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
-from trimtab.policies.analyses import critic
+from trimtab.policies import setup_headroom
 from trimtab.policies.analyses.critic import (
     MEAN,
     CriticReport,
@@ -154,9 +154,9 @@ def test_one_kind_of_outcome_tests_no_critic() -> None:
     assert few.label == "undecided"
 
 
-def play_of(model: LanguageModel, sae: Standard, task: type[Planted]) -> PolicyPlay:
+def play_of(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> PolicyPlay:
     """A policy that always does nothing."""
-    setup = readout_setup(model, sae, task)
+    setup = readout_setup(model, sae, task, **settings)
     policy = Policy.build(sae.directions, hidden=(8,), seed=0)
     with torch.no_grad():
         policy.actor.head.bias[-1] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
@@ -182,6 +182,19 @@ def test_the_headroom_says_whether_an_action_helps(planted: LanguageModel, plant
     assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["policy_limited"]
 
 
+def test_some_features_are_held_over_longer_answers(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    """The one that makes answers begin with Y is among all 32, and it is not the first that a draw tries."""
+    play = play_of(planted, planted_dictionary, Planted, options_only=False, max_new_tokens=3)
+    wrong = min(8, sum(o.correct is False for o in play.outcomes))
+    helped = helped_by_headroom(play, items=8, features=32)
+    assert helped.share is not None
+    assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
+    assert "32 features (random), each held over the whole answer" in helped.how
+    first = helped_by_headroom(play, items=8, features=1)
+    assert first.share is not None
+    assert first.share.estimate == 0
+
+
 def test_random_directions_are_as_many_as_the_mask_allows_features(
     planted: LanguageModel, planted_dictionary: Standard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +211,7 @@ def test_random_directions_are_as_many_as_the_mask_allows_features(
         allowed, random = (rng.random((items, n)).argsort(1) < count[:, None] for count in (m, k))
         return found._replace(allowed=allowed, random=random.astype(np.float32))
 
-    monkeypatch.setattr(critic, "headroom_table", table)
+    monkeypatch.setattr(setup_headroom, "headroom_table", table)
     helped = helped_by_headroom(play, items=1000)
     assert helped.random is not None
     assert helped.random.estimate == pytest.approx(np.mean(expected))
@@ -217,7 +230,7 @@ def test_random_directions_that_all_help_are_counted_whole(
         allowed = np.broadcast_to(np.arange(found.reward.shape[1]) < 7, found.reward.shape)
         return found._replace(random=np.ones((len(allowed), 100), np.float32), allowed=allowed)
 
-    monkeypatch.setattr(critic, "headroom_table", table)
+    monkeypatch.setattr(setup_headroom, "headroom_table", table)
     helped = helped_by_headroom(play, items=1000)
     assert helped.random is not None
     assert helped.random.estimate == pytest.approx(1)

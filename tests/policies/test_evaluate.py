@@ -322,6 +322,25 @@ def test_the_command_evaluates_a_run_from_its_directory_alone(
     assert read_record(tmp_path / "run")["test_split_openings"][0]["n"] == 20
 
 
+def test_headroom_finds_static_features_for_longer_answers(
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
+) -> None:
+    longer = {"options_only": False, "max_new_tokens": 2}
+    made = entry(tmp_path / "run", planted, planted_dictionary, Planted.load(), 5, **longer)
+    found = {}
+    for count in (32, 3):
+        config = EvaluateConfig(
+            run=(tmp_path / "run",), controls=("static",), equal_kl=False, trace=False, items=4, headroom_items=3,
+            headroom_features=count, **(QUICK | {"sample": 0}),
+        )  # fmt: skip  # pyright: ignore[reportArgumentType]
+        evaluation = evaluate([made], config)
+        assert not evaluation.missing
+        (chosen,) = evaluation.result.arm("static").chosen
+        found[count] = chosen["origins"]["headroom"], evaluation.result.arm("static").reward.estimate
+    assert found == {32: (15, 1.0), 3: (3, found[3][1])}
+    assert found[3][1] < 1
+
+
 def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     config = PolicyConfig(
         task="mmlu", data=Path("data"), hidden=(32, 16), ppo=PPOConfig(gamma=0.9), run=tmp_path / "a", train_items=7

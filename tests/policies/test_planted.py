@@ -23,7 +23,7 @@ from planted_truths import (
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
-from trimtab.policies import ppo, source, train
+from trimtab.policies import ppo, setup_headroom, source, train
 from trimtab.policies.analyses import branch_points, critic, forks
 from trimtab.policies.networks import ObservationNormaliser, Policy
 from trimtab.policies.rollout import Rollouts
@@ -190,23 +190,23 @@ def count_ties_as_told(patch: Patch) -> None:
 
 def count_what_is_equal_as_helped(patch: Patch) -> None:
     """An action that leaves the reward as it was counts as one that helps."""
-    original = critic.headroom_table
+    original = setup_headroom.headroom_table
 
     def table(*args: Any, **options: Any) -> Any:
         found = original(*args, **options)
         return found._replace(reward=found.reward + 1e-3)
 
-    patch.setattr(critic, "headroom_table", table)
+    patch.setattr(setup_headroom, "headroom_table", table)
 
 
 def try_no_action(patch: Patch) -> None:
-    original = critic.headroom_table
+    original = setup_headroom.headroom_table
 
     def table(*args: Any, **options: Any) -> Any:
         found = original(*args, **options)
         return found._replace(reward=np.repeat(found.unsteered[:, None], found.reward.shape[1], 1))
 
-    patch.setattr(critic, "headroom_table", table)
+    patch.setattr(setup_headroom, "headroom_table", table)
 
 
 def one_in_a_thousand(case: Case) -> None:

@@ -56,7 +56,7 @@ def test_lines_are_measured_once_and_their_warnings_are_kept(
     config = small(tmp_path / "run", headroom_items=2)
     with Run.open(tmp_path / "run", "policy train", config) as run:
         (run.path / "headroom.json").write_text(json.dumps({"lines": [{"warnings": ["nothing to learn: so"]}]}))
-        monkeypatch.setattr(module, "headroom_table", lambda *_a, **_k: pytest.fail("measured again"))
+        monkeypatch.setattr(module, "setup_headroom", lambda *_a, **_k: pytest.fail("measured again"))
         done = fit(Setup.with_parts(config, tiny_llama, sae, FirstLetter.load()), run)
         assert run.record_dict["hides_text"] is False
     assert "nothing to learn: so" in done.warnings
@@ -67,7 +67,7 @@ def test_longer_answers_are_decoded_with_some_features(
 ) -> None:
     config = small(tmp_path / "run", headroom_items=3, max_new_tokens=2, mask="current")
     train(tiny_llama, sae, config)
-    assert "trimtab: headroom before training: up to " in capsys.readouterr().err
+    assert "trimtab: headroom: up to " in capsys.readouterr().err
     (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
     few = setup.episodes("validation", 3)

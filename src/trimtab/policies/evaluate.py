@@ -42,9 +42,10 @@ from trimtab.policies.evaluation_files import (
     write_evaluation,
     write_traces,
 )
-from trimtab.policies.headroom import chosen_features, headroom_table
+from trimtab.policies.headroom import chosen_features
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
+from trimtab.policies.setup_headroom import setup_headroom
 from trimtab.policies.train import load_policy
 from trimtab.runs import Meter, Run, config_dict
 from trimtab.tasks import Companion, Task, load_task
@@ -236,14 +237,11 @@ def _make_arms(players: list[Player], config: EvaluateConfig, missing: dict[str,
 
 
 def _headroom_features(player: Player, config: EvaluateConfig, missing: dict[str, str]) -> list[int]:
-    setup = player.entry.setup
     few = player.validation.episodes.take(range(min(config.headroom_items, len(player.validation))))
     try:
-        table = headroom_table(
-            setup.model, setup.sae, few, site=setup.site, dose=setup.config.dose, unit=setup.config.unit
-        )
+        table = setup_headroom(player.entry.setup, few, count=config.headroom_features, masked=False)
     except UserError as error:
-        missing["every feature as the static one"] = f"{error.what}: {error.why}"
+        missing["the best features of the headroom as the static one"] = f"{error.what}: {error.why}"
         return []
     return [feature for feature, _ in chosen_features(table, 4 * config.finalists)]
 

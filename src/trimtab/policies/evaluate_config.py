@@ -8,6 +8,7 @@ from pathlib import Path
 from trimtab.errors import UserError
 from trimtab.policies.controls.adapter import AdapterPositions
 from trimtab.policies.controls.arms import CONTROLS, Control, Effort
+from trimtab.policies.headroom_candidates import COUNT, check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class EvaluateConfig:
     sample: int = 96
     """How many random live features to try as the static one."""
     headroom_items: int = 0
-    """Validation items on which to try every feature for the best static ones; one-token tasks only."""
+    """Validation items on which to try every feature for the best static ones."""
+    headroom_features: int = COUNT
+    """Features to try there where answers are longer than one token: the highest in delta-confidence."""
     finalists: int = 16
     """Static features that are tried on all validation items and at all doses."""
     dose_factor: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -76,6 +79,7 @@ class EvaluateConfig:
         for name in ("used", "sample", "headroom_items", "vector_steps", "lora_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
+        check_count(self.headroom_features)
         if self.items is not None and self.items < 1:
             raise UserError(f"items {self.items}", "it must be at least 1", "raise it")
         if not 0 < self.kl_tolerance < 1:

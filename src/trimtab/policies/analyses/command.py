@@ -24,6 +24,7 @@ from trimtab.policies.analyses.played import PolicyPlay
 from trimtab.policies.analyses.rendering import rendered
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.episodes import Episodes
+from trimtab.policies.headroom_candidates import COUNT, check_count
 from trimtab.policies.networks import Policy
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
@@ -72,6 +73,9 @@ class AnalyzeConfig:
     """Steps of the critic's curves, evenly spaced."""
     headroom_items: int = 24
     """Items that end wrong on which every feature is tried, where an answer is one token."""
+    headroom_features: int | None = None
+    """Where answers are longer: features to hold over the whole answer on those items. If not given, branch points say
+    whether an action helps."""
     layer_items: int = 64
     """Validation items on which doses are compared."""
     dose_factor: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -101,6 +105,8 @@ class AnalyzeConfig:
         for name in at_least_1:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        if self.headroom_features is not None:
+            check_count(self.headroom_features)
         for name in ("ablated", "contexts"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
@@ -302,10 +308,11 @@ def _note_opening(run: Run, split: str, ids: list[str], whole: bool, warnings: l
 
 
 def _helped(play: PolicyPlay, branches: BranchPoints | None, config: AnalyzeConfig) -> Helped:
-    if play.episodes.max_new_tokens == 1:
-        return helped_by_headroom(play, items=config.headroom_items, seed=config.seed)
+    if play.episodes.max_new_tokens == 1 or config.headroom_features is not None:
+        count = config.headroom_features or COUNT
+        return helped_by_headroom(play, items=config.headroom_items, features=count, seed=config.seed)
     if branches is None:
-        return Helped(None, None, "not measured: branch points were not looked for")
+        return Helped(None, None, "not measured: branch points were not looked for, nor --headroom-features given")
     return Helped(branches.rescued, None, "one replaced decision at the tokens tried for branch points")
 
 

@@ -21,7 +21,8 @@ from sklearn.model_selection import StratifiedKFold
 from trimtab.errors import UserError
 from trimtab.policies.analyses.played import PolicyPlay, as_numpy, right, spread
 from trimtab.policies.analyses.verdict import Verdict, verdict
-from trimtab.policies.headroom import headroom_table
+from trimtab.policies.headroom_candidates import COUNT
+from trimtab.policies.setup_headroom import setup_headroom
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, best_of_some, bootstrap_statistic, wilson_interval
 
@@ -188,25 +189,23 @@ def judge_critic(play: PolicyPlay, helped: Helped, *, steps: int = 16, seed: int
     )
 
 
-def helped_by_headroom(play: PolicyPlay, *, items: int = 24, seed: int = 0) -> Helped:
-    """Try every allowed feature, and as many random directions, on items that are wrong before and after.
+def helped_by_headroom(play: PolicyPlay, *, items: int = 24, features: int = COUNT, seed: int = 0) -> Helped:
+    """Try features, and as many random directions, on items that are wrong before and after.
 
     Which of the random directions are taken is averaged over, so that an item counts by the chance that one helps.
 
     Args:
-        play: rollouts of one token.
+        play: the rollouts.
         items: how many of those items, from the first on.
+        features: where answers are longer than one token: how many features to hold over the whole answer. Where they
+            are one token, every feature that the mask allows is tried.
         seed: of the random directions.
     """
     wrong = np.flatnonzero(~right(play.unsteered) & ~right(play.outcomes))[:items].tolist()
     if not wrong:
         return Helped(None, None, "no answer is wrong with and without the policy")
-    setup = play.setup
     try:
-        table = headroom_table(
-            setup.model, setup.sae, play.episodes.take(wrong), site=setup.site, dose=setup.config.dose,
-            unit=setup.config.unit, mask=setup.mask(), seed=seed,
-        )  # fmt: skip
+        table = setup_headroom(play.setup, play.episodes.take(wrong), count=features, seed=seed)
     except UserError as error:
         return Helped(None, None, f"not measured: {error.why}")
     own = play.outcomes
@@ -214,10 +213,17 @@ def helped_by_headroom(play: PolicyPlay, *, items: int = 24, seed: int = 0) -> H
     helps = np.where(table.open, table.reward, -np.inf).max(1) > reached
     helping = (table.random > reached[:, None]).astype(np.float64)
     random = best_of_some(helping, table.random_counts).clip(max=1)
-    how = f"every feature that the mask allows, on {len(wrong)} items that are wrong with and without the policy"
+    tried = "every feature that the mask allows"
+    if table.candidates is not None:
+        tried = (
+            f"those that the mask allows of {len(table.candidates.features)} features ({table.candidates.rule}), each "
+            "held over the whole answer"
+        )
     return Helped(
-        wilson_interval(int(helps.sum()), len(wrong)), wilson_interval(float(random.sum()), len(wrong)), how
-    )  # fmt: skip
+        wilson_interval(int(helps.sum()), len(wrong)),
+        wilson_interval(float(random.sum()), len(wrong)),
+        f"{tried}, on {len(wrong)} items that are wrong with and without the policy",
+    )
 
 
 def auc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
