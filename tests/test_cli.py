@@ -89,6 +89,30 @@ def test_every_option_of_every_command_has_a_help_text(name, capsys):
         assert any(letter.islower() for letter in shown[at : at + 200].split("(default")[0]), field.name
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwitchConfig:
+    """A command with switches."""
+
+    on: bool = True
+    """Do it."""
+    off: bool = False
+    """Do the other."""
+
+
+def test_a_switch_that_is_on_has_its_help_beside_the_word_that_it_speaks_of(monkeypatch, capsys):
+    seen: list[Any] = []
+    monkeypatch.setitem(cli.COMMANDS, "fake", lambda: cli.Job(SwitchConfig, seen.append))
+    with pytest.raises(SystemExit):
+        cli.main(["fake", "--help"])
+    help_text = capsys.readouterr().out
+    lines = [" ".join(line.strip("│ ").split()) for line in help_text.splitlines()]
+    assert "--on, --no-on Do it. (default: True)" in " ".join(lines)
+    assert "--json Print the result" in " ".join(lines)
+    for words in ([], ["--no-on", "--off"], ["--on", "--no-off"]):
+        cli.main(["fake", *words])
+    assert [(config.on, config.off) for config in seen] == [(True, False), (False, True), (True, False)]
+
+
 def test_an_unknown_command_names_the_close_one(capsys):
     assert failure(capsys, ["rnak"]).endswith("did you mean rank?")
     line = failure(capsys, ["models", "pul", "x"])

@@ -120,7 +120,7 @@ def _parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
     """The words as the job's config, and whether --json is among them."""
     import tyro
 
-    flag = Annotated[bool, tyro.conf.arg(help="Print the result as one JSON object.")]
+    flag = Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="Print the result as one JSON object.")]
     usual = {"default": job.defaults(words)} if job.defaults else {}
     config = _with_positional(job.config, job.positional)
     shape = dataclasses.make_dataclass(
@@ -138,7 +138,6 @@ def _parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
                 prog=f"trimtab {command}",
                 description=(job.config.__doc__ or "").strip(),
                 args=_prompts_first(words, job),
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if not stop.code:
