@@ -120,6 +120,18 @@ def test_copies_are_rows_of_their_own(any_tiny: LanguageModel, sites: tuple[str,
     check(any_tiny, sites)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, (9, 9)], ids=["padded", "one length"])
+def test_attention_without_a_kernel(any_tiny: LanguageModel, lengths: tuple[int, ...]) -> None:
+    """Its masks are added to scores, and none is made where everything is seen."""
+    before = any_tiny.hf.config._attn_implementation
+    any_tiny.hf.set_attn_implementation("eager")
+    try:
+        assert copies.can_unfold(any_tiny, 2)
+        check(any_tiny, lengths=lengths, cache=PromptCache(any_tiny))
+    finally:
+        any_tiny.hf.set_attn_implementation(before)
+
+
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("lengths", [LENGTHS, (9, 9), (1, 1)], ids=["padded", "one length", "one token"])
 def test_answers_of_one_token(any_tiny: LanguageModel, lengths: tuple[int, ...], cached: bool) -> None:
@@ -164,7 +176,19 @@ def test_a_model_whose_copies_cannot_part_is_fed_them_one_by_one(
     monkeypatch.setattr(copies._Masks, "widen", refuse)
     monkeypatch.setattr(copies, "_unfolds", {})
     check(any_tiny)
-    assert copies._unfolds[any_tiny.hf] == {2: False}
+    assert copies._unfolds[any_tiny.hf] == {(2, "sdpa"): False}
+
+
+def test_too_little_memory_says_nothing_of_a_model(any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(copies, "_unfolds", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(copies._Masks, "widen", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            copies.can_unfold(any_tiny, 2)
+    assert copies.can_unfold(any_tiny, 2)
 
 
 def test_the_model_is_left_as_it_was(any_tiny: LanguageModel) -> None:

@@ -25,8 +25,8 @@ from trimtab.lm.sites import RowDelta, Site, site_order, tap
 MOST_COPIES = 1024
 """More are not put side by side: what each may see of the others grows with their number's square."""
 
-_unfolds: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, bool]] = weakref.WeakKeyDictionary()
-"""Whether copies may part at a layer of a model, as far as it has been tried."""
+_unfolds: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[int, str], bool]] = weakref.WeakKeyDictionary()
+"""Whether copies may part at a layer of a model under an attention implementation, as far as it has been tried."""
 
 
 def first_edited_layer(sites: Sequence[Site]) -> int:
@@ -69,14 +69,24 @@ def unfolded(model: LanguageModel, layer: int, copies: int, past: int) -> Iterat
 
 
 def can_unfold(model: LanguageModel, layer: int) -> bool:
-    """Whether `unfolded` gives what rows of their own give, tried once per model and layer on a few tokens."""
+    """Whether `unfolded` gives what rows of their own give, tried once per model and layer on a few tokens.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError: they pass, and say nothing about the layer.
+    """
+    attention = getattr(model.hf.config.get_text_config(), "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
+        return False  # others do not take a mask of our own
     known = _unfolds.setdefault(model.hf, {})
-    if layer not in known:
+    tried = (layer, attention)
+    if tried not in known:
         try:
-            known[layer] = _agrees(model, layer)
+            known[tried] = _agrees(model, layer)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception:  # whatever a foreign layer says to inputs of another shape: it cannot be done there
-            known[layer] = False
-    return known[layer]
+            known[tried] = False
+    return known[tried]
 
 
 def _repeated(output: Any, copies: int) -> Any:
@@ -123,8 +133,6 @@ class _Masks:
 
 def _agrees(model: LanguageModel, layer: int) -> bool:
     """Compare copies that are pushed apart at the layer's input with rows of their own, pushed alike."""
-    if getattr(model.hf.config.get_text_config(), "_attn_implementation", None) not in ("sdpa", "eager"):
-        return False  # others do not take a mask of our own
     rows = _pushed(model, layer, side_by_side=False)
     copies = _pushed(model, layer, side_by_side=True)
     error = (copies - rows).norm() / (rows - rows.mean(-1, keepdim=True)).norm()
