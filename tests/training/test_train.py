@@ -239,7 +239,9 @@ def test_resuming_with_rows_of_another_width_is_refused(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"k": 16}, "k 16: it must be from 1 to n_features − 1 = 15"),
-        ({"k": None, "l0": 16}, "l0 16: it must be from 1 to n_features − 1 = 15"),
+        ({"k": None, "l0": 16}, "l0 16: it must be from 1 to n_features − 1 = 15; choose a smaller l0"),
+        ({"k": None, "l0": 16.5, "arch": "batchtopk"}, "l0 16.5: it must be from 1 to n_features − 1 = 15"),
+        ({"k": None, "n_features": 0}, "n_features 0"),
         ({"l0": 3.0}, "k 2 and l0 3: they say the same thing twice; give one of them"),
         ({"k": None, "l0": 2.5}, "l0 2.5: topk keeps a whole number of features per row; round it"),
         ({"sparsity_weight": 0.1}, "sparsity_weight 0.1: architecture topk has no sparsity_weight; give l0 or k"),

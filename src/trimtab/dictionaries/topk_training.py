@@ -36,14 +36,22 @@ class TopKLikeConfig(TrainableConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_active("k", self.k, self.n_features)
         last = self.n_features - 1
-        if not 1 <= self.k <= last:
-            raise UserError(f"k {self.k}", f"it must be from 1 to n_features − 1 = {last}", "choose a smaller k")
         ok = self.k_start is None or self.k <= self.k_start <= last
         self.check("k_start", ok, f"it must be from k = {self.k} to n_features − 1 = {last}", "choose another")
         self.check("k_anneal_share", 0 <= self.k_anneal_share <= 1, "a share is from 0 to 1", "set it so")
         self.check("aux_coefficient", self.aux_coefficient >= 0, "it must not be negative", "set it to 0 or more")
         self.check("k_aux", self.k_aux is None or self.k_aux >= 1, "it must be positive", "set it to 1 or more")
+
+
+def check_active(name: str, value: float, n_features: int) -> None:
+    """Raise a `UserError` if a dictionary cannot have so many active features per row; `name` is what the user set."""
+    last = n_features - 1
+    if not 1 <= value <= last:
+        raise UserError(
+            f"{name} {value:g}", f"it must be from 1 to n_features − 1 = {last}", f"choose a smaller {name}"
+        )
 
 
 class Reconstruction(NamedTuple):

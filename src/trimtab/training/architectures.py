@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from trimtab.dictionaries.registry import TRAINABLE
+from trimtab.dictionaries.topk_training import check_active
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 
@@ -67,16 +68,13 @@ def architecture_config(config: TrainConfig, l0: float | None, dead_after: int) 
         if "l0" in hints:
             given["l0"] = l0
         else:
+            if config.n_features > 0:  # else that is what is wrong, and the architecture says so
+                check_active("l0", l0, config.n_features)
             given["k"] = _whole(l0, config.arch) if hints["k"] is int else l0
     for name in given:
         if name not in hints:
             raise UserError(f"{name} {given[name]}", f"architecture {config.arch} has no {name}", _instead(name, hints))
-    try:
-        return kind(**given)
-    except UserError as error:
-        if l0 is None or config.k is not None or error.what != f"k {given.get('k')}":
-            raise
-        raise UserError(f"l0 {l0:g}", error.why, error.mend.replace(" k", " l0")) from error  # as the user said it
+    return kind(**given)
 
 
 def _whole(l0: float, arch: str) -> int:
