@@ -30,6 +30,7 @@ def sae(choice: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Standard:
     sae.feature_stats = FeatureStats(max_activation=most, mean_activation=most, firing_rate=rate, n_tokens=100)
     monkeypatch.setattr(module, "load_model", lambda *_a, **_k: choice)
     monkeypatch.setattr(module, "load_dictionary", lambda *_a, **_k: sae)
+    monkeypatch.setattr(module, "read_task", lambda *_: None)  # its name is not registered
     monkeypatch.setattr(module, "load_task", lambda *_a, **_k: Letters.load())
     return sae
 

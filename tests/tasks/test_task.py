@@ -21,6 +21,7 @@ from trimtab.tasks import (
     find_task,
     known_under_every_order,
     load_task,
+    read_task,
     register,
     split_items,
 )
@@ -121,6 +122,19 @@ def test_without_data_the_files_are_named(name: str) -> None:
 def test_the_variable_names_the_data(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_DATA", str(data))
     assert load_task(name).splits == load_task(name, data).splits
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_tasks_of_files_are_read_without_a_model(name: str, data: Path) -> None:
+    early, whole = read_task(name, data), load_task(name, data, word_tokenizer())
+    assert early is not None
+    assert [early.items(split) for split in SPLITS] == [whole.items(split) for split in SPLITS]
+
+
+def test_tasks_that_need_a_tokenizer_are_looked_up_without_one() -> None:
+    assert read_task("ioi") is None
+    with pytest.raises(UserError, match="did you mean ioi"):
+        read_task("iio")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -38,7 +38,7 @@ from trimtab.runs import Meter, json_safe, write_json
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval
 from trimtab.steering import UNITS, Unit, check_doses
-from trimtab.tasks import load_task
+from trimtab.tasks import load_task, read_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +159,11 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
     Raises:
         UserError: anything that the user named is wrong, a mask allows nothing, or too much would be decoded.
     """
+    task = read_task(config.task, config.data)
+    if task is not None:
+        task.sample(config.split, config.items)  # names a wrong split before the model is loaded
     model = load_model(config.model, dtype=config.dtype, device=config.device)
-    task = load_task(config.task, data=config.data, tokenizer=model.tokenizer)
+    task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer)
     saes = [load_dictionary(name, model=model, device=model.device) for name in config.sae]
     episodes = Episodes.of(
         model, task, task.sample(config.split, config.items), options_only=config.options_only,

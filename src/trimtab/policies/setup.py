@@ -11,10 +11,11 @@ from trimtab.policies.episodes import Episodes
 from trimtab.policies.masks import FeatureMask, PromptFirings, build_mask
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
+from trimtab.runs import Meter
 from trimtab.selection import rank
-from trimtab.selection.ranking import dictionary_site
+from trimtab.selection.ranking import dictionary_site, features_to_rank
 from trimtab.steering import DirectionTable
-from trimtab.tasks import Task, load_task
+from trimtab.tasks import Task, load_task, read_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,10 @@ class Setup:
         Raises:
             UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `load_task`.
         """
+        task = read_task(config.task, config.data)
         model = load_model(config.model, dtype=config.dtype, device=config.device)
         sae = load_dictionary(config.sae, model=model, device=model.device)
-        return cls.with_parts(config, model, sae)
+        return cls.with_parts(config, model, sae, task)
 
     @classmethod
     def with_parts(cls, config: PolicyConfig, model: LanguageModel, sae: SAE, task: Task | None = None) -> Setup:
@@ -49,7 +51,9 @@ class Setup:
         task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer)
         features: tuple[int, ...] = ()
         if config.mask == "top-confidence":
-            table = rank(model, sae, "delta-confidence", site=site)
+            live = len(features_to_rank(sae))
+            with Meter("ranking features", live) as meter:
+                table = rank(model, sae, "delta-confidence", site=site, progress=meter.advance)
             features = tuple(int(i) for i in table.top(config.mask_features).feature)
         return cls(
             config=config,

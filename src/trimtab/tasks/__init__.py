@@ -3,7 +3,7 @@
 `load_task("mmlu", data="DIRECTORY")` gives a `Task`; `docs/tasks.md` describes each and shows how to add one.
 """
 
-from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_task, register
+from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_task, read_task, register
 from trimtab.tasks.task import (
     SPLITS,
     Companion,
@@ -29,6 +29,7 @@ __all__ = [
     "find_task",
     "known_under_every_order",
     "load_task",
+    "read_task",
     "register",
     "split_items",
 ]

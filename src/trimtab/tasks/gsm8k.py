@@ -32,6 +32,7 @@ class GSM8K(Task):
     max_new_tokens: ClassVar[int] = 512
     files: ClassVar[tuple[str, ...]] = ("gsm8k/train.jsonl", "gsm8k/test.jsonl")
     hub: ClassVar[str | None] = "openai/gsm8k"
+    needs_tokenizer: ClassVar[bool] = False
 
     @classmethod
     def load(cls, data: str | None = None, tokenizer: Tokenizer | None = None) -> Self:

@@ -38,6 +38,7 @@ class HarmBench(RefusalTask):
     metric: ClassVar[str] = "refusal_rate"
     files: ClassVar[tuple[str, ...]] = ("harmbench/*.csv", "xstest/*.csv", *_HARMFUL, _OTHERS)
     hub: ClassVar[str | None] = "walledai/HarmBench"
+    needs_tokenizer: ClassVar[bool] = False
     companions: ClassVar[tuple[Companion, ...]] = (
         Companion("xstest", "all", "refusing everything would win HarmBench; XSTest's safe prompts show it"),
     )

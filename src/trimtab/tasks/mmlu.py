@@ -26,6 +26,7 @@ class MMLU(MultipleChoice):
     name: ClassVar[str] = "mmlu"
     files: ClassVar[tuple[str, ...]] = ("mmlu/dev/*_dev.csv", "mmlu/val/*_val.csv", "mmlu/test/*_test.csv")
     hub: ClassVar[str | None] = "cais/mmlu"
+    needs_tokenizer: ClassVar[bool] = False
 
     def __init__(
         self,

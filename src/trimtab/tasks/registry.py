@@ -97,6 +97,24 @@ def load_task(
     return task.load(place, tokenizer, **options)
 
 
+def read_task(name: str, data: str | os.PathLike[str] | None = None) -> Task | None:
+    """Load a task before there is a model, so that what is wrong with its name or data is known at once.
+
+    Args:
+        name: as for `load_task`.
+        data: as for `load_task`.
+
+    Returns:
+        The task; None if its items need a tokenizer, so that `load_task` has to follow.
+
+    Raises:
+        UserError: as for `load_task`.
+    """
+    task = find_task(name)
+    place = _place(task, data)
+    return None if task.needs_tokenizer else task.load(place)
+
+
 def _place(task: type[Task], data: str | os.PathLike[str] | None) -> str | None:
     if data is None:
         data = os.environ.get(DATA_VARIABLE) or None

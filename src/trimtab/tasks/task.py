@@ -98,6 +98,9 @@ class Task(ABC):
     """What `load` reads below the data directory; empty for a task that is generated."""
     hub: ClassVar[str | None] = None
     """The hub data set that `hub` stands for; None where the task cannot be read from the hub."""
+    needs_tokenizer: ClassVar[bool] = True
+    """Whether `load` looks at the tokenizer. A task that says no is read before any model is loaded, so that mistakes
+    in its data show at once."""
 
     def __init__(self, items: Mapping[str, Iterable[Item]], *, notes: Mapping[str, float] | None = None) -> None:
         if unknown := set(items) - set(SPLITS):

@@ -27,6 +27,7 @@ class XSTest(RefusalTask):
     metric: ClassVar[str] = "balanced_accuracy"
     files: ClassVar[tuple[str, ...]] = ("xstest/*.csv",)
     hub: ClassVar[str | None] = "Paul/XSTest"
+    needs_tokenizer: ClassVar[bool] = False
 
     @classmethod
     def load(cls, data: str | None = None, tokenizer: Tokenizer | None = None, *, judge: Judge | None = None) -> Self:
