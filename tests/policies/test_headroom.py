@@ -178,3 +178,12 @@ def test_answers_of_several_tokens_are_refused(tiny_llama: LanguageModel, sae: S
     episodes = Episodes.of(tiny_llama, task, task.items("train")[:2], max_new_tokens=3)
     with pytest.raises(UserError, match="headroom of first-letter: its answers take up to 3 tokens"):
         headroom_table(tiny_llama, sae, episodes, site=SITE, dose=1.0)
+
+
+def test_progress_is_told_in_parts_of_an_item(tiny_llama: LanguageModel, sae: Standard) -> None:
+    """Whoever tries features on a few items must not wait for a whole one to learn how long it takes."""
+    task = FirstLetter.load()
+    episodes = Episodes.of(tiny_llama, task, task.items("train")[:3])
+    told: list[float] = []
+    headroom_table(tiny_llama, sae, episodes, site=SITE, dose=1.0, batch_size=16, progress=told.append)
+    assert told == [1 / 8] * 24  # 64 features and 64 random directions, 16 at a time

@@ -86,3 +86,42 @@ def test_the_watcher_ends_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -
         fail()
     assert meter._watcher is not None
     assert not meter._watcher.is_alive()
+
+
+def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds)
+
+
+def test_what_is_left_counts_down_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 100.0)
+    meter = Meter("trying features", 4)
+    at(monkeypatch, 110.0)
+    assert meter.line() == "trying features: 0/4 (0%, 10 s)"
+    meter.advance()
+    lines = []
+    for seconds in (110.0, 125.0, 138.0, 150.0):
+        at(monkeypatch, seconds)
+        lines.append(meter.line())
+    assert [line.rpartition(", ")[2] for line in lines] == ["30 s left)", "15 s left)", "2 s left)", "0 s left)"]
+
+
+def test_parts_of_steps_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 0.0)
+    meter = Meter("trying features", 2)
+    at(monkeypatch, 3.0)
+    for _ in range(3):
+        meter.advance(0.1)
+    assert meter.line() == "trying features: 0/2 (15%, 3 s, 17 s left)"
+    for _ in range(7):
+        meter.advance(0.1)
+    assert meter.completed < 1
+    assert meter.line().startswith("trying features: 1/2 (50%")
+
+
+def test_what_was_done_before_does_not_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 0.0)
+    meter = Meter("training", 100, done=90)
+    assert meter.line() == "training: 90/100 (90%, 0 s)"
+    at(monkeypatch, 5.0)
+    meter.advance(5)
+    assert meter.line() == "training: 95/100 (95%, 5 s, 5 s left)"

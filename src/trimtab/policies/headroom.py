@@ -161,7 +161,7 @@ def headroom_table(
     mask: FeatureMask | None = None,
     seed: int = 0,
     batch_size: int = 1024,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> HeadroomTable:
     """Try every feature, and as many random directions, at every item's last prompt token.
 
@@ -175,7 +175,7 @@ def headroom_table(
         mask: what is allowed, for the report.
         seed: of the random directions.
         batch_size: edits that go through the layers together.
-        progress: called with the number of items done.
+        progress: called with the part of an item that is done, whenever some edits of it are.
 
     Raises:
         UserError: the task's answers are longer than a token, or the model's layers cannot be called one by one.
@@ -194,6 +194,11 @@ def headroom_table(
     parts: dict[str, list[NDArray[np.float32]]] = {
         name: [] for name in ("reward", "random", "unsteered", "x", "strength")
     }
+
+    def tell(edits: int) -> None:
+        if progress is not None:
+            progress(edits / (2 * n))
+
     for i, ids in enumerate(episodes.prompts):
         scorer = LastTokenScorer(model, where, ids, batch_size=batch_size)
         x = scorer.continuation.x
@@ -204,14 +209,12 @@ def headroom_table(
             ("reward", dictionary.directions, c),
             ("random", noise, c.abs().mean().expand(n)),
         ):
-            chosen = scorer.score(rows, length, {"token": judge.choose})["token"]
+            chosen = scorer.score(rows, length, {"token": judge.choose}, progress=tell)["token"]
             parts[name].append(judge.rewards(chosen))
         base = judge.choose(EditedDistributions(scorer.base.logits[None], features[:1], scorer.base))
         parts["unsteered"].append(judge.rewards(base)[0])
         parts["x"].append(x.float().cpu().numpy())
         parts["strength"].append((dictionary.encode(x[None])[0] * dictionary.decoder_norms).cpu().numpy())
-        if progress is not None:
-            progress(1)
     found = {name: np.stack(values).astype(np.float32) for name, values in parts.items()}
     return HeadroomTable(
         reward=found["reward"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ def roll_out(
     kl_penalty: float = 0.0,
     measure_kl: bool = False,
     prompt_cache: PromptCache | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Decode every item under a source and score it.
 
@@ -61,6 +63,7 @@ def roll_out(
         kl_penalty: nats of divergence from the unsteered model are worth this much reward, at the token they occur.
         measure_kl: compute the divergence even without a penalty.
         prompt_cache: keeps prompts' keys and values from rollout to rollout.
+        progress: called with the number of rows whenever some have ended.
 
     Raises:
         UserError: see `decode` and `Episodes.outcomes`.
@@ -84,6 +87,7 @@ def roll_out(
             samples=range(first_sample, first_sample + len(episodes)),
             allowed=episodes.allowed,
             prompt_cache=prompt_cache,
+            progress=progress,
             observe=recorder.see if recorder else None,
         )
     seconds = time.perf_counter() - began

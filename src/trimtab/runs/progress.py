@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -26,21 +27,24 @@ class Meter:
     Args:
         description: what is being done, in a few words.
         total: number of steps; None shows activity without a share.
+        done: steps that were done before, by which the speed is not judged.
     """
 
-    def __init__(self, description: str, total: float | None = None) -> None:
+    def __init__(self, description: str, total: float | None = None, done: float = 0.0) -> None:
         self.description = description
         self.total = total
-        self.completed = 0.0
-        self._started = time.monotonic()
+        self.completed = done
+        self._before = done
+        self._started = self._advanced = time.monotonic()
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
         self._task: TaskID | None = None
         self._guard = threading.Lock()
 
     def advance(self, steps: float = 1.0) -> None:
-        """Count `steps` more as done."""
+        """Count `steps` more as done; parts of a step count, too."""
         self.completed += steps
+        self._advanced = time.monotonic()
         with self._guard:
             if self._task is not None:
                 _screen.update(self._task, self.completed)
@@ -55,15 +59,23 @@ class Meter:
     def line(self) -> str:
         """The state in one line, as a log shows it."""
         elapsed = time.monotonic() - self._started
+        whole = math.floor(self.completed + 1e-6)  # parts of a step may not add up to the last bit
         if not self.total:
-            done = f" {self.completed:g}" if self.completed else ""
+            done = f" {whole}" if whole else ""
             return f"{self.description}:{done} ({elapsed:.0f} s)"
-        left = f", {elapsed * (self.total - self.completed) / self.completed:.0f} s left" if self.completed else ""
         share = self.completed / self.total
-        return f"{self.description}: {self.completed:g}/{self.total:g} ({share:.0%}, {elapsed:.0f} s{left})"
+        return f"{self.description}: {whole}/{self.total:g} ({share:.0%}, {elapsed:.0f} s{self._left()})"
+
+    def _left(self) -> str:
+        """How long the rest takes at the speed up to the last advance, less what has passed since."""
+        steps = self.completed - self._before
+        if not self.total or not steps:
+            return ""
+        took, since = self._advanced - self._started, time.monotonic() - self._advanced
+        return f", {max(0.0, took * (self.total - self.completed) / steps - since):.0f} s left"
 
     def __enter__(self) -> Meter:
-        self._started = time.monotonic()
+        self._started = self._advanced = time.monotonic()
         watch = self._show_later if sys.stderr.isatty() else self._log_now_and_then
         self._watcher = threading.Thread(target=watch, daemon=True, name="trimtab-progress")
         self._watcher.start()
