@@ -18,6 +18,7 @@ from rich.text import Text
 
 from trimtab.policies.controls.arms import Arm, mean_kl
 from trimtab.policies.controls.scene import Played
+from trimtab.policies.tables import add_columns
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio_of_sums
 from trimtab.steering import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
@@ -289,8 +290,8 @@ def _table(result: TaskResult, seeds: Sequence[int]) -> Table:
         caption="95% intervals, bootstrapped over items with seeds inside. KL in nats per answer. "
         "≠ beside a dose: not within 1% of the policy's.",
     )
-    for name in ("arm", "reward", "policy − arm", "well-formed accuracy", "malformed", "KL", "‖Δ‖/‖x‖", "edits"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
+    names = ("arm", "reward", "policy − arm", "well-formed accuracy", "malformed", "KL", "‖Δ‖/‖x‖", "edits")
+    add_columns(table, names, words=("arm",), whole=("arm",))
     for arm in result.arms:
         dose = "–" if arm.dose is None else f"{arm.dose.relative:.3g}{' ≠' if arm.equal_dose is False else ''}"
         table.add_row(

@@ -34,6 +34,7 @@ from trimtab.policies.headroom_candidates import (
     first_allowed,
 )
 from trimtab.policies.masks import MASKS, MaskKind, PromptFirings, build_mask
+from trimtab.policies.tables import add_columns
 from trimtab.runs import Meter, json_safe, write_json
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval
@@ -126,18 +127,23 @@ class HeadroomResult:
             "directions as the mask allows features of the item. static: one feature for all, cross-fitted. readout: "
             "ridge regression from the activation picks, cross-fitted. 95% intervals over items."
         )
+        sites = {line.site for line in self.lines}
+        if len(sites) == 1:
+            title += f"{first.site}, "
         table = Table(
             title=title + ("one feature held over the whole answer" if every else "one edit at the last prompt token"),
             caption=f"ceiling: best allowed feature of each item{_tried(self.lines)}. {caption}",
         )
-        for name in ("site", "dose", "mask", "unsteered", "ceiling", "random", "static", "most active", "readout"):
-            table.add_column(name, justify="left" if name in ("site", "mask") else "right")
+        names = ("dose", "mask", "unsteered", "ceiling", "random", "static", "most active", "readout")
+        names = names if len(sites) == 1 else ("site", *names)
+        add_columns(table, names, words=("site", "mask"), whole=("site",))
         for line in self.lines:
             values = (
                 line.unsteered, line.ceiling, line.random_ceiling, line.static, line.most_active, line.readout,
             )  # fmt: skip
             mask = f"{line.mask} ({line.allowed_per_item:,.0f})"
-            table.add_row(line.site, f"{line.dose:g}", mask, *(_short(v) for v in values))
+            cells = (f"{line.dose:g}", mask, *(_short(v) for v in values))
+            table.add_row(*cells if len(sites) == 1 else (line.site, *cells))
         for warning in dict.fromkeys(w for line in self.lines for w in _located(line)):
             table.caption = f"{table.caption}\n{warning}"
         return table

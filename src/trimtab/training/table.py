@@ -103,7 +103,8 @@ def render_rows(rows: Sequence[MemberRow]) -> list[Table | Text]:
     """A table of the members that are done, and what went wrong or short with others."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("member", "EV", "L0", "target", "dead", "dense", "seconds"):
-        table.add_column(name, justify="left" if name == "member" else "right", overflow="fold")
+        named = name == "member"
+        table.add_column(name, justify="left" if named else "right", overflow="fold", no_wrap=named)
     said: list[Text] = []
     for row in rows:
         if row.status == "failed":

@@ -14,6 +14,7 @@ from trimtab.policies.analyses.branch_points import BranchPoints
 from trimtab.policies.analyses.critic import MEAN, CriticReport
 from trimtab.policies.analyses.layers import LayerReport
 from trimtab.policies.analyses.ledger import Ledger
+from trimtab.policies.tables import add_columns
 from trimtab.stats import Interval
 
 ROWS = 20
@@ -48,8 +49,8 @@ def _branches(found: BranchPoints) -> list[Any]:
         f"(false discovery rate {found.false_discovery_rate:g}); excess flip rate {_signed(found.excess)}"
     ]
     table = Table(title="branch points: tokens where the choice of a feature changes the reward")
-    for name in ("item", "step", "token", "feature", "reward", "flips", "random", "without", "p", "q", ""):
-        table.add_column(name, justify="left" if name in ("item", "token") else "right")
+    names = ("item", "step", "token", "feature", "reward", "flips", "random", "without", "p", "q", "")
+    add_columns(table, names, words=("item", "token"))
     shown = sorted(found.tokens, key=lambda t: (t.q_value, -t.excess))[:ROWS]
     for t in shown:
         table.add_row(
@@ -66,8 +67,7 @@ def _critic(found: CriticReport) -> list[Any]:
         title="critic: AUC for the outcome, among items that are alike unsteered",
         caption="probe: ridge regression on the same activations, cross-fitted. 95% intervals over items.",
     )
-    for name in ("items", "step", "n", "end right", "critic", "probe", "probe − critic"):
-        table.add_column(name, justify="left" if name == "items" else "right")
+    add_columns(table, ("items", "step", "n", "end right", "critic", "probe", "probe − critic"), words=("items",))
     for s in found.separations:
         table.add_row(
             s.group, "mean" if s.step == MEAN else str(s.step), str(s.n), str(s.n_right), _short(s.critic),
@@ -82,14 +82,14 @@ def _critic(found: CriticReport) -> list[Any]:
 
 def _layers(layers: Sequence[LayerReport]) -> list[Any]:
     doses = Table(title="layers: validation reward and divergence by dose", caption="* the dose that was trained with")
-    for name in ("site", "dose", "reward", "− unsteered", "KL", "malformed"):
-        doses.add_column(name, justify="left" if name == "site" else "right")
+    names = ("site", "dose", "reward", "− unsteered", "KL", "malformed")
+    add_columns(doses, names, words=("site",), whole=("site",))
     kinds = Table(
         title="layers: shares of activation variance that a factor explains",
         caption="ε² of a one-way analysis of variance; means over features, 95% intervals over features.",
     )
-    for name in ("site", "factor", "chosen", "by use", "live features", "difference"):
-        kinds.add_column(name, justify="left" if name in ("site", "factor") else "right")
+    names = ("site", "factor", "chosen", "by use", "live features", "difference")
+    add_columns(kinds, names, words=("site", "factor"), whole=("site",))
     lines = []
     for layer in layers:
         for p in layer.doses:
@@ -114,8 +114,8 @@ def _ledger(found: Ledger) -> Table:
         f"{found.no_edit} without an edit",
         caption="reward: with the feature minus without it, over the items that used it.",
     )
-    for name in ("feature", "uses", "share", "items", "steps", "local KL", "reward", "tokens"):
-        table.add_column(name, justify="left" if name == "tokens" else "right")
+    names = ("feature", "uses", "share", "items", "steps", "local KL", "reward", "tokens")
+    add_columns(table, names, words=("tokens",))
     for e in found.entries[:ROWS]:
         table.add_row(
             str(e.feature), str(e.uses), f"{e.share:.3f}", str(e.items), f"{e.first_step}–{e.last_step}",
