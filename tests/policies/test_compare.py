@@ -85,10 +85,11 @@ def test_numbers_are_those_of_the_runs(runs: Path) -> None:
     assert [run.settings["mask"] for run in found.runs] == list(MASKS)
     for run, mask in zip(found.runs, MASKS, strict=True):
         lines = [json.loads(line) for line in (runs / mask / "metrics.jsonl").open()]
-        last = [line for line in lines if "policy/entropy" in line][-1]
-        assert run.effective_features == pytest.approx(np.exp(last["policy/entropy"]))
-        assert (run.allowed, run.no_edit_share) == (last["policy/allowed"], last["policy/no_edit_share"])
         results = json.loads((runs / mask / "run.json").read_text())["results"]
+        (kept,) = [n for n in lines if "validation/reward" in n and n["step"] == results["best_iteration"]]
+        assert run.checkpoint == results["best_iteration"]
+        assert run.effective_features == pytest.approx(np.exp(kept["validation/entropy"]))
+        assert (run.allowed, run.no_edit_share) == (kept["validation/allowed"], kept["validation/no_edit_share"])
         assert (run.split, run.reward) == ("validation", results["best_validation_reward"])
         assert (run.unsteered, run.seconds) == (results["unsteered_validation_reward"], results["seconds"])
         assert (run.interval, run.kl, run.iterations, run.status) == (None, None, 2, "done")
@@ -101,6 +102,51 @@ def test_numbers_are_those_of_the_runs(runs: Path) -> None:
     assert found.runs[1].headroom is None
     assert any("no headroom inside the mask: current" in warning for warning in found.warnings)
     assert any("rewards are on validation" in warning for warning in found.warnings)
+
+
+def logged(**changes: float) -> list[dict[str, float]]:
+    """Four iterations, validated at 0, 2 and 4; each number of a rollout or a validation names its iteration."""
+    rewards = {0: 0.1, 2: 0.3, 4: 0.2} | {int(name[1:]): value for name, value in changes.items()}
+    lines: list[dict[str, float]] = []
+    for step in range(5):
+        if step:
+            rolled = {"entropy": 0.0, "effective_features": step + 0.5, "allowed": 10, "kl_unsteered": step + 0.25}
+            lines.append({"step": step, **{f"policy/{name}": value for name, value in rolled.items()}})
+        if step in rewards:
+            lines.append({"step": step, "validation/reward": rewards[step], "validation/effective_features": step})
+    return lines
+
+
+def only_rollouts(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """As logged by a version that logged no choices at validation."""
+    return [{name: value for name, value in line.items() if name != "validation/effective_features"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("lines", "checkpoint", "effective", "kl"),
+    [
+        (logged(), 2, 2, 3.25),
+        (logged(_0=0.3), 0, 0, 1.25),
+        (logged(_4=0.4), 4, 4, None),
+        (only_rollouts(logged()), 2, 3.5, 3.25),
+        (only_rollouts(logged(_4=0.4)), 4, None, None),
+        ([], None, None, None),
+    ],
+    ids=["best in the middle", "a tie with the untrained", "best at last", "older", "older, best at last", "nothing"],
+)
+def test_choices_are_those_of_the_policy_that_was_kept(
+    runs: Path, lines: list[dict[str, float]], checkpoint: int | None, effective: float | None, kl: float | None
+) -> None:
+    """Rollouts of an iteration are made before its update: the kept policy's are those of the next."""
+    (runs / "none/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    comparison = compare(runs / "none")
+    (run,) = comparison.runs
+    assert (run.checkpoint, run.effective_features, run.kl) == (checkpoint, effective, kl)
+    text = shown(comparison)
+    if checkpoint is not None:
+        assert f"{checkpoint} of 4" in text
+    if effective is not None:
+        assert f" {effective:.1f}" in text
 
 
 def test_the_reward_of_an_evaluation_stands_for_that_of_validation(tiny_llama: LanguageModel, runs: Path) -> None:
@@ -133,6 +179,15 @@ def test_what_differs_is_a_column_and_what_is_shared_the_title(runs: Path) -> No
     assert "current" in text
     one = shown(compare(runs / "none"))
     assert "mask none" in one.splitlines()[0]
+
+
+def test_sites_that_differ_stay_whole_in_a_narrow_terminal(runs: Path) -> None:
+    for mask, site in zip(MASKS, ("resid_post.15", "resid_post.22"), strict=True):
+        record = json.loads((runs / mask / "run.json").read_text())
+        record["config"]["site"] = site
+        (runs / mask / "run.json").write_text(json.dumps(record))
+    text = shown(compare(runs / "none", runs / "current"), width=80)
+    assert all(text.count(whole) == 1 for whole in ("resid_post.15", "resid_post.22"))
 
 
 def test_the_command_prints_json_and_loads_no_torch(runs: Path) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.policies.files import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
+from trimtab.policies.tables import add_columns
 from trimtab.runs import read_json, read_metrics, read_record
 from trimtab.stats import Interval, bootstrap_mean
 
@@ -72,17 +73,21 @@ class ComparedRun:
     interval: Interval | None
     """95%, over items; only where the run was evaluated."""
     unsteered: float | None
+    checkpoint: int | None
+    """Iteration whose policy was kept, as the best on validation; 0 for the untrained one."""
     effective_features: float | None
-    """exp(entropy) of the actor over what is allowed, at the last iteration."""
+    """exp(entropy) of the kept policy over what is allowed, on validation items. A run that did not log it there gives
+    the rollouts of the iteration after, which the same policy made; None if there was no iteration after."""
     allowed: float | None
-    """Features that the mask allows, on average, at the last iteration."""
+    """Features that the mask allows there, on average."""
     no_edit_share: float | None
-    """Share of decisions without an edit, at the last iteration."""
+    """Share of decisions there without an edit."""
     kl: float | None
-    """KL to the unsteered model in nats per answer: on `split` where evaluated, else at the last iteration if the
-    training measured it."""
+    """KL of the kept policy to the unsteered model in nats per answer: on `split` where evaluated, else in its rollouts
+    if the training measured it and went on after it."""
     headroom: InsideMask | None
     iterations: int
+    """How many were trained."""
     seconds: float | None
     """Of the last call of `policy train`."""
 
@@ -107,14 +112,15 @@ class RunComparison:
         table = Table(
             title=f"{self.task}: {', '.join(shared)}",
             caption="reward: with a 95% interval over items where the run was evaluated, else the best on validation, "
-            "where the checkpoint was chosen. exp(H): effective number of features of those allowed, and no edit: "
-            "share of decisions, both at the last iteration. KL: to the unsteered model, in nats per answer. "
+            "where the checkpoint was chosen. kept: the iteration whose policy was kept (0: the untrained one), of "
+            "those trained; what follows is that policy's. exp(H): its effective number of features, of those allowed. "
+            "no edit: share of its decisions. KL: to the unsteered model, in nats per answer. seconds: of training. "
             "static → ceiling: what an edit inside the mask earns, with the best single feature and with each item's "
             "best.",
         )
-        columns = ("run", *varying, "reward", "on", "unsteered", "static → ceiling", "exp(H)", "no edit", "KL", "s")
-        for name in columns:
-            table.add_column(name, justify="left" if name in ("run", "on", *varying) else "right")
+        columns = ("run", *varying, "reward", "on", "unsteered", "static → ceiling")
+        columns += ("kept", "exp(H)", "no edit", "KL", "seconds")
+        add_columns(table, columns, words=("run", "on", *varying), whole=("run", "site"))
         for run in self.runs:
             effective = _number(run.effective_features, ",.1f")
             if run.effective_features is not None and run.allowed is not None:
@@ -127,6 +133,7 @@ class RunComparison:
                 run.split,
                 _number(run.unsteered, ".3f"),
                 lines,
+                "–" if run.checkpoint is None else f"{run.checkpoint} of {run.iterations}",
                 effective,
                 _number(run.no_edit_share, ".0%"),
                 _number(run.kl, ".3g"),
@@ -172,13 +179,12 @@ def compare_runs(config: CompareConfig) -> RunComparison:
 def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> ComparedRun:
     config, results = record["config"], record["results"] or {}
     metrics = read_metrics(path)
-    last = next((line for line in reversed(metrics) if "policy/effective_features" in line), {})
+    kept, choices = _kept(metrics)
     evaluated = next(filter(None, (_evaluated(path, config["seed"], place) for place in (path, *places))), None)
     if evaluated is None:
-        validated = [line["validation/reward"] for line in metrics if line.get("validation/reward") is not None]
         split, items = "validation", len(record["splits"].get("validation", ())) or None
-        reward = max(validated) if validated else None
-        unsteered, kl, interval = results.get("unsteered_validation_reward"), last.get("policy/kl_unsteered"), None
+        reward, unsteered = kept.get("validation/reward"), results.get("unsteered_validation_reward")
+        kl, interval = choices.get("kl_unsteered"), None
     else:
         split, reward, unsteered, kl = evaluated.split, evaluated.reward, evaluated.unsteered, evaluated.kl
         items = len(evaluated.rewards) or None
@@ -192,14 +198,31 @@ def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> 
         reward=reward,
         interval=interval,
         unsteered=unsteered,
-        effective_features=last.get("policy/effective_features"),
-        allowed=last.get("policy/allowed"),
-        no_edit_share=last.get("policy/no_edit_share"),
+        checkpoint=kept.get("step"),
+        effective_features=choices.get("effective_features"),
+        allowed=choices.get("allowed"),
+        no_edit_share=choices.get("no_edit_share"),
         kl=kl,
         headroom=_inside(path, config),
-        iterations=last.get("step", 0),
+        iterations=max((line["step"] for line in metrics), default=0),
         seconds=results.get("seconds"),
     )
+
+
+def _kept(metrics: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The line of the validation at which the kept policy was the best, the earliest at ties, and how it chose.
+
+    An iteration's rollouts are made before its update, so that those of the next one are the kept policy's.
+    """
+    validated = [line for line in metrics if line.get("validation/reward") is not None]
+    if not validated:
+        return {}, {}
+    kept = max(validated, key=lambda line: line["validation/reward"])
+    rolled = next((line for line in metrics if line["step"] == kept["step"] + 1 and "policy/entropy" in line), {})
+    found = {}
+    for line, prefix in ((rolled, "policy/"), (kept, "validation/")):
+        found |= {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
+    return kept, found
 
 
 def _evaluated(path: Path, seed: int, place: Path) -> _Evaluated | None:

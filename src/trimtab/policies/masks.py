@@ -23,6 +23,7 @@ from torch import Tensor
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, LanguageModel, Site, TokenBatch, capture
+from trimtab.runs import Meter
 
 MaskKind = Literal["none", "current", "accumulated", "top-confidence"]
 MASKS: tuple[str, ...] = get_args(MaskKind)
@@ -180,8 +181,12 @@ class PromptFirings:
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Bool[Tensor, "N n"]:
         keys = [tuple(prompt) for prompt in prompts]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
-        for start in range(0, len(missing), self.batch_size):
-            self._compute(missing[start : start + self.batch_size])
+        if missing:
+            with Meter("finding the features that fire in prompts", len(missing)) as meter:
+                for start in range(0, len(missing), self.batch_size):
+                    few = missing[start : start + self.batch_size]
+                    self._compute(few)
+                    meter.advance(len(few))
         bits = np.stack([self._known[key] for key in keys])
         return torch.from_numpy(np.unpackbits(bits, axis=1, count=self.dictionary.n_features).astype(bool))
 

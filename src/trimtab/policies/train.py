@@ -134,8 +134,7 @@ class _Trainer:
     def run_all(self) -> TrainedPolicy:
         began = time.perf_counter()
         warnings = tuple(self.facts["warnings"]) if "warnings" in self.facts else self._before_training()
-        with Meter("training the policy", self.config.iterations) as meter:
-            meter.advance(self.iteration)
+        with Meter("training the policy", self.config.iterations, done=self.iteration) as meter:
             while self.iteration < self.config.iterations:
                 self._iterate()
                 meter.advance()
@@ -154,25 +153,31 @@ class _Trainer:
 
     def _before_training(self) -> tuple[str, ...]:
         """Score the model unsteered, show the normaliser what the policy will see, warn where nothing can be gained."""
-        config, warnings = self.config, []
-        unsteered = self._decode(None, self.validation)
-        reward = mean_reward(unsteered)
-        self.facts["unsteered_reward"] = reward
-        if min(outcome.reward for outcome in unsteered.outcomes) >= 1:
-            warnings.append("no headroom: the unsteered model already gets every validation item right")
-            _warn(warnings)
-        source = self.setup.source(self.policy)
-        which = np.random.default_rng([config.seed, 2]).permutation(len(self.train))[:256].tolist()
-        self._decode(source, self.train.take(which))
-        decisions = source.decisions
-        self.policy.normaliser.show(decisions.observation[decisions.valid])
-        if config.initial_no_edit:
-            allowed = float(decisions.n_allowed[decisions.valid].float().mean())
-            self.policy.actor.lean_to_no_edit(config.initial_no_edit, max(allowed, 1.0))
-        self.facts["warnings"] = warnings
-        self._validate()
+        warnings = []
+        which = np.random.default_rng([self.config.seed, 2]).permutation(len(self.train))[:256].tolist()
+        with Meter("before training, unsteered answers", 2 * len(self.validation) + len(which)) as meter:
+            unsteered = self._decode(None, self.validation, meter)
+            self.facts["unsteered_reward"] = mean_reward(unsteered)
+            if min(outcome.reward for outcome in unsteered.outcomes) >= 1:
+                warnings.append("no headroom: the unsteered model already gets every validation item right")
+                _warn(warnings)
+            meter.describe("before training, answers on training items")
+            self._see(self.train.take(which), meter)
+            self.facts["warnings"] = warnings
+            meter.describe("before training, answers on validation items")
+            self._validate(meter)
         self._save()
         return tuple(warnings)
+
+    def _see(self, episodes: Episodes, meter: Meter) -> None:
+        """Show the normaliser what the policy meets on items, and set how likely no edit is at the start."""
+        source = self.setup.source(self.policy)
+        self._decode(source, episodes, meter)
+        decisions = source.decisions
+        self.policy.normaliser.show(decisions.observation[decisions.valid])
+        if self.config.initial_no_edit:
+            allowed = float(decisions.n_allowed[decisions.valid].float().mean())
+            self.policy.actor.lean_to_no_edit(self.config.initial_no_edit, max(allowed, 1.0))
 
     def _iterate(self) -> None:
         config, k = self.config, self.iteration
@@ -212,25 +217,25 @@ class _Trainer:
         if self.iteration % config.checkpoint_every == 0 or last:
             self._save()
 
-    def _decode(self, source: Any, episodes: Episodes) -> Rollouts:
+    def _decode(self, source: Any, episodes: Episodes, meter: Meter | None = None) -> Rollouts:
         config = self.config
         return roll_out(
             self.setup.model, source, episodes, seed=config.seed, temperature=config.temperature,
             batch_size=config.batch_size, prompt_cache=self.setup.prompt_cache,
+            progress=None if meter is None else meter.advance,
         )  # fmt: skip
 
-    def _validate(self) -> None:
+    def _validate(self, meter: Meter | None = None) -> None:
         """Greedy reward on validation; the best policy so far is kept, the earliest at ties."""
-        rollouts = self._decode(self.setup.source(self.policy, greedy=True), self.validation)
-        reward = mean_reward(rollouts)
-        self.run.log({"validation/reward": reward}, step=self.iteration)
+        source = self.setup.source(self.policy, greedy=True)
+        reward = mean_reward(self._decode(source, self.validation, meter))
+        found = {f"validation/{name}": value for name, value in self._choices(source.decisions).items()}
+        self.run.log({"validation/reward": reward, **found}, step=self.iteration)
         if reward > self.facts["best_reward"]:
             self.best = {name: t.detach().clone() for name, t in self.policy.state_dict().items()}
             self.facts |= {"best_reward": reward, "best_iteration": self.iteration}
 
     def _log(self, rollouts: Rollouts, decisions: Decisions, report: UpdateReport, seconds: float) -> None:
-        valid = decisions.valid
-        entropy = float(decisions.entropy[valid].mean())
         metrics: dict[str, Any] = {
             "charts/episodic_return": float(rollouts.reward.sum(1).mean()),
             "charts/reward": mean_reward(rollouts),
@@ -246,13 +251,21 @@ class _Trainer:
             "losses/explained_variance": report.explained_variance,
             "losses/max_abs_log_ratio": report.max_abs_log_ratio,
             "losses/grad_norm": report.grad_norm,
-            "policy/entropy": entropy,
-            "policy/effective_features": math.exp(entropy),
-            "policy/allowed": float(decisions.n_allowed[valid].float().mean()),
-            "policy/no_edit_share": float((decisions.action[valid] == self.setup.sae.n_features).float().mean()),
+            **{f"policy/{name}": value for name, value in self._choices(decisions).items()},
             "policy/kl_unsteered": None if rollouts.kl is None else float(rollouts.kl.sum(1).mean()),
         }
         self.run.log(metrics, step=self.iteration)
+
+    def _choices(self, decisions: Decisions) -> dict[str, float]:
+        """How widely the policy chose, among how many, and how often nothing."""
+        valid = decisions.valid
+        entropy = float(decisions.entropy[valid].mean())
+        return {
+            "entropy": entropy,
+            "effective_features": math.exp(entropy),
+            "allowed": float(decisions.n_allowed[valid].float().mean()),
+            "no_edit_share": float((decisions.action[valid] == self.setup.sae.n_features).float().mean()),
+        }
 
     def _save(self) -> None:
         tensors = {f"policy.{name}": t for name, t in self.policy.state_dict().items()}
