@@ -64,6 +64,39 @@ def test_evaluation_numbers_are_on_the_page(tmp_path: Path):
     assert "right10.5000.500+0.000" in page.words
 
 
+def test_how_controls_were_chosen_is_told_in_words(tmp_path: Path):
+    path = write_run(tmp_path / "run")
+    add_evaluation(path)
+    found = json.loads((path / "evaluation.json").read_text())
+    unsteered, policy, static = found["result"]["arms"]
+    gate = {"helped": 61, "penalty": 10.0}
+    unsteered["chosen"] = [{"feature": 1404, "doses_tried": [0.5, 1.0], "gate": gate, "objective": None}] * 3
+    match = {"scale": 1.18034, "target": 0.83442, "reached": 0.95, "tries": 4, "tolerance": 0.05, "within": False}
+    policy["chosen"], policy["kl_matches"] = [{"draws": 3}], [match, match | {"scale": 0.5, "within": True}]
+    static["chosen"] = []
+    (path / "evaluation.json").write_text(json.dumps(found))
+    page = written(path)
+    at = page.words.index("How controls were chosen")
+    words = page.words[at : at + 700]
+    assert "unsteeredallfeature: 1404doses tried: 0.5, 1gate, helped: 61gate, penalty: 10objective: –" in words
+    first = "policy1draws: 3doses × 1.18: KL 0.95 nats on validation, the policy's 0.8344; not equal within 5%"
+    assert first + "policy2draws: 3doses × 0.5: KL 0.95 nats on validation, the policy's 0.8344" in words
+    assert not {"{", "}", '"'} & set(words.replace(EVIL, ""))
+
+
+def test_tables_without_rows_are_left_out(tmp_path: Path):
+    path = whole_run(tmp_path / "run")
+    place = path / "analysis/analysis.json"
+    found = json.loads(place.read_text())
+    found["critic"]["separations"] = found["ledger"]["entries"] = found["branch_points"]["tokens"] = []
+    place.write_text(json.dumps(found))
+    page = written(path)
+    raw = (path / "report.html").read_text(encoding="utf-8")
+    assert "<tbody></tbody>" not in raw
+    assert "How well the critic tells answers" not in page.words
+    assert "most used features" not in page.words
+
+
 @pytest.mark.parametrize(("gain", "static", "css"), [(0.222, 0.123, "yes"), (0.222, 0.01, "no"), (0.015, -0.1, "no")])
 def test_the_answer_is_no_unless_every_arm_is_below(tmp_path: Path, gain: float, static: float, css: str):
     path = write_run(tmp_path / "run")

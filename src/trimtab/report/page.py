@@ -66,7 +66,7 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Html]], caption: str = "", emphasis: int = -1) -> Html:
-    """A table whose first column names the row.
+    """A table whose first column names the row; nothing where there is no row.
 
     Args:
         columns: titles.
@@ -74,6 +74,8 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Html]], caption: st
         caption: what the table shows.
         emphasis: a row to set off.
     """
+    if not rows:
+        return Html("")
     head = join(
         [
             tag(
@@ -115,8 +117,8 @@ def callout(text: str, *, good: bool) -> Html:
 
 
 def details(summary: str, *content: Html) -> Html:
-    """Something to unfold."""
-    return tag("details", tag("summary", escape(summary)), *content)
+    """Something to unfold; nothing where it is empty."""
+    return Html("") if not any(content) else tag("details", tag("summary", escape(summary)), *content)
 
 
 @dataclass

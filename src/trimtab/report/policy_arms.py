@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from typing import Any
 
 from trimtab.report.drawing import Mark, interval_plot
 from trimtab.report.page import Column, Html, details, escape, figure, join, paragraph, table, tag
+from trimtab.report.policy_choices import choices
 from trimtab.report.policy_files import PolicyFiles
 from trimtab.report.policy_numbers import absent, cell, interval, notes, plain_number, sentence
 from trimtab.stats import Interval
@@ -36,7 +36,7 @@ def evaluation_section(files: PolicyFiles) -> list[Html]:
     content += notes("Warnings", found["warnings"])
     content += _settings(found)
     if not files.hides_text:  # how arms were chosen quotes instructions
-        content += _chosen(found["result"])
+        content += choices(found["result"]["arms"])
     return content
 
 
@@ -185,26 +185,12 @@ def _settings(found: dict[str, Any]) -> list[Html]:
     columns = [Column(names[0].capitalize(), numeric=False)]
     columns += [Column(name.capitalize(), numeric=False) for name in names[1:]] + [Column("Validation reward")]
     rows = [
-        [*(escape(_short(one[name])) for name in names), plain_number(one["validation_reward"], ".3f")]
+        [*(escape(_shown(one[name])) for name in names), plain_number(one["validation_reward"], ".3f")]
         for one in compared
     ]
     shown = table(columns, rows, "Settings compared on validation; the best is the one that is reported.")
     return [tag("h3", escape("Settings")), shown]
 
 
-def _chosen(result: dict[str, Any]) -> list[Html]:
-    rows = [[escape(arm["label"]), escape(_short({"chosen": arm["chosen"], "equal KL": arm["kl_matches"]}))]
-            for arm in result["arms"] if arm["chosen"] or arm["kl_matches"]]  # fmt: skip
-    if not rows:
-        return []
-    columns = [Column("Arm", numeric=False), Column("Choice, per run", numeric=False)]
-    return [
-        details(
-            "How controls were chosen, trained and scaled", table(columns, rows, "On training and validation items.")
-        )
-    ]
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 600 else f"{text[:600]} …"
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownArgumentType]
