@@ -99,6 +99,12 @@ def test_a_line_that_is_not_json(data: Path) -> None:
         load_task("gsm8k", data)
 
 
+def test_an_empty_file_is_named(data: Path) -> None:
+    (data / "gsm8k/train.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"gsm8k/train\.jsonl: it holds no row"):
+        load_task("gsm8k", data)
+
+
 def test_a_question_that_occurs_twice(data: Path) -> None:
     write_jsonl(data / "gsm8k/test.jsonl", [gsm8k_row(1)])
     with pytest.raises(UserError, match=r"task gsm8k, item gsm8k/\w+: this id occurs 2 times"):

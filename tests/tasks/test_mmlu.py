@@ -203,6 +203,14 @@ def test_bad_files_are_named(data: Path) -> None:
         load_task("mmlu", data)
 
 
+@pytest.mark.parametrize("part", ["dev", "val", "test"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_files_are_named(data: Path, part: str, content: str) -> None:
+    (data / f"mmlu/{part}/anatomy_{part}.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"mmlu/{part}/anatomy_{part}\.csv: it holds no row; put the benchmark's file"):
+        load_task("mmlu", data)
+
+
 def test_shots_need_examples(data: Path) -> None:
     with pytest.raises(UserError, match="shots = 6: MMLU has 5 examples"):
         load_task("mmlu", data, shots=6)

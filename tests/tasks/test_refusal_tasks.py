@@ -147,7 +147,7 @@ class TestHarmBench:
         with pytest.raises(UserError, match="task harmbench, item harmbench/hide_apple: this id occurs 2 times"):
             load_task("harmbench", data)
         (data / "harmbench/behaviors.csv").write_text("")
-        with pytest.raises(UserError, match=r"harmbench/behaviors\.csv: it is empty"):
+        with pytest.raises(UserError, match=r"harmbench/behaviors\.csv: it holds no row"):
             load_task("harmbench", data)
 
     @pytest.mark.parametrize(
@@ -155,6 +155,7 @@ class TestHarmBench:
         [
             ("{", "refusal/harmful_val.json: it is not JSON (line 1"),
             ("{}", "refusal/harmful_val.json: it is not a JSON list"),
+            ("[]", "refusal/harmful_val.json: it holds no row"),
             ('["x"]', "refusal/harmful_val.json, row 1: it is not an object"),
             ('[{"prompt": "x"}]', "refusal/harmful_val.json, row 1: it has no 'instruction'"),
         ],

@@ -96,14 +96,14 @@ class DataDirectory:
             required: columns that a file with a header must have.
 
         Raises:
-            UserError: the file is not readable, a column is missing, or a row has more or fewer fields.
+            UserError: the file is not readable or holds no row, a column is missing, or a row has more or fewer fields.
         """
         name = self.name(file)
         reader = csv.reader(io.StringIO(_read(file, name), newline=""), strict=True)
         try:
             header = list(columns) if columns is not None else next(reader, None)
             if header is None:
-                raise UserError(name, "it is empty", "put the benchmark's file there")
+                raise _no_rows(name)
             for column in required:
                 if column not in header:
                     raise UserError(name, f"it has no column {column!r}, only {', '.join(header)}", "check the file")
@@ -116,6 +116,8 @@ class DataDirectory:
                 if len(fields) != len(header):
                     raise UserError(where, f"it has {len(fields)} fields, not {len(header)}", "mend the row")
                 yield Row(dict(zip(header, fields, strict=True)), where)
+            if not number:
+                raise _no_rows(name)
         except csv.Error as error:
             raise UserError(f"{name}, line {reader.line_num}", f"it is not CSV ({error})", "mend the line") from error
 
@@ -123,9 +125,10 @@ class DataDirectory:
         """Objects of a file of JSON lines.
 
         Raises:
-            UserError: the file is not readable, or a line is no JSON object.
+            UserError: the file is not readable or holds no row, or a line is no JSON object.
         """
         name = self.name(file)
+        found = False
         for number, line in enumerate(_read(file, name).split("\n"), start=1):
             if not line.strip():
                 continue
@@ -134,13 +137,16 @@ class DataDirectory:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(where, f"it is not JSON ({error.msg})", "mend the row") from error
+            found = True
             yield _object_row(value, where)
+        if not found:
+            raise _no_rows(name)
 
     def json(self, file: Path) -> Iterator[Row]:
         """Objects of a JSON list.
 
         Raises:
-            UserError: the file is not readable, not JSON or not a list, or an entry is no object.
+            UserError: the file is not readable, not JSON or not a list, the list is empty, or an entry is no object.
         """
         name = self.name(file)
         try:
@@ -149,6 +155,8 @@ class DataDirectory:
             raise UserError(name, f"it is not JSON (line {error.lineno}: {error.msg})", "mend the file") from error
         if not isinstance(values, list):
             raise UserError(name, "it is not a JSON list", "put the benchmark's file there")
+        if not values:
+            raise _no_rows(name)
         for number, value in enumerate(values, start=1):
             yield _object_row(value, f"{name}, row {number}")
 
@@ -189,6 +197,10 @@ def hub_splits(name: str, config: str | None = None) -> Iterator[tuple[str, Iter
     for split, rows in splits.items():
         named = ((f"hub:{name} {split}, row {number}", row) for number, row in enumerate(rows, start=1))
         yield split, (_object_row(row, where) for where, row in named)
+
+
+def _no_rows(name: str) -> UserError:
+    return UserError(name, "it holds no row", "put the benchmark's file there")
 
 
 def _object_row(value: object, where: str) -> Row:
