@@ -188,6 +188,36 @@ def test_a_closed_pipe_is_quiet():
     assert done.returncode == 0
 
 
+OWN_TASK = """
+from trimtab.tasks import Item, Outcome, Task, split_items
+
+class Sums(Task):
+    name = "sums"
+    needs_tokenizer = False
+
+    @classmethod
+    def load(cls, data=None, tokenizer=None, *, largest=9):
+        items = [Item(id=str(a), prompt=f"What is {a} + 1?", answer=str(a + 1)) for a in range(largest + 1)]
+        print("largest", items[-1].answer)
+        return cls({"train": items})
+
+    def parse(self, item, text, permutation=0):
+        return Outcome(reward=0.0, correct=False)
+"""
+
+
+def test_the_installed_script_finds_a_task_in_the_current_directory(tmp_path):
+    """Unlike `python -m trimtab`, a console script does not have that directory on its path."""
+    (tmp_path / "my_sums.py").write_text(OWN_TASK)
+    script = Path(sys.executable).parent / "trimtab"
+    words = [script, "policy", "headroom", "--items", "4", "--task", "my_sums:Sums", "--model", "./no-such-model"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "largest 10\n", done.stderr
+    assert "no-such-model" in done.stderr
+    assert done.returncode == 2
+
+
 def test_the_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("trimtab 0.")

@@ -218,13 +218,28 @@ class TestRegistry:
             load_task("mmlv")
         with pytest.raises(UserError, match=r"task 'no\.such:Task': no\.such cannot be imported"):
             load_task("no.such:Task")
-        with pytest.raises(UserError, match=r"trimtab\.tasks has no Nothing"):
+        with pytest.raises(UserError, match=r"trimtab\.tasks \(.*__init__\.py\) has no Nothing"):
             load_task("trimtab.tasks:Nothing")
         with pytest.raises(UserError, match=r"it is no subclass of trimtab\.tasks\.Task"):
             load_task("trimtab.tasks:Item")
 
     def test_a_module_and_class(self, data: Path) -> None:
         assert load_task("trimtab.tasks.gsm8k:GSM8K", data).name == "gsm8k"
+
+    def test_a_module_in_the_current_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        before = list(sys.path)
+        with pytest.raises(UserError, match=r"lone_task cannot be imported .*its file lies in the current directory"):
+            find_task("lone_task:Lone")
+        assert sys.path == before
+        (tmp_path / "lone_task.py").write_text("from beside_it import missing\n")
+        with pytest.raises(UserError, match="No module named 'beside_it'"):
+            find_task("lone_task:Lone")
+        (tmp_path / "beside_it.py").write_text("from trimtab.tasks.gsm8k import GSM8K as missing\n")
+        (tmp_path / "lone_task.py").write_text("from beside_it import missing as Lone\n")
+        assert find_task("lone_task:Lone").name == "gsm8k"
+        sys.modules.pop("lone_task"), sys.modules.pop("beside_it")
 
     def test_unknown_options(self, data: Path) -> None:
         with pytest.raises(UserError, match="option 'shot': task mmlu takes shots, subjects; leave it out"):

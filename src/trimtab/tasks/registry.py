@@ -6,7 +6,9 @@ import difflib
 import importlib
 import inspect
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from trimtab.errors import UserError
@@ -45,6 +47,9 @@ def register(task: _TaskClass) -> _TaskClass:
 def find_task(name: str) -> type[Task]:
     """A task class by its registered name, or by `module:Class`.
 
+    A module that is not found otherwise is looked for in the current directory, which then stays at the end of
+    `sys.path`, so that the module finds what lies beside it.
+
     Raises:
         UserError: there is no such task.
     """
@@ -58,16 +63,36 @@ def find_task(name: str) -> type[Task]:
             f"task {name!r}", f"there are {', '.join(TASKS)}", f"{guess}choose one, or name your own as module:Class"
         )
     try:
-        found = getattr(importlib.import_module(module), class_name)
-    except ImportError as error:
+        imported = _import(module)
+    except (ImportError, ValueError) as error:
         raise UserError(
-            f"task {name!r}", f"{module} cannot be imported ({error})", "check the module's name"
-        ) from error
-    except AttributeError as error:
-        raise UserError(f"task {name!r}", f"{module} has no {class_name}", "check the class's name") from error
+            f"task {name!r}", f"{module} cannot be imported ({error})",
+            "check the module's name, and that its file lies in the current directory or is installed",
+        ) from error  # fmt: skip
+    found = getattr(imported, class_name, None)
+    if found is None:
+        file = getattr(imported, "__file__", None)
+        place = f" ({file})" if file else ""
+        raise UserError(f"task {name!r}", f"{module}{place} has no {class_name}", "check the class's name")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task {name!r}", "it is no subclass of trimtab.tasks.Task", "derive it from Task")
     return found
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if error.name != module.partition(".")[0] or here in sys.path:
+            raise
+        sys.path.append(here)
+        importlib.invalidate_caches()
+        try:
+            return importlib.import_module(module)
+        except BaseException:
+            sys.path.remove(here)
+            raise
 
 
 def load_task(
