@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from trimtab.errors import UserError
-from trimtab.judges import EndpointConfig, EndpointJudge, Transcript, Verdict, make_judge
+from trimtab.judges import (
+    ClassifierJudge,
+    EndpointConfig,
+    EndpointJudge,
+    Transcript,
+    Verdict,
+    judge_options,
+    make_judge,
+)
 
 
 class FakeEndpoint(HTTPServer):
@@ -150,6 +158,18 @@ def test_the_transcript_answers_for_the_endpoint(endpoint: FakeEndpoint, tmp_pat
     assert lines[0]["request"]["model"] == "m"
 
 
+def test_a_transcript_without_requests_answers_as_well(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    name, path = f"endpoint:m@{endpoint.url}", tmp_path / "judge.jsonl"
+    endpoint.replies = ["refusal"]
+    for _ in range(2):
+        verdict = make_judge(name, transcript=path, keep_requests=False).score("a secret prompt", "an odd answer")
+        assert verdict.refused
+    assert len(endpoint.asked) == 1
+    (line,) = path.read_text().splitlines()
+    assert sorted(json.loads(line)) == ["key", "reply"]
+    assert "secret" not in line
+
+
 def test_a_transcript_cut_short_loses_one_line(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     whole = Transcript(path)
@@ -191,6 +211,18 @@ def test_names(endpoint: FakeEndpoint) -> None:
     assert judge.name == f"endpoint:m@{endpoint.url}"
     assert make_judge().name == "rules"
     assert make_judge("classifier:some/where").name == "classifier:some/where"
+
+
+def test_options(endpoint: FakeEndpoint) -> None:
+    judge = make_judge(f"endpoint:m@{endpoint.url}", timeout=3.0, max_tries=2)
+    assert isinstance(judge, EndpointJudge)
+    assert (judge.config.timeout, judge.config.max_tries) == (3.0, 2)
+    assert make_judge("classifier:x", threshold=0.9) == ClassifierJudge("x", threshold=0.9)
+    assert judge_options("classifier:x")["threshold"] is float
+    with pytest.raises(UserError, match="judge option 'model': judge endpoint:m takes key_variable, max_tries, "):
+        make_judge("endpoint:m", model="other")
+    with pytest.raises(UserError, match="judge option 'threshold': judge rules takes none; leave it out"):
+        make_judge("rules", threshold=0.9)
 
 
 @pytest.mark.parametrize("name", ["", "rules:x", "oracle", "endpoint:", "classifier"])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.runs import config_dict, config_difference, json_safe
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, config_dict, config_difference, json_safe
 
 
 class Colour(enum.Enum):
@@ -58,6 +58,21 @@ def test_numpy_sets_and_nan() -> None:
     value = {"a": np.arange(2), "b": np.float32(0.25), "c": {3, 1}, "d": np.nan, 4: np.True_}
     assert json_safe(value) == {"a": [0, 1], "b": 0.25, "c": [1, 3], "d": None, "4": True}
     assert config_dict({"d": np.nan}) == {"d": "nan"}
+
+
+def test_a_field_that_was_added_later_is_left_out_at_its_default() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Before:
+        a: int = 1
+
+    @dataclasses.dataclass(frozen=True)
+    class Now:
+        a: int = 1
+        b: tuple[str, ...] = dataclasses.field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+
+    assert config_dict(Now()) == config_dict(Before()) == {"a": 1}
+    assert config_dict(Now(b=("x",))) == {"a": 1, "b": ["x"]}
+    assert json_safe(Now()) == {"a": 1, "b": []}
 
 
 def test_a_value_without_a_plain_form_is_our_mistake() -> None:

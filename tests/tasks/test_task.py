@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from trimtab.tasks import (
     Task,
     find_task,
     known_under_every_order,
+    load_options,
     load_task,
     read_task,
     register,
@@ -246,6 +248,22 @@ class TestRegistry:
             load_task("mmlu", data, shot=1)
         with pytest.raises(UserError, match="task gsm8k takes none"):
             load_task("gsm8k", data, shots=1)
+
+        with pytest.raises(UserError, match="option 'shot': task mmlu takes shots, subjects; leave it out"):
+            read_task("mmlu", data, shot=1)
+
+    def test_options_have_types(self, data: Path) -> None:
+        class Loose(Echo):
+            @classmethod
+            def load(cls, data=None, tokenizer=None, *, largest=9, where=None, names=("a",)):
+                raise NotImplementedError
+
+        assert load_options(Loose) == {"largest": int, "where": str, "names": tuple}
+        assert load_options(TASKS["mmlu"]) == {"shots": int, "subjects": Sequence[str] | None}
+        assert list(load_options(TASKS["harmbench"])) == ["judge", "harmless"]
+        early = read_task("mmlu", data, subjects=["anatomy"])
+        assert early is not None
+        assert {item.group for item in early.items("all")} == {"anatomy"}
 
     def test_a_name_is_taken_once(self) -> None:
         class Mmlu(Echo):

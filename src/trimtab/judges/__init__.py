@@ -4,7 +4,7 @@ from trimtab.judges.classifier import ClassifierJudge
 from trimtab.judges.endpoint import EndpointConfig, EndpointJudge
 from trimtab.judges.gibberish import GibberishRules, find_gibberish
 from trimtab.judges.refusal_rules import RuleJudge
-from trimtab.judges.registry import make_judge
+from trimtab.judges.registry import judge_options, make_judge
 from trimtab.judges.transcript import Transcript
 from trimtab.judges.verdict import Judge, Verdict
 
@@ -18,5 +18,6 @@ __all__ = [
     "Transcript",
     "Verdict",
     "find_gibberish",
+    "judge_options",
     "make_judge",
 ]

@@ -18,13 +18,16 @@ class Transcript:
 
     Args:
         path: the file, made on the first exchange; None keeps exchanges in memory only.
+        keep_requests: write requests beside the replies. Without them, the file holds no prompt and no answer, only
+            what a request that is asked again is recognised by.
 
     Raises:
         UserError: the file cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, keep_requests: bool = True) -> None:
         self.path = None if path is None else Path(path).expanduser()
+        self.keep_requests = keep_requests
         self._replies: dict[str, str] = {}
         self._ends_cleanly = True
         if self.path is not None and self.path.exists():
@@ -49,7 +52,8 @@ class Transcript:
         self._replies[key] = reply
         if self.path is None:
             return
-        line = json.dumps({"key": key, "request": request, "reply": reply}, ensure_ascii=False) + "\n"
+        kept = {"request": request} if self.keep_requests else {}
+        line = json.dumps({"key": key, **kept, "reply": reply}, ensure_ascii=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Run directories, configs, provenance, atomic files and splits. No torch."""
 
 from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
-from trimtab.runs.config import FieldDifference, config_dict, config_difference, json_safe
+from trimtab.runs.config import LEFT_OUT_AT_DEFAULT, FieldDifference, config_dict, config_difference, json_safe
 from trimtab.runs.metrics import read_metrics
 from trimtab.runs.progress import Meter, track
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
@@ -10,6 +10,7 @@ from trimtab.runs.run import Run, Status
 from trimtab.runs.splits import split_ids, text_id
 
 __all__ = [
+    "LEFT_OUT_AT_DEFAULT",
     "FieldDifference",
     "Meter",
     "Run",

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}
+"""Metadata of a dataclass field that was added later: it stands in the plain config only where it is not the default,
+so that runs made before are those of the same config."""
+
 
 class FieldDifference(NamedTuple):
     """A field that two configs do not share."""
@@ -41,7 +45,8 @@ def config_dict(config: Any) -> dict[str, Any]:
     """A config (dataclass or mapping) as a dict that survives JSON unchanged.
 
     Paths become text, tuples lists, enums their values, infinities and NaN the words "inf", "-inf", "nan";
-    a nested dataclass says its class under `type`, so that two kinds with equal fields differ.
+    a nested dataclass says its class under `type`, so that two kinds with equal fields differ. Fields that are marked
+    with `LEFT_OUT_AT_DEFAULT` are left out at their default.
 
     Raises:
         TypeError: a value of a type that has no plain form.
@@ -95,6 +100,10 @@ def _below(field: str, top: str) -> bool:
     return field == top or field.startswith(f"{top}.")
 
 
+def _left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get("left_out_at_default")) and value == field.default
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:40]}… ({len(text)} characters)"
@@ -116,7 +125,8 @@ def _plain(value: Any, *, for_config: bool) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(cast(os.PathLike[str], value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name), for_config=for_config) for f in dataclasses.fields(value)}
+        present = [f for f in dataclasses.fields(value) if not (for_config and _left_out(f, getattr(value, f.name)))]
+        fields = {f.name: _plain(getattr(value, f.name), for_config=for_config) for f in present}
         return {"type": type(value).__name__, **fields} if for_config else fields
     if isinstance(value, Mapping):
         items = cast(Mapping[Any, Any], value).items()

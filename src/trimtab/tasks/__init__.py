@@ -3,7 +3,7 @@
 `load_task("mmlu", data="DIRECTORY")` gives a `Task`; `docs/tasks.md` describes each and shows how to add one.
 """
 
-from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_task, read_task, register
+from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_options, load_task, read_task, register
 from trimtab.tasks.task import (
     SPLITS,
     Companion,
@@ -28,6 +28,7 @@ __all__ = [
     "UnsuitedModelError",
     "find_task",
     "known_under_every_order",
+    "load_options",
     "load_task",
     "read_task",
     "register",

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import os
 import sys
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -110,24 +112,18 @@ def load_task(
         UserError: no such task or option, the data cannot be found or read, or a row is wrong.
     """
     task = find_task(name)
-    accepted = [p.name for p in inspect.signature(task.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if option not in accepted:
-            raise UserError(
-                f"option {option!r}",
-                f"task {task.name} takes {', '.join(accepted) or 'none'}",
-                "leave it out",
-            )
+    _check_options(task, options)
     place = _place(task, data)
     return task.load(place, tokenizer, **options)
 
 
-def read_task(name: str, data: str | os.PathLike[str] | None = None) -> Task | None:
+def read_task(name: str, data: str | os.PathLike[str] | None = None, **options: Any) -> Task | None:
     """Load a task before there is a model, so that what is wrong with its name or data is known at once.
 
     Args:
         name: as for `load_task`.
         data: as for `load_task`.
+        options: as for `load_task`.
 
     Returns:
         The task; None if its items need a tokenizer, so that `load_task` has to follow.
@@ -136,8 +132,35 @@ def read_task(name: str, data: str | os.PathLike[str] | None = None) -> Task | N
         UserError: as for `load_task`.
     """
     task = find_task(name)
+    _check_options(task, options)
     place = _place(task, data)
-    return None if task.needs_tokenizer else task.load(place)
+    return None if task.needs_tokenizer else task.load(place, **options)
+
+
+def load_options(task: type[Task]) -> dict[str, Any]:
+    """The options that a task's `load` takes beside data and tokenizer.
+
+    Returns:
+        Types by name: as annotated, else of the default, else text.
+    """
+    parameters = [p for p in inspect.signature(task.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    try:
+        hints = typing.get_type_hints(task.load)
+    except NameError:  # an annotation that is imported for type checkers only
+        hints = {}
+    defaults = {p.name: str if p.default is None or p.default is p.empty else type(p.default) for p in parameters}
+    return {name: hints.get(name, kind) for name, kind in defaults.items()}
+
+
+def _check_options(task: type[Task], options: Mapping[str, Any]) -> None:
+    accepted = load_options(task) if options else {}
+    for option in options:
+        if option not in accepted:
+            raise UserError(
+                f"option {option!r}",
+                f"task {task.name} takes {', '.join(accepted) or 'none'}",
+                "leave it out",
+            )
 
 
 def _place(task: type[Task], data: str | os.PathLike[str] | None) -> str | None:
