@@ -279,7 +279,7 @@ def test_a_gain_from_format_alone_is_named() -> None:
     assert unsteered.accuracy_well_formed.estimate == pytest.approx(0.5)
     assert policy.accuracy_well_formed.estimate == pytest.approx(0.8)
     assert (unsteered.malformed.estimate, policy.malformed.estimate) == (0.6, 0)
-    from trimtab.policies.evaluation import gain_line
+    from trimtab.policies.evaluation_tables import gain_line
 
     assert gain_line(result).endswith("Without the change of format the gain is not shown.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimtab.errors import UserError
 from trimtab.lm import Decoded, LanguageModel
@@ -20,6 +20,8 @@ class Episodes:
     allowed: tuple[tuple[int, ...], ...] | None
     """Per item, the tokens that may be chosen; None for all."""
     max_new_tokens: int
+    permutation: int = 0
+    """The cyclic order in which all items' options are shown."""
 
     @classmethod
     def of(
@@ -30,6 +32,7 @@ class Episodes:
         *,
         options_only: bool = False,
         max_new_tokens: int | None = None,
+        permutation: int = 0,
     ) -> Episodes:
         """Tokenise items.
 
@@ -39,6 +42,7 @@ class Episodes:
             items: which.
             options_only: decode among the options' tokens only.
             max_new_tokens: the task's own if not given.
+            permutation: the cyclic order in which options are shown.
 
         Raises:
             UserError: there are no items, or the task's options cannot be single tokens.
@@ -46,7 +50,7 @@ class Episodes:
         if not items:
             raise UserError(f"task {task.name}", "this split of it has no items", "choose another split or more data")
         chat = task.chat and bool(model.tokenizer.chat_template)
-        prompts = tuple(tuple(model.encode_text(task.prompt(item), chat=chat)) for item in items)
+        prompts = tuple(tuple(model.encode_text(task.prompt(item, permutation), chat=chat)) for item in items)
         allowed = None
         if options_only:
             allowed = tuple(tuple(task.option_tokens(item, model.tokenizer)) for item in items)
@@ -56,6 +60,7 @@ class Episodes:
             prompts=prompts,
             allowed=allowed,
             max_new_tokens=max_new_tokens or (1 if options_only else task.max_new_tokens),
+            permutation=permutation,
         )
 
     def __len__(self) -> int:
@@ -63,12 +68,11 @@ class Episodes:
 
     def take(self, which: Sequence[int]) -> Episodes:
         """Some of the items."""
-        return Episodes(
-            task=self.task,
+        return replace(
+            self,
             items=tuple(self.items[i] for i in which),
             prompts=tuple(self.prompts[i] for i in which),
             allowed=None if self.allowed is None else tuple(self.allowed[i] for i in which),
-            max_new_tokens=self.max_new_tokens,
         )
 
     def outcomes(self, decoded: Decoded) -> list[Outcome]:
@@ -79,4 +83,4 @@ class Episodes:
         """
         assert len(decoded) == len(self.items) * decoded.repeats
         asked = [item for item in self.items for _ in range(decoded.repeats)]
-        return self.task.score(asked, decoded.texts)
+        return self.task.score(asked, decoded.texts, self.permutation)

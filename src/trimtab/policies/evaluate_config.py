@@ -19,6 +19,8 @@ class EvaluateConfig:
     """Runs of `policy train`; those that differ in their seed alone are seeds of one setting."""
     split: str = "test"
     """Split to report on; everything is chosen on validation."""
+    skip: int = 0
+    """Leave out as many items first, such as those that earlier evaluations looked at."""
     items: int | None = None
     """Use only this many items of the split."""
     controls: tuple[Control, ...] = CONTROLS  # type: ignore[assignment]
@@ -57,6 +59,9 @@ class EvaluateConfig:
     """Rank of the LoRA."""
     lora_positions: AdapterPositions = "generated"
     """Where the LoRA acts: where the policy may edit (`generated`), or on prompts too (`all`)."""
+    every_order: bool = True
+    """Where an item's options have an order: play the main arms under every cyclic order, too, and report what is known
+    (right under all of them)."""
     companions: bool = True
     """Show the main arms on the tasks that must stand beside this one."""
     trace: bool = True
@@ -76,7 +81,7 @@ class EvaluateConfig:
         for name in ("kl_items", "finalists", "draws", "train_items", "lora_rank"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
-        for name in ("used", "sample", "headroom_items", "vector_steps", "lora_steps"):
+        for name in ("skip", "used", "sample", "headroom_items", "vector_steps", "lora_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
         check_count(self.headroom_features)

@@ -1,6 +1,8 @@
 """What an evaluation of a policy says: every arm's numbers with intervals, and the policy's paired difference to it.
 
-Intervals are bootstrapped over items; seeds (runs, draws of a random control) stay inside their item.
+Intervals are bootstrapped over items, seeds (runs, draws of a random control) inside their item: they are of these
+trained policies. What another training would give is less certain: where several runs were trained, differences come
+with a second interval that resamples runs as well ("over trainings").
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
-from trimtab.policies.controls.arms import Arm, mean_kl
+from trimtab.policies.controls.arms import MAIN, Arm, mean_kl
 from trimtab.policies.controls.scene import Played
-from trimtab.policies.tables import add_columns
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio_of_sums
+from trimtab.stats.bootstrap import percentile_interval
 from trimtab.steering import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
-from trimtab.tasks import Outcome, Task
+from trimtab.tasks import Outcome, Task, known_under_every_order
+
+KL_AGREES = 0.1
+"""Relative difference of divergences on the reported items up to which they count as equal."""
+METRIC_RESAMPLES = 1_000
 
 
 class PlayedArm(NamedTuple):
@@ -48,6 +52,8 @@ class Gain:
     """The policy's gain over the unsteered model, in two parts that add up to it."""
 
     total: Interval
+    over_runs: Interval | None
+    """The total, runs resampled as well as items; None for a single run."""
     format: Interval
     """From items of which one answer is malformed and the other is not."""
     answer: Interval
@@ -65,6 +71,8 @@ class ArmResult:
     reward: Interval
     by_seed: tuple[float, ...]
     """Mean reward of each run and draw."""
+    reward_over_runs: Interval | None
+    """The same reward, runs resampled as well as items; None where the arm was played once."""
     accuracy: Interval | None
     """None where a task has no right and wrong."""
     accuracy_well_formed: Interval | None
@@ -72,8 +80,15 @@ class ArmResult:
     malformed: Interval
     difference: Interval | None
     """Reward of the policy minus this arm's, paired by item; None for the policy itself."""
+    difference_by_run: tuple[float, ...]
+    """The same for each run."""
+    difference_over_runs: Interval | None
+    """The same, runs resampled as well as items; None for a single run."""
     kl: float | None
     """Mean KL to the unsteered model, in nats per answer."""
+    equal_kl: bool | None
+    """Whether that is within 10% of the policy's on these items, too; None if not claimed. Doses were scaled on
+    validation."""
     dose: DoseSummary | None
     """Realised doses over all runs and draws."""
     equal_dose: bool | None
@@ -84,8 +99,15 @@ class ArmResult:
     """Per run, what the search for equal KL came to on validation."""
     chosen: tuple[dict[str, Any], ...]
     """Per run, how the arm was chosen or trained."""
+    known: Interval | None
+    """Share of items that are right under every cyclic order of their options: a liking for a letter is no knowledge.
+    None where options have no order, or the arm was not played under all."""
+    known_difference: Interval | None
+    """The policy's minus this arm's."""
     metrics: dict[str, float]
     """The task's own summary over all runs and draws."""
+    metric_intervals: dict[str, Interval]
+    """Of those that the task shows beside the reward, bootstrapped over items; main arms only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,20 +151,20 @@ class PolicyEvaluation:
 
     def render(self) -> Group:
         """A table for the task and each companion, and what must be said beside them."""
-        parts: list[Any] = []
-        for result in (self.result, *self.companions):
-            parts += [_table(result, self.seeds), Text(gain_line(result))]
-        compared = self.settings_compared
-        if len(compared) > 1:
-            parts.append(Text(f"setting chosen on validation among {len(compared)}: {_named(self.setting)}"))
-        else:
-            parts.append(Text(f"setting: {_named(self.setting)}"))
-        parts += [Text(f"missing: {name} ({why})") for name, why in self.missing.items()]
-        parts += [Text(f"warning: {warning}") for warning in self.warnings]
-        return Group(*parts)
+        from trimtab.policies.evaluation_tables import rendered  # it needs these classes
+
+        return rendered(self)
 
 
-def task_result(task: Task, split: str, played: Sequence[PlayedArm], *, why: str = "", seed: int = 0) -> TaskResult:
+def task_result(
+    task: Task,
+    split: str,
+    played: Sequence[PlayedArm],
+    *,
+    why: str = "",
+    seed: int = 0,
+    other_orders: Sequence[Sequence[PlayedArm]] = (),
+) -> TaskResult:
     """Summarise all arms on a task's items.
 
     Args:
@@ -151,10 +173,12 @@ def task_result(task: Task, split: str, played: Sequence[PlayedArm], *, why: str
         played: the arms, among them `unsteered` and `policy`.
         why: why the task stands beside another.
         seed: of the bootstrap.
+        other_orders: some of the arms, `policy` among them, under each other cyclic order of the options.
     """
     by_label = {one.arm.label: one for one in played}
     policy = by_label["policy"]
-    arms = tuple(_arm_result(task, one, policy, seed) for one in played)
+    known = _known_by_arm(by_label, other_orders)
+    arms = tuple(_arm_result(task, one, policy, known, seed) for one in played)
     return TaskResult(
         task=task.name,
         split=split,
@@ -166,14 +190,31 @@ def task_result(task: Task, split: str, played: Sequence[PlayedArm], *, why: str
     )
 
 
-def _arm_result(task: Task, one: PlayedArm, policy: PlayedArm, seed: int) -> ArmResult:
+def _known_by_arm(
+    by_label: Mapping[str, PlayedArm], other_orders: Sequence[Sequence[PlayedArm]]
+) -> dict[str, NDArray[np.float64]]:
+    """Per arm played under all orders, [P] the share of runs and draws in which an item is right under each of them."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for place, first in enumerate(other_orders[0] if other_orders else ()):
+        label = first.arm.label
+        orders = [by_label[label], *(order[place] for order in other_orders)]
+        per_play = zip(*(one.outcomes for one in orders), strict=True)
+        known = np.array([known_under_every_order(plays) for plays in per_play], dtype=np.float64)
+        found[label] = known.mean(0)
+    return found
+
+
+def _arm_result(
+    task: Task, one: PlayedArm, policy: PlayedArm, known: Mapping[str, NDArray[np.float64]], seed: int
+) -> ArmResult:
     reward, malformed = _array(one, _reward), _array(one, _malformed)
     correct = None
     if all(o.correct is not None for outcomes in one.outcomes for o in outcomes):
         correct = _array(one, lambda o: float(bool(o.correct)))
-    difference = None
+    difference, by_run = None, np.empty((0, 0))
     if one is not policy:
         difference = bootstrap_difference(_by_run(policy, one), _by_run(one, policy), seed=seed)
+        by_run = _runs(policy) - _runs(one)
     kls = [mean_kl(run) for run in one.runs]
     logs = [played.edits for run in one.runs for played in run]
     equal, note = _equal_dose(one, policy)
@@ -183,17 +224,26 @@ def _arm_result(task: Task, one: PlayedArm, policy: PlayedArm, seed: int) -> Arm
         match=one.arm.match,
         reward=bootstrap_mean(reward, seed=seed),
         by_seed=tuple(reward.mean(1).tolist()),
+        reward_over_runs=_over_runs(_runs(one), seed),
         accuracy=None if correct is None else bootstrap_mean(correct, seed=seed),
         accuracy_well_formed=None if correct is None else _well_formed(correct, malformed, seed),
         malformed=bootstrap_mean(malformed, seed=seed),
         difference=difference,
+        difference_by_run=tuple(by_run.mean(1).tolist()) if len(by_run) else (),
+        difference_over_runs=_over_runs(by_run, seed),
         kl=None if math.isnan(float(np.mean(kls))) else float(np.mean(kls)),
         dose=_pooled([dose_summary(log) for log in logs]) if any(len(log) for log in logs) else None,
+        equal_kl=_equal_kl(one, policy),
         equal_dose=equal,
         dose_note=note,
         kl_matches=tuple(arm.kl.to_json() for arm in one.arms if arm.kl is not None),
         chosen=tuple(arm.chosen for arm in one.arms if arm.chosen),
+        known=bootstrap_mean(known[one.arm.label], seed=seed) if one.arm.label in known else None,
+        known_difference=bootstrap_difference(known["policy"], known[one.arm.label], seed=seed)
+        if one.arm.label in known and one is not policy
+        else None,
         metrics=task.summarise([o for outcomes in one.outcomes for o in outcomes]),
+        metric_intervals=_metric_intervals(task, one, seed) if one.arm.name in MAIN and one.arm.match != "kl" else {},
     )
 
 
@@ -212,8 +262,46 @@ def _array(one: PlayedArm, value: Any) -> NDArray[np.float64]:
 
 def _by_run(one: PlayedArm, other: PlayedArm) -> NDArray[np.float64]:
     """[runs, P] mean rewards over draws; one row if either arm was played once for all runs."""
-    rows = np.array([np.mean([played.reward for played in run], axis=0) for run in one.runs])
+    rows = _runs(one)
     return rows if len(one.runs) == len(other.runs) else rows.mean(0, keepdims=True)
+
+
+def _runs(one: PlayedArm) -> NDArray[np.float64]:
+    """[runs, P] mean rewards over draws."""
+    return np.array([np.mean([played.reward for played in run], axis=0) for run in one.runs])
+
+
+def _over_runs(rewards: NDArray[np.float64], seed: int) -> Interval | None:
+    """An interval that resamples runs as well as items: each run is one training, which all items share."""
+    return bootstrap_mean(rewards, seed=seed, seeds="crossed") if len(rewards) > 1 else None
+
+
+def _metric_intervals(task: Task, one: PlayedArm, seed: int) -> dict[str, Interval]:
+    """The task's shown metrics, whole items resampled with all their outcomes."""
+    if not task.shown_metrics:
+        return {}
+    outcomes = one.outcomes
+    rng = np.random.default_rng(seed)
+    items = len(outcomes[0])
+    drawn: dict[str, list[float]] = {name: [] for name in task.shown_metrics}
+    for _ in range(METRIC_RESAMPLES):
+        picked = rng.integers(items, size=items).tolist()
+        found = task.summarise([run[i] for run in outcomes for i in picked])
+        for name, values in drawn.items():
+            values.append(found.get(name, math.nan))
+    whole = task.summarise([o for run in outcomes for o in run])
+    return {
+        name: percentile_interval(whole[name], np.array(values), items, 0.95)
+        for name, values in drawn.items()
+        if name in whole
+    }
+
+
+def _equal_kl(one: PlayedArm, policy: PlayedArm) -> bool | None:
+    if one.arm.match != "kl":
+        return None
+    found, wanted = (float(np.mean([mean_kl(run) for run in arm.runs])) for arm in (one, policy))
+    return abs(found - wanted) <= KL_AGREES * wanted
 
 
 def _well_formed(correct: NDArray[np.float64], malformed: NDArray[np.float64], seed: int) -> Interval | None:
@@ -256,56 +344,7 @@ def _gain(unsteered: PlayedArm, policy: PlayedArm, seed: int) -> Gain:
     changed = _array(policy, _malformed) != base_malformed
     return Gain(
         total=bootstrap_mean(difference, seed=seed),
+        over_runs=_over_runs(difference, seed),
         format=bootstrap_mean(np.where(changed, difference, 0), seed=seed),
         answer=bootstrap_mean(np.where(changed, 0, difference), seed=seed),
     )
-
-
-def gain_line(result: TaskResult) -> str:
-    gain = result.gain
-    said = (
-        f"The policy's gain over the unsteered model is {_signed(gain.total)}: {_signed(gain.format)} where the answer "
-        f"became well formed or malformed, {_signed(gain.answer)} where that did not change."
-    )
-    if gain.total.low > 0 and not gain.answer.low > 0:
-        said += " Without the change of format the gain is not shown."
-    return said
-
-
-def _signed(interval: Interval) -> str:
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def _short(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _table(result: TaskResult, seeds: Sequence[int]) -> Table:
-    n = len(seeds)
-    title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
-    table = Table(
-        title=title + (f" ({result.why})" if result.why else ""),
-        caption="95% intervals, bootstrapped over items with seeds inside. KL in nats per answer. "
-        "≠ beside a dose: not within 1% of the policy's.",
-    )
-    names = ("arm", "reward", "policy − arm", "well-formed accuracy", "malformed", "KL", "‖Δ‖/‖x‖", "edits")
-    add_columns(table, names, words=("arm",), whole=("arm",))
-    for arm in result.arms:
-        dose = "–" if arm.dose is None else f"{arm.dose.relative:.3g}{' ≠' if arm.equal_dose is False else ''}"
-        table.add_row(
-            arm.label,
-            _short(arm.reward),
-            "" if arm.difference is None else _signed(arm.difference),
-            _short(arm.accuracy_well_formed),
-            _short(arm.malformed),
-            "–" if arm.kl is None else f"{arm.kl:.3g}",
-            dose,
-            "0" if arm.dose is None else str(arm.dose.n_edits),
-        )
-    return table
-
-
-def _named(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in setting.items())

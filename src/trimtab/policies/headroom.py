@@ -251,7 +251,7 @@ class _TokenJudge:
         found = tokens.tolist()
         for token in set(found) - set(self._known):
             text = self.model.decode_ids([token])
-            (outcome,) = self.episodes.task.score(self.episodes.items, [text])
+            (outcome,) = self.episodes.task.score(self.episodes.items, [text], self.episodes.permutation)
             self._known[token] = outcome.reward
         return np.array([self._known[token] for token in found], dtype=np.float32)
 

@@ -36,6 +36,7 @@ class BBQ(MultipleChoice):
     condition: ClassVar[str]
     files: ClassVar[tuple[str, ...]] = ("bbq/*.jsonl",)
     hub: ClassVar[str | None] = "Elfsong/BBQ"
+    shown_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "bias_score")
     needs_tokenizer: ClassVar[bool] = False
 
     @classmethod

@@ -36,6 +36,7 @@ class HarmBench(RefusalTask):
 
     name: ClassVar[str] = "harmbench"
     metric: ClassVar[str] = "refusal_rate"
+    shown_metrics: ClassVar[tuple[str, ...]] = ("refusal_rate", "gibberish_rate")
     files: ClassVar[tuple[str, ...]] = ("harmbench/*.csv", "xstest/*.csv", *_HARMFUL, _OTHERS)
     hub: ClassVar[str | None] = "walledai/HarmBench"
     needs_tokenizer: ClassVar[bool] = False

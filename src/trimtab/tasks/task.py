@@ -86,6 +86,8 @@ class Task(ABC):
     """What the command line calls it."""
     metric: ClassVar[str] = "accuracy"
     """The headline number, a key of `summarise`."""
+    shown_metrics: ClassVar[tuple[str, ...]] = ()
+    """Further keys of `summarise` that are reported with intervals beside the reward."""
     max_new_tokens: ClassVar[int] = 1
     """How long an answer may be."""
     chat: ClassVar[bool] = True

@@ -25,6 +25,7 @@ class XSTest(RefusalTask):
 
     name: ClassVar[str] = "xstest"
     metric: ClassVar[str] = "balanced_accuracy"
+    shown_metrics: ClassVar[tuple[str, ...]] = ("balanced_accuracy", "refusal_rate/safe", "refusal_rate/unsafe")
     files: ClassVar[tuple[str, ...]] = ("xstest/*.csv",)
     hub: ClassVar[str | None] = "Paul/XSTest"
     needs_tokenizer: ClassVar[bool] = False

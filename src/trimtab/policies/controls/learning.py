@@ -83,7 +83,8 @@ def right_answers(scene: Scene) -> list[int] | None:
             tokens = episodes.allowed
         else:
             tokens = [task.option_tokens(item, scene.setup.model.tokenizer) for item in episodes.items]
-        return [options[task.correct_option(item)] for item, options in zip(episodes.items, tokens, strict=True)]
+        right = (task.correct_option(item, episodes.permutation) for item in episodes.items)
+        return [options[place] for place, options in zip(right, tokens, strict=True)]
     except UserError:
         return None
 

@@ -58,7 +58,7 @@ def always(scene: Scene, place: int) -> list[Outcome]:
     """Outcomes of naming the option at one place every time (the last one where an item has fewer)."""
     options = [_options(scene, i) for i in range(len(scene))]
     texts = [o[min(place, len(o) - 1)] if o else "" for o in options]
-    return scene.episodes.task.score(scene.episodes.items, texts)
+    return scene.episodes.task.score(scene.episodes.items, texts, scene.episodes.permutation)
 
 
 def without_prior(scene: Scene, bias: LetterBias) -> Played:
@@ -67,7 +67,7 @@ def without_prior(scene: Scene, bias: LetterBias) -> Played:
     for i, values in enumerate(_option_logp(scene)):
         prior = np.array(bias.prior.get(len(values), (0.0,) * len(values)))
         texts.append(_options(scene, i)[int(np.argmax(values - prior))])
-    return Played(scene.episodes.task.score(scene.episodes.items, texts))
+    return Played(scene.episodes.task.score(scene.episodes.items, texts, scene.episodes.permutation))
 
 
 def _options(scene: Scene, index: int) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def instructed(scene: Scene, instruction: str) -> Episodes:
     model, episodes = scene.setup.model, scene.episodes
     task = episodes.task
     chat = task.chat and bool(model.tokenizer.chat_template)
-    texts = [f"{instruction}\n\n{task.prompt(item)}" for item in episodes.items]
+    texts = [f"{instruction}\n\n{task.prompt(item, episodes.permutation)}" for item in episodes.items]
     return replace(episodes, prompts=tuple(tuple(model.encode_text(text, chat=chat)) for text in texts))
 
 
