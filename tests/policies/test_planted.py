@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from planted_choice import LENGTH
+from planted_rollout import check_divergence_costs_reward, check_reward_is_at_the_end
 from planted_truths import (
     BlindCritic,
     Bottleneck,
@@ -23,7 +24,7 @@ from planted_truths import (
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
-from trimtab.policies import ppo, setup_headroom, source, train
+from trimtab.policies import ppo, rollout, setup_headroom, source, train
 from trimtab.policies.analyses import branch_points, critic, forks
 from trimtab.policies.networks import ObservationNormaliser, Policy
 from trimtab.policies.rollout import Rollouts
@@ -97,6 +98,64 @@ def reward_the_row_before(patch: Patch) -> None:
         return found._replace(reward=found.reward.roll(-1, 0))
 
     patch.setattr(train, "roll_out", roll_out)
+
+
+def change_rollouts(patch: Patch, change: Callable[[Rollouts, float], torch.Tensor]) -> None:
+    """Rollouts, of trainings as well, have another reward; it follows from what they are and from the penalty."""
+    original = rollout.roll_out
+
+    def roll_out(*args: Any, **options: Any) -> Rollouts:
+        found = original(*args, **options)
+        return found._replace(reward=change(found, options.get("kl_penalty", 0.0)))
+
+    patch.setattr(rollout, "roll_out", roll_out)
+    patch.setattr(train, "roll_out", roll_out)
+
+
+def reward_the_first_decision(patch: Patch) -> None:
+    def change(found: Rollouts, penalty: float) -> torch.Tensor:
+        reward, row = found.reward.clone(), torch.arange(len(found.outcomes))
+        earned = torch.tensor([outcome.reward for outcome in found.outcomes])
+        reward[row, torch.tensor([len(ids) - 1 for ids in found.decoded.token_ids])] -= earned
+        reward[:, 0] += earned
+        return reward
+
+    change_rollouts(patch, change)
+
+
+def reward_behind_the_end(patch: Patch) -> None:
+    """The last place of the table instead of a row's own last decision."""
+
+    def change(found: Rollouts, penalty: float) -> torch.Tensor:
+        reward, row = found.reward.clone(), torch.arange(len(found.outcomes))
+        earned = torch.tensor([outcome.reward for outcome in found.outcomes])
+        reward[row, torch.tensor([len(ids) - 1 for ids in found.decoded.token_ids])] -= earned
+        reward[:, -1] += earned
+        return reward
+
+    change_rollouts(patch, change)
+
+
+def reward_divergence(patch: Patch) -> None:
+    """The penalty's sign is wrong."""
+
+    def change(found: Rollouts, penalty: float) -> torch.Tensor:
+        return found.reward if found.kl is None else found.reward + 2 * penalty * found.kl
+
+    change_rollouts(patch, change)
+
+
+def penalise_at_the_end(patch: Patch) -> None:
+    """All of a row's divergence is paid for at its last decision."""
+
+    def change(found: Rollouts, penalty: float) -> torch.Tensor:
+        if found.kl is None:
+            return found.reward
+        reward, row = found.reward + penalty * found.kl, torch.arange(len(found.outcomes))
+        reward[row, torch.tensor([len(ids) - 1 for ids in found.decoded.token_ids])] -= penalty * found.kl.sum(1)
+        return reward
+
+    change_rollouts(patch, change)
 
 
 def never_explore(patch: Patch) -> None:
@@ -217,6 +276,14 @@ def two_contexts(case: Case) -> None:
     check_two_contexts(case.given("planted"), case.run, 0)
 
 
+def reward_at_the_end(case: Case) -> None:
+    check_reward_is_at_the_end(case.given("tiny_llama"), case.given("sae"))
+
+
+def divergence_costs(case: Case) -> None:
+    check_divergence_costs_reward(case.given("tiny_llama"), case.given("sae"))
+
+
 def a_mask(case: Case) -> None:
     check_a_mask_is_kept(case.given("planted"), case.run)
 
@@ -238,6 +305,10 @@ def training_a_seeing_critic(case: Case) -> None:
 
 
 MUTATIONS = [
+    Mutation(reward_the_first_decision, reward_at_the_end),
+    Mutation(reward_behind_the_end, reward_at_the_end),
+    Mutation(reward_divergence, divergence_costs),
+    Mutation(penalise_at_the_end, divergence_costs),
     Mutation(never_explore, one_in_a_thousand),
     Mutation(share_draws_between_copies, one_in_a_thousand),
     Mutation(reward_the_row_before, two_contexts),
