@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.errors import UserError
+from trimtab.policies.files import JUDGE_FILE
 from trimtab.policies.masks import MASKS, MaskKind
 from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
-from trimtab.runs import config_dict
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, config_dict
 from trimtab.steering import UNITS, Unit, check_doses
 
 
@@ -24,6 +25,13 @@ class PolicyConfig:
     """Name of the task, or module:Class of your own."""
     data: Path | None = None
     """Directory of the official files of the task."""
+    task_option: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    """Options of the task's loader, each NAME=VALUE: `shots=5`, `subjects=anatomy,virology`, `harmless=1`."""
+    judge: str | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    """What reads answers to harmful prompts: `rules`, `classifier:PATH` or `endpoint:MODEL@URL`; the task's own
+    default, the rules, if not given."""
+    judge_option: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    """Options of the judge, each NAME=VALUE: `threshold=0.7` of a classifier, `key_variable=MY_KEY` of an endpoint."""
     model: str = "smollm2-135m-instruct"
     """Hub id, directory, GGUF file or catalogue name."""
     sae: str = "default"
@@ -118,6 +126,11 @@ class PolicyConfig:
         plain = {name: value for name, value in config_dict(self).items() if name not in NOT_THE_RESULT}
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
         return Path("runs") / f"policy-{self.task.replace(':', '-')}-{digest[:8]}"
+
+    @property
+    def transcript(self) -> Path:
+        """File of the run that keeps the replies of a judge behind an endpoint."""
+        return self.directory() / JUDGE_FILE
 
 
 NOT_THE_RESULT = ("run", "checkpoint_every", "prompt_cache_gb", "headroom_items")

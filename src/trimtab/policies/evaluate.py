@@ -46,6 +46,7 @@ from trimtab.policies.headroom import chosen_features
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.setup_headroom import setup_headroom
+from trimtab.policies.task_options import TASK_FIELDS, check_same_rewards, companion_options
 from trimtab.policies.train import load_policy
 from trimtab.runs import Meter, Run, config_dict
 from trimtab.tasks import Companion, Task, load_task
@@ -61,7 +62,8 @@ def evaluate_policy(config: EvaluateConfig) -> PolicyEvaluation:
     policy's own arm goes into its run's directory, or below `out`.
 
     Raises:
-        UserError: a run is no run of `policy train`, holds no checkpoint, or is of another task than the first one.
+        UserError: a run is no run of `policy train`, holds no checkpoint, or is of another task, other options of it or
+            another judge than the first one.
     """
     with ExitStack() as stack:
         entries = _open(config, stack)
@@ -79,11 +81,8 @@ def _open(config: EvaluateConfig, stack: ExitStack) -> list[Entry]:
     entries: list[Entry] = []
     for path in config.run:
         policy_config = read_policy_config(path)
-        if entries and policy_config.task != entries[0].setup.config.task:
-            raise UserError(
-                f"run {path}", f"its task is {policy_config.task}, not {entries[0].setup.config.task}",
-                "evaluate each task by itself",
-            )  # fmt: skip
+        if entries:
+            check_same_rewards(path, policy_config, entries[0].setup.config)
         setup = _setup(policy_config, entries)
         run = stack.enter_context(
             Run.open(path, COMMAND, policy_config, ignore_fields=NOT_THE_RESULT, device=policy_config.device)
@@ -102,7 +101,7 @@ def _setup(config: PolicyConfig, known: Sequence[Entry]) -> Setup:
     model = same[0].model if same else load_model(config.model, dtype=config.dtype, device=config.device)
     saes = [s.sae for s in same if s.config.sae == config.sae]
     sae = saes[0] if saes else load_dictionary(config.sae, model=model, device=model.device)
-    tasks = [s.task for s in same if _same(s.config, config, "task", "data")]
+    tasks = [s.task for s in same if _same(s.config, config, *TASK_FIELDS)]
     return Setup.with_parts(config, model, sae, tasks[0] if tasks else None)
 
 
@@ -316,7 +315,8 @@ def _companion(
     """The main arms on a task that must stand beside the policy's."""
     setup = players[0].entry.setup
     try:
-        task = load_task(companion.task, data=setup.config.data, tokenizer=setup.model.tokenizer)
+        options = companion_options(setup.config, setup.task, companion.task)
+        task = load_task(companion.task, data=setup.config.data, tokenizer=setup.model.tokenizer, **options)
         items = task.sample(companion.split, config.items)
     except UserError as error:
         missing[f"companion {companion.task}"] = f"{companion.why}; but {error.what}: {error.why}"

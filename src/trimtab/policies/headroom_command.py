@@ -16,6 +16,7 @@ from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, load_model
 from trimtab.policies.episodes import Episodes
+from trimtab.policies.files import JUDGE_FILE
 from trimtab.policies.headroom import Headroom, HeadroomTable, allowed_at_first, headroom, headroom_table
 from trimtab.policies.headroom_by_decoding import (
     BATCH_SIZE,
@@ -35,6 +36,7 @@ from trimtab.policies.headroom_candidates import (
 )
 from trimtab.policies.masks import MASKS, MaskKind, PromptFirings, build_mask
 from trimtab.policies.tables import add_columns
+from trimtab.policies.task_options import task_options
 from trimtab.runs import Meter, json_safe, write_json
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval
@@ -50,6 +52,13 @@ class HeadroomConfig:
     """Name of the task, or module:Class of your own."""
     data: Path | None = None
     """Directory of the official files of the task."""
+    task_option: tuple[str, ...] = ()
+    """Options of the task's loader, each NAME=VALUE: `shots=5`, `subjects=anatomy,virology`, `harmless=1`."""
+    judge: str | None = None
+    """What reads answers to harmful prompts: `rules`, `classifier:PATH` or `endpoint:MODEL@URL`; the task's own
+    default, the rules, if not given."""
+    judge_option: tuple[str, ...] = ()
+    """Options of the judge, each NAME=VALUE: `threshold=0.7` of a classifier, `key_variable=MY_KEY` of an endpoint."""
     model: str = "smollm2-135m-instruct"
     """Hub id, directory, GGUF file or catalogue name."""
     sae: tuple[str, ...] = ("default",)
@@ -88,7 +97,7 @@ class HeadroomConfig:
     device: str = "cpu"
     """Where to compute."""
     out: Path | None = None
-    """Write the result to this JSON file as well."""
+    """Write the result to this JSON file as well, and the replies of a judge behind an endpoint beside it."""
 
     def __post_init__(self) -> None:
         check_doses(list(self.dose))
@@ -106,6 +115,11 @@ class HeadroomConfig:
                 raise UserError(f"{name} {value}", "it must be at least 1", "raise it")
         if self.features is not None:
             check_count(self.features)
+
+    @property
+    def transcript(self) -> Path | None:
+        """File beside `out` that keeps the replies of a judge behind an endpoint."""
+        return None if self.out is None else self.out.with_suffix(f".{JUDGE_FILE}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +179,12 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
     Raises:
         UserError: anything that the user named is wrong, a mask allows nothing, or too much would be decoded.
     """
-    task = read_task(config.task, config.data)
+    options = task_options(config)
+    task = read_task(config.task, config.data, **options)
     if task is not None:
         task.sample(config.split, config.items)  # names a wrong split before the model is loaded
     model = load_model(config.model, dtype=config.dtype, device=config.device)
-    task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer)
+    task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer, **options)
     saes = [load_dictionary(name, model=model, device=model.device) for name in config.sae]
     episodes = Episodes.of(
         model, task, task.sample(config.split, config.items), options_only=config.options_only,

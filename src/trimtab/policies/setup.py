@@ -11,6 +11,7 @@ from trimtab.policies.episodes import Episodes
 from trimtab.policies.masks import FeatureMask, PromptFirings, build_mask
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
+from trimtab.policies.task_options import task_options
 from trimtab.runs import Meter
 from trimtab.selection import rank
 from trimtab.selection.ranking import dictionary_site, features_to_rank
@@ -39,7 +40,7 @@ class Setup:
         Raises:
             UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `load_task`.
         """
-        task = read_task(config.task, config.data)
+        task = read_task(config.task, config.data, **task_options(config))
         model = load_model(config.model, dtype=config.dtype, device=config.device)
         sae = load_dictionary(config.sae, model=model, device=model.device)
         return cls.with_parts(config, model, sae, task)
@@ -48,7 +49,7 @@ class Setup:
     def with_parts(cls, config: PolicyConfig, model: LanguageModel, sae: SAE, task: Task | None = None) -> Setup:
         """The same with a model, an SAE and perhaps a task that are loaded already."""
         site = dictionary_site(model, sae, config.site)
-        task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer)
+        task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer, **task_options(config))
         features: tuple[int, ...] = ()
         if config.mask == "top-confidence":
             live = len(features_to_rank(sae))

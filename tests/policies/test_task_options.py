@@ -1,0 +1,213 @@
+"""A task's options and the judge of its answers: from words to the loader, and from a run to its evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from few_harmful import LOADED, SAID, Stern
+from planted_readout import planted_sae
+
+from trimtab.dictionaries import save_dictionary
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+from trimtab.judges import Judge, make_judge
+from trimtab.lm import LanguageModel
+from trimtab.policies import headroom_command, setup, task_options
+from trimtab.policies.config import PolicyConfig
+from trimtab.policies.evaluate import evaluate_policy
+from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluation import PolicyEvaluation
+from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
+from trimtab.policies.options import read_options
+from trimtab.policies.reading import read_policy_config
+from trimtab.policies.setup import Setup
+from trimtab.policies.train import train_policy
+from trimtab.runs import config_dict, read_record
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    SAID.clear()
+    LOADED.clear()
+
+
+@pytest.fixture
+def stern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`endpoint:stern` is a judge that needs no endpoint."""
+
+    def made(name: str, **options: Any) -> Judge:
+        return Stern() if name == "endpoint:stern" else make_judge(name, **options)
+
+    monkeypatch.setattr(task_options, "make_judge", made)
+
+
+@pytest.fixture
+def parts(tiny_llama: LanguageModel, tmp_path: Path) -> dict[str, Any]:
+    """A model and an SAE in directories."""
+    model = tmp_path / "model"
+    tiny_llama.hf.save_pretrained(model)
+    tiny_llama.tokenizer.save_pretrained(model)
+    sae = planted_sae(tiny_llama, "resid_post.1")
+    info = replace(sae.info, model=str(model))
+    save_dictionary(Standard(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, info=info), tmp_path / "sae")
+    return {"task": "few_harmful:Harmful", "model": str(model), "sae": str(tmp_path / "sae")}
+
+
+def train(parts: dict[str, Any], run: Path, **settings: Any) -> None:
+    small: dict[str, Any] = {
+        "mask": "none", "hidden": (4,), "iterations": 1, "items_per_iteration": 2, "repeats": 2, "validate_every": 1,
+        "checkpoint_every": 1, "headroom_items": 0,
+    }  # fmt: skip
+    train_policy(PolicyConfig(run=run, **parts, **(small | settings)))
+
+
+def evaluated(*runs: Path) -> PolicyEvaluation:
+    return evaluate_policy(
+        EvaluateConfig(run=runs, controls=("random",), draws=1, equal_kl=False, used=1, sample=2, trace=False)
+    )
+
+
+@pytest.mark.usefixtures("stern")
+def test_a_policy_trained_with_a_judge_is_evaluated_with_it(parts: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(parts, run, judge="endpoint:stern", task_option=("per_split=3",))
+    assert SAID
+    assert read_record(run)["config"]["judge"] == "endpoint:stern"
+    SAID.clear()
+    LOADED.clear()
+    evaluation = evaluated(run)
+    assert LOADED == [("few-harmful", 3), ("few-harmless", 3)]
+    assert {prompt for _, prompt in SAID} >= {"doz", "fox", "foy"} | {"daz", "fax", "fay"}
+    assert evaluation.result.items == 3
+    assert evaluation.result.arm("policy").reward.estimate == 1
+    (companion,) = evaluation.companions
+    assert companion.items == 3
+    assert companion.arm("policy").reward.estimate == 0
+
+
+@pytest.mark.usefixtures("stern")
+def test_runs_under_different_judges_are_not_compared(parts: dict[str, Any], tmp_path: Path) -> None:
+    train(parts, tmp_path / "a")
+    train(parts, tmp_path / "b", judge="endpoint:stern")
+    train(parts, tmp_path / "c", task_option=("per_split=3",))
+    with pytest.raises(
+        UserError, match=r"run .*b: its judge is endpoint:stern, not the default; evaluate it by itself"
+    ):
+        evaluated(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match=r"run .*c: its task option is per_split=3, not the default"):
+        evaluated(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_run_without_the_fields_is_read_and_resumed(parts: dict[str, Any], tmp_path: Path) -> None:
+    """As runs were before there were judges and options: neither their record nor their directory's name changes."""
+    config = PolicyConfig(task="mmlu")
+    assert not {"judge", "judge_option", "task_option"} & set(config_dict(config))
+    assert PolicyConfig(task="mmlu", judge="rules").directory() != config.directory()
+    run = tmp_path / "run"
+    train(parts, run)
+    assert "judge" not in json.loads((run / "run.json").read_text())["config"]
+    assert read_policy_config(run).judge is None
+    assert evaluated(run).result.arm("policy").reward.estimate == 0
+
+
+def begin_training(**settings: Any) -> None:
+    Setup.of(PolicyConfig(task="few_harmful:Harmful", **settings))
+
+
+def begin_headroom(**settings: Any) -> None:
+    run_headroom(HeadroomConfig(task="few_harmful:Harmful", items=2, **settings))
+
+
+class ModelLoadedError(Exception):
+    """The model was asked for."""
+
+
+@pytest.mark.parametrize("begin", [begin_training, begin_headroom])
+def test_options_reach_the_loader_and_mistakes_show_before_the_model(
+    begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ModelLoadedError
+
+    for module in (setup, headroom_command):
+        monkeypatch.setattr(module, "load_model", load)
+    with pytest.raises(ModelLoadedError):
+        begin(task_option=("per-split=2",), judge="rules")
+    assert LOADED == [("few-harmful", 2)]
+    owner = "task few_harmful:Harmful takes per_split"
+    for settings, message in (
+        ({"task_option": ("per_splot=2",)}, f"task option 'per_splot': {owner}; did you mean per_split?"),
+        ({"task_option": ("shots=2",)}, f"task option 'shots': {owner}; choose one of them"),
+        ({"task_option": ("judge=rules",)}, f"task option 'judge': {owner}; choose one of them"),
+        ({"task_option": ("per_split=few",)}, "task option 'per_split=few': it must be a whole number; change"),
+        ({"judge": "oracle"}, "judge 'oracle': there are rules, classifier:PATH and endpoint:MODEL@URL"),
+        ({"judge_option": ("timeout=3",)}, "judge option 'timeout=3': no judge is named; name one with --judge"),
+        ({"judge": "rules", "judge_option": ("timeout=3",)}, "judge option 'timeout': judge rules takes none; leave"),
+        (
+            {"judge": "classifier:x", "judge_option": ("treshold=1",)},
+            "judge option 'treshold': judge classifier:x takes refusal_label, threshold, with_prompt, batch_size, "
+            "device; did you mean threshold?",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            begin(**settings)
+        assert message in caught.value.line
+
+
+def test_a_judge_for_a_task_that_none_reads_is_refused() -> None:
+    with pytest.raises(UserError, match="judge 'rules': no judge reads the answers of ioi; leave it out"):
+        Setup.of(PolicyConfig(task="ioi", judge="rules"))
+
+
+def test_an_endpoint_s_replies_stay_in_the_run_without_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    from trimtab.judges.endpoint import EndpointJudge
+
+    asked: list[object] = []
+
+    def ask(self: EndpointJudge, request: object) -> str:
+        asked.append(request)
+        return "refusal"
+
+    monkeypatch.setattr(EndpointJudge, "_ask", ask)
+    config = PolicyConfig(
+        task="few", run=tmp_path / "run", judge="endpoint:m@http://127.0.0.1:9/v1", judge_option=("max_tries=2",)
+    )
+    for _ in range(2):
+        judge = task_options.task_options(replace(config, task="few_harmful:Harmful"))["judge"]
+        assert judge.config.max_tries == 2
+        assert judge.score("a prompt", "an answer").refused
+    assert len(asked) == 1
+    assert "a prompt" not in (tmp_path / "run/judge.jsonl").read_text()
+    beside = HeadroomConfig(task="few", out=tmp_path / "headroom.json").transcript
+    assert beside == tmp_path / "headroom.judge.jsonl"
+
+
+def test_values_have_the_types_that_are_asked_for() -> None:
+    kinds = {
+        "a": int, "b": float | None, "c": bool, "d": Sequence[str] | None, "e": tuple[int, ...], "f": Path,
+        "g": Literal["x", 2], "h": str, "i": tuple, "j": object,
+    }  # fmt: skip
+    texts = ("a=3", "b=0.5", "c=no", "d=x, y", "e=1,2", "f=a/b", "g=2", "h=k=v", "i=p")
+    found = read_options(texts, kinds, what="option", owner="it")
+    assert found == {
+        "a": 3, "b": 0.5, "c": False, "d": ("x", "y"), "e": (1, 2), "f": Path("a/b"), "g": 2, "h": "k=v", "i": ("p",),
+    }  # fmt: skip
+    for text, message in (
+        ("a", "option 'a': it has no value; write NAME=VALUE"),
+        ("b=x", "option 'b=x': it must be a number; change the value"),
+        ("c=maybe", "it must be true or false"),
+        ("e=1,x", "it must be a whole number"),
+        ("g=y", "it must be one of x, 2"),
+        ("j=1", "it must be of the type object, which can only be given in Python"),
+    ):
+        with pytest.raises(UserError) as caught:
+            read_options((text,), kinds, what="option", owner="it")
+        assert message in caught.value.line
+    with pytest.raises(UserError, match="option 'a': it is given twice"):
+        read_options(("a=1", "a=2"), kinds, what="option", owner="it")
