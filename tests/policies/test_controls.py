@@ -23,6 +23,7 @@ from trimtab.policies.controls.lora import learn_adapter
 from trimtab.policies.controls.matching import match_kl
 from trimtab.policies.controls.probe import fit_gate, gated_like_policy, gated_source
 from trimtab.policies.controls.prompting import best_instruction, instructed
+from trimtab.policies.controls.random_allowed import AllowedRandomSource
 from trimtab.policies.controls.scene import MatchedSource, Scene, Schedule
 from trimtab.policies.controls.static import best_static, static_source
 from trimtab.policies.controls.vectors import learn_vector
@@ -74,6 +75,34 @@ def test_the_planted_static_feature_is_found_and_solves_everything(
     assert test.play(static_source(test, choice)).reward.mean() == 1
     others = test.play(StaticSource(planted_dictionary, 7, 2.0, SITE))
     assert np.array_equal(others.reward, test.play().reward)
+
+
+def test_allowed_features_are_drawn_evenly_where_the_policy_edits(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    """Under `current` only features that fire at the token may be drawn, each as likely."""
+    test = scene_of(readout_setup(planted, planted_dictionary, Planted, mask="current"), "test")
+    (policy,) = policy_play(constant_policy(planted_dictionary, 0))(test, 1.0)
+    schedule = Schedule.of(policy)
+    schedule.relative[::3] = 0  # as if the policy had left these items alone
+    scene = replace(test, schedule=schedule)
+    batch = TokenBatch.pad([list(p) for p in scene.episodes.prompts], planted.pad_id)
+    x = capture(planted, batch, [SITE])[planted.site(SITE)][:, -1]
+    fires = (planted_dictionary.encode(x) > 0).numpy()
+    edited = (schedule.relative[:, 0] != 0).numpy()
+    assert 0 < edited.sum() < len(edited)
+    assert 1 < fires.sum(1).min() < fires.sum(1).max() < 32
+    drawn = np.zeros(fires.shape)
+    for seed in range(200):
+        source = MatchedSource(AllowedRandomSource(scene.setup, seed), schedule)
+        log = scene.play(source).edits
+        kept = log.feature[:, 0] >= 0
+        drawn[log.row[kept].numpy(), log.feature[kept, 0].numpy()] += 1
+    assert np.array_equal(drawn.sum(1), 200 * edited)
+    assert not drawn[~fires].any()
+    expected = (200 / fires.sum(1, keepdims=True))[edited]
+    off = (drawn[edited] - expected)[fires[edited]] / np.sqrt(expected[:, 0]).repeat(fires[edited].sum(1))
+    assert np.abs(off).max() < 5
 
 
 def test_matched_arms_have_the_policys_dose_and_its_decisions(

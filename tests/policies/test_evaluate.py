@@ -97,7 +97,7 @@ def test_every_control_stands_beside_the_policy_with_its_interval(
     evaluated: tuple[PolicyEvaluation, Path], beside_all: PolicyEvaluation
 ) -> None:
     labels = {arm.label for arm in beside_all.result.arms}
-    names = ("random", "most-active", "static", "gated", "corrsteer", "shuffled", "vector")
+    names = ("random", "random-allowed", "most-active", "static", "gated", "corrsteer", "shuffled", "vector")
     assert {f"{name} at equal {match}" for name in names for match in ("dose", "kl")} <= labels
     own = {"unsteered", "policy", "static", "gated", "corrsteer", "vector", "lora", "prompting"}
     assert {*own, "letters: always the same", "letters: prior removed"} <= labels
@@ -354,7 +354,7 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="policy evaluate: there is no run to evaluate"):
         EvaluateConfig()
-    with pytest.raises(UserError, match="control 'magic': there is random, most-active"):
+    with pytest.raises(UserError, match="control 'magic': there is random, random-allowed"):
         EvaluateConfig(run=(tmp_path,), controls=("magic",))  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="kl_tolerance 0: it must lie between 0 and 1"):
         EvaluateConfig(run=(tmp_path,), kl_tolerance=0)

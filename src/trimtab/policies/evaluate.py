@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -46,10 +46,11 @@ from trimtab.policies.headroom import chosen_features
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.setup_headroom import setup_headroom
-from trimtab.policies.task_options import TASK_FIELDS, check_same_rewards, companion_options
+from trimtab.policies.task_options import TASK_FIELDS, check_same_rewards, companion_options, task_options
 from trimtab.policies.train import load_policy
-from trimtab.runs import Meter, Run, config_dict
-from trimtab.tasks import Companion, Task, load_task
+from trimtab.runs import Meter, Run, config_dict, read_record
+from trimtab.runs.record import RECORD_NAME
+from trimtab.tasks import Companion, Task, load_task, read_task
 
 OPENED = ("test", "all")
 """Splits with items that nothing may be chosen on."""
@@ -98,11 +99,12 @@ def _setup(config: PolicyConfig, known: Sequence[Entry]) -> Setup:
         if _setting(entry.setup.config) == plain:
             return replace(entry.setup, config=config)
     same = [e.setup for e in known if _same(e.setup.config, config, "model", "dtype", "device")]
+    tasks = [s.task for s in same if _same(s.config, config, *TASK_FIELDS)]
+    task = tasks[0] if tasks else read_task(config.task, config.data, **task_options(config))
     model = same[0].model if same else load_model(config.model, dtype=config.dtype, device=config.device)
     saes = [s.sae for s in same if s.config.sae == config.sae]
     sae = saes[0] if saes else load_dictionary(config.sae, model=model, device=model.device)
-    tasks = [s.task for s in same if _same(s.config, config, *TASK_FIELDS)]
-    return Setup.with_parts(config, model, sae, tasks[0] if tasks else None)
+    return Setup.with_parts(config, model, sae, task)
 
 
 def _same(a: PolicyConfig, b: PolicyConfig, *fields: str) -> bool:
@@ -139,7 +141,8 @@ def evaluate(entries: Sequence[Entry], config: EvaluateConfig, *, home: Run | No
     scenes = [Scene.of(p.entry.setup, _episodes(p, task, items, own=True)) for p in players]
     labels = [arm.label for arm in first.arms]
     played = _play(players, scenes, labels)
-    results.append(task_result(task, split, played, seed=config.seed))
+    orders = _other_orders(players, task, items) if config.every_order else []
+    results.append(task_result(task, split, played, seed=config.seed, other_orders=orders))
     rows += item_rows(task, split, played, players, keep_texts=config.keep_texts)
     if config.trace:
         write_traces(players, scenes, played, home, keep_texts=config.keep_texts)
@@ -265,22 +268,53 @@ def _opened(
 ) -> tuple[str, tuple[Any, ...]]:
     """The split's name and items, its opening recorded in every run."""
     items = task.items(config.split)
-    split = config.split
-    if config.items is not None and config.items < len(items):
-        items, split = task.sample(config.split, config.items), f"{config.split}[:{config.items}]"
+    split, total = config.split, len(items)
+    last = min(total, config.skip + (total if config.items is None else config.items))
+    if config.skip >= total:
+        raise UserError(f"skip {config.skip}", f"the split {config.split} has {total} items", "skip fewer")
+    if last - config.skip < total:
+        items = task.sample(config.split, last)[config.skip :]
+        split = f"{config.split}[{config.skip or ''}:{last}]"
     if config.split in OPENED:
+        ids = [item.id for item in items]
         for player in players:
             run = player.entry.run
-            before = sum(opening["split"].startswith(OPENED) for opening in run.record_dict["test_split_openings"])
-            if before:
+            if before := _openings(run.record_dict, ids):
                 warnings.append(f"the test split was opened before ({before}× in {run.path.name})")
-            run.open_split(split, [item.id for item in items])
+            run.open_split(split, ids)
+        warnings += _opened_elsewhere(players, task, ids)
     else:
         warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
     return split, items
 
 
-def _episodes(player: Player, task: Task, items: Sequence[Any], *, own: bool) -> Episodes:
+def _openings(record: Mapping[str, Any], ids: Sequence[str]) -> int:
+    """How often a run looked at any of these items of a split that nothing may be chosen on."""
+    splits, mine = record["splits"], set(ids)
+    names = [opening["split"] for opening in record["test_split_openings"]]
+    return sum(name.startswith(OPENED) and not mine.isdisjoint(splits.get(name, ())) for name in names)
+
+
+def _opened_elsewhere(players: Sequence[Player], task: Task, ids: Sequence[str]) -> list[str]:
+    """Whether runs beside these looked at the items: what was seen there may have shaped what was trained here."""
+    own = {player.entry.run.path.resolve() for player in players}
+    found = []
+    for place in sorted({path.parent for path in own}):
+        for file in sorted(place.glob(f"*/{RECORD_NAME}")):
+            if file.parent.resolve() in own:
+                continue
+            try:
+                record = read_record(file.parent)
+            except UserError:
+                continue
+            if record["config"].get("task") == task.name and _openings(record, ids):
+                found.append(file.parent.name)
+    if not found:
+        return []
+    return [f"runs beside these looked at the same test items before ({', '.join(found)}): use --skip for fresh ones"]
+
+
+def _episodes(player: Player, task: Task, items: Sequence[Any], *, own: bool, permutation: int = 0) -> Episodes:
     config = player.entry.setup.config
     return Episodes.of(
         player.entry.setup.model,
@@ -288,6 +322,7 @@ def _episodes(player: Player, task: Task, items: Sequence[Any], *, own: bool) ->
         items,
         options_only=config.options_only and (own or task.options_only),
         max_new_tokens=config.max_new_tokens if own else None,
+        permutation=permutation,
     )
 
 
@@ -307,6 +342,18 @@ def _play(players: list[Player], scenes: list[Scene], labels: Sequence[str]) -> 
                     scenes[i] = replace(scenes[i], schedule=Schedule.of(played))
             meter.advance()
     return [found[label] for label in labels]
+
+
+def _other_orders(players: list[Player], task: Task, items: Sequence[Any]) -> list[list[PlayedArm]]:
+    """The main arms under the other cyclic orders of the items' options, an order at a time."""
+    arms = [arm for arm in players[0].arms if arm.name in MAIN and arm.match == "own"]
+    found = []
+    for permutation in range(1, min(task.orders(item) for item in items)):
+        scenes = [
+            Scene.of(p.entry.setup, _episodes(p, task, items, own=True, permutation=permutation)) for p in players
+        ]
+        found.append(_play(players, scenes, [arm.label for arm in arms]))
+    return found
 
 
 def _companion(

@@ -22,6 +22,7 @@ from trimtab.policies.controls.lora import learn_adapter
 from trimtab.policies.controls.matching import KlMatch, match_kl
 from trimtab.policies.controls.probe import GateFit, fit_gate, gated_like_policy, gated_source
 from trimtab.policies.controls.prompting import PromptChoice, best_instruction, instructed
+from trimtab.policies.controls.random_allowed import AllowedRandomSource
 from trimtab.policies.controls.scene import MatchedSource, Play, Played, Scene
 from trimtab.policies.controls.static import StaticChoice, best_static, static_source
 from trimtab.policies.controls.vectors import learn_vector
@@ -29,7 +30,17 @@ from trimtab.policies.networks import Policy
 from trimtab.steering import DirectionSource, DirectionTable, RandomFeatureSource, StaticSource, TopActiveSource
 
 Control = Literal[
-    "random", "most-active", "static", "gated", "corrsteer", "shuffled", "vector", "lora", "prompting", "letters"
+    "random",
+    "random-allowed",
+    "most-active",
+    "static",
+    "gated",
+    "corrsteer",
+    "shuffled",
+    "vector",
+    "lora",
+    "prompting",
+    "letters",
 ]
 CONTROLS: tuple[str, ...] = get_args(Control)
 Match = Literal["own", "dose", "kl"]
@@ -171,6 +182,13 @@ def arms_of_run(
     seed = validation.setup.config.seed
     if "random" in controls:
         matched("random", lambda scene, draw: _random(scene, seed * 1000 + draw), {}, effort.draws)
+    if "random-allowed" in controls:
+        matched(
+            "random-allowed",
+            lambda scene, draw: AllowedRandomSource(scene.setup, seed * 1000 + draw),
+            {"mask": validation.setup.config.mask},
+            effort.draws,
+        )
     if "most-active" in controls:
         matched("most-active", lambda scene, _: TopActiveSource(scene.setup.sae, 1.0, scene.setup.site), {}, 1)
     if shared.static is not None and "static" in controls:

@@ -1,0 +1,176 @@
+"""What an evaluation says of outcomes that are given: two kinds of intervals, orders of options, equal divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted_readout import Planted
+from rich.console import Console
+from test_evaluate import QUICK, entry
+
+from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel
+from trimtab.policies.controls.arms import Arm, Match
+from trimtab.policies.controls.scene import Played
+from trimtab.policies.evaluate import evaluate
+from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluation import PlayedArm, task_result
+from trimtab.policies.evaluation_tables import gain_line
+from trimtab.stats import bootstrap_mean
+from trimtab.tasks import Item, Outcome
+
+
+def outcomes(rewards: Sequence[float]) -> list[Outcome]:
+    return [Outcome(reward=float(r), correct=bool(r)) for r in rewards]
+
+
+def arm(
+    name: str, runs: Sequence[Sequence[Sequence[float]]], match: Match = "own", kl: float | None = None
+) -> PlayedArm:
+    """An arm by its rewards, `[run][draw][item]`."""
+    arms = [Arm(name=name, match=match, play=lambda scene, scale: []) for _ in runs]
+    found = [
+        [Played(outcomes(draw), None, None if kl is None else torch.full((len(draw),), kl)) for draw in run]
+        for run in runs
+    ]
+    return PlayedArm(arms, found)
+
+
+def test_trainings_are_resampled_in_an_interval_of_their_own() -> None:
+    """Seeds inside items say how sure these policies' difference is; another training may end quite differently."""
+    rng = np.random.default_rng(0)
+    policy = rng.random((3, 100)) < np.array([[0.8], [0.5], [0.2]])
+    control = rng.random((3, 2, 100)) < 0.5
+    unsteered = rng.random(100) < 0.5
+    result = task_result(
+        Planted.load(),
+        "test",
+        [
+            arm("unsteered", [[unsteered]]),
+            arm("policy", [[run] for run in policy]),
+            arm("random", control.tolist()),
+        ],
+    )
+    for label, rows in (("unsteered", policy - 1.0 * unsteered), ("random", policy - control.mean(1))):
+        found = result.arm(label)
+        expected = bootstrap_mean(rows, seeds="crossed")
+        assert found.difference_over_runs == expected
+        assert found.difference_by_run == pytest.approx(rows.mean(1))
+        assert found.difference is not None
+        assert found.difference.estimate == pytest.approx(expected.estimate)
+        assert expected.high - expected.low > 2 * (found.difference.high - found.difference.low)
+    assert result.arm("policy").reward_over_runs == bootstrap_mean(policy.astype(float), seeds="crossed")
+    assert result.arm("unsteered").reward_over_runs is None
+    assert result.gain.over_runs == result.arm("unsteered").difference_over_runs
+    assert "Over trainings, too" in gain_line(result)
+    alone = task_result(Planted.load(), "test", [arm("unsteered", [[unsteered]]), arm("policy", [[policy[0]]])])
+    assert alone.arm("unsteered").difference_over_runs is None
+    assert "Over trainings" not in gain_line(alone)
+
+
+def test_a_divergence_that_is_equal_on_validation_alone_is_marked() -> None:
+    rewards = [[[0.0, 1.0, 1.0]]]
+    arms = [
+        arm("unsteered", rewards),
+        arm("policy", rewards, kl=0.5),
+        arm("random", rewards, "kl", 0.54),
+        arm("static", rewards, "kl", 0.6),
+        arm("vector", rewards, "own", 3.0),
+    ]
+    result = task_result(Planted.load(), "test", arms)
+    assert [one.equal_kl for one in result.arms] == [None, None, True, False, None]
+
+
+class Shown(Planted):
+    name = "shown"
+    shown_metrics = ("accuracy", "not-there")
+
+
+def test_the_tasks_own_metrics_have_intervals_over_items() -> None:
+    rng = np.random.default_rng(1)
+    policy, unsteered = rng.random((2, 80)) < 0.6, rng.random(80) < 0.5
+    arms = [arm("unsteered", [[unsteered]]), arm("policy", [[run] for run in policy])]
+    result = task_result(Shown.load(), "test", arms)
+    (accuracy,) = result.arm("policy").metric_intervals.values()
+    expected = bootstrap_mean(policy.astype(float))
+    assert accuracy.estimate == pytest.approx(expected.estimate)
+    assert (accuracy.low, accuracy.high) == (
+        pytest.approx(expected.low, abs=0.02),
+        pytest.approx(expected.high, abs=0.02),
+    )
+
+
+class TwoOrders(Planted):
+    """Which letter is right depends on the order that the options are shown in, which the model does not see."""
+
+    name = "two-orders"
+
+    def orders(self, item: Item) -> int:
+        return 2
+
+    def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
+        right = item.answer if permutation == 0 else "N"
+        return Outcome(reward=float(text[:1] == right), correct=text[:1] == right, answer=text[:1])
+
+
+def test_who_names_the_same_letter_under_every_order_knows_nothing(
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
+) -> None:
+    """The policy always says Y, which is right in the first order and wrong in the second."""
+    made = entry(tmp_path / "run", planted, planted_dictionary, TwoOrders.load(), 0)
+    settings = {"controls": ("random",), "equal_kl": False, "trace": False}
+    evaluation = evaluate([made], EvaluateConfig(run=(tmp_path,), **(QUICK | settings)))  # pyright: ignore
+    policy, unsteered = evaluation.result.arm("policy"), evaluation.result.arm("unsteered")
+    assert policy.reward.estimate == 1
+    assert policy.known is not None
+    assert policy.known.estimate == 0
+    assert unsteered.known is not None
+    assert unsteered.known.estimate == 0
+    assert unsteered.known_difference is not None
+    assert evaluation.result.arm("random at equal dose").known is None
+    screen = Console(width=200, record=True, no_color=True)
+    screen.print(evaluation.render())
+    assert "known: right under every cyclic" in screen.export_text()
+    off = evaluate([made], EvaluateConfig(run=(tmp_path,), every_order=False, **(QUICK | settings)))  # pyright: ignore
+    assert off.result.arm("policy").known is None
+
+
+def test_an_order_reaches_prompts_and_answers(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    from trimtab.policies.episodes import Episodes
+
+    class Said(TwoOrders):
+        def prompt(self, item: Item, permutation: int = 0) -> str:
+            return f"{super().prompt(item, permutation)}{permutation}"
+
+    task = Said.load()
+    items = task.items("test")[:3]
+    first, second = (Episodes.of(planted, task, items, options_only=True, permutation=k) for k in (0, 1))
+    assert [planted.decode_ids(list(p))[-1] for p in (first.prompts[0], second.prompts[0])] == ["0", "1"]
+    assert second.take([1]).permutation == 1
+
+
+def test_items_that_were_looked_at_can_be_left_out(
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
+) -> None:
+    one = entry(tmp_path / "one", planted, planted_dictionary, Planted.load(), 0)
+    other = entry(tmp_path / "other", planted, planted_dictionary, Planted.load(), 0, dose=1.5)
+    settings = {"controls": ("random",), "equal_kl": False, "trace": False, "items": 10}
+
+    def run(made: object, **more: object) -> tuple[str, ...]:
+        config = EvaluateConfig(run=(tmp_path,), **(QUICK | settings | more))  # pyright: ignore
+        return evaluate([made], config).warnings  # pyright: ignore
+
+    assert not any("before" in warning for warning in run(one))
+    assert any("runs beside these looked at the same test items before (one)" in w for w in run(other))
+    assert not any("before" in warning for warning in run(other, skip=10))
+    assert any("was opened before (1× in other)" in warning for warning in run(other, skip=15))
+    openings = [o["split"] for o in other.run.record_dict["test_split_openings"]]
+    assert openings == ["test[:10]", "test[10:20]", "test[15:25]"]
+    assert other.run.record_dict["splits"]["test[10:20]"] == [i.id for i in Planted.load().sample("test", 20)[10:]]
+    with pytest.raises(UserError, match="skip 62: the split test has 62 items"):
+        run(other, skip=62)
