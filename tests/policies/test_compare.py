@@ -249,3 +249,16 @@ def test_mistakes_are_named(runs: Path, tmp_path: Path) -> None:
     (runs / "current/evaluation_items.parquet").write_bytes(b"no")
     with pytest.raises(UserError, match="it is not readable as Parquet"):
         compare(runs / "current")
+
+
+def test_other_options_and_judges_are_shown_and_warned_of(runs: Path) -> None:
+    warning = "rewards do not mean the same: the runs differ in options of the task or in the judge"
+    both = [runs / mask for mask in MASKS]
+    assert warning not in compare(*both).warnings
+    record = json.loads((both[1] / "run.json").read_text())
+    record["config"] |= {"task_option": ["shots=2", "subjects=a"], "judge": "classifier:x"}
+    (both[1] / "run.json").write_text(json.dumps(record))
+    found = compare(*both)
+    assert warning in found.warnings
+    assert [run.settings["task_option"] for run in found.runs] == [None, "shots=2 subjects=a"]
+    assert "classifier:x" in shown(found)

@@ -211,3 +211,16 @@ def test_values_have_the_types_that_are_asked_for() -> None:
         assert message in caught.value.line
     with pytest.raises(UserError, match="option 'a': it is given twice"):
         read_options(("a=1", "a=2"), kinds, what="option", owner="it")
+
+
+def test_a_headroom_says_under_what_it_was_measured(parts: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "headroom.json"
+    run_headroom(
+        HeadroomConfig(
+            task=parts["task"], model=parts["model"], sae=(parts["sae"],), items=2, features=2, candidates="random",
+            masks=("none",), dose=(1.0,), judge="rules", task_option=("per_split=2",), out=out,
+        )
+    )  # fmt: skip
+    written = json.loads(out.read_text())
+    assert (written["judge"], written["task_option"]) == ("rules", ["per_split=2"])
+    assert written["lines"][0]["items"] == 2

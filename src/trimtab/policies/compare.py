@@ -20,7 +20,8 @@ from trimtab.policies.tables import add_columns
 from trimtab.runs import read_json, read_metrics, read_record
 from trimtab.stats import Interval, bootstrap_mean
 
-SETTINGS = ("model", "sae", "site", "mask", "dose", "unit", "seed")
+_READ_BY = ("task_option", "judge", "judge_option")
+SETTINGS = ("model", "sae", "site", "mask", "dose", "unit", "seed", *_READ_BY)
 """Fields of the config that runs are compared by; those that all share stand in the title."""
 
 
@@ -192,7 +193,7 @@ def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> 
     return ComparedRun(
         run=str(path),
         status=record["status"],
-        settings={name: config.get(name) for name in SETTINGS},
+        settings={name: _setting(config.get(name)) for name in SETTINGS},
         split=split,
         items=items,
         reward=reward,
@@ -207,6 +208,10 @@ def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> 
         iterations=max((line["step"] for line in metrics), default=0),
         seconds=results.get("seconds"),
     )
+
+
+def _setting(value: Any) -> Any:
+    return (" ".join(value) or None) if isinstance(value, list) else value
 
 
 def _kept(metrics: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -284,6 +289,8 @@ def _warnings(runs: Sequence[ComparedRun], records: Sequence[Mapping[str, Any]])
     found = []
     if unfinished := [Path(run.run).name for run in runs if run.status != "done"]:
         found.append(f"not finished: {', '.join(unfinished)}")
+    if len({tuple(run.settings[name] for name in _READ_BY) for run in runs}) > 1:
+        found.append("rewards do not mean the same: the runs differ in options of the task or in the judge")
     if len(splits := sorted({run.split for run in runs})) > 1:
         found.append(f"rewards are on different items: {', '.join(splits)}; evaluate all runs on the same")
     elif splits == ["validation"]:

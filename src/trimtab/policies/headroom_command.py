@@ -130,6 +130,9 @@ class HeadroomResult:
     model: str
     split: str
     lines: tuple[Headroom, ...]
+    task_option: tuple[str, ...] = ()
+    judge: str | None = None
+    """As given; None for the task's own default."""
 
     def render(self) -> Table:
         """One row for each SAE, dose and mask."""
@@ -170,7 +173,8 @@ class HeadroomResult:
              "warnings": list(line.warnings())}
             for line in self.lines
         ]  # fmt: skip
-        return {"task": self.task, "model": self.model, "split": self.split, "lines": lines}
+        named = {name: getattr(self, name) for name in ("task", "task_option", "judge", "model", "split")}
+        return {**named, "lines": lines}
 
 
 def run_headroom(config: HeadroomConfig) -> HeadroomResult:
@@ -199,8 +203,9 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
     places = [_place(model, sae, episodes, config, cache) for sae in saes]
     tables = _by_decoding if episodes.max_new_tokens > 1 else _through_the_prefix
     result = HeadroomResult(
-        task=task.name, model=model.name, split=config.split, lines=tables(model, places, episodes, config, cache)
-    )
+        task=task.name, model=model.name, split=config.split, lines=tables(model, places, episodes, config, cache),
+        task_option=config.task_option, judge=config.judge,
+    )  # fmt: skip
     if config.out is not None:
         write_json(config.out, json_safe(result.to_json()))
     return result
