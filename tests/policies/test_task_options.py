@@ -18,6 +18,7 @@ from trimtab.errors import UserError
 from trimtab.judges import Judge, make_judge
 from trimtab.lm import LanguageModel
 from trimtab.policies import headroom_command, setup, task_options
+from trimtab.policies.analyses.command import AnalyzeConfig, analyze_policy
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
@@ -88,6 +89,16 @@ def test_a_policy_trained_with_a_judge_is_evaluated_with_it(parts: dict[str, Any
     (companion,) = evaluation.companions
     assert companion.items == 3
     assert companion.arm("policy").reward.estimate == 0
+
+
+@pytest.mark.usefixtures("stern")
+def test_a_policy_trained_with_a_judge_is_analysed_with_it(parts: dict[str, Any], tmp_path: Path) -> None:
+    train(parts, tmp_path / "run", judge="endpoint:stern", task_option=("per_split=3",))
+    SAID.clear()
+    LOADED.clear()
+    analyze_policy(AnalyzeConfig(run=(tmp_path / "run",), parts=("ledger",), items=2, ablated=1, contexts=1))
+    assert LOADED == [("few-harmful", 3)]
+    assert {prompt for _, prompt in SAID} < {"doz", "fox", "foy"}
 
 
 @pytest.mark.usefixtures("stern")
