@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from first_letter_training import letter_config, train
 
 from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
+from trimtab.policies import masks
+from trimtab.policies import setup as surroundings
+from trimtab.policies import train as training
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import TrainingSummary
+from trimtab.runs import Meter
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
@@ -75,6 +80,42 @@ def test_training_starts_with_no_edit_as_likely_as_was_asked_for(
     assert found == pytest.approx(share or 1 / (1 + sae.n_features), abs=0.06)
 
 
+def test_what_comes_before_training_shows_how_far_it_is(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsteered answers, those on training items and those on validation items, each row counted as it ends."""
+    meters: list[Meter] = []
+    said: list[str] = []
+
+    class Watched(Meter):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            said.append(self.description)
+            meters.append(self)
+
+        def describe(self, description: str) -> None:
+            said.append(description)
+            super().describe(description)
+
+    for module in (training, masks, surroundings):
+        monkeypatch.setattr(module, "Meter", Watched)
+    train(tiny_llama, sae, small(tmp_path / "run", mask="accumulated", iterations=1, headroom_items=0))
+    begun = said.index("before training, unsteered answers")
+    assert said[begun : begun + 5] == [
+        "before training, unsteered answers",
+        "before training, answers on training items",
+        "finding the features that fire in prompts",
+        "before training, answers on validation items",
+        "finding the features that fire in prompts",
+    ]
+    assert said[-1] == "training the policy"
+    for meter in meters:
+        assert meter.completed == meter.total
+    task = FirstLetter.load()
+    (before,) = [meter for meter in meters if meter.description.startswith("before training")]
+    assert before.total == 2 * len(task.items("validation")) + len(task.items("train"))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_policy_learns_which_feature_each_context_needs(
     tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, seed: int
@@ -101,8 +142,8 @@ def test_no_headroom_is_said_before_training(
     from trimtab.tasks import Outcome
 
     monkeypatch.setattr(FirstLetter, "parse", lambda *_a, **_k: Outcome(reward=1.0, correct=True))
-    done = train(tiny_llama, sae, small(tmp_path / "run", iterations=1))
-    assert done.warnings == ("no headroom: the unsteered model already gets every validation item right",)
+    done = train(tiny_llama, sae, small(tmp_path / "run", iterations=1, headroom_items=0))
+    assert done.warnings[0] == "no headroom: the unsteered model already gets every validation item right"
     assert f"trimtab: warning: {done.warnings[0]}" in capsys.readouterr().err
 
 

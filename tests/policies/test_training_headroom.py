@@ -21,8 +21,9 @@ from trimtab.policies.headroom import headroom, headroom_table
 from trimtab.policies.headroom_by_decoding import headroom_by_decoding, last_prompt_activations
 from trimtab.policies.headroom_candidates import Candidates, candidate_order
 from trimtab.policies.setup import Setup
-from trimtab.policies.train import fit
+from trimtab.policies.train import CHECKPOINTS, fit
 from trimtab.runs import Run
+from trimtab.training.checkpoint import latest_checkpoint
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
@@ -33,7 +34,7 @@ def small(run: Path, **settings: object) -> PolicyConfig:
 def test_lines_are_those_of_validation_items_and_change_nothing(
     tiny_llama: LanguageModel, sae: Standard, tmp_path: Path
 ) -> None:
-    plain = train(tiny_llama, sae, small(tmp_path / "plain"))
+    plain = train(tiny_llama, sae, small(tmp_path / "plain", headroom_items=0))
     config = small(tmp_path / "run", headroom_items=5)
     measured = train(tiny_llama, sae, config)
     for name, tensor in plain.policy.state_dict().items():
@@ -48,6 +49,55 @@ def test_lines_are_those_of_validation_items_and_change_nothing(
     assert line["items"] == 5
     for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "readout"):
         assert line[name]["estimate"] == getattr(found, name).estimate, name
+
+
+@pytest.mark.parametrize(("tokens", "items"), [(1, 8), (2, None)])
+def test_without_a_word_one_token_answers_are_measured_on_eight_items(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, tokens: int, items: int | None
+) -> None:
+    train(tiny_llama, sae, small(tmp_path / "run", max_new_tokens=tokens))
+    path = tmp_path / "run/headroom.json"
+    assert (json.loads(path.read_text())["lines"][0]["items"] if path.exists() else None) == items
+
+
+def test_what_cannot_be_measured_stops_training_only_if_it_was_asked_for(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise UserError("layer 2", "it cannot be called alone", "use another model")
+
+    monkeypatch.setattr(module, "setup_headroom", refuse)
+    done = train(tiny_llama, sae, small(tmp_path / "default"))
+    assert "headroom was not measured: it cannot be called alone" in done.warnings
+    with pytest.raises(UserError, match="layer 2: it cannot be called alone"):
+        train(tiny_llama, sae, small(tmp_path / "asked", headroom_items=2))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_dose_that_changes_no_reward_is_warned_of(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: int
+) -> None:
+    """After the first iteration, once, whether or not headroom is measured; and it outlives an interruption."""
+    done = train(tiny_llama, sae, small(tmp_path / "run", dose=1e-6, max_new_tokens=tokens, headroom_items=0))
+    said = (
+        "no effect: in the first iteration none of 12 rollouts of 6 items earned another reward than the unsteered "
+        "model; try another dose, mask or site"
+    )
+    assert done.warnings == (said,)
+    assert capsys.readouterr().err.count(f"trimtab: warning: {said}") == 1
+    checkpoint = latest_checkpoint(tmp_path / "run" / CHECKPOINTS)
+    assert checkpoint is not None
+    assert checkpoint.facts["warnings"] == [said]
+
+
+def test_a_dose_that_changes_rewards_is_not_warned_of(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> None:
+    done = train(tiny_llama, sae, small(tmp_path / "run", mask="none", items_per_iteration=20, repeats=8))
+    assert not [warning for warning in done.warnings if warning.startswith("no effect")]
+
+
+def test_nothing_flips_is_warned_of_without_a_word(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> None:
+    done = train(tiny_llama, sae, small(tmp_path / "run", dose=1e-6))
+    assert "no headroom: no feature at this dose makes any wrong item right" in done.warnings
 
 
 def test_lines_are_measured_once_and_their_warnings_are_kept(

@@ -55,8 +55,9 @@ class PolicyConfig:
     """Use only this many training items."""
     validation_items: int | None = 256
     """Use only this many validation items."""
-    headroom_items: int = 0
-    """Items on which headroom is measured before training; 0 skips it."""
+    headroom_items: int | None = None
+    """Validation items on which headroom is measured before training; if not given, 8 where answers are one token and
+    none where they are longer. 0 skips it."""
     iterations: int = 60
     """Batches of rollouts, each followed by an update."""
     items_per_iteration: int = 32
@@ -110,7 +111,7 @@ class PolicyConfig:
         for name in ("kl_penalty", "temperature", "prompt_cache_gb"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "set it to 0 or more")
-        if self.headroom_items < 0 or self.headroom_items == 1:
+        if self.headroom_items is not None and (self.headroom_items < 0 or self.headroom_items == 1):
             raise UserError(
                 f"headroom_items {self.headroom_items}", "there is too little to compare", "use 0, or 2 and more"
             )

@@ -34,6 +34,8 @@ from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_che
 
 CHECKPOINTS = "checkpoints"
 UNTRAINED = "  no checkpoint did better than the untrained policy, so that it is the one that is kept: train longer?"
+NO_OTHER = 1e-6
+"""Rewards that differ by less are the same."""
 LOG_RATIO_LIMIT = 1e-5
 """Largest difference that rollout and update may show in an action's log-probability before the first gradient step."""
 
@@ -133,7 +135,8 @@ class _Trainer:
 
     def run_all(self) -> TrainedPolicy:
         began = time.perf_counter()
-        warnings = tuple(self.facts["warnings"]) if "warnings" in self.facts else self._before_training()
+        if "warnings" not in self.facts:
+            self._before_training()
         with Meter("training the policy", self.config.iterations, done=self.iteration) as meter:
             while self.iteration < self.config.iterations:
                 self._iterate()
@@ -148,10 +151,10 @@ class _Trainer:
             iterations=self.iteration,
             rollouts=self.iteration * self.config.items_per_iteration * self.config.repeats,
             seconds=time.perf_counter() - began,
-            warnings=warnings,
+            warnings=tuple(self.facts["warnings"]),
         )
 
-    def _before_training(self) -> tuple[str, ...]:
+    def _before_training(self) -> None:
         """Score the model unsteered, show the normaliser what the policy will see, warn where nothing can be gained."""
         warnings = []
         which = np.random.default_rng([self.config.seed, 2]).permutation(len(self.train))[:256].tolist()
@@ -167,7 +170,6 @@ class _Trainer:
             meter.describe("before training, answers on validation items")
             self._validate(meter)
         self._save()
-        return tuple(warnings)
 
     def _see(self, episodes: Episodes, meter: Meter) -> None:
         """Show the normaliser what the policy meets on items, and set how likely no edit is at the start."""
@@ -211,11 +213,26 @@ class _Trainer:
         self.policy.normaliser.show(decisions.observation[decisions.valid])
         self.iteration += 1
         self._log(rollouts, decisions, report, time.perf_counter() - began)
+        if self.iteration == 1:
+            self._warn_of_no_effect(which.tolist(), rollouts)
         last = self.iteration == config.iterations
         if self.iteration % config.validate_every == 0 or last:
             self._validate()
         if self.iteration % config.checkpoint_every == 0 or last:
             self._save()
+
+    def _warn_of_no_effect(self, which: Sequence[int], rollouts: Rollouts) -> None:
+        """Warn if no rollout of the first iteration earned another reward than the unsteered model on its item."""
+        unsteered = self._decode(None, self.train.take(which))
+        plain = np.repeat([outcome.reward for outcome in unsteered.outcomes], self.config.repeats)
+        steered = np.array([outcome.reward for outcome in rollouts.outcomes])
+        if not (np.abs(steered - plain) > NO_OTHER).any():
+            warning = (
+                f"no effect: in the first iteration none of {len(steered):,} rollouts of {len(which)} items earned "
+                "another reward than the unsteered model; try another dose, mask or site"
+            )
+            self.facts["warnings"] = [*self.facts["warnings"], warning]
+            _warn([warning])
 
     def _decode(self, source: Any, episodes: Episodes, meter: Meter | None = None) -> Rollouts:
         config = self.config

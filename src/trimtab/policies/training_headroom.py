@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from trimtab.errors import UserError
 from trimtab.policies.episodes import Episodes
 from trimtab.policies.headroom import headroom
 from trimtab.policies.headroom_by_decoding import PROMPTS_TOGETHER
@@ -14,6 +15,8 @@ from trimtab.policies.setup_headroom import allowed_by, setup_headroom
 from trimtab.runs import Run, json_safe, write_json
 
 HEADROOM_FILE = "headroom.json"
+ITEMS = 8
+"""Items for one-token answers, if nothing else was asked for."""
 
 
 def training_headroom(setup: Setup, run: Run, validation: Episodes) -> tuple[str, ...]:
@@ -23,7 +26,8 @@ def training_headroom(setup: Setup, run: Run, validation: Episodes) -> tuple[str
     drawn at random where the SAE comes without statistics.
 
     Args:
-        setup: of the training; its config says how many items (0: nothing is measured).
+        setup: of the training; its config says how many items (0: nothing is measured; None: 8 where answers are one
+            token, none where they are longer).
         run: open; gets `headroom.json`, as `trimtab policy headroom --out` writes it.
         validation: the training's validation items.
 
@@ -31,18 +35,24 @@ def training_headroom(setup: Setup, run: Run, validation: Episodes) -> tuple[str
         What speaks against training here.
 
     Raises:
-        UserError: the mask allows nothing where one-token answers are chosen, so that there is nothing to learn.
+        UserError: the mask allows nothing where one-token answers are chosen, so that there is nothing to learn; or
+            headroom that was asked for cannot be measured. Where it was not asked for, that is a warning.
     """
     config = setup.config
     warnings = _mask_warnings(setup, validation)
-    if not config.headroom_items:
+    wanted = config.headroom_items
+    if wanted is None:
+        wanted = ITEMS if validation.max_new_tokens == 1 else 0
+    if min(wanted, len(validation)) < 2:  # a static feature is chosen on other items than it is scored on
         return warnings
     path = run.file(HEADROOM_FILE)
     if not path.exists():
-        few = validation.take(range(min(config.headroom_items, len(validation))))
+        few = validation.take(range(min(wanted, len(validation))))
         try:
             table = setup_headroom(setup, few)
-        except NothingAllowedError as error:
+        except UserError as error:
+            if config.headroom_items is not None and not isinstance(error, NothingAllowedError):
+                raise
             return (*warnings, f"headroom was not measured: {error.why}")
         line = headroom(
             table, site=str(setup.site), dose=config.dose, unit=config.unit, mask=config.mask, seed=config.seed
