@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from first_letter import FirstLetter
 from first_letter_training import letter_config, train
 
 from trimtab.dictionaries.standard import Standard
+from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import masks
 from trimtab.policies import setup as surroundings
@@ -63,6 +66,60 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(
     expected = {"charts/episodic_return", "losses/approx_kl", "losses/clipfrac", "losses/explained_variance"}
     assert expected <= set(lines[0][1])
     assert all(line["losses/max_abs_log_ratio"] <= 1e-5 for line in lines[0] if "losses/max_abs_log_ratio" in line)
+
+
+def stop_at(patch: pytest.MonkeyPatch, update: int) -> None:
+    """Interrupt the training before one of its updates, once."""
+    original, counted = training.Learner.update, itertools.count(1)
+
+    def stop(learner: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(counted) == update:
+            raise KeyboardInterrupt
+        return original(learner, *args, **kwargs)
+
+    patch.setattr(training.Learner, "update", stop)
+
+
+@pytest.mark.parametrize(
+    ("split", "change"),
+    [
+        ("train", {"prompt": "another"}),
+        ("train", {"answer": "x"}),
+        ("validation", {"options": ("x", "y")}),
+        ("validation", {"id": "letter/new"}),
+    ],
+)
+def test_a_training_is_not_resumed_with_other_items(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str,
+    change: dict[str, Any],
+) -> None:  # fmt: skip
+    """The same command, after one item of the data was changed; with the old data it goes on."""
+    config = small(tmp_path / "run", iterations=4, headroom_items=0)
+    stop_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_llama, sae, config)
+    task = FirstLetter.load()
+    items = {name: list(task.items(name)) for name in ("train", "validation", "test")}
+    items[split][1] = replace(items[split][1], **change)
+    with monkeypatch.context() as patch:
+        patch.setattr(FirstLetter, "load", classmethod(lambda cls, *_a, **_k: cls(items)))
+        with pytest.raises(UserError, match=r"its data had hash .* and now has .*choose another --run"):
+            train(tiny_llama, sae, config)
+    assert train(tiny_llama, sae, config).iterations == 4
+
+
+def test_a_run_that_knows_nothing_of_its_data_is_resumed(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(tmp_path / "run", iterations=4, headroom_items=0)
+    stop_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_llama, sae, config)
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    del record["hashes"]["data"]
+    path.write_text(json.dumps(record))
+    assert train(tiny_llama, sae, config).iterations == 4
 
 
 @pytest.mark.parametrize(("mask", "share"), [("none", 0.6), ("current", 0.6), ("none", 0.0)])

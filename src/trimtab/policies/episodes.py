@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -74,6 +76,11 @@ class Episodes:
             prompts=tuple(self.prompts[i] for i in which),
             allowed=None if self.allowed is None else tuple(self.allowed[i] for i in which),
         )
+
+    def digest(self) -> str:
+        """SHA-256 of the items' ids, prompts, answers and options, in order."""
+        said = [[item.id, item.prompt, item.answer, list(item.options)] for item in self.items]
+        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
 
     def outcomes(self, decoded: Decoded) -> list[Outcome]:
         """What each decoded row is worth; rows are the items, each `decoded.repeats` times.

@@ -6,6 +6,7 @@ no random state: items and minibatches of an iteration follow from its number, a
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -110,7 +111,11 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
     train = setup.episodes("train", config.train_items)
     validation = setup.episodes("validation", config.validation_items)
     run.record(
-        hashes={"model": setup.model.fingerprint, "dictionary": setup.sae.fingerprint},
+        hashes={
+            "model": setup.model.fingerprint,
+            "dictionary": setup.sae.fingerprint,
+            "data": hashlib.sha256((train.digest() + validation.digest()).encode()).hexdigest(),
+        },
         splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
         hides_text=isinstance(setup.task, RefusalTask),
     )
