@@ -140,7 +140,7 @@ class ModelLoadedError(Exception):
 
 @pytest.mark.parametrize("begin", [begin_training, begin_headroom])
 def test_options_reach_the_loader_and_mistakes_show_before_the_model(
-    begin: Any, monkeypatch: pytest.MonkeyPatch
+    begin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object, **__: object) -> None:
         raise ModelLoadedError
@@ -156,6 +156,7 @@ def test_options_reach_the_loader_and_mistakes_show_before_the_model(
         ({"task_option": ("shots=2",)}, f"task option 'shots': {owner}; choose one of them"),
         ({"task_option": ("judge=rules",)}, f"task option 'judge': {owner}; choose one of them"),
         ({"task_option": ("per_split=few",)}, "task option 'per_split=few': it must be a whole number; change"),
+        ({"judge": f"classifier:{tmp_path}"}, f"judge classifier:{tmp_path}: no classifier could be loaded"),
         ({"judge": "oracle"}, "judge 'oracle': there are rules, classifier:PATH and endpoint:MODEL@URL"),
         ({"judge_option": ("timeout=3",)}, "judge option 'timeout=3': no judge is named; name one with --judge"),
         ({"judge": "rules", "judge_option": ("timeout=3",)}, "judge option 'timeout': judge rules takes none; leave"),

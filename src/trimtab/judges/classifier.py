@@ -45,6 +45,14 @@ class ClassifierJudge:
         """`classifier:PATH`."""
         return f"classifier:{self.path}"
 
+    def check(self) -> None:
+        """Load the classifier now rather than at the first answer.
+
+        Raises:
+            UserError: there is no such classifier, or none of its labels means a refusal.
+        """
+        _ = self._loaded
+
     def score(self, prompt: str, answer: str) -> Verdict:
         """The verdict on one answer."""
         return self.score_all([prompt], [answer])[0]

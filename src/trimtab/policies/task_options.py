@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trimtab.errors import UserError
-from trimtab.judges import Judge, judge_options, make_judge
+from trimtab.judges import ClassifierJudge, Judge, judge_options, make_judge
 from trimtab.policies.options import option_name, read_options
 from trimtab.tasks import Task, find_task, load_options
 from trimtab.tasks.refusals import RefusalTask
@@ -40,8 +40,8 @@ def task_options(config: NamesTask) -> dict[str, Any]:
     """What `load_task` and `read_task` take beside name, data and tokenizer.
 
     Raises:
-        UserError: an option that the task or the judge does not take, a value of another type, no such judge, or a
-            judge for a task whose answers none reads.
+        UserError: an option that the task or the judge does not take, a value of another type, a judge that is not
+            there or cannot be loaded, or a judge for a task whose answers none reads.
     """
     if not config.task_option and config.judge is None:
         if config.judge_option:
@@ -97,7 +97,10 @@ def _judge(config: NamesTask) -> Judge:
     options = read_options(
         config.judge_option, judge_options(config.judge), what="judge option", owner=f"judge {config.judge}"
     )
-    return make_judge(config.judge, transcript=config.transcript, keep_requests=False, **options)
+    judge = make_judge(config.judge, transcript=config.transcript, keep_requests=False, **options)
+    if isinstance(judge, ClassifierJudge):
+        judge.check()
+    return judge
 
 
 def _shown(value: str | tuple[str, ...] | None) -> str:
