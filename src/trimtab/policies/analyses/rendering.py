@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,8 +130,15 @@ def _feature(feature: int) -> str:
 
 
 def _short(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return "–" if interval is None else _with_bounds(interval, ".3f")
 
 
 def _signed(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return "–" if interval is None else _with_bounds(interval, "+.3f")
+
+
+def _with_bounds(interval: Interval, form: str) -> str:
+    """A single item has no interval."""
+    if math.isnan(interval.low):
+        return f"{interval.estimate:{form}}"
+    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
