@@ -68,6 +68,26 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(
     assert all(line["losses/max_abs_log_ratio"] <= 1e-5 for line in lines[0] if "losses/max_abs_log_ratio" in line)
 
 
+def test_progress_says_how_each_iteration_went(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are those of `metrics.jsonl`; rollouts are of the items that there are."""
+    said: list[str] = []
+    monkeypatch.setattr(Meter, "describe", lambda _self, description: said.append(description))
+    done = train(tiny_llama, sae, small(tmp_path / "run", iterations=2, items_per_iteration=1000, train_items=7))
+    assert done.rollouts == 2 * 7 * 4
+    told = [line for line in said if line.startswith("training the policy: ")]
+    logged = [line for line in map(json.loads, (tmp_path / "run/metrics.jsonl").open()) if "charts/reward" in line]
+    expected = [
+        f"training the policy: reward {m['charts/reward']:.2f}, entropy {m['policy/entropy']:.1f}, "
+        f"approx KL {m['losses/approx_kl']:.3f}, EV {m['losses/explained_variance']:.2f}, "
+        f"exp(H) {m['policy/effective_features']:,.1f}, {m['charts/tokens_per_second']:,.0f} tokens/s"
+        for m in logged
+    ]
+    assert told == expected
+    assert len(told) == 2
+
+
 def stop_at(patch: pytest.MonkeyPatch, update: int) -> None:
     """Interrupt the training before one of its updates, once."""
     original, counted = training.Learner.update, itertools.count(1)
@@ -165,7 +185,7 @@ def test_what_comes_before_training_shows_how_far_it_is(
         "before training, answers on validation items",
         "finding the features that fire in prompts",
     ]
-    assert said[-1] == "training the policy"
+    assert said[begun + 5] == "training the policy"
     for meter in meters:
         assert meter.completed == meter.total
     task = FirstLetter.load()

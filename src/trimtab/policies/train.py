@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ class _Trainer:
         config = setup.config
         self.setup, self.config, self.run = setup, config, run
         self.train, self.validation = train, validation
+        self.batch = min(config.items_per_iteration, len(train))
         self.policy = Policy.build(setup.sae.directions, hidden=config.hidden, head=config.head, seed=config.seed)
         self.policy.to(setup.model.device)
         self.learner = Learner(self.policy, config.ppo)
@@ -144,7 +145,7 @@ class _Trainer:
             self._before_training()
         with Meter("training the policy", self.config.iterations, done=self.iteration) as meter:
             while self.iteration < self.config.iterations:
-                self._iterate()
+                meter.describe(f"training the policy: {_in_short(self._iterate())}")
                 meter.advance()
         policy = self.policy
         policy.load_state_dict(self.best)
@@ -154,7 +155,7 @@ class _Trainer:
             best_validation_reward=self.facts["best_reward"],
             unsteered_validation_reward=self.facts["unsteered_reward"],
             iterations=self.iteration,
-            rollouts=self.iteration * self.config.items_per_iteration * self.config.repeats,
+            rollouts=self.iteration * self.batch * self.config.repeats,
             seconds=time.perf_counter() - began,
             warnings=tuple(self.facts["warnings"]),
         )
@@ -186,11 +187,10 @@ class _Trainer:
             allowed = float(decisions.n_allowed[decisions.valid].float().mean())
             self.policy.actor.lean_to_no_edit(self.config.initial_no_edit, max(allowed, 1.0))
 
-    def _iterate(self) -> None:
+    def _iterate(self) -> dict[str, Any]:
+        """One batch and what comes of it; its metrics."""
         config, k = self.config, self.iteration
-        which = np.random.default_rng([config.seed, 0, k]).choice(
-            len(self.train), min(config.items_per_iteration, len(self.train)), replace=False
-        )
+        which = np.random.default_rng([config.seed, 0, k]).choice(len(self.train), self.batch, replace=False)
         source = self.setup.source(self.policy)
         rollouts = roll_out(
             self.setup.model,
@@ -217,7 +217,7 @@ class _Trainer:
             )
         self.policy.normaliser.show(decisions.observation[decisions.valid])
         self.iteration += 1
-        self._log(rollouts, decisions, report, time.perf_counter() - began)
+        metrics = self._log(rollouts, decisions, report, time.perf_counter() - began)
         if self.iteration == 1:
             self._warn_of_no_effect(which.tolist(), rollouts)
         last = self.iteration == config.iterations
@@ -225,6 +225,7 @@ class _Trainer:
             self._validate()
         if self.iteration % config.checkpoint_every == 0 or last:
             self._save()
+        return metrics
 
     def _warn_of_no_effect(self, which: Sequence[int], rollouts: Rollouts) -> None:
         """Warn if no rollout of the first iteration earned another reward than the unsteered model on its item."""
@@ -257,7 +258,7 @@ class _Trainer:
             self.best = {name: t.detach().clone() for name, t in self.policy.state_dict().items()}
             self.facts |= {"best_reward": reward, "best_iteration": self.iteration}
 
-    def _log(self, rollouts: Rollouts, decisions: Decisions, report: UpdateReport, seconds: float) -> None:
+    def _log(self, rollouts: Rollouts, decisions: Decisions, report: UpdateReport, seconds: float) -> dict[str, Any]:
         metrics: dict[str, Any] = {
             "charts/episodic_return": float(rollouts.reward.sum(1).mean()),
             "charts/reward": mean_reward(rollouts),
@@ -277,6 +278,7 @@ class _Trainer:
             "policy/kl_unsteered": None if rollouts.kl is None else float(rollouts.kl.sum(1).mean()),
         }
         self.run.log(metrics, step=self.iteration)
+        return metrics
 
     def _choices(self, decisions: Decisions) -> dict[str, float]:
         """How widely the policy chose, among how many, and how often nothing."""
@@ -319,6 +321,19 @@ class _Trainer:
         self.facts = dict(checkpoint.facts)
         self.iteration = checkpoint.step
         self.run.drop_metrics_after(self.iteration)
+
+
+def _in_short(metrics: Mapping[str, Any]) -> str:
+    """An iteration's metrics in the words of a progress bar; those that are not finite are left out."""
+    shown = (
+        ("reward {:.2f}", "charts/reward"),
+        ("entropy {:.1f}", "policy/entropy"),
+        ("approx KL {:.3f}", "losses/approx_kl"),
+        ("EV {:.2f}", "losses/explained_variance"),
+        ("exp(H) {:,.1f}", "policy/effective_features"),
+        ("{:,.0f} tokens/s", "charts/tokens_per_second"),
+    )
+    return ", ".join(words.format(metrics[name]) for words, name in shown if math.isfinite(metrics[name]))
 
 
 def _warn(warnings: Sequence[str]) -> None:
