@@ -249,9 +249,9 @@ def test_a_reached_and_a_missed_target_are_told(sites: dict[str, SiteRows], tmp_
         assert result.l0_reached_target == (abs(result.l0 - target) <= 0.1 * target)
         reached.append(result.l0_reached_target)
         if not result.l0_reached_target:
-            assert result.missed_target.startswith(f"L0 {result.l0:.2f} was reached, not the {target:g} asked for; ")
+            assert result.advice.startswith(f"L0 {result.l0:.2f} was reached, not the {target:g} asked for; ")
     assert reached == [False, True]
-    assert not result.missed_target
+    assert not result.advice
 
 
 def test_trainings_leave_torchs_threads_as_they_were(sites: dict[str, SiteRows], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs
 from trimtab.dictionaries.topk import TopK
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
+from trimtab.training.advice import advice, reached
 
 if TYPE_CHECKING:
     from trimtab.training.config import TrainConfig
@@ -29,8 +30,6 @@ SAE_DIRECTORY = "sae"
 BLOCK_ROWS = 512
 SPARSE_BELOW = 0.06
 """Share of the features up to which the fullest row's codes are taken as a list."""
-L0_TOLERANCE = 0.1
-"""Largest relative distance between the reached L0 and its target that counts as reaching it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,25 +66,15 @@ class TrainResult:
     """Time that the steps of this call took."""
 
     @property
-    def missed_target(self) -> str:
-        """What to say about an L0 that was not reached; empty if it was."""
-        if self.l0_reached_target is not False:
-            return ""
-        return missed_target(self.l0, self.l0_target, self.sparsity_weight)
-
-
-def reached(l0: float, target: float | None) -> bool | None:
-    """Whether an L0 is near enough to its target; None without one."""
-    return None if target is None else abs(l0 - target) <= L0_TOLERANCE * target
-
-
-def missed_target(l0: float, target: float | None, sparsity_weight: float | None) -> str:
-    """What was asked, what was reached, what to change."""
-    assert target is not None
-    mend = "lower --l0: so many features do not fire"
-    if sparsity_weight is not None:
-        mend = f"fix --sparsity-weight {'above' if l0 > target else 'below'} {sparsity_weight:.3g}, where it ended"
-    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows), or {mend}"
+    def advice(self) -> str:
+        """What went wrong and what to change; empty if nothing did."""
+        return advice(
+            explained_variance=self.explained_variance,
+            dead_share=self.dead_share,
+            l0=self.l0,
+            target=self.l0_target,
+            weight=self.sparsity_weight,
+        )
 
 
 def export(

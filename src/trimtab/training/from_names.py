@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.distributed import Ranks
 from trimtab.runs import Run, config_dict, json_safe
+from trimtab.training.advice import variance_text
 from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
 from trimtab.training.bank_file import BankFile, read_bank_file
 from trimtab.training.checkpoint import discard_checkpoints
@@ -159,9 +160,9 @@ class TrainedSAE:
             (
                 f"{r.sae}{done}",
                 f"  trained on {r.rows:,} rows in {r.steps:,} steps, {r.seconds:.0f} s",
-                f"  on {r.measured_rows:,} {where} rows: explained variance {r.explained_variance:.4f}, "
+                f"  on {r.measured_rows:,} {where} rows: explained variance {variance_text(r.explained_variance)}, "
                 f"L0 {r.l0:.2f}, dead {r.dead_share:.2%}, dense {r.dense_share:.2%}",
-                *([f"  {r.missed_target}"] if r.missed_target else []),
+                *([f"  {r.advice}"] if r.advice else []),
                 f"  next: trimtab evaluate core --sae {r.sae}",
             )
         )

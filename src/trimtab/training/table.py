@@ -14,7 +14,8 @@ from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.runs import config_dict, write_table
-from trimtab.training.export import TrainResult, missed_target
+from trimtab.training.advice import advice, variance_text
+from trimtab.training.export import TrainResult
 from trimtab.training.members import Member
 
 TABLE = "bank.parquet"
@@ -54,18 +55,24 @@ class MemberRow:
     """All settings, as JSON."""
 
     @property
-    def missed_target(self) -> str:
-        """What to say about an L0 that was not reached; empty if it was."""
-        if self.l0 is None or self.l0_reached_target is not False:
+    def advice(self) -> str:
+        """What went wrong with a member that is done and what to change; empty if nothing did."""
+        if self.l0 is None or self.dead_share is None:
             return ""
-        return missed_target(self.l0, self.l0_target, self.sparsity_weight)
+        return advice(
+            explained_variance=self.explained_variance,
+            dead_share=self.dead_share,
+            l0=self.l0,
+            target=self.l0_target,
+            weight=self.sparsity_weight,
+        )
 
     @property
     def line(self) -> str:
         """What became of it, in one line."""
         if self.status == "failed":
             return f"{self.name} failed: {self.error}"
-        return f"{self.name} done: EV {self.explained_variance:.4f}, L0 {self.l0:.2f}, {self.seconds:.0f} s"
+        return f"{self.name} done: EV {variance_text(self.explained_variance)}, L0 {self.l0:.2f}, {self.seconds:.0f} s"
 
 
 def done_row(member: Member, result: TrainResult | dict[str, Any]) -> MemberRow:
@@ -111,11 +118,11 @@ def render_rows(rows: Sequence[MemberRow]) -> list[Table | Text]:
             kept = f"; checkpoint {row.checkpoint}" if row.checkpoint else ""
             said.append(Text(f"{row.name} failed: {row.error}{kept}", style="red"))
             continue
-        if row.missed_target:
-            said.append(Text(f"{row.name}: {row.missed_target}", style="yellow"))
+        if row.advice:
+            said.append(Text(f"{row.name}: {row.advice}", style="yellow"))
         table.add_row(
             Text(row.name),
-            f"{row.explained_variance:.4f}",
+            variance_text(row.explained_variance),
             f"{row.l0:.2f}",
             "–" if row.l0_target is None else f"{row.l0_target:g}",
             f"{row.dead_share:.1%}",

@@ -1,0 +1,50 @@
+"""What to say about a trained SAE beside its numbers: whether it reached its L0, and what to change if not."""
+
+from __future__ import annotations
+
+L0_TOLERANCE = 0.1
+"""Largest relative distance between the reached L0 and its target that counts as reaching it."""
+NOTHING_LEFT = 0.99
+"""Share of dead features from which nothing is left of an SAE."""
+
+
+def reached(l0: float, target: float | None) -> bool | None:
+    """Whether an L0 is near enough to its target; None without one."""
+    return None if target is None else abs(l0 - target) <= L0_TOLERANCE * target
+
+
+def advice(
+    *, explained_variance: float | None, dead_share: float, l0: float, target: float | None, weight: float | None
+) -> str:
+    """What went wrong and what to change; empty if nothing did.
+
+    Args:
+        explained_variance: on rows that were not trained on; None if there is none.
+        dead_share: share of features that fire on none of them.
+        l0: features that fire on one of them, on average.
+        target: the L0 that was asked for, if any.
+        weight: of the sparsity penalty at the end; None without a penalty.
+    """
+    if dead_share >= NOTHING_LEFT or (explained_variance is not None and explained_variance < 0):
+        mend = "--sparsity-weight or --lr" if target is None and weight else "--lr"
+        return (
+            f"explained variance {variance_text(explained_variance)}, {dead_share:.0%} of the features dead: "
+            f"training diverged or nothing is left; lower {mend}"
+        )
+    if target is None or reached(l0, target):
+        return ""
+    return _missed(l0, target, weight)
+
+
+def variance_text(value: float | None) -> str:
+    """An explained variance in a few characters, however far below 0 it is."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value > -10 else f"{value:.3g}"
+
+
+def _missed(l0: float, target: float, weight: float | None) -> str:
+    mend = "lower --l0: so many features do not fire"
+    if weight is not None:
+        mend = f"fix --sparsity-weight {'above' if l0 > target else 'below'} {weight:.3g}, where it ended"
+    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows), or {mend}"

@@ -1,0 +1,77 @@
+"""What is said about a trained SAE: diverged, or short of its L0 and how to mend that."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from planted_rows import MemorySource, Planted
+from rich.console import Console
+
+from trimtab.distributed import Ranks
+from trimtab.runs import Run
+from trimtab.training import SiteRows, TrainConfig, TrainedBank, TrainedSAE, expand, train
+from trimtab.training.advice import advice, variance_text
+from trimtab.training.bank import Place, train_members
+
+
+def said(
+    l0: float,
+    target: float | None = 32.0,
+    *,
+    weight: float | None = None,
+    explained_variance: float | None = 0.9,
+    dead: float = 0.1,
+) -> str:
+    return advice(explained_variance=explained_variance, dead_share=dead, l0=l0, target=target, weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("explained_variance", "dead", "begin"),
+    [
+        (-330.0, 1.0, "explained variance -330, 100% of the features dead: "),
+        (-2.5e12, 0.2, "explained variance -2.5e+12, 20% of the features dead: "),
+        (0.02, 0.99, "explained variance 0.0200, 99% of the features dead: "),
+        (None, 1.0, "explained variance –, 100% of the features dead: "),
+    ],
+)
+def test_a_diverged_training_is_told_to_lower_its_learning_rate_and_nothing_else(
+    explained_variance: float | None, dead: float, begin: str
+) -> None:
+    for target, weight in ((32.0, None), (32.0, 0.5), (None, None), (0.0, 0.0)):
+        words = said(0.0, target, weight=weight, explained_variance=explained_variance, dead=dead)
+        assert words == begin + "training diverged or nothing is left; lower --lr"
+    fixed = said(0.0, None, weight=50.0, explained_variance=explained_variance, dead=dead)
+    assert fixed.endswith("; lower --sparsity-weight or --lr")
+
+
+def test_a_sound_training_is_told_nothing() -> None:
+    assert said(32.0) == said(7.0, None) == said(7.0, None, weight=3.0) == said(33.0, explained_variance=0.0) == ""
+
+
+def test_an_explained_variance_stays_narrow() -> None:
+    texts = {0.91234: "0.9123", -0.5: "-0.5000", -9.99: "-9.9900", -330.21: "-330", -2.51234e12: "-2.51e+12"}
+    assert {value: variance_text(value) for value in texts} == texts
+
+
+def test_a_training_that_ended_in_finite_garbage_says_so(tmp_path: Path) -> None:
+    planted = Planted(12, 8, 2.0)
+    source, heldout = MemorySource(planted.rows(640)), MemorySource(planted.rows(200), 1)
+    config = TrainConfig(arch="relu", l0=2, n_features=24, rows=1280, batch_size=64, heldout_rows=200, lr=100.0)
+    with Run.open(tmp_path / "run", "train", config) as run:
+        result = train(config, source, run, heldout=heldout)
+    assert result.explained_variance < -10 or result.dead_share == 1
+    text = TrainedSAE(result=result, run=tmp_path, resumed=False).render()
+    assert "training diverged or nothing is left; lower --lr" in text
+    assert "--sparsity-weight" not in text
+    bank = expand(
+        {"arch": ["relu"], "l0": [2], "n_features": [24], "rows": [1280], "batch_size": [64], "lr": [100.0, 1e-3]}
+    )
+    site = {bank[0].site: SiteRows(source, heldout)}
+    rows = train_members(bank, bank, site, Place(tmp_path / "bank"), Ranks())
+    assert rows is not None
+    console = Console(width=200, file=StringIO(), record=True)
+    console.print(TrainedBank(run=tmp_path, rows=tuple(rows)).render())
+    lines = [line for line in console.export_text().splitlines() if "lower --lr" in line]
+    assert [line.split(": ")[0] for line in lines] == [rows[0].name]
