@@ -50,6 +50,19 @@ def test_a_sound_training_is_told_nothing() -> None:
     assert said(32.0) == said(7.0, None) == said(7.0, None, weight=3.0) == said(33.0, explained_variance=0.0) == ""
 
 
+@pytest.mark.parametrize(
+    ("l0", "weight", "mend"),
+    [
+        (499.0, None, "train on more rows (--rows), or raise --l0"),
+        (12.0, None, "train on more rows (--rows), or lower --l0: so many features do not fire"),
+        (499.0, 0.25, "train on more rows (--rows), or fix --sparsity-weight above 0.25, where it ended"),
+        (12.0, 0.25, "train on more rows (--rows), or fix --sparsity-weight below 0.25, where it ended"),
+    ],
+)
+def test_a_missed_l0_is_mended_in_its_direction(l0: float, weight: float | None, mend: str) -> None:
+    assert said(l0, 100, weight=weight) == f"L0 {l0:.2f} was reached, not the 100 asked for; {mend}"
+
+
 def test_an_explained_variance_stays_narrow() -> None:
     texts = {0.91234: "0.9123", -0.5: "-0.5000", -9.99: "-9.9900", -330.21: "-330", -2.51234e12: "-2.51e+12"}
     assert {value: variance_text(value) for value in texts} == texts

@@ -44,7 +44,7 @@ def variance_text(value: float | None) -> str:
 
 
 def _missed(l0: float, target: float, weight: float | None) -> str:
-    mend = "lower --l0: so many features do not fire"
+    mend = "raise --l0" if l0 > target else "lower --l0: so many features do not fire"
     if weight is not None:
         mend = f"fix --sparsity-weight {'above' if l0 > target else 'below'} {weight:.3g}, where it ended"
     return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows), or {mend}"
