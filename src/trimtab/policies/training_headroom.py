@@ -57,7 +57,10 @@ def training_headroom(setup: Setup, run: Run, validation: Episodes) -> tuple[str
         line = headroom(
             table, site=str(setup.site), dose=config.dose, unit=config.unit, mask=config.mask, seed=config.seed
         )
-        result = HeadroomResult(task=setup.task.name, model=setup.model.name, split="validation", lines=(line,))
+        result = HeadroomResult(
+            task=setup.task.name, model=setup.model.name, split="validation", lines=(line,),
+            task_option=config.task_option, judge=config.judge,
+        )  # fmt: skip
         write_json(path, json_safe(result.to_json()))
     lines = json.loads(path.read_text(encoding="utf-8"))["lines"]
     return tuple(dict.fromkeys([*warnings, *(warning for line in lines for warning in line["warnings"])]))
