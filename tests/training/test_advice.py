@@ -56,6 +56,8 @@ def test_a_sound_training_is_told_nothing() -> None:
         (499.0, None, "train on more rows (--rows), or raise --l0"),
         (12.0, None, "train on more rows (--rows), or lower --l0: so many features do not fire"),
         (499.0, 0.25, "train on more rows (--rows), or fix --sparsity-weight above 0.25, where it ended"),
+        (499.0, 0.0, "train on more rows (--rows)"),
+        (12.0, 0.0, "train on more rows (--rows)"),
         (12.0, 0.25, "train on more rows (--rows), or fix --sparsity-weight below 0.25, where it ended"),
     ],
 )

@@ -44,7 +44,8 @@ def variance_text(value: float | None) -> str:
 
 
 def _missed(l0: float, target: float, weight: float | None) -> str:
-    mend = "raise --l0" if l0 > target else "lower --l0: so many features do not fire"
+    mend = ", or raise --l0" if l0 > target else ", or lower --l0: so many features do not fire"
     if weight is not None:
-        mend = f"fix --sparsity-weight {'above' if l0 > target else 'below'} {weight:.3g}, where it ended"
-    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows), or {mend}"
+        side = "above" if l0 > target else "below"
+        mend = f", or fix --sparsity-weight {side} {weight:.3g}, where it ended" if weight else ""
+    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows){mend}"
