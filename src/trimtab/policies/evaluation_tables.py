@@ -67,7 +67,7 @@ def _table(result: TaskResult, seeds: Sequence[int]) -> Table:
         "nats per answer. ≠ beside a dose: not within 1% of the policy's; beside a KL that was made equal on "
         "validation: not within 10% of it here.",
     )
-    names = ("arm", "reward", "policy − arm", *(("over trainings",) if n > 1 else ()), "well-formed accuracy",
+    names = ("arm", "reward", "policy − arm", *(("over trainings",) if n > 1 else ()), "well formed accuracy",
              "malformed", "KL", "‖Δ‖/‖x‖", "edits")  # fmt: skip
     add_columns(table, names, words=("arm",), whole=("arm",))
     for arm in result.arms:
