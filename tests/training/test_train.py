@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from planted_rows import MemorySource, Planted
+from torch import Tensor
 
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.files import load_dictionary
@@ -203,13 +205,48 @@ def test_zero_rows_cannot_be_scaled(tmp_path: Path) -> None:
         train(small(), MemorySource(torch.zeros(100, 8)), run)
 
 
-def test_a_diverging_training_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+class Spiked(MemorySource):
+    """Rows of which those of one step are so large that the loss overflows."""
+
+    step: int | None = None
+
+    def batches(self, batch_size: int, start_step: int = 0) -> Iterator[Tensor]:
+        for step, batch in enumerate(super().batches(batch_size, start_step), start_step):
+            yield batch * 1e30 if step == self.step else batch
+
+
+@pytest.mark.parametrize(("spike", "good"), [(12, [5, 10]), (10, [5]), (5, []), (3, [])])
+def test_a_diverging_training_keeps_only_checkpoints_from_which_a_step_was_taken(
+    tmp_path: Path, spike: int, good: list[int]
+) -> None:
+    source, config = Spiked(Planted(12, 8, 2.0).rows(64 * 16)), small(checkpoint_every=5, scaling="none")
+    ends = f"the last good checkpoint is step {good[-1]} in " if good else "there is no good checkpoint; "
+    source.step = spike
+    for _ in range(2):
+        with (
+            Run.open(tmp_path / "run", "train", {}) as run,
+            pytest.raises(UserError, match=f"^loss inf at step {spike}: training diverged; {ends}.*lower --lr"),
+        ):
+            train(config, source, run)
+        kept = [path.name for path in checkpoint_files(tmp_path / "run" / "checkpoints")]
+        assert kept == [f"step-{step:09d}.safetensors" for step in good]
+    source.step = None
+    ended = []
+    for name in ("run", "whole"):
+        with Run.open(tmp_path / name, "train", {}) as run:
+            ended.append(train(config, source, run).fingerprint)
+    assert ended[0] == ended[1]
+
+
+def test_a_checkpoint_of_blown_up_weights_is_not_kept(tmp_path: Path) -> None:
     source = MemorySource(Planted(12, 8, 2.0).rows(64 * 16))
-    with (
-        Run.open(tmp_path / "run", "train", {}) as run,
-        pytest.raises(UserError, match=r"at step \d+: training diverged; the last good checkpoint is step \d+ .*--lr"),
-    ):
-        train(small(lr=1e30, checkpoint_every=1, scaling="none", warmup_share=0.0), source, run)
+    for _ in range(2):
+        with (
+            Run.open(tmp_path / "run", "train", {}) as run,
+            pytest.raises(UserError, match="at step 1: training diverged; there is no good checkpoint"),
+        ):
+            train(small(lr=1e30, checkpoint_every=1, scaling="none", warmup_share=0.0), source, run)
+        assert not checkpoint_files(tmp_path / "run" / "checkpoints")
 
 
 def test_a_held_out_source_of_another_width_is_refused(tmp_path: Path) -> None:

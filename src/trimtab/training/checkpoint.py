@@ -74,6 +74,18 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
         ) from error
 
 
+def withdraw_checkpoint(directory: Path, step: int) -> int | None:
+    """Remove the checkpoint of a step, if there is one, as when the step after it failed.
+
+    Returns:
+        The step of the last checkpoint that is left; None without one.
+    """
+    (directory / f"step-{step:09d}.safetensors").unlink(missing_ok=True)
+    left = checkpoint_files(directory)
+    found = _NAME.fullmatch(left[-1].name) if left else None
+    return int(found[1]) if found else None
+
+
 def discard_checkpoints(directory: Path) -> None:
     """Remove all checkpoints, as when what they were for is done."""
     for path in checkpoint_files(directory):

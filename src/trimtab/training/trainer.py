@@ -13,7 +13,7 @@ from trimtab.dictionaries.trainable import StepLoss, TrainableSAE
 from trimtab.errors import UserError
 from trimtab.runs import Run
 from trimtab.runs.atomic import remove_partial_files
-from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, withdraw_checkpoint, write_checkpoint
 from trimtab.training.config import TrainConfig
 from trimtab.training.export import TrainResult, export
 from trimtab.training.optimiser import Adam
@@ -66,7 +66,6 @@ class Trainer:
         self.window = Window()
         self.step = 0
         self.seconds = 0.0
-        self.last_checkpoint: int | None = None
         self._delay = delay
         self._logged_at = 0.0
 
@@ -112,7 +111,7 @@ class Trainer:
         """Take one step; log and save where it is time to.
 
         Raises:
-            UserError: rows, a loss or a gradient that is not finite (earlier checkpoints stay), or a full disk.
+            UserError: rows, a loss or a gradient that is not finite (good checkpoints stay), or a full disk.
         """
         began = time.perf_counter()
         loss, grad_norm = self._step(batch)
@@ -158,9 +157,12 @@ class Trainer:
             self.average[name].lerp_(weight, 1 - self.config.ema_decay)
 
     def _diverged(self, what: str, value: float) -> UserError:
-        last = "there is no checkpoint yet"
-        if self.last_checkpoint is not None:
-            last = f"the last good checkpoint is step {self.last_checkpoint} in {self.run.file(CHECKPOINTS)}"
+        """What to raise. A checkpoint of the very state that failed is removed: from there, all would fail again."""
+        directory = self.run.file(CHECKPOINTS)
+        good = withdraw_checkpoint(directory, self.step)
+        last = "there is no good checkpoint"
+        if good is not None:
+            last = f"the last good checkpoint is step {good} in {directory}"
         return UserError(
             f"{what} {value} at step {self.step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
         )
@@ -183,7 +185,6 @@ class Trainer:
         tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
         facts = {"input_scale": self.scale, "d": self.sae.d, "window": asdict(self.window)}
         write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts))
-        self.last_checkpoint = self.step
 
     def _load(self, checkpoint: Checkpoint) -> None:
         if checkpoint.facts["d"] != self.sae.d:
@@ -201,4 +202,4 @@ class Trainer:
         device = self.sae.b_dec.device
         self.average = {name: tensor.to(device) for name, tensor in parts["average"].items()} or None
         self.window = Window(**checkpoint.facts["window"])
-        self.step = self.last_checkpoint = checkpoint.step
+        self.step = checkpoint.step
