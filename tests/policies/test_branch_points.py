@@ -53,6 +53,21 @@ def test_a_wrong_answer_that_a_choice_would_mend_counts_as_rescued(
         assert (found.rescued.estimate, found.rescued.n) == (share, 3)
 
 
+def test_a_random_feature_that_mends_an_answer_rescues_nothing(
+    choice: LanguageModel, choice_dictionary: Standard
+) -> None:
+    """The policy's candidates all push towards Y; eight features that are none of its actions would push back."""
+    back = choice_sae(choice)
+    with torch.no_grad():
+        back.W_dec[8:16] = -back.W_dec[:8]
+    play = play_of(letters_setup(choice, back), fixed_policy(back, [64, *PUSHING]), 3, wanted=False)
+    found = branch_points(play, items=3, tokens=LENGTH, candidates=8, draws=6, tolerance=0.3)
+    mended = {fork.item for fork in found.forks if fork.kind == "random" and fork.reward == 1}
+    assert mended, "no random feature helps"
+    assert found.rescued is not None
+    assert (found.rescued.estimate, found.rescued.n) == (0.0, 3)
+
+
 @pytest.mark.parametrize("mask", ["none", "accumulated", "current"])
 def test_a_fork_repeats_the_rollout_until_its_decision(
     choice: LanguageModel, choice_dictionary: Standard, mask: str

@@ -65,6 +65,36 @@ def test_a_critic_that_knows_where_no_action_helps_is_limited_by_the_policy() ->
     assert planted.wrong(planted.report(value)) == "undecided"
 
 
+def test_actions_that_were_not_tried_may_help() -> None:
+    """A policy is not called limited by a lower bound, neither where the critic knows nor where it is not tested."""
+    knows = wilson_interval(48, 60)
+    for critic, label in ((knows, "undecided"), (None, "critic_untested")):
+        found = verdict(
+            "unsteered wrong", critic=critic, probe=None, difference=None, helped=wilson_interval(0, 24),
+            lower_bound=True,
+        )  # fmt: skip
+        assert found.label == label
+        assert "the actions tried do not help most of those that end wrong, and others were not tried" in found.reason
+        assert found.helped_is_lower_bound
+    helps = verdict(
+        "unsteered wrong", critic=knows, probe=None, difference=None, helped=wilson_interval(23, 24), lower_bound=True
+    )
+    assert helps.label == "improvable"
+
+
+def test_a_lower_bound_is_one_for_wrong_answers_alone() -> None:
+    """What is right unsteered is kept by no edit: that is known, whichever actions were tried."""
+    planted = Planted2()
+    value = 0.2 * planted.x[:, :, 1] + 0.1
+    report = critic_report(
+        value, planted.x, planted.valid, before=planted.before, after=planted.after, n_resamples=300,
+        helped=Helped(wilson_interval(0, 20), None, "some", lower_bound=True),
+    )  # fmt: skip
+    assert planted.wrong(report) == "undecided"
+    labels = {v.group: (v.label, v.helped_is_lower_bound) for v in report.verdicts}
+    assert labels == {"unsteered wrong": ("undecided", True), "unsteered right": ("improvable", False)}
+
+
 def test_a_critic_that_reads_how_hard_a_prompt_is_is_in_error() -> None:
     """Its value tells right from wrong over all items, and nothing among those that are alike unsteered."""
     planted = Planted2()
@@ -148,10 +178,12 @@ def test_the_probe_does_not_see_the_items_it_scores() -> None:
 
 def test_one_kind_of_outcome_tests_no_critic() -> None:
     none = verdict("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 24))
-    assert none.label == "policy_limited"
+    assert none.label == "critic_untested"
+    assert none.reason.endswith("no action helps most of those that end wrong")
     assert "not tested" in none.reason
     few = verdict("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 1))
-    assert few.label == "undecided"
+    assert few.label == "critic_untested"
+    assert few.reason.endswith("not clear of a half")
 
 
 def play_of(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> PolicyPlay:
@@ -170,6 +202,7 @@ def test_the_headroom_says_whether_an_action_helps(planted: LanguageModel, plant
     helped = helped_by_headroom(play, items=1000)
     assert helped.share is not None
     assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
+    assert not helped.lower_bound
     blunt = planted_sae(planted)
     with torch.no_grad():
         blunt.W_dec[:2] = blunt.W_dec[2:4]
@@ -179,7 +212,7 @@ def test_the_headroom_says_whether_an_action_helps(planted: LanguageModel, plant
     assert helped.share.estimate == 0
     report = judge_critic(play, helped)
     assert report.counts["corrected"] == report.counts["misguided"] == 0
-    assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["policy_limited"]
+    assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["critic_untested"]
 
 
 def test_some_features_are_held_over_longer_answers(planted: LanguageModel, planted_dictionary: Standard) -> None:
@@ -190,6 +223,7 @@ def test_some_features_are_held_over_longer_answers(planted: LanguageModel, plan
     assert helped.share is not None
     assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
     assert "32 features (random), each held over the whole answer" in helped.how
+    assert helped.lower_bound
     first = helped_by_headroom(play, items=8, features=1)
     assert first.share is not None
     assert first.share.estimate == 0

@@ -99,8 +99,8 @@ class BranchPoints:
     excess: Interval | None
     """Mean excess flip rate over tokens, bootstrapped over items."""
     rescued: Interval | None
-    """Among items tried that are wrong with and without the policy, the share that some replaced decision improves;
-    None if there is none."""
+    """Among items tried that are wrong with and without the policy, the share that another decision of the policy's (a
+    candidate or none) improves; None if there is none."""
     false_discovery_rate: float
     not_repeated: int
     """Tokens at which the copy with the policy's own choice did not repeat the rollout (a tie that rounding broke)."""
@@ -327,7 +327,8 @@ def _rescued(play: PolicyPlay, rows: list[BranchToken], forks: list[Fork]) -> In
     failing = np.flatnonzero(~right(play.unsteered) & ~right(play.outcomes))
     wrong = {ids[i] for i in failing} & {row.item for row in rows}
     own = {(fork.item, fork.step): fork.reward for fork in forks if fork.kind == "own"}
-    helped = {fork.item for fork in forks if fork.reward > own[fork.item, fork.step] + FLIP} & wrong
+    open_to_it = [fork for fork in forks if fork.kind in ("candidate", "none")]
+    helped = {fork.item for fork in open_to_it if fork.reward > own[fork.item, fork.step] + FLIP} & wrong
     return wilson_interval(len(helped), len(wrong)) if wrong else None
 
 

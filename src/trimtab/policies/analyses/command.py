@@ -28,6 +28,7 @@ from trimtab.policies.headroom_candidates import COUNT, check_count
 from trimtab.policies.networks import Policy
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
+from trimtab.policies.task_options import check_same_rewards
 from trimtab.policies.train import CHECKPOINTS, load_policy
 from trimtab.runs import Meter, Run, json_safe, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
@@ -168,10 +169,11 @@ def analyze_policy(config: AnalyzeConfig) -> PolicyAnalysis:
     """
     configs = [_checked(path) for path in config.run]
     for path, other in zip(config.run[1:], configs[1:], strict=True):
-        for name in ("task", "model"):
-            mine, first = getattr(other, name), getattr(configs[0], name)
-            if mine != first:
-                raise UserError(f"run {path}", f"its {name} is {mine}, not {first}", "compare runs of one training")
+        check_same_rewards(path, other, configs[0])
+        if other.model != configs[0].model:
+            raise UserError(
+                f"run {path}", f"its model is {other.model}, not {configs[0].model}", "compare runs of one training"
+            )
     with ExitStack() as stack:
         runs: list[TrainedRun] = []
         for path, policy_config in zip(config.run, configs, strict=True):
@@ -313,7 +315,9 @@ def _helped(play: PolicyPlay, branches: BranchPoints | None, config: AnalyzeConf
         return helped_by_headroom(play, items=config.headroom_items, features=count, seed=config.seed)
     if branches is None:
         return Helped(None, None, "not measured: branch points were not looked for, nor --headroom-features given")
-    return Helped(branches.rescued, None, "one replaced decision at the tokens tried for branch points")
+    return Helped(
+        branches.rescued, None, "one replaced decision at the tokens tried for branch points", lower_bound=True
+    )
 
 
 def _layers(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> tuple[LayerReport, ...]:

@@ -69,6 +69,8 @@ class Helped(NamedTuple):
     random: Interval | None
     """The same with as many random directions of equal length as the mask allows features of the item."""
     how: str
+    lower_bound: bool = False
+    """Whether actions that were not tried may help more items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,7 @@ def critic_report(
                 probe=whole.probe,
                 difference=whole.difference,
                 helped=helped.share if group == "unsteered wrong" else kept,
+                lower_bound=helped.lower_bound and group == "unsteered wrong",
             )
         )
     counts = {group: int((where == number).sum()) for number, group in enumerate(GROUPS)}
@@ -223,6 +226,7 @@ def helped_by_headroom(play: PolicyPlay, *, items: int = 24, features: int = COU
         wilson_interval(int(helps.sum()), len(wrong)),
         wilson_interval(float(random.sum()), len(wrong)),
         f"{tried}, on {len(wrong)} items that are wrong with and without the policy",
+        lower_bound=table.candidates is not None,
     )
 
 

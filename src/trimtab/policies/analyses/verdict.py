@@ -7,11 +7,11 @@ ones would seem to know.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trimtab.stats import Interval
 
-Label = Literal["policy_limited", "improvable", "critic_error", "undecided"]
+Label = Literal["policy_limited", "improvable", "critic_error", "critic_untested", "undecided"]
 CHANCE = 0.5
 
 
@@ -23,7 +23,8 @@ class Verdict:
     """`unsteered wrong` or `unsteered right`."""
     label: Label
     """`policy_limited`: the critic knows and no action helps. `improvable`: it knows and actions would help.
-    `critic_error`: it does not know what the activations tell. `undecided`: anything else."""
+    `critic_error`: it does not know what the activations tell. `critic_untested`: all answers end alike, so that there
+    is nothing to know; what actions do is in the reason. `undecided`: anything else."""
     reason: str
     critic: Interval | None
     """AUC of the critic for the outcome."""
@@ -33,6 +34,8 @@ class Verdict:
     """AUC of the probe minus that of the critic."""
     helped: Interval | None
     """Share of the items that end wrong for which some action gives a larger reward."""
+    helped_is_lower_bound: bool
+    """Whether actions that were not tried may help more of them."""
 
 
 def verdict(
@@ -42,6 +45,7 @@ def verdict(
     probe: Interval | None,
     difference: Interval | None,
     helped: Interval | None,
+    lower_bound: bool = False,
 ) -> Verdict:
     """Judge one group of items.
 
@@ -51,15 +55,21 @@ def verdict(
         probe: AUC of the probe; None where it could not be fitted.
         difference: the probe's minus the critic's.
         helped: share of the items that end wrong which some action helps; None if that was not measured.
+        lower_bound: not every action was tried, so that more items may be helped.
     """
-    label, reason = _judge(critic, probe, difference, helped)
+    label, reason = _judge(critic, probe, difference, helped, lower_bound)
     return Verdict(
-        group=group, label=label, reason=reason, critic=critic, probe=probe, difference=difference, helped=helped
-    )
+        group=group, label=label, reason=reason, critic=critic, probe=probe, difference=difference, helped=helped,
+        helped_is_lower_bound=lower_bound,
+    )  # fmt: skip
 
 
 def _judge(
-    critic: Interval | None, probe: Interval | None, difference: Interval | None, helped: Interval | None
+    critic: Interval | None,
+    probe: Interval | None,
+    difference: Interval | None,
+    helped: Interval | None,
+    lower_bound: bool,
 ) -> tuple[Label, str]:
     knows = critic is not None and critic.low > CHANCE
     if critic is not None and not knows:
@@ -69,11 +79,27 @@ def _judge(
         if told:
             return "undecided", "the activations tell the outcome; whether the critic reads less is not settled"
         return "undecided", "neither the critic nor a probe tells the outcome from the activations"
-    said = "the critic knows which answers go wrong" if knows else "all answers end alike, so the critic is not tested"
+    effect = _effect(helped, lower_bound)
+    if critic is None:
+        return "critic_untested", f"all answers end alike, so the critic is not tested; {effect.said}"
+    return effect.label, f"the critic knows which answers go wrong; {effect.said}"
+
+
+class _Effect(NamedTuple):
+    """What actions do, and what that says of a policy whose critic knows."""
+
+    label: Label
+    said: str
+
+
+def _effect(helped: Interval | None, lower_bound: bool) -> _Effect:
     if helped is None:
-        return "undecided", f"{said}; whether an action would help was not measured"
-    if helped.high < CHANCE:
-        return "policy_limited", f"{said}, and no action helps most of those that end wrong"
+        return _Effect("undecided", "whether an action would help was not measured")
     if helped.low > CHANCE:
-        return "improvable", f"{said}, and for most of those that end wrong some action helps"
-    return "undecided", f"{said}; some action helps a share of those that end wrong that is not clear of a half"
+        return _Effect("improvable", "for most of those that end wrong some action helps")
+    if helped.high < CHANCE:
+        if lower_bound:
+            said = "the actions tried do not help most of those that end wrong, and others were not tried"
+            return _Effect("undecided", said)
+        return _Effect("policy_limited", "no action helps most of those that end wrong")
+    return _Effect("undecided", "some action helps a share of those that end wrong that is not clear of a half")
