@@ -143,6 +143,37 @@ def test_ranking_is_by_the_mean_and_compares_within_data_sets():
     assert second.behind == student_mean(np.subtract(better, worse))
 
 
+def trained_with(name: str, l0: float, recovered: float, target: float = 4, kind: Any = "trained") -> list[Scored]:
+    scores: dict[str, float | None] = {"f1": 0.5, "l0": l0, "recovered": recovered}
+    return [Scored(dictionary=name, kind=kind, l0_target=target, data_seed=seed, scores=scores) for seed in (0, 1)]
+
+
+def test_rows_off_the_target_are_marked_and_the_mark_is_explained():
+    control = trained_with("true", 8.0, 1.0, kind="control")
+    near = [*trained_with("low", 3.61, 0.2), *trained_with("high", 4.39, 0.2)]
+    text = result_of(near, control).render()
+    assert "≠" not in text
+    result = result_of(near, trained_with("far", 4.41, 0.2), trained_with("farther", 3.59, 0.2), control)
+    text = result.render()
+    marked = {line.split()[1] for line in text.splitlines() if " ≠ " in line and line[0].isdigit()}
+    assert marked == {"far", "farther"}
+    assert "≠: its L0 is more than 10% off the one asked for, so that it is not ranked at equal L0." in text
+    ranking = result.to_json()["ranking"]["4"]
+    assert {entry["dictionary"] for entry in ranking if entry["missed_l0"]} == {"far", "farther"}
+
+
+def test_a_setting_in_which_nothing_is_recovered_is_called_too_small():
+    control = trained_with("true", 4.0, 1.0, kind="control")
+    lost, found = trained_with("a", 4.0, 0.0004), trained_with("b", 4.0, 0.001)
+    said = "No architecture recovered a true feature: the setting is too small to rank."
+    assert said in result_of(lost, control).render()
+    assert said not in result_of(lost, found, control).render()
+    assert said not in result_of(control).render()
+    both = result_of(lost, found, trained_with("a", 8.0, 0.0, target=8)).render()
+    assert both.count(said) == 1
+    assert both.index(said) > both.index("L0 8, ranked")
+
+
 def test_a_score_that_does_not_exist_is_left_out():
     (entry,) = result_of(scored("a", [0.4, None, 0.6])).entries(4)
     assert entry.scores["f1"].estimate == pytest.approx(0.5)

@@ -13,6 +13,7 @@ import numpy as np
 
 from trimtab.evaluation.ground_truth_scores import LABELS
 from trimtab.stats import Interval, student_mean
+from trimtab.training.advice import L0_TOLERANCE, reached
 
 Kind = Literal["trained", "control"]
 HEADINGS = {
@@ -35,6 +36,16 @@ _LEGEND = (
     "interval (Student) over data sets, which also seed the training; behind: {rank_by} below the best's, paired by "
     "data set."
 )
+_OFF_TARGET = "≠"
+_OFF_TARGET_LEGEND = (
+    f"{_OFF_TARGET}: its L0 is more than {L0_TOLERANCE:.0%} off the one asked for, so that it is not ranked at equal "
+    "L0."
+)
+_TOO_SMALL = (
+    "No architecture recovered a true feature: the setting is too small to rank. Train on more rows (--rows), or plant "
+    "fewer features (--n-true)."
+)
+_SHOWN_AS_0 = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,10 @@ class Entry(NamedTuple):
     """Those that have a value on any data set."""
     behind: Interval | None
     """How far the ranking score lies below the best's, paired by data set; None for the best and for controls."""
+
+    def missed(self, l0_target: float) -> bool:
+        """Whether it was trained to an L0 and ended at another one."""
+        return self.kind == "trained" and "l0" in self.scores and not reached(self.scores["l0"].estimate, l0_target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +125,15 @@ class GroundTruthResult:
     def render(self) -> str:
         """One table for each L0, the legend, and what failed."""
         parts = [self.description + (" (done before)" if self.resumed else "")]
+        missed = False
         for l0 in self.l0_targets:
-            parts.append(f"L0 {l0:g}, ranked by {LABELS[self.rank_by]}\n" + self._table(self.entries(l0)))
-        parts.append(_LEGEND.format(threshold=self.threshold, rank_by=LABELS[self.rank_by]))
+            entries = self.entries(l0)
+            missed |= any(entry.missed(l0) for entry in entries)
+            parts.append(f"L0 {l0:g}, ranked by {LABELS[self.rank_by]}\n" + self._table(entries, l0))
+            if _nothing_recovered(entries):
+                parts.append(_TOO_SMALL)
+        legend = _LEGEND.format(threshold=self.threshold, rank_by=LABELS[self.rank_by])
+        parts.append(f"{legend} {_OFF_TARGET_LEGEND}" if missed else legend)
         for one in self.failures:
             parts.append(f"failed: {one.dictionary}, L0 {one.l0_target:g}, data set {one.data_seed}: {one.error}")
         if self.run is not None:
@@ -126,11 +147,11 @@ class GroundTruthResult:
             "rank_by": self.rank_by,
             "threshold": self.threshold,
             "run": None if self.run is None else str(self.run),
-            "ranking": {f"{l0:g}": [_entry_json(entry) for entry in self.entries(l0)] for l0 in self.l0_targets},
+            "ranking": {f"{l0:g}": [_entry_json(entry, l0) for entry in self.entries(l0)] for l0 in self.l0_targets},
             "scored": [dataclasses.asdict(one) for one in self.scored],
         }
 
-    def _table(self, entries: list[Entry]) -> str:
+    def _table(self, entries: list[Entry], l0_target: float) -> str:
         behind = any(entry.behind for entry in entries)
         heads = ["", *HEADINGS.values(), *(["behind"] if behind else [])]
         lines = [heads]
@@ -138,6 +159,7 @@ class GroundTruthResult:
         for entry in entries:
             rank += entry.kind == "trained"
             name = f"{rank}. {entry.dictionary}" if entry.kind == "trained" else f"   {entry.dictionary}"
+            name += f" {_OFF_TARGET}" * entry.missed(l0_target)
             cells = [_cell(entry.scores.get(score)) for score in HEADINGS]
             lines.append([name, *cells, *([_cell(entry.behind)] if behind else [])])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -172,10 +194,19 @@ def _cell(value: Interval | None) -> str:
     return f"{value.estimate:.3f} ±{value.high - value.estimate:.3f}".replace("±0.", "±.")
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
+def _nothing_recovered(entries: Iterable[Entry]) -> bool:
+    """Whether there are trained dictionaries, and the table shows that none of them found a true feature."""
+    trained = [
+        entry.scores["recovered"] for entry in entries if entry.kind == "trained" and "recovered" in entry.scores
+    ]
+    return bool(trained) and all(value.estimate < _SHOWN_AS_0 for value in trained)
+
+
+def _entry_json(entry: Entry, l0_target: float) -> dict[str, Any]:
     return {
         "dictionary": entry.dictionary,
         "kind": entry.kind,
         "scores": {name: interval.to_dict() for name, interval in entry.scores.items()},
+        "missed_l0": entry.missed(l0_target),
         "behind": None if entry.behind is None else entry.behind.to_dict(),
     }
