@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,6 +170,18 @@ def test_the_weights_have_saelens_names_and_half_precision_is_for_matrices_only(
     assert {name: list(tensor.shape) for name, tensor in saved.items()} == tensors
     assert {name for name, tensor in saved.items() if tensor.dtype == torch.float16} == {"W_enc", "W_dec"}
     assert json.loads((tmp_path / "sae" / "cfg.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_all_files_get_the_umasks_mode(random_sae, tmp_path, umask, mode):
+    sae = random_sae("topk", n=6)
+    before = os.umask(umask)
+    try:
+        path = save_dictionary(sae, tmp_path / "sae", stats_of(6))
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()}
+    assert modes == dict.fromkeys(("cfg.json", "sae_weights.safetensors", "feature_stats.parquet"), mode)
 
 
 def test_every_site_has_a_hook_name_and_comes_back():

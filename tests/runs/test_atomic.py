@@ -35,6 +35,18 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["text.txt"]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_a_file_gets_the_umasks_mode_whatever_its_writer_gives_it(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "x") as partial:
+            assert not partial.exists()
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+
+
 def test_json_is_strict_and_plain(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"nan": math.nan, "n": np.int64(3), "path": Path("a/b"), "pair": (1, 2)})
     text = (tmp_path / "x.json").read_text()

@@ -87,6 +87,8 @@ def test_only_the_last_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path:
         "step-000000010.safetensors",
         "step-000000015.safetensors",
     ]
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "other").stat().st_mode}
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert (found.step, found.facts, found.tensors["w"].tolist()) == (15, {"input_scale": 0.5}, [15.0, 15.0])

@@ -122,6 +122,7 @@ def save_dictionary(
         if stats is not None:
             stats.write(folder / STATS_FILE)
         (folder / CONFIG_FILE).write_text(config)
+        shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives its files to the owner alone
     return path
 
 

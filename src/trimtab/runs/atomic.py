@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +25,9 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     """Give a path beside `path` to write one file to; on leaving, that file is synced and takes `path`'s place.
 
-    If the body or the sync fails, `path` is as it was before and the partial file is gone. Missing parent
-    directories are made. The partial file keeps the suffix, for writers that look at it.
+    The file gets the umask's mode, whatever the writer gives it. If the body or the sync fails, `path` is as it was
+    before and the partial file is gone. Missing parent directories are made. The partial file keeps the suffix, for
+    writers that look at it.
 
     Raises:
         UserError: the disk is full (also when a library reports it in its own exception), or `path` cannot be written.
@@ -34,7 +36,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     partial = final.with_name(f"{_MARK}{secrets.token_hex(6)}-{final.name}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        mode = _usual_mode(partial)
         yield partial
+        partial.chmod(mode)
         _sync(partial)
         os.replace(partial, final)
         _sync(final.parent)
@@ -125,6 +129,14 @@ def remove_partial_files(directory: str | os.PathLike[str]) -> None:
 def is_partial(path: Path) -> bool:
     """Whether `path` is a file that `atomic_path` had not finished."""
     return path.name.startswith(_MARK)
+
+
+def _usual_mode(path: Path) -> int:
+    """The mode that a new file at `path` has; the umask itself can only be read by changing it for all threads."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return mode
 
 
 def _sync(path: Path) -> None:
