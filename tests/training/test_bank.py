@@ -139,7 +139,16 @@ def test_a_member_that_diverges_stops_alone_and_keeps_no_state_that_blew_up(
     bank_result = TrainedBank(run=tmp_path, rows=(good, bad, other))
     problem = bank_result.problem
     assert problem is not None
-    assert problem.line.startswith(f"1 of 3 members failed ({bad.name}): ")
+    assert problem.line == (
+        f"1 of 3 members failed ({bad.name}): the reasons are in {tmp_path / TABLE}; the other members are done; "
+        "the same command again tries only these"
+    )
+    problem = TrainedBank(run=tmp_path, rows=(bad, bad)).problem
+    assert problem is not None
+    assert problem.line == (
+        f"2 of 2 members failed ({bad.name}, {bad.name}): the reasons are in {tmp_path / TABLE}; "
+        "the same command again tries them all"
+    )
 
 
 def test_bad_rows_stop_the_members_of_their_site_only(sites: dict[str, SiteRows], tmp_path: Path) -> None:

@@ -43,11 +43,12 @@ class TrainedBank:
         failed = [row for row in self.rows if row.status == "failed"]
         if not failed:
             return None
+        done = len(failed) < len(self.rows)
         names = ", ".join(row.name for row in failed[:3]) + (", …" if len(failed) > 3 else "")
         return UserError(
             f"{len(failed)} of {len(self.rows)} members failed ({names})",
-            f"the reasons are in {self.run / TABLE}; the other members are done",
-            "the same command again tries only these",
+            f"the reasons are in {self.run / TABLE}" + "; the other members are done" * done,
+            f"the same command again tries {'only these' if done else 'them all'}",
         )
 
     def render(self) -> Group:
