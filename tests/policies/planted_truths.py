@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from planted_choice import DECISIVE, LENGTH, PUSHING, fixed_policy, letters_setup
+from planted_choice import DECISIVE, LENGTH, PUSHING, Letters, fixed_policy, letters_setup
 from planted_readout import SITE, HalfHurt, Planted, planted_sae, readout_setup
 
 from trimtab.dictionaries.base import DictionaryInfo
@@ -37,6 +37,7 @@ FEATURES, REWARDED = 1_000, 617
 """Features of the wide dictionary, and the one that earns a reward."""
 EITHER = (0, 1)
 """The features towards Y and towards N of the planted dictionary."""
+POLICY_KL = "policy/kl_unsteered"
 ITERATIONS = 40
 """Of 512 rollouts each: in so many the policy must have learnt, where two of 32 features matter."""
 
@@ -186,6 +187,34 @@ def check_branch_point(model: LanguageModel, sae: Standard) -> None:
     assert found.excess is not None
     assert abs(found.excess.estimate - 1 / LENGTH) < 1e-6
     assert found.rescued is None
+
+
+def check_delayed_reward(model: LanguageModel, sae: Standard, run: Path) -> None:
+    """The third of four letters earns what the fourth brings; every divergence costs a little.
+
+    20 iterations of 256 rollouts on prompts whose third letter is wrong without an edit.
+    """
+    plain = letters_setup(model, sae)
+
+    def wrong(split: str) -> list[Item]:
+        episodes = plain.episodes(split)
+        outcomes = roll_out(model, None, episodes).outcomes
+        pairs = zip(episodes.items, outcomes, strict=True)
+        return [replace(item, answer="Y") for item, outcome in pairs if outcome.correct]  # correct: the letter is N
+
+    task = Letters({split: wrong(split) for split in SPLITS})
+    config = replace(
+        plain.config, run=run, hidden=(16,), batch_size=1024, iterations=20, items_per_iteration=8, repeats=32,
+        validate_every=1000, checkpoint_every=100, headroom_items=0, kl_penalty=0.1,
+        ppo=PPOConfig(learning_rate=0.02, entropy_bonus=0.003),
+    )  # fmt: skip
+    setup = Setup.with_parts(config, model, sae, task)
+    trained(setup)
+    rewards = rewards_of(setup)
+    assert rewards[0] < 0.3, "it was found before it was looked for"
+    assert rewards[-1] > 0.9
+    kl = [line[POLICY_KL] for line in map(json.loads, (run / "metrics.jsonl").open()) if POLICY_KL in line]
+    assert kl[-1] < 0.7 * kl[0]
 
 
 class BlindCritic(Critic):

@@ -17,6 +17,7 @@ from planted_truths import (
     check_a_mask_is_kept,
     check_blind_critic,
     check_branch_point,
+    check_delayed_reward,
     check_one_in_a_thousand,
     check_seeing_critic,
     check_two_contexts,
@@ -71,6 +72,12 @@ def test_a_critic_that_learnt_where_no_action_helps_blames_the_actions(seeing: B
 
 def test_a_critic_that_learnt_without_seeing_is_in_error(blind: Bottleneck) -> None:
     check_blind_critic(blind)
+
+
+def test_what_a_later_token_brings_is_learnt_at_little_divergence(
+    choice: LanguageModel, choice_dictionary: Standard, tmp_path: Path
+) -> None:
+    check_delayed_reward(choice, choice_dictionary, tmp_path / "run")
 
 
 class Case(NamedTuple):
@@ -284,6 +291,10 @@ def divergence_costs(case: Case) -> None:
     check_divergence_costs_reward(case.given("tiny_llama"), case.given("sae"))
 
 
+def delayed_reward(case: Case) -> None:
+    check_delayed_reward(case.given("choice"), case.given("choice_dictionary"), case.run)
+
+
 def a_mask(case: Case) -> None:
     check_a_mask_is_kept(case.given("planted"), case.run)
 
@@ -309,6 +320,8 @@ MUTATIONS = [
     Mutation(reward_behind_the_end, reward_at_the_end),
     Mutation(reward_divergence, divergence_costs),
     Mutation(penalise_at_the_end, divergence_costs),
+    Mutation(reward_the_first_decision, delayed_reward),
+    Mutation(reward_divergence, delayed_reward),
     Mutation(never_explore, one_in_a_thousand),
     Mutation(share_draws_between_copies, one_in_a_thousand),
     Mutation(reward_the_row_before, two_contexts),
