@@ -157,8 +157,9 @@ def test_an_order_reaches_prompts_and_answers(planted: LanguageModel, planted_di
 def test_items_that_were_looked_at_can_be_left_out(
     planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
 ) -> None:
-    one = entry(tmp_path / "one", planted, planted_dictionary, Planted.load(), 0)
-    other = entry(tmp_path / "other", planted, planted_dictionary, Planted.load(), 0, dose=1.5)
+    own = "planted_readout:Planted"  # called otherwise than its name
+    one = entry(tmp_path / "one", planted, planted_dictionary, Planted.load(), 0, task=own)
+    other = entry(tmp_path / "other", planted, planted_dictionary, Planted.load(), 0, task=own, dose=1.5)
     settings = {"controls": ("random",), "equal_kl": False, "trace": False, "items": 10}
 
     def run(made: object, **more: object) -> tuple[str, ...]:

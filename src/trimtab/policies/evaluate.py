@@ -282,7 +282,7 @@ def _opened(
             if before := _openings(run.record_dict, ids):
                 warnings.append(f"the test split was opened before ({before}× in {run.path.name})")
             run.open_split(split, ids)
-        warnings += _opened_elsewhere(players, task, ids)
+        warnings += _opened_elsewhere(players, ids)
     else:
         warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
     return split, items
@@ -295,9 +295,10 @@ def _openings(record: Mapping[str, Any], ids: Sequence[str]) -> int:
     return sum(name.startswith(OPENED) and not mine.isdisjoint(splits.get(name, ())) for name in names)
 
 
-def _opened_elsewhere(players: Sequence[Player], task: Task, ids: Sequence[str]) -> list[str]:
+def _opened_elsewhere(players: Sequence[Player], ids: Sequence[str]) -> list[str]:
     """Whether runs beside these looked at the items: what was seen there may have shaped what was trained here."""
     own = {player.entry.run.path.resolve() for player in players}
+    task = players[0].entry.setup.config.task  # as it was called, like a task of one's own by module and class
     found = []
     for place in sorted({path.parent for path in own}):
         for file in sorted(place.glob(f"*/{RECORD_NAME}")):
@@ -307,7 +308,7 @@ def _opened_elsewhere(players: Sequence[Player], task: Task, ids: Sequence[str])
                 record = read_record(file.parent)
             except UserError:
                 continue
-            if record["config"].get("task") == task.name and _openings(record, ids):
+            if record["config"].get("task") == task and _openings(record, ids):
                 found.append(file.parent.name)
     if not found:
         return []

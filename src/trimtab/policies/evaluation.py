@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,13 @@ from rich.console import Group
 from trimtab.policies.controls.arms import MAIN, Arm, mean_kl
 from trimtab.policies.controls.scene import Played
 from trimtab.runs import json_safe
-from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio_of_sums
-from trimtab.stats.bootstrap import percentile_interval
+from trimtab.stats import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio_of_sums,
+    bootstrap_statistic,
+)
 from trimtab.steering import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
 from trimtab.tasks import Outcome, Task, known_under_every_order
 
@@ -278,23 +284,16 @@ def _over_runs(rewards: NDArray[np.float64], seed: int) -> Interval | None:
 
 def _metric_intervals(task: Task, one: PlayedArm, seed: int) -> dict[str, Interval]:
     """The task's shown metrics, whole items resampled with all their outcomes."""
-    if not task.shown_metrics:
-        return {}
-    outcomes = one.outcomes
-    rng = np.random.default_rng(seed)
-    items = len(outcomes[0])
-    drawn: dict[str, list[float]] = {name: [] for name in task.shown_metrics}
-    for _ in range(METRIC_RESAMPLES):
-        picked = rng.integers(items, size=items).tolist()
-        found = task.summarise([run[i] for run in outcomes for i in picked])
-        for name, values in drawn.items():
-            values.append(found.get(name, math.nan))
-    whole = task.summarise([o for run in outcomes for o in run])
-    return {
-        name: percentile_interval(whole[name], np.array(values), items, 0.95)
-        for name, values in drawn.items()
-        if name in whole
+    outcomes, items = one.outcomes, np.arange(len(one.outcomes[0]))
+
+    def metric(name: str, picked: NDArray[np.intp]) -> float:
+        return task.summarise([run[i] for run in outcomes for i in picked]).get(name, math.nan)
+
+    found = {
+        name: bootstrap_statistic(partial(metric, name), [items], n_resamples=METRIC_RESAMPLES, seed=seed)
+        for name in task.shown_metrics
     }
+    return {name: interval for name, interval in found.items() if not math.isnan(interval.estimate)}
 
 
 def _equal_kl(one: PlayedArm, policy: PlayedArm) -> bool | None:
