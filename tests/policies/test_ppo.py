@@ -10,9 +10,11 @@ import torch
 from policy_rollouts import RollOut
 
 from trimtab.errors import UserError
-from trimtab.policies.masks import MASKS, MaskKind
+from trimtab.policies import ppo
+from trimtab.policies.masks import MASKS, FixedMask, MaskKind
 from trimtab.policies.networks import ObservationNormaliser, Policy
-from trimtab.policies.ppo import Learner, PPOConfig, explained_variance, returns
+from trimtab.policies.ppo import Learner, PPOConfig, UpdateReport, explained_variance, returns
+from trimtab.policies.source import Decisions
 
 
 def test_advantages_have_their_closed_form_on_rows_of_different_lengths() -> None:
@@ -89,6 +91,52 @@ def test_the_first_gradient_equals_the_definition_in_float64(policy: Policy, rol
     for ours, reference in zip(captured[0], expected, strict=True):
         assert reference is not None
         assert float((ours - reference).abs().max()) <= 1e-5 * float(reference.abs().max()) + 1e-7
+
+
+def report_of_two_actions(q: float, p: float, actions: list[int], clip: float = 0.2) -> UpdateReport:
+    """Of one step from a policy that takes action 0 with probability p, on actions drawn when that was q."""
+    policy = Policy.build(torch.tensor([[1.0, 0.0]]), hidden=())
+    with torch.no_grad():
+        policy.actor.head.weight.zero_()
+        policy.actor.head.bias.copy_(torch.tensor([p, 1 - p]).log())
+    action = torch.tensor(actions, dtype=torch.int32)[:, None]
+    zero = torch.zeros(len(actions), 1)
+    decisions = Decisions(
+        observation=torch.zeros(len(actions), 1, 2), action=action, logp=torch.tensor([q, 1 - q]).log()[action.long()],
+        value=zero, entropy=zero, n_allowed=zero.int(), valid=zero == 0, mask=FixedMask(torch.tensor([True])).record(),
+    )  # fmt: skip
+    learner = Learner(policy, PPOConfig(epochs=1, minibatch=len(actions), clip=clip))
+    return learner.update(decisions, zero + 1, generator=torch.Generator())
+
+
+def check_estimates_of_kl() -> None:
+    """On actions in the old policy's own shares both estimates are the KL itself; on others they differ."""
+    q, p = 0.75, 0.6
+    kl = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    report = report_of_two_actions(q, p, [0, 0, 0, 1])
+    assert (report.old_approx_kl, report.approx_kl) == pytest.approx((kl, kl), rel=1e-4)
+    ratio = (1 - p) / (1 - q)
+    report = report_of_two_actions(q, p, [1, 1])
+    assert report.old_approx_kl == pytest.approx(-math.log(ratio), rel=1e-5)
+    assert report.approx_kl == pytest.approx(ratio - 1 - math.log(ratio), rel=1e-5)
+
+
+def test_both_estimates_of_the_kl_have_their_closed_form() -> None:
+    check_estimates_of_kl()
+
+
+def test_mutation_the_estimates_of_the_kl_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(**fields: float) -> UpdateReport:
+        return UpdateReport(**fields | {"approx_kl": fields["old_approx_kl"], "old_approx_kl": fields["approx_kl"]})
+
+    monkeypatch.setattr(ppo, "UpdateReport", swapped)
+    with pytest.raises(AssertionError):
+        check_estimates_of_kl()
+
+
+@pytest.mark.parametrize(("clip", "share"), [(0.1, 1.0), (0.3, 0.25), (0.7, 0.0)])
+def test_the_clip_fraction_counts_ratios_further_than_clip_from_one(clip: float, share: float) -> None:
+    assert report_of_two_actions(0.75, 0.6, [0, 0, 0, 1], clip).clipfrac == share  # ratios 0.8 and 1.6
 
 
 def test_a_reward_that_is_not_finite_names_its_row(policy: Policy, roll_out: RollOut) -> None:

@@ -66,8 +66,12 @@ class UpdateReport(NamedTuple):
     policy_loss: float
     value_loss: float
     entropy: float
+    old_approx_kl: float
+    """KL(policy at rollout ‖ policy now), estimated as −log ratio: unbiased, may be negative."""
     approx_kl: float
+    """The same, estimated as (ratio − 1) − log ratio: unbiased, never negative (http://joschu.net/blog/kl-approx.html)."""
     clipfrac: float
+    """Share of decisions whose ratio is more than `clip` from 1."""
     explained_variance: float
     """Of the returns by the critic's values at rollout: 1 − Var(return − value) / Var(return)."""
     max_abs_log_ratio: float
@@ -181,7 +185,8 @@ class Learner:
                     ("policy_loss", losses["loss_objective"]),
                     ("value_loss", losses["loss_critic"] / (c.critic_weight or 1)),
                     ("entropy", losses["entropy"]),
-                    ("approx_kl", losses["kl_approx"]),
+                    ("old_approx_kl", losses["kl_approx"]),
+                    ("approx_kl", losses["mean_ratio"].double() - 1 + losses["kl_approx"]),
                     ("clipfrac", losses["clip_fraction"]),
                     ("grad_norm", norm),
                 ):

@@ -269,6 +269,7 @@ class _Trainer:
             "losses/policy_loss": report.policy_loss,
             "losses/value_loss": report.value_loss,
             "losses/entropy": report.entropy,
+            "losses/old_approx_kl": report.old_approx_kl,
             "losses/approx_kl": report.approx_kl,
             "losses/clipfrac": report.clipfrac,
             "losses/explained_variance": report.explained_variance,
