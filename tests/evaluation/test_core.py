@@ -423,6 +423,20 @@ def test_run_from_names_writes_statistics(tiny_llama: LanguageModel, tmp_path: P
     assert stats.corpus_hash == result.corpus_hash
 
 
+def test_the_result_names_the_dictionary_as_it_was_loaded_or_as_the_user_calls_it(
+    tiny_llama: LanguageModel, tmp_path: Path
+):
+    _, sae = save_tiny(tiny_llama, tmp_path)
+    loaded, packed = load_dictionary(sae), packed_texts(tiny_llama)
+    assert evaluate_core(tiny_llama, loaded, packed, OPTIONS)[0].sae == sae
+    loaded.name = "mine"
+    result, _ = evaluate_core(tiny_llama, loaded, packed, OPTIONS)
+    assert (result.sae, result.architecture) == ("mine", "standard")
+    assert result.render().startswith("mine (standard, 64 features) at ")
+    built = Relu(32)
+    assert evaluate_core(tiny_llama, built, packed, OPTIONS)[0].sae == f"unnamed dictionary {built.fingerprint}"
+
+
 def test_sample_text_is_small_and_licensed():
     folder = Path(sample_text())
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 200_000

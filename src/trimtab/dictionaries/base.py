@@ -41,6 +41,11 @@ class Dictionary(nn.Module):
 
     Subclasses hold `W_dec [n, d]` and implement `encode`, `decode` and, where it pays, `encode_features`.
     Codes are in model units: `decode(encode(x))` approximates `x` without any scaling by the caller.
+
+    Attributes:
+        info: where it comes from.
+        name: what it was loaded by, for results; empty for one that was built, until the user sets it.
+        feature_stats: maxima and firing rates on some text, if there are any.
     """
 
     architecture: ClassVar[str]
@@ -49,6 +54,7 @@ class Dictionary(nn.Module):
     def __init__(self, info: DictionaryInfo) -> None:
         super().__init__()
         self.info = info
+        self.name = ""
         self.feature_stats: FeatureStats | None = None
 
     @property

@@ -78,6 +78,7 @@ def load_dictionary(
         path = _locate(path_or_name)
         sae, stats = _built(format_of(path).read(path)), path / STATS_FILE
     sae = sae.to(device, dtype)
+    sae.name = str(path_or_name)
     if stats is not None and stats.exists():
         sae.feature_stats = FeatureStats.read(stats, n_features=sae.n_features)
     if model is not None:

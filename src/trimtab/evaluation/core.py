@@ -123,6 +123,7 @@ class CoreResult:
     model: str
     model_fingerprint: str
     sae: str
+    """The dictionary's name: what it was loaded by."""
     dictionary_fingerprint: str
     site: str
     architecture: str
@@ -188,7 +189,7 @@ def run_core(config: CoreConfig) -> CoreResult:
         result, rebuilt = evaluate_core(model, dictionary, packed, options, site=config.site, progress=meter.advance)
     if config.write_stats is not None:
         rebuilt.stats.write(config.write_stats / "feature_stats.parquet")
-    return dataclasses.replace(result, sae=config.sae)
+    return result
 
 
 def sample_text() -> str:
@@ -250,7 +251,7 @@ def evaluate_core(
     result = CoreResult(
         model=model.name,
         model_fingerprint=model.fingerprint,
-        sae=dictionary.info.architecture,
+        sae=dictionary.name or f"unnamed dictionary {dictionary.fingerprint}",
         dictionary_fingerprint=dictionary.fingerprint,
         site=str(where),
         architecture=dictionary.info.architecture,
