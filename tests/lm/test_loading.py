@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -65,6 +66,20 @@ def test_a_gguf_file_is_dequantised_into_an_ordinary_model(tiny_llama, tmp_path,
     assert equal_weights(model.hf, tiny_llama.hf)
     assert model.tokenizer.chat_template == tiny_llama.tokenizer.chat_template
     assert load_model(save_directory(model, tmp_path / "again")).fingerprint == tiny_llama.fingerprint
+
+
+def test_a_gguf_file_is_parsed_once_and_the_readers_class_is_put_back(tiny_llama, tmp_path, monkeypatch):
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, *args, **kwargs):
+            parsed.append(args)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    load_model(write_gguf(tiny_llama, tmp_path / "tiny.gguf"))
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Counted
 
 
 @pytest.mark.parametrize("keep", [4, 40, 3_000, -2_000])

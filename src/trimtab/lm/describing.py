@@ -14,7 +14,7 @@ from trimtab.errors import UserError
 from trimtab.lm.catalogue import CatalogueEntry, cached_path, find_entry, unknown_model
 from trimtab.lm.gguf_files import first_line
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.quiet import quiet_transformers
+from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site, check_site
 
 
@@ -101,7 +101,7 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     if path.is_file():
         raise UserError(f"model file {name}", "only catalogue names, directories and hub ids are shown", "load it")
     try:
-        with quiet_transformers(), torch.device("meta"):
+        with transformers_silenced(), torch.device("meta"):
             config = AutoConfig.from_pretrained(source, local_files_only=True)
             hf = AutoModelForCausalLM.from_config(config)
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)

@@ -34,7 +34,7 @@ from trimtab.lm.catalogue import (
 )
 from trimtab.lm.gguf_files import LoadedModel, read_gguf
 from trimtab.lm.llama2c import read_llama2c_model, read_llama2c_tokenizer
-from trimtab.lm.quiet import quiet_transformers
+from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.stages import stage
 from trimtab.runs import sha256_file, utc_now, write_json
 
@@ -105,7 +105,7 @@ def _build(entry: CatalogueEntry, out: Path, path: str | os.PathLike[str] | None
         else:
             tokenizer = read_llama2c_tokenizer(source.with_name(entry.companions[0][0]))
             loaded = LoadedModel(read_llama2c_model(source), tokenizer)
-        with quiet_transformers():
+        with transformers_silenced():
             loaded.hf.save_pretrained(out)
             loaded.tokenizer.save_pretrained(out)
     shutil.rmtree(work)

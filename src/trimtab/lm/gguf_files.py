@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import UserError
-from trimtab.lm.quiet import one_gguf_reader, quiet_transformers
+from trimtab.lm.silence import transformers_silenced
 
 
 class LoadedModel(NamedTuple):
@@ -31,7 +37,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
             raise UserError(f"file {path}", "it is not a GGUF file: its first bytes are not GGUF", "give a GGUF file")
     arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
-        with quiet_transformers(), one_gguf_reader():
+        with transformers_silenced(), _parsed_once():
             dequantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **arguments)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
             return LoadedModel(_without_quantization(dequantized), tokenizer)
@@ -57,3 +63,19 @@ def _without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
     clean = type(loaded).from_pretrained(None, config=config, state_dict=loaded.state_dict(), dtype=loaded.dtype)
     clean.generation_config = loaded.generation_config
     return clean
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let `transformers` parse a GGUF file once, not three times, and without its own progress bar.
+
+    It opens a new reader for the config, the weights and the tokenizer, and each spends seconds (for Gemma's 262,144
+    tokens, most of a minute) on the vocabulary. It offers no other way than to replace what it imports.
+    """
+    hf_gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    before = gguf.GGUFReader, hf_gguf.tqdm
+    gguf.GGUFReader, hf_gguf.tqdm = lru_cache(maxsize=1)(gguf.GGUFReader), partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, hf_gguf.tqdm = before

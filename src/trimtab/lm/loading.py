@@ -17,7 +17,7 @@ from trimtab.lm.catalogue import close_matches, find_entry, unknown_model
 from trimtab.lm.fetching import pull
 from trimtab.lm.gguf_files import LoadedModel, first_line, read_gguf
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.quiet import quiet_transformers
+from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.stages import stage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -159,7 +159,7 @@ def _reachable(endpoint: str) -> bool:
 
 
 def _from_pretrained(source: str | Path, dtype: torch.dtype, **arguments: Any) -> LoadedModel:
-    with quiet_transformers():
+    with transformers_silenced():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **arguments)
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **arguments)
