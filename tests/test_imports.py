@@ -1,4 +1,4 @@
-"""What importing costs, and which room may import which."""
+"""What importing costs, which room may import which, and that no modules import one another."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ RULES = [
     "A room imports only rooms below it",
     "report imports only runs",
     "The rooms without models never import torch",
+    "No modules import one another in a circle",
 ]
 
 
@@ -59,15 +60,18 @@ RULES = [
         ("runs", "torch", [2]),
         ("report.page", "torch", [2]),
         ("newroom", "trimtab.errors", [0]),
+        ("lm.circle", "trimtab.lm.back", [3]),
     ],
 )
 def test_the_import_rule_sees_what_breaks_it(tmp_path: Path, importer: str, imported: str, broken: list[int]) -> None:
-    """The rules of pyproject.toml on a package of empty rooms with one import."""
+    """The rules of pyproject.toml on a package of almost empty rooms with one import more."""
     package = tmp_path / "src" / "trimtab"
     for room in ROOMS:
         (package / room).mkdir(parents=True)
         (package / room / "__init__.py").touch()
     (package / "__init__.py").touch()
+    (package / "lm" / "back.py").write_text("if TYPE_CHECKING:\n    import trimtab.lm.circle\n")
+    (package / "lm" / "circle.py").touch()
     *parents, last = importer.split(".")
     package.joinpath(*parents, f"{last}.py" if parents or last not in ROOMS else f"{last}/__init__.py").write_text(
         f"import {imported}\n"

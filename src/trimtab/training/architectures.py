@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Collection, Set
+from collections.abc import Collection, Mapping, Set
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.dictionaries.topk_training import check_active
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
-
-if TYPE_CHECKING:
-    from trimtab.training.config import TrainConfig
 
 SPARSITY = ("l0", "k", "sparsity_weight")
 """Fields that say how sparse codes become."""
@@ -47,33 +44,32 @@ def architecture_fields() -> Set[str]:
     return {name for arch in TRAINABLE for name in fields_of(arch)} | set(SPARSITY)
 
 
-def architecture_config(config: TrainConfig, l0: float | None, dead_after: int) -> TrainableConfig:
+def architecture_config(flat: Mapping[str, Any], l0: float | None, dead_after: int) -> TrainableConfig:
     """The config of an architecture, out of the fields of a `TrainConfig` that are set.
 
     Args:
-        config: the flat config.
+        flat: the `TrainConfig`'s fields by name.
         l0: active features per row to aim at, if any.
         dead_after: rows without firing after which a feature is dead.
 
     Raises:
         UserError: no such architecture, a field that it lacks, or a value that it refuses.
     """
-    kind = trainable_class(config.arch).config_class
-    hints = _hints(kind)
-    flat = {field.name for field in dataclasses.fields(config)}
-    said = {name: getattr(config, name) for name in flat & architecture_fields() - {"l0"}}
-    given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    arch = flat["arch"]
+    kind = trainable_class(arch).config_class
+    hints, known = _hints(kind), architecture_fields() - {"l0"}
+    given = {name: value for name, value in flat.items() if name in known and value is not None}
     given["dead_after"] = dead_after
     if l0 is not None:
         if "l0" in hints:
             given["l0"] = l0
         else:
-            if config.n_features > 0:  # else that is what is wrong, and the architecture says so
-                check_active("l0", l0, config.n_features)
-            given["k"] = _whole(l0, config.arch) if hints["k"] is int else l0
+            if flat["n_features"] > 0:  # else that is what is wrong, and the architecture says so
+                check_active("l0", l0, flat["n_features"])
+            given["k"] = _whole(l0, arch) if hints["k"] is int else l0
     for name in given:
         if name not in hints:
-            raise UserError(f"{name} {given[name]}", f"architecture {config.arch} has no {name}", _instead(name, hints))
+            raise UserError(f"{name} {given[name]}", f"architecture {arch} has no {name}", _instead(name, hints))
     return kind(**given)
 
 

@@ -143,7 +143,7 @@ class TrainConfig(Recipe):
                 )
         if self.k is not None and self.l0 is not None:
             raise UserError(f"k {self.k} and l0 {self.l0:g}", "they say the same thing twice", "give one of them")
-        architecture_config(self, self.wanted_l0, self.dead_after or 1)
+        architecture_config(vars(self), self.wanted_l0, self.dead_after or 1)
 
     @property
     def wanted_l0(self) -> float | None:
@@ -154,7 +154,7 @@ class TrainConfig(Recipe):
     @property
     def l0_target(self) -> float | None:
         """Active features per row that training aims at; None where a fixed weight decides."""
-        config = architecture_config(self, self.wanted_l0, self.dead_after or 1)
+        config = architecture_config(vars(self), self.wanted_l0, self.dead_after or 1)
         target = getattr(config, "k", None) or getattr(config, "l0", None)
         return None if target is None else float(target)
 
@@ -171,5 +171,5 @@ class TrainConfig(Recipe):
     def build(self, d: int, steps: int, device: str | torch.device = "cpu") -> TrainableSAE:
         """The SAE to train on rows of width d; its initial weights do not depend on the device."""
         dead_after = self.dead_after or min(10_000_000, max(1, steps * self.batch_size // 10))
-        config = architecture_config(self, self.wanted_l0, dead_after)
+        config = architecture_config(vars(self), self.wanted_l0, dead_after)
         return trainable_class(self.arch)(config, d, seed=self.seed).to(device)
