@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -73,6 +74,24 @@ class LanguageModel:
             elif value is not None:
                 found.update(int(token) for token in value)
         return frozenset(found)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """What the model's forward calls its key-value cache; a wrong name would be swallowed without a word.
+
+        Raises:
+            UserError: it takes none, or keeps a state besides.
+        """
+        names = inspect.signature(self.hf.forward).parameters
+        found = next((name for name in ("cache", "past_key_values") if name in names), None)  # older: the latter
+        kinds = set(getattr(text_config(self.hf), "layer_types", None) or ())
+        if found is None or getattr(self.hf, "_is_stateful", False) or kinds & {"linear_attention", "conv", "mamba"}:
+            raise UserError(
+                f"decoding with {self.name}",
+                f"{type(self.hf).__name__} has layers that keep another state than keys and values",
+                "use a model whose layers are all attention",
+            )
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,10 +183,7 @@ class LanguageModel:
             if past_lengths is not None:
                 place = torch.arange(past + new, device=batch.ids.device)
                 mask = (place >= (past - held)[:, None]).long()
-        return {
-            "input_ids": batch.ids,
-            "position_ids": positions,
-            "attention_mask": mask,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-        }
+        arguments = {"input_ids": batch.ids, "position_ids": positions, "attention_mask": mask}
+        if cache is not None:
+            arguments[self.cache_argument] = cache
+        return {**arguments, "use_cache": cache is not None}
