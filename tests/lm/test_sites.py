@@ -13,7 +13,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, site_width
-from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, tap
+from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS
+from trimtab.lm.taps import tap
 
 IDS = [[7, 30, 41, 9, 55, 23, 88, 14, 61, 35, 102, 17], [90, 12, 77, 6, 33, 20, 45, 71, 50, 11, 29, 64]]
 ATOL = 2e-5

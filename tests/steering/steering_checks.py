@@ -16,7 +16,7 @@ from trimtab.dictionaries.base import Dictionary
 from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, Site
 from trimtab.lm import decode as run_decode
 from trimtab.lm.sampling import uniform
-from trimtab.lm.sites import tap
+from trimtab.lm.taps import tap
 from trimtab.steering import ForkSource, RandomFeatureSource, ReplaySource, StaticSource
 
 # `trimtab.lm.decode` is the function once the package is imported, so the module is found by name.

@@ -28,7 +28,7 @@ from steering_checks import (
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries.standard import Standard
-from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, sites
+from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, taps
 from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.editing import SourceRunner
 from trimtab.steering import RandomFeatureSource, ReplaySource, StaticSource, controls
@@ -72,13 +72,13 @@ def count_padding_as_positions(patch: Patch, *_: object) -> None:
 
 
 def skip_every_third_edit(patch: Patch, *_: object) -> None:
-    original, calls = sites.apply_rows, [0]
+    original, calls = taps.apply_rows, [0]
 
     def apply_rows(x, change):  # type: ignore[no-untyped-def]
         calls[0] += 1
         return x if calls[0] % 3 == 0 else original(x, change)
 
-    patch.setattr(sites, "apply_rows", apply_rows)
+    patch.setattr(taps, "apply_rows", apply_rows)
 
 
 def forget_the_hooks(patch: Patch, *_: object) -> None:
@@ -86,13 +86,13 @@ def forget_the_hooks(patch: Patch, *_: object) -> None:
 
 
 def edit_the_prefill_twice(patch: Patch, *_: object) -> None:
-    original = sites.apply_rows
+    original = taps.apply_rows
 
     def apply_rows(x, change):  # type: ignore[no-untyped-def]
         once = original(x, change)
         return original(once, change) if x.shape[1] > 1 else once
 
-    patch.setattr(sites, "apply_rows", apply_rows)
+    patch.setattr(taps, "apply_rows", apply_rows)
 
 
 def register_hooks_twice(patch: Patch, *_: object) -> None:
@@ -192,8 +192,8 @@ def lose_the_reconstruction_error(patch: Patch, _: LanguageModel, sae: Standard)
 
 
 def round_what_is_hooked(patch: Patch, *_: object) -> None:
-    original = sites.apply_rows
-    patch.setattr(sites, "apply_rows", lambda x, change: original(x, change) * (1 + 1e-6))
+    original = taps.apply_rows
+    patch.setattr(taps, "apply_rows", lambda x, change: original(x, change) * (1 + 1e-6))
 
 
 def apply_less_than_is_logged(patch: Patch, *_: object) -> None:

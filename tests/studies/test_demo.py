@@ -161,7 +161,7 @@ def test_nothing_steered_means_no(files: Path, tmp_path: Path, monkeypatch: pyte
 
     def forgetful(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr("trimtab.lm.sites.apply_rows", lambda x, change: x)
+            patch.setattr("trimtab.lm.taps.apply_rows", lambda x, change: x)
             return real(*args, **kwargs)
 
     monkeypatch.setattr(texts, "decode", forgetful)

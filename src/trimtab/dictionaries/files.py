@@ -131,11 +131,10 @@ def check_fit(sae: SAE, model: Any, *, any_model: bool = False) -> None:
     """Raise a `UserError` unless the dictionary fits a model's width and, where the file says them, site and name."""
     width = model.d_model
     if sae.info.site and hasattr(model, "layout"):
-        from trimtab.lm.sites import Site, check_site, site_width
+        from trimtab.lm import site_width
 
-        site = Site.parse(sae.info.site)
         try:
-            check_site(model, site)
+            site = model.site(sae.info.site)
         except UserError as error:
             raise UserError(
                 f"dictionary for {error.what}", error.why, "choose a dictionary trained on this model"

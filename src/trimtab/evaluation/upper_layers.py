@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, edited
-from trimtab.lm.sites import apply_rows, tap
+from trimtab.lm.taps import apply_rows, tap
 
 Splice = Callable[[Float[Tensor, "B T d"]], RowDelta]
 

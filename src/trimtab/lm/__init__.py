@@ -20,7 +20,8 @@ from trimtab.lm.fetching import pull
 from trimtab.lm.loading import check_device, load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.sites import RowDelta, Site, check_site, site_width
+from trimtab.lm.sites import Site
+from trimtab.lm.taps import RowDelta, site_width
 
 __all__ = [
     "DecodeConfig",
@@ -42,7 +43,6 @@ __all__ = [
     "cache_dir",
     "capture",
     "check_device",
-    "check_site",
     "decode",
     "edit_delta",
     "edited",

@@ -10,7 +10,8 @@ from torch import Tensor
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.sites import HEAD_KINDS, Site, site_order, site_width, tap
+from trimtab.lm.sites import HEAD_KINDS, Site, site_order
+from trimtab.lm.taps import site_width, tap
 
 
 class _LastSiteRead(Exception):  # noqa: N818 - a signal, not an error

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.sites import RowDelta, Site, site_order, tap
+from trimtab.lm.sites import Site, site_order
+from trimtab.lm.taps import RowDelta, tap
 
 MOST_COPIES = 1024
 """More are not put side by side: what each may see of the others grows with their number's square."""

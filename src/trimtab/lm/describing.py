@@ -15,7 +15,7 @@ from trimtab.lm.catalogue import CatalogueEntry, cached_path, find_entry, unknow
 from trimtab.lm.gguf_files import first_line
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
-from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site, check_site
+from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def _site_patterns(model: LanguageModel) -> tuple[str, ...]:
     layers = f"0-{model.n_layers - 1}"
     for kind in (*RESIDUAL_KINDS, *HEAD_KINDS):
         try:
-            check_site(model, Site(kind, 0))
+            model.site(Site(kind, 0))
         except UserError:
             continue
         attention = model.layout.layers[0].attention

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.sites import RowDelta, Site, site_order, tap
+from trimtab.lm.sites import Site, site_order
+from trimtab.lm.taps import RowDelta, tap
 
 
 class EditRequest(NamedTuple):

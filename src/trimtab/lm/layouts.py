@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trimtab.errors import UserError
+from trimtab.lm.sites import HEAD_KINDS, Site
 
 # Modules that hold the layer list in models we have met; others are found by their length.
 LAYER_PATHS = (
@@ -58,6 +59,37 @@ class Layout:
     layers: tuple[LayerLayout, ...]
     final_norm: nn.Module | None
     head: nn.Module
+
+
+def check_site(layout: Layout, site: Site, name: str) -> None:
+    """Raise a `UserError` if the model of that name has no such site, naming what it has."""
+    if not 0 <= site.layer < len(layout.layers):
+        raise UserError(
+            f"site {site}", f"{name} has layers 0 to {len(layout.layers) - 1}", "choose a layer in that range"
+        )
+    layer = layout.layers[site.layer]
+    known = {
+        "resid_mid": layer.attn_branch,
+        "attn_out": layer.attn_branch,
+        "mlp_out": layer.mlp_branch,
+    }
+    if (site.kind in known and known[site.kind] is None) or (site.kind in HEAD_KINDS and layer.attention is None):
+        raise UserError(
+            f"site {site}",
+            f"{type(layer.module).__name__} has no attention of the Llama family (self_attn with q_proj, k_proj, "
+            "v_proj, o_proj) or GPT-2 (attn with c_attn, c_proj) was found",
+            "use resid_pre or resid_post",
+        )
+    if site.head is not None:
+        n_heads = head_count(layer, site)
+        if not 0 <= site.head < n_heads:
+            raise UserError(f"site {site}", f"{site.kind} has heads 0 to {n_heads - 1}", "choose one of them")
+
+
+def head_count(layer: LayerLayout, site: Site) -> int:
+    """Heads at an attention site of a layer that has one."""
+    assert layer.attention is not None
+    return layer.attention.n_kv_heads if site.kind in ("attn_k", "attn_v") else layer.attention.n_heads
 
 
 def text_config(hf: PreTrainedModel) -> Any:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.errors import UserError
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
-from trimtab.lm.layouts import Layout, find_layout, text_config
-from trimtab.lm.sites import Site, check_site
+from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
+from trimtab.lm.sites import Site
 
 
 class LanguageModel:
@@ -111,7 +111,7 @@ class LanguageModel:
             UserError: the name is malformed, or the layer or head is out of range.
         """
         site = Site.parse(name)
-        check_site(self, site)
+        check_site(self.layout, site, self.name)
         return site
 
     def encode_text(self, text: str, *, chat: bool = False) -> list[int]:

@@ -22,7 +22,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from trimtab.errors import UserError
 from trimtab.lm import GrowingCache, LanguageModel, RowDelta, Site, TokenBatch, edited, site_width
-from trimtab.lm.sites import HEAD_KINDS, tap
+from trimtab.lm.sites import HEAD_KINDS
+from trimtab.lm.taps import tap
 
 ROWS_PER_SEQUENCE = 32
 """Edits stacked in one sequence: enough to make attention a few large products, few enough to waste little on masked

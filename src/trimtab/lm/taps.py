@@ -1,0 +1,149 @@
+"""The one mechanism that reads and edits activations at sites.
+
+A tap calls `fn(x)` with the activation at a site, `[B, T, width]`, while the model runs. If `fn`
+returns a `RowDelta`, the activation is changed there, skip path included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from trimtab.lm.layouts import AttentionLayout, LayerLayout, head_count
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.sites import HEAD_KINDS, Site
+
+
+class RowDelta(NamedTuple):
+    """A change of some positions: `x[batch[r], time[r]] += delta[r]`."""
+
+    batch: Tensor  # [R]
+    time: Tensor  # [R]
+    delta: Tensor  # [R, width]
+
+
+TapFunction = Callable[[Tensor], RowDelta | None]
+
+
+def site_width(model: LanguageModel, site: Site) -> int:
+    """Size of the last dimension that a tap sees at a site."""
+    if site.kind not in HEAD_KINDS:
+        return model.d_model
+    layer = model.layout.layers[site.layer]
+    return _attention(layer).head_dim * (1 if site.head is not None else head_count(layer, site))
+
+
+def tap(model: LanguageModel, site: Site, fn: TapFunction) -> list[RemovableHandle]:
+    """Call `fn` at a site in every forward pass until the returned handles are removed."""
+    layer = model.layout.layers[site.layer]
+    if site.kind == "resid_pre":
+        return [layer.module.register_forward_pre_hook(_before_layer(fn), with_kwargs=True)]
+    if site.kind == "resid_post":
+        return [layer.module.register_forward_hook(_after(fn))]
+    if site.kind == "attn_out":
+        return [_module(layer.attn_branch).register_forward_hook(_after(fn))]
+    if site.kind == "mlp_out":
+        return [_module(layer.mlp_branch).register_forward_hook(_after(fn))]
+    if site.kind == "resid_mid":
+        return _tap_resid_mid(layer, fn)
+    return _tap_heads(site, layer, fn)
+
+
+def apply_rows(x: Tensor, change: RowDelta) -> Tensor:
+    """`x [B, T, width]` with the rows of `change` added; `x` itself is left as it is."""
+    if x.shape[1] == 1 and len(change.batch) == x.shape[0]:  # one token per row, every row edited, in order
+        return x + change.delta[:, None].to(x.dtype)
+    out = x.clone()
+    out[change.batch, change.time] += change.delta.to(x.dtype)
+    return out
+
+
+def _after(fn: TapFunction) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        change = fn(x)
+        if change is None:
+            return None
+        edited = apply_rows(x, change)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    return hook
+
+
+def _layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _before_layer(fn: TapFunction) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = _layer_input(args, kwargs)
+        change = fn(x)
+        if change is None:
+            return None
+        edited = apply_rows(x, change)
+        return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
+
+    return hook
+
+
+def _tap_resid_mid(layer: LayerLayout, fn: TapFunction) -> list[RemovableHandle]:
+    """Between the branches the stream exists only as a sum, so the change goes onto the attention branch."""
+    skip: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        skip[:] = [_layer_input(args, kwargs)]
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+        change = fn(skip.pop() + output)
+        return None if change is None else apply_rows(output, change)
+
+    return [
+        layer.module.register_forward_pre_hook(keep, with_kwargs=True),
+        _module(layer.attn_branch).register_forward_hook(hook),
+    ]
+
+
+def _tap_heads(site: Site, layer: LayerLayout, fn: TapFunction) -> list[RemovableHandle]:
+    attention = _attention(layer)
+    width = attention.head_dim
+    part = 0  # where this site's columns start in the module's output
+    if site.kind != "attn_z" and attention.fused is not None:
+        part = ("attn_q", "attn_k", "attn_v").index(site.kind) * attention.n_heads * width
+    columns = slice(part, part + head_count(layer, site) * width)
+    if site.head is not None:
+        columns = slice(part + site.head * width, part + (site.head + 1) * width)
+
+    def changed(x: Tensor) -> Tensor | None:
+        change = fn(x[..., columns])
+        if change is None:
+            return None
+        out = x.clone()
+        out[..., columns] = apply_rows(x[..., columns], change)
+        return out
+
+    if site.kind == "attn_z":
+
+        def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            out = changed(args[0])
+            return None if out is None else (out, *args[1:])
+
+        return [attention.out.register_forward_pre_hook(before)]
+    module = attention.fused or {"attn_q": attention.q, "attn_k": attention.k, "attn_v": attention.v}[site.kind]
+
+    def after(_hooked: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+        return changed(output)
+
+    return [_module(module).register_forward_hook(after)]
+
+
+def _attention(layer: LayerLayout) -> AttentionLayout:
+    assert layer.attention is not None, "model.site has not been called"
+    return layer.attention
+
+
+def _module(module: nn.Module | None) -> nn.Module:
+    assert module is not None, "model.site has not been called"
+    return module
