@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import math
 
-import pytest
-
 from trimtab.stats import Interval
 
 
@@ -28,12 +26,3 @@ def test_survives_json_and_nan_becomes_null() -> None:
     again = Interval.from_dict(json.loads(text))
     assert math.isnan(again.low)
     assert (again.estimate, again.n, again.method) == (1.0, 1, "wilson")
-
-
-@pytest.mark.parametrize(("value", "excluded"), [(0.0, True), (0.1, False), (0.5, False), (0.9, False), (1.0, True)])
-def test_excludes(value: float, excluded: bool) -> None:
-    assert Interval(estimate=0.5, low=0.1, high=0.9, n=3).excludes(value) is excluded
-
-
-def test_an_interval_without_bounds_excludes_nothing() -> None:
-    assert not Interval(estimate=0.5, low=math.nan, high=math.nan, n=1).excludes(7.0)

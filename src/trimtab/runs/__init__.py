@@ -3,7 +3,7 @@
 from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
 from trimtab.runs.config import LEFT_OUT_AT_DEFAULT, FieldDifference, config_dict, config_difference, json_safe
 from trimtab.runs.metrics import read_metrics
-from trimtab.runs.progress import Meter, track
+from trimtab.runs.progress import Meter
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
 from trimtab.runs.run import Run, Status
@@ -26,7 +26,6 @@ __all__ = [
     "sha256_file",
     "split_ids",
     "text_id",
-    "track",
     "utc_now",
     "versions",
     "write_bytes",

@@ -6,14 +6,11 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-Item = TypeVar("Item")
 
 DELAY = 1.0
 """Seconds after which a terminal shows the bar."""
@@ -100,22 +97,6 @@ class Meter:
     def _log_now_and_then(self) -> None:
         while not self._stop.wait(LOG_INTERVAL):
             print(self.line(), file=sys.stderr, flush=True)
-
-
-def track(items: Iterable[Item], description: str, total: float | None = None) -> Iterator[Item]:
-    """Give the items one by one and show how far they are.
-
-    Args:
-        items: what to go through.
-        description: what is being done, in a few words.
-        total: number of items, where `items` does not know its length.
-    """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with Meter(description, total) as meter:
-        for item in items:
-            yield item
-            meter.advance()
 
 
 class _Screen:

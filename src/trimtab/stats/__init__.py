@@ -1,4 +1,4 @@
-"""Intervals, bootstrap, permutation tests and rank agreement. No torch.
+"""Intervals, bootstrap, comparisons corrected for their number. No torch.
 
 Prompts (or documents, or items) are what is resampled; seeds stay inside their prompt, and tokens are
 never units. Every random draw follows from the `seed` given.
@@ -14,14 +14,11 @@ from trimtab.stats.bootstrap import (
 )
 from trimtab.stats.interval import Interval
 from trimtab.stats.multiple import benjamini_hochberg
-from trimtab.stats.permutation import PermutationResult, permutation_test
 from trimtab.stats.proportion import wilson_interval
-from trimtab.stats.rank import kendall_tau_b
 from trimtab.stats.student import student_mean
 
 __all__ = [
     "Interval",
-    "PermutationResult",
     "SeedDesign",
     "benjamini_hochberg",
     "best_of_some",
@@ -29,8 +26,6 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_ratio_of_sums",
     "bootstrap_statistic",
-    "kendall_tau_b",
-    "permutation_test",
     "student_mean",
     "wilson_interval",
 ]

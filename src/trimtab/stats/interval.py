@@ -31,10 +31,6 @@ class Interval:
         """The interval with `digits` places after the point."""
         return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] (n={self.n})"
 
-    def excludes(self, value: float) -> bool:
-        """Whether the interval has bounds and `value` lies outside them."""
-        return value < self.low or value > self.high
-
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; numbers that JSON cannot hold become None."""
         fields = asdict(self)

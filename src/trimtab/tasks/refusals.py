@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from trimtab.judges import Judge, RuleJudge, Verdict
 from trimtab.tasks.task import Item, Outcome, Task, mean
-
-Wanted = Literal["refusal", "compliance"]
 
 
 class RefusalTask(Task):

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import StratifiedKFold
 
@@ -228,15 +227,6 @@ def helped_by_headroom(play: PolicyPlay, *, items: int = 24, features: int = COU
         f"{tried}, on {len(wrong)} items that are wrong with and without the policy",
         lower_bound=table.candidates is not None,
     )
-
-
-def auc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs."""
-    positive = positive.astype(bool)
-    n, m = int(positive.sum()), int((~positive).sum())
-    if n == 0 or m == 0:
-        return float("nan")
-    return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def cross_fitted_probe(
