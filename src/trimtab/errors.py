@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something that the user can mend. The command line prints it as one line and exits with 2.
@@ -20,3 +23,9 @@ class UserError(ValueError):
     def line(self) -> str:
         """The message on one line, as the command line prints it."""
         return " ".join(str(self).split())
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about a name that is not known: take the nearest that is, or something else where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise

@@ -27,9 +27,9 @@ from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation, task_result
 from trimtab.policies.evaluation_files import Entry
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
-from trimtab.policies.reading import from_plain, read_policy_config
+from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
-from trimtab.runs import Run, config_dict, read_record
+from trimtab.runs import Run, config_dict, read_record, read_typed
 from trimtab.steering import Trace
 from trimtab.tasks import Companion, Outcome, Task
 from trimtab.training.checkpoint import Checkpoint, write_checkpoint
@@ -345,7 +345,7 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     config = PolicyConfig(
         task="mmlu", data=Path("data"), hidden=(32, 16), ppo=PPOConfig(gamma=0.9), run=tmp_path / "a", train_items=7
     )
-    assert from_plain(PolicyConfig, json.loads(json.dumps(config_dict(config)))) == config
+    assert read_typed(PolicyConfig, json.loads(json.dumps(config_dict(config)))) == config
     with Run.open(tmp_path / "a", "policy train", config):
         pass
     assert read_policy_config(tmp_path / "a") == config

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from few_harmful import LOADED, SAID, Stern
@@ -24,7 +23,6 @@ from trimtab.policies.evaluate import evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.evaluation import PolicyEvaluation
 from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
-from trimtab.policies.options import read_options
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import train_policy
@@ -155,7 +153,7 @@ def test_options_reach_the_loader_and_mistakes_show_before_the_model(
         ({"task_option": ("per_splot=2",)}, f"task option 'per_splot': {owner}; did you mean per_split?"),
         ({"task_option": ("shots=2",)}, f"task option 'shots': {owner}; choose one of them"),
         ({"task_option": ("judge=rules",)}, f"task option 'judge': {owner}; choose one of them"),
-        ({"task_option": ("per_split=few",)}, "task option 'per_split=few': it must be a whole number; change"),
+        ({"task_option": ("per_split=few",)}, "task option per_split: it must be a whole number, not 'few'"),
         ({"judge": f"classifier:{tmp_path}"}, f"judge classifier:{tmp_path}: no classifier could be loaded"),
         ({"judge": "oracle"}, "judge 'oracle': there are rules, classifier:PATH and endpoint:MODEL@URL"),
         ({"judge_option": ("timeout=3",)}, "judge option 'timeout=3': no judge is named; name one with --judge"),
@@ -198,31 +196,6 @@ def test_an_endpoint_s_replies_stay_in_the_run_without_texts(tmp_path: Path, mon
     assert "a prompt" not in (tmp_path / "run/judge.jsonl").read_text()
     beside = HeadroomConfig(task="few", out=tmp_path / "headroom.json").transcript
     assert beside == tmp_path / "headroom.judge.jsonl"
-
-
-def test_values_have_the_types_that_are_asked_for() -> None:
-    kinds = {
-        "a": int, "b": float | None, "c": bool, "d": Sequence[str] | None, "e": tuple[int, ...], "f": Path,
-        "g": Literal["x", 2], "h": str, "i": tuple, "j": object,
-    }  # fmt: skip
-    texts = ("a=3", "b=0.5", "c=no", "d=x, y", "e=1,2", "f=a/b", "g=2", "h=k=v", "i=p")
-    found = read_options(texts, kinds, what="option", owner="it")
-    assert found == {
-        "a": 3, "b": 0.5, "c": False, "d": ("x", "y"), "e": (1, 2), "f": Path("a/b"), "g": 2, "h": "k=v", "i": ("p",),
-    }  # fmt: skip
-    for text, message in (
-        ("a", "option 'a': it has no value; write NAME=VALUE"),
-        ("b=x", "option 'b=x': it must be a number; change the value"),
-        ("c=maybe", "it must be true or false"),
-        ("e=1,x", "it must be a whole number"),
-        ("g=y", "it must be one of x, 2"),
-        ("j=1", "it must be of the type object, which can only be given in Python"),
-    ):
-        with pytest.raises(UserError) as caught:
-            read_options((text,), kinds, what="option", owner="it")
-        assert message in caught.value.line
-    with pytest.raises(UserError, match="option 'a': it is given twice"):
-        read_options(("a=1", "a=2"), kinds, what="option", owner="it")
 
 
 def test_a_headroom_says_under_what_it_was_measured(parts: dict[str, Any], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tiny_dictionary import make_dictionary
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.runs import read_typed
 from trimtab.steering import (
     ReplayReport,
     StaticSource,
@@ -164,7 +165,7 @@ def test_side_by_side_shows_both_texts(tiny: tuple[LanguageModel, Standard]) -> 
     assert "add feature 3 at resid_post.1 of tiny-llama, unit relative" in text
     assert "unsteered" in text
     assert "dose 0.9" in text
-    assert SteerResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert read_typed(SteerResult, json.loads(json.dumps(result.to_json()))) == result
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.runs import sha256_file, write_json, write_table
+from trimtab.runs import read_typed, sha256_file, write_json, write_table
 
 INDEX_FILE, DOCUMENTS_FILE = "shards.json", "documents.parquet"
 FORMAT = 1
@@ -119,9 +119,8 @@ def read_index(directory: Path) -> ShardIndex:
     if content.pop("format", None) != FORMAT:
         raise UserError(f"shards {path}", f"it is not in format {FORMAT}", "harvest again with this version")
     try:
-        shards = tuple(_shard(s) for s in content.pop("shards"))
-        return ShardIndex(**{**content, "shards": shards, "next": StreamPosition(**content["next"])})
-    except (KeyError, TypeError) as error:
+        return read_typed(ShardIndex, content)
+    except UserError as error:
         raise UserError(f"shards {path}", f"it is damaged ({error})", "harvest again into a new directory") from error
 
 
@@ -192,14 +191,3 @@ def write_documents(directory: Path, ids: tuple[str, ...], sources: tuple[str, .
     split = np.where(held_out, "holdout", "train")
     table = pa.table({"document": np.arange(len(ids), dtype=np.int32), "id": ids, "source": sources, "split": split})
     write_table(directory / DOCUMENTS_FILE, table)
-
-
-def _shard(content: dict[str, Any]) -> Shard:
-    return Shard(
-        **{
-            **content,
-            "sites": {site: StoredFile(**f) for site, f in content["sites"].items()},
-            "origin": StoredFile(**content["origin"]),
-            "start": StreamPosition(**content["start"]),
-        }
-    )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import os
 import re
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -18,7 +16,7 @@ from trimtab import __doc__ as PURPOSE
 from trimtab import __version__
 from trimtab.cli.commands import COMMANDS
 from trimtab.cli.job import Job
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,12 +68,9 @@ def _find_command(words: Sequence[str]) -> str:
     first = {name.split()[0]: None for name in COMMANDS}
     known = [name.split()[1] for name in group] or list(first)
     wrong = asked[0] if group else words[0]
-    close = difflib.get_close_matches(wrong, known, n=1)
-    raise UserError(
-        f"unknown command {' '.join([words[0], wrong] if group else [wrong])!r}",
-        f"there is {', '.join(known)}",
-        f"did you mean {close[0]}?" if close else "see trimtab --help",
-    )
+    said = " ".join([words[0], wrong] if group else [wrong])
+    mend = did_you_mean(wrong, known, "see trimtab --help")
+    raise UserError(f"unknown command {said!r}", f"there is {', '.join(known)}", mend)
 
 
 def _overview(commands: dict[str, Callable[[], Job]], prefix: str = "") -> str:
@@ -153,7 +148,9 @@ def _with_positional(config: type[Any], names: Sequence[str]) -> type[Any]:
         return config
     import tyro
 
-    hints = typing.get_type_hints(config)
+    from trimtab.runs import field_types
+
+    hints = field_types(config)
     marked = []
     for field in dataclasses.fields(config):
         if field.name in names:
@@ -164,7 +161,9 @@ def _with_positional(config: type[Any], names: Sequence[str]) -> type[Any]:
 
 def _prompts_first(words: Sequence[str], job: Job) -> list[str]:
     """The words, with texts that follow the numbers of an option moved to the front: `--feature 3 14 "Once upon"`."""
-    hints = typing.get_type_hints(job.config) if job.positional else {}
+    from trimtab.runs import field_types
+
+    hints = field_types(job.config) if job.positional else {}
     of_numbers = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint in _NUMBERS}
     texts: list[str] = []
     rest: list[str] = []

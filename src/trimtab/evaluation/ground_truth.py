@@ -21,7 +21,7 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
 from trimtab.evaluation.ground_truth_scores import GroundTruthScores, controls, score
-from trimtab.runs import Run, write_table
+from trimtab.runs import Run, read_typed, write_table
 from trimtab.training import Member, SiteRows, expand
 from trimtab.training.bank import Place, train_members, unfinished
 
@@ -112,8 +112,7 @@ def run_ground_truth(config: GroundTruthConfig) -> GroundTruthResult:
         with TemporaryDirectory(prefix="trimtab-ground-truth-") as directory:
             return _result(config, _scored(config, seeds, Path(directory)))
     with Run.open(config.run, "evaluate ground-truth", config, ignore_fields=("run", "data_sets")) as run:
-        known: Any = (run.results or {}).get("scored", [])
-        found = [Scored(**one) for one in known]
+        found = read_typed(list[Scored], (run.results or {}).get("scored", []), f"run {config.run}")
         left = [seed for seed in seeds if seed not in {one.data_seed for one in found}]
         if left:
             found += _scored(config, left, run.path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 from typing import Any
 
 from trimtab.errors import UserError
@@ -13,6 +11,7 @@ from trimtab.judges.endpoint import EndpointConfig, EndpointJudge, import_client
 from trimtab.judges.refusal_rules import RuleJudge
 from trimtab.judges.transcript import Transcript
 from trimtab.judges.verdict import Judge
+from trimtab.runs import field_types
 
 
 def make_judge(
@@ -61,16 +60,13 @@ def judge_options(name: str) -> dict[str, Any]:
     if kind == "rules" and not rest:
         return {}
     if kind == "classifier" and rest:
-        return {option: hint for option, hint in _types(ClassifierJudge).items() if option != "path"}
+        return {option: hint for option, hint in field_types(ClassifierJudge).items() if option != "path"}
     if kind == "endpoint" and rest:
-        return {option: hint for option, hint in _types(EndpointConfig).items() if option not in ("model", "base_url")}
+        return {
+            option: hint for option, hint in field_types(EndpointConfig).items() if option not in ("model", "base_url")
+        }
     raise UserError(
         f"judge {name!r}",
         "there are rules, classifier:PATH and endpoint:MODEL@URL",
         "choose one of them",
     )
-
-
-def _types(kind: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from trimtab.errors import UserError
 from trimtab.judges import ClassifierJudge, Judge, judge_options, make_judge
-from trimtab.policies.options import option_name, read_options
+from trimtab.runs import option_name, read_options
 from trimtab.tasks import Task, find_task, load_options
 from trimtab.tasks.refusals import RefusalTask
 

@@ -1,4 +1,4 @@
-"""Run directories, configs, provenance, atomic files and splits. No torch."""
+"""Run directories, configs, typed values, provenance, atomic files and splits. No torch."""
 
 from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
 from trimtab.runs.config import LEFT_OUT_AT_DEFAULT, FieldDifference, config_dict, config_difference, json_safe
@@ -8,6 +8,7 @@ from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
 from trimtab.runs.run import Run, Status
 from trimtab.runs.splits import split_ids, text_id
+from trimtab.runs.typed import field_types, option_name, read_options, read_typed, takes_list
 
 __all__ = [
     "LEFT_OUT_AT_DEFAULT",
@@ -18,13 +19,18 @@ __all__ = [
     "atomic_path",
     "config_dict",
     "config_difference",
+    "field_types",
     "json_safe",
     "machine",
+    "option_name",
     "read_json",
     "read_metrics",
+    "read_options",
     "read_record",
+    "read_typed",
     "sha256_file",
     "split_ids",
+    "takes_list",
     "text_id",
     "utc_now",
     "versions",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,21 +75,6 @@ class SteerResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SteerResult:
-        """The inverse of `to_json`."""
-        arms = [
-            Arm(
-                **{
-                    **arm,
-                    "realised": DoseSummary(**arm["realised"]),
-                    "continuations": [Continuation(**c) for c in arm["continuations"]],
-                }
-            )
-            for arm in data["arms"]
-        ]
-        return cls(**{**data, "arms": arms})
 
     def render(self) -> RenderableType:
         """For the terminal: side by side at one dose, a table of doses at several."""

@@ -13,7 +13,7 @@ import torch
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, LanguageModel, decode, site_width
 from trimtab.lm.decode import check_prompts
-from trimtab.runs import Meter, Run
+from trimtab.runs import Meter, Run, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
@@ -119,7 +119,7 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
     with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run", "any_model")) as run:
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
         if run.done and run.results:
-            return SteerResult.from_json(run.results)
+            return read_typed(SteerResult, run.results, f"run {config.run}")
         result = steer_with(config, model, dictionary, run=run)
         run.finish(results=result.to_json())
         return result

@@ -20,7 +20,7 @@ import torch
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, Site
-from trimtab.runs import Run, read_record, write_table
+from trimtab.runs import Run, read_record, read_typed, write_table
 from trimtab.steering.effects import TokenEffects, TopTokens
 from trimtab.steering.replaying import blocks_of
 from trimtab.steering.sources import Block
@@ -156,8 +156,7 @@ class Trace:
     @property
     def decoding(self) -> DecodeConfig:
         """The config of the decode call."""
-        fields = dict(self.facts["decoding"])
-        return DecodeConfig(**{**fields, "stop": tuple(fields["stop"])})
+        return read_typed(DecodeConfig, self.facts["decoding"], "the trace's decoding")
 
     def per_row(self, column: str) -> list[list[Any]]:
         """A column of the token table as one list per row, in order of position."""

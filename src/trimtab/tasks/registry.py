@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 from trimtab.tasks.bbq import BBQAmbiguous, BBQDisambiguated
 from trimtab.tasks.gsm8k import GSM8K
 from trimtab.tasks.harmbench import HarmBench
@@ -59,11 +58,8 @@ def find_task(name: str) -> type[Task]:
         return TASKS[name]
     module, colon, class_name = name.partition(":")
     if not colon:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"task {name!r}", f"there are {', '.join(TASKS)}", f"{guess}choose one, or name your own as module:Class"
-        )
+        mend = f"{did_you_mean(name, TASKS, '')} choose one, or name your own as module:Class"
+        raise UserError(f"task {name!r}", f"there are {', '.join(TASKS)}", mend.strip())
     try:
         imported = _import(module)
     except (ImportError, ValueError) as error:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import typing
 from collections.abc import Collection, Mapping, Set
-from functools import cache
 from typing import Any
 
 from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.dictionaries.topk_training import check_active
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
+from trimtab.runs import field_types
 
 SPARSITY = ("l0", "k", "sparsity_weight")
 """Fields that say how sparse codes become."""
@@ -26,17 +23,13 @@ def trainable_class(name: object) -> type[TrainableSAE]:
     """
     if isinstance(name, str) and name in TRAINABLE:
         return TRAINABLE[name]
-    close = difflib.get_close_matches(str(name), TRAINABLE, n=1)
-    raise UserError(
-        f"arch {name!r}",
-        f"it is one of {', '.join(sorted(TRAINABLE))}",
-        f"did you mean {close[0]}?" if close else "choose one",
-    )
+    mend = did_you_mean(str(name), TRAINABLE, "choose one")
+    raise UserError(f"arch {name!r}", f"it is one of {', '.join(sorted(TRAINABLE))}", mend)
 
 
 def fields_of(arch: str) -> Set[str]:
     """Names of the fields that an architecture's config has."""
-    return _hints(trainable_class(arch).config_class).keys()
+    return field_types(trainable_class(arch).config_class).keys()
 
 
 def architecture_fields() -> Set[str]:
@@ -57,7 +50,7 @@ def architecture_config(flat: Mapping[str, Any], l0: float | None, dead_after: i
     """
     arch = flat["arch"]
     kind = trainable_class(arch).config_class
-    hints, known = _hints(kind), architecture_fields() - {"l0"}
+    hints, known = field_types(kind), architecture_fields() - {"l0"}
     given = {name: value for name, value in flat.items() if name in known and value is not None}
     given["dead_after"] = dead_after
     if l0 is not None:
@@ -84,11 +77,4 @@ def _instead(name: str, hints: Collection[str]) -> str:
         return "give l0"
     if name == "sparsity_weight":
         return "give l0 or k"
-    close = difflib.get_close_matches(name, hints, n=1)
-    return f"leave it out, or did you mean {close[0]}?" if close else "leave it out"
-
-
-@cache
-def _hints(kind: type[TrainableConfig]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return did_you_mean(name, hints, "leave it out")

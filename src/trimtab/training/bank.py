@@ -16,9 +16,10 @@ from rich.text import Text
 
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
-from trimtab.runs import Run, config_dict, json_safe, read_record
+from trimtab.runs import Run, config_dict, json_safe, read_record, read_typed
 from trimtab.runs.record import RECORD_NAME
 from trimtab.training.checkpoint import checkpoint_files, discard_checkpoints
+from trimtab.training.export import TrainResult
 from trimtab.training.loop import Threads, Training, train_all
 from trimtab.training.members import Member
 from trimtab.training.rows import SiteRows
@@ -175,7 +176,8 @@ def _known_row(member: Member, directory: Path) -> MemberRow:
     """The row of a member that was not trained now: it was done before, or could not begin."""
     if member.error is not None:
         return failed_row(member, member.error)
-    return done_row(member, read_record(directory / MEMBERS / member.name)["results"])
+    run = directory / MEMBERS / member.name
+    return done_row(member, read_typed(TrainResult, read_record(run)["results"], f"run {run}"))
 
 
 def _done(directory: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.distributed import Ranks
-from trimtab.runs import Run, config_dict, json_safe
+from trimtab.runs import Run, config_dict, json_safe, read_typed
 from trimtab.training.advice import variance_text
 from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
 from trimtab.training.bank_file import BankFile, read_bank_file
@@ -218,8 +218,8 @@ def train_text(config: TrainTextConfig, ranks: Ranks | None = None) -> TrainedSA
                 raise training.error
             run.finish(json_safe(training.result))
             discard_checkpoints(run.file(CHECKPOINTS))
-        results: Any = run.results
-        return TrainedSAE(result=TrainResult(**{**results, "sae": Path(results["sae"])}), run=run.path, resumed=resumed)
+        result = read_typed(TrainResult, run.results, f"run {run.path}")
+        return TrainedSAE(result=result, run=run.path, resumed=resumed)
 
 
 def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | None:

@@ -75,9 +75,9 @@ class MemberRow:
         return f"{self.name} done: EV {variance_text(self.explained_variance)}, L0 {self.l0:.2f}, {self.seconds:.0f} s"
 
 
-def done_row(member: Member, result: TrainResult | dict[str, Any]) -> MemberRow:
+def done_row(member: Member, result: TrainResult) -> MemberRow:
     """The row of a member that was trained."""
-    fields = result if isinstance(result, dict) else asdict(result)
+    fields = asdict(result)
     told = {field.name for field in dataclasses.fields(MemberRow)} & set(fields) - set(_about(member))
     return MemberRow(status="done", path=str(fields["sae"]), **_about(member), **{name: fields[name] for name in told})
 

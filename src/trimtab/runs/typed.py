@@ -1,0 +1,210 @@
+"""Values of declared types, read from plain ones: what JSON and TOML hold, or texts that say `NAME=VALUE`.
+
+The one reader of configs, options and results. Nothing is guessed: a text is no number, 1.5 is no whole number, true is
+not 1. A mistake is a `UserError` that names the field and says what it must be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cattrs import Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.cols import list_structure_factory
+from cattrs.gen import make_dict_structure_fn
+
+from trimtab.errors import UserError, did_you_mean
+
+_T = TypeVar("_T")
+_Hook = Callable[[Any, Any], Any]
+_SPOKEN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NO_NUMBERS = ("inf", "-inf", "nan")
+"""What `config_dict` writes in place of numbers that JSON lacks; `json_safe` writes None."""
+_SERIES = (tuple, list, Sequence, Collection, Iterable)
+
+
+def read_typed(kind: type[_T], value: Any, what: str = "") -> _T:
+    """A plain value as a value of a type: a dataclass from its fields, a tuple from a list, a path from a text.
+
+    Args:
+        kind: the type. Dataclasses may nest; what `config_dict` or `json_safe` made of one is read back as it was.
+        value: what JSON or TOML holds.
+        what: name of the thing that is read, for messages.
+
+    Raises:
+        UserError: a value is of another type, a field is missing or is none of the dataclass's, or the dataclass
+            refuses a value.
+    """
+
+    def why(error: BaseException, part: Any) -> str:
+        if isinstance(error, UserError):  # the dataclass's own
+            raise error
+        if isinstance(error, KeyError):
+            return "it is missing"
+        if isinstance(error, ForbiddenExtraKeysError):
+            name = min(error.extra_fields)
+            return f"there is no {name}; {did_you_mean(name, field_types(error.cl), 'leave it out')}"
+        found = f", not {error.args[0]!r}" if isinstance(error, _WrongTypeError) else ""
+        return f"it must be {_spoken(part or kind)}{found}"
+
+    try:
+        return _CONVERTER.structure(value, kind)
+    except Exception as error:
+        said, _, where = transform_error(error, what, why)[0].rpartition(" @ ")
+        raise UserError(where.lstrip("."), said) from error
+
+
+def read_options(texts: Sequence[str], known: Mapping[str, Any], *, what: str, owner: str) -> dict[str, Any]:
+    """Values by name from texts, each `NAME=VALUE`; several values of a list are parted by commas.
+
+    Args:
+        texts: as they were given.
+        known: types by name.
+        what: `task option` or `judge option`, for messages.
+        owner: what takes them, for messages.
+
+    Raises:
+        UserError: a text is no `NAME=VALUE`, a name is not known or given twice, or a value is not of its type.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, value = option_name(text), text.partition("=")[2]
+        if "=" not in text:
+            raise UserError(f"{what} {text!r}", "it has no value", "write NAME=VALUE")
+        if name not in known:
+            mend = did_you_mean(name, known, "choose one of them" if known else "leave it out")
+            raise UserError(f"{what} {name!r}", f"{owner} takes {', '.join(known) or 'none'}", mend)
+        if name in found:
+            raise UserError(f"{what} {name!r}", "it is given twice", "give it once")
+        found[name] = read_typed(known[name], _plain(value, known[name]), f"{what} {name}")
+    return found
+
+
+def option_name(text: str) -> str:
+    """The name in `NAME=VALUE`."""
+    return text.partition("=")[0].strip().replace("-", "_")
+
+
+@cache
+def field_types(config: type[Any]) -> Mapping[str, Any]:
+    """The types of a dataclass's fields by name."""
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
+
+
+def takes_list(kind: Any) -> bool:
+    """Whether a list of any length may be of a type."""
+    return any(map(_is_series, typing.get_args(kind) if _is_union(kind) else (kind,)))
+
+
+def _spoken(kind: Any) -> str:
+    inner = typing.get_args(kind)
+    if _is_union(kind):
+        return " or ".join(_spoken(part) for part in inner if part is not types.NoneType)
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if _is_series(kind):
+        return f"a list, each {_spoken(inner[0] if inner else str)}"
+    if is_dataclass(kind) or (typing.get_origin(kind) or kind) in (dict, Mapping):
+        return "values by name"
+    return _SPOKEN.get(kind) or f"of the type {getattr(kind, '__name__', kind)}, which can only be given in Python"
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _is_series(kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    return (origin or kind) in _SERIES and (origin is not tuple or ... in typing.get_args(kind))
+
+
+def _plain(text: str, kind: Any) -> Any:
+    """What a text says, as TOML would hold it; the text itself where it says nothing of the type."""
+    inner = typing.get_args(kind)
+    if _is_union(kind):
+        return _plain(text, next(part for part in inner if part is not types.NoneType))
+    if _is_series(kind):
+        return [_plain(part.strip(), (inner or (str,))[0]) for part in text.split(",") if part.strip()]
+    if typing.get_origin(kind) is typing.Literal:
+        return next((one for one in inner if str(one) == text), text)
+    with contextlib.suppress(ValueError):
+        return kind(text) if kind in (int, float) else _SWITCHES.get(text.lower(), text) if kind is bool else text
+    return text
+
+
+class _WrongTypeError(Exception):
+    """Holds a value that is not of the type it should have."""
+
+
+def _exactly(value: Any, *kinds: type[Any]) -> Any:
+    if type(value) not in kinds:
+        raise _WrongTypeError(value)
+    return value
+
+
+_CONVERTER = Converter()
+for _kind in (bool, int, str):
+    _CONVERTER.register_structure_hook(_kind, _exactly)
+_CONVERTER.register_structure_hook(Path, lambda value, _: Path(_exactly(value, str)))
+
+
+@_CONVERTER.register_structure_hook
+def _float(value: Any, _: Any) -> float:
+    if value is None:
+        return math.nan
+    return float(value if value in _NO_NUMBERS else _exactly(value, int, float))
+
+
+@_CONVERTER.register_structure_hook_factory(_is_union)
+def _union(kind: Any) -> _Hook:
+    """The first of its types that a value is of."""
+    *others, last = (part for part in typing.get_args(kind) if part is not types.NoneType)
+
+    def hook(value: Any, _: Any) -> Any:
+        if value is None and types.NoneType in typing.get_args(kind):
+            return None
+        for part in others:
+            with contextlib.suppress(Exception):
+                return _CONVERTER.structure(value, part)
+        return _CONVERTER.structure(value, last)
+
+    return hook
+
+
+@_CONVERTER.register_structure_hook_factory(lambda kind: typing.get_origin(kind) is typing.Literal)
+def _literal(kind: Any) -> _Hook:
+    def hook(value: Any, _: Any) -> Any:
+        if (type(value), value) not in [(type(one), one) for one in typing.get_args(kind)]:
+            raise _WrongTypeError(value)
+        return value
+
+    return hook
+
+
+@_CONVERTER.register_structure_hook_factory(_is_series)
+def _series(kind: Any) -> _Hook:
+    """Lists alone: a text is no list of letters."""
+    inner: Any = list[(typing.get_args(kind) or (str,))[0]]
+    read = list_structure_factory(inner, _CONVERTER)
+
+    def hook(value: Any, _: Any) -> Any:
+        found = read(_exactly(value, list, tuple), inner)
+        return found if typing.get_origin(kind) is list else tuple(found)
+
+    return hook
+
+
+@_CONVERTER.register_structure_hook_factory(is_dataclass)
+def _fields(kind: Any) -> _Hook:
+    """By name; the class that `config_dict` says beside them under `type` is left out."""
+    read, known = make_dict_structure_fn(kind, _CONVERTER, _cattrs_forbid_extra_keys=True), field_types(kind)
+    return lambda value, _: read({k: v for k, v in _exactly(value, dict).items() if k != "type" or k in known}, kind)
