@@ -298,6 +298,34 @@ def test_an_edit_of_one_head_changes_that_head_only(any_tiny, kind):
     torch.testing.assert_close(seen[0].unflatten(-1, expected.shape[2:]), expected, atol=ATOL, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [*RESIDUAL_KINDS, *HEAD_KINDS])
+def test_what_takes_an_activation_s_place_is_there_bit_for_bit(any_tiny, kind):
+    """Small values where large ones were: x + (y − x) would lose their last bits."""
+    site = Site(kind, 1, 0 if kind in HEAD_KINDS else None)
+    width = site_width(any_tiny, site)
+    given = 1e-3 * torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    given[1, ::2] = float("nan")  # there x stays
+    change = RowDelta(torch.tensor([0, 1]), torch.tensor([3, 6]), torch.full((2, width), -0.0), given)
+    before, after = [], []
+    handles = tap(any_tiny, site, seen_by(before)) + tap(any_tiny, site, lambda x: change)
+    handles += tap(any_tiny, site, seen_by(after))
+    try:
+        with torch.no_grad():
+            any_tiny.forward(TokenBatch.full(torch.tensor(IDS)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    expected = before[0].clone()
+    expected[0, 3] = given[0]
+    expected[1, 6, 1::2] = given[1, 1::2]
+    if kind == "resid_mid":  # a sum of two, one of which is changed
+        torch.testing.assert_close(after[0], expected, atol=1e-6, rtol=0)
+    else:
+        assert torch.equal(after[0], expected)
+        summed = before[0][0, 3] + (given[0] - before[0][0, 3])
+        assert not torch.equal(summed, given[0]), "adding the difference would do, so nothing is checked"
+
+
 def seen_by(into: list[Tensor]) -> Any:
     def read(x: Tensor) -> None:
         into.append(x.clone())

@@ -28,7 +28,7 @@ from steering_checks import (
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries.standard import Standard
-from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, taps
+from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, edits, taps
 from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.editing import SourceRunner
 from trimtab.steering import RandomFeatureSource, ReplaySource, StaticSource, controls
@@ -197,15 +197,15 @@ def round_what_is_hooked(patch: Patch, *_: object) -> None:
 
 
 def apply_less_than_is_logged(patch: Patch, *_: object) -> None:
-    original = editing.edit_delta
-    patch.setattr(editing, "edit_delta", lambda directions, edit: 0.9 * original(directions, edit))
+    original = edits.edit_delta
+    patch.setattr(edits, "edit_delta", lambda directions, edit: 0.9 * original(directions, edit))
 
 
 def log_the_coefficient_as_the_request(patch: Patch, *_: object) -> None:
     original = SourceRunner._log
 
-    def log(self, site, x, edit, delta):  # type: ignore[no-untyped-def]
-        original(self, site, x, edit._replace(requested=None), delta)
+    def log(self, site, x, edit, change):  # type: ignore[no-untyped-def]
+        original(self, site, x, edit._replace(requested=None), change)
 
     patch.setattr(SourceRunner, "_log", log)
 

@@ -6,19 +6,12 @@ from trimtab.lm.capture import capture
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.decode import DecodeConfig, Decoded, decode
 from trimtab.lm.describing import ModelDetails, show
-from trimtab.lm.editing import (
-    DecodeStart,
-    Edit,
-    EditLog,
-    EditRequest,
-    InterventionSource,
-    PositionRule,
-    edit_delta,
-    edited,
-)
+from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, edited
+from trimtab.lm.edits import Edit, EditLog, activation_hash, edit_delta
 from trimtab.lm.fetching import pull
 from trimtab.lm.loading import check_device, load_model
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.sites import Site
 from trimtab.lm.taps import RowDelta, site_width
@@ -40,6 +33,7 @@ __all__ = [
     "RowDelta",
     "Site",
     "TokenBatch",
+    "activation_hash",
     "cache_dir",
     "capture",
     "check_device",

@@ -1,22 +1,18 @@
-"""Edits as data: every intervention is a sum of coefficients times unit directions.
-
-Adding a feature, ablating it, clamping it and overwriting a coordinate differ only in how the
-coefficient is computed, so one mechanism applies, logs and replays them all.
-"""
+"""Editing while the model runs: what decides edits, and the one mechanism that asks it, applies them and logs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.lm.edits import Edit, EditLog, activation_hash
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.positions import PositionRule
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, tap
 
@@ -31,57 +27,6 @@ class EditRequest(NamedTuple):
     token: Tensor  # [R] the input token there
 
 
-class Edit(NamedTuple):
-    """What a source answers, for R rows with up to K features each."""
-
-    feature: Tensor  # [R, K] row of `directions(site)`; -1 for no edit in this slot
-    coefficient: Tensor  # [R, K] in model units, along the unit direction
-    requested: Tensor | None = None  # [R, K] the dose asked for, in the source's unit
-    action_logp: Tensor | None = None  # [R] log-probability of the choice
-    n_allowed: Tensor | None = None  # [R] features that could have been chosen
-    value: Tensor | None = None  # [R] the critic's value
-
-
-@dataclass(frozen=True)
-class PositionRule:
-    """Which input positions of a row are edited; positions are absolute and exclude padding.
-
-    `generated` is every position whose logits choose a token: the last prompt token and each generated token but the
-    last. `prompt` is every prompt position, `all` both, `span` the half-open range from `start` to `stop`.
-    """
-
-    kind: Literal["generated", "prompt", "all", "span"] = "generated"
-    start: int = 0
-    stop: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> PositionRule:
-        """Read `generated`, `prompt`, `all` or `START:STOP`.
-
-        Raises:
-            UserError: the text is none of these.
-        """
-        if text in ("generated", "prompt", "all"):
-            return cls(text)  # type: ignore[arg-type]
-        start, colon, stop = text.partition(":")
-        if colon and start.isdigit() and stop.isdigit() and int(start) < int(stop):
-            return cls("span", int(start), int(stop))
-        raise UserError(f"positions {text!r}", "allowed are generated, prompt, all or START:STOP", "choose one of them")
-
-    def __str__(self) -> str:
-        return f"{self.start}:{self.stop}" if self.kind == "span" else self.kind
-
-    def selects(self, position: Tensor, prompt_length: Tensor) -> Bool[Tensor, "*shape"]:
-        """Whether each position is edited. Shapes broadcast."""
-        if self.kind == "generated":
-            return position >= prompt_length - 1
-        if self.kind == "prompt":
-            return position < prompt_length
-        if self.kind == "span":
-            return (position >= self.start) & (position < self.stop)
-        return torch.ones_like(position, dtype=torch.bool)
-
-
 class DecodeStart(NamedTuple):
     """What a source learns before the first token: all rows of a decode call."""
 
@@ -94,7 +39,11 @@ class DecodeStart(NamedTuple):
 
 
 class InterventionSource(Protocol):
-    """Anything that decides edits while tokens are decoded: a constant, a random draw, a log, a policy."""
+    """Anything that decides edits while tokens are decoded: a constant, a random draw, a log, a policy.
+
+    It may also have `blocks(site)`, how a trace names its directions, and `keep_replacements`, which is whether the log
+    keeps the activations that took others' places, so that it can be replayed.
+    """
 
     sites: tuple[Site, ...]
     positions: PositionRule
@@ -103,7 +52,7 @@ class InterventionSource(Protocol):
     dictionary_hash: str
 
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
-        """Unit rows that an edit's features index."""
+        """Unit rows that an edit's features index; rows of zeros for edits that add nothing along a direction."""
         ...
 
     def start(self, start: DecodeStart) -> None:
@@ -113,80 +62,6 @@ class InterventionSource(Protocol):
     def choose(self, request: EditRequest) -> Edit | None:
         """Edits for the rows of one forward pass at one site; None edits nothing and logs nothing."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class EditLog:
-    """Every edit of a decode call, in columns. R rows (token, site), K slots."""
-
-    site: Int[Tensor, " R"]  # index into the source's sites
-    row: Int[Tensor, " R"]
-    position: Int[Tensor, " R"]
-    feature: Int[Tensor, "R K"]
-    coefficient: Float[Tensor, "R K"]
-    requested: Float[Tensor, "R K"]
-    x_norm: Float[Tensor, " R"]  # ‖x‖ before the edit
-    delta_norm: Float[Tensor, " R"]  # ‖Δ‖ as applied
-    action_logp: Float[Tensor, " R"]
-    n_allowed: Int[Tensor, " R"]
-    value: Float[Tensor, " R"]
-
-    def __len__(self) -> int:
-        return int(self.row.shape[0])
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """Every column by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
-    def relative_dose(self) -> Float[Tensor, " R"]:
-        """Realised ‖Δ‖/‖x‖ of each edit."""
-        return self.delta_norm / self.x_norm.clamp_min(torch.finfo(self.x_norm.dtype).tiny)
-
-    @classmethod
-    def empty(cls) -> EditLog:
-        long, real = torch.empty(0, dtype=torch.long), torch.empty(0)
-        pair = (long.reshape(0, 1), real.reshape(0, 1), real.reshape(0, 1))
-        return cls(long, long, long, *pair, real, real, real, long, real)
-
-    @classmethod
-    def cat(cls, parts: Sequence[EditLog]) -> EditLog:
-        """Logs one behind the other; narrower ones get empty slots."""
-        width = max(part.feature.shape[1] for part in parts)
-        columns: dict[str, Tensor] = {}
-        for name in parts[0].columns:
-            values = [part.columns[name] for part in parts]
-            if name in ("feature", "coefficient", "requested"):
-                fill = -1 if name == "feature" else 0
-                values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
-            columns[name] = torch.cat(values)
-        return cls(**columns)
-
-    def to(self, device: torch.device | str) -> EditLog:
-        """The log on another device."""
-        return EditLog(**{name: column.to(device) for name, column in self.columns.items()})
-
-    def take(self, index: Tensor) -> EditLog:
-        """Some of the edits, by index or mask."""
-        return EditLog(**{name: column[index] for name, column in self.columns.items()})
-
-    def sorted(self) -> EditLog:
-        """Ordered by row, position and site."""
-        log = self
-        for key in ("site", "position", "row"):
-            log = log.take(torch.argsort(log.columns[key], stable=True))
-        return log
-
-
-def edit_delta(directions: Float[Tensor, "n d"], edit: Edit) -> Float[Tensor, "R d"]:
-    """Δ = Σ_k coefficient[:, k] · directions[feature[:, k]]; slots with feature −1 add nothing."""
-    coefficient = torch.where(edit.feature >= 0, edit.coefficient, 0).to(directions.dtype)
-    rows = directions[edit.feature.clamp_min(0)]
-    if rows.shape[1] == 1:
-        return rows[:, 0] * coefficient
-    # Not a matrix product: its rounding may depend on R and K, and a replay must give the same bits.
-    return (rows * coefficient[..., None]).sum(dim=1)
 
 
 @contextmanager
@@ -247,15 +122,23 @@ class SourceRunner:
             edit = self.source.choose(EditRequest(site, rows, self._row, self._position, self._token))
             if edit is None:
                 return None
-            delta = edit_delta(self.source.directions(site), edit)
-            self._log(index, rows, edit, delta)
-            return RowDelta(self._batch, self._time, delta)
+            change = edit.change(self.source.directions(site), self._batch, self._time)
+            self._log(index, rows, edit, change)
+            return change
 
         return fn
 
-    def _log(self, site: int, x: Tensor, edit: Edit, delta: Tensor) -> None:
+    def _log(self, site: int, x: Tensor, edit: Edit, change: RowDelta) -> None:
         count, device = len(self._row), self._row.device
         nan = torch.full((count,), float("nan"), device=device)
+        applied = change.delta if change.base is None else change.of(x) - x
+        replaced, kept = torch.zeros_like(self._row), dict[int, Tensor]()
+        if edit.replacement is not None:
+            rows = edit.replacement.detach().to("cpu", x.dtype)
+            keys = [0 if row.isnan().any() else activation_hash(row) for row in rows]
+            replaced = torch.tensor(keys, device=device)
+            if getattr(self.source, "keep_replacements", False):
+                kept = {key: row for key, row in zip(keys, rows, strict=True) if key}
         self._parts.append(
             EditLog(
                 site=torch.full((count,), site, device=device),
@@ -265,10 +148,13 @@ class SourceRunner:
                 coefficient=edit.coefficient,
                 requested=edit.coefficient if edit.requested is None else edit.requested,
                 x_norm=x.float().norm(dim=-1),
-                delta_norm=delta.float().norm(dim=-1),
+                delta_norm=applied.float().norm(dim=-1),
                 action_logp=nan if edit.action_logp is None else edit.action_logp,
                 n_allowed=torch.full((count,), -1, device=device) if edit.n_allowed is None else edit.n_allowed,
                 value=nan if edit.value is None else edit.value,
+                target=torch.full_like(edit.coefficient, float("nan")) if edit.target is None else edit.target,
+                replaced=replaced,
+                kept=kept,
             )
         )
 

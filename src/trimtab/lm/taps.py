@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -18,11 +20,18 @@ from trimtab.lm.sites import HEAD_KINDS, Site
 
 
 class RowDelta(NamedTuple):
-    """A change of some positions: `x[batch[r], time[r]] += delta[r]`."""
+    """A change of some positions: `x[batch[r], time[r]] += delta[r]`, once `base[r]` has taken x's place."""
 
     batch: Tensor  # [R]
     time: Tensor  # [R]
     delta: Tensor  # [R, width]
+    base: Tensor | None = None  # [R, width] takes x's place where it is not NaN, bit for bit
+
+    def of(self, x: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
+        """What becomes of the rows' activations."""
+        if self.base is not None:
+            x = torch.where(self.base.isnan(), x, self.base.to(x.dtype))
+        return x + self.delta.to(x.dtype)
 
 
 TapFunction = Callable[[Tensor], RowDelta | None]
@@ -53,11 +62,11 @@ def tap(model: LanguageModel, site: Site, fn: TapFunction) -> list[RemovableHand
 
 
 def apply_rows(x: Tensor, change: RowDelta) -> Tensor:
-    """`x [B, T, width]` with the rows of `change` added; `x` itself is left as it is."""
+    """`x [B, T, width]` with the rows of `change` changed; `x` itself is left as it is."""
     if x.shape[1] == 1 and len(change.batch) == x.shape[0]:  # one token per row, every row edited, in order
-        return x + change.delta[:, None].to(x.dtype)
+        return change.of(x[:, 0])[:, None]
     out = x.clone()
-    out[change.batch, change.time] += change.delta.to(x.dtype)
+    out[change.batch, change.time] = change.of(x[change.batch, change.time])
     return out
 
 
@@ -90,14 +99,21 @@ def _before_layer(fn: TapFunction) -> Callable[..., Any]:
 
 
 def _tap_resid_mid(layer: LayerLayout, fn: TapFunction) -> list[RemovableHandle]:
-    """Between the branches the stream exists only as a sum, so the change goes onto the attention branch."""
+    """Between the branches the stream exists only as a sum, so the change goes onto the attention branch.
+
+    What takes the stream's place there does so to rounding.
+    """
     skip: list[Tensor] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         skip[:] = [_layer_input(args, kwargs)]
 
     def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-        change = fn(skip.pop() + output)
+        x = skip.pop() + output
+        change = fn(x)
+        if change is not None and change.base is not None:
+            rows = x[change.batch, change.time]
+            change = RowDelta(change.batch, change.time, change.of(rows) - rows)
         return None if change is None else apply_rows(output, change)
 
     return [

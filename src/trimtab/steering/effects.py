@@ -20,17 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm import (
-    Decoded,
-    Edit,
-    InterventionSource,
-    LanguageModel,
-    RowDelta,
-    Site,
-    TokenBatch,
-    edit_delta,
-    edited,
-)
+from trimtab.lm import Decoded, InterventionSource, LanguageModel, RowDelta, Site, TokenBatch, edited
 
 LOGIT_BUDGET = 1 << 26
 """Logits held at once; rows per pass follow from it."""
@@ -148,8 +138,7 @@ def _edits_of_rows(
         row = place[mine.row].to(model.device)
         mine = mine.to(model.device)
         time = longest - batch.lengths[row] + mine.position
-        delta = edit_delta(source.directions(site), Edit(mine.feature, mine.coefficient))
-        change = None if len(mine) == 0 else RowDelta(row, time, delta)
+        change = mine.edit().change(source.directions(site), row, time) if len(mine) else None
         edits[site] = lambda x, change=change: change
     return edits
 

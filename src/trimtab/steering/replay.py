@@ -217,15 +217,8 @@ def _same_edits(first: EditLog, second: EditLog) -> bool:
     if len(first) != len(second):
         return False
     width = max(first.feature.shape[1], second.feature.shape[1])
-    first, second = (EditLog.cat([log, _wide(width)]) for log in (first, second))
+    first, second = (EditLog.cat([log, EditLog.empty(width)]) for log in (first, second))
     return all(
         bool((getattr(first, name) == getattr(second, name)).all())
         for name in ("site", "row", "position", "feature", "coefficient")
     )
-
-
-def _wide(width: int) -> EditLog:
-    """No edits, of a given number of slots."""
-    empty = EditLog.empty()
-    pair = empty.coefficient.reshape(0, 1).expand(0, width)
-    return EditLog(**{**empty.columns, "feature": pair.long(), "coefficient": pair, "requested": pair})

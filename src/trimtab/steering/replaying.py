@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditLog, EditRequest, InterventionSource, PositionRule, Site
+from trimtab.lm.edits import NAN, NOTHING
 from trimtab.steering.sources import Block
 
 _STRIDE = 1 << 32  # positions per row in a lookup key
@@ -45,7 +46,7 @@ class ReplaySource:
         self.sites, self.positions = source.sites, source.positions
         self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
         self.rows = None if rows is None else torch.as_tensor(rows)
-        self._index: dict[Site, tuple[Tensor, EditLog]] = {}
+        self._index: dict[Site, tuple[Tensor, Edit]] = {}
 
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         return self.source.directions(site)
@@ -61,26 +62,16 @@ class ReplaySource:
             mine = self.log.take(self.log.site == index).to(start.device)
             key = mine.row * _STRIDE + mine.position
             order = key.argsort()
-            self._index[site] = key[order], mine.take(order)
+            self._index[site] = key[order], mine.take(order).edit()
 
     def choose(self, request: EditRequest) -> Edit | None:
-        keys, log = self._index[request.site]
-        if len(log) == 0:
+        keys, logged = self._index[request.site]
+        if len(keys) == 0:
             return None
         row = request.row if self.rows is None else self.rows[request.row]
         wanted = row * _STRIDE + request.position
         index = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-        found = keys[index] == wanted
-        feature = torch.where(found[:, None], log.feature[index], -1)
-        nan = torch.full_like(log.action_logp[index], float("nan"))
-        return Edit(
-            feature,
-            torch.where(feature >= 0, log.coefficient[index], 0),
-            torch.where(feature >= 0, log.requested[index], 0),
-            torch.where(found, log.action_logp[index], nan),
-            torch.where(found, log.n_allowed[index], -1),
-            torch.where(found, log.value[index], nan),
-        )
+        return _where(keys[index] == wanted, logged, index)
 
 
 class CombinedSource:
@@ -136,7 +127,7 @@ class CombinedSource:
             if edit is not None:
                 edits.append(_shifted(edit, offset))
             offset += source.directions(request.site).shape[0]
-        return _beside(edits)
+        return _beside(edits, request.site)
 
 
 class ForkSource:
@@ -187,7 +178,13 @@ class ForkSource:
         return _in_turn(parts, len(request.row))
 
 
-_FILL: Mapping[str, float] = {"feature": -1, "n_allowed": -1, "action_logp": float("nan"), "value": float("nan")}
+def _where(found: Bool[Tensor, " R"], edit: Edit, index: Int[Tensor, " R"]) -> Edit:
+    """Some rows of an edit, empty where they are not `found`."""
+    columns = [
+        None if column is None else torch.where(found if column.ndim == 1 else found[:, None], column[index], nothing)
+        for column, nothing in zip(edit, (NOTHING[name] for name in Edit._fields), strict=True)
+    ]
+    return Edit(*columns)  # type: ignore[arg-type]
 
 
 def _shifted(edit: Edit, offset: int) -> Edit:
@@ -199,7 +196,7 @@ def _in_turn(parts: Sequence[tuple[Tensor, Edit]], rows: int) -> Edit | None:
     if not parts:
         return None
     parts = [(where, e._replace(requested=e.coefficient if e.requested is None else e.requested)) for where, e in parts]
-    width = max(edit.feature.shape[1] for _, edit in parts)
+    slots = max(edit.feature.shape[1] for _, edit in parts)
     columns: list[Tensor | None] = []
     for name in Edit._fields:
         known = [(where, getattr(edit, name)) for where, edit in parts if getattr(edit, name) is not None]
@@ -207,9 +204,9 @@ def _in_turn(parts: Sequence[tuple[Tensor, Edit]], rows: int) -> Edit | None:
             columns.append(None)
             continue
         values = known[0][1]
-        shape = (rows, width) if values.ndim == 2 else (rows,)
+        width = values.shape[1:] if name == "replacement" else (slots,) * (values.ndim - 1)
         dtype = torch.promote_types(values.dtype, known[-1][1].dtype)
-        whole = torch.full(shape, _FILL.get(name, 0), dtype=dtype, device=values.device)
+        whole = torch.full((rows, *width), NOTHING[name], dtype=dtype, device=values.device)
         for where, values in known:
             if values.ndim == 2:
                 whole[where, : values.shape[1]] = values.to(dtype)
@@ -219,21 +216,29 @@ def _in_turn(parts: Sequence[tuple[Tensor, Edit]], rows: int) -> Edit | None:
     return Edit(*columns)  # type: ignore[arg-type]
 
 
-def _beside(edits: Sequence[Edit]) -> Edit | None:
+def _beside(edits: Sequence[Edit], site: Site) -> Edit | None:
     """Slots of several edits side by side; of what a row has once, the first that is known."""
     if len(edits) < 2:
         return edits[0] if edits else None
-    slots = {
+    if sum(e.target is not None or e.replacement is not None for e in edits) > 1:
+        raise UserError(
+            f"combined sources at {site}",
+            "two of them set what the activation is to be there",
+            "combine one of them only",
+        )
+    columns: dict[str, Tensor | None] = {
         "feature": torch.cat([e.feature for e in edits], dim=1),
         "coefficient": torch.cat([e.coefficient for e in edits], dim=1),
         "requested": torch.cat([e.coefficient if e.requested is None else e.requested for e in edits], dim=1),
     }
-    rows: dict[str, Tensor | None] = {}
-    for name in ("action_logp", "n_allowed", "value"):
+    if any(e.target is not None for e in edits):
+        nan = [torch.full_like(e.coefficient, NAN) if e.target is None else e.target for e in edits]
+        columns["target"] = torch.cat(nan, dim=1)
+    for name in ("action_logp", "n_allowed", "value", "replacement"):
         known = [getattr(e, name) for e in edits if getattr(e, name) is not None]
         merged = known[0] if known else None
         for values in known[1:]:
             missing = merged < 0 if name == "n_allowed" else merged.isnan()  # type: ignore[union-attr]
             merged = torch.where(missing, values, merged)  # type: ignore[arg-type]
-        rows[name] = merged
-    return Edit(**slots, **rows)  # type: ignore[arg-type]
+        columns[name] = merged
+    return Edit(**columns)  # type: ignore[arg-type]

@@ -218,6 +218,8 @@ class Trace:
             action_logp=column("action_logp"),
             n_allowed=column("n_allowed", -1).long(),
             value=column("value"),
+            target=torch.full_like(coefficient, float("nan")),
+            replaced=torch.zeros(len(keys), dtype=torch.long),
         ).sorted()
 
     def _row_index(self) -> dict[tuple[int, int], int]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.lm import DecodeStart, Edit, EditRequest, RowDelta, edit_delta, edited
+from trimtab.lm import DecodeStart, EditRequest, edited
 from trimtab.policies.analyses.played import PolicyPlay
 from trimtab.policies.source import PolicySource
 from trimtab.selection.distribution import EditedDistributions
@@ -113,8 +113,7 @@ class Decision:
         self.play, self.table = play, play.source.table
         past = None
         if len(mine):
-            delta = edit_delta(self.table.rows, Edit(mine.feature, mine.coefficient))
-            past = RowDelta(torch.zeros_like(mine.position), mine.position, delta)
+            past = mine.edit().change(self.table.rows, torch.zeros_like(mine.position), mine.position)
         changes = iter([past])  # the prefix is fed first, then its last token
         with edited(model, {site: lambda x: next(changes, None)}):
             self.scorer = LastTokenScorer(model, site, ids)

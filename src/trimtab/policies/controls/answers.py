@@ -16,7 +16,6 @@ from torch import Tensor
 
 from trimtab.lm import (
     Decoded,
-    Edit,
     EditLog,
     InterventionSource,
     LanguageModel,
@@ -24,7 +23,6 @@ from trimtab.lm import (
     RowDelta,
     Site,
     TokenBatch,
-    edit_delta,
     edited,
 )
 from trimtab.policies.controls.adapter import Adapter
@@ -119,8 +117,8 @@ def _logged(
         mine = log.take((log.site == index) & (log.row >= rows.start) & (log.row < rows.stop))
         place = mine.row - rows.start
         time = mine.position - first[place]
-        mine = mine.to(model.device)
-        delta = edit_delta(source.directions(site), Edit(mine.feature, mine.coefficient))
-        change = RowDelta(place.to(model.device), time.to(model.device), delta) if len(mine) else None
+        edit = mine.to(model.device).edit()
+        change = edit.change(source.directions(site), place.to(model.device), time.to(model.device))
+        change = change if len(mine) else None
         edits[site] = lambda x, change=change: change
     return edits
