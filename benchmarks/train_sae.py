@@ -7,7 +7,7 @@ are medians over the pairs of turns. After equal rows every SAE is measured on t
 - `topk`: one TopK SAE. `of_floor` is the time of the encoder's product alone over that of the whole step.
 - `<architecture>`: each other architecture beside SAELens's own.
 - `bank`: 30 SAEs, five architectures at six sparsities, from text to files, beside SAELens's MultiSAETrainingRunner.
-- `density`: sparse and dense execution of a step's products, by the share of pairs in play.
+- `density`: sparse and dense execution of a step's products, by the share of active pairs.
 - `accelerator`: the `topk` section on a CUDA device (--device cuda), and against its two ceilings.
 
     python benchmarks/train_sae.py --json

@@ -1,4 +1,4 @@
-"""Where sparse steps stop paying: the products of a step over the pairs in play, as a list and as a table.
+"""Where sparse steps stop paying: the products of a step over the active pairs, as a list and as a table.
 
 Both executions of `dictionaries/active.py` get the same pre-activations and the same pairs, a random share of all. A
 step of a penalised SAE needs, beyond the encoder's product, one decoding with its derivative and two collections.
@@ -61,7 +61,7 @@ def density_table(found: dict[str, object]) -> str:
     assert isinstance(density, dict)
     lines = [
         f"\n### sparse and dense execution: d {density['d']}, n {density['n']}, {density['rows']} rows\n",
-        "| share of pairs in play | sparse, ms | dense, ms | dense over sparse |",
+        "| share of active pairs | sparse, ms | dense, ms | dense over sparse |",
         "| --- | --- | --- | --- |",
     ]
     for share, t in density["seconds"].items():

@@ -12,7 +12,7 @@ B, N, D = 23, 40, 6
 
 
 def setup(floor: float, dense_above: float, **encoder: object) -> tuple[Active, torch.Tensor, torch.Tensor]:
-    """Pairs above a floor, all pre-activations, and the mask of the pairs in play."""
+    """Pairs above a floor, all pre-activations, and the mask of the active pairs."""
     generator = torch.Generator().manual_seed(0)
     z, W = (torch.randn(size, D, generator=generator, dtype=torch.float64) for size in (B, N))
     b = torch.randn(N, generator=generator, dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_products_follow_their_definitions(dense_above: float, kind: type, floor
     generator = torch.Generator().manual_seed(1)
     W, G = (torch.randn(size, D, generator=generator, dtype=torch.float64) for size in (N, B))
     vector = torch.randn(N, generator=generator, dtype=torch.float64)
-    values = active.h.square() * active.of_feature(vector) + 1  # not 0 outside the pairs in play
+    values = active.h.square() * active.of_feature(vector) + 1  # not 0 outside the active pairs
     expected = (h.square() * vector + 1) * mask
     decoding = active.decode(values, W)
     assert torch.allclose(decoding.x, expected @ W)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from trimtab.dictionaries import ARCHITECTURES, DictionaryInfo, fold_scale, load_dictionary, save_dictionary
-from trimtab.dictionaries.registry import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.trainable import TrainableSAE
 
 D, N = 8, 24

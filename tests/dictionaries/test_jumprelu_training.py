@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from trimtab.dictionaries.active import DensePairs, SparsePairs, active_above
+from trimtab.dictionaries.architectures.jumprelu import JumpReLUConfig, TrainableJumpReLU
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.jumprelu import JumpReLUConfig, TrainableJumpReLU
 from trimtab.errors import UserError
 
 D, N, ROWS, L0, EPSILON = 10, 48, 37, 4.0, 0.6
@@ -107,7 +107,7 @@ def test_gradients_equal_the_dense_reference(penalty: str, apply_b_dec_to_input:
     assert isinstance(active, DensePairs if dense else SparsePairs)
     expected_loss, expected_sparsity = dense_loss(sae, x, penalty)
     expected = torch.autograd.grad(expected_loss, list(sae.parameters()))
-    step = sae.gradients(x)
+    step = sae.backward(x)
     assert step.loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
     assert step.sparsity.item() == pytest.approx(expected_sparsity.item(), rel=1e-12)
     assert step.l0 == pytest.approx((pre_activations(sae, x) > sae.threshold).sum().item() / ROWS)
@@ -123,7 +123,7 @@ def test_pairs_just_below_their_threshold_reach_it() -> None:
         h = pre_activations(sae, x)
         sae.theta.copy_((h.max(0).values + 0.1) / 2)  # nothing fires; the largest pre-activation is within ε/2
         sae.target_weight.fill_(1e3)
-    step = sae.gradients(x)
+    step = sae.backward(x)
     assert step.l0 == 0
     assert sae.theta.grad is not None
     assert (sae.theta.grad > 0).all()  # lower thresholds bring L0 up to the target
@@ -168,7 +168,7 @@ def test_scaling_the_rows_scales_the_first_step_and_nothing_else(penalty: str) -
         sae = build(penalty, theta_init=0.8, l0=L0, sparsity_weight=None, bandwidth=None)
         sae.b_enc.data.zero_()
         sae.initialise(unit * batch(400))
-        step = sae.gradients(unit * batch())
+        step = sae.backward(unit * batch())
         steps.append((step.loss / unit**2, step.sparsity / unit**2, step.l0, sae.theta.grad / unit**2))  # pyright: ignore
     for a, b in zip(*steps, strict=True):
         assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-6)
@@ -178,18 +178,18 @@ def test_the_driven_weight_starts_at_what_a_feature_is_worth() -> None:
     sae = build("l0", l0=L0, sparsity_weight=None)
     x = batch(400)
     sae.initialise(x)
-    assert sae.knobs()["sparsity_weight"] == pytest.approx(0.3 * sae.threshold.square().mean().item())
-    before = sae.knobs()["sparsity_weight"]
-    sae.gradients(x[:ROWS])
-    sae.control.begin_step(0.5)
-    assert sae.knobs()["sparsity_weight"] != before
+    assert sae.metrics()["sparsity_weight"] == pytest.approx(0.3 * sae.threshold.square().mean().item())
+    before = sae.metrics()["sparsity_weight"]
+    sae.backward(x[:ROWS])
+    sae.control.set_progress(0.5)
+    assert sae.metrics()["sparsity_weight"] != before
 
 
 def train(sae: TrainableJumpReLU, x: Tensor, steps: range, total: int, adam: torch.optim.Adam) -> float:
     l0 = 0.0
     for i in steps:
-        sae.begin_step(i / total)
-        l0 = sae.gradients(x[(64 * i) % len(x) :][:64]).l0
+        sae.set_progress(i / total)
+        l0 = sae.backward(x[(64 * i) % len(x) :][:64]).l0
         sae.project_gradients()
         adam.step()
         sae.constrain()
@@ -248,7 +248,7 @@ def test_a_fixed_weight_alone_is_one_of_the_l0_penalty() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"l0": 3, "penalty": "l1"}, "penalty l1: it is one of l0_target, tanh, l0"),
+        ({"l0": 3, "penalty": "l1"}, "penalty 'l1': it is one of l0_target, tanh, l0"),
         ({"sparsity_weight": 1.0, "penalty": "l0_target"}, "l0 None: the penalty l0_target needs a target"),
         ({"l0": 3, "bandwidth": 0.0}, "bandwidth 0.0: it must be positive"),
         ({"l0": 3, "tanh_scale": -1.0}, "tanh_scale -1.0: it must be positive"),

@@ -89,7 +89,7 @@ def test_operands_may_be_views(bags: ModuleType) -> None:
 def test_the_cpu_gets_no_kernels_and_imports_no_triton() -> None:
     assert kernels_for(torch.zeros(2, 2)) is None
     code = (
-        "import sys, torch, trimtab.dictionaries.registry, trimtab.dictionaries.kernels as k; "
+        "import sys, torch, trimtab.dictionaries.architectures, trimtab.dictionaries.kernels as k; "
         "assert k.kernels_for(torch.zeros(1)) is None; "
         "assert not any(m.endswith('kernels.bags') for m in sys.modules)"
     )

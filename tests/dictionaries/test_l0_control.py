@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries import DictionaryInfo
-from trimtab.dictionaries.gated import GatedConfig, TrainableGated
-from trimtab.dictionaries.l0_control import LARGEST_MOVE, L0Control, Penalised
-from trimtab.dictionaries.panneal import PAnnealConfig, TrainablePAnneal
-from trimtab.dictionaries.standard import ReLUConfig, TrainableReLU
+from trimtab.dictionaries.architectures.gated import GatedConfig, TrainableGated
+from trimtab.dictionaries.architectures.panneal import PAnnealConfig, TrainablePAnneal
+from trimtab.dictionaries.architectures.standard import ReLUConfig, TrainableReLU
+from trimtab.dictionaries.l0_control import LARGEST_MOVE, L0Control
+from trimtab.dictionaries.penalised import Penalised
 
 
 def test_a_fixed_weight_only_warms_up() -> None:
     control = L0Control(2.0, warmup_share=0.2)
     weights = []
     for done in (0.0, 0.1, 0.2, 0.9):
-        control.begin_step(done)
+        control.set_progress(done)
         weights.append(control.weight)
         control.update(1000.0)
     assert weights == pytest.approx([0.0, 1.0, 2.0, 2.0])
@@ -35,7 +36,7 @@ def test_a_slow_plant_ends_at_the_target(steps: int, target: float) -> None:
     generator = torch.Generator().manual_seed(0)
     l0 = 500.0
     for step in range(steps):
-        control.begin_step(step / steps)
+        control.set_progress(step / steps)
         lr = min(1.0, (steps - step) / (0.3 * steps))
         l0 += (40 / max(control.weight, 0.08) - l0) * lr / 30
         control.update(l0 * (1 + 0.03 * float(torch.randn((), generator=generator))))
@@ -46,7 +47,7 @@ def test_the_weight_is_not_raised_while_it_warms_up_but_may_be_lowered() -> None
     for l0, moves in ((1000.0, False), (1.0, True)):
         control = L0Control(2.0, 10.0, warmup_share=0.5)
         for step in range(40):
-            control.begin_step(step / 100)
+            control.set_progress(step / 100)
             control.update(l0)
         assert (control.weight < 2.0 * control.warmup) == moves
         assert control.weight <= 2.0 * control.warmup
@@ -56,7 +57,7 @@ def test_a_target_out_of_reach_moves_the_weight_step_by_step_and_stays_finite() 
     control = L0Control(1.0, 10.0)
     before = 1.0
     for step in range(300):
-        control.begin_step(step / 300)
+        control.set_progress(step / 300)
         control.update(0.0)
         assert abs(math.log(control.weight / before)) <= LARGEST_MOVE + 1e-9
         before = control.weight
@@ -75,7 +76,7 @@ def test_rescaling_multiplies_the_weight_and_leaves_the_error_alone() -> None:
     control, rescaled = L0Control(1.0, 10.0), L0Control(1.0, 10.0)
     for step in range(20):
         for c in (control, rescaled):
-            c.begin_step(step / 100)
+            c.set_progress(step / 100)
             if step == 10 and c is rescaled:
                 c.rescale(3.0)
             c.update(15.0)
@@ -111,8 +112,8 @@ def test_a_short_training_reaches_the_target_on_other_rows(
     sae.initialise(rows[:4096])
     adam = torch.optim.Adam(sae.parameters(), fused=True)
     for step, x in enumerate(rows.split(batch)):
-        sae.begin_step(step / steps)
-        sae.gradients(x)
+        sae.set_progress(step / steps)
+        sae.backward(x)
         sae.project_gradients()
         adam.param_groups[0]["lr"] = 5e-3 * min(1.0, (steps - step) / (0.3 * steps))
         adam.step()

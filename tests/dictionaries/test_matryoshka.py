@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, TrainableBatchTopK
+from trimtab.dictionaries.architectures.matryoshka import MatryoshkaConfig, TrainableMatryoshka
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.matryoshka import MatryoshkaConfig, TrainableMatryoshka
 from trimtab.errors import UserError
 
 D, N, K, ROWS = 10, 48, 5, 37
@@ -61,7 +61,7 @@ def test_gradients_equal_the_dense_reference(apply_b_dec_to_input: bool, n_dead:
     x = batch()
     expected_loss = dense_loss(sae, x, dead)
     expected = torch.autograd.grad(expected_loss, list(sae.parameters()))
-    step = sae.gradients(x)
+    step = sae.backward(x)
     assert step.loss.item() == pytest.approx(expected_loss.item(), rel=1e-10)
     for (name, parameter), reference in zip(sae.named_parameters(), expected, strict=True):
         assert parameter.grad is not None
@@ -75,7 +75,7 @@ def test_a_group_without_active_features_changes_nothing() -> None:
     x = batch()
     none_dead = torch.zeros(N, dtype=torch.bool)
     expected = torch.autograd.grad(dense_loss(sae, x, none_dead), list(sae.parameters()))
-    sae.gradients(x)
+    sae.backward(x)
     for parameter, reference in zip(sae.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, reference, atol=1e-10)  # pyright: ignore[reportArgumentType]
 
@@ -84,7 +84,7 @@ def test_one_group_is_batchtopk() -> None:
     matryoshka = TrainableMatryoshka(MatryoshkaConfig(n_features=N, k=K, groups=(1.0,)), D, seed=3)
     plain = TrainableBatchTopK(BatchTopKConfig(n_features=N, k=K), D, seed=3)
     x = batch().float()
-    one, other = matryoshka.gradients(x), plain.gradients(x)
+    one, other = matryoshka.backward(x), plain.backward(x)
     assert torch.allclose(one.loss, other.loss)
     for a, b in zip(matryoshka.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)  # pyright: ignore[reportArgumentType]
@@ -96,7 +96,7 @@ def test_the_reported_squared_error_is_the_full_reconstructions() -> None:
     h = z @ sae.W_enc_rows.T + sae.b_enc
     f = h.relu() * (h >= h.flatten().sort(descending=True).values[K * len(x) - 1])
     expected = (x - f @ sae.W_dec - sae.b_dec).square().sum(1).mean()
-    assert sae.gradients(x).squared_error.item() == pytest.approx(expected.item())
+    assert sae.backward(x).squared_error.item() == pytest.approx(expected.item())
 
 
 def test_what_is_saved_computes_what_was_trained() -> None:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries import DictionaryInfo, active
+from trimtab.dictionaries.architectures.gated import GatedConfig, TrainableGated
+from trimtab.dictionaries.architectures.panneal import PAnnealConfig, TrainablePAnneal
+from trimtab.dictionaries.architectures.standard import ReLUConfig, TrainableReLU
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.gated import GatedConfig, TrainableGated
-from trimtab.dictionaries.l0_control import Penalised
-from trimtab.dictionaries.panneal import PAnnealConfig, TrainablePAnneal
+from trimtab.dictionaries.penalised import Penalised
+from trimtab.dictionaries.relu_like import ReLULike
 from trimtab.dictionaries.sae import SAE
-from trimtab.dictionaries.standard import ReLUConfig, TrainableReLU
 from trimtab.errors import UserError
 
 D, N, ROWS = 10, 48, 37
 INFO = DictionaryInfo(architecture="")
-CLASSES: dict[str, tuple[type[Penalised], type]] = {
+CLASSES: dict[str, tuple[type[ReLULike], type]] = {
     "relu": (TrainableReLU, ReLUConfig),
     "panneal": (TrainablePAnneal, PAnnealConfig),
     "gated": (TrainableGated, GatedConfig),
@@ -43,7 +44,7 @@ def execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return request.param
 
 
-def build(arch: str, **settings: Any) -> Penalised:
+def build(arch: str, **settings: Any) -> ReLULike:
     sae_class, config_class = CLASSES[arch]
     if "l0" not in settings:
         settings.setdefault("sparsity_weight", 0.7)
@@ -96,9 +97,9 @@ def test_gradients_equal_the_dense_reference(
     if isinstance(sae, TrainablePAnneal):
         sae.linear_below.fill_(0.8)
     x = batch()
-    sae.begin_step(done)
-    step = sae.gradients(x)
-    weight = sae.knobs()["sparsity_weight"]
+    sae.set_progress(done)
+    step = sae.backward(x)
+    weight = sae.metrics()["sparsity_weight"]
     if arch != "panneal":
         assert weight == pytest.approx(0.7 * min(1, done / 0.5))
     terms = dense_loss(sae, x, weight)
@@ -117,14 +118,14 @@ def test_gradients_equal_the_dense_reference(
 def test_a_batch_in_which_nothing_fires_leaves_finite_gradients(arch: str) -> None:
     sae = build(arch, l0=8.0)
     getattr(sae, sae.vectors[0]).data -= 1e6
-    sae.begin_step(0.5)
-    step = sae.gradients(batch())
+    sae.set_progress(0.5)
+    step = sae.backward(batch())
     assert step.l0 == 0
     for name, p in sae.named_parameters():
         assert p.grad is not None
         assert p.grad.isfinite().all()
         assert bool(p.grad.any()) == (name == "b_dec")
-    assert math.isfinite(sae.knobs()["sparsity_weight"])
+    assert math.isfinite(sae.metrics()["sparsity_weight"])
 
 
 @pytest.mark.usefixtures("execution")
@@ -133,7 +134,7 @@ def test_the_gates_reconstruction_reaches_the_gate_and_never_the_decoder(apply_b
     """The step's gradient minus that of the plain reconstruction is what gate penalty and reconstruction add."""
     sae = build("gated", apply_b_dec_to_input=apply_b_dec_to_input, sparsity_weight=0.0)
     x = batch()
-    sae.gradients(x)
+    sae.backward(x)
     terms = dense_loss(sae, x, 0.0)
     plain = torch.autograd.grad(terms["squared_error"], list(sae.parameters()), allow_unused=True)
     added = {
@@ -161,7 +162,7 @@ def test_the_exported_sae_computes_what_training_computed(
     exported: SAE = sae.export(INFO)
     assert exported.architecture == ("gated" if arch == "gated" else "standard")
     assert exported.info.metadata["training"]["architecture"] == arch
-    step = sae.gradients(x)
+    step = sae.backward(x)
     rebuilt = exported(x)
     assert float((x - rebuilt).square().sum(1).mean()) == pytest.approx(float(step.squared_error))
     assert float((exported.encode(x) > 0).sum(1).double().mean()) == pytest.approx(step.l0)
@@ -176,7 +177,7 @@ def test_the_exported_sae_computes_what_training_computed(
 @pytest.mark.parametrize("decoder_norm", ["unit", "free"])
 def test_only_unit_rows_are_projected_and_renormalised(decoder_norm: str) -> None:
     sae = build("relu", decoder_norm=decoder_norm)
-    sae.gradients(batch())
+    sae.backward(batch())
     assert sae.W_dec.grad is not None
     weights, grad = sae.W_dec.detach().clone(), sae.W_dec.grad.clone()
     sae.project_gradients()
@@ -189,8 +190,8 @@ def train(sae: Penalised, steps: range, total: int, x: Tensor) -> list[float]:
     """Plain gradient descent; returns losses."""
     losses = []
     for step in steps:
-        sae.begin_step(step / total)
-        losses.append(float(sae.gradients(x.roll(step, 1)).loss))
+        sae.set_progress(step / total)
+        losses.append(float(sae.backward(x.roll(step, 1)).loss))
         sae.project_gradients()
         with torch.no_grad():
             for p in sae.parameters():
@@ -208,7 +209,7 @@ def test_a_resumed_training_goes_on_with_the_same_bits(arch: str) -> None:
     resumed = build(arch, l0=8.0)
     resumed.load_state_dict({name: tensor.clone() for name, tensor in whole.state_dict().items()})
     assert train(resumed, range(25, 60), 60, x) == train(whole, range(25, 60), 60, x)
-    assert resumed.knobs() == whole.knobs()
+    assert resumed.metrics() == whole.metrics()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
@@ -217,10 +218,10 @@ def test_p_falls_in_equal_changes_and_the_penalty_keeps_its_size_at_each() -> No
     sae = build("panneal", p_end=0.2, p_start_share=0.2, p_steps=4)
     x, p, penalty, weight = batch(), [], [], []
     for step in range(20):
-        sae.begin_step(step / 20)
-        penalty.append(sae.gradients(x).sparsity.item())
-        p.append(sae.knobs()["p"])
-        weight.append(sae.knobs()["sparsity_weight"])
+        sae.set_progress(step / 20)
+        penalty.append(sae.backward(x).sparsity.item())
+        p.append(sae.metrics()["p"])
+        weight.append(sae.metrics()["sparsity_weight"])
     assert p == pytest.approx([1.0] * 4 + [0.8] * 4 + [0.6] * 3 + [0.4] * 3 + [0.2] * 6)
     assert penalty[2:] == pytest.approx(penalty[2:3] * 18)  # the parameters stand still and the warm-up is over
     assert weight[2] == pytest.approx(0.7)
@@ -249,9 +250,9 @@ def test_the_starting_weight_has_the_unit_of_the_rows() -> None:
     for scale in (1.0, 100.0):
         sae = build("panneal", l0=4.0)
         sae.initialise(batch() * scale)
-        sae.begin_step(0.5)
+        sae.set_progress(0.5)
         assert isinstance(sae, TrainablePAnneal)
-        weights.append((sae.knobs()["sparsity_weight"], float(sae.linear_below)))
+        weights.append((sae.metrics()["sparsity_weight"], float(sae.linear_below)))
     assert weights[1] == pytest.approx([100 * w for w in weights[0]], rel=1e-3)
 
 
@@ -268,14 +269,14 @@ def test_the_first_reconstruction_has_the_best_length(
         for factor in (1.0, 0.97, 1.03):
             sae = sae_class(config_class(n_features=20 * D, **settings), D, seed=1, dtype=torch.float64)
             sae.initialise(x)
-            for parameter in (sae.W_enc_rows, sae.get_parameter(sae.opening)):
+            for parameter in (sae.W_enc_rows, sae.get_parameter(sae.firing_bias)):
                 parameter.data *= factor
-            errors[factor] = float(sae.gradients(x).squared_error)
+            errors[factor] = float(sae.backward(x).squared_error)
         return min(errors, key=errors.__getitem__)
 
     x = batch(400)
     assert best_factor() == 1.0
-    monkeypatch.setattr(Penalised, "_overshoot_mended_by", lambda *_: 1.0)  # the mutation
+    monkeypatch.setattr(ReLULike, "_best_scale", lambda *_: 1.0)  # the mutation
     assert best_factor() != 1.0
 
 
@@ -285,7 +286,7 @@ def test_a_target_is_approached_from_a_little_above_and_every_feature_fires(arch
     sae = sae_class(config_class(n_features=20 * D, l0=4.0), D, seed=1, dtype=torch.float64)
     x = batch(1000)
     sae.initialise(x)
-    step = sae.gradients(x)
+    step = sae.backward(x)
     assert step.l0 == pytest.approx(3 * 4.0, rel=0.05)
     assert int((sae.tokens_since_fired > 0).sum()) == 0
 
@@ -296,7 +297,7 @@ def test_features_chosen_in_bfloat16_have_gradients_in_full_precision(monkeypatc
     sae.b_gate.data -= 0.3
     exact.b_gate.data -= 0.3
     x = batch()
-    assert sae.gradients(x).l0 == pytest.approx(exact.gradients(x).l0, rel=0.05)
+    assert sae.backward(x).l0 == pytest.approx(exact.backward(x).l0, rel=0.05)
     assert relative_error(sae.W_dec.grad, exact.W_dec.grad) < 0.02  # pyright: ignore[reportArgumentType]
 
 

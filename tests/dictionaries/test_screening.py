@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries import screening
+from trimtab.dictionaries.architectures.topk import TopKConfig, TrainableTopK
 from trimtab.dictionaries.screening import Screen, largest_screened, pairs_above_screened, screening_pays
 from trimtab.dictionaries.sparse import largest_places
-from trimtab.dictionaries.topk import TopKConfig, TrainableTopK
 
 
 def problem(rows: int = 70, n: int = 2048, d: int = 24, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, TrainableBatchTopK
+from trimtab.dictionaries.architectures.topk import TopK, TopKConfig, TrainableTopK
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.topk import TopK, TopKConfig, TrainableTopK
 from trimtab.errors import UserError
 
 D, N, K = 6, 20, 3

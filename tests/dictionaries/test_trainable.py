@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
-from trimtab.dictionaries.topk import TopKConfig, TrainableTopK
-from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
+from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, TrainableBatchTopK
+from trimtab.dictionaries.architectures.topk import TopKConfig, TrainableTopK
+from trimtab.dictionaries.topk_like import TopKLike, TopKLikeConfig
 from trimtab.dictionaries.trainable import geometric_median
 from trimtab.errors import UserError
 
@@ -64,7 +64,7 @@ def test_gradients_equal_the_dense_reference(arch: str, apply_b_dec_to_input: bo
     x = batch()
     expected_loss = dense_loss(sae, x, arch, dead)
     expected = torch.autograd.grad(expected_loss, list(sae.parameters()))
-    step = sae.gradients(x)
+    step = sae.backward(x)
     assert step.n_dead == n_dead
     assert step.loss.item() == pytest.approx(expected_loss.item(), rel=1e-10)
     for (name, parameter), reference in zip(sae.named_parameters(), expected, strict=True):
@@ -80,7 +80,7 @@ def test_the_aux_loss_reaches_dead_features_and_the_decoder_bias(arch: str) -> N
         s.b_enc.data[:8] = -100.0
         s.b_enc.data[:8] += 99.9  # silent, but with positive pre-activations for some rows
         s.tokens_since_fired[:8] = 11
-        s.gradients(batch())
+        s.backward(batch())
     for name in ("W_enc_rows", "W_dec", "b_enc", "b_dec"):
         ours, plain = getattr(sae, name).grad, getattr(without, name).grad
         assert not torch.allclose(ours, plain), name
@@ -104,7 +104,7 @@ def test_features_chosen_in_bfloat16_have_codes_and_gradients_in_full_precision(
     f = ((x - sae.b_dec) @ sae.W_enc_rows.T + sae.b_enc).relu() * dense
     loss = (x - f @ sae.W_dec - sae.b_dec).square().sum(1).mean()
     expected_grads = torch.autograd.grad(loss, parameters)
-    sae.gradients(x)
+    sae.backward(x)
     for parameter, reference in zip(parameters, expected_grads, strict=True):
         assert torch.allclose(parameter.grad, reference, atol=1e-10)  # pyright: ignore[reportArgumentType]
 
@@ -136,19 +136,19 @@ def test_batchtopk_with_too_few_positive_codes_keeps_all_of_them() -> None:
 def test_batchtopk_running_threshold_follows_the_smallest_kept_code() -> None:
     sae = build("batchtopk", threshold_momentum=0.9)
     assert isinstance(sae, TrainableBatchTopK)
-    z = sae.encoder_input(batch())
-    first = sae.active_pairs(z).value.min()
-    assert torch.equal(sae.threshold, first)
-    second = sae.active_pairs(z * 2).value.min()
-    assert sae.threshold.item() == pytest.approx((0.9 * first + 0.1 * second).item())
+    smallest = [sae.active_pairs(sae.encoder_input(x)).value.min() for x in (batch(), 2 * batch())]
+    sae.backward(batch())
+    assert torch.equal(sae.threshold, smallest[0])
+    sae.backward(2 * batch())
+    assert sae.threshold.item() == pytest.approx((0.9 * smallest[0] + 0.1 * smallest[1]).item())
 
 
 def test_dead_features_are_counted_in_rows() -> None:
     sae = build("topk")
     sae.b_enc.data[:] = 0.0
     sae.b_enc.data[7] = -1e6
-    sae.gradients(batch())
-    sae.gradients(batch())
+    sae.backward(batch())
+    sae.backward(batch())
     assert sae.tokens_since_fired[7] == 2 * ROWS
     assert sae.tokens_since_fired.min() == 0
 
@@ -157,7 +157,7 @@ def test_projected_gradient_is_orthogonal_and_rows_return_to_norm_one() -> None:
     sae = build("topk")
     sae.constrain()
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(N, dtype=torch.float64))
-    sae.gradients(batch())
+    sae.backward(batch())
     full = sae.W_dec.grad.clone()  # pyright: ignore[reportOptionalMemberAccess]
     sae.project_gradients()
     assert sae.W_dec.grad is not None
@@ -170,10 +170,10 @@ def test_k_shrinks_from_k_start_in_equal_ratios_over_its_share_of_the_training()
     sae = TrainableTopK(TopKConfig(n_features=N, k=2, k_start=8, k_anneal_share=0.5), D)
     seen = []
     for done in (0, 0.25, 0.5, 0.99):
-        sae.begin_step(done)
-        seen.append(int(sae.knobs()["k"]))
+        sae.set_progress(done)
+        seen.append(int(sae.metrics()["k"]))
     assert seen == [8, 4, 2, 2]
-    assert TrainableTopK(TopKConfig(n_features=N, k=2), D).knobs() == {"k": 2}
+    assert TrainableTopK(TopKConfig(n_features=N, k=2), D).metrics() == {"k": 2}
 
 
 def test_geometric_median_of_a_symmetric_cloud_ignores_an_outlier() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from trimtab.activations import SyntheticConfig, SyntheticSource
 from trimtab.cli import main
-from trimtab.dictionaries.registry import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.errors import UserError
 from trimtab.evaluation import GroundTruthConfig, GroundTruthResult, Scored, run_ground_truth, score
 from trimtab.evaluation.ground_truth_scores import LABELS, RANDOM, TRUE, TRUE_ENCODED, GroundTruthScores, controls

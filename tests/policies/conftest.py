@@ -14,8 +14,8 @@ from planted_choice import choice_model, choice_sae
 from planted_readout import planted_model, planted_sae
 from policy_rollouts import PROMPTS, SITE, RollOut, Rollout
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.standard import Standard
 from trimtab.lm import DecodeConfig, LanguageModel, TokenBatch, capture, decode
 from trimtab.policies.masks import MaskKind, PromptFirings, build_mask
 from trimtab.policies.networks import Policy

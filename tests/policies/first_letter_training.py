@@ -6,7 +6,7 @@ from pathlib import Path
 
 from first_letter import FirstLetter
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup

@@ -10,8 +10,8 @@ import copy
 
 import torch
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup

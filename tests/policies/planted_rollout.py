@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies import rollout
 from trimtab.policies.config import PolicyConfig

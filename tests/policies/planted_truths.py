@@ -16,8 +16,8 @@ import torch
 from planted_choice import DECISIVE, LENGTH, PUSHING, Letters, fixed_policy, letters_setup
 from planted_readout import SITE, HalfHurt, Planted, planted_sae, readout_setup
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies import networks
 from trimtab.policies.analyses.branch_points import branch_points

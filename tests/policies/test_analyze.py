@@ -17,8 +17,7 @@ from planted_readout import planted_sae
 from rich.console import Console
 
 from trimtab import cli
-from trimtab.dictionaries import save_dictionary
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.analyses import command

@@ -10,7 +10,7 @@ import torch
 from planted_choice import LENGTH, PUSHING, choice_sae, fixed_policy, letters_setup
 from scipy.stats import fisher_exact
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.analyses.branch_points import branch_points, fisher_greater
 from trimtab.policies.analyses.forks import NO_EDIT, OWN_CHOICE, Decision, Substitutes, fork_source

@@ -10,7 +10,7 @@ import pytest
 import torch
 from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_sae, readout_setup
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture
 from trimtab.policies.controls.adapter import Adapter

@@ -11,7 +11,7 @@ import torch
 from planted_readout import HalfHurt, Planted, planted_sae, readout_setup
 from sklearn.metrics import roc_auc_score
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies import setup_headroom
 from trimtab.policies.analyses.critic import (

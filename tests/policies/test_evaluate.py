@@ -14,8 +14,7 @@ import torch
 from planted_readout import SITE, HalfHurt, Planted
 from rich.console import Console
 
-from trimtab.dictionaries import save_dictionary
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig

@@ -12,7 +12,7 @@ from planted_readout import Planted
 from rich.console import Console
 from test_evaluate import QUICK, entry
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.controls.arms import Arm, Match

@@ -10,7 +10,7 @@ import torch
 from first_letter import FirstLetter
 from policy_rollouts import SITE
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import headroom as module

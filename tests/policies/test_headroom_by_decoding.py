@@ -10,8 +10,8 @@ from planted_choice import LENGTH, PUSHING, Letters, choice_sae
 from planted_choice import SITE as CHOICE_SITE
 from policy_rollouts import SITE
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
-from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture, decode
 from trimtab.policies.episodes import Episodes

@@ -12,8 +12,8 @@ import torch
 from planted_choice import Letters, choice_sae
 from rich.console import Console
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
-from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import headroom_command as module

@@ -11,8 +11,8 @@ import pytest
 import torch
 from planted_readout import SITE, HalfHurt, Planted, planted_model, planted_sae
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch, capture
 from trimtab.policies.analyses.layers import FACTORS, TextRows, feature_shares, kind_shares, layer_report, text_rows

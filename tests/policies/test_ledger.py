@@ -9,7 +9,7 @@ import pytest
 import torch
 from planted_choice import DECISIVE, LENGTH, PUSHING, fixed_policy, letters_setup
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.analyses.ledger import Ledger, feature_ledger
 from trimtab.policies.analyses.played import HIDDEN, PolicyPlay, rewards, right

@@ -23,7 +23,7 @@ from planted_truths import (
     check_two_contexts,
 )
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies import ppo, rollout, setup_headroom, source, train
 from trimtab.policies.analyses import branch_points, critic, forks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planted_rollout import check_divergence_costs_reward, check_reward_is_at_the_end
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 
 

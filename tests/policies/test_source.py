@@ -8,7 +8,7 @@ import pytest
 import torch
 from policy_rollouts import PROMPTS, SITE, RollOut
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform

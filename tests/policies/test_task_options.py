@@ -11,8 +11,7 @@ import pytest
 from few_harmful import LOADED, SAID, Stern
 from planted_readout import planted_sae
 
-from trimtab.dictionaries import save_dictionary
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.judges import Judge, make_judge
 from trimtab.lm import LanguageModel

@@ -13,7 +13,7 @@ import torch
 from first_letter import FirstLetter
 from first_letter_training import letter_config, train
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import masks

@@ -13,8 +13,7 @@ import torch
 from killed_policy import EVERY, ITERATIONS, MOMENTS, MUTATIONS
 from planted_readout import planted_sae
 
-from trimtab.dictionaries import save_dictionary
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.lm import LanguageModel
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.runs import read_metrics, read_record

@@ -11,8 +11,8 @@ import torch
 from first_letter import FirstLetter
 from first_letter_training import letter_config, train
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
-from trimtab.dictionaries.standard import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import training_headroom as module

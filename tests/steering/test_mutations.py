@@ -27,7 +27,7 @@ from steering_checks import (
 )
 from tiny_dictionary import make_dictionary
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, edits, taps
 from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.editing import SourceRunner

@@ -22,7 +22,7 @@ from steering_checks import (
     prompts_of,
 )
 
-from trimtab.dictionaries.standard import Standard
+from trimtab.dictionaries import Standard
 from trimtab.lm import DecodeConfig, EditRequest, LanguageModel, decode
 from trimtab.steering import (
     Choice,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.feature_stats import FeatureStatsAccumulator
-from trimtab.dictionaries.standard import Standard
 from trimtab.lm import LanguageModel, TokenBatch, capture
 
 LAYER = 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from planted_rows import MemorySource, Planted
 
-from trimtab.dictionaries.registry import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.runs import Run
 from trimtab.training import SiteRows, expand

@@ -13,7 +13,7 @@ from planted_rows import MemorySource, Planted
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trimtab.dictionaries.registry import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics, read_record

@@ -12,9 +12,9 @@ import torch
 from planted_rows import MemorySource, Planted
 from torch import Tensor
 
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.files import load_dictionary
-from trimtab.dictionaries.registry import TRAINABLE
 from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics
 from trimtab.training import TrainConfig, export, train

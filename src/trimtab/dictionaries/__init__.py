@@ -1,20 +1,20 @@
 """Dictionaries: SAEs of several architectures, their files, their statistics, and metrics on rows of activations."""
 
+from trimtab.dictionaries.architectures import ARCHITECTURES, architecture_class
+from trimtab.dictionaries.architectures.gated import Gated
+from trimtab.dictionaries.architectures.jumprelu import JumpReLU
+from trimtab.dictionaries.architectures.standard import Standard
+from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.dictionaries.converting import ConvertConfig, ConvertResult, convert_sae
 from trimtab.dictionaries.describing import SAEDescription, SAEInfoConfig, describe_sae
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.files import load_dictionary, save_dictionary
 from trimtab.dictionaries.folding import fold_norms, fold_scale
-from trimtab.dictionaries.gated import Gated
-from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator, DocumentTotals
-from trimtab.dictionaries.registry import ARCHITECTURES, architecture_class
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.shipped import shipped_names
 from trimtab.dictionaries.sparse import SparseCodes
-from trimtab.dictionaries.standard import Standard
-from trimtab.dictionaries.topk import TopK
 
 __all__ = [
     "ARCHITECTURES",

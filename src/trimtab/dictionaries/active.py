@@ -1,8 +1,8 @@
-"""Which (row, feature) pairs of a batch are in play, and the products that a training step needs of them.
+"""The active (row, feature) pairs of a batch, those above a floor, and the products that a training step needs of them.
 
 Two executions of the same interface: `SparsePairs` touches the pairs only, `DensePairs` takes all features of all rows.
 Sparse products cost more per pair, so that above some density dense ones are faster; `active_above` switches there.
-An architecture's step is written once, for both.
+An architecture's gradients are written once, for both.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from trimtab.dictionaries.sparse import (
 )
 
 DENSE_ABOVE = 0.06
-"""Share of pairs in play above which dense products are faster, on two CPU cores (`benchmarks/train_sae.py`)."""
+"""Share of active pairs above which dense products are faster, on two CPU cores (`benchmarks/train_sae.py`)."""
 
 Values = Tensor
 """One number per pair: `[m]` for sparse pairs, `[B, n]` for dense ones. Values of different pairs never mix, so that
-elementwise operations mean the same for both; what stands in a dense table outside the pairs in play is ignored, and
-may be set to 0 by whatever takes the table: a copy of it would cost more than a product on a few cores."""
+elementwise operations mean the same for both; what stands in a dense table outside the active pairs is ignored, and may
+be set to 0 by whatever takes the table: a copy of it would cost more than a product on a few cores."""
 
 
 class Decoding(NamedTuple):
@@ -48,13 +48,13 @@ class Decoding(NamedTuple):
 
 
 class Active(Protocol):
-    """Pairs in play of a batch with B rows and n features, and their pre-activations."""
+    """Active pairs of a batch with B rows and n features, and their pre-activations."""
 
     h: Values
     """Pre-activation of every pair."""
 
     def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
-        """Row b is Σ_i v[b, i] W[i], over the pairs in play."""
+        """Row b is Σ_i v[b, i] W[i], over the active pairs."""
         ...
 
     def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
@@ -74,16 +74,12 @@ class Active(Protocol):
         ...
 
     def total(self, values: Values) -> Float[Tensor, ""]:
-        """Σ v[b, i] over the pairs in play."""
-        ...
-
-    def count(self, values: Values) -> int:
-        """Pairs in play with a positive value."""
+        """Σ v[b, i] over the active pairs."""
         ...
 
 
 class SparsePairs:
-    """The pairs in play as a list."""
+    """The active pairs as a list."""
 
     def __init__(self, pairs: ActivePairs, n: int) -> None:
         self.pairs, self.n, self.h = pairs, n, pairs.value
@@ -114,12 +110,9 @@ class SparsePairs:
     def total(self, values: Values) -> Float[Tensor, ""]:
         return values.sum()
 
-    def count(self, values: Values) -> int:
-        return int((values > 0).count_nonzero())
-
 
 class DensePairs:
-    """All features of all rows, with a mask of the pairs in play."""
+    """All features of all rows, with a mask of the active pairs."""
 
     def __init__(self, h: Float[Tensor, "B n"], mask: Bool[Tensor, "B n"]) -> None:
         self.mask = mask
@@ -128,28 +121,25 @@ class DensePairs:
 
     def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
         W = W.detach()
-        return Decoding(self._in_play(values) @ W, lambda G: G @ W.T)
+        return Decoding(self._masked(values) @ W, lambda G: G @ W.T)
 
     def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
-        return self._in_play(values).T @ X
+        return self._masked(values).T @ X
 
     def by_feature(self, values: Values) -> Float[Tensor, " n"]:
-        return self._in_play(values).sum(0)
+        return self._masked(values).sum(0)
 
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
         return vector
 
     def fired(self, values: Values) -> Bool[Tensor, " n"]:
-        return (self._in_play(values) > 0).any(0)
+        return (self._masked(values) > 0).any(0)
 
     def total(self, values: Values) -> Float[Tensor, ""]:
-        return self._in_play(values).sum()
+        return self._masked(values).sum()
 
-    def count(self, values: Values) -> int:
-        return int((self._in_play(values) > 0).count_nonzero())
-
-    def _in_play(self, values: Values) -> Float[Tensor, "B n"]:
-        """The values with 0 outside the pairs in play: the same tensor, unless it is one that broadcasts."""
+    def _masked(self, values: Values) -> Float[Tensor, "B n"]:
+        """The values with 0 outside the active pairs: the same tensor, unless it is one that broadcasts."""
         if values is self.h or values is self._clean:
             return values
         if values.shape != self.mask.shape:
@@ -174,7 +164,7 @@ def active_above(
         encoder: gives pre-activations.
         z: encoder inputs.
         floor: one for all features, or one for each.
-        dense_above: share of pairs in play from which on the table is used.
+        dense_above: share of active pairs from which on the table is used.
     """
     n = encoder.W.shape[0]
     first = encoder(z[: encoder.block_rows])

@@ -15,9 +15,6 @@ from trimtab.dictionaries.sae import SAE
 
 AnySAE = TypeVar("AnySAE", bound=SAE)
 
-CODE_UNITS = ("b_enc", "b_gate", "b_mag", "threshold")
-"""Weights in the unit of the codes: they grow with the decoder's norms and with the input."""
-
 
 def fold_norms(sae: AnySAE) -> AnySAE:
     """The same function of x with unit decoder rows: f′_i = ‖W_dec[i]‖·f_i, which a TopK SAE that rescales calls f_i.
@@ -33,9 +30,8 @@ def fold_norms(sae: AnySAE) -> AnySAE:
     norms = torch.where(norms > 0, norms, 1.0)
     weights["W_dec"] /= norms[:, None]
     weights["W_enc"] *= norms
-    for name in CODE_UNITS:
-        if name in weights:
-            weights[name] *= norms
+    for name in set(sae.in_code_units) & set(weights):
+        weights[name] *= norms
     return _with(sae, weights) if rescales is None else _with(sae, weights, rescale_acts_by_decoder_norm=False)
 
 
@@ -53,9 +49,8 @@ def fold_scale(sae: AnySAE, scale: float) -> AnySAE:
         raise ValueError(f"the input scale must be positive and finite, not {scale}")
     sae = fold_norms(sae)
     weights = _in_float64(sae)
-    for name in (*CODE_UNITS, "b_dec"):
-        if name in weights:
-            weights[name] /= scale
+    for name in {*sae.in_code_units, "b_dec"} & set(weights):
+        weights[name] /= scale
     return _with(sae, weights)
 
 

@@ -14,14 +14,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
+from trimtab.dictionaries.config_fields import Fields
 from trimtab.errors import UserError
+
+ARCHITECTURES: dict[str, type[SAE]] = {}
+"""Every architecture that can be loaded, by the name that SAELens's files use."""
 
 
 class SAE(Dictionary):
-    """An SAE for inference: linear decoder, one of several encoders.
+    """An SAE for inference: linear decoder, one of several encoders. A subclass that names its `architecture` can be
+    saved and loaded.
 
     Args:
-        weights: the tensors named in `shapes`.
+        by_place, by_name: the weights, in the order or under the names of `shapes`.
         apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
         info: where the dictionary comes from.
 
@@ -31,11 +36,27 @@ class SAE(Dictionary):
 
     shapes: ClassVar[Mapping[str, str]]
     """Every weight of the architecture and its dimensions, `d` (input) and `n` (features), as in "d n"."""
+    in_code_units: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
+    """Weights in the unit of the codes: they grow with the decoder's norms and with the input."""
     W_enc: nn.Parameter
     b_dec: nn.Parameter
 
-    def __init__(self, weights: Mapping[str, Tensor], *, apply_b_dec_to_input: bool, info: DictionaryInfo) -> None:
-        super().__init__(info)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "architecture" in vars(cls):
+            ARCHITECTURES[cls.architecture] = cls
+
+    def __init__(
+        self,
+        *by_place: Tensor,
+        apply_b_dec_to_input: bool = True,
+        info: DictionaryInfo | None = None,
+        **by_name: Tensor,
+    ) -> None:
+        super().__init__(info or DictionaryInfo(architecture=self.architecture))
+        weights = {**dict(zip(self.shapes, by_place, strict=False)), **by_name}
+        if weights.keys() != self.shapes.keys() or len(weights) != len(by_place) + len(by_name):
+            raise TypeError(f"the weights of {type(self).__name__} are {', '.join(self.shapes)}, each once")
         check_shapes(self.shapes, weights, n=weights["W_dec"].shape[0], d=weights["W_dec"].shape[-1])
         self.apply_b_dec_to_input = apply_b_dec_to_input
         for name in self.shapes:
@@ -44,8 +65,22 @@ class SAE(Dictionary):
     @classmethod
     def build(cls, weights: Mapping[str, Tensor], settings: Mapping[str, Any], info: DictionaryInfo) -> Self:
         """Construct any architecture from its weights by name and its settings."""
-        arguments: dict[str, Any] = {**weights, **settings}
-        return cls(**arguments, info=info)
+        return cls(**weights, **settings, info=info)
+
+    @classmethod
+    def read_settings(cls, field: Fields, n: int) -> dict[str, Any]:
+        """The settings of an SAE of n features in a `cfg.json`, whose fields are checked as they are read."""
+        return {"apply_b_dec_to_input": field.boolean("apply_b_dec_to_input", default=True)}
+
+    def codes(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
+        """Codes of the features `ids`, or of all."""
+        raise NotImplementedError
+
+    def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... n"]:
+        return self.codes(x, None)
+
+    def encode_features(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"]) -> Float[Tensor, "... m"]:
+        return self.codes(x, ids)
 
     @property
     def settings(self) -> dict[str, Any]:

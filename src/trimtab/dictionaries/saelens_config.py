@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trimtab import __version__
+from trimtab.dictionaries.architectures import architecture_class
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.reading import Fields
-from trimtab.dictionaries.registry import architecture_class
+from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.sae import SAE
-from trimtab.dictionaries.topk import TopK
 from trimtab.errors import UserError
 
 SAELENS_VERSION = "6.54.12"
@@ -91,12 +90,7 @@ def parse_config(cfg: Mapping[str, Any], source: str) -> ParsedConfig:
     architecture = architecture_class(name)
     _check_unsupported(field)
     d_in, d_sae = field.positive_integer("d_in"), field.positive_integer("d_sae")
-    settings: dict[str, Any] = {"apply_b_dec_to_input": field.boolean("apply_b_dec_to_input", default=True)}
-    if architecture is TopK:
-        settings["k"] = field.positive_integer("k")
-        settings["rescale_acts_by_decoder_norm"] = field.boolean("rescale_acts_by_decoder_norm", default=False)
-        if settings["k"] > d_sae:
-            raise field.error("k", f"there are {d_sae} features")
+    settings = architecture.read_settings(field, d_sae)
     return ParsedConfig(architecture, d_in, d_sae, settings, _info(cfg, field, architecture.architecture))
 
 

@@ -1,23 +1,25 @@
-"""What every SAE in training is: parameters, one step's gradients, and the way to its inference class.
+"""What every SAE in training is: parameters, the paper's loss, a step's gradients, and what it is saved as.
 
 Conventions for all architectures: the squared error is summed over the width and averaged over rows; rows come scaled
 by one scalar (`training` names it and folds it into the saved weights); penalties are averaged over rows. The encoder
 is kept as rows, one per feature, so that both weights are read and collected in the same way.
 
-Gradients are written out instead of recorded, because they need the active features only, where automatic
-differentiation would take all; the tests compare each with a dense autograd reference.
+An architecture states its `loss`; everything else follows from it by automatic differentiation. It may override
+`gradients` with the same gradients written out, which need the active features only; the tests compare the two.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from trimtab.dictionaries.active import Active, Values
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.encoding import DenseEncoder, EncoderDtype
 from trimtab.dictionaries.sae import SAE
@@ -25,10 +27,13 @@ from trimtab.errors import UserError
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
 
+TRAINABLE: dict[str, type[TrainableSAE]] = {}
+"""Every architecture that can be trained, by its name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableConfig:
-    """What the training of every architecture has in common."""
+    """What the training of every architecture has in common. Options that an architecture adds have a default."""
 
     n_features: int
     """Features to learn."""
@@ -39,8 +44,8 @@ class TrainableConfig:
     apply_b_dec_to_input: bool = True
     """Whether the encoder sees x − b_dec."""
     encoder_dtype: EncoderDtype = "float32"
-    """Precision of the dense product that chooses active features; `bfloat16` is faster where the processor has matrix
-    units for it. Codes and gradients are in full precision in any case."""
+    """Precision of the dense product that finds active features; `bfloat16` is faster on processors with matrix units
+    for it. Codes and gradients are in full precision in any case."""
     block_rows: int = 512
     """Rows encoded at once, so that dense pre-activations stay in the cache."""
 
@@ -49,15 +54,51 @@ class TrainableConfig:
             raise UserError(f"n_features {self.n_features}", "an SAE needs at least one feature", "set it above 0")
         self.check("dead_after", self.dead_after >= 0, "it must not be negative", "set it to 0 or more")
         self.check("block_rows", self.block_rows >= 1, "it must be positive", "set it to 1 or more")
+        check_choices(self)
 
-    def check(self, name: str, ok: bool, rule: str, mend: str) -> None:
+    def check(self, name: str, ok: bool, rule: str, fix: str) -> None:
         """Raise a `UserError` about a field unless it is as it must be."""
         if not ok:
-            raise UserError(f"{name} {getattr(self, name)}", rule, mend)
+            raise UserError(f"{name} {getattr(self, name)}", rule, fix)
+
+
+def check_choices(config: Any) -> None:
+    """Raise a `UserError` if a field of a dataclass that is one of a few texts is none of them."""
+    for name, choices in _choices(type(config)).items():
+        if (value := getattr(config, name)) not in choices:
+            said = ", ".join(choice for choice in choices if choice is not None)
+            raise UserError(f"{name} {value!r}", f"it is one of {said}", "choose one")
+
+
+@cache
+def _choices(config: type[Any]) -> dict[str, tuple[str | None, ...]]:
+    found: dict[str, tuple[str | None, ...]] = {}
+    for name, hint in get_type_hints(config).items():
+        kinds = (hint, *get_args(hint))
+        if texts := [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]:
+            found[name] = (*texts, *([None] if type(None) in kinds else []))
+    return found
+
+
+class Loss(NamedTuple):
+    """The loss of a batch, what it is made of, and the codes; numbers are means over rows."""
+
+    total: Float[Tensor, ""]
+    """What is minimised."""
+    squared_error: Float[Tensor, ""]
+    """‖x − x̂‖²."""
+    codes: Float[Tensor, "B n"]
+    """f. Gradients that are written out may give those of the active pairs only, [m], and say what `fired`."""
+    sparsity: Float[Tensor, ""] | float = 0.0
+    """The sparsity penalty with its weight."""
+    aux: Float[Tensor, ""] | float = 0.0
+    """The auxiliary loss before its coefficient."""
+    fired: Bool[Tensor, " n"] | None = None
+    """Features with a positive code in any row; None: as `codes` say."""
 
 
 class StepLoss(NamedTuple):
-    """The loss of one batch, in the units of the rows that were given."""
+    """What is logged of one batch, in the units of the rows that were given."""
 
     loss: Float[Tensor, ""]
     """What is minimised: squared error per row plus the weighted penalties."""
@@ -65,9 +106,9 @@ class StepLoss(NamedTuple):
     """Mean over rows of ‖x − x̂‖²."""
     variance: Float[Tensor, ""]
     """Mean over rows of ‖x − x̄‖², x̄ the batch's mean."""
-    sparsity: Float[Tensor, ""]
+    sparsity: Float[Tensor, ""] | float
     """The sparsity penalty with its weight, mean over rows; 0 where sparsity is by construction."""
-    aux: Float[Tensor, ""]
+    aux: Float[Tensor, ""] | float
     """The auxiliary loss before its coefficient; 0 without one."""
     l0: float
     """Features with a positive code, mean over rows."""
@@ -76,10 +117,11 @@ class StepLoss(NamedTuple):
 
 
 class TrainableSAE(nn.Module):
-    """Base of the training classes.
+    """Base of the training classes. A subclass that names its `architecture` can be trained by that name.
 
-    `gradients(x)` fills every parameter's `.grad`; `project_gradients()`, an optimiser's step and `constrain()` follow.
-    Whatever changes in training is a parameter or a buffer, so that `state_dict()` is the whole state.
+    It states its `loss`, and `inference_class`, what it is saved as. A step is `set_progress`, `backward`,
+    `project_gradients`, an optimiser's step and `constrain`. Whatever changes in training is a parameter or a buffer,
+    so that `state_dict()` is the whole state.
 
     Args:
         config: of the architecture's `config_class`.
@@ -91,13 +133,21 @@ class TrainableSAE(nn.Module):
     architecture: ClassVar[str]
     """Name of the training architecture; the saved one may differ (BatchTopK is saved as JumpReLU)."""
     config_class: ClassVar[type[TrainableConfig]]
+    inference_class: ClassVar[type[SAE]]
     vectors: ClassVar[tuple[str, ...]] = ("b_enc",)
     """Parameters with one entry per feature; all start at 0."""
+    by_autograd: bool = False
+    """Differentiate `loss` even where gradients are written out."""
     W_enc_rows: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
     b_dec: nn.Parameter
     tokens_since_fired: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "architecture" in vars(cls):
+            TRAINABLE[cls.architecture] = cls
 
     def __init__(self, config: TrainableConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -114,6 +164,48 @@ class TrainableSAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d, dtype=dtype))
         self.register_buffer("tokens_since_fired", torch.zeros(n, dtype=torch.long))
 
+    def loss(self, x: Float[Tensor, "B d"]) -> Loss:
+        """The paper's loss of a batch, differentiable by every parameter. It changes no state."""
+        raise NotImplementedError
+
+    def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
+        """Compute the loss of a batch and fill every parameter's `.grad`; here by differentiating `loss`.
+
+        An override gives the same numbers in less time.
+        """
+        loss, parameters = self.loss(x), list(self.parameters())
+        found = torch.autograd.grad(loss.total, parameters, allow_unused=True, materialize_grads=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+        return loss._replace(
+            **{name: part.detach() for name, part in loss._asdict().items() if isinstance(part, Tensor)}
+        )
+
+    def backward(self, x: Float[Tensor, "B d"]) -> StepLoss:
+        """Fill every parameter's `.grad`, and update what follows the training: silent features, L0 control."""
+        self.before_step(x)
+        n_dead = int(self.dead_features().sum())
+        loss = TrainableSAE.gradients(self, x) if self.by_autograd else self.gradients(x)
+        active = loss.codes > 0
+        l0 = int(active.count_nonzero()) / len(x)
+        self.tokens_since_fired += len(x)
+        self.tokens_since_fired.masked_fill_(active.any(0) if loss.fired is None else loss.fired, 0)
+        self.after_step(loss.codes, l0)
+        return StepLoss(loss.total, loss.squared_error, batch_variance(x), loss.sparsity, loss.aux, l0, n_dead)
+
+    def set_progress(self, done: float) -> None:
+        """Set what depends on how much of the training is done (0 ≤ done < 1); by default nothing does."""
+
+    def before_step(self, x: Float[Tensor, "B d"]) -> None:
+        """Change what must change before a batch's loss; by default nothing."""
+
+    def after_step(self, codes: Tensor, l0: float) -> None:
+        """Update what follows from a batch's codes (as in `Loss`) and its mean number of active features."""
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged beside the loss: values that a schedule or a control has set (k, p, sparsity_weight)."""
+        return {}
+
     @torch.no_grad()
     def initialise(self, sample: Float[Tensor, "m d"]) -> None:
         """Set b_dec from a sample of scaled rows."""
@@ -122,24 +214,9 @@ class TrainableSAE(nn.Module):
         elif self.config.b_dec_init == "geometric_median":
             self.b_dec.copy_(geometric_median(sample))
 
-    def begin_step(self, done: float) -> None:
-        """Set what depends on how much of the training is done (0 ≤ done < 1); by default nothing does."""
-
-    def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
-        """Compute the loss of a batch and fill every parameter's `.grad`; count which features fired."""
-        raise NotImplementedError
-
-    def knobs(self) -> dict[str, float]:
-        """What the schedule or the L0 control has set (k, p, sparsity_weight), for the metrics."""
-        return {}
-
     def calibrate(self, rows: Float[Tensor, "m d"]) -> dict[str, float]:
         """Estimate from held-out scaled rows what inference needs beyond the weights; by default nothing."""
         return {}
-
-    def export(self, info: DictionaryInfo) -> SAE:
-        """The dictionary for inference, in the units of the rows that were given; `fold_scale` brings it to others."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -155,10 +232,18 @@ class TrainableSAE(nn.Module):
 
     def encoder_input(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
         """What the encoder sees of rows x."""
-        return x - self.b_dec.detach() if self.config.apply_b_dec_to_input else x
+        return x - self.b_dec if self.config.apply_b_dec_to_input else x
+
+    def pre_activations(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B n"]:
+        """h = (x − b_dec) W_enc + b_enc, or x W_enc + b_enc."""
+        return self.encoder_input(x) @ self.W_enc_rows.T + self.b_enc
+
+    def reconstruct(self, f: Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+        """x̂ = f W_dec + b_dec."""
+        return f @ self.W_dec + self.b_dec
 
     def encoder(self, bias: Float[Tensor, " n"] | None = None) -> DenseEncoder:
-        """The map from encoder inputs to all pre-activations.
+        """The map from encoder inputs to all pre-activations, outside of automatic differentiation.
 
         Args:
             bias: added to the product; b_enc by default.
@@ -166,10 +251,22 @@ class TrainableSAE(nn.Module):
         bias = self.b_enc if bias is None else bias
         return DenseEncoder(self.W_enc_rows.detach(), bias.detach(), self.config.encoder_dtype, self.config.block_rows)
 
-    def count_fired(self, fired: Bool[Tensor, " n"], rows: int) -> None:
-        """Note which features fired in a batch of so many rows."""
-        self.tokens_since_fired += rows
-        self.tokens_since_fired.masked_fill_(fired, 0)
+    def fill_gradients(self, active: Active, f: Values, by_h: Values, by_x_hat: Tensor, z: Tensor) -> None:
+        """Set the gradients of encoder, decoder and their biases.
+
+        Args:
+            active: active pairs.
+            f: their codes.
+            by_h: the loss's gradient by their pre-activations.
+            by_x_hat: the loss's gradient by the reconstruction.
+            z: encoder inputs.
+        """
+        self.W_dec.grad = active.collect(f, by_x_hat)
+        self.W_enc_rows.grad = active.collect(by_h, z)
+        self.b_enc.grad = active.by_feature(by_h)
+        self.b_dec.grad = by_x_hat.sum(0)
+        if self.config.apply_b_dec_to_input:
+            self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
 
     def dead_features(self) -> Bool[Tensor, " n"]:
         """Which features have been silent for more than `dead_after` rows."""
@@ -184,10 +281,16 @@ class TrainableSAE(nn.Module):
             "b_dec": self.b_dec.detach().clone(),
         }
 
-    def named_info(self, info: DictionaryInfo, architecture: str) -> DictionaryInfo:
-        """`info` with the inference architecture's name and the training recipe."""
+    def inference_settings(self) -> dict[str, Any]:
+        """What the inference class is told beside the weights."""
+        return {"apply_b_dec_to_input": self.config.apply_b_dec_to_input}
+
+    def export(self, info: DictionaryInfo) -> SAE:
+        """The dictionary for inference, in the units of the rows that were given; `fold_scale` brings it to others."""
         recipe: dict[str, Any] = {"architecture": self.architecture, **dataclasses.asdict(self.config)}
-        return dataclasses.replace(info, architecture=architecture, metadata={**info.metadata, "training": recipe})
+        kind = self.inference_class
+        info = dataclasses.replace(info, architecture=kind.architecture, metadata={**info.metadata, "training": recipe})
+        return kind.build(self.inference_weights(), self.inference_settings(), info)
 
 
 def batch_variance(x: Float[Tensor, "B d"]) -> Float[Tensor, ""]:

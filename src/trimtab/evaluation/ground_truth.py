@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from trimtab.activations import LabelledRows, SyntheticConfig, SyntheticSource
 from trimtab.dictionaries import load_dictionary
-from trimtab.dictionaries.registry import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored

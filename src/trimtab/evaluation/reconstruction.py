@@ -11,10 +11,10 @@ from torch import Tensor
 
 from trimtab.activations import PackedText
 from trimtab.activations.rows import norms
+from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.metrics import CoreMetricsAccumulator, DocumentTotals
-from trimtab.dictionaries.topk import TopK
 from trimtab.evaluation.documents import batches
 from trimtab.lm import LanguageModel, Site, capture
 

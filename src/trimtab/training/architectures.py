@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Set
 from typing import Any
 
-from trimtab.dictionaries.registry import TRAINABLE
-from trimtab.dictionaries.topk_training import check_active
+from trimtab.dictionaries.architectures import TRAINABLE
+from trimtab.dictionaries.topk_like import check_active
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError, did_you_mean
 from trimtab.runs import field_types

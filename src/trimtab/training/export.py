@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.feature_stats import FeatureStatsAccumulator
 from trimtab.dictionaries.files import save_dictionary
@@ -17,7 +18,6 @@ from trimtab.dictionaries.folding import fold_scale
 from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs
-from trimtab.dictionaries.topk import TopK
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
 from trimtab.training.advice import advice, reached
@@ -122,7 +122,7 @@ def export(
         l0=metrics.l0,
         l0_target=target,
         l0_reached_target=reached(metrics.l0, target),
-        sparsity_weight=trained.knobs().get("sparsity_weight"),
+        sparsity_weight=trained.metrics().get("sparsity_weight"),
         dead_share=metrics.dead_share,
         dense_share=metrics.dense_share,
         measured_rows=metrics.n_rows,

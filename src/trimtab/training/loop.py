@@ -62,7 +62,7 @@ def train(
 
     With equal device, threads and versions a resumed training ends with the same bits as one that was never stopped.
     `metrics.jsonl` gets, every `log_every` steps, means since the last line: loss, explained_variance (within batches),
-    l0, sparsity, aux, grad_norm; and as of now lr, what the SAE's `knobs()` say, dead_features, rows_per_second.
+    l0, sparsity, aux, grad_norm; and as of now lr, the SAE's own `metrics()`, dead_features, rows_per_second.
 
     Args:
         config: how.

@@ -132,8 +132,8 @@ class Trainer:
 
     def _step(self, batch: Batch) -> tuple[StepLoss, float]:
         sae, config = self.sae, self.config
-        sae.begin_step(self.step / self.steps)
-        loss = sae.gradients(batch.scaled(self.scale, sae.b_dec.dtype))
+        sae.set_progress(self.step / self.steps)
+        loss = sae.backward(batch.scaled(self.scale, sae.b_dec.dtype))
         if not math.isfinite(float(loss.loss)):
             finite_rows(batch.rows, f"the batch of step {self.step}")
             raise self._diverged("loss", float(loss.loss))
@@ -170,7 +170,7 @@ class Trainer:
     def _log(self, loss: StepLoss) -> None:
         current = {
             "lr": self.config.peak_lr * lr_factor(self.config, self.step - 1, self.steps),
-            **self.sae.knobs(),
+            **self.sae.metrics(),
             "dead_features": loss.n_dead,
             "rows_per_second": self.window.steps * self.config.batch_size / max(self.seconds - self._logged_at, 1e-9),
         }

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trimtab.dictionaries.architectures.gated import Gated
+from trimtab.dictionaries.architectures.jumprelu import JumpReLU
+from trimtab.dictionaries.architectures.standard import Standard
+from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.foreign.module_paths import site_of_submodule
-from trimtab.dictionaries.gated import Gated
-from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.reading import (
     GET_AGAIN,
-    Fields,
     FoundSAE,
     Stated,
     check_tensors,
@@ -31,8 +33,6 @@ from trimtab.dictionaries.reading import (
     read_json,
 )
 from trimtab.dictionaries.sae import SAE, check_shapes
-from trimtab.dictionaries.standard import Standard
-from trimtab.dictionaries.topk import TopK
 from trimtab.errors import UserError
 
 WEIGHTS_FILE = "ae.pt"

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.jumprelu import JumpReLU
 from trimtab.dictionaries.reading import GET_AGAIN, FoundSAE, Stated, check_tensors, damage_named
 from trimtab.dictionaries.sae import check_shapes
 from trimtab.errors import UserError

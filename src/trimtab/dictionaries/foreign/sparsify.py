@@ -12,11 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.foreign.module_paths import site_of_module
-from trimtab.dictionaries.reading import Fields, FoundSAE, Stated, check_tensors, read_json, read_safetensors
+from trimtab.dictionaries.reading import FoundSAE, Stated, check_tensors, read_json, read_safetensors
 from trimtab.dictionaries.sae import check_shapes
-from trimtab.dictionaries.topk import TopK
 
 WEIGHTS_FILE = "sae.safetensors"
 CONFIG_FILE = "cfg.json"

@@ -8,6 +8,7 @@ once; AuxK reconstructs the residual of the full reconstruction. Saved as JumpRe
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.dictionaries.active import SparsePairs
-from trimtab.dictionaries.batchtopk import BatchTopKConfig, TrainableBatchTopK
+from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, TrainableBatchTopK
 from trimtab.dictionaries.sparse import ActivePairs
-from trimtab.dictionaries.topk_training import Reconstruction
+from trimtab.dictionaries.topk_like import Reconstruction
+from trimtab.dictionaries.trainable import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class MatryoshkaConfig(BatchTopKConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         total = sum(self.groups)
-        self.check("groups", abs(total - 1) < 1e-6, f"the shares sum to {total:g}, not to 1", "mend them")
+        self.check("groups", abs(total - 1) < 1e-6, f"the shares sum to {total:g}, not to 1", "fix them")
         ok = min(self.group_sizes()) >= 1
         self.check("groups", ok, f"they leave a group of {self.n_features} features empty", "use fewer groups")
 
@@ -47,6 +49,16 @@ class TrainableMatryoshka(TrainableBatchTopK):
     architecture = "matryoshka"
     config_class = MatryoshkaConfig
     config: MatryoshkaConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def loss(self, x: Float[Tensor, "B d"]) -> Loss:
+        """Σ_p ‖x − x̂_p‖² + α·AuxK, in which x̂_p decodes the first p groups of BatchTopK's codes."""
+        h = self.pre_activations(x)
+        f = self.kept(h)
+        ends = itertools.accumulate(self.config.group_sizes())
+        errors = [x - (f[:, :end] @ self.W_dec[:end] + self.b_dec) for end in ends]
+        squared = torch.stack([error.square().sum(1).mean() for error in errors])
+        aux = self.aux_loss(h, errors[-1])
+        return Loss(squared.sum() + self.config.aux_coefficient * aux, squared[-1], f, aux=aux)
 
     def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
         """The summed loss of all prefixes; every pair is decoded once. `squared_error` is the full reconstruction's."""

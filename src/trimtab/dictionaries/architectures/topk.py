@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.dictionaries.active import in_full_precision
-from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.sae import SAE
+from trimtab.dictionaries.config_fields import Fields
+from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.screening import largest_screened, screening_pays
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs, largest
-from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
+from trimtab.dictionaries.topk_like import TopKLike, TopKLikeConfig
+from trimtab.dictionaries.trainable import Loss
 from trimtab.errors import UserError
 
 
@@ -39,24 +40,18 @@ class TopK(SAE):
 
     b_enc: nn.Parameter
 
-    def __init__(
-        self,
-        W_enc: Float[Tensor, "d n"],
-        b_enc: Float[Tensor, " n"],
-        W_dec: Float[Tensor, "n d"],
-        b_dec: Float[Tensor, " d"],
-        k: int,
-        *,
-        apply_b_dec_to_input: bool = True,
-        rescale_acts_by_decoder_norm: bool = False,
-        info: DictionaryInfo | None = None,
-    ) -> None:
-        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        info = info or DictionaryInfo(architecture=self.architecture)
-        super().__init__(weights, apply_b_dec_to_input=apply_b_dec_to_input, info=info)
+    def __init__(self, *by_place: Tensor, k: int, rescale_acts_by_decoder_norm: bool = False, **rest: Any) -> None:
+        super().__init__(*by_place, **rest)
         if not 1 <= k <= self.n_features:
             raise UserError(f"k {k}", f"the dictionary has {self.n_features} features", "choose a k from 1 to that")
         self.k, self.rescale_acts_by_decoder_norm = k, rescale_acts_by_decoder_norm
+
+    @classmethod
+    def read_settings(cls, field: Fields, n: int) -> dict[str, Any]:
+        k, rescale = field.positive_integer("k"), field.boolean("rescale_acts_by_decoder_norm", default=False)
+        if k > n:
+            raise field.error("k", f"there are {n} features")
+        return {**super().read_settings(field, n), "k": k, "rescale_acts_by_decoder_norm": rescale}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,9 +61,10 @@ class TopK(SAE):
             **super().settings,
         }
 
-    def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... n"]:
+    def codes(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
         flat = x.reshape(-1, self.d_in)
-        return self.encode_sparse(flat).dense(self.n_features).reshape(*x.shape[:-1], self.n_features)
+        f = self.encode_sparse(flat).dense(self.n_features).reshape(*x.shape[:-1], self.n_features)
+        return columns(f, ids)
 
     def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
         return super().decode(f / self._divisor() if self.rescale_acts_by_decoder_norm else f)
@@ -102,7 +98,18 @@ class TrainableTopK(TopKLike):
 
     architecture = "topk"
     config_class = TopKConfig
+    inference_class = TopK
 
+    def loss(self, x: Float[Tensor, "B d"]) -> Loss:
+        """‖x − x̂‖² + α·AuxK with f = ReLU(TopK(h)) (section 2.3, appendix A.2)."""
+        h = self.pre_activations(x)
+        kept = torch.zeros_like(h).scatter_(1, h.topk(self.k, dim=1).indices, 1.0)
+        f = h.relu() * kept
+        error = x - self.reconstruct(f)
+        squared_error, aux = error.square().sum(1).mean(), self.aux_loss(h, error)
+        return Loss(squared_error + self.config.aux_coefficient * aux, squared_error, f, aux=aux)
+
+    @torch.no_grad()
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         encoder = self.encoder()
         if encoder.exact and screening_pays(encoder.W, self.k):
@@ -113,11 +120,5 @@ class TrainableTopK(TopKLike):
             pairs = in_full_precision(SparseCodes(values, indices).pairs(), encoder, z)
         return pairs._replace(value=pairs.value.relu_())
 
-    def export(self, info: DictionaryInfo) -> TopK:
-        weights: dict[str, Any] = self.inference_weights()
-        return TopK(
-            **weights,
-            k=self.config.k,
-            apply_b_dec_to_input=self.config.apply_b_dec_to_input,
-            info=self.named_info(info, TopK.architecture),
-        )
+    def inference_settings(self) -> dict[str, Any]:
+        return {**super().inference_settings(), "k": self.config.k}

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.dictionaries.active import Active, Values
-from trimtab.dictionaries.standard import ReLUConfig, TrainableReLU
+from trimtab.dictionaries.active import Values
+from trimtab.dictionaries.architectures.standard import ReLUConfig, TrainableReLU
 
 LINEAR_BELOW = 0.1
 """Codes below this share of the rows' spread along one direction, √(E‖x − b_dec‖² / d), are penalised linearly."""
@@ -42,7 +42,7 @@ class PAnnealConfig(ReLUConfig):
 
 
 class TrainablePAnneal(TrainableReLU):
-    """p-annealing.
+    """p-annealing: the loss of a ReLU SAE with another penalty.
 
     The penalty of a code of size f is f·max(f, c)^(p − 1): f^p, but a straight line to 0 below a small c, whose slope
     is finite. When p changes, the weight is multiplied by the ratio of the old to the new sum of penalties over the
@@ -68,29 +68,34 @@ class TrainablePAnneal(TrainableReLU):
         spread = float((sample - self.b_dec).double().square().mean().sqrt())
         self.linear_below.fill_(LINEAR_BELOW * max(spread, torch.finfo(sample.dtype).tiny))
 
-    def begin_step(self, done: float) -> None:
-        super().begin_step(done)
-        c = self.config
-        annealed = (done - c.p_start_share) / (1 - c.p_start_share) / (1 - SETTLED_SHARE)
-        changes = 0 if annealed < 0 else min(c.p_steps, 1 + math.floor(annealed * (c.p_steps - 1) + 1e-9))
-        self.next_p = 1 - (1 - c.p_end) * changes / c.p_steps
-
-    def knobs(self) -> dict[str, float]:
-        return {**super().knobs(), "p": float(self.p)}
-
     def penalty(self, size: Values) -> Values:
-        return size * size.clamp_min(float(self.linear_below)).pow_(float(self.p) - 1)
+        """f^p, but f·c^(p − 1) below c."""
+        return size * size.clamp_min(float(self.linear_below)).pow(float(self.p) - 1)
 
     def penalty_slope(self, size: Values) -> Values:
         p, c = float(self.p), float(self.linear_below)
         slope = size.clamp_min(c).pow_(p - 1)
         return torch.where(size > c, p * slope, slope)
 
-    def penalty_weight(self, active: Active, size: Values) -> float:
-        if self.next_p != float(self.p):
-            before = float(active.total(self.penalty(size)))
-            self.p.fill_(self.next_p)
-            after = float(active.total(self.penalty(size)))
-            if before > 0 and after > 0:
-                self.control.rescale(before / after)
-        return self.control.weight
+    def set_progress(self, done: float) -> None:
+        super().set_progress(done)
+        c = self.config
+        annealed = (done - c.p_start_share) / (1 - c.p_start_share) / (1 - SETTLED_SHARE)
+        changes = 0 if annealed < 0 else min(c.p_steps, 1 + math.floor(annealed * (c.p_steps - 1) + 1e-9))
+        self.next_p = 1 - (1 - c.p_end) * changes / c.p_steps
+
+    @torch.no_grad()
+    def before_step(self, x: Float[Tensor, "B d"]) -> None:
+        """Change p where it is time to, and the weight so that the penalty of this batch keeps its size."""
+        if self.next_p == float(self.p):
+            return
+        active = self.active(x)
+        size = active.h * active.of_feature(self.norms()) if self.free else active.h
+        before = float(active.total(self.penalty(size)))
+        self.p.fill_(self.next_p)
+        after = float(active.total(self.penalty(size)))
+        if before > 0 and after > 0:
+            self.control.rescale(before / after)
+
+    def metrics(self) -> dict[str, float]:
+        return {**super().metrics(), "p": float(self.p)}

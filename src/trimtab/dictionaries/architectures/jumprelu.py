@@ -18,12 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.dictionaries.active import DENSE_ABOVE, Active, Values, active_above
-from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.active import Active, Values, active_above
 from trimtab.dictionaries.encoding import exceeded_on
-from trimtab.dictionaries.l0_control import L0Control, PenalisedConfig
+from trimtab.dictionaries.penalised import Penalised, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
-from trimtab.dictionaries.trainable import StepLoss, TrainableSAE, batch_variance
+from trimtab.dictionaries.trainable import Loss
 
 Penalty = Literal["l0_target", "tanh", "l0"]
 
@@ -52,28 +51,7 @@ class JumpReLU(SAE):
     b_enc: nn.Parameter
     threshold: nn.Parameter
 
-    def __init__(
-        self,
-        W_enc: Float[Tensor, "d n"],
-        b_enc: Float[Tensor, " n"],
-        W_dec: Float[Tensor, "n d"],
-        b_dec: Float[Tensor, " d"],
-        threshold: Float[Tensor, " n"],
-        *,
-        apply_b_dec_to_input: bool = True,
-        info: DictionaryInfo | None = None,
-    ) -> None:
-        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
-        info = info or DictionaryInfo(architecture=self.architecture)
-        super().__init__(weights, apply_b_dec_to_input=apply_b_dec_to_input, info=info)
-
-    def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... n"]:
-        return self._encode(x, None)
-
-    def encode_features(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"]) -> Float[Tensor, "... m"]:
-        return self._encode(x, ids)
-
-    def _encode(self, x: Tensor, ids: Tensor | None) -> Tensor:
+    def codes(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
         z = self.encoder_input(x) @ columns(self.W_enc, ids) + columns(self.b_enc, ids)
         return torch.where(z > columns(self.threshold, ids), z.relu(), 0.0)
 
@@ -100,8 +78,6 @@ class JumpReLUConfig(PenalisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = Penalty.__args__  # pyright: ignore[reportAttributeAccessIssue]
-        self.check("penalty", self.kind in choices, f"it is one of {', '.join(choices)}", "choose one")
         ok = self.penalty != "l0_target" or self.l0 is not None
         self.check("l0", ok, "the penalty l0_target needs a target", "give --l0, or another --penalty")
         for name in ("bandwidth", "tanh_scale"):
@@ -115,6 +91,10 @@ class JumpReLUConfig(PenalisedConfig):
         """The penalty: `l0_target` with a target and `l0` without, unless it is given."""
         return self.penalty or ("l0" if self.l0 is None else "l0_target")
 
+    @property
+    def weight_target(self) -> float | None:
+        return None if self.kind == "l0_target" else self.l0
+
 
 class PenaltyTerm(NamedTuple):
     """A sparsity penalty with its weight, mean over rows, and its derivatives."""
@@ -126,7 +106,7 @@ class PenaltyTerm(NamedTuple):
     """By every code."""
 
 
-class TrainableJumpReLU(TrainableSAE):
+class TrainableJumpReLU(Penalised):
     """JumpReLU in training, with decoder rows of norm 1.
 
     The parameter is θ itself, not its logarithm, divided by the mean norm of the rows: so Adam, whose steps have the
@@ -135,13 +115,12 @@ class TrainableJumpReLU(TrainableSAE):
 
     architecture = "jumprelu"
     config_class = JumpReLUConfig
+    inference_class = JumpReLU
     vectors = ("b_enc", "theta")
-    config: JumpReLUConfig
+    config: JumpReLUConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     theta: nn.Parameter
     row_norm: Tensor
     target_weight: Tensor
-    dense_above: float = DENSE_ABOVE
-    """Share of pairs in play above which a step is dense."""
 
     def __init__(self, config: JumpReLUConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)
@@ -149,9 +128,24 @@ class TrainableJumpReLU(TrainableSAE):
         self.theta.data.fill_((config.theta_init or 0.0) / math.sqrt(d))
         self.register_buffer("row_norm", torch.tensor(math.sqrt(d), dtype=torch.float64))
         self.register_buffer("target_weight", torch.ones((), dtype=torch.float64))
-        target = None if config.kind == "l0_target" else config.l0
-        weight = 1.0 if config.sparsity_weight is None else config.sparsity_weight
-        self.control = L0Control(weight, target, warmup_share=config.sparsity_warmup_share)
+
+    def loss(self, x: Float[Tensor, "B d"]) -> Loss:
+        """‖x − x̂‖² and a penalty (equation 9), f = h·[h > θ], with the estimators of equations 11 and 12."""
+        h, theta = self.pre_activations(x), self.theta * self.row_norm.to(self.theta.dtype)
+        kernel = ((h - theta).abs() < self.bandwidth / 2) / self.bandwidth  # K((h − θ)/ε) / ε
+        through = theta.detach() - theta  # 0, of derivative −1
+        fires = (h > theta) + kernel * through
+        f = h * (h > theta) + theta.detach() * kernel * through
+        squared_error = (x - self.reconstruct(f)).square().sum(1).mean()
+        sparsity = self.penalty(f, fires.sum(1).mean())
+        return Loss(squared_error + sparsity, squared_error, f, sparsity=sparsity)
+
+    def penalty(self, f: Float[Tensor, "B n"], l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """λ·L0, w·(L0/l0 − 1)² or λ·Σ tanh(c·f)."""
+        if self.config.kind == "l0_target":
+            assert self.config.l0 is not None
+            return float(self.target_weight) * (l0 / self.config.l0 - 1) ** 2
+        return self.control.weight * (l0 if self.config.kind == "l0" else torch.tanh(self.tanh_scale * f).sum(1).mean())
 
     @torch.no_grad()
     def initialise(self, sample: Float[Tensor, "m d"]) -> None:
@@ -175,53 +169,56 @@ class TrainableJumpReLU(TrainableSAE):
         return self.theta.detach() * self.row_norm.to(self.theta.dtype)
 
     @property
-    def unit(self) -> float:
+    def bandwidth(self) -> float:
+        """ε, for rows as they are scaled."""
+        return self._unit * (self.config.bandwidth or BANDWIDTH[self.config.kind])
+
+    @property
+    def tanh_scale(self) -> float:
+        """c of the tanh penalty, for rows as they are scaled."""
+        return self.config.tanh_scale / self._unit
+
+    @property
+    def _unit(self) -> float:
         """How the rows are scaled: 1 where their mean norm is √d."""
         return float(self.row_norm) / math.sqrt(self.d)
 
-    def begin_step(self, done: float) -> None:
-        self.control.begin_step(done)
-
-    def knobs(self) -> dict[str, float]:
-        driven = {} if self.config.kind == "l0_target" else {"sparsity_weight": self.control.weight}
+    def metrics(self) -> dict[str, float]:
+        driven = {} if self.config.kind == "l0_target" else super().metrics()
         return {**driven, "threshold": float(self.threshold.mean())}
 
     @torch.no_grad()
-    def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
-        z = self.encoder_input(x)
-        theta, bandwidth = self.threshold, self.unit * (self.config.bandwidth or BANDWIDTH[self.config.kind])
+    def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
+        z, rows = self.encoder_input(x), len(x)
+        theta, bandwidth = self.threshold, self.bandwidth
         active = active_above(self.encoder(), z, theta - bandwidth / 2, dense_above=self.dense_above)
         theta_of = active.of_feature(theta)
         fires, near = active.h > theta_of, (active.h - theta_of).abs() < bandwidth / 2
         f = active.h * fires
         decoded = active.decode(f, self.W_dec)
         error = decoded.x + self.b_dec - x
-        grad = error * (2 / len(x))
-        l0 = float(active.total(fires.to(f.dtype))) / len(x)
-        penalty = self._penalty(active, f, l0, len(x))
+        grad = error * (2 / rows)
+        penalty = self._penalty_and_slopes(active, f, fires, rows)
         by_f = decoded.dot(grad) + penalty.by_f
-        by_h = by_f * fires
-        by_theta = (by_f * theta_of + penalty.by_l0 / len(x)) * near / -bandwidth
-        self.W_enc_rows.grad = active.collect(by_h, z)
-        self.b_enc.grad = active.by_feature(by_h)
+        by_theta = (by_f * theta_of + penalty.by_l0 / rows) * near / -bandwidth
+        self.fill_gradients(active, f, by_f * fires, grad, z)
         self.theta.grad = active.by_feature(by_theta).to(self.theta.dtype) * float(self.row_norm)
-        self.W_dec.grad = active.collect(f, grad)
-        self.b_dec.grad = grad.sum(0)
-        if self.config.apply_b_dec_to_input:
-            self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
-        n_dead = int(self.dead_features().sum())
-        self.count_fired(active.fired(fires.to(f.dtype)), len(x))
-        self.control.update(l0)
-        squared_error = error.square().sum() / len(x)
-        return StepLoss(
-            loss=squared_error + penalty.value,
-            squared_error=squared_error,
-            variance=batch_variance(x),
-            sparsity=penalty.value,
-            aux=penalty.value.new_zeros(()),
-            l0=l0,
-            n_dead=n_dead,
-        )
+        squared_error = error.square().sum() / rows
+        fired = active.fired(fires.to(f.dtype))
+        return Loss(squared_error + penalty.value, squared_error, f, sparsity=penalty.value, fired=fired)
+
+    def _penalty_and_slopes(self, active: Active, f: Values, fires: Tensor, rows: int) -> PenaltyTerm:
+        if self.config.kind == "tanh":
+            weight, scale = self.control.weight, self.tanh_scale
+            saturation = torch.tanh(scale * f)
+            slope = (1 - saturation.square()) * (weight * scale / rows)
+            return PenaltyTerm(active.total(saturation) * (weight / rows), 0.0, slope)
+        l0 = float(active.total(fires.to(f.dtype))) / rows
+        if self.config.kind == "l0":
+            return PenaltyTerm(f.new_tensor(self.control.weight * l0), self.control.weight, 0.0)
+        assert self.config.l0 is not None
+        weight, excess = float(self.target_weight), l0 / self.config.l0 - 1
+        return PenaltyTerm(f.new_tensor(weight * excess**2), 2 * weight * excess / self.config.l0, 0.0)
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -235,25 +232,7 @@ class TrainableJumpReLU(TrainableSAE):
         super().constrain()
         self.theta.clamp_(min=0.0)
 
-    def export(self, info: DictionaryInfo) -> JumpReLU:
-        weights = self.inference_weights()
+    def inference_weights(self) -> dict[str, Tensor]:
+        weights = super().inference_weights()
         del weights["theta"]
-        return JumpReLU(
-            **weights,
-            threshold=self.threshold.to(self.W_dec.dtype),
-            apply_b_dec_to_input=self.config.apply_b_dec_to_input,
-            info=self.named_info(info, JumpReLU.architecture),
-        )
-
-    def _penalty(self, active: Active, f: Values, l0: float, rows: int) -> PenaltyTerm:
-        if self.config.kind == "l0_target":
-            assert self.config.l0 is not None
-            weight, excess = float(self.target_weight), l0 / self.config.l0 - 1
-            return PenaltyTerm(f.new_tensor(weight * excess**2), 2 * weight * excess / self.config.l0, 0.0)
-        weight = self.control.weight
-        if self.config.kind == "l0":
-            return PenaltyTerm(f.new_tensor(weight * l0), weight, 0.0)
-        scale = self.config.tanh_scale / self.unit
-        saturation = torch.tanh(scale * f)
-        slope = (1 - saturation.square()) * (weight * scale / rows)
-        return PenaltyTerm(active.total(saturation) * (weight / rows), 0.0, slope)
+        return {**weights, "threshold": self.threshold.to(self.W_dec.dtype)}

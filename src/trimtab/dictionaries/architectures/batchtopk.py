@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.dictionaries.active import pairs_above
-from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.jumprelu import JumpReLU
+from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.sparse import ActivePairs
-from trimtab.dictionaries.topk_training import TopKLike, TopKLikeConfig
+from trimtab.dictionaries.topk_like import TopKLike, TopKLikeConfig
+from trimtab.dictionaries.trainable import Loss
 
 FLOOR = 0.9
 """Codes above this share of the smallest that the last batch kept are candidates; if they are fewer than k·B, a second
@@ -37,6 +37,7 @@ class TrainableBatchTopK(TopKLike):
 
     architecture = "batchtopk"
     config_class = BatchTopKConfig
+    inference_class = JumpReLU
     config: BatchTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     threshold: Tensor
 
@@ -45,19 +46,34 @@ class TrainableBatchTopK(TopKLike):
         self.register_buffer("threshold", torch.zeros((), dtype=dtype))
         self._smallest_kept = 0.0  # by the last batch; no part of the state, as it only says where to look first
 
+    def loss(self, x: Float[Tensor, "B d"]) -> Loss:
+        """‖x − x̂‖² + α·AuxK, in which f keeps the k·B largest positive entries of h."""
+        h = self.pre_activations(x)
+        f = self.kept(h)
+        error = x - self.reconstruct(f)
+        squared_error, aux = error.square().sum(1).mean(), self.aux_loss(h, error)
+        return Loss(squared_error + self.config.aux_coefficient * aux, squared_error, f, aux=aux)
+
+    def kept(self, h: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+        """The codes of a batch: its k·B largest pre-activations, negative ones set to 0."""
+        return h.relu() * (h >= h.flatten().topk(self.k * len(h)).values[-1])
+
+    def after_step(self, codes: Tensor, l0: float) -> None:
+        """Move the running threshold towards the smallest code that was kept."""
+        kept = codes[codes > 0]
+        smallest = kept.min() if len(kept) else self.threshold.new_zeros(())
+        self._smallest_kept = float(smallest)
+        momentum = self.config.threshold_momentum if self.threshold > 0 else 0.0
+        self.threshold.lerp_(smallest, 1 - momentum)
+
+    @torch.no_grad()
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         wanted = len(z) * self.k
         pairs = self._candidates(z, wanted)
         surplus = len(pairs.value) - wanted
-        if surplus > 0:
-            smallest = pairs.value.kthvalue(surplus + 1).values
-            pairs = _keep(pairs, pairs.value >= smallest)
-        else:
-            smallest = pairs.value.min() if len(pairs.value) else self.threshold.new_zeros(())
-        self._smallest_kept = float(smallest)
-        momentum = self.config.threshold_momentum if self.threshold > 0 else 0.0
-        self.threshold.lerp_(smallest, 1 - momentum)
-        return pairs
+        if surplus <= 0:
+            return pairs
+        return _keep(pairs, pairs.value >= pairs.value.kthvalue(surplus + 1).values)
 
     @torch.no_grad()
     def calibrate(self, rows: Float[Tensor, "m d"]) -> dict[str, float]:
@@ -71,14 +87,10 @@ class TrainableBatchTopK(TopKLike):
             self.threshold.zero_()
         return {"l0": float((value > self.threshold).sum()) / len(rows), "threshold": float(self.threshold)}
 
-    def export(self, info: DictionaryInfo) -> JumpReLU:
-        """As JumpReLU. Decoder rows have norm 1, so that one threshold is right for all features."""
-        return JumpReLU(
-            **self.inference_weights(),
-            threshold=self.threshold.expand(self.config.n_features).clone(),
-            apply_b_dec_to_input=self.config.apply_b_dec_to_input,
-            info=self.named_info(info, JumpReLU.architecture),
-        )
+    def inference_weights(self) -> dict[str, Tensor]:
+        """As JumpReLU's. Decoder rows have norm 1, so that one threshold is right for all features."""
+        threshold = self.threshold.expand(self.config.n_features).clone()
+        return {**super().inference_weights(), "threshold": threshold}
 
     def _candidates(self, z: Tensor, wanted: int) -> ActivePairs:
         """All positive codes that can be among the `wanted` largest: those above a floor that leaves enough."""

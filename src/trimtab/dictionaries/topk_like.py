@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab.dictionaries.active import SparsePairs
 from trimtab.dictionaries.sparse import ActivePairs
-from trimtab.dictionaries.trainable import StepLoss, TrainableConfig, TrainableSAE, batch_variance
+from trimtab.dictionaries.trainable import Loss, TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 
 
@@ -70,7 +70,7 @@ class Reconstruction(NamedTuple):
 
 
 class TopKLike(TrainableSAE):
-    """Base of SAEs that keep a fixed number of features. A subclass chooses them (`active_pairs`) and exports."""
+    """Base of SAEs that keep a fixed number of features; a subclass chooses them (`active_pairs`)."""
 
     config: TopKLikeConfig
 
@@ -79,15 +79,26 @@ class TopKLike(TrainableSAE):
         self.k = config.k_start or config.k
         """Active features per row now."""
 
-    def begin_step(self, done: float) -> None:
+    def set_progress(self, done: float) -> None:
         """Set k: from k_start to k in equal ratios."""
         c = self.config
         if c.k_start is not None:
             share = min(1.0, done / c.k_anneal_share) if c.k_anneal_share else 1.0
             self.k = round(c.k_start * (c.k / c.k_start) ** share)
 
-    def knobs(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {"k": self.k}
+
+    def aux_loss(self, h: Float[Tensor, "B n"], error: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+        """AuxK: ‖e − ê‖² over the variance of the residual e, which counts as data; ê decodes the k_aux largest codes
+        of the dead features, without b_dec."""
+        dead, e = self.dead_features(), error.detach()
+        if not dead.any() or not self.config.aux_coefficient:
+            return e.new_zeros(())
+        h = h[:, dead]
+        kept = torch.zeros_like(h).scatter_(1, h.topk(self._k_aux(h.shape[1]), dim=1).indices, 1.0)
+        e_hat = (h.relu() * kept) @ self.W_dec[dead]
+        return (e - e_hat).square().sum() / _variance(e)
 
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         """Choose the active features of encoder inputs z, and their codes."""
@@ -109,12 +120,11 @@ class TopKLike(TrainableSAE):
         )
 
     @torch.no_grad()
-    def gradients(self, x: Float[Tensor, "B d"]) -> StepLoss:
+    def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
         z = self.encoder_input(x)
         active = SparsePairs(self.active_pairs(z), self.config.n_features)
         rebuilt = self.reconstruction(active, x)
-        fired = active.h > 0
-        by_h = rebuilt.by_value * fired
+        by_h = rebuilt.by_value * (active.h > 0)
         self.W_dec.grad, self.b_dec.grad = rebuilt.W_dec, rebuilt.b_dec
         self.W_enc_rows.grad = active.collect(by_h, z)
         self.b_enc.grad = active.by_feature(by_h)
@@ -122,16 +132,8 @@ class TopKLike(TrainableSAE):
         aux = self._add_aux_gradients(dead, z, rebuilt.residual)
         if self.config.apply_b_dec_to_input:
             self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
-        self.count_fired(active.fired(active.h), x.shape[0])
-        return StepLoss(
-            loss=rebuilt.loss + self.config.aux_coefficient * aux,
-            squared_error=rebuilt.squared_error,
-            variance=batch_variance(x),
-            sparsity=aux.new_zeros(()),
-            aux=aux,
-            l0=int(fired.sum()) / x.shape[0],
-            n_dead=len(dead),
-        )
+        total = rebuilt.loss + self.config.aux_coefficient * aux
+        return Loss(total, rebuilt.squared_error, active.h, aux=aux, fired=active.fired(active.h))
 
     def _add_aux_gradients(self, dead: Tensor, z: Tensor, residual: Tensor) -> Tensor:
         """AuxK: the k_aux largest of the dead features' codes reconstruct the residual, which counts as data."""
@@ -142,15 +144,21 @@ class TopKLike(TrainableSAE):
         assert self.W_enc_rows.grad is not None
         assert self.b_enc.grad is not None
         W_enc, W_dec = self.W_enc_rows[dead], self.W_dec[dead]
-        k_aux = min(self.config.k_aux or self.d // 2, len(dead))
         h = torch.addmm(self.b_enc[dead], z, W_enc.T)
-        top = h.topk(k_aux, dim=1, sorted=False)
+        top = h.topk(self._k_aux(len(dead)), dim=1, sorted=False)
         f = torch.zeros_like(h).scatter_(1, top.indices, top.values.relu())
         error = f @ W_dec - residual
-        variance = (residual - residual.mean(0)).square().sum().clamp_min(torch.finfo(h.dtype).tiny)
+        variance = _variance(residual)
         grad = error * (2 * coefficient / variance)
         grad_f = (grad @ W_dec.T).mul_(f > 0)
         self.W_dec.grad.index_add_(0, dead, f.T @ grad)
         self.W_enc_rows.grad.index_add_(0, dead, grad_f.T @ z)
         self.b_enc.grad.index_add_(0, dead, grad_f.sum(0))
         return error.square().sum() / variance
+
+    def _k_aux(self, n_dead: int) -> int:
+        return min(self.config.k_aux or self.d // 2, n_dead)
+
+
+def _variance(e: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+    return (e - e.mean(0)).square().sum().clamp_min(torch.finfo(e.dtype).tiny)
