@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +23,7 @@ from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.encoding import DenseEncoder, EncoderDtype
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
+from trimtab.runs import field_types
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
 
@@ -64,20 +64,11 @@ class TrainableConfig:
 
 def check_choices(config: Any) -> None:
     """Raise a `UserError` if a field of a dataclass that is one of a few texts is none of them."""
-    for name, choices in _choices(type(config)).items():
-        if (value := getattr(config, name)) not in choices:
-            said = ", ".join(choice for choice in choices if choice is not None)
-            raise UserError(f"{name} {value!r}", f"it is one of {said}", "choose one")
-
-
-@cache
-def _choices(config: type[Any]) -> dict[str, tuple[str | None, ...]]:
-    found: dict[str, tuple[str | None, ...]] = {}
-    for name, hint in get_type_hints(config).items():
-        kinds = (hint, *get_args(hint))
-        if texts := [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]:
-            found[name] = (*texts, *([None] if type(None) in kinds else []))
-    return found
+    for name, kind in field_types(type(config)).items():
+        kinds, value = (kind, *get_args(kind)), getattr(config, name)
+        choices = [text for part in kinds if get_origin(part) is Literal for text in get_args(part)]
+        if choices and value not in choices and not (value is None and type(None) in kinds):
+            raise UserError(f"{name} {value!r}", f"it is one of {', '.join(choices)}", "choose one")
 
 
 class Loss(NamedTuple):

@@ -5,26 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Set
 from typing import Any
 
-from trimtab.dictionaries.architectures import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE, trainable_class
 from trimtab.dictionaries.topk_like import check_active
-from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
+from trimtab.dictionaries.trainable import TrainableConfig
 from trimtab.errors import UserError, did_you_mean
 from trimtab.runs import field_types
 
 SPARSITY = ("l0", "k", "sparsity_weight")
 """Fields that say how sparse codes become."""
-
-
-def trainable_class(name: object) -> type[TrainableSAE]:
-    """The training class of an architecture.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if isinstance(name, str) and name in TRAINABLE:
-        return TRAINABLE[name]
-    mend = did_you_mean(str(name), TRAINABLE, "choose one")
-    raise UserError(f"arch {name!r}", f"it is one of {', '.join(sorted(TRAINABLE))}", mend)
 
 
 def fields_of(arch: str) -> Set[str]:

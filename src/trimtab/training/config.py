@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 
+from trimtab.dictionaries.architectures import trainable_class
 from trimtab.dictionaries.trainable import BiasInit, EncoderDtype, TrainableSAE
 from trimtab.errors import UserError
-from trimtab.training.architectures import architecture_config, trainable_class
+from trimtab.training.architectures import architecture_config
 
 Scaling = Literal["sqrt_d", "unit", "none"]
 Decay = Literal["linear", "cosine", "none"]

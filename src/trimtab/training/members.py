@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.dictionaries.architectures import TRAINABLE
+from trimtab.dictionaries.architectures import TRAINABLE, trainable_class
 from trimtab.errors import UserError
-from trimtab.training.architectures import SPARSITY, architecture_fields, fields_of, trainable_class
+from trimtab.training.architectures import SPARSITY, architecture_fields, fields_of
 from trimtab.training.config import DEFAULT_L0, Recipe, TrainConfig
 
 DEFAULT_SITE = "resid_post.15"

@@ -6,13 +6,12 @@ the names that SAELens's files use, training classes under their own.
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 from importlib import import_module
 
 from trimtab.dictionaries.sae import ARCHITECTURES, SAE
 from trimtab.dictionaries.trainable import TRAINABLE, TrainableSAE
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 
 __all__ = ["ARCHITECTURES", "TRAINABLE", "architecture_class", "trainable_class"]
 
@@ -43,9 +42,5 @@ def trainable_class(name: object) -> type[TrainableSAE]:
     """
     if isinstance(name, str) and name in TRAINABLE:
         return TRAINABLE[name]
-    close = difflib.get_close_matches(str(name), TRAINABLE, n=1)
-    raise UserError(
-        f"arch {name!r}",
-        f"it is one of {', '.join(sorted(TRAINABLE))}",
-        f"did you mean {close[0]}?" if close else "choose one",
-    )
+    fix = did_you_mean(str(name), TRAINABLE, "choose one")
+    raise UserError(f"arch {name!r}", f"it is one of {', '.join(sorted(TRAINABLE))}", fix)
