@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CALLED_BY_TRANSFORMERS = {"get_mask_sizes", "get_max_length"}
-KNOWN = {"compute_feature_stats", "RandomDirectionSource", "ScheduleSource"}
+KNOWN = {"compute_feature_stats"}
 
 
 def defined(tree: ast.AST) -> Iterator[str]:

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries.base import Dictionary
-from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, Site
+from trimtab.lm import DecodeConfig, Decoded, EditLog, EditRequest, InterventionSource, LanguageModel, Site
 from trimtab.lm import decode as run_decode
 from trimtab.lm.sampling import uniform
 from trimtab.lm.taps import tap
-from trimtab.steering import ForkSource, RandomFeatureSource, ReplaySource, StaticSource
+from trimtab.steering import (
+    Choice,
+    DirectionSource,
+    DirectionTable,
+    ForkSource,
+    RandomFeatureSource,
+    ReplaySource,
+    StaticSource,
+)
 
 # `trimtab.lm.decode` is the function once the package is imported, so the module is found by name.
 decode_module = __import__("sys").modules["trimtab.lm.decode"]
@@ -27,6 +35,22 @@ Logits = dict[tuple[int, int], Tensor]
 LENGTHS = (3, 17, 11, 24, 2)
 """Prompt lengths: mixed, so that batches are padded, and beyond tiny Gemma's window of 8."""
 LOGIT_TOLERANCE = 2e-4
+
+
+class ScheduledSource(DirectionSource):
+    """Features and doses that a function chooses at every token."""
+
+    def __init__(
+        self, directions: Dictionary, schedule: Callable[[EditRequest], Choice | None], **options: str
+    ) -> None:
+        super().__init__(directions, **options)  # type: ignore[arg-type]
+        self.pick = schedule  # type: ignore[method-assign]
+
+
+def random_directions(site: str, dose: float, width: int = 32, n: int = 1024, **options: str) -> RandomFeatureSource:
+    """Random directions, uniform on the sphere."""
+    rows = torch.randn(n, width, generator=torch.Generator().manual_seed(0))
+    return RandomFeatureSource(DirectionTable(rows), dose, site, seed=0, **options)  # type: ignore[arg-type]
 
 
 def prompts_of(lengths: Sequence[int], seed: int = 0, pad_id: int | None = None) -> list[list[int]]:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steering_checks import (
     LENGTHS,
+    ScheduledSource,
     check_batch_independence,
     check_cached_equals_cache_free,
     check_default_positions,
@@ -20,15 +21,14 @@ from steering_checks import (
     check_replay,
     edited_positions,
     prompts_of,
+    random_directions,
 )
 
 from trimtab.dictionaries import Standard
 from trimtab.lm import DecodeConfig, EditRequest, LanguageModel, decode
 from trimtab.steering import (
     Choice,
-    RandomDirectionSource,
     RandomFeatureSource,
-    ScheduleSource,
     StaticSource,
     TopActiveSource,
 )
@@ -104,7 +104,7 @@ def test_empty_edits_change_no_bit(any_tiny: LanguageModel, sae: Standard) -> No
     prompts = prompts_of(LENGTHS)
     check_empty_edit(any_tiny, StaticSource(sae, -1, 0.5, positions="all"), prompts)
     check_empty_edit(any_tiny, StaticSource(sae, 3, 0.0, positions="all"), prompts)
-    check_empty_edit(any_tiny, ScheduleSource(sae, lambda request: None, positions="all"), prompts)
+    check_empty_edit(any_tiny, ScheduledSource(sae, lambda request: None, positions="all"), prompts)
 
 
 def test_rows_do_not_depend_on_their_batch(any_tiny: LanguageModel, sae: Standard) -> None:
@@ -136,7 +136,7 @@ def test_rows_and_tokens_have_their_own_dose(any_tiny: LanguageModel, sae: Stand
         feature = ((request.row + request.position) % 5)[:, None]
         return Choice(feature, 0.1 * (1 + request.position.float())[:, None])
 
-    decoded = check_cached_equals_cache_free(any_tiny, ScheduleSource(sae, schedule), prompts_of(LENGTHS))
+    decoded = check_cached_equals_cache_free(any_tiny, ScheduledSource(sae, schedule), prompts_of(LENGTHS))
     log = decoded.edits
     assert torch.equal(log.feature[:, 0], (log.row + log.position) % 5)
     torch.testing.assert_close(log.relative_dose, 0.1 * (1 + log.position.float()))
@@ -147,4 +147,4 @@ def test_forks_equal_each_branch_alone(any_tiny: LanguageModel, sae: Standard) -
 
 
 def test_random_directions_equal_a_cache_free_forward(any_tiny: LanguageModel, sae: Standard) -> None:
-    check_cached_equals_cache_free(any_tiny, RandomDirectionSource(32, "resid_post.1", 0.8), prompts_of(LENGTHS))
+    check_cached_equals_cache_free(any_tiny, random_directions("resid_post.1", 0.8), prompts_of(LENGTHS))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from steering_checks import check_cached_equals_cache_free, prompts_of
+from steering_checks import check_cached_equals_cache_free, prompts_of, random_directions
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
@@ -15,7 +15,6 @@ from trimtab.errors import UserError
 from trimtab.lm import (
     DecodeConfig,
     EditLog,
-    EditRequest,
     InterventionSource,
     LanguageModel,
     TokenBatch,
@@ -23,14 +22,11 @@ from trimtab.lm import (
     decode,
 )
 from trimtab.steering import (
-    Choice,
     CombinedSource,
     DirectionTable,
     ForkSource,
-    RandomDirectionSource,
     RandomFeatureSource,
     ReplaySource,
-    ScheduleSource,
     StaticSource,
     TopActiveSource,
     UnequalDoseError,
@@ -111,7 +107,7 @@ def test_controls_have_equal_doses(tiny: tuple[LanguageModel, Standard]) -> None
         "random feature": RandomFeatureSource(sae, 0.4, exclude=[3]),
         "random per row": RandomFeatureSource(sae, 0.4, per="row"),
         "three random": RandomFeatureSource(sae, 0.4, k=3, combine="total"),
-        "random direction": RandomDirectionSource(32, SITE, 0.4),
+        "random direction": random_directions(SITE, 0.4),
         "vector": VectorSource(torch.randn(32), SITE, 0.4),
     }
     logs = {name: run(model, source) for name, source in sources.items()}
@@ -199,9 +195,7 @@ def test_vectors_steer_along_themselves(tiny: tuple[LanguageModel, Standard]) ->
 
 def test_combined_sources_add_up(any_tiny: LanguageModel, sae: Standard) -> None:
     later = make_dictionary(any_tiny, "resid_post.2")
-    source = CombinedSource(
-        [StaticSource(sae, 3, 0.4), StaticSource(later, 5, 0.3), RandomDirectionSource(32, SITE, 0.2)]
-    )
+    source = CombinedSource([StaticSource(sae, 3, 0.4), StaticSource(later, 5, 0.3), random_directions(SITE, 0.2)])
     decoded = check_cached_equals_cache_free(any_tiny, source, prompts_of((3, 17)))
     first = decoded.edits.take(decoded.edits.site == 0)
     assert first.feature[:, 0].eq(3).all()
@@ -212,7 +206,7 @@ def test_combined_sources_add_up(any_tiny: LanguageModel, sae: Standard) -> None
 
 def test_forks_take_up_another_source(tiny: tuple[LanguageModel, Standard]) -> None:
     model, sae = tiny
-    past, future = StaticSource(sae, 3, 0.4), RandomDirectionSource(32, SITE, 0.2)
+    past, future = StaticSource(sae, 3, 0.4), random_directions(SITE, 0.2)
     source = ForkSource(past, future, [5, 20])
     log = decode(model, prompts_of((4, 17)), CONFIG, source).edits
     for row, at in ((0, 5), (1, 20)):
@@ -240,10 +234,6 @@ BAD: list[tuple[Callable[[Standard], object], str]] = [
     (lambda sae: StaticSource(sae, 3, positions="5:2"), "positions '5:2'"),
     (lambda sae: StaticSource(sae, 3, site="resid_past.3"), "site 'resid_past.3'"),
     (lambda sae: StaticSource(DirectionTable(torch.ones(1, 4)), 0), "the site: the dictionary does not name"),
-    (
-        lambda sae: StaticSource(DirectionTable(torch.ones(1, 4)), 0, 1, SITE, operation="clamp"),
-        "a dictionary that encodes",
-    ),
     (lambda sae: VectorSource(torch.zeros(4), SITE), "it is zero, so it has no direction"),
     (lambda sae: VectorSource(torch.tensor([1.0, math.nan]), SITE), "directions: some values are not finite"),
     (lambda sae: VectorSource(torch.ones(4), SITE, unit="max_activation"), "without feature statistics"),
@@ -281,17 +271,5 @@ def test_what_only_shows_while_decoding(tiny: tuple[LanguageModel, Standard]) ->
         run(model, StaticSource(sae, torch.tensor([[1], [2], [3]]), 0.1))
     with pytest.raises(UserError, match=r"directions of width 4: site resid_post.1 has width 32"):
         run(model, VectorSource(torch.ones(4), SITE))
-
-    def chosen(feature: int, dose: float) -> ScheduleSource:
-        def schedule(request: EditRequest) -> Choice:
-            shape = (len(request.row), 1)
-            return Choice(torch.full(shape, feature), torch.full(shape, dose))
-
-        return ScheduleSource(sae, schedule)
-
-    with pytest.raises(UserError, match="dose nan"):
-        run(model, chosen(0, math.nan))
-    with pytest.raises(UserError, match="feature 99"):
-        run(model, chosen(99, 0.1))
     with pytest.raises(UserError, match=r"site resid_post.9: tiny-llama has layers 0 to 3"):
         run(model, StaticSource(sae, 3, 0.1, "resid_post.9"))

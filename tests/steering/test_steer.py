@@ -135,7 +135,7 @@ def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path
         run_steer(SteerConfig(**{**vars(config), "temperature": 0.5}))
 
 
-@pytest.mark.parametrize("operation", ["ablate", "clamp", "scale"])
+@pytest.mark.parametrize("operation", ["ablate", "clamp", "scale", "overwrite"])
 def test_other_operations_replay_too(on_disk: dict[str, Any], tmp_path: Path, operation: str) -> None:
     config = SteerConfig(
         **on_disk, prompt=PROMPTS, feature=(3, 4), dose=(1.5,), unit="max_activation", operation=operation,
@@ -189,7 +189,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0.0}, "top_p = 0.0"),
     ({"max_new_tokens": 0}, "max_new_tokens = 0"),
     ({"max_new_tokens": 1000}, "together 1001 tokens, but tiny-llama holds 256"),
-    ({"operation": "ablate", "sweep": (1.0,)}, "ablation has no dose"),
+    ({"operation": "ablate", "sweep": (1.0,)}, "operation ablate has no dose"),
 ]
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from steering_checks import LENGTHS, prompts_of
+from steering_checks import LENGTHS, prompts_of, random_directions
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
@@ -18,7 +18,6 @@ from trimtab.lm import DecodeConfig, Decoded, Edit, EditRequest, InterventionSou
 from trimtab.runs import Run
 from trimtab.steering import (
     CombinedSource,
-    RandomDirectionSource,
     RandomFeatureSource,
     StaticSource,
     Trace,
@@ -121,7 +120,7 @@ def test_a_trace_from_disk_replays_exactly(
 
 def test_combined_sources_keep_their_names_on_disk(tiny_llama: LanguageModel) -> None:
     sae = make_dictionary(tiny_llama)
-    random = RandomDirectionSource(32, "resid_post.1", 1.5, unit="absolute")
+    random = random_directions("resid_post.1", 1.5, unit="absolute")
     source = CombinedSource([StaticSource(sae, 3, 0.4), random])
     _, trace = traced(tiny_llama, source)
     rows = trace.edits.to_pylist()

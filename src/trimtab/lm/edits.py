@@ -38,7 +38,7 @@ class Edit(NamedTuple):
         if self.target is not None:
             known = ~self.target.isnan() & (self.feature >= 0)
             axes = torch.where(known[..., None], directions[self.feature.clamp_min(0)], 0)
-            values = (axes * self.target.nan_to_num(0)[..., None].to(axes)).sum(dim=1)
+            values = (axes.sign() * self.target.nan_to_num(0)[..., None].to(axes)).sum(dim=1)
             base = torch.full_like(values, NAN) if base is None else base
             base = torch.where((axes != 0).any(dim=1), values, base)
             coefficient = torch.where(known, 0, coefficient)

@@ -1,6 +1,6 @@
 """Steer generation with features: doses, intervention sources, traces, replay."""
 
-from trimtab.steering.controls import RandomDirectionSource, RandomFeatureSource, TopActiveSource
+from trimtab.steering.controls import RandomFeatureSource, TopActiveSource
 from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
 from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
@@ -8,7 +8,7 @@ from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_eq
 from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.result import Arm, Continuation, SteerResult
-from trimtab.steering.sources import Choice, DirectionSource, ScheduleSource, StaticSource, VectorSource
+from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
 from trimtab.steering.steer import SteerConfig, run_steer, steer, steer_with
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
@@ -25,11 +25,9 @@ __all__ = [
     "DoseSummary",
     "ForkSource",
     "Mismatch",
-    "RandomDirectionSource",
     "RandomFeatureSource",
     "ReplayReport",
     "ReplaySource",
-    "ScheduleSource",
     "StaticSource",
     "SteerConfig",
     "SteerResult",

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.steering.equal_dose import DoseSummary
+from trimtab.steering.operations import operation_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class SteerResult:
     def render(self) -> RenderableType:
         """For the terminal: side by side at one dose, a table of doses at several."""
         features = ", ".join(map(str, self.features))
-        dose = "" if self.operation == "ablate" else f", unit {self.unit}"
+        dose = f", unit {self.unit}" if operation_named(self.operation).has_dose else ""
         head = f"{self.operation} feature {features} at {self.site} of {self.model}{dose}, positions {self.positions}"
         parts: list[RenderableType] = [Text(head, style="bold")]
         if len(self.steered) == 1:

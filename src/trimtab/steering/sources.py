@@ -1,20 +1,9 @@
-"""Sources that steer with given directions: constant per row, scheduled by a function, or a vector of one's own.
-
-What a choice of features and doses does to an activation is decided here once, by the operation:
-
-- `add` adds the dose along each feature's unit direction;
-- `clamp` sets the feature's code, so that it contributes the dose;
-- `ablate` sets the code to 0;
-- `scale` multiplies the code by the dose.
-
-The last three add `decode(f′) − decode(f)`, that is (f′_i − f_i)·‖W_dec[i]‖ along each direction, so that what the
-dictionary does not reconstruct stays as it was.
-"""
+"""Sources that steer with given directions, at one site or several: what they share, and doses that stay the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -22,15 +11,18 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site, edit_delta
-from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit, coefficients
+from trimtab.lm.sites import HEAD_KINDS
+from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit
+from trimtab.steering.operations import Slots, operation_named
 from trimtab.steering.table import DirectionTable
 
 if TYPE_CHECKING:
     from trimtab.dictionaries.base import Dictionary
 
-Operation = Literal["add", "ablate", "clamp", "scale"]
-OPERATIONS: tuple[str, ...] = get_args(Operation)
 Combine = Literal["each", "total"]
+T = TypeVar("T")
+PerSite = T | Mapping[Site | str, T] | Mapping[Site, T] | Mapping[str, T]
+"""One value for all sites, or each site's own."""
 
 
 class Choice(NamedTuple):
@@ -50,16 +42,25 @@ class Block(NamedTuple):
     dictionary_hash: str
 
 
+class SourceOptions(TypedDict, total=False):
+    """Keyword arguments of every source of directions; `DirectionSource` says what they mean."""
+
+    unit: str
+    operation: str
+    positions: PositionRule | str | Sequence[int]
+    combine: str
+
+
 class DirectionSource:
-    """What all sources with one table of directions at one site share. Subclasses implement `pick`.
+    """What all sources with tables of directions share. Subclasses implement `pick`.
 
     Args:
-        directions: a dictionary, or any table of directions.
+        directions: a dictionary, or any table of directions; or one for each of several sites.
         site: where to steer; the site that the dictionary names by default.
         unit: `relative`, `max_activation` or `absolute`; what it means is in `trimtab.steering.doses`. `ablate` and
             `scale` have no use for it.
-        operation: `add`, `ablate`, `clamp` or `scale`.
-        positions: `generated`, `prompt`, `all`, `START:STOP`, or a rule.
+        operation: `add`, `ablate`, `clamp`, `scale`, `overwrite`; what they do is in `trimtab.steering.operations`.
+        positions: `generated`, `prompt`, `all`, `START:STOP`, positions such as `[3, 7]`, or a rule.
         combine: how several features at one token share a dose. `each` gives every feature its own dose, so that ‖Δ‖
             depends on the angles between them. `total` scales them by one factor so that ‖Δ‖ is the mean of their
             lengths, which keeps doses comparable between sources. Only for `add`.
@@ -70,79 +71,91 @@ class DirectionSource:
 
     def __init__(
         self,
-        directions: Dictionary | DirectionTable,
+        directions: PerSite[Dictionary | DirectionTable],
         site: Site | str | None = None,
         *,
         unit: str = DEFAULT_UNIT,
         operation: str = "add",
-        positions: PositionRule | str = "generated",
+        positions: PositionRule | str | Sequence[int] = "generated",
         combine: str = "each",
     ) -> None:
-        self.table = directions if isinstance(directions, DirectionTable) else DirectionTable.of(directions)
-        for name, value, allowed in (
-            ("operation", operation, OPERATIONS),
-            ("combine", combine, get_args(Combine)),
-        ):
-            if value not in allowed:
-                raise UserError(f"{name} {value!r}", f"allowed are {', '.join(allowed)}", "choose one of them")
-        if operation != "add" and self.table.dictionary is None:
-            raise UserError(f"operation {operation}", "it needs a dictionary that encodes", "use operation add")
+        self.how = operation_named(operation)
+        if combine not in get_args(Combine):
+            raise UserError(f"combine {combine!r}", f"allowed are {', '.join(get_args(Combine))}", "choose one of them")
         if operation != "add" and combine != "each":
             raise UserError(f"combine {combine}", "only doses that are added can be shared", "use operation add")
-        if operation in ("add", "clamp"):
-            check_unit(unit, has_statistics=self.table.max_activation is not None)
-        named = "" if self.table.dictionary is None else self.table.dictionary.info.site
-        if not site and not named:
-            raise UserError("the site", "the dictionary does not name the one it reads", "give a site")
-        self.sites: tuple[Site, ...] = (Site.parse(site or named),)
-        self.positions = PositionRule.parse(positions) if isinstance(positions, str) else positions
-        self.unit = {"ablate": "absolute", "scale": "factor"}.get(operation, unit)
+        if not isinstance(directions, Mapping):
+            directions = {site or _site_of(directions): directions}
+        self.tables = {
+            Site.parse(name): found if isinstance(found, DirectionTable) else DirectionTable.of(found)
+            for name, found in directions.items()
+        }
+        for table in self.tables.values() if self.how.unit is None else ():
+            check_unit(unit, has_statistics=table.max_activation is not None)
+            if table.length is not None and unit != "absolute":
+                raise UserError(f"unit {unit}", "the vectors are to keep their own length", "use unit absolute")
+        self.sites = tuple(self.tables)
+        self.positions = PositionRule.parse(positions)
+        self.unit = self.how.unit or unit
         self.operation, self.combine = operation, combine
-        self.dictionary_hash = self.table.hash
+        self.dictionary_hash = "+".join(dict.fromkeys(table.hash for table in self.tables.values()))
+
+    @property
+    def table(self) -> DirectionTable:
+        """The directions of a source with one site."""
+        (table,) = self.tables.values()
+        return table
 
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         """The table's unit rows."""
-        return self.table.rows
+        return self.tables[site].rows
 
     def blocks(self, site: Site) -> tuple[Block, ...]:
-        """All rows are of one kind."""
-        return (Block(0, self.table.n, self.unit, self.operation, self.dictionary_hash),)
+        """All rows at a site are of one kind."""
+        table = self.tables[site]
+        return (Block(0, table.n, self.unit, self.operation, table.hash),)
 
     def start(self, start: DecodeStart) -> None:
         """Move the directions to where decoding happens."""
         self.begun = start
-        self.table.to(start.device)
+        for table in self.tables.values():
+            table.to(start.device)
 
     def choose(self, request: EditRequest) -> Edit | None:
         """Edits for one forward pass, from what `pick` chooses."""
-        if request.x.shape[-1] != self.table.width:
+        table = self.tables[request.site]
+        if request.x.shape[-1] != table.width:
             raise UserError(
-                f"directions of width {self.table.width}",
+                f"directions of width {table.width}",
                 f"site {request.site} has width {request.x.shape[-1]}",
                 "choose a dictionary trained at this site of this model",
             )
         choice = self.pick(request)
-        return None if choice is None else self.edit(request.x, choice)
+        return None if choice is None else self.edit(request.x, choice, table)
 
     def pick(self, request: EditRequest) -> Choice | None:
         """Features and doses for the rows of one forward pass."""
         raise NotImplementedError
 
-    def edit(self, x: Float[Tensor, "R d"], choice: Choice) -> Edit:
+    def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
         """The edit that a choice means for activations `x`, under this source's operation, unit and sharing."""
-        feature, dose = choice.feature, choice.dose
-        if self.operation in ("add", "clamp"):
-            coefficient = coefficients(self.unit, dose, x, self.table.most_active(feature))
-            if self.operation == "clamp":
-                coefficient = coefficient - self.table.strengths(x, feature)
-            elif self.combine == "total":
-                coefficient = share_dose(self.table.rows, feature, coefficient)
-        elif self.operation == "scale":
-            coefficient = (dose.to(x.device) - 1) * self.table.strengths(x, feature)
-        else:
+        feature, dose = choice
+        at = Slots(x, feature, dose, self.unit, table)
+        coefficient = self.how.coefficients(at)
+        if self.combine == "total":
+            coefficient = share_dose(table.rows, feature, coefficient)
+        if not self.how.has_dose:
             dose = torch.zeros_like(dose)
-            coefficient = -self.table.strengths(x, feature)
-        return Edit(feature, torch.where(feature >= 0, coefficient, 0), torch.where(feature >= 0, dose, 0))
+        filled = feature >= 0
+        target = torch.where(filled & table.are_axes(feature), at.length, torch.nan) if self.how.sets else None
+        return Edit(feature, torch.where(filled, coefficient, 0), torch.where(filled, dose, 0), target=target)
+
+
+def _site_of(directions: Dictionary | DirectionTable) -> str:
+    dictionary = directions.dictionary if isinstance(directions, DirectionTable) else directions
+    if dictionary is None or not dictionary.info.site:
+        raise UserError("the site", "the dictionary does not name the one it reads", "give a site")
+    return dictionary.info.site
 
 
 def share_dose(
@@ -159,10 +172,11 @@ class StaticSource(DirectionSource):
     """The same features at the same doses at every edited token, for all rows or for each row its own.
 
     Args:
-        directions: a dictionary, or any table of directions.
-        features: one id, several for every row, or a tensor `[N, K]` with each row's own (−1 for an empty slot).
-        doses: one number, one per feature, or a tensor `[N, K]` or `[N, 1]` with each row's own.
-        site, unit, operation, positions, combine: as in `DirectionSource`.
+        directions: a dictionary, or any table of directions; or one for each of several sites.
+        features: one id, several for every row, or a tensor `[N, K]` with each row's own (−1 for an empty slot); or
+            those of each site.
+        doses: one number, one per feature, or a tensor `[N, K]` or `[N, 1]` with each row's own; or those of each site.
+        site, options: as in `DirectionSource`.
 
     Raises:
         UserError: also if a feature does not exist or a dose is not finite.
@@ -170,106 +184,106 @@ class StaticSource(DirectionSource):
 
     def __init__(
         self,
-        directions: Dictionary | DirectionTable,
-        features: int | Sequence[int] | Int[Tensor, "N K"],
-        doses: float | Sequence[float] | Float[Tensor, "N K"] = DEFAULT_DOSE,
+        directions: PerSite[Dictionary | DirectionTable],
+        features: PerSite[int | Sequence[int] | Int[Tensor, "N K"]],
+        doses: PerSite[float | Sequence[float] | Float[Tensor, "N K"]] = DEFAULT_DOSE,
         site: Site | str | None = None,
-        *,
-        unit: str = DEFAULT_UNIT,
-        operation: str = "add",
-        positions: PositionRule | str = "generated",
-        combine: str = "each",
+        **options: Unpack[SourceOptions],
     ) -> None:
-        super().__init__(directions, site, unit=unit, operation=operation, positions=positions, combine=combine)
-        check_doses(doses)
-        feature = torch.atleast_2d(torch.as_tensor(features, dtype=torch.long))
-        dose = torch.atleast_2d(torch.as_tensor(doses, dtype=torch.get_default_dtype()))
-        check_features(feature, self.table.n)
-        try:
-            self.feature, self.dose = torch.broadcast_tensors(feature, dose)
-        except RuntimeError:
-            raise UserError(
-                f"{dose.shape[-1]} doses", f"there are {feature.shape[-1]} features", "give one dose, or one for each"
-            ) from None
-        if self.feature.shape[0] > 1 and feature.shape[0] not in (1, self.feature.shape[0]):
-            raise UserError("doses per row", "rows do not match those of the features", "give as many of both")
+        super().__init__(directions, site, **options)
+        self.choices = {
+            site: _choice(_at(site, features, "features"), _at(site, doses, "doses"), table.n)
+            for site, table in self.tables.items()
+        }
 
     def start(self, start: DecodeStart) -> None:
         super().start(start)
-        if self.feature.shape[0] not in (1, len(start.prompts)):
-            raise UserError(
-                f"features for {self.feature.shape[0]} rows", f"{len(start.prompts)} rows are decoded", "give one each"
-            )
-        self.feature, self.dose = self.feature.to(start.device), self.dose.to(start.device)
+        for site, (feature, dose) in self.choices.items():
+            if feature.shape[0] not in (1, len(start.prompts)):
+                raise UserError(
+                    f"features for {feature.shape[0]} rows", f"{len(start.prompts)} rows are decoded", "give one each"
+                )
+            self.choices[site] = Choice(feature.to(start.device), dose.to(start.device))
 
     def pick(self, request: EditRequest) -> Choice:
-        if self.feature.shape[0] == 1:
+        feature, dose = self.choices[request.site]
+        if feature.shape[0] == 1:
             rows = len(request.row)
-            return Choice(self.feature.expand(rows, -1), self.dose.expand(rows, -1))
-        return Choice(self.feature[request.row], self.dose[request.row])
+            return Choice(feature.expand(rows, -1), dose.expand(rows, -1))
+        return Choice(feature[request.row], dose[request.row])
+
+
+def _at(site: Site, values: PerSite[T], name: str) -> T:
+    """What holds at a site."""
+    if not isinstance(values, Mapping):
+        return values
+    found = {Site.parse(key): value for key, value in values.items()}
+    if site not in found:
+        raise UserError(f"{name} at {site}", "there are none", f"give {name} for each site that has directions")
+    return found[site]
+
+
+def _choice(features: int | Sequence[int] | Tensor, doses: float | Sequence[float] | Tensor, n: int) -> Choice:
+    check_doses(doses)
+    feature = torch.atleast_2d(torch.as_tensor(features, dtype=torch.long))
+    dose = torch.atleast_2d(torch.as_tensor(doses, dtype=torch.get_default_dtype()))
+    check_features(feature, n)
+    try:
+        feature, dose = torch.broadcast_tensors(feature, dose)
+    except RuntimeError:
+        raise UserError(
+            f"{dose.shape[-1]} doses", f"there are {feature.shape[-1]} features", "give one dose, or one for each"
+        ) from None
+    return Choice(feature, dose)
 
 
 class VectorSource(StaticSource):
     """A constant dose of any vector: a difference of means, a probe's direction, a supervised feature.
 
     Args:
-        vectors: `[d]` or `[n, d]`; only the direction counts, the dose gives the length.
-        site: where to steer.
-        doses: one number, or one per vector.
+        vectors: `[d]` or `[n, d]`, or at attention sites without a head `[heads, head_dim]` or
+            `[n, heads, head_dim]`; or those of each site. Only the direction counts, the dose gives the length.
+        site: where to steer, unless the vectors say so.
+        doses: one number, or one per vector; or those of each site. With `keep_length` 1 by default.
         max_activation: `[n]` largest projection of real activations, if doses are in `max_activation`.
-        unit, positions, combine: as in `DirectionSource`.
-    """
-
-    def __init__(
-        self,
-        vectors: Float[Tensor, "n d"] | Float[Tensor, " d"],
-        site: Site | str,
-        doses: float | Sequence[float] = DEFAULT_DOSE,
-        *,
-        max_activation: Float[Tensor, " n"] | None = None,
-        unit: str = DEFAULT_UNIT,
-        positions: PositionRule | str = "generated",
-        combine: str = "each",
-    ) -> None:
-        table = DirectionTable(torch.atleast_2d(vectors), max_activation=max_activation)
-        if bool((table.rows.norm(dim=-1) == 0).any()):
-            raise UserError("a steering vector", "it is zero, so it has no direction", "give another")
-        super().__init__(table, range(table.n), doses, site, unit=unit, positions=positions, combine=combine)
-
-
-class ScheduleSource(DirectionSource):
-    """Features and doses that a function chooses at every token.
-
-    Args:
-        directions: a dictionary, or any table of directions.
-        schedule: from a request (activations, rows, positions, tokens) to a `Choice`, or None to edit nothing.
-        site, unit, operation, positions, combine: as in `DirectionSource`.
+        keep_length: doses are multiples of each vector as it is: a dose of 1 adds the vector (to rounding).
+        options: as in `DirectionSource`.
 
     Raises:
-        UserError: also, while decoding, if the function returns a feature that does not exist or a dose that is not
-            finite.
+        UserError: also if a vector is zero or not finite.
     """
 
     def __init__(
         self,
-        directions: Dictionary | DirectionTable,
-        schedule: Callable[[EditRequest], Choice | None],
+        vectors: PerSite[Float[Tensor, "n d"] | Float[Tensor, " d"]],
         site: Site | str | None = None,
+        doses: PerSite[float | Sequence[float]] | None = None,
         *,
-        unit: str = DEFAULT_UNIT,
-        operation: str = "add",
-        positions: PositionRule | str = "generated",
-        combine: str = "each",
+        max_activation: Float[Tensor, " n"] | None = None,
+        keep_length: bool = False,
+        **options: Unpack[SourceOptions],
     ) -> None:
-        super().__init__(directions, site, unit=unit, operation=operation, positions=positions, combine=combine)
-        self.schedule = schedule
+        if keep_length:
+            options.setdefault("unit", "absolute")
+        if not isinstance(vectors, Mapping):
+            if site is None:
+                raise UserError("the site", "vectors do not name the one they are for", "give a site")
+            vectors = {site: vectors}
+        tables = {
+            name: DirectionTable(_rows(found, Site.parse(name)), max_activation=max_activation, keep_length=keep_length)
+            for name, found in vectors.items()
+        }
+        if any(bool((table.rows == 0).all(dim=-1).any()) for table in tables.values()):
+            raise UserError("a steering vector", "it is zero, so it has no direction", "give another")
+        features = {name: range(table.n) for name, table in tables.items()}
+        default = 1.0 if keep_length else DEFAULT_DOSE
+        super().__init__(tables, features, default if doses is None else doses, **options)
 
-    def pick(self, request: EditRequest) -> Choice | None:
-        choice = self.schedule(request)
-        if choice is not None:
-            check_features(choice.feature, self.table.n)
-            check_doses(choice.dose)
-        return choice
+
+def _rows(vectors: Tensor, site: Site) -> Float[Tensor, "n d"]:
+    """One row per vector; at all heads of a layer a vector has the shape `[heads, head_dim]`."""
+    own = 2 if site.kind in HEAD_KINDS and site.head is None and vectors.ndim > 1 else 1
+    return vectors.reshape(-1, vectors.shape[-own:].numel()) if vectors.ndim <= own + 1 else vectors
 
 
 def check_features(feature: Tensor, n: int) -> None:

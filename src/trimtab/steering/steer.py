@@ -17,6 +17,7 @@ from trimtab.runs import Meter, Run, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
+from trimtab.steering.operations import operation_named
 from trimtab.steering.replay import ReplayReport, replay
 from trimtab.steering.result import Arm, Continuation, SteerResult
 from trimtab.steering.sources import StaticSource
@@ -47,7 +48,8 @@ class SteerConfig:
     unit: str = DEFAULT_UNIT
     """relative (to the activation's norm), max_activation (of the feature) or absolute (model units)."""
     operation: str = "add"
-    """add the dose; clamp the feature to it; ablate the feature; scale it by the dose."""
+    """add the dose; clamp the feature to it; ablate the feature; scale it by the dose; overwrite the coordinate along
+    the feature's direction with the dose."""
     combine: str = "each"
     """With several features: each gets its dose, or together their total length is the dose."""
     site: str | None = None
@@ -153,7 +155,7 @@ def steer(
         dose: one for all features, or one each.
         unit: `relative`, `max_activation` or `absolute`.
         sweep: doses to try one after the other, instead of `dose`.
-        operation: `add`, `clamp`, `ablate` or `scale`.
+        operation: `add`, `clamp`, `ablate`, `scale` or `overwrite`.
         combine: `each` or `total`, as in `DirectionSource`.
         site: where; by default the site that the dictionary names.
         positions: `generated`, `prompt`, `all` or `START:STOP`.
@@ -362,7 +364,7 @@ def _arm(
 def _doses(config: SteerConfig) -> list[list[float]]:
     """Per steered arm, each feature's dose."""
     n = len(config.feature)
-    if config.operation == "ablate":
+    if not operation_named(config.operation).has_dose:
         return [[0.0] * n]
     if config.sweep:
         return [[float(dose)] * n for dose in config.sweep]
@@ -370,8 +372,8 @@ def _doses(config: SteerConfig) -> list[list[float]]:
 
 
 def _name(config: SteerConfig, dose: list[float]) -> str:
-    if config.operation == "ablate":
-        return "ablated"
+    if not operation_named(config.operation).has_dose:
+        return config.operation.removesuffix("e") + "ed"
     return "dose " + (f"{dose[0]:g}" if len(set(dose)) == 1 else ", ".join(f"{d:g}" for d in dose))
 
 
@@ -391,6 +393,6 @@ def _check(config: SteerConfig, n_prompts: int | None = None) -> None:
         raise UserError(
             f"{len(config.dose)} doses", f"there are {len(config.feature)} features", "give one dose, or one for each"
         )
-    if config.sweep and config.operation == "ablate":
-        raise UserError("a sweep", "ablation has no dose", "leave out the sweep, or use operation scale")
+    if config.sweep and not operation_named(config.operation).has_dose:
+        raise UserError("a sweep", f"operation {config.operation} has no dose", "leave it out, or use operation scale")
     _ = config.decoding

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
@@ -23,6 +24,13 @@ class DirectionTable:
         max_activation: `[n]` largest activation of each along its unit direction, in model units, if known.
         live: `[n]` which rows a control may draw; all by default.
         hash: names the rows in traces; computed from them by default.
+        keep_length: `absolute` doses count in multiples of each row's own length instead of in model units.
+
+    Attributes:
+        length: `[n]` what an `absolute` dose of 1 comes to, where rows keep their length.
+
+    Raises:
+        UserError: rows are not `[n, d]`, or not finite.
     """
 
     def __init__(
@@ -32,14 +40,16 @@ class DirectionTable:
         max_activation: Float[Tensor, " n"] | None = None,
         live: Tensor | None = None,
         hash: str = "",
+        keep_length: bool = False,
     ) -> None:
         if rows.ndim != 2 or rows.shape[0] == 0:
             raise UserError(f"directions of shape {tuple(rows.shape)}", "rows of one width are needed", "give [n, d]")
         if not bool(torch.isfinite(rows).all()):
             raise UserError("directions", "some values are not finite", "give finite numbers")
-        rows = rows.detach()
-        self.rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        length = rows.detach().norm(dim=-1)
+        self.rows = rows.detach() / length.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
         self.max_activation, self.live = max_activation, live
+        self.length = length if keep_length else None
         self.hash = hash or _hash(self.rows)
         self.dictionary: Dictionary | None = None
 
@@ -51,9 +61,24 @@ class DirectionTable:
         table.rows = dictionary.directions
         table.max_activation = None if stats is None else torch.as_tensor(stats.max_activation)
         table.live = None if stats is None else torch.as_tensor(stats.live)
+        table.length = None
         table.hash = dictionary.fingerprint
         table.dictionary = dictionary
         return table
+
+    @classmethod
+    def axes(cls, d: int, dims: Sequence[int]) -> DirectionTable:
+        """Some of the d axes of a site: feature i is dimension `dims[i]`.
+
+        Raises:
+            UserError: the site has no such dimension, or one is named twice.
+        """
+        for dim in dims:
+            if not 0 <= dim < d:
+                raise UserError(f"dimension {dim}", f"the site has dimensions 0 to {d - 1}", "choose one of them")
+        if len(set(dims)) < len(dims):
+            raise UserError(f"dimensions {', '.join(map(str, dims))}", "one is named twice", "name each once")
+        return cls(torch.eye(d)[list(dims)])
 
     @property
     def n(self) -> int:
@@ -70,6 +95,7 @@ class DirectionTable:
         self.rows = self.rows.to(device)
         self.max_activation = None if self.max_activation is None else self.max_activation.to(device)
         self.live = None if self.live is None else self.live.to(device)
+        self.length = None if self.length is None else self.length.to(device)
 
     def live_ids(self) -> Int[Tensor, " m"]:
         """Rows that a control may draw.
@@ -87,11 +113,23 @@ class DirectionTable:
         return None if self.max_activation is None else self.max_activation[feature.clamp_min(0)]
 
     def strengths(self, x: Float[Tensor, "R d"], feature: Int[Tensor, "R K"]) -> Float[Tensor, "R K"]:
-        """f_i(x)·‖W_dec[i]‖ of every slot's own feature: how far x lies along it, in the dictionary's eyes."""
-        assert self.dictionary is not None
+        """How far x lies along each slot's feature: f_i(x)·‖W_dec[i]‖, or `projections` without a dictionary."""
+        if self.dictionary is None:
+            return self.projections(x, feature)
         ids, slot = torch.unique(feature.clamp_min(0), return_inverse=True)
         codes = self.dictionary.encode_features(x, ids) * self.dictionary.decoder_norms.to(x.device)[ids]
         return codes.gather(1, slot)
+
+    def projections(self, x: Float[Tensor, "R d"], feature: Int[Tensor, "R K"]) -> Float[Tensor, "R K"]:
+        """x·v̂ of each slot's direction; exact along axes."""
+        rows = self.rows[feature.clamp_min(0)]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return (x[:, None].to(dtype) * rows.to(dtype)).sum(-1)
+
+    def are_axes(self, feature: Int[Tensor, "R K"]) -> Bool[Tensor, "R 1"]:
+        """Whether all directions of a row's filled slots have one coordinate that is not 0."""
+        axis = (self.rows[feature.clamp_min(0)] != 0).sum(-1) == 1
+        return (axis | (feature < 0)).all(dim=1, keepdim=True)
 
     def all_strengths(self, x: Float[Tensor, "R d"]) -> Float[Tensor, "R n"]:
         """f(x)·‖W_dec‖ of every feature."""
