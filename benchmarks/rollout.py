@@ -38,10 +38,10 @@ import transformers
 from decode import OPENINGS, TOPICS
 from machine import cpu_name
 
+from trimtab.control.masks import MaskKind, PromptFirings, build_mask
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.lm import DecodeConfig, LanguageModel, PromptCache, decode, load_model
-from trimtab.policies.episodes import Episodes
-from trimtab.policies.masks import MaskKind, PromptFirings, build_mask
 from trimtab.policies.networks import Policy
 from trimtab.policies.rollout import Rollouts, roll_out
 from trimtab.policies.source import PolicySource
@@ -89,19 +89,19 @@ class Batch:
     ) -> None:  # fmt: skip
         task = Texts.of(prompts)
         self.model, self.sae, self.policy, self.firings, self.repeats = model, sae, policy, firings, repeats
-        self.episodes = Episodes.of(model, task, task.items("test"), max_new_tokens=new_tokens)
+        self.prompts = TaskPrompts.of(model, task, task.items("test"), max_new_tokens=new_tokens)
         self.cache = PromptCache(model)
         self.rows = repeats * len(prompts)
         self.tokens = self.rows * new_tokens
 
     def unsteered(self) -> None:
-        config = DecodeConfig(max_new_tokens=self.episodes.max_new_tokens, batch_size=self.rows)
-        rows = [prompt for prompt in self.episodes.prompts for _ in range(self.repeats)]
+        config = DecodeConfig(max_new_tokens=self.prompts.max_new_tokens, batch_size=self.rows)
+        rows = [prompt for prompt in self.prompts.ids for _ in range(self.repeats)]
         decode(self.model, rows, config, prompt_cache=self.cache)
 
     def unsteered_copies(self) -> None:
-        config = DecodeConfig(max_new_tokens=self.episodes.max_new_tokens, batch_size=self.rows)
-        decode(self.model, self.episodes.prompts, config, repeats=self.repeats, prompt_cache=self.cache)
+        config = DecodeConfig(max_new_tokens=self.prompts.max_new_tokens, batch_size=self.rows)
+        decode(self.model, self.prompts.ids, config, repeats=self.repeats, prompt_cache=self.cache)
 
     def source(self, mask: MaskKind) -> PolicySource:
         return PolicySource(self.policy, self.sae, build_mask(mask, self.sae, prompt_firings=self.firings), 0.5)
@@ -109,7 +109,7 @@ class Batch:
     def rollout(self, arm: Arm) -> tuple[Rollouts, PolicySource]:
         source = self.source(arm.mask)
         rollouts = roll_out(
-            self.model, source, self.episodes, repeats=self.repeats, batch_size=self.rows, kl_penalty=arm.kl_penalty,
+            self.model, source, self.prompts, repeats=self.repeats, batch_size=self.rows, kl_penalty=arm.kl_penalty,
             prompt_cache=self.cache,
         )  # fmt: skip
         return rollouts, source
@@ -153,7 +153,7 @@ class Batch:
             "edited_share": round(float((decisions.action[decisions.valid] < self.sae.n_features).float().mean()), 4),
             "allowed_features": round(float(decisions.n_allowed[decisions.valid].float().mean()), 1),
             "kl_per_token": round(float(last.kl.sum() / decisions.valid.sum()), 4),
-            "rows": self.rows, "new_tokens": self.episodes.max_new_tokens, "prompts": len(self.episodes),
+            "rows": self.rows, "new_tokens": self.prompts.max_new_tokens, "prompts": len(self.prompts),
         }  # fmt: skip
 
 
@@ -198,8 +198,8 @@ def main() -> None:
     result: dict[str, Any] = {}
     for name, batch in batches.items():
         if args.only in (None, name):
-            short = Batch(model, sae, policy, firings, [i.prompt for i in batch.episodes.items],
-                          repeats=batch.repeats, new_tokens=min(2, batch.episodes.max_new_tokens))  # fmt: skip
+            short = Batch(model, sae, policy, firings, [i.prompt for i in batch.prompts.items],
+                          repeats=batch.repeats, new_tokens=min(2, batch.prompts.max_new_tokens))  # fmt: skip
             short.cache = batch.cache
             _, source = short.rollout(ARMS["kl_ratio"])  # warm-up; fills the caches of prompts
             short.unsteered()

@@ -14,10 +14,10 @@ from planted_choice import choice_model, choice_sae
 from planted_readout import planted_model, planted_sae
 from policy_rollouts import PROMPTS, SITE, RollOut, Rollout
 
+from trimtab.control.masks import MaskKind, PromptFirings, build_mask
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.lm import DecodeConfig, LanguageModel, TokenBatch, capture, decode
-from trimtab.policies.masks import MaskKind, PromptFirings, build_mask
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
 

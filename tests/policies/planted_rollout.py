@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies import rollout
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.networks import Policy
 from trimtab.policies.rollout import Rollouts
 from trimtab.policies.setup import Setup
@@ -46,37 +46,37 @@ def worth(item: int, letters: int) -> float:
     return 1.0 + item + 10 * letters
 
 
-class Played(NamedTuple):
+class RolledOut(NamedTuple):
     """Rollouts and what decided them."""
 
     rollouts: Rollouts
     source: PolicySource
 
 
-def play(model: LanguageModel, sae: Standard, *, kl_penalty: float) -> Played:
+def rolled_out(model: LanguageModel, sae: Standard, *, kl_penalty: float) -> RolledOut:
     """Roll a policy out that picks features at random."""
     config = PolicyConfig(task=UntilTheEnd.name, mask="none", dose=1.0, max_new_tokens=LENGTH)
     setup = Setup.with_parts(config, model, sae, UntilTheEnd.load())
     policy = Policy.build(sae.directions, hidden=(8,), seed=0)
     source = setup.source(policy)
-    plain = setup.episodes("train")
+    plain = setup.prompts("train")
     encode = model.tokenizer.encode
     letters = tuple(encode(letter, add_special_tokens=False)[0] for letter in "XYZ")
-    episodes = Episodes(
-        task=plain.task, items=plain.items, prompts=plain.prompts, max_new_tokens=LENGTH,
+    prompts = TaskPrompts(
+        task=plain.task, items=plain.items, ids=plain.ids, max_new_tokens=LENGTH,
         allowed=((*letters, min(model.eos_ids)),) * len(plain),
     )  # fmt: skip
-    found = rollout.roll_out(
-        model, source, episodes, repeats=REPEATS, seed=1, temperature=1.0, kl_penalty=kl_penalty
+    rollouts = rollout.roll_out(
+        model, source, prompts, repeats=REPEATS, seed=1, temperature=1.0, kl_penalty=kl_penalty
     )  # fmt: skip
-    return Played(found, source)
+    return RolledOut(rollouts, source)
 
 
-def expected_reward(model: LanguageModel, played: Played, *, kl_penalty: float) -> torch.Tensor:
+def expected_reward(model: LanguageModel, found: RolledOut, *, kl_penalty: float) -> torch.Tensor:
     """Row by row: the outcome at the last token; at each token less the penalty on KL, measured by other passes."""
-    decoded = played.rollouts.decoded
+    decoded = found.rollouts.decoded
     expected = torch.zeros(len(decoded), LENGTH)
-    kl = token_effects(model, decoded, played.source).kl_total
+    kl = token_effects(model, decoded, found.source).kl_total
     for row, tokens in enumerate(decoded.token_ids):
         letters = len(tokens) - (tokens[-1] in model.eos_ids)
         expected[row, len(tokens) - 1] = worth(row // REPEATS, letters)
@@ -87,21 +87,21 @@ def expected_reward(model: LanguageModel, played: Played, *, kl_penalty: float) 
 
 def check_reward_is_at_the_end(model: LanguageModel, sae: Standard) -> None:
     """Without a penalty all but the last decision of each row get nothing."""
-    played = play(model, sae, kl_penalty=0.0)
-    lengths = {len(tokens) for tokens in played.rollouts.decoded.token_ids}
+    found = rolled_out(model, sae, kl_penalty=0.0)
+    lengths = {len(tokens) for tokens in found.rollouts.decoded.token_ids}
     assert len(lengths) > 2, "rows do not differ in length"
-    assert played.rollouts.kl is None
-    assert torch.equal(played.rollouts.reward, expected_reward(model, played, kl_penalty=0.0))
+    assert found.rollouts.kl is None
+    assert torch.equal(found.rollouts.reward, expected_reward(model, found, kl_penalty=0.0))
 
 
 def check_divergence_costs_reward(model: LanguageModel, sae: Standard) -> None:
     """With a penalty every decision loses it where its divergence occurs, and nothing else changes."""
-    played = play(model, sae, kl_penalty=PENALTY)
-    assert played.rollouts.kl is not None
-    last = torch.tensor([len(tokens) for tokens in played.rollouts.decoded.token_ids])
+    found = rolled_out(model, sae, kl_penalty=PENALTY)
+    assert found.rollouts.kl is not None
+    last = torch.tensor([len(tokens) for tokens in found.rollouts.decoded.token_ids])
     made = torch.arange(LENGTH) < last[:, None]
-    assert (played.rollouts.kl[made] > 1e-3).float().mean() > 0.5, "the edits change nothing"
-    assert played.rollouts.kl[~made].abs().max() == 0
-    assert torch.allclose(played.rollouts.reward, expected_reward(model, played, kl_penalty=PENALTY), atol=1e-4), (
+    assert (found.rollouts.kl[made] > 1e-3).float().mean() > 0.5, "the edits change nothing"
+    assert found.rollouts.kl[~made].abs().max() == 0
+    assert torch.allclose(found.rollouts.reward, expected_reward(model, found, kl_penalty=PENALTY), atol=1e-4), (
         "another penalty"
     )

@@ -23,7 +23,7 @@ from trimtab.policies import networks
 from trimtab.policies.analyses.branch_points import branch_points
 from trimtab.policies.analyses.critic import helped_by_headroom, judge_critic
 from trimtab.policies.analyses.forks import NO_EDIT
-from trimtab.policies.analyses.played import PolicyPlay, right
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, right
 from trimtab.policies.networks import Critic, Policy
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.rollout import roll_out
@@ -65,16 +65,16 @@ def rewards_of(setup: Setup) -> list[float]:
     return [line["charts/reward"] for line in lines if "charts/reward" in line]
 
 
-def first_choices(play: PolicyPlay) -> np.ndarray:
+def first_choices(rollouts: PolicyRollouts) -> np.ndarray:
     """What the policy picks first in each item; n for no edit."""
-    return play.decisions.action[:, 0].cpu().numpy()
+    return rollouts.decisions.action[:, 0].cpu().numpy()
 
 
 def wrong_items(model: LanguageModel, split: str) -> list[Item]:
     """Items that the planted model gets wrong by itself."""
-    episodes = readout_setup(model, planted_sae(model), Planted).episodes(split)
-    outcomes = roll_out(model, None, episodes).outcomes
-    return [item for item, outcome in zip(episodes.items, outcomes, strict=True) if not outcome.correct]
+    prompts = readout_setup(model, planted_sae(model), Planted).prompts(split)
+    outcomes = roll_out(model, None, prompts).outcomes
+    return [item for item, outcome in zip(prompts.items, outcomes, strict=True) if not outcome.correct]
 
 
 def task_of(items: dict[str, list[Item]]) -> type[Planted]:
@@ -116,10 +116,10 @@ def check_one_in_a_thousand(model: LanguageModel, run: Path, seed: int) -> None:
     rewards = rewards_of(setup)
     assert rewards[0] < 0.01, "it was found before it was looked for"
     assert rewards[-1] > 0.9
-    play = PolicyPlay.of(setup, policy, setup.episodes("test"))
-    assert not right(play.unsteered).any()
-    assert right(play.outcomes).all()
-    assert first_choices(play).tolist() == [REWARDED]
+    rollouts = PolicyRollouts.of(setup, policy, setup.prompts("test"))
+    assert not right(rollouts.unsteered).any()
+    assert right(rollouts.outcomes).all()
+    assert first_choices(rollouts).tolist() == [REWARDED]
 
 
 def check_two_contexts(model: LanguageModel, run: Path, seed: int) -> None:
@@ -130,17 +130,19 @@ def check_two_contexts(model: LanguageModel, run: Path, seed: int) -> None:
     setup = training(model, planted_sae(model), HalfHurt, run, seed=seed)
     policy = trained(setup)
     for split, reached, above in (("train", 0.9, 0.3), ("test", 0.75, 0.15)):
-        play = PolicyPlay.of(setup, policy, setup.episodes(split))
+        rollouts = PolicyRollouts.of(setup, policy, setup.prompts(split))
         static = max(
-            float(right(roll_out(model, StaticSource(setup.sae, feature, 2.0), play.episodes).outcomes).mean())
-            for feature in range(setup.sae.n_features)
+            float(
+                right(roll_out(model, StaticSource(setup.dictionary, feature, 2.0), rollouts.prompts).outcomes).mean()
+            )
+            for feature in range(setup.dictionary.n_features)
         )
         assert static < 0.65, "one feature is enough"
-        assert right(play.outcomes).mean() > max(reached, static + above)
-        wrong = ~right(play.unsteered)
-        cue = np.array([item.prompt[-1] == "/" for item in play.episodes.items])
+        assert right(rollouts.outcomes).mean() > max(reached, static + above)
+        wrong = ~right(rollouts.unsteered)
+        cue = np.array([item.prompt[-1] == "/" for item in rollouts.prompts.items])
         for feature, context in zip(EITHER, (cue, ~cue), strict=True):
-            mine = first_choices(play)[wrong & context]
+            mine = first_choices(rollouts)[wrong & context]
             assert len(mine) > 3
             assert (mine == feature).mean() > reached - 0.15
 
@@ -149,11 +151,11 @@ def check_a_mask_is_kept(model: LanguageModel, run: Path) -> None:
     """The one feature that helps fires where the answer is right already: under `current` nothing can be earned."""
     task = task_of({split: wrong_items(model, split) for split in SPLITS})
     setup = training(model, planted_sae(model), task, run, mask="current", iterations=3, items_per_iteration=16)
-    play = PolicyPlay.of(setup, trained(setup), setup.episodes("test"), greedy=False)
+    rollouts = PolicyRollouts.of(setup, trained(setup), setup.prompts("test"), greedy=False)
     assert rewards_of(setup) == [0.0] * 3
-    fires = setup.sae.encode(play.decisions.observation[:, 0]) > 0
-    chosen = torch.from_numpy(first_choices(play)).long()
-    steered = chosen < setup.sae.n_features
+    fires = setup.dictionary.encode(rollouts.decisions.observation[:, 0]) > 0
+    chosen = torch.from_numpy(first_choices(rollouts)).long()
+    steered = chosen < setup.dictionary.n_features
     assert steered.any()
     assert fires[steered].gather(1, chosen[steered, None]).all()
 
@@ -162,12 +164,12 @@ def check_branch_point(model: LanguageModel, sae: Standard) -> None:
     """Of four letters one decides: its token is a branch point in every item, and no other is."""
     setup = letters_setup(model, sae)
     policy = fixed_policy(sae, [sae.n_features, *PUSHING])
-    episodes = setup.episodes("train")
-    which = np.flatnonzero(right(PolicyPlay.of(setup, policy, episodes).unsteered))[:5].tolist()
+    prompts = setup.prompts("train")
+    which = np.flatnonzero(right(PolicyRollouts.of(setup, policy, prompts).unsteered))[:5].tolist()
     assert len(which) == 5
-    play = PolicyPlay.of(setup, policy, episodes.take(which))
-    found = branch_points(play, items=5, tokens=LENGTH, candidates=8, draws=4)
-    ids = [item.id for item in play.episodes.items]
+    rollouts = PolicyRollouts.of(setup, policy, prompts.take(which))
+    found = branch_points(rollouts, items=5, tokens=LENGTH, candidates=8, draws=4)
+    ids = [item.id for item in rollouts.prompts.items]
     assert [(t.item, t.step) for t in found.tokens] == list(itertools.product(ids, range(LENGTH)))
     assert {(t.item, t.step) for t in found.found} == {(item, DECISIVE) for item in ids}
     assert found.not_repeated == 0
@@ -197,9 +199,9 @@ def check_delayed_reward(model: LanguageModel, sae: Standard, run: Path) -> None
     plain = letters_setup(model, sae)
 
     def wrong(split: str) -> list[Item]:
-        episodes = plain.episodes(split)
-        outcomes = roll_out(model, None, episodes).outcomes
-        pairs = zip(episodes.items, outcomes, strict=True)
+        prompts = plain.prompts(split)
+        outcomes = roll_out(model, None, prompts).outcomes
+        pairs = zip(prompts.items, outcomes, strict=True)
         return [replace(item, answer="Y") for item, outcome in pairs if outcome.correct]  # correct: the letter is N
 
     task = Letters({split: wrong(split) for split in SPLITS})
@@ -248,8 +250,8 @@ class Bottleneck:
         setup = self.setup
         if sae is not None:
             setup = Setup.with_parts(setup.config, setup.model, sae, setup.task)
-        play = PolicyPlay.of(setup, self.policy, setup.episodes("train"))
-        report = judge_critic(play, helped_by_headroom(play, items=100))
+        rollouts = PolicyRollouts.of(setup, self.policy, setup.prompts("train"))
+        report = judge_critic(rollouts, helped_by_headroom(rollouts, items=100))
         assert min(report.counts["corrected"], report.counts["incorrect"]) > 5
         return next(one.label for one in report.verdicts if one.group == "unsteered wrong")
 

@@ -14,26 +14,28 @@ from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
 from trimtab.policies.analyses.branch_points import branch_points, fisher_greater
 from trimtab.policies.analyses.forks import NO_EDIT, OWN_CHOICE, Decision, Substitutes, fork_source
-from trimtab.policies.analyses.played import PolicyPlay, right
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, right
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.steering import token_effects
 
 
-def play_of(setup: Setup, policy: Policy, count: int, *, wanted: bool = True, greedy: bool = True) -> PolicyPlay:
+def play_of(setup: Setup, policy: Policy, count: int, *, wanted: bool = True, greedy: bool = True) -> PolicyRollouts:
     """Rollouts of items that the unsteered model gets right (or wrong) and that no push of its own is needed for."""
-    episodes = setup.episodes("train")
-    unsteered = PolicyPlay.of(setup, policy, episodes).unsteered
+    prompts = setup.prompts("train")
+    unsteered = PolicyRollouts.of(setup, policy, prompts).unsteered
     which = np.flatnonzero(right(unsteered) == wanted)[:count].tolist()
     assert len(which) == count
-    return PolicyPlay.of(setup, policy, episodes.take(which), greedy=greedy)
+    return PolicyRollouts.of(setup, policy, prompts.take(which), greedy=greedy)
 
 
 def test_candidates_that_change_nothing_give_no_branch_point(
     choice: LanguageModel, choice_dictionary: Standard
 ) -> None:
-    play = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [64, *range(20, 28)]), 3)
-    found = branch_points(play, items=3, tokens=LENGTH, candidates=8)
+    rollouts = play_of(
+        letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [64, *range(20, 28)]), 3
+    )
+    found = branch_points(rollouts, items=3, tokens=LENGTH, candidates=8)
     assert found.tokens
     assert not found.found
     assert all(token.q_value == 1 for token in found.tokens)
@@ -47,8 +49,8 @@ def test_a_wrong_answer_that_a_choice_would_mend_counts_as_rescued(
     with torch.no_grad():
         back.W_dec[0] *= -1
     for sae, share in ((choice_dictionary, 0.0), (back, 1.0)):
-        play = play_of(letters_setup(choice, sae), fixed_policy(sae, [64, *PUSHING]), 3, wanted=False)
-        found = branch_points(play, items=3, tokens=LENGTH, candidates=8, draws=4, tolerance=0.3)
+        rollouts = play_of(letters_setup(choice, sae), fixed_policy(sae, [64, *PUSHING]), 3, wanted=False)
+        found = branch_points(rollouts, items=3, tokens=LENGTH, candidates=8, draws=4, tolerance=0.3)
         assert found.rescued is not None
         assert (found.rescued.estimate, found.rescued.n) == (share, 3)
 
@@ -60,8 +62,8 @@ def test_a_random_feature_that_mends_an_answer_rescues_nothing(
     back = choice_sae(choice)
     with torch.no_grad():
         back.W_dec[8:16] = -back.W_dec[:8]
-    play = play_of(letters_setup(choice, back), fixed_policy(back, [64, *PUSHING]), 3, wanted=False)
-    found = branch_points(play, items=3, tokens=LENGTH, candidates=8, draws=6, tolerance=0.3)
+    rollouts = play_of(letters_setup(choice, back), fixed_policy(back, [64, *PUSHING]), 3, wanted=False)
+    found = branch_points(rollouts, items=3, tokens=LENGTH, candidates=8, draws=6, tolerance=0.3)
     mended = {fork.item for fork in found.forks if fork.kind == "random" and fork.reward == 1}
     assert mended, "no random feature helps"
     assert found.rescued is not None
@@ -77,38 +79,38 @@ def test_a_fork_repeats_the_rollout_until_its_decision(
     with torch.no_grad():
         policy.actor.head.weight.mul_(60)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     setup = letters_setup(choice, choice_dictionary, mask=mask, temperature=1.0, options_only=False, hidden=(8,))
-    play = PolicyPlay.of(setup, policy, setup.episodes("train", 6), greedy=False)
-    assert len(set(play.decisions.action[play.decisions.valid].tolist())) > 5
-    long = [i for i in range(6) if play.steps[i] == LENGTH]
+    rollouts = PolicyRollouts.of(setup, policy, setup.prompts("train", 6), greedy=False)
+    assert len(set(rollouts.decisions.action[rollouts.decisions.valid].tolist())) > 5
+    long = [i for i in range(6) if rollouts.steps[i] == LENGTH]
     for step in range(LENGTH):
         feature = torch.tensor([[OWN_CHOICE, NO_EDIT, 9]] * len(long))
-        source = fork_source(play, long, step, Substitutes(feature, torch.full(feature.shape, 1.5)))
-        decoded, outcomes = play.decode_again(source, long, step=step, repeats=3)
+        source = fork_source(rollouts, long, step, Substitutes(feature, torch.full(feature.shape, 1.5)))
+        decoded, outcomes = rollouts.decode_again(source, long, step=step, repeats=3)
         log = decoded.edits
         n = source.past.directions(source.sites[0]).shape[0]
         for i, item in enumerate(long):
             own = 3 * i
-            assert decoded.token_ids[own] == play.decoded.token_ids[item][step:]
-            assert outcomes[own].reward == play.outcomes[item].reward
-            first = len(play.episodes.prompts[item]) - 1
+            assert decoded.token_ids[own] == rollouts.decoded.token_ids[item][step:]
+            assert outcomes[own].reward == rollouts.outcomes[item].reward
+            first = len(rollouts.prompts.ids[item]) - 1
             for copy in range(3):
                 mine = log.row == own + copy
                 chosen = {int(p) - first: int(f) for p, f in zip(log.position[mine], log.feature[mine, 0], strict=True)}
-                before = play.decisions.action[item, :step].tolist()
+                before = rollouts.decisions.action[item, :step].tolist()
                 assert [chosen[s] if chosen[s] >= 0 else 64 for s in range(step)] == before
                 after = chosen[step] - n if chosen[step] >= 0 else 64
-                assert after == [int(play.decisions.action[item, step]), 64, 9][copy]
+                assert after == [int(rollouts.decisions.action[item, step]), 64, 9][copy]
             if step + 1 < LENGTH:
                 mine = (log.row == own) & (log.position > first + step)
                 later = torch.where(log.feature[mine, 0] >= 0, log.feature[mine, 0] - n, 64)
-                assert later.tolist() == play.decisions.action[item, step + 1 :].tolist()
+                assert later.tolist() == rollouts.decisions.action[item, step + 1 :].tolist()
 
 
 def test_local_divergence_is_that_of_the_measuring_pass(choice: LanguageModel, choice_dictionary: Standard) -> None:
-    play = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [0, 30, 31]), 2)
-    effects = token_effects(choice, play.decoded, play.source, top_k=1)
+    rollouts = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [0, 30, 31]), 2)
+    effects = token_effects(choice, rollouts.decoded, rollouts.source, top_k=1)
     for item, step in itertools.product(range(2), range(LENGTH)):
-        kl = Decision(play, item, step).local_kl(torch.tensor([0, 5]), torch.tensor([0.7, 0.0]))
+        kl = Decision(rollouts, item, step).local_kl(torch.tensor([0, 5]), torch.tensor([0.7, 0.0]))
         assert float(kl[0]) == pytest.approx(effects.kl_local[item][step], rel=1e-3, abs=1e-6)
         assert float(kl[1]) == pytest.approx(0, abs=1e-6)
 
@@ -123,7 +125,7 @@ def test_fisher_is_scipys() -> None:
 def test_too_few_candidates_for_the_number_of_tokens_are_warned_of(
     choice: LanguageModel, choice_dictionary: Standard
 ) -> None:
-    play = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [64, *PUSHING]), 3)
-    found = branch_points(play, items=3, tokens=LENGTH, candidates=2, draws=4)
+    rollouts = play_of(letters_setup(choice, choice_dictionary), fixed_policy(choice_dictionary, [64, *PUSHING]), 3)
+    found = branch_points(rollouts, items=3, tokens=LENGTH, candidates=2, draws=4)
     assert any("p is at least 0.17" in warning for warning in found.warnings)
     assert not found.found

@@ -10,23 +10,23 @@ import pytest
 import torch
 from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_sae, readout_setup
 
+from trimtab.control.adapter import Adapter
+from trimtab.control.answer_logits import answer_logits, divergence
+from trimtab.control.answers import EditSchedule, ItemSet, MatchedSource
+from trimtab.control.arms.corrsteer import corrsteer
+from trimtab.control.arms.gated import fit_gate, gated_like_reference, gated_source
+from trimtab.control.arms.letters import always, letter_bias, without_prior
+from trimtab.control.arms.lora import learn_adapter
+from trimtab.control.arms.prompting import best_instruction, instructed
+from trimtab.control.arms.random_allowed import AllowedRandomSource
+from trimtab.control.arms.static import best_static, static_source
+from trimtab.control.arms.vector import learn_vector
+from trimtab.control.dose_search import match_kl
+from trimtab.control.learning import CROSS_ENTROPY, REINFORCE
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture
-from trimtab.policies.controls.adapter import Adapter
-from trimtab.policies.controls.answers import answer_logits, divergence
-from trimtab.policies.controls.arms import policy_play, shuffled_table
-from trimtab.policies.controls.corrsteer import corrsteer
-from trimtab.policies.controls.learning import CROSS_ENTROPY, REINFORCE
-from trimtab.policies.controls.letters import always, letter_bias, without_prior
-from trimtab.policies.controls.lora import learn_adapter
-from trimtab.policies.controls.matching import match_kl
-from trimtab.policies.controls.probe import fit_gate, gated_like_policy, gated_source
-from trimtab.policies.controls.prompting import best_instruction, instructed
-from trimtab.policies.controls.random_allowed import AllowedRandomSource
-from trimtab.policies.controls.scene import MatchedSource, Scene, Schedule
-from trimtab.policies.controls.static import best_static, static_source
-from trimtab.policies.controls.vectors import learn_vector
+from trimtab.policies.arms import policy_answer, shuffled_table
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.steering import (
@@ -39,8 +39,8 @@ from trimtab.steering import (
 from trimtab.tasks import Task
 
 
-def scene_of(setup: Setup, split: str) -> Scene:
-    return Scene.of(setup, setup.episodes(split))
+def items_of(setup: Setup, split: str) -> ItemSet:
+    return ItemSet.of(setup, setup.prompts(split))
 
 
 def constant_policy(sae: Standard, feature: int) -> Policy:
@@ -51,42 +51,43 @@ def constant_policy(sae: Standard, feature: int) -> Policy:
     return policy
 
 
-def coordinate(scene: Scene) -> np.ndarray:
+def coordinate(items: ItemSet) -> np.ndarray:
     """x_0 of every item's last prompt token, from a pass of its own."""
-    model = scene.setup.model
-    batch = TokenBatch.pad([list(p) for p in scene.episodes.prompts], model.pad_id)
+    model = items.setting.model
+    batch = TokenBatch.pad([list(p) for p in items.prompts.ids], model.pad_id)
     return capture(model, batch, [SITE])[model.site(SITE)][:, -1, 0].numpy()
 
 
-def gold(scene: Scene) -> np.ndarray:
-    return np.array([item.answer == "Y" for item in scene.episodes.items])
+def gold(items: ItemSet) -> np.ndarray:
+    return np.array([item.answer == "Y" for item in items.prompts.items])
 
 
 def test_the_planted_static_feature_is_found_and_solves_everything(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     validation, test = (
-        scene_of(readout_setup(planted, planted_dictionary, Planted), s) for s in ("validation", "test")
+        items_of(readout_setup(planted, planted_dictionary, Planted), s) for s in ("validation", "test")
     )
-    assert test.play().reward.tolist() == (coordinate(test) > 0).astype(float).tolist()
+    assert test.answer().reward.tolist() == (coordinate(test) > 0).astype(float).tolist()
     choice = best_static(validation, {"all": range(32)}, factors=(0.5, 1.0), first_items=20, finalists=4)
     assert (choice.feature, choice.dose, choice.reward, choice.features_tried) == (0, 2.0, 1.0, 32)
     assert choice.origins == {"all": 32}
-    assert test.play(static_source(test, choice)).reward.mean() == 1
-    others = test.play(StaticSource(planted_dictionary, 7, 2.0, SITE))
-    assert np.array_equal(others.reward, test.play().reward)
+    assert test.answer(static_source(test, choice)).reward.mean() == 1
+    others = test.answer(StaticSource(planted_dictionary, 7, 2.0, SITE))
+    assert np.array_equal(others.reward, test.answer().reward)
 
 
 def test_allowed_features_are_drawn_evenly_where_the_policy_edits(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     """Under `current` only features that fire at the token may be drawn, each as likely."""
-    test = scene_of(readout_setup(planted, planted_dictionary, Planted, mask="current"), "test")
-    (policy,) = policy_play(constant_policy(planted_dictionary, 0))(test, 1.0)
-    schedule = Schedule.of(policy)
+    setup = readout_setup(planted, planted_dictionary, Planted, mask="current")
+    test = items_of(setup, "test")
+    (policy,) = policy_answer(setup, constant_policy(planted_dictionary, 0))(test, 1.0)
+    schedule = EditSchedule.of(policy)
     schedule.relative[::3] = 0  # as if the policy had left these items alone
-    scene = replace(test, schedule=schedule)
-    batch = TokenBatch.pad([list(p) for p in scene.episodes.prompts], planted.pad_id)
+    items = replace(test, schedule=schedule)
+    batch = TokenBatch.pad([list(p) for p in items.prompts.ids], planted.pad_id)
     x = capture(planted, batch, [SITE])[planted.site(SITE)][:, -1]
     fires = (planted_dictionary.encode(x) > 0).numpy()
     edited = (schedule.relative[:, 0] != 0).numpy()
@@ -94,8 +95,8 @@ def test_allowed_features_are_drawn_evenly_where_the_policy_edits(
     assert 1 < fires.sum(1).min() < fires.sum(1).max() < 32
     drawn = np.zeros(fires.shape)
     for seed in range(200):
-        source = MatchedSource(AllowedRandomSource(scene.setup, seed), schedule)
-        log = scene.play(source).edits
+        source = MatchedSource(AllowedRandomSource(items.setting, seed), schedule)
+        log = items.answer(source).edits
         kept = log.feature[:, 0] >= 0
         drawn[log.row[kept].numpy(), log.feature[kept, 0].numpy()] += 1
     assert np.array_equal(drawn.sum(1), 200 * edited)
@@ -110,15 +111,15 @@ def test_matched_arms_have_the_policys_dose_and_its_decisions(
 ) -> None:
     """A policy that edits where x_0 < 0 only; a control at equal dose edits nowhere else."""
     setup = readout_setup(planted, planted_dictionary, Planted, dose=0.7)
-    test = scene_of(setup, "test")
+    test = items_of(setup, "test")
     x = torch.from_numpy(test.activations())
     policy = Policy.build(planted_dictionary.directions, hidden=(), seed=0)
     with torch.no_grad():
         policy.actor.head.weight.zero_()  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
         policy.actor.head.weight[0, 0] = -1e4  # pyright: ignore[reportIndexIssue]
         policy.actor.head.bias[1:-1] = -1e8  # pyright: ignore[reportIndexIssue]
-    (played,) = policy_play(policy)(test, 1.0)
-    schedule = Schedule.of(played)
+    (answers,) = policy_answer(setup, policy)(test, 1.0)
+    schedule = EditSchedule.of(answers)
     assert torch.equal(schedule.relative[:, 0] != 0, x[:, 0] < 0)
     assert 0 < schedule.edits == schedule.rows < len(test)
     assert schedule.mean == pytest.approx(0.7, abs=1e-5)
@@ -127,64 +128,64 @@ def test_matched_arms_have_the_policys_dose_and_its_decisions(
         StaticSource(planted_dictionary, 5, 9.0, SITE),
         TopActiveSource(planted_dictionary, 1.0, SITE),
     )
-    logs = {"policy": played.edits}
+    logs = {"policy": answers.edits}
     for i, source in enumerate(inner):
-        logs[str(i)] = test.play(MatchedSource(source, schedule)).edits
+        logs[str(i)] = test.answer(MatchedSource(source, schedule)).edits
     assert_equal_dose(logs)
     for log in logs.values():
         rows = log.row[log.feature[:, 0] >= 0]
         assert torch.equal(rows.sort().values, (x[:, 0] < 0).nonzero()[:, 0])
     assert (logs["1"].feature[logs["1"].feature >= 0] == 5).all()
-    doubled = test.play(MatchedSource(inner[1], schedule, 2.0)).edits
+    doubled = test.answer(MatchedSource(inner[1], schedule, 2.0)).edits
     assert float(doubled.relative_dose.max()) == pytest.approx(1.4, abs=1e-5)
-    plain = setup.sae.encode(x) * setup.sae.decoder_norms
+    plain = setup.dictionary.encode(x) * setup.dictionary.decoder_norms
     used = logs["2"].feature[:, 0] >= 0
     assert torch.equal(logs["2"].feature[used, 0], plain.argmax(1)[logs["2"].row[used]])
 
 
 def test_a_shuffled_decoder_gains_nothing(planted: LanguageModel, planted_dictionary: Standard) -> None:
     setup = readout_setup(planted, planted_dictionary, Planted)
-    test = scene_of(setup, "test")
+    test = items_of(setup, "test")
     policy = constant_policy(planted_dictionary, 0)
-    assert policy_play(policy)(test, 1.0)[0].reward.mean() == 1
-    table = shuffled_table(test, seed=1)
+    assert policy_answer(setup, policy)(test, 1.0)[0].reward.mean() == 1
+    table = shuffled_table(planted_dictionary, seed=1)
     assert torch.allclose(table.rows.sort(0).values, planted_dictionary.directions.sort(0).values, atol=1e-6)
-    assert not torch.equal(table.rows, shuffled_table(test, seed=2).rows)
+    assert not torch.equal(table.rows, shuffled_table(planted_dictionary, seed=2).rows)
     assert abs(float(table.rows[0, 0])) < 1e-6
-    shuffled = test.play(setup.source(policy, greedy=True, directions=table))
-    assert np.array_equal(shuffled.reward, test.play().reward)
-    assert_equal_dose({"policy": policy_play(policy)(test, 1.0)[0].edits, "shuffled": shuffled.edits})
+    shuffled = test.answer(setup.source(policy, greedy=True, directions=table))
+    assert np.array_equal(shuffled.reward, test.answer().reward)
+    assert_equal_dose({"policy": policy_answer(setup, policy)(test, 1.0)[0].edits, "shuffled": shuffled.edits})
 
 
 def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     setup = readout_setup(planted, planted_dictionary, HalfHurt)
-    train, validation, test = (scene_of(setup, s) for s in ("train", "validation", "test"))
+    train, validation, test = (items_of(setup, s) for s in ("train", "validation", "test"))
     choice = best_static(validation, {"planted": [0]}, factors=(1.0,))
     right = gold(test)
     unsteered = (coordinate(test) > 0) == right
-    static = test.play(static_source(test, choice)).reward
+    static = test.answer(static_source(test, choice)).reward
     assert np.array_equal(static, right.astype(float))
     fit = fit_gate(train, validation, choice)
     said, asked = coordinate(train) > 0, gold(train)
     assert (fit.helped, fit.hurt) == (int((asked & ~said).sum()), int((~asked & ~said).sum()))
     opened = fit.gate.score(test.activations()) > 0
-    gated = test.play(gated_source(test, choice, fit.gate)).reward
+    gated = test.answer(gated_source(test, choice, fit.gate)).reward
     assert np.array_equal(gated, np.where(opened, right, unsteered).astype(float))
     assert gated.mean() > max(static.mean(), unsteered.mean()) + 0.05
     assert gated.mean() <= np.maximum(right, unsteered).mean()
-    (played,) = policy_play(constant_policy(planted_dictionary, 0))(test, 1.0)
-    few = Schedule(torch.where(torch.arange(len(test))[:, None] < 20, Schedule.of(played).relative, 0))
-    scheduled = Scene(setup=setup, episodes=test.episodes, cache=test.cache, schedule=few)
-    log = scheduled.play(gated_like_policy(scheduled, choice, fit.gate)).edits
+    (answers,) = policy_answer(setup, constant_policy(planted_dictionary, 0))(test, 1.0)
+    few = EditSchedule(torch.where(torch.arange(len(test))[:, None] < 20, EditSchedule.of(answers).relative, 0))
+    scheduled = ItemSet(setting=setup, prompts=test.prompts, cache=test.cache, schedule=few)
+    log = scheduled.answer(gated_like_reference(scheduled, choice, fit.gate)).edits
     rows = log.row[log.feature[:, 0] >= 0]
     assert set(rows.tolist()) == set(np.argsort(-fit.gate.score(test.activations()), kind="stable")[:20].tolist())
 
 
 def test_a_gate_without_harm_is_always_open(planted: LanguageModel, planted_dictionary: Standard) -> None:
     setup = readout_setup(planted, planted_dictionary, Planted)
-    train, validation = scene_of(setup, "train"), scene_of(setup, "validation")
+    train, validation = items_of(setup, "train"), items_of(setup, "validation")
     fit = fit_gate(train, validation, best_static(validation, {"planted": [0]}, factors=(1.0,)))
     assert fit.hurt == 0 < fit.helped
     assert (fit.penalty, fit.reward) == (None, 1.0)
@@ -193,9 +194,9 @@ def test_a_gate_without_harm_is_always_open(planted: LanguageModel, planted_dict
 def test_corrsteer_picks_the_feature_that_numpy_finds_most_correlated(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    train = scene_of(readout_setup(planted, planted_dictionary, Planted), "train")
+    train = items_of(readout_setup(planted, planted_dictionary, Planted), "train")
     choice = corrsteer(train)
-    right = train.play().reward
+    right = train.answer().reward
     codes = planted_dictionary.encode(torch.from_numpy(train.activations())).numpy().astype(np.float64)
     correlation = [np.corrcoef(codes[:, i], right)[0, 1] if codes[:, i].std() > 0 else -1 for i in range(32)]
     assert choice.feature == int(np.argmax(correlation)) == 0
@@ -208,26 +209,26 @@ def test_corrsteer_reads_the_largest_activation_of_a_longer_answer(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     setup = readout_setup(planted, planted_dictionary, Planted, options_only=False, max_new_tokens=4)
-    train = scene_of(setup, "train").take(range(30))
+    train = items_of(setup, "train").take(range(30))
     choice = corrsteer(train)
-    played = train.play()
-    assert played.decoded is not None
+    answers = train.answer()
+    assert answers.decoded is not None
     pooled = []
-    for prompt, tokens in zip(played.decoded.prompts, played.decoded.token_ids, strict=True):
+    for prompt, tokens in zip(answers.decoded.prompts, answers.decoded.token_ids, strict=True):
         ids = TokenBatch.full(torch.tensor([prompt + tokens[:-1]]))
         x = capture(planted, ids, [SITE])[planted.site(SITE)][0, len(prompt) - 1 :]
         assert len(x) == len(tokens)
         pooled.append(planted_dictionary.encode(x).max(0).values.numpy())
-    codes, right = np.array(pooled, dtype=np.float64), played.reward
+    codes, right = np.array(pooled, dtype=np.float64), answers.reward
     correlation = [np.corrcoef(codes[:, i], right)[0, 1] if codes[:, i].std() > 0 else -1 for i in range(32)]
     assert choice.feature == int(np.argmax(correlation))
     assert choice.coefficient == pytest.approx(codes[right == 1, choice.feature].mean(), rel=1e-4)
 
 
 def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, planted_dictionary: Standard) -> None:
-    train = scene_of(readout_setup(planted, planted_dictionary, Planted), "train")
+    train = items_of(readout_setup(planted, planted_dictionary, Planted), "train")
     with pytest.raises(UserError, match="all 5 training answers are worth the same"):
-        corrsteer(train.take(np.flatnonzero(train.play().reward == 1)[:5].tolist()))
+        corrsteer(train.take(np.flatnonzero(train.answer().reward == 1)[:5].tolist()))
 
 
 @pytest.mark.parametrize(("task", "objective"), [(Planted, CROSS_ENTROPY), (OnlyRewards, REINFORCE)])
@@ -235,7 +236,7 @@ def test_the_learned_vector_turns_to_the_planted_direction(
     planted: LanguageModel, planted_dictionary: Standard, task: type[Task], objective: str
 ) -> None:
     setup = readout_setup(planted, planted_dictionary, task)
-    train, validation, test = (scene_of(setup, s) for s in ("train", "validation", "test"))
+    train, validation, test = (items_of(setup, s) for s in ("train", "validation", "test"))
     # Where Y is right one direction serves all; at this dose it must have a cosine of at least 0.7 to do so.
     train, validation, test = (s.take(np.flatnonzero(gold(s)).tolist()) for s in (train, validation, test))
     share = -coordinate(validation) / np.linalg.norm(validation.activations(), axis=1)
@@ -244,25 +245,25 @@ def test_the_learned_vector_turns_to_the_planted_direction(
     assert learned.objective == objective
     assert learned.reward == 1
     assert float((vector.vector[0] / vector.vector.norm()).detach()) >= 0.7
-    played = test.play(vector.source(test))
-    assert played.reward.mean() > 0.95 > test.play().reward.mean() + 0.2
-    assert float(played.edits.relative_dose.mean()) == pytest.approx(dose, abs=1e-4)
+    answers = test.answer(vector.source(test))
+    assert answers.reward.mean() > 0.95 > test.answer().reward.mean() + 0.2
+    assert float(answers.edits.relative_dose.mean()) == pytest.approx(dose, abs=1e-4)
 
 
 def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     """An edit in the middle of the model, prompts of different length, answers of three tokens."""
-    from trimtab.policies.controls.vectors import LearnedVector
+    from trimtab.control.arms.vector import LearnedVector
 
     lower = planted_sae(planted, "resid_post.1")
-    scene = scene_of(readout_setup(planted, lower, Planted), "train").take(range(4))
+    items = items_of(readout_setup(planted, lower, Planted), "train").take(range(4))
     vector = LearnedVector(32, 0.8, seed=4)
     prompts, answers = [[7, 20, 33, 9], [8, 21, 40, 52, 61], [11, 12]], [[30, 31, 32], [40], [50, 51]]
 
     def logp(cached: bool) -> torch.Tensor:
         if cached:
-            logits = answer_logits(planted, prompts, answers, scene.cache, [vector.applied(scene)])
+            logits = answer_logits(planted, prompts, answers, items.cache, [vector.applied(items)])
             return sum(  # pyright: ignore[reportReturnType]
                 logits[i, t].log_softmax(-1)[token] for i, a in enumerate(answers) for t, token in enumerate(a)
             )
@@ -303,8 +304,8 @@ def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
     planted: LanguageModel, planted_dictionary: Standard, positions: str
 ) -> None:
     setup = readout_setup(planted, planted_dictionary, HalfHurt)
-    train, validation = scene_of(setup, "train"), scene_of(setup, "validation")
-    before, fingerprint = validation.play(), planted.fingerprint
+    train, validation = items_of(setup, "train"), items_of(setup, "validation")
+    before, fingerprint = validation.answer(), planted.fingerprint
     control, learned = learn_adapter(
         train,
         validation,
@@ -316,16 +317,16 @@ def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
     )
     assert learned.objective == CROSS_ENTROPY
     assert learned.reward > before.reward.mean() + 0.15
-    after = validation.play()
+    after = validation.answer()
     assert planted.fingerprint == fingerprint
     assert after.decoded is not None
     assert before.decoded is not None
     assert after.decoded.decided_logp == before.decoded.decided_logp
-    played = control.play(validation, kl=True)
-    assert played.reward.mean() == learned.reward
-    assert played.kl is not None
-    assert float(played.kl.mean()) > 0.01
-    nothing = control.play(validation, kl=True, scale=0.0)
+    answers = control.answer(validation, kl=True)
+    assert answers.reward.mean() == learned.reward
+    assert answers.kl is not None
+    assert float(answers.kl.mean()) > 0.01
+    nothing = control.answer(validation, kl=True, scale=0.0)
     assert nothing.kl is not None
     assert float(nothing.kl.max()) < 1e-6
     assert np.array_equal(nothing.reward, before.reward)
@@ -362,15 +363,15 @@ def test_a_lora_adds_its_product_to_the_projection(any_tiny: LanguageModel) -> N
 def test_divergence_is_that_of_a_pass_without_a_cache(planted: LanguageModel) -> None:
     lower = planted_sae(planted, "resid_post.1")
     setup = readout_setup(planted, lower, Planted, options_only=False, max_new_tokens=5)
-    scene = scene_of(setup, "train").take(range(9))
+    items = items_of(setup, "train").take(range(9))
     source = StaticSource(lower, 4, 1.0)
-    scene = replace(scene, cache=PromptCache(planted, max_bytes=0))  # prompts are computed anew every time
-    played = scene.play(source, kl=True)
-    assert played.decoded is not None
-    assert played.kl is not None
-    expected = [sum(row) for row in token_effects(planted, played.decoded, source).kl_total]
-    assert played.kl.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert float(divergence(planted, played.decoded, scene.cache).max()) < 1e-6
+    items = replace(items, cache=PromptCache(planted, max_bytes=0))  # prompts are computed anew every time
+    answers = items.answer(source, kl=True)
+    assert answers.decoded is not None
+    assert answers.kl is not None
+    expected = [sum(row) for row in token_effects(planted, answers.decoded, source).kl_total]
+    assert answers.kl.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert float(divergence(planted, answers.decoded, items.cache).max()) < 1e-6
 
 
 def test_equal_kl_is_found_on_a_curve_that_is_known() -> None:
@@ -387,27 +388,27 @@ def test_equal_kl_is_found_on_a_curve_that_is_known() -> None:
 def test_prompting_puts_the_best_instruction_before_the_question(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    validation = scene_of(readout_setup(planted, planted_dictionary, Planted), "validation")
+    validation = items_of(readout_setup(planted, planted_dictionary, Planted), "validation")
     texts = ("q", "zz", "and the")
     choice = best_instruction(validation, texts)
-    rewards = {t: float(validation.play(episodes=instructed(validation, t)).reward.mean()) for t in texts}
+    rewards = {t: float(validation.answer(prompts=instructed(validation, t)).reward.mean()) for t in texts}
     assert choice.reward == max(rewards.values()) == rewards[choice.instruction]
     assert choice.tried == 3
     first = instructed(validation, "zz")
-    assert planted.decode_ids(first.prompts[0]) == f"zz\n\n{validation.episodes.items[0].prompt}"
-    assert first.items == validation.episodes.items
+    assert planted.decode_ids(first.ids[0]) == f"zz\n\n{validation.prompts.items[0].prompt}"
+    assert first.items == validation.prompts.items
 
 
 def test_letter_baselines_name_the_best_place_and_remove_the_prior(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     setup = readout_setup(planted, planted_dictionary, HalfHurt)
-    validation, test = scene_of(setup, "validation"), scene_of(setup, "test")
+    validation, test = items_of(setup, "validation"), items_of(setup, "test")
     bias = letter_bias(validation)
     share = gold(validation).mean()
     assert (bias.place, bias.reward) == (int(share < 0.5), pytest.approx(max(share, 1 - share)))
     assert [o.answer for o in always(test, 1)] == ["N"] * len(test)
-    decoded, known = test.play().decoded, validation.play().decoded
+    decoded, known = test.answer().decoded, validation.answer().decoded
     assert decoded is not None
     assert known is not None
     margin = np.array([a - b for ((a, b),) in known.allowed_logp]).mean()

@@ -23,7 +23,7 @@ from trimtab.policies.analyses.critic import (
     helped_by_headroom,
     judge_critic,
 )
-from trimtab.policies.analyses.played import PolicyPlay
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.verdict import verdict
 from trimtab.policies.headroom import HeadroomTable, headroom_table
 from trimtab.policies.networks import Policy
@@ -182,45 +182,45 @@ def test_one_kind_of_outcome_tests_no_critic() -> None:
     assert few.reason.endswith("not clear of a half")
 
 
-def play_of(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> PolicyPlay:
+def play_of(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> PolicyRollouts:
     """A policy that always does nothing."""
     setup = readout_setup(model, sae, task, **settings)
     policy = Policy.build(sae.directions, hidden=(8,), seed=0)
     with torch.no_grad():
         policy.actor.head.bias[-1] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-    return PolicyPlay.of(setup, policy, setup.episodes("train", 60))
+    return PolicyRollouts.of(setup, policy, setup.prompts("train", 60))
 
 
 def test_the_headroom_says_whether_an_action_helps(planted: LanguageModel, planted_dictionary: Standard) -> None:
     """One feature of the dictionary makes every answer right; without it nothing does."""
-    play = play_of(planted, planted_dictionary, Planted)
-    wrong = sum(o.correct is False for o in play.outcomes)
-    helped = helped_by_headroom(play, items=1000)
+    rollouts = play_of(planted, planted_dictionary, Planted)
+    wrong = sum(o.correct is False for o in rollouts.outcomes)
+    helped = helped_by_headroom(rollouts, items=1000)
     assert helped.share is not None
     assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
     assert not helped.lower_bound
     blunt = planted_sae(planted)
     with torch.no_grad():
         blunt.W_dec[:2] = blunt.W_dec[2:4]
-    play = play_of(planted, blunt, Planted)
-    helped = helped_by_headroom(play, items=1000)
+    rollouts = play_of(planted, blunt, Planted)
+    helped = helped_by_headroom(rollouts, items=1000)
     assert helped.share is not None
     assert helped.share.estimate == 0
-    report = judge_critic(play, helped)
+    report = judge_critic(rollouts, helped)
     assert report.counts["corrected"] == report.counts["misguided"] == 0
     assert [v.label for v in report.verdicts if v.group == "unsteered wrong"] == ["critic_untested"]
 
 
 def test_some_features_are_held_over_longer_answers(planted: LanguageModel, planted_dictionary: Standard) -> None:
     """The one that makes answers begin with Y is among all 32, and it is not the first that a draw tries."""
-    play = play_of(planted, planted_dictionary, Planted, options_only=False, max_new_tokens=3)
-    wrong = min(8, sum(o.correct is False for o in play.outcomes))
-    helped = helped_by_headroom(play, items=8, features=32)
+    rollouts = play_of(planted, planted_dictionary, Planted, options_only=False, max_new_tokens=3)
+    wrong = min(8, sum(o.correct is False for o in rollouts.outcomes))
+    helped = helped_by_headroom(rollouts, items=8, features=32)
     assert helped.share is not None
     assert (helped.share.estimate, helped.share.n) == (1.0, wrong)
     assert "32 features (random), each held over the whole answer" in helped.how
     assert helped.lower_bound
-    first = helped_by_headroom(play, items=8, features=1)
+    first = helped_by_headroom(rollouts, items=8, features=1)
     assert first.share is not None
     assert first.share.estimate == 0
 
@@ -229,7 +229,7 @@ def test_random_directions_are_as_many_as_the_mask_allows_features(
     planted: LanguageModel, planted_dictionary: Standard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 32 directions k help an item whose mask allows m features: m of them miss all k in C(32−k, m) of C(32, m)."""
-    play = play_of(planted, planted_dictionary, Planted)
+    rollouts = play_of(planted, planted_dictionary, Planted)
     rng, expected, any_of_all = np.random.default_rng(4), [], []
 
     def table(*args: Any, **options: Any) -> HeadroomTable:
@@ -242,7 +242,7 @@ def test_random_directions_are_as_many_as_the_mask_allows_features(
         return found._replace(allowed=allowed, random=random.astype(np.float32))
 
     monkeypatch.setattr(setup_headroom, "headroom_table", table)
-    helped = helped_by_headroom(play, items=1000)
+    helped = helped_by_headroom(rollouts, items=1000)
     assert helped.random is not None
     assert helped.random.estimate == pytest.approx(np.mean(expected))
     assert helped.random.estimate < 0.3 < np.mean(any_of_all)
@@ -253,7 +253,7 @@ def test_random_directions_that_all_help_are_counted_whole(
     planted: LanguageModel, planted_dictionary: Standard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 7 of 100, the shares of all choices add up to a little more than 1 in floating point."""
-    play = play_of(planted, planted_dictionary, Planted)
+    rollouts = play_of(planted, planted_dictionary, Planted)
 
     def table(*args: Any, **options: Any) -> HeadroomTable:
         found = headroom_table(*args, **options)
@@ -261,7 +261,7 @@ def test_random_directions_that_all_help_are_counted_whole(
         return found._replace(random=np.ones((len(allowed), 100), np.float32), allowed=allowed)
 
     monkeypatch.setattr(setup_headroom, "headroom_table", table)
-    helped = helped_by_headroom(play, items=1000)
+    helped = helped_by_headroom(rollouts, items=1000)
     assert helped.random is not None
     assert helped.random.estimate == pytest.approx(1)
 

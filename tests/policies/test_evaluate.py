@@ -14,15 +14,15 @@ import torch
 from planted_readout import SITE, HalfHurt, Planted
 from rich.console import Console
 
+from trimtab.control.answers import Answers
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.policies.arms import Arm
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.controls.arms import Arm
-from trimtab.policies.controls.scene import Played
 from trimtab.policies.evaluate import evaluate, evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation, task_result
+from trimtab.policies.evaluation import AnsweredArm, PolicyEvaluation, task_result
 from trimtab.policies.evaluation_files import Entry
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
@@ -266,8 +266,8 @@ def test_a_gain_from_format_alone_is_named() -> None:
     before = [outcome(0, malformed=True)] * 6 + [outcome(1)] * 2 + [outcome(0)] * 2
     after = [outcome(1)] * 8 + [outcome(0)] * 2
 
-    def arm(name: str, outcomes: list[Outcome]) -> PlayedArm:
-        return PlayedArm([Arm(name=name, match="own", play=lambda scene, scale: [])], [[Played(outcomes)]])
+    def arm(name: str, outcomes: list[Outcome]) -> AnsweredArm:
+        return AnsweredArm([Arm(name=name, match="own", answer=lambda items, scale: [])], [[Answers(outcomes)]])
 
     result = task_result(Planted.load(), "test", [arm("unsteered", before), arm("policy", after)])
     assert result.gain.total.estimate == pytest.approx(0.6)

@@ -12,14 +12,14 @@ from planted_readout import Planted
 from rich.console import Console
 from test_evaluate import QUICK, entry
 
+from trimtab.control.answers import Answers
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies.controls.arms import Arm, Match
-from trimtab.policies.controls.scene import Played
+from trimtab.policies.arms import Arm, Match
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation import PlayedArm, task_result
+from trimtab.policies.evaluation import AnsweredArm, task_result
 from trimtab.policies.evaluation_tables import gain_line
 from trimtab.stats import bootstrap_mean
 from trimtab.tasks import Item, Outcome
@@ -31,14 +31,14 @@ def outcomes(rewards: Sequence[float]) -> list[Outcome]:
 
 def arm(
     name: str, runs: Sequence[Sequence[Sequence[float]]], match: Match = "own", kl: float | None = None
-) -> PlayedArm:
+) -> AnsweredArm:
     """An arm by its rewards, `[run][draw][item]`."""
-    arms = [Arm(name=name, match=match, play=lambda scene, scale: []) for _ in runs]
+    arms = [Arm(name=name, match=match, answer=lambda items, scale: []) for _ in runs]
     found = [
-        [Played(outcomes(draw), None, None if kl is None else torch.full((len(draw),), kl)) for draw in run]
+        [Answers(outcomes(draw), None, None if kl is None else torch.full((len(draw),), kl)) for draw in run]
         for run in runs
     ]
-    return PlayedArm(arms, found)
+    return AnsweredArm(arms, found)
 
 
 def test_trainings_are_resampled_in_an_interval_of_their_own() -> None:
@@ -141,7 +141,7 @@ def test_who_names_the_same_letter_under_every_order_knows_nothing(
 
 
 def test_an_order_reaches_prompts_and_answers(planted: LanguageModel, planted_dictionary: Standard) -> None:
-    from trimtab.policies.episodes import Episodes
+    from trimtab.control.task_prompts import TaskPrompts
 
     class Said(TwoOrders):
         def prompt(self, item: Item, permutation: int = 0) -> str:
@@ -149,8 +149,8 @@ def test_an_order_reaches_prompts_and_answers(planted: LanguageModel, planted_di
 
     task = Said.load()
     items = task.items("test")[:3]
-    first, second = (Episodes.of(planted, task, items, options_only=True, permutation=k) for k in (0, 1))
-    assert [planted.decode_ids(list(p))[-1] for p in (first.prompts[0], second.prompts[0])] == ["0", "1"]
+    first, second = (TaskPrompts.of(planted, task, items, options_only=True, permutation=k) for k in (0, 1))
+    assert [planted.decode_ids(list(p))[-1] for p in (first.ids[0], second.ids[0])] == ["0", "1"]
     assert second.take([1]).permutation == 1
 
 

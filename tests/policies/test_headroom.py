@@ -10,13 +10,13 @@ import torch
 from first_letter import FirstLetter
 from policy_rollouts import SITE
 
+from trimtab.control.masks import build_mask
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import headroom as module
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.headroom import HeadroomTable, cross_fit, headroom, headroom_table
-from trimtab.policies.masks import build_mask
 from trimtab.policies.rollout import roll_out
 from trimtab.stats import best_of_some
 from trimtab.steering import StaticSource
@@ -156,14 +156,14 @@ def test_the_table_is_what_decoding_with_each_feature_gives(
     tiny_llama: LanguageModel, sae: Standard, options_only: bool
 ) -> None:
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:6], options_only=options_only)
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:6], options_only=options_only)
     mask = build_mask("current", sae)
-    found = headroom_table(tiny_llama, sae, episodes, site=SITE, dose=2.0, mask=mask)
-    assert found.unsteered.tolist() == [o.reward for o in roll_out(tiny_llama, None, episodes).outcomes]
+    found = headroom_table(tiny_llama, sae, prompts, site=SITE, dose=2.0, mask=mask)
+    assert found.unsteered.tolist() == [o.reward for o in roll_out(tiny_llama, None, prompts).outcomes]
     disagreements = 0
     for feature in range(0, 64, 7):
         source = StaticSource(sae, feature, 2.0, SITE)
-        rewards = [o.reward for o in roll_out(tiny_llama, source, episodes).outcomes]
+        rewards = [o.reward for o in roll_out(tiny_llama, source, prompts).outcomes]
         disagreements += int((found.reward[:, feature] != rewards).sum())
     assert disagreements == 0
     assert found.allowed is not None
@@ -175,15 +175,15 @@ def test_the_table_is_what_decoding_with_each_feature_gives(
 
 def test_answers_of_several_tokens_are_refused(tiny_llama: LanguageModel, sae: Standard) -> None:
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:2], max_new_tokens=3)
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:2], max_new_tokens=3)
     with pytest.raises(UserError, match="headroom of first-letter: its answers take up to 3 tokens"):
-        headroom_table(tiny_llama, sae, episodes, site=SITE, dose=1.0)
+        headroom_table(tiny_llama, sae, prompts, site=SITE, dose=1.0)
 
 
 def test_progress_is_told_in_parts_of_an_item(tiny_llama: LanguageModel, sae: Standard) -> None:
     """Whoever tries features on a few items must not wait for a whole one to learn how long it takes."""
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:3])
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:3])
     told: list[float] = []
-    headroom_table(tiny_llama, sae, episodes, site=SITE, dose=1.0, batch_size=16, progress=told.append)
+    headroom_table(tiny_llama, sae, prompts, site=SITE, dose=1.0, batch_size=16, progress=told.append)
     assert told == [1 / 8] * 24  # 64 features and 64 random directions, 16 at a time

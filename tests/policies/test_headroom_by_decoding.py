@@ -10,11 +10,12 @@ from planted_choice import LENGTH, PUSHING, Letters, choice_sae
 from planted_choice import SITE as CHOICE_SITE
 from policy_rollouts import SITE
 
+from trimtab.control.masks import build_mask
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture, decode
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.headroom import chosen_features, headroom, headroom_table, random_directions
 from trimtab.policies.headroom_by_decoding import DecodingPlan, headroom_by_decoding, last_prompt_activations
 from trimtab.policies.headroom_candidates import (
@@ -24,7 +25,6 @@ from trimtab.policies.headroom_candidates import (
     check_count,
     first_allowed,
 )
-from trimtab.policies.masks import build_mask
 from trimtab.policies.rollout import roll_out
 from trimtab.selection import rank
 from trimtab.steering import StaticSource, VectorSource
@@ -39,16 +39,16 @@ def statistics(n: int) -> FeatureStats:
     return FeatureStats(max_activation=np.where(dead, 0, most), mean_activation=most, firing_rate=rate, n_tokens=100)
 
 
-def letters(model: LanguageModel, items: int) -> Episodes:
+def letters(model: LanguageModel, items: int) -> TaskPrompts:
     task = Letters.load()
-    return Episodes.of(model, task, task.items("train")[:items], options_only=True, max_new_tokens=LENGTH)
+    return TaskPrompts.of(model, task, task.items("train")[:items], options_only=True, max_new_tokens=LENGTH)
 
 
 def test_a_planted_feature_flips_the_answer_at_its_third_token(choice: LanguageModel) -> None:
     """Unsteered no answer is N there, pushed every one is; an edit of the prompt's last token alone changes nothing."""
-    sae, episodes = choice_sae(choice), letters(choice, 12)
+    sae, prompts = choice_sae(choice), letters(choice, 12)
     candidates = Candidates((40, 3, 20, 5), 64, "random")
-    table = headroom_by_decoding(choice, sae, episodes, candidates, site=CHOICE_SITE, dose=-3.0, batch_size=7)
+    table = headroom_by_decoding(choice, sae, prompts, candidates, site=CHOICE_SITE, dose=-3.0, batch_size=7)
     assert not table.unsteered.any()
     for column, feature in enumerate(candidates.features):
         assert table.reward[:, column].tolist() == [float(feature in PUSHING)] * 12, feature
@@ -61,7 +61,7 @@ def test_a_planted_feature_flips_the_answer_at_its_third_token(choice: LanguageM
     (warning,) = lines.warnings()
     assert warning == "nothing to learn: the best static feature reaches the ceiling of the 4 features tried"
     at_once = StaticSource(sae, 3, -3.0, CHOICE_SITE, positions="prompt")
-    assert [o.reward for o in roll_out(choice, at_once, episodes).outcomes] == table.unsteered.tolist()
+    assert [o.reward for o in roll_out(choice, at_once, prompts).outcomes] == table.unsteered.tolist()
 
 
 def test_without_the_planted_features_nothing_is_seen_and_no_more_is_claimed(choice: LanguageModel) -> None:
@@ -82,11 +82,11 @@ def test_every_row_is_what_decoding_with_its_direction_alone_gives(
     """Rewards of texts, so that any token of the answer counts."""
     sae.feature_stats = statistics(64)
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:5], options_only=True, max_new_tokens=3)
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:5], options_only=True, max_new_tokens=3)
     task.parse = _share_of_x  # type: ignore[method-assign]
     features, dose = (9, 41, 2, 30), 2.0 if unit == "relative" else 9.0
     table = headroom_by_decoding(
-        tiny_llama, sae, episodes, Candidates(features, 64, "random"), site=SITE, dose=dose, unit=unit, randoms=3,
+        tiny_llama, sae, prompts, Candidates(features, 64, "random"), site=SITE, dose=dose, unit=unit, randoms=3,
         seed=5, batch_size=8,
     )  # fmt: skip
     length = float(sae.feature_stats.max_activation[list(features)].mean()) * dose
@@ -97,9 +97,9 @@ def test_every_row_is_what_decoding_with_its_direction_alone_gives(
                      unit="absolute" if unit == "max_activation" else unit)
         for k in range(3)
     ]  # fmt: skip
-    alone = np.array([[o.reward for o in roll_out(tiny_llama, source, episodes).outcomes] for source in sources]).T
+    alone = np.array([[o.reward for o in roll_out(tiny_llama, source, prompts).outcomes] for source in sources]).T
     assert np.allclose(np.hstack([table.reward, table.random]), alone)
-    assert table.unsteered.tolist() == pytest.approx([o.reward for o in roll_out(tiny_llama, None, episodes).outcomes])
+    assert table.unsteered.tolist() == pytest.approx([o.reward for o in roll_out(tiny_llama, None, prompts).outcomes])
     assert len(np.unique(alone)) > 2
 
 
@@ -113,11 +113,11 @@ def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
     tiny_llama: LanguageModel, sae: Standard, mask: str | None, dose: float
 ) -> None:
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:6], options_only=True)
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:6], options_only=True)
     kept = build_mask(mask, sae) if mask else None  # pyright: ignore[reportArgumentType]
-    expected = headroom_table(tiny_llama, sae, episodes, site=SITE, dose=dose, mask=kept, seed=3)
+    expected = headroom_table(tiny_llama, sae, prompts, site=SITE, dose=dose, mask=kept, seed=3)
     every = Candidates(tuple(range(64)), 64, "random")
-    found = headroom_by_decoding(tiny_llama, sae, episodes, every, site=SITE, dose=dose, mask=kept, seed=3)
+    found = headroom_by_decoding(tiny_llama, sae, prompts, every, site=SITE, dose=dose, mask=kept, seed=3)
     for name in ("reward", "random", "unsteered", "x", "strength"):
         assert np.allclose(getattr(found, name), getattr(expected, name), atol=1e-5), name
     assert (found.allowed is None and expected.allowed is None) or np.array_equal(found.allowed, expected.allowed)
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_table_and_another_other_directions(choice:
 def test_no_more_is_decoded_than_was_said_and_each_prompt_is_fed_once(
     choice: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.policies import rollout
+    from trimtab.control import task_prompts
 
     decoded_tokens = 0
 
@@ -155,7 +155,7 @@ def test_no_more_is_decoded_than_was_said_and_each_prompt_is_fed_once(
         decoded_tokens += sum(map(len, result.token_ids))
         return result
 
-    monkeypatch.setattr(rollout, "decode", counted)
+    monkeypatch.setattr(task_prompts, "decode", counted)
     cache, done = PromptCache(choice), []
     headroom_by_decoding(
         choice, choice_sae(choice), letters(choice, 5), Candidates((1, 50, 51), 64, "random"), site=CHOICE_SITE,
@@ -165,7 +165,7 @@ def test_no_more_is_decoded_than_was_said_and_each_prompt_is_fed_once(
     assert (plan.answers, plan.tokens) == (30, 120)
     assert decoded_tokens == plan.tokens  # no answer ends early: there are only letters
     assert sum(done) == plan.answers
-    assert cache.computed == len({prompt[:-1] for prompt in letters(choice, 5).prompts}) > 1
+    assert cache.computed == len({prompt[:-1] for prompt in letters(choice, 5).ids}) > 1
     assert plan.describe() == (
         "up to 120 tokens will be decoded: 30 answers of up to 4 tokens (5 items without an edit, with 3 features and "
         "with 2 random directions, at 1 dose)"
@@ -174,12 +174,12 @@ def test_no_more_is_decoded_than_was_said_and_each_prompt_is_fed_once(
 
 def test_activations_behind_a_cache_are_those_of_whole_prompts(tiny_llama: LanguageModel) -> None:
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:20])
-    found = last_prompt_activations(tiny_llama, episodes, SITE, PromptCache(tiny_llama))
-    for row, prompt in zip(found, episodes.prompts, strict=True):
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:20])
+    found = last_prompt_activations(tiny_llama, prompts, SITE, PromptCache(tiny_llama))
+    for row, prompt in zip(found, prompts.ids, strict=True):
         whole = capture(tiny_llama, TokenBatch.full(torch.tensor([prompt])), [SITE])[tiny_llama.site(SITE)][0, -1]
         assert np.allclose(row, whole.numpy(), atol=1e-5)
-    assert np.allclose(found, last_prompt_activations(tiny_llama, episodes, SITE), atol=1e-5)
+    assert np.allclose(found, last_prompt_activations(tiny_llama, prompts, SITE), atol=1e-5)
 
 
 def test_rules_order_the_features_that_fire_and_masks_take_the_first(tiny_llama: LanguageModel, sae: Standard) -> None:
@@ -228,6 +228,6 @@ def test_bad_counts_masks_and_missing_statistics_are_said(tiny_llama: LanguageMo
 
 def test_a_task_may_reward_with_whole_numbers(tiny_llama: LanguageModel) -> None:
     task = FirstLetter.load()
-    episodes = Episodes.of(tiny_llama, task, task.items("train")[:2], options_only=True)
+    prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:2], options_only=True)
     task.parse = lambda item, text, permutation=0: Outcome(reward=1, correct=True)  # type: ignore[method-assign]
-    assert roll_out(tiny_llama, None, episodes).reward.tolist() == [[1.0], [1.0]]
+    assert roll_out(tiny_llama, None, prompts).reward.tolist() == [[1.0], [1.0]]

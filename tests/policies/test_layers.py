@@ -139,7 +139,7 @@ def test_doses_that_hurt_are_not_tolerated(tiny_llama: LanguageModel, tmp_path: 
         config = PolicyConfig(task=task.name, mask="none", dose=0.002, options_only=True, hidden=(8,))
         setup = Setup.with_parts(config, model, sae, task.load())
         report = layer_report(
-            setup, policy, setup.episodes("validation"), rows, factors=(1.0, 1000.0), live_sample=32
+            setup, policy, setup.prompts("validation"), rows, factors=(1.0, 1000.0), live_sample=32
         )  # fmt: skip
         small, large = report.doses
         assert (small.dose, large.dose) == (0.002, 2.0)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from policy_rollouts import RollOut
 
+from trimtab.control.masks import MASKS, FixedMask, MaskKind
 from trimtab.errors import UserError
 from trimtab.policies import ppo
-from trimtab.policies.masks import MASKS, FixedMask, MaskKind
 from trimtab.policies.networks import ObservationNormaliser, Policy
 from trimtab.policies.ppo import Learner, PPOConfig, UpdateReport, explained_variance, returns
 from trimtab.policies.source import Decisions

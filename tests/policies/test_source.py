@@ -8,11 +8,11 @@ import pytest
 import torch
 from policy_rollouts import PROMPTS, SITE, RollOut
 
+from trimtab.control.masks import MASKS, MaskKind, build_mask
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform
-from trimtab.policies.masks import MASKS, MaskKind, build_mask
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource, masked_log_softmax, with_no_edit
 

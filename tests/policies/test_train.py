@@ -13,10 +13,10 @@ import torch
 from first_letter import FirstLetter
 from first_letter_training import letter_config, train
 
+from trimtab.control import masks
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies import masks
 from trimtab.policies import setup as surroundings
 from trimtab.policies import train as training
 from trimtab.policies.config import PolicyConfig

@@ -43,7 +43,7 @@ def test_lines_are_those_of_validation_items_and_change_nothing(
     (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
     table = headroom_table(
-        tiny_llama, sae, setup.episodes("validation", 5), site=setup.site, dose=2.0, mask=setup.mask()
+        tiny_llama, sae, setup.prompts("validation", 5), site=setup.site, dose=2.0, mask=setup.fresh_mask()
     )
     found = headroom(table, site=str(setup.site), dose=2.0, unit="relative", mask="current")
     assert line["items"] == 5
@@ -120,12 +120,12 @@ def test_longer_answers_are_decoded_with_some_features(
     assert "trimtab: headroom: up to " in capsys.readouterr().err
     (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
-    few = setup.episodes("validation", 3)
+    few = setup.prompts("validation", 3)
     x = last_prompt_activations(tiny_llama, few, setup.site)
     fires = (sae.encode(torch.from_numpy(x)) > 0).numpy()
     order = [f for f in candidate_order(tiny_llama, sae, "random", site=setup.site) if fires[:, f].any()]
     candidates = Candidates(tuple(order[:48]), 64, "random")
-    table = headroom_by_decoding(tiny_llama, sae, few, candidates, site=setup.site, dose=2.0, mask=setup.mask())
+    table = headroom_by_decoding(tiny_llama, sae, few, candidates, site=setup.site, dose=2.0, mask=setup.fresh_mask())
     found = headroom(table, site=str(setup.site), dose=2.0, unit="relative", mask="current")
     for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "readout"):
         assert line[name]["estimate"] == getattr(found, name).estimate, name

@@ -12,13 +12,11 @@ if TYPE_CHECKING:
     from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
     from trimtab.policies.compare import CompareConfig, RunComparison, compare_runs
     from trimtab.policies.config import PolicyConfig
-    from trimtab.policies.episodes import Episodes
     from trimtab.policies.evaluate import evaluate_policy
     from trimtab.policies.evaluate_config import EvaluateConfig
     from trimtab.policies.evaluation import PolicyEvaluation
     from trimtab.policies.headroom import Headroom, HeadroomTable, headroom_table
     from trimtab.policies.headroom_command import HeadroomConfig, HeadroomResult, run_headroom
-    from trimtab.policies.masks import MASKS, MaskKind, PromptFirings, build_mask
     from trimtab.policies.networks import Policy
     from trimtab.policies.ppo import PPOConfig
     from trimtab.policies.rollout import Rollouts, roll_out
@@ -27,31 +25,26 @@ if TYPE_CHECKING:
     from trimtab.policies.train import TrainedPolicy, TrainingSummary, load_policy, train_policy
 
 __all__ = [
-    "MASKS",
     "AnalyzeConfig",
     "CompareConfig",
     "Decisions",
-    "Episodes",
     "EvaluateConfig",
     "Headroom",
     "HeadroomConfig",
     "HeadroomResult",
     "HeadroomTable",
-    "MaskKind",
     "PPOConfig",
     "Policy",
     "PolicyAnalysis",
     "PolicyConfig",
     "PolicyEvaluation",
     "PolicySource",
-    "PromptFirings",
     "Rollouts",
     "RunComparison",
     "Setup",
     "TrainedPolicy",
     "TrainingSummary",
     "analyze_policy",
-    "build_mask",
     "compare_runs",
     "evaluate_policy",
     "headroom_table",
@@ -65,13 +58,11 @@ _PLACES = {
     "analyses.command": ("AnalyzeConfig", "PolicyAnalysis", "analyze_policy"),
     "compare": ("CompareConfig", "RunComparison", "compare_runs"),
     "config": ("PolicyConfig",),
-    "episodes": ("Episodes",),
     "evaluate": ("evaluate_policy",),
     "evaluate_config": ("EvaluateConfig",),
     "evaluation": ("PolicyEvaluation",),
     "headroom": ("Headroom", "HeadroomTable", "headroom_table"),
     "headroom_command": ("HeadroomConfig", "HeadroomResult", "run_headroom"),
-    "masks": ("MASKS", "MaskKind", "PromptFirings", "build_mask"),
     "networks": ("Policy",),
     "ppo": ("PPOConfig",),
     "rollout": ("Rollouts", "roll_out"),

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trimtab.control.masks import MASKS, MaskKind
 from trimtab.errors import UserError
 from trimtab.policies.files import JUDGE_FILE
-from trimtab.policies.masks import MASKS, MaskKind
 from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, config_dict

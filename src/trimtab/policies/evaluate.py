@@ -17,24 +17,24 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.control.answers import EditSchedule, ItemSet
+from trimtab.control.arms.static import sample_of_live, used_features
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import load_model
-from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
-from trimtab.policies.controls.arms import (
+from trimtab.policies.arms import (
     MAIN,
     Arm,
     arms_of_run,
     choose_shared,
     mean_kl,
-    policy_play,
+    policy_answer,
     scale_to_kl,
 )
-from trimtab.policies.controls.scene import Scene, Schedule
-from trimtab.policies.controls.static import sample_of_live, used_features
-from trimtab.policies.episodes import Episodes
+from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation, TaskResult, task_result
+from trimtab.policies.evaluation import AnsweredArm, PolicyEvaluation, TaskResult, task_result
 from trimtab.policies.evaluation_files import (
     Entry,
     Player,
@@ -97,12 +97,12 @@ def _setup(config: PolicyConfig, known: Sequence[Entry]) -> Setup:
     plain = _setting(config)
     for entry in known:
         if _setting(entry.setup.config) == plain:
-            return replace(entry.setup, config=config)
+            return entry.setup.with_seed_of(config)
     same = [e.setup for e in known if _same(e.setup.config, config, "model", "dtype", "device")]
     tasks = [s.task for s in same if _same(s.config, config, *TASK_FIELDS)]
     task = tasks[0] if tasks else read_task(config.task, config.data, **task_options(config))
     model = same[0].model if same else load_model(config.model, dtype=config.dtype, device=config.device)
-    saes = [s.sae for s in same if s.config.sae == config.sae]
+    saes = [s.dictionary for s in same if s.config.sae == config.sae]
     sae = saes[0] if saes else load_dictionary(config.sae, model=model, device=model.device)
     return Setup.with_parts(config, model, sae, task)
 
@@ -138,14 +138,14 @@ def evaluate(entries: Sequence[Entry], config: EvaluateConfig, *, home: Run | No
     results: list[TaskResult] = []
     rows: list[dict[str, Any]] = []
     split, items = _opened(players, task, config, warnings)
-    scenes = [Scene.of(p.entry.setup, _episodes(p, task, items, own=True)) for p in players]
+    item_sets = [ItemSet.of(p.entry.setup, _episodes(p, task, items, own=True)) for p in players]
     labels = [arm.label for arm in first.arms]
-    played = _play(players, scenes, labels)
+    played = _play(players, item_sets, labels)
     orders = _other_orders(players, task, items) if config.every_order else []
     results.append(task_result(task, split, played, seed=config.seed, other_orders=orders))
     rows += item_rows(task, split, played, players, keep_texts=config.keep_texts)
     if config.trace:
-        write_traces(players, scenes, played, home, keep_texts=config.keep_texts)
+        write_traces(players, item_sets, played, home, keep_texts=config.keep_texts)
     if config.companions:
         for companion in task.companions:
             found = _companion(companion, players, config, missing)
@@ -173,10 +173,10 @@ def _player(entry: Entry, config: EvaluateConfig) -> Player:
     limit = config.train_items
     if setup.config.train_items is not None:
         limit = min(limit, setup.config.train_items)
-    train = Scene.of(setup, setup.episodes("train", limit))
-    validation = Scene.of(setup, setup.episodes("validation", setup.config.validation_items))
-    (played,) = policy_play(entry.policy)(validation, 1.0)
-    return Player(entry, train, replace(validation, schedule=Schedule.of(played)), played)
+    train = ItemSet.of(setup, setup.prompts("train", limit))
+    validation = ItemSet.of(setup, setup.prompts("validation", setup.config.validation_items))
+    (played,) = policy_answer(setup, entry.policy)(validation, 1.0)
+    return Player(entry, train, replace(validation, schedule=EditSchedule.of(played)), played)
 
 
 def _best_setting(players: list[Player]) -> tuple[list[Player], tuple[dict[str, Any], ...]]:
@@ -210,7 +210,7 @@ def _make_arms(players: list[Player], config: EvaluateConfig, missing: dict[str,
         "used by the policy": used_features((player.played for player in players), config.used),
     }
     for feature in config.feature:
-        first.entry.setup.sae.check_features([feature])
+        first.entry.setup.dictionary.check_features([feature])
     if config.headroom_items:
         candidates["headroom"] = _headroom_features(first, config, missing)
     candidates["sample of live features"] = sample_of_live(first.validation, config.sample, config.seed)
@@ -225,9 +225,11 @@ def _make_arms(players: list[Player], config: EvaluateConfig, missing: dict[str,
     missing |= shared.missing
     with Meter("choosing and training controls", len(players)) as meter:
         for player in players:
+            entry = player.entry
             player.arms = arms_of_run(
-                player.entry.policy, player.train, player.validation, shared, config.controls, config.effort, missing
-            )
+                entry.setup, entry.policy, player.train, player.validation, shared, config.controls, config.effort,
+                missing,
+            )  # fmt: skip
             player.arms = _scaled(player, config, missing)
             meter.advance()
     common = set.intersection(*({arm.label for arm in player.arms} for player in players))
@@ -239,7 +241,7 @@ def _make_arms(players: list[Player], config: EvaluateConfig, missing: dict[str,
 
 
 def _headroom_features(player: Player, config: EvaluateConfig, missing: dict[str, str]) -> list[int]:
-    few = player.validation.episodes.take(range(min(config.headroom_items, len(player.validation))))
+    few = player.validation.prompts.take(range(min(config.headroom_items, len(player.validation))))
     try:
         table = setup_headroom(player.entry.setup, few, count=config.headroom_features, masked=False)
     except UserError as error:
@@ -251,7 +253,7 @@ def _headroom_features(player: Player, config: EvaluateConfig, missing: dict[str
 def _scaled(player: Player, config: EvaluateConfig, missing: dict[str, str]) -> list[Arm]:
     """The arms, those of equal KL at the scale that validation items ask for."""
     few = player.validation.take(range(min(config.kl_items, len(player.validation))))
-    target = mean_kl(policy_play(player.entry.policy)(few, 1.0))
+    target = mean_kl(policy_answer(player.entry.setup, player.entry.policy)(few, 1.0))
     arms = []
     for arm in player.arms:
         if arm.match != "kl":
@@ -315,9 +317,9 @@ def _opened_elsewhere(players: Sequence[Player], ids: Sequence[str]) -> list[str
     return [f"runs beside these looked at the same test items before ({', '.join(found)}): use --skip for fresh ones"]
 
 
-def _episodes(player: Player, task: Task, items: Sequence[Any], *, own: bool, permutation: int = 0) -> Episodes:
+def _episodes(player: Player, task: Task, items: Sequence[Any], *, own: bool, permutation: int = 0) -> TaskPrompts:
     config = player.entry.setup.config
-    return Episodes.of(
+    return TaskPrompts.of(
         player.entry.setup.model,
         task,
         items,
@@ -327,33 +329,35 @@ def _episodes(player: Player, task: Task, items: Sequence[Any], *, own: bool, pe
     )
 
 
-def _play(players: list[Player], scenes: list[Scene], labels: Sequence[str]) -> list[PlayedArm]:
-    """Play the arms of these labels on every run's scene, the policy first, since others follow its schedule."""
+def _play(players: list[Player], item_sets: list[ItemSet], labels: Sequence[str]) -> list[AnsweredArm]:
+    """Answer the arms of these labels on every run's items, the policy first, since others follow its schedule."""
     by_label = [{arm.label: arm for arm in player.arms} for player in players]
-    found: dict[str, PlayedArm] = {}
+    found: dict[str, AnsweredArm] = {}
     with Meter("playing arms", len(labels)) as meter:
         for label in sorted(labels, key=lambda label: label != "policy"):
             arms = [arms_of[label] for arms_of in by_label]
             if not arms[0].per_run:
-                found[label] = PlayedArm(arms[:1], [arms[0].played(scenes[0])])
+                found[label] = AnsweredArm(arms[:1], [arms[0].answers(item_sets[0])])
             else:
-                found[label] = PlayedArm(arms, [arm.played(scene) for arm, scene in zip(arms, scenes, strict=True)])
+                found[label] = AnsweredArm(
+                    arms, [arm.answers(items) for arm, items in zip(arms, item_sets, strict=True)]
+                )
             if label == "policy":
                 for i, (played,) in enumerate(found[label].runs):
-                    scenes[i] = replace(scenes[i], schedule=Schedule.of(played))
+                    item_sets[i] = replace(item_sets[i], schedule=EditSchedule.of(played))
             meter.advance()
     return [found[label] for label in labels]
 
 
-def _other_orders(players: list[Player], task: Task, items: Sequence[Any]) -> list[list[PlayedArm]]:
+def _other_orders(players: list[Player], task: Task, items: Sequence[Any]) -> list[list[AnsweredArm]]:
     """The main arms under the other cyclic orders of the items' options, an order at a time."""
     arms = [arm for arm in players[0].arms if arm.name in MAIN and arm.match == "own"]
     found = []
     for permutation in range(1, min(task.orders(item) for item in items)):
-        scenes = [
-            Scene.of(p.entry.setup, _episodes(p, task, items, own=True, permutation=permutation)) for p in players
+        item_sets = [
+            ItemSet.of(p.entry.setup, _episodes(p, task, items, own=True, permutation=permutation)) for p in players
         ]
-        found.append(_play(players, scenes, [arm.label for arm in arms]))
+        found.append(_play(players, item_sets, [arm.label for arm in arms]))
     return found
 
 
@@ -372,8 +376,8 @@ def _companion(
     for player in players:
         name = f"{task.name}/{companion.split}" + ("" if config.items is None else f"[:{len(items)}]")
         player.entry.run.open_split(name, [item.id for item in items])
-    scenes = [Scene.of(p.entry.setup, _episodes(p, task, items, own=False)) for p in players]
+    item_sets = [ItemSet.of(p.entry.setup, _episodes(p, task, items, own=False)) for p in players]
     labels = [arm.label for arm in players[0].arms if arm.name in MAIN and arm.match != "kl"]
-    played = _play(players, scenes, labels)
+    played = _play(players, item_sets, labels)
     result = task_result(task, companion.split, played, why=companion.why, seed=config.seed)
     return result, item_rows(task, companion.split, played, players, keep_texts=config.keep_texts)

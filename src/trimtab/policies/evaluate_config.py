@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.control.adapter import AdapterPositions
 from trimtab.errors import UserError
-from trimtab.policies.controls.adapter import AdapterPositions
-from trimtab.policies.controls.arms import CONTROLS, Control, Effort
+from trimtab.policies.arms import CONTROLS, Control, Effort
 from trimtab.policies.headroom_candidates import COUNT, check_count
 
 

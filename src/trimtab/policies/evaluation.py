@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group
 
-from trimtab.policies.controls.arms import MAIN, Arm, mean_kl
-from trimtab.policies.controls.scene import Played
+from trimtab.control.answers import Answers
+from trimtab.policies.arms import MAIN, Arm, mean_kl
 from trimtab.runs import json_safe
 from trimtab.stats import (
     Interval,
@@ -35,12 +35,12 @@ KL_AGREES = 0.1
 METRIC_RESAMPLES = 1_000
 
 
-class PlayedArm(NamedTuple):
+class AnsweredArm(NamedTuple):
     """An arm and what came of it, by run; an arm that no run changes was played once."""
 
     arms: list[Arm]
     """Each run's."""
-    runs: list[list[Played]]
+    runs: list[list[Answers]]
 
     @property
     def arm(self) -> Arm:
@@ -165,11 +165,11 @@ class PolicyEvaluation:
 def task_result(
     task: Task,
     split: str,
-    played: Sequence[PlayedArm],
+    played: Sequence[AnsweredArm],
     *,
     why: str = "",
     seed: int = 0,
-    other_orders: Sequence[Sequence[PlayedArm]] = (),
+    other_orders: Sequence[Sequence[AnsweredArm]] = (),
 ) -> TaskResult:
     """Summarise all arms on a task's items.
 
@@ -197,7 +197,7 @@ def task_result(
 
 
 def _known_by_arm(
-    by_label: Mapping[str, PlayedArm], other_orders: Sequence[Sequence[PlayedArm]]
+    by_label: Mapping[str, AnsweredArm], other_orders: Sequence[Sequence[AnsweredArm]]
 ) -> dict[str, NDArray[np.float64]]:
     """Per arm played under all orders, [P] the share of runs and draws in which an item is right under each of them."""
     found: dict[str, NDArray[np.float64]] = {}
@@ -211,7 +211,7 @@ def _known_by_arm(
 
 
 def _arm_result(
-    task: Task, one: PlayedArm, policy: PlayedArm, known: Mapping[str, NDArray[np.float64]], seed: int
+    task: Task, one: AnsweredArm, policy: AnsweredArm, known: Mapping[str, NDArray[np.float64]], seed: int
 ) -> ArmResult:
     reward, malformed = _array(one, _reward), _array(one, _malformed)
     correct = None
@@ -261,18 +261,18 @@ def _malformed(outcome: Outcome) -> float:
     return float(outcome.malformed)
 
 
-def _array(one: PlayedArm, value: Any) -> NDArray[np.float64]:
+def _array(one: AnsweredArm, value: Any) -> NDArray[np.float64]:
     """[S, P]: a number of every outcome, one row per run and draw."""
     return np.array([[value(o) for o in outcomes] for outcomes in one.outcomes], dtype=np.float64)
 
 
-def _by_run(one: PlayedArm, other: PlayedArm) -> NDArray[np.float64]:
+def _by_run(one: AnsweredArm, other: AnsweredArm) -> NDArray[np.float64]:
     """[runs, P] mean rewards over draws; one row if either arm was played once for all runs."""
     rows = _runs(one)
     return rows if len(one.runs) == len(other.runs) else rows.mean(0, keepdims=True)
 
 
-def _runs(one: PlayedArm) -> NDArray[np.float64]:
+def _runs(one: AnsweredArm) -> NDArray[np.float64]:
     """[runs, P] mean rewards over draws."""
     return np.array([np.mean([played.reward for played in run], axis=0) for run in one.runs])
 
@@ -282,7 +282,7 @@ def _over_runs(rewards: NDArray[np.float64], seed: int) -> Interval | None:
     return bootstrap_mean(rewards, seed=seed, seeds="crossed") if len(rewards) > 1 else None
 
 
-def _metric_intervals(task: Task, one: PlayedArm, seed: int) -> dict[str, Interval]:
+def _metric_intervals(task: Task, one: AnsweredArm, seed: int) -> dict[str, Interval]:
     """The task's shown metrics, whole items resampled with all their outcomes."""
     outcomes, items = one.outcomes, np.arange(len(one.outcomes[0]))
 
@@ -296,7 +296,7 @@ def _metric_intervals(task: Task, one: PlayedArm, seed: int) -> dict[str, Interv
     return {name: interval for name, interval in found.items() if not math.isnan(interval.estimate)}
 
 
-def _equal_kl(one: PlayedArm, policy: PlayedArm) -> bool | None:
+def _equal_kl(one: AnsweredArm, policy: AnsweredArm) -> bool | None:
     if one.arm.match != "kl":
         return None
     found, wanted = (float(np.mean([mean_kl(run) for run in arm.runs])) for arm in (one, policy))
@@ -310,7 +310,7 @@ def _well_formed(correct: NDArray[np.float64], malformed: NDArray[np.float64], s
     return bootstrap_ratio_of_sums((correct * formed).sum(0), formed.sum(0), seed=seed)
 
 
-def _equal_dose(one: PlayedArm, policy: PlayedArm) -> tuple[bool | None, str]:
+def _equal_dose(one: AnsweredArm, policy: AnsweredArm) -> tuple[bool | None, str]:
     if one.arm.match != "dose":
         return None, ""
     for run, reference in zip(one.runs, policy.runs, strict=True):
@@ -336,7 +336,7 @@ def _pooled(doses: Sequence[DoseSummary]) -> DoseSummary:
     )
 
 
-def _gain(unsteered: PlayedArm, policy: PlayedArm, seed: int) -> Gain:
+def _gain(unsteered: AnsweredArm, policy: AnsweredArm, seed: int) -> Gain:
     base_reward, base_malformed = (_array(unsteered, value).mean(0) for value in (_reward, _malformed))
     difference = _array(policy, _reward) - base_reward
     # The unsteered arm is played once; its malformed answers are 0 or 1.

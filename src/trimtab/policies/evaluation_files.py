@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from trimtab.control.answers import Answers, ItemSet
 from trimtab.lm import DecodeConfig
-from trimtab.policies.controls.arms import Arm
-from trimtab.policies.controls.scene import Played, Scene
-from trimtab.policies.evaluation import PlayedArm, PolicyEvaluation
+from trimtab.policies.arms import Arm
+from trimtab.policies.evaluation import AnsweredArm, PolicyEvaluation
 from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
@@ -55,19 +55,19 @@ class Player:
     """One run while it is evaluated."""
 
     entry: Entry
-    train: Scene
-    validation: Scene
-    played: Played
+    train: ItemSet
+    validation: ItemSet
+    played: Answers
     """The policy on validation."""
     arms: list[Arm] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
-        return self.entry.setup.config.seed
+        return self.entry.setup.seed
 
 
 def item_rows(
-    task: Task, split: str, played: Sequence[PlayedArm], players: Sequence[Player], *, keep_texts: bool = False
+    task: Task, split: str, played: Sequence[AnsweredArm], players: Sequence[Player], *, keep_texts: bool = False
 ) -> list[dict[str, Any]]:
     """A row for each arm, run, draw and item; texts of refusal tasks only if they are to be kept."""
     hidden = _hides_text(task) and not keep_texts
@@ -107,8 +107,8 @@ def write_evaluation(place: Path, evaluation: PolicyEvaluation, rows: Sequence[M
 
 def write_traces(
     players: Sequence[Player],
-    scenes: list[Scene],
-    played: Sequence[PlayedArm],
+    item_sets: list[ItemSet],
+    played: Sequence[AnsweredArm],
     home: Run | None,
     *,
     keep_texts: bool = False,
@@ -116,12 +116,12 @@ def write_traces(
     """The trace of each policy's own arm, in its run's directory or below the results; without tokens and texts of
     refusal tasks unless they are to be kept."""
     policy = next(one for one in played if one.arm.label == "policy")
-    for player, scene, (mine,) in zip(players, scenes, policy.runs, strict=True):
+    for player, items, (mine,) in zip(players, item_sets, policy.runs, strict=True):
         setup, config = player.entry.setup, player.entry.setup.config
         assert mine.decoded is not None
         source = setup.source(player.entry.policy, greedy=True)
         decoding = DecodeConfig(
-            max_new_tokens=scene.episodes.max_new_tokens,
+            max_new_tokens=items.prompts.max_new_tokens,
             temperature=config.temperature,
             seed=config.seed,
             batch_size=config.batch_size,

@@ -27,12 +27,12 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.control.masks import FeatureMask
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, LanguageModel, Site
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.headroom_candidates import Candidates
-from trimtab.policies.masks import FeatureMask
 from trimtab.selection.distribution import EditedDistributions
 from trimtab.selection.scorer import LastTokenScorer
 from trimtab.stats import Interval, best_of_some, bootstrap_mean
@@ -153,7 +153,7 @@ class Headroom:
 def headroom_table(
     model: LanguageModel,
     dictionary: Dictionary,
-    episodes: Episodes,
+    prompts: TaskPrompts,
     *,
     site: Site | str,
     dose: float,
@@ -168,7 +168,7 @@ def headroom_table(
     Args:
         model: the model.
         dictionary: whose features are tried.
-        episodes: items of a task whose answer is the next token.
+        prompts: items of a task whose answer is the next token.
         site: where.
         dose: of each edit, in `unit`.
         unit: `relative`, `absolute` or `max_activation`. Random directions take the features' mean length.
@@ -180,10 +180,10 @@ def headroom_table(
     Raises:
         UserError: the task's answers are longer than a token, or the model's layers cannot be called one by one.
     """
-    if episodes.max_new_tokens != 1:
+    if prompts.max_new_tokens != 1:
         raise UserError(
-            f"headroom of {episodes.task.name}",
-            f"its answers take up to {episodes.max_new_tokens} tokens, and only the next one can be scored in one step",
+            f"headroom of {prompts.task.name}",
+            f"its answers take up to {prompts.max_new_tokens} tokens, and only the next one can be scored in one step",
             "set max_new_tokens to 1 where the first token decides, or use headroom_by_decoding",
         )
     n, where = dictionary.n_features, model.site(site)
@@ -199,12 +199,12 @@ def headroom_table(
         if progress is not None:
             progress(edits / (2 * n))
 
-    for i, ids in enumerate(episodes.prompts):
+    for i, ids in enumerate(prompts.ids):
         scorer = LastTokenScorer(model, where, ids, batch_size=batch_size)
         x = scorer.continuation.x
         doses = torch.full((n, 1), dose, device=model.device)
         c = coefficients(unit, doses, x.expand(n, -1), None if most is None else most[:, None])[:, 0]
-        judge = _TokenJudge(model, episodes, i)
+        judge = _TokenJudge(model, prompts, i)
         for name, rows, length in (
             ("reward", dictionary.directions, c),
             ("random", noise, c.abs().mean().expand(n)),
@@ -222,7 +222,7 @@ def headroom_table(
         unsteered=found["unsteered"],
         x=found["x"],
         strength=found["strength"],
-        allowed=None if mask is None else allowed_at_first(model, episodes, mask, found["x"]),
+        allowed=None if mask is None else allowed_at_first(model, prompts, mask, found["x"]),
     )
 
 
@@ -236,9 +236,9 @@ def random_directions(dictionary: Dictionary, seed: int) -> Float[Tensor, "n d"]
 class _TokenJudge:
     """From next-token logits to the reward of the token that greedy decoding would choose."""
 
-    def __init__(self, model: LanguageModel, episodes: Episodes, item: int) -> None:
-        self.model, self.episodes = model, episodes.take([item])
-        allowed = self.episodes.allowed
+    def __init__(self, model: LanguageModel, prompts: TaskPrompts, item: int) -> None:
+        self.model, self.prompts = model, prompts.take([item])
+        allowed = self.prompts.allowed
         self._options = None if allowed is None else torch.tensor(sorted(allowed[0]), device=model.device)
         self._known: dict[int, float] = {}
 
@@ -251,17 +251,17 @@ class _TokenJudge:
         found = tokens.tolist()
         for token in set(found) - set(self._known):
             text = self.model.decode_ids([token])
-            (outcome,) = self.episodes.task.score(self.episodes.items, [text], self.episodes.permutation)
+            (outcome,) = self.prompts.task.score(self.prompts.items, [text], self.prompts.permutation)
             self._known[token] = outcome.reward
         return np.array([self._known[token] for token in found], dtype=np.float32)
 
 
 def allowed_at_first(
-    model: LanguageModel, episodes: Episodes, mask: FeatureMask, x: NDArray[np.float32]
+    model: LanguageModel, prompts: TaskPrompts, mask: FeatureMask, x: NDArray[np.float32]
 ) -> Bool[NDArray[np.bool_], "P n"]:
     """What a mask allows at the first decision of each item."""
-    rows = torch.arange(len(episodes), device=model.device)
-    mask.start(DecodeStart([list(p) for p in episodes.prompts], rows, torch.zeros_like(rows), 0, 1, model.device))
+    rows = torch.arange(len(prompts), device=model.device)
+    mask.start(DecodeStart([list(p) for p in prompts.ids], rows, torch.zeros_like(rows), 0, 1, model.device))
     allowed = mask.allowed(torch.from_numpy(x).to(model.device), rows, torch.zeros_like(rows))
     return allowed.cpu().numpy()
 

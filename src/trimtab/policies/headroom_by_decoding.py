@@ -17,20 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.control.masks import FeatureMask
+from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import Dictionary
-from trimtab.lm import LanguageModel, PromptCache, Site, TokenBatch, capture
-from trimtab.policies.episodes import Episodes
+from trimtab.lm import LanguageModel, PromptCache, Site
 from trimtab.policies.headroom import HeadroomTable, allowed_at_first, random_directions
 from trimtab.policies.headroom_candidates import Candidates
-from trimtab.policies.masks import FeatureMask
-from trimtab.policies.rollout import roll_out
 from trimtab.steering import DirectionTable, StaticSource
 
 BATCH_SIZE = 64
-PROMPTS_TOGETHER = 16
 
 
 class DecodingPlan(NamedTuple):
@@ -64,7 +61,7 @@ class DecodingPlan(NamedTuple):
 def headroom_by_decoding(
     model: LanguageModel,
     dictionary: Dictionary,
-    episodes: Episodes,
+    prompts: TaskPrompts,
     candidates: Candidates,
     *,
     site: Site | str,
@@ -82,7 +79,7 @@ def headroom_by_decoding(
     Args:
         model: the model.
         dictionary: whose features are tried.
-        episodes: items of a task; answers may have any length.
+        prompts: items of a task; answers may have any length.
         candidates: the features that are tried: the table's columns.
         site: where.
         dose: of each edit, in `unit`.
@@ -99,19 +96,19 @@ def headroom_by_decoding(
     """
     where = model.site(site)
     cache = prompt_cache or PromptCache(model)
-    x = last_prompt_activations(model, episodes, where, cache)
+    x = last_prompt_activations(model, prompts, where, cache)
     ids = torch.tensor(candidates.features)
     count, extra = len(ids), len(ids) if randoms is None else randoms
     held = _held(dictionary, ids, random_directions(dictionary, seed)[:extra], dose)
-    slots, items = len(held.slot), len(episodes)
+    slots, items = len(held.slot), len(prompts)
     reward = np.zeros(items * slots, dtype=np.float32)
     for start in range(0, len(reward), batch_size):
         rows = torch.arange(start, min(start + batch_size, len(reward)))
         slot = rows % slots
         source = StaticSource(held.table, held.slot[slot][:, None], held.dose[slot][:, None], where, unit=unit)
-        few = episodes.take((rows // slots).tolist())
-        played = roll_out(model, source, few, seed=seed, batch_size=batch_size, prompt_cache=cache)
-        reward[start : start + len(rows)] = [outcome.reward for outcome in played.outcomes]
+        few = prompts.take((rows // slots).tolist())
+        decoded = few.decode(model, source, seed=seed, batch_size=batch_size, prompt_cache=cache)
+        reward[start : start + len(rows)] = [outcome.reward for outcome in few.outcomes(decoded)]
         if progress is not None:
             progress(len(rows))
     reward = reward.reshape(items, slots)
@@ -122,7 +119,7 @@ def headroom_by_decoding(
         unsteered=reward[:, 0],
         x=x,
         strength=codes[:, ids.to(codes.device)].float().cpu().numpy(),
-        allowed=None if mask is None else allowed_at_first(model, episodes, mask, x)[:, ids.numpy()],
+        allowed=None if mask is None else allowed_at_first(model, prompts, mask, x)[:, ids.numpy()],
         candidates=candidates,
         scheme="every answer token",
     )
@@ -147,29 +144,3 @@ def _held(dictionary: Dictionary, ids: Int[Tensor, " m"], noise: Float[Tensor, "
     doses = torch.full((1 + len(directions),), abs(dose))
     doses[: 1 + len(ids)] = dose
     return _Held(DirectionTable(directions, max_activation=most), torch.arange(-1, len(directions)), doses)
-
-
-def last_prompt_activations(
-    model: LanguageModel, episodes: Episodes, site: Site | str, prompt_cache: PromptCache | None = None
-) -> Float[NDArray[np.float32], "P d"]:
-    """Activations at each item's last prompt token; with a prompt cache that token alone is fed to the model.
-
-    Args:
-        model: the model.
-        episodes: items.
-        site: where; one attention head at attention sites.
-        prompt_cache: holds the prompts' other tokens, or will from here on.
-    """
-    where = model.site(site)
-    found = []
-    for start in range(0, len(episodes), PROMPTS_TOGETHER):
-        prompts = [list(prompt) for prompt in episodes.prompts[start : start + PROMPTS_TOGETHER]]
-        if prompt_cache is None or any(len(prompt) == 1 for prompt in prompts):
-            x = capture(model, TokenBatch.pad(prompts, model.pad_id, model.device), [where])[where]
-        else:
-            past = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
-            last = torch.tensor([[prompt[-1]] for prompt in prompts], device=model.device)
-            cache = prompt_cache.load([prompt[:-1] for prompt in prompts], max(map(len, prompts)))
-            x = capture(model, TokenBatch.full(last), [where], cache=cache, past_lengths=past)[where]
-        found.append(x[:, -1].float().cpu().numpy())
-    return np.concatenate(found)

@@ -12,17 +12,17 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from rich.table import Table
 
+from trimtab.control.masks import MASKS, MaskKind, PromptFirings, build_mask
+from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, load_model
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.files import JUDGE_FILE
 from trimtab.policies.headroom import Headroom, HeadroomTable, allowed_at_first, headroom, headroom_table
 from trimtab.policies.headroom_by_decoding import (
     BATCH_SIZE,
     DecodingPlan,
     headroom_by_decoding,
-    last_prompt_activations,
 )
 from trimtab.policies.headroom_candidates import (
     COUNT,
@@ -34,7 +34,6 @@ from trimtab.policies.headroom_candidates import (
     check_count,
     first_allowed,
 )
-from trimtab.policies.masks import MASKS, MaskKind, PromptFirings, build_mask
 from trimtab.policies.tables import add_columns
 from trimtab.policies.task_options import task_options
 from trimtab.runs import Meter, json_safe, write_json
@@ -190,20 +189,20 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
     model = load_model(config.model, dtype=config.dtype, device=config.device)
     task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer, **options)
     saes = [load_dictionary(name, model=model, device=model.device) for name in config.sae]
-    episodes = Episodes.of(
+    prompts = TaskPrompts.of(
         model, task, task.sample(config.split, config.items), options_only=config.options_only,
         max_new_tokens=config.max_new_tokens,
     )  # fmt: skip
-    if episodes.max_new_tokens == 1 and config.features is not None:
+    if prompts.max_new_tokens == 1 and config.features is not None:
         raise UserError(
             f"features {config.features}", f"answers of {task.name} are one token, and every feature is tried",
             "leave it out",
         )  # fmt: skip
     cache = PromptCache(model)
-    places = [_place(model, sae, episodes, config, cache) for sae in saes]
-    tables = _by_decoding if episodes.max_new_tokens > 1 else _through_the_prefix
+    places = [_place(model, sae, prompts, config, cache) for sae in saes]
+    tables = _by_decoding if prompts.max_new_tokens > 1 else _through_the_prefix
     result = HeadroomResult(
-        task=task.name, model=model.name, split=config.split, lines=tables(model, places, episodes, config, cache),
+        task=task.name, model=model.name, split=config.split, lines=tables(model, places, prompts, config, cache),
         task_option=config.task_option, judge=config.judge,
     )  # fmt: skip
     if config.out is not None:
@@ -232,9 +231,9 @@ class _Place(NamedTuple):
         return max(len(one.features) for one in self.candidates.values())
 
 
-def _place(model: LanguageModel, sae: SAE, episodes: Episodes, config: HeadroomConfig, cache: PromptCache) -> _Place:
+def _place(model: LanguageModel, sae: SAE, prompts: TaskPrompts, config: HeadroomConfig, cache: PromptCache) -> _Place:
     site = str(dictionary_site(model, sae, config.site))
-    x = last_prompt_activations(model, episodes, site, cache)
+    x = last_prompt_activations(model, prompts, site, cache)
     firings = PromptFirings(model, site, sae)
     top: list[int] = []
     if "top-confidence" in config.masks:
@@ -242,11 +241,11 @@ def _place(model: LanguageModel, sae: SAE, episodes: Episodes, config: HeadroomC
     allowed = {}
     for mask in config.masks:
         kept = build_mask(mask, sae, prompt_firings=firings, features=top[: config.mask_features])
-        allowed[mask] = allowed_at_first(model, episodes, kept, x)
+        allowed[mask] = allowed_at_first(model, prompts, kept, x)
         if not allowed[mask].any():
-            raise NothingAllowedError(mask, site, len(episodes))
+            raise NothingAllowedError(mask, site, len(prompts))
     candidates = {}
-    if episodes.max_new_tokens > 1:
+    if prompts.max_new_tokens > 1:
         count = min(COUNT, sae.n_features) if config.features is None else config.features
         order = top
         if config.candidates == "random" or not top:
@@ -259,15 +258,15 @@ def _place(model: LanguageModel, sae: SAE, episodes: Episodes, config: HeadroomC
 
 
 def _through_the_prefix(
-    model: LanguageModel, places: list[_Place], episodes: Episodes, config: HeadroomConfig, cache: PromptCache
+    model: LanguageModel, places: list[_Place], prompts: TaskPrompts, config: HeadroomConfig, cache: PromptCache
 ) -> tuple[Headroom, ...]:
     del cache
     lines: list[Headroom] = []
-    with Meter("trying features", len(places) * len(config.dose) * len(episodes)) as meter:
+    with Meter("trying features", len(places) * len(config.dose) * len(prompts)) as meter:
         for place in places:
             for dose in config.dose:
                 table = headroom_table(
-                    model, place.sae, episodes, site=place.site, dose=dose, unit=config.unit, seed=config.seed,
+                    model, place.sae, prompts, site=place.site, dose=dose, unit=config.unit, seed=config.seed,
                     progress=meter.advance,
                 )  # fmt: skip
                 lines += [_line(table, place, mask, dose, config) for mask in config.masks]
@@ -275,17 +274,17 @@ def _through_the_prefix(
 
 
 def _by_decoding(
-    model: LanguageModel, places: list[_Place], episodes: Episodes, config: HeadroomConfig, cache: PromptCache
+    model: LanguageModel, places: list[_Place], prompts: TaskPrompts, config: HeadroomConfig, cache: PromptCache
 ) -> tuple[Headroom, ...]:
     """Candidates of all masks are decoded once per dose, and each mask's lines are drawn from its own."""
     plans = [
-        DecodingPlan(len(episodes), len(place.union.features), place.randoms, len(config.dose), episodes.max_new_tokens)
+        DecodingPlan(len(prompts), len(place.union.features), place.randoms, len(config.dose), prompts.max_new_tokens)
         for place in places
     ]
     total = sum(plan.tokens for plan in plans)
     if total > config.token_limit:
         raise UserError(
-            f"headroom of {episodes.task.name}",
+            f"headroom of {prompts.task.name}",
             f"up to {total:,} tokens would be decoded, more than the limit of {config.token_limit:,}",
             "lower --items, --features, --max-new-tokens or the number of doses and masks, or raise --token-limit",
         )
@@ -296,7 +295,7 @@ def _by_decoding(
         for place in places:
             for dose in config.dose:
                 table = headroom_by_decoding(
-                    model, place.sae, episodes, place.union, site=place.site, dose=dose, unit=config.unit,
+                    model, place.sae, prompts, place.union, site=place.site, dose=dose, unit=config.unit,
                     randoms=place.randoms, seed=config.seed, batch_size=config.batch_size, prompt_cache=cache,
                     progress=meter.advance,
                 )  # fmt: skip

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, PromptCache, decode
-from trimtab.policies.episodes import Episodes
+from trimtab.control.task_prompts import TaskPrompts
+from trimtab.lm import Decoded, InterventionSource, LanguageModel, PromptCache
 from trimtab.steering import DivergenceRecorder
 from trimtab.tasks import Outcome
 
 
 class Rollouts(NamedTuple):
-    """Decoded rows of some episodes, each item `repeats` times, copies side by side."""
+    """Decoded rows of some items, each `repeats` times, copies side by side."""
 
     decoded: Decoded
     outcomes: list[Outcome]
@@ -37,7 +37,7 @@ class Rollouts(NamedTuple):
 def roll_out(
     model: LanguageModel,
     source: InterventionSource | None,
-    episodes: Episodes,
+    prompts: TaskPrompts,
     *,
     repeats: int = 1,
     seed: int = 0,
@@ -54,7 +54,7 @@ def roll_out(
     Args:
         model: the model.
         source: what steers; None for the model as it is.
-        episodes: what is decoded.
+        prompts: what is decoded.
         repeats: rows per item.
         seed: of all draws.
         temperature: of tokens; actions are drawn by the source.
@@ -66,34 +66,31 @@ def roll_out(
         progress: called with the number of rows whenever some have ended.
 
     Raises:
-        UserError: see `decode` and `Episodes.outcomes`.
+        UserError: see `decode` and `TaskPrompts.outcomes`.
     """
-    config = DecodeConfig(
-        max_new_tokens=episodes.max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
-    )
     recorder = None
     if source is not None and (kl_penalty or measure_kl):
         recorder = DivergenceRecorder(
-            model, source, n_rows=len(episodes) * repeats, max_new_tokens=episodes.max_new_tokens
+            model, source, n_rows=len(prompts) * repeats, max_new_tokens=prompts.max_new_tokens
         )
     began = time.perf_counter()
     with recorder or nullcontext():
-        decoded = decode(
+        decoded = prompts.decode(
             model,
-            episodes.prompts,
-            config,
             source,
             repeats=repeats,
-            samples=range(first_sample, first_sample + len(episodes)),
-            allowed=episodes.allowed,
+            seed=seed,
+            temperature=temperature,
+            batch_size=batch_size,
+            first_sample=first_sample,
             prompt_cache=prompt_cache,
             progress=progress,
             observe=recorder.see if recorder else None,
         )
     seconds = time.perf_counter() - began
-    outcomes = episodes.outcomes(decoded)
+    outcomes = prompts.outcomes(decoded)
     length = torch.tensor([len(ids) for ids in decoded.token_ids])
-    reward = torch.zeros(len(decoded), episodes.max_new_tokens)
+    reward = torch.zeros(len(decoded), prompts.max_new_tokens)
     reward[torch.arange(len(decoded)), length - 1] = torch.tensor([o.reward for o in outcomes], dtype=reward.dtype)
     kl = None
     if recorder is not None:

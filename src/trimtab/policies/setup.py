@@ -1,14 +1,15 @@
-"""From a config's names to what training, evaluation and analyses work with: model, SAE, task, mask, source."""
+"""From a config's names to what training, evaluation and analyses work with: the setting, and the task in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from trimtab.control.masks import PromptFirings
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.lm import LanguageModel, PromptCache, Site, load_model
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.episodes import Episodes
-from trimtab.policies.masks import FeatureMask, PromptFirings, build_mask
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
 from trimtab.policies.task_options import task_options
@@ -20,18 +21,13 @@ from trimtab.tasks import Task, load_task, read_task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """A policy's surroundings. One prompt cache and one record of prompts' firings serve all rollouts."""
+class Setup(Setting):
+    """The setting of a policy. One prompt cache and one record of prompts' firings serve all rollouts."""
 
     config: PolicyConfig
-    model: LanguageModel
-    sae: SAE
+    dictionary: SAE
     site: Site
     task: Task
-    prompt_cache: PromptCache | None
-    firings: PromptFirings
-    mask_features: tuple[int, ...]
-    """Features of the mask `top-confidence`; empty under the others."""
 
     @classmethod
     def of(cls, config: PolicyConfig) -> Setup:
@@ -56,32 +52,37 @@ class Setup:
             with Meter("ranking features", live) as meter:
                 table = rank(model, sae, "delta-confidence", site=site, progress=meter.advance)
             features = tuple(int(i) for i in table.top(config.mask_features).feature)
+        cache = PromptCache(model, max_bytes=int(config.prompt_cache_gb * 2**30)) if config.prompt_cache_gb else None
         return cls(
             config=config,
             model=model,
-            sae=sae,
+            dictionary=sae,
             site=site,
             task=task,
-            prompt_cache=PromptCache(model, max_bytes=int(config.prompt_cache_gb * 2**30))
-            if config.prompt_cache_gb
-            else None,
-            firings=PromptFirings(model, site, sae),
+            dose=config.dose,
+            unit=config.unit,
+            mask=config.mask,
             mask_features=features,
+            firings=PromptFirings(model, site, sae),
+            seed=config.seed,
+            temperature=config.temperature,
+            batch_size=config.batch_size,
+            prompt_cache=cache,
         )
 
-    def episodes(self, split: str, limit: int | None = None) -> Episodes:
+    def with_seed_of(self, config: PolicyConfig) -> Setup:
+        """The same for a config that differs in its seed alone."""
+        return replace(self, config=config, seed=config.seed)
+
+    def prompts(self, split: str, limit: int | None = None) -> TaskPrompts:
         """Items of a split, at most `limit`, the same ones every time."""
-        return Episodes.of(
+        return TaskPrompts.of(
             self.model,
             self.task,
             self.task.sample(split, limit),
             options_only=self.config.options_only,
             max_new_tokens=self.config.max_new_tokens,
         )
-
-    def mask(self) -> FeatureMask:
-        """A fresh mask of the config's kind."""
-        return build_mask(self.config.mask, self.sae, prompt_firings=self.firings, features=self.mask_features or None)
 
     def source(
         self,
@@ -97,14 +98,14 @@ class Setup:
             policy: picks features.
             greedy: take the most likely action.
             directions: what actions index instead of the SAE's rows.
-            dose: instead of the config's.
+            dose: instead of the setting's.
         """
         return PolicySource(
             policy,
-            directions or self.sae,
-            self.mask(),
-            self.config.dose if dose is None else dose,
+            directions or self.dictionary,
+            self.fresh_mask(),
+            self.dose if dose is None else dose,
             self.site,
-            unit=self.config.unit,
+            unit=self.unit,
             greedy=greedy,
         )

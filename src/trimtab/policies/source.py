@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trimtab.control.masks import FeatureMask, MaskRecord
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform
-from trimtab.policies.masks import FeatureMask, MaskRecord
 from trimtab.policies.networks import Policy
 from trimtab.steering import Choice, DirectionSource, DirectionTable, check_doses
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import Learner, UpdateReport
 from trimtab.policies.rollout import Rollouts, roll_out
@@ -108,12 +108,12 @@ def train_policy(config: PolicyConfig) -> TrainingSummary:
 def fit(setup: Setup, run: Run) -> TrainedPolicy:
     """Train in an open run; the caller sees to everything else that the run should hold and finishes it."""
     config = setup.config
-    train = setup.episodes("train", config.train_items)
-    validation = setup.episodes("validation", config.validation_items)
+    train = setup.prompts("train", config.train_items)
+    validation = setup.prompts("validation", config.validation_items)
     run.record(
         hashes={
             "model": setup.model.fingerprint,
-            "dictionary": setup.sae.fingerprint,
+            "dictionary": setup.dictionary.fingerprint,
             "data": hashlib.sha256((train.digest() + validation.digest()).encode()).hexdigest(),
         },
         splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
@@ -125,14 +125,19 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
     return replace(trained, warnings=tuple(dict.fromkeys((*trained.warnings, *warnings))))
 
 
+def fresh_policy(setup: Setup) -> Policy:
+    """An untrained policy of the config's shape and seed."""
+    config, rows = setup.config, setup.dictionary.directions
+    return Policy.build(rows, hidden=config.hidden, head=config.head, seed=config.seed).to(setup.model.device)
+
+
 class _Trainer:
-    def __init__(self, setup: Setup, run: Run, train: Episodes, validation: Episodes) -> None:
+    def __init__(self, setup: Setup, run: Run, train: TaskPrompts, validation: TaskPrompts) -> None:
         config = setup.config
         self.setup, self.config, self.run = setup, config, run
         self.train, self.validation = train, validation
         self.batch = min(config.items_per_iteration, len(train))
-        self.policy = Policy.build(setup.sae.directions, hidden=config.hidden, head=config.head, seed=config.seed)
-        self.policy.to(setup.model.device)
+        self.policy = fresh_policy(setup)
         self.learner = Learner(self.policy, config.ppo)
         self.iteration = 0
         self.best: dict[str, Tensor] = {}
@@ -177,10 +182,10 @@ class _Trainer:
             self._validate(meter)
         self._save()
 
-    def _see(self, episodes: Episodes, meter: Meter) -> None:
+    def _see(self, prompts: TaskPrompts, meter: Meter) -> None:
         """Show the normaliser what the policy meets on items, and set how likely no edit is at the start."""
         source = self.setup.source(self.policy)
-        self._decode(source, episodes, meter)
+        self._decode(source, prompts, meter)
         decisions = source.decisions
         self.policy.normaliser.show(decisions.observation[decisions.valid])
         if self.config.initial_no_edit:
@@ -240,10 +245,10 @@ class _Trainer:
             self.facts["warnings"] = [*self.facts["warnings"], warning]
             _warn([warning])
 
-    def _decode(self, source: Any, episodes: Episodes, meter: Meter | None = None) -> Rollouts:
+    def _decode(self, source: Any, prompts: TaskPrompts, meter: Meter | None = None) -> Rollouts:
         config = self.config
         return roll_out(
-            self.setup.model, source, episodes, seed=config.seed, temperature=config.temperature,
+            self.setup.model, source, prompts, seed=config.seed, temperature=config.temperature,
             batch_size=config.batch_size, prompt_cache=self.setup.prompt_cache,
             progress=None if meter is None else meter.advance,
         )  # fmt: skip
@@ -289,7 +294,7 @@ class _Trainer:
             "entropy": entropy,
             "effective_features": math.exp(entropy),
             "allowed": float(decisions.n_allowed[valid].float().mean()),
-            "no_edit_share": float((decisions.action[valid] == self.setup.sae.n_features).float().mean()),
+            "no_edit_share": float((decisions.action[valid] == self.setup.dictionary.n_features).float().mean()),
         }
 
     def _save(self) -> None:
@@ -357,9 +362,8 @@ def load_policy(setup: Setup, run: Run) -> Policy:
     checkpoint = latest_checkpoint(run.file(CHECKPOINTS))
     if checkpoint is None:
         raise UserError(f"run {run.path}", "it holds no checkpoint", "train the policy first")
-    config = setup.config
-    policy = Policy.build(setup.sae.directions, hidden=config.hidden, head=config.head, seed=config.seed)
+    policy = fresh_policy(setup)
     policy.load_state_dict(
         {name.removeprefix("best."): t for name, t in checkpoint.tensors.items() if name.startswith("best.")}
     )
-    return policy.to(setup.model.device)
+    return policy

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.headroom import headroom
-from trimtab.policies.headroom_by_decoding import PROMPTS_TOGETHER
 from trimtab.policies.headroom_candidates import NothingAllowedError
 from trimtab.policies.headroom_command import HeadroomResult
 from trimtab.policies.setup import Setup
@@ -15,11 +14,12 @@ from trimtab.policies.setup_headroom import allowed_by, setup_headroom
 from trimtab.runs import Run, json_safe, write_json
 
 HEADROOM_FILE = "headroom.json"
+PROMPTS_TOGETHER = 16
 ITEMS = 8
 """Items for one-token answers, if nothing else was asked for."""
 
 
-def training_headroom(setup: Setup, run: Run, validation: Episodes) -> tuple[str, ...]:
+def training_headroom(setup: Setup, run: Run, validation: TaskPrompts) -> tuple[str, ...]:
     """Measure headroom on the first validation items, unless the run holds it already.
 
     Where answers are longer than a token, the 48 allowed features highest in delta-confidence are held over them, or 48
@@ -66,7 +66,7 @@ def training_headroom(setup: Setup, run: Run, validation: Episodes) -> tuple[str
     return tuple(dict.fromkeys([*warnings, *(warning for line in lines for warning in line["warnings"])]))
 
 
-def _mask_warnings(setup: Setup, validation: Episodes) -> tuple[str, ...]:
+def _mask_warnings(setup: Setup, validation: TaskPrompts) -> tuple[str, ...]:
     """Whether the mask allows anything where answers begin; items are looked at until one says so."""
     kind = setup.config.mask
     if kind not in ("current", "accumulated"):  # the others are lists, which are never empty

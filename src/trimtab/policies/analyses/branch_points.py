@@ -25,7 +25,7 @@ from torch import Tensor
 
 from trimtab.lm.sampling import uniform
 from trimtab.policies.analyses.forks import NO_EDIT, OWN_CHOICE, Decision, Substitutes, fork_source
-from trimtab.policies.analyses.played import PolicyPlay, rewards, right, spread
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, rewards, right, spread
 from trimtab.policies.source import masked_log_softmax
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, benjamini_hochberg, bootstrap_statistic, wilson_interval
@@ -132,7 +132,7 @@ class _Try(NamedTuple):
 
 
 def branch_points(
-    play: PolicyPlay,
+    rollouts: PolicyRollouts,
     *,
     items: int = 8,
     tokens: int = 8,
@@ -146,7 +146,7 @@ def branch_points(
     """Try tokens of a policy's rollouts.
 
     Args:
-        play: the rollouts.
+        rollouts: the rollouts.
         items: how many of them, from the first on; their outcome plays no part in the choice.
         tokens: decisions of each, evenly spaced.
         candidates: m.
@@ -157,28 +157,28 @@ def branch_points(
         progress: called with the number of tokens done.
     """
     by_step: defaultdict[int, list[_Try]] = defaultdict(list)
-    for item in range(min(items, len(play))):
-        for step in spread(int(play.steps[item]), tokens):
-            by_step[step].append(_prepare(play, item, step, candidates, draws, tolerance, seed))
+    for item in range(min(items, len(rollouts))):
+        for step in spread(int(rollouts.steps[item]), tokens):
+            by_step[step].append(_prepare(rollouts, item, step, candidates, draws, tolerance, seed))
     rows: list[BranchToken] = []
     forks: list[Fork] = []
     not_repeated = 0
     for step, tries in sorted(by_step.items()):
         kept = [one for one in tries if len(one.candidates)]
         if kept:
-            repeated = _decode(play, step, kept, candidates, rows, forks)
+            repeated = _decode(rollouts, step, kept, candidates, rows, forks)
             not_repeated += len(kept) - repeated
         if progress is not None:
             progress(len(tries))
     rows = _corrected(rows, false_discovery_rate)
-    place = {item.id: i for i, item in enumerate(play.episodes.items)}
+    place = {item.id: i for i, item in enumerate(rollouts.prompts.items)}
     rows.sort(key=lambda row: (place[row.item], row.step))
     return BranchPoints(
         tokens=tuple(rows),
         forks=tuple(forks),
         items=len({row.item for row in rows}),
         excess=_excess(rows, seed),
-        rescued=_rescued(play, rows, forks),
+        rescued=_rescued(rollouts, rows, forks),
         false_discovery_rate=false_discovery_rate,
         not_repeated=not_repeated,
         warnings=_warnings(rows, candidates, false_discovery_rate, not_repeated),
@@ -197,27 +197,29 @@ def fisher_greater(a: int, n_a: int, b: int, n_b: int) -> float:
     return ways / math.comb(total, n_a)
 
 
-def _prepare(play: PolicyPlay, item: int, step: int, candidates: int, draws: int, tolerance: float, seed: int) -> _Try:
-    decisions, dose = play.decisions, play.source.dose
-    n, device = play.source.table.n, decisions.observation.device
+def _prepare(
+    rollouts: PolicyRollouts, item: int, step: int, candidates: int, draws: int, tolerance: float, seed: int
+) -> _Try:
+    decisions, dose = rollouts.decisions, rollouts.source.dose
+    n, device = rollouts.source.table.n, decisions.observation.device
     row, at = torch.tensor([item], device=device), torch.tensor([step], device=device)
     with torch.no_grad():
-        logits = play.policy.actor(play.policy.normaliser(decisions.observation[row, at]))
+        logits = rollouts.policy.actor(rollouts.policy.normaliser(decisions.observation[row, at]))
         logp = masked_log_softmax(logits, decisions.allowed(row, at))[0].cpu()
     taken = int(decisions.action[item, step])
     logp[taken] = logp[n] = float("-inf")
     order = logp.argsort(descending=True, stable=True)[:candidates]
     chosen = order[logp[order] > float("-inf")]
-    decision = Decision(play, item, step)
+    decision = Decision(rollouts, item, step)
     doses = torch.full((len(chosen),), dose)
     kl = decision.local_kl(chosen, doses) if len(chosen) else torch.zeros(0)
     own_kl = float(decision.local_kl(torch.tensor([taken]), torch.tensor([dose]))) if taken < n else 0.0
-    live = play.source.table.live_ids()
+    live = rollouts.source.table.live_ids()
     pool = live[~torch.isin(live, torch.cat([chosen, torch.tensor([taken])]))]
     wanted = min(len(chosen) * draws, len(pool) // max(1, len(chosen)) * len(chosen))
     if not wanted:
         return _Try(item, step, chosen[:0], chosen[:0], doses[:0], kl[:0], kl[:0], own_kl, len(chosen))
-    position = len(play.episodes.prompts[item]) - 1 + step
+    position = len(rollouts.prompts.ids[item]) - 1 + step
     key = torch.tensor([item])
     u = torch.stack([uniform(seed, key, 0, torch.tensor([position]), CONTROL_STREAM + i) for i in range(wanted)], dim=1)
     drawn = pool[draw_without_replacement(u, len(pool))[0]]
@@ -232,10 +234,12 @@ def _prepare(play: PolicyPlay, item: int, step: int, candidates: int, draws: int
     )  # fmt: skip
 
 
-def _decode(play: PolicyPlay, step: int, tries: list[_Try], m: int, rows: list[BranchToken], forks: list[Fork]) -> int:
+def _decode(
+    rollouts: PolicyRollouts, step: int, tries: list[_Try], m: int, rows: list[BranchToken], forks: list[Fork]
+) -> int:
     """Decode all forks at one step, all items together; give the number of rollouts that were repeated."""
     feature = torch.full((len(tries), 2 + 2 * m), OWN_CHOICE)
-    dose = torch.full((len(tries), 2 + 2 * m), float(play.source.dose))
+    dose = torch.full((len(tries), 2 + 2 * m), float(rollouts.source.dose))
     feature[:, 1] = NO_EDIT
     for i, one in enumerate(tries):
         tried = len(one.candidates)
@@ -243,31 +247,33 @@ def _decode(play: PolicyPlay, step: int, tries: list[_Try], m: int, rows: list[B
         feature[i, 2 + m : 2 + m + tried] = one.random
         dose[i, 2 + m : 2 + m + tried] = one.random_dose
     which = [one.item for one in tries]
-    source = fork_source(play, which, step, Substitutes(feature, dose))
-    decoded, outcomes = play.decode_again(source, which, step=step, repeats=feature.shape[1])
+    source = fork_source(rollouts, which, step, Substitutes(feature, dose))
+    decoded, outcomes = rollouts.decode_again(source, which, step=step, repeats=feature.shape[1])
     reward = rewards(outcomes).reshape(feature.shape)
     repeated = 0
     for i, one in enumerate(tries):
-        repeated += decoded.token_ids[i * feature.shape[1]] == play.decoded.token_ids[one.item][step:]
+        repeated += decoded.token_ids[i * feature.shape[1]] == rollouts.decoded.token_ids[one.item][step:]
         flips = np.abs(reward[i] - reward[i, 0]) > FLIP
-        rows.append(_token(play, one, reward[i], flips, m))
-        forks += _forks(play, one, dose[i], reward[i], flips, m)
+        rows.append(_token(rollouts, one, reward[i], flips, m))
+        forks += _forks(rollouts, one, dose[i], reward[i], flips, m)
     return repeated
 
 
-def _token(play: PolicyPlay, one: _Try, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int) -> BranchToken:
+def _token(
+    rollouts: PolicyRollouts, one: _Try, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int
+) -> BranchToken:
     tried = len(one.candidates)
     a, b = int(flips[2 : 2 + tried].sum()), int(flips[2 + m : 2 + m + tried].sum())
-    ids = [*play.episodes.prompts[one.item], *play.decoded.token_ids[one.item]]
-    position = len(play.episodes.prompts[one.item]) - 1 + one.step
-    taken = int(play.decisions.action[one.item, one.step])
+    ids = [*rollouts.prompts.ids[one.item], *rollouts.decoded.token_ids[one.item]]
+    position = len(rollouts.prompts.ids[one.item]) - 1 + one.step
+    taken = int(rollouts.decisions.action[one.item, one.step])
     p = fisher_greater(a, tried, b, tried)
     return BranchToken(
-        item=play.episodes.items[one.item].id,
+        item=rollouts.prompts.items[one.item].id,
         step=one.step,
         position=position,
-        token=play.text([ids[position]]),
-        feature=taken if taken < play.source.table.n else NO_EDIT,
+        token=rollouts.text([ids[position]]),
+        feature=taken if taken < rollouts.source.table.n else NO_EDIT,
         reward=float(reward[0]),
         tried=tried,
         unmatched=one.unmatched,
@@ -281,9 +287,9 @@ def _token(play: PolicyPlay, one: _Try, reward: NDArray[np.float64], flips: NDAr
 
 
 def _forks(
-    play: PolicyPlay, one: _Try, dose: Tensor, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int
+    rollouts: PolicyRollouts, one: _Try, dose: Tensor, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int
 ) -> list[Fork]:
-    taken, n = int(play.decisions.action[one.item, one.step]), play.source.table.n
+    taken, n = int(rollouts.decisions.action[one.item, one.step]), rollouts.source.table.n
     own = taken if taken < n else NO_EDIT
     listed = [("own", -1, own, 0, one.own_kl), ("none", -1, NO_EDIT, 1, 0.0)]
     for i in range(len(one.candidates)):
@@ -291,7 +297,7 @@ def _forks(
         listed.append(("random", i, int(one.random[i]), 2 + m + i, float(one.random_kl[i])))
     return [
         Fork(
-            item=play.episodes.items[one.item].id,
+            item=rollouts.prompts.items[one.item].id,
             step=one.step,
             kind=kind,
             pair=pair,
@@ -322,9 +328,9 @@ def _excess(rows: list[BranchToken], seed: int) -> Interval | None:
     return bootstrap_statistic(lambda v: float(v.mean()), [values], groups=[row.item for row in rows], seed=seed)
 
 
-def _rescued(play: PolicyPlay, rows: list[BranchToken], forks: list[Fork]) -> Interval | None:
-    ids = [item.id for item in play.episodes.items]
-    failing = np.flatnonzero(~right(play.unsteered) & ~right(play.outcomes))
+def _rescued(rollouts: PolicyRollouts, rows: list[BranchToken], forks: list[Fork]) -> Interval | None:
+    ids = [item.id for item in rollouts.prompts.items]
+    failing = np.flatnonzero(~right(rollouts.unsteered) & ~right(rollouts.outcomes))
     wrong = {ids[i] for i in failing} & {row.item for row in rows}
     own = {(fork.item, fork.step): fork.reward for fork in forks if fork.kind == "own"}
     open_to_it = [fork for fork in forks if fork.kind in ("candidate", "none")]

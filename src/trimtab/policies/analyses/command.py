@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pyarrow as pa
 from rich.console import Group
 
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import load_model
@@ -20,10 +21,9 @@ from trimtab.policies.analyses.branch_points import BranchPoints, branch_points
 from trimtab.policies.analyses.critic import CriticReport, Helped, helped_by_headroom, judge_critic
 from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, layer_report, text_rows
 from trimtab.policies.analyses.ledger import Ledger, feature_ledger
-from trimtab.policies.analyses.played import PolicyPlay
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.rendering import rendered
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.headroom_candidates import COUNT, check_count
 from trimtab.policies.networks import Policy
 from trimtab.policies.reading import COMMAND, read_policy_config
@@ -196,21 +196,21 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
     first = runs[0]
     warnings: list[str] = []
     setup = first.setup
-    branches = critic = ledger = play = None
+    branches = critic = ledger = rollouts = None
     items = setup.task.sample(config.split, config.items)
     if set(config.parts) - {"layers"}:
-        episodes = Episodes.of(
+        prompts = TaskPrompts.of(
             setup.model, setup.task, items, options_only=setup.config.options_only,
             max_new_tokens=setup.config.max_new_tokens,
         )  # fmt: skip
         whole = len(items) == len(setup.task.items(config.split))
         _note_opening(first.run, config.split, [item.id for item in items], whole, warnings)
-        play = PolicyPlay.of(setup, first.policy, episodes, greedy=not config.sampled)
-    if play is not None and "branch-points" in config.parts:
-        total = sum(min(int(n), config.branch_tokens) for n in play.steps[: config.branch_items])
+        rollouts = PolicyRollouts.of(setup, first.policy, prompts, greedy=not config.sampled)
+    if rollouts is not None and "branch-points" in config.parts:
+        total = sum(min(int(n), config.branch_tokens) for n in rollouts.steps[: config.branch_items])
         with Meter("trying tokens", total) as meter:
             branches = branch_points(
-                play,
+                rollouts,
                 items=config.branch_items,
                 tokens=config.branch_tokens,
                 candidates=config.branch_candidates,
@@ -221,10 +221,12 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
                 progress=meter.advance,
             )
         warnings += branches.warnings
-    if play is not None and "critic" in config.parts:
-        critic = judge_critic(play, _helped(play, branches, config), steps=config.critic_steps, seed=config.seed)
-    if play is not None and "ledger" in config.parts:
-        ledger = feature_ledger(play, ablated=config.ablated, contexts=config.contexts, seed=config.seed)
+    if rollouts is not None and "critic" in config.parts:
+        critic = judge_critic(
+            rollouts, _helped(rollouts, branches, config), steps=config.critic_steps, seed=config.seed
+        )
+    if rollouts is not None and "ledger" in config.parts:
+        ledger = feature_ledger(rollouts, ablated=config.ablated, contexts=config.contexts, seed=config.seed)
     layers = _layers(runs, config) if "layers" in config.parts else ()
     analysis = PolicyAnalysis(
         run=str(first.run.path),
@@ -309,10 +311,10 @@ def _note_opening(run: Run, split: str, ids: list[str], whole: bool, warnings: l
     run.open_split(split if whole else f"{split}[:{len(ids)}]", ids)
 
 
-def _helped(play: PolicyPlay, branches: BranchPoints | None, config: AnalyzeConfig) -> Helped:
-    if play.episodes.max_new_tokens == 1 or config.headroom_features is not None:
+def _helped(rollouts: PolicyRollouts, branches: BranchPoints | None, config: AnalyzeConfig) -> Helped:
+    if rollouts.prompts.max_new_tokens == 1 or config.headroom_features is not None:
         count = config.headroom_features or COUNT
-        return helped_by_headroom(play, items=config.headroom_items, features=count, seed=config.seed)
+        return helped_by_headroom(rollouts, items=config.headroom_items, features=count, seed=config.seed)
     if branches is None:
         return Helped(None, None, "not measured: branch points were not looked for, nor --headroom-features given")
     return Helped(
@@ -335,7 +337,7 @@ def _layers(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> tuple[LayerRep
                 layer_report(
                     setup,
                     one.policy,
-                    setup.episodes("validation", config.layer_items),
+                    setup.prompts("validation", config.layer_items),
                     texts[key],
                     run=str(one.run.path),
                     factors=config.dose_factor,

@@ -18,7 +18,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import StratifiedKFold
 
 from trimtab.errors import UserError
-from trimtab.policies.analyses.played import PolicyPlay, as_numpy, right, spread
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, as_numpy, right, spread
 from trimtab.policies.analyses.verdict import Verdict, verdict
 from trimtab.policies.headroom_candidates import COUNT
 from trimtab.policies.setup_headroom import setup_headroom
@@ -169,48 +169,48 @@ def critic_report(
     )
 
 
-def judge_critic(play: PolicyPlay, helped: Helped, *, steps: int = 16, seed: int = 0) -> CriticReport:
+def judge_critic(rollouts: PolicyRollouts, helped: Helped, *, steps: int = 16, seed: int = 0) -> CriticReport:
     """Judge the critic of a policy by its rollouts.
 
     Args:
-        play: the rollouts.
+        rollouts: the rollouts.
         helped: as `helped_by_headroom` or the branch points give it.
         steps: AUCs and curve points along the answer.
         seed: of folds and bootstrap.
     """
-    decisions = play.decisions
+    decisions = rollouts.decisions
     return critic_report(
         as_numpy(decisions.value),
         decisions.observation.float().cpu().numpy(),
         decisions.valid.cpu().numpy(),
-        before=right(play.unsteered),
-        after=right(play.outcomes),
+        before=right(rollouts.unsteered),
+        after=right(rollouts.outcomes),
         helped=helped,
         steps=steps,
         seed=seed,
     )
 
 
-def helped_by_headroom(play: PolicyPlay, *, items: int = 24, features: int = COUNT, seed: int = 0) -> Helped:
+def helped_by_headroom(rollouts: PolicyRollouts, *, items: int = 24, features: int = COUNT, seed: int = 0) -> Helped:
     """Try features, and as many random directions, on items that are wrong before and after.
 
     Which of the random directions are taken is averaged over, so that an item counts by the chance that one helps.
 
     Args:
-        play: the rollouts.
+        rollouts: the rollouts.
         items: how many of those items, from the first on.
         features: where answers are longer than one token: how many features to hold over the whole answer. Where they
             are one token, every feature that the mask allows is tried.
         seed: of the random directions.
     """
-    wrong = np.flatnonzero(~right(play.unsteered) & ~right(play.outcomes))[:items].tolist()
+    wrong = np.flatnonzero(~right(rollouts.unsteered) & ~right(rollouts.outcomes))[:items].tolist()
     if not wrong:
         return Helped(None, None, "no answer is wrong with and without the policy")
     try:
-        table = setup_headroom(play.setup, play.episodes.take(wrong), count=features, seed=seed)
+        table = setup_headroom(rollouts.setup, rollouts.prompts.take(wrong), count=features, seed=seed)
     except UserError as error:
         return Helped(None, None, f"not measured: {error.why}")
-    own = play.outcomes
+    own = rollouts.outcomes
     reached = np.array([own[i].reward for i in wrong]) + 1e-6
     helps = np.where(table.open, table.reward, -np.inf).max(1) > reached
     helping = (table.random > reached[:, None]).astype(np.float64)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.lm import DecodeStart, EditRequest, edited
-from trimtab.policies.analyses.played import PolicyPlay
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.source import PolicySource
 from trimtab.selection.distribution import EditedDistributions
 from trimtab.selection.scorer import LastTokenScorer
@@ -71,46 +71,45 @@ class SubstituteSource(DirectionSource):
         )
 
 
-def fork_source(play: PolicyPlay, items: list[int], step: int, substitutes: Substitutes) -> ForkSource:
+def fork_source(rollouts: PolicyRollouts, items: list[int], step: int, substitutes: Substitutes) -> ForkSource:
     """Copies of items' rollouts that leave the log at a decision.
 
     Args:
-        play: the rollouts.
+        rollouts: the rollouts.
         items: which, P of them; all reach the decision.
         step: number of the decision.
         substitutes: what replaces it; copies of an item side by side.
     """
     copies = substitutes.feature.shape[1]
     rows = torch.tensor(items).repeat_interleave(copies)
-    own = play.source
+    own, setup, observed = rollouts.source, rollouts.setup, rollouts.decisions.observation
     past = DirectionSource(own.table, own.sites[0], unit=own.unit, positions=own.positions)
-    seen = play.decisions.observation[rows.to(play.decisions.observation.device), :step].to(play.setup.model.dtype)
-    future = SubstituteSource(
-        play.setup.source(play.policy, greedy=play.greedy), step, play.episodes.max_new_tokens, seen, substitutes
-    )
+    seen = observed[rows.to(observed.device), :step].to(setup.model.dtype)
+    policy = setup.source(rollouts.policy, greedy=rollouts.greedy)
+    future = SubstituteSource(policy, step, rollouts.prompts.max_new_tokens, seen, substitutes)
     return ForkSource(
-        ReplaySource(play.decoded.edits, past, rows=rows), future, torch.tensor(_places(play, rows, step))
+        ReplaySource(rollouts.decoded.edits, past, rows=rows), future, torch.tensor(_places(rollouts, rows, step))
     )
 
 
-def _places(play: PolicyPlay, rows: Tensor, step: int) -> list[int]:
-    return [len(play.episodes.prompts[i]) - 1 + step for i in rows.tolist()]
+def _places(rollouts: PolicyRollouts, rows: Tensor, step: int) -> list[int]:
+    return [len(rollouts.prompts.ids[i]) - 1 + step for i in rows.tolist()]
 
 
 class Decision:
     """One decision of a rollout, at which edits can be weighed against each other.
 
     Args:
-        play: the rollouts.
+        rollouts: the rollouts.
         item: which.
         step: number of the decision.
     """
 
-    def __init__(self, play: PolicyPlay, item: int, step: int) -> None:
-        model, site, log = play.setup.model, play.setup.site, play.decoded.edits
-        ids = [*play.episodes.prompts[item], *play.decoded.token_ids[item][:step]]
+    def __init__(self, rollouts: PolicyRollouts, item: int, step: int) -> None:
+        model, site, log = rollouts.setup.model, rollouts.setup.site, rollouts.decoded.edits
+        ids = [*rollouts.prompts.ids[item], *rollouts.decoded.token_ids[item][:step]]
         mine = log.take((log.row == item) & (log.position < len(ids) - 1)).to(model.device)
-        self.play, self.table = play, play.source.table
+        self.rollouts, self.table = rollouts, rollouts.source.table
         past = None
         if len(mine):
             past = mine.edit().change(self.table.rows, torch.zeros_like(mine.position), mine.position)
@@ -123,7 +122,7 @@ class Decision:
         x = self.scorer.continuation.x.expand(len(feature), -1)
         feature, dose = feature.to(x.device), dose.to(x.device)
         most = self.table.most_active(feature[:, None])
-        length = coefficients(self.play.source.unit, dose[:, None], x, most)[:, 0]
+        length = coefficients(self.rollouts.source.unit, dose[:, None], x, most)[:, 0]
         plain = self.scorer.base.logits.log_softmax(-1)
 
         def kl(block: EditedDistributions) -> Tensor:

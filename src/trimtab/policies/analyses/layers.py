@@ -17,14 +17,14 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from trimtab.activations import read_documents, tokenise
+from trimtab.control.answers import ItemSet
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.evaluation import sample_text
 from trimtab.evaluation.documents import batches, pack
 from trimtab.lm import LanguageModel, Site, capture
 from trimtab.policies.analyses.variance_shares import variance_share
-from trimtab.policies.controls.scene import Scene
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.runs import json_safe
@@ -208,7 +208,7 @@ def kind_shares(
 def layer_report(
     setup: Setup,
     policy: Policy,
-    episodes: Episodes,
+    prompts: TaskPrompts,
     rows: TextRows,
     *,
     run: str = "",
@@ -216,37 +216,37 @@ def layer_report(
     live_sample: int = 256,
     seed: int = 0,
 ) -> LayerReport:
-    """Play a policy at several doses and say what kind of features it chooses at its own.
+    """Answer items under a policy at several doses and say what kind of features it chooses at its own.
 
     Args:
         setup: of its run.
         policy: the policy.
-        episodes: validation items.
+        prompts: validation items.
         rows: a text's activations at the run's site.
         run: its name.
         factors: doses, as multiples of the one it was trained with; that one is added if it is missing.
         live_sample: live features for the base rate.
         seed: of draws and bootstrap.
     """
-    scene = Scene.of(setup, episodes)
-    unsteered = scene.play().reward
+    items = ItemSet.of(setup, prompts)
+    unsteered = items.answer().reward
     points = []
     uses: Counter[int] = Counter()
     for factor in sorted({*factors, 1.0}):
-        source = setup.source(policy, greedy=True, dose=factor * setup.config.dose)
-        played = scene.play(source, kl=True)
-        assert played.kl is not None
+        source = setup.source(policy, greedy=True, dose=factor * setup.dose)
+        answers = items.answer(source, kl=True)
+        assert answers.kl is not None
         points.append(
             DosePoint(
-                factor * setup.config.dose,
-                bootstrap_mean(played.reward, seed=seed),
-                bootstrap_difference(played.reward, unsteered, seed=seed),
-                bootstrap_mean(played.kl.numpy(), seed=seed),
-                float(np.mean([o.malformed for o in played.outcomes])),
+                factor * setup.dose,
+                bootstrap_mean(answers.reward, seed=seed),
+                bootstrap_difference(answers.reward, unsteered, seed=seed),
+                bootstrap_mean(answers.kl.numpy(), seed=seed),
+                float(np.mean([o.malformed for o in answers.outcomes])),
             )
         )
         if factor == 1.0:
-            uses = Counter(played.edits.feature[played.edits.feature >= 0].tolist())
+            uses = Counter(answers.edits.feature[answers.edits.feature >= 0].tolist())
     tolerated = None
     for point in points:
         if point.difference.high < 0:
@@ -257,14 +257,14 @@ def layer_report(
     note = "" if uses else "the policy chose no feature"
     if uses:
         try:
-            kinds, shares = kind_shares(rows, setup.sae, uses, live_sample=live_sample, seed=seed)
+            kinds, shares = kind_shares(rows, setup.dictionary, uses, live_sample=live_sample, seed=seed)
         except UserError as error:
             note = error.why
     return LayerReport(
         run=run,
         site=str(setup.site),
-        unit=setup.config.unit,
-        trained_dose=setup.config.dose,
+        unit=setup.unit,
+        trained_dose=setup.dose,
         unsteered=bootstrap_mean(unsteered, seed=seed),
         doses=tuple(points),
         tolerated=tolerated,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from trimtab.lm import DecodeStart, EditRequest
-from trimtab.policies.analyses.played import PolicyPlay, rewards
+from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, rewards
 from trimtab.policies.source import PolicySource
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
@@ -107,7 +107,7 @@ class WithoutFeature(DirectionSource):
 
 
 def feature_ledger(
-    play: PolicyPlay,
+    rollouts: PolicyRollouts,
     *,
     ablated: int = 16,
     contexts: int = 5,
@@ -119,7 +119,7 @@ def feature_ledger(
     """Account for every edit of a policy's rollouts.
 
     Args:
-        play: the rollouts.
+        rollouts: the rollouts.
         ablated: measure the reward without it for this many of the most used features.
         contexts: uses to show of each feature.
         window: tokens shown before the edited one.
@@ -127,10 +127,10 @@ def feature_ledger(
         effects: of `token_effects` on these rollouts, if they are known.
         progress: called with the number of features done.
     """
-    decoded, n = play.decoded, play.source.table.n
-    effects = effects or token_effects(play.setup.model, decoded, play.source, top_k=1)
-    action = play.decisions.action.cpu()
-    valid = play.decisions.valid.cpu()
+    decoded, n = rollouts.decoded, rollouts.source.table.n
+    effects = effects or token_effects(rollouts.setup.model, decoded, rollouts.source, top_k=1)
+    action = rollouts.decisions.action.cpu()
+    valid = rollouts.decisions.valid.cpu()
     uses = Counter(action[valid].tolist())
     no_edit = uses.pop(n, 0)
     entries = []
@@ -141,9 +141,9 @@ def feature_ledger(
         of_item = np.searchsorted(items, [item for item, _ in where])
         difference = None
         if rank < ablated:
-            without = WithoutFeature(play.setup.source(play.policy, greedy=play.greedy), feature)
-            _, outcomes = play.decode_again(without, items)
-            with_it = rewards(play.outcomes)[items]
+            without = WithoutFeature(rollouts.setup.source(rollouts.policy, greedy=rollouts.greedy), feature)
+            _, outcomes = rollouts.decode_again(without, items)
+            with_it = rewards(rollouts.outcomes)[items]
             difference = bootstrap_mean(with_it - rewards(outcomes), seed=seed)
         steps = [step for _, step in where]
         shown = [where[i] for i in np.argsort(-kl, kind="stable")[:contexts]]
@@ -156,42 +156,42 @@ def feature_ledger(
                 first_step=min(steps),
                 median_step=float(np.median(steps)),
                 last_step=max(steps),
-                tokens=_tokens(play, where),
+                tokens=_tokens(rollouts, where),
                 kl_local=bootstrap_ratio_of_sums(np.bincount(of_item, kl), np.bincount(of_item), seed=seed),
                 reward_difference=difference,
-                contexts=tuple(_context(play, effects, item, step, window) for item, step in shown),
+                contexts=tuple(_context(rollouts, effects, item, step, window) for item, step in shown),
             )
         )
         if progress is not None:
             progress(1)
-    return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(play))
+    return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(rollouts))
 
 
-def _ids(play: PolicyPlay, item: int, step: int) -> tuple[list[int], int]:
+def _ids(rollouts: PolicyRollouts, item: int, step: int) -> tuple[list[int], int]:
     """Tokens up to the one chosen next, and the place of the edited one."""
-    prompt = play.episodes.prompts[item]
-    return [*prompt, *play.decoded.token_ids[item][: step + 1]], len(prompt) - 1 + step
+    prompt = rollouts.prompts.ids[item]
+    return [*prompt, *rollouts.decoded.token_ids[item][: step + 1]], len(prompt) - 1 + step
 
 
-def _tokens(play: PolicyPlay, where: list[list[int]]) -> tuple[TokenCount, ...]:
-    if play.hides_text:
+def _tokens(rollouts: PolicyRollouts, where: list[list[int]]) -> tuple[TokenCount, ...]:
+    if rollouts.hides_text:
         return ()
     counts: Counter[int] = Counter()
     for item, step in where:
-        ids, place = _ids(play, item, step)
+        ids, place = _ids(rollouts, item, step)
         counts[ids[place]] += 1
-    return tuple(TokenCount(play.text([token]), count) for token, count in counts.most_common(5))
+    return tuple(TokenCount(rollouts.text([token]), count) for token, count in counts.most_common(5))
 
 
-def _context(play: PolicyPlay, effects: TokenEffects, item: int, step: int, window: int) -> Context:
-    ids, place = _ids(play, item, step)
+def _context(rollouts: PolicyRollouts, effects: TokenEffects, item: int, step: int, window: int) -> Context:
+    ids, place = _ids(rollouts, item, step)
     before = ids[max(0, place - window) : place]
     return Context(
-        item=play.episodes.items[item].id,
+        item=rollouts.prompts.items[item].id,
         step=step,
         position=place,
-        before=play.text(before) if before else "",
-        token=play.text([ids[place]]),
-        after=play.text([ids[place + 1]]),
+        before=rollouts.text(before) if before else "",
+        token=rollouts.text([ids[place]]),
+        after=rollouts.text([ids[place + 1]]),
         kl_local=effects.kl_local[item][step],
     )

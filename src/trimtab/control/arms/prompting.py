@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from trimtab.policies.controls.scene import Scene
-from trimtab.policies.episodes import Episodes
+from trimtab.control.answers import ItemSet
+from trimtab.control.task_prompts import TaskPrompts
 
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "mmlu": (
@@ -68,23 +68,23 @@ class PromptChoice:
         return asdict(self)
 
 
-def instructed(scene: Scene, instruction: str) -> Episodes:
+def instructed(items: ItemSet, instruction: str) -> TaskPrompts:
     """The items with an instruction before the user's text."""
-    model, episodes = scene.setup.model, scene.episodes
-    task = episodes.task
+    model, prompts = items.setting.model, items.prompts
+    task = prompts.task
     chat = task.chat and bool(model.tokenizer.chat_template)
-    texts = [f"{instruction}\n\n{task.prompt(item, episodes.permutation)}" for item in episodes.items]
-    return replace(episodes, prompts=tuple(tuple(model.encode_text(text, chat=chat)) for text in texts))
+    texts = [f"{instruction}\n\n{task.prompt(item, prompts.permutation)}" for item in prompts.items]
+    return replace(prompts, ids=tuple(tuple(model.encode_text(text, chat=chat)) for text in texts))
 
 
-def best_instruction(validation: Scene, instructions: Sequence[str] = ()) -> PromptChoice:
+def best_instruction(validation: ItemSet, instructions: Sequence[str] = ()) -> PromptChoice:
     """Choose by mean reward on validation; ties go to the first.
 
     Args:
         validation: items of validation.
         instructions: to try; those for the task by default.
     """
-    tried = tuple(instructions) or INSTRUCTIONS.get(validation.episodes.task.name, GENERAL)
-    rewards = [float(validation.play(episodes=instructed(validation, text)).reward.mean()) for text in tried]
+    tried = tuple(instructions) or INSTRUCTIONS.get(validation.prompts.task.name, GENERAL)
+    rewards = [float(validation.answer(prompts=instructed(validation, text)).reward.mean()) for text in tried]
     best = max(range(len(tried)), key=lambda i: (rewards[i], -i))
     return PromptChoice(instruction=tried[best], reward=rewards[best], tried=len(tried))

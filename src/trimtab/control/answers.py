@@ -1,4 +1,4 @@
-"""Where an arm plays: items, how they are decoded, what the policy did with them, and what came of an arm there."""
+"""Items of a split under a setting, what comes of them under an arm, and where a reference arm edited them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.lm import Decoded, EditLog, EditRequest, InterventionSource, PromptCache, TokenBatch, capture
-from trimtab.policies.controls.adapter import Adapter
-from trimtab.policies.controls.answers import divergence
-from trimtab.policies.episodes import Episodes
-from trimtab.policies.rollout import roll_out
-from trimtab.policies.setup import Setup
+from trimtab.control.adapter import Adapter
+from trimtab.control.answer_logits import divergence
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
+from trimtab.lm import Decoded, DecodeStart, EditLog, EditRequest, InterventionSource, PromptCache
 from trimtab.steering import Choice, DirectionSource
 from trimtab.tasks import Outcome
 
 
-class Played(NamedTuple):
-    """What came of an arm: one outcome per item and repeat, copies side by side."""
+class Answers(NamedTuple):
+    """What came of items under an arm: one outcome per item and repeat, copies side by side."""
 
     outcomes: list[Outcome]
     decoded: Decoded | None = None
@@ -44,16 +43,16 @@ class Played(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """At which decisions the policy edited, and how strongly."""
+class EditSchedule:
+    """At which decisions a reference arm edited, and how strongly."""
 
     relative: Float[Tensor, "P T"]
     """Signed length of each edit over ‖x‖; 0 where it left the activation alone."""
 
     @classmethod
-    def of(cls, played: Played) -> Schedule:
-        """What the log of a policy says. Rows are items."""
-        decoded, log = played.decoded, played.edits
+    def of(cls, answers: Answers) -> EditSchedule:
+        """What the log of a reference arm says. Rows are items."""
+        decoded, log = answers.decoded, answers.edits
         assert decoded is not None
         first = torch.tensor([decoded.first_position(row) - 1 for row in range(len(decoded))])
         relative = torch.zeros(len(decoded), max(map(len, decoded.token_ids)))
@@ -78,24 +77,23 @@ class Schedule:
 
 
 class MatchedSource(DirectionSource):
-    """Another source's features, at the policy's decisions and relative doses.
+    """Another source's features, at a reference arm's decisions and relative doses.
 
     Args:
         inner: picks features; its own doses are not used.
-        schedule: of the policy on the same items.
+        schedule: of the reference arm on the same items.
         scale: multiplies all doses.
     """
 
-    def __init__(self, inner: DirectionSource, schedule: Schedule, scale: float = 1.0) -> None:
+    def __init__(self, inner: DirectionSource, schedule: EditSchedule, scale: float = 1.0) -> None:
         super().__init__(inner.table, inner.sites[0], unit="relative")
         self.inner, self.relative, self.scale = inner, schedule.relative, scale
 
-    def start(self, start: object) -> None:
-        super().start(start)  # type: ignore[arg-type]
-        self.inner.start(self.begun)
-        device = self.begun.device
-        self.relative = self.relative.to(device)
-        self._first = torch.tensor([len(prompt) - 1 for prompt in self.begun.prompts], device=device)
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        self.inner.start(start)
+        self.relative = self.relative.to(start.device)
+        self._first = torch.tensor([len(prompt) - 1 for prompt in start.prompts], device=start.device)
 
     def pick(self, request: EditRequest) -> Choice | None:
         choice = self.inner.pick(request)
@@ -108,82 +106,76 @@ class MatchedSource(DirectionSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Items of one split under one run's config; `schedule` is what its policy did with them."""
+class ItemSet:
+    """Items of one split under a setting; `schedule` is what the reference arm did with them."""
 
-    setup: Setup
-    episodes: Episodes
+    setting: Setting
+    prompts: TaskPrompts
     cache: PromptCache
-    schedule: Schedule | None = None
+    schedule: EditSchedule | None = None
 
     @classmethod
-    def of(cls, setup: Setup, episodes: Episodes) -> Scene:
-        """A scene with the setup's prompt cache, or one of its own."""
-        return cls(setup=setup, episodes=episodes, cache=setup.prompt_cache or PromptCache(setup.model))
+    def of(cls, setting: Setting, prompts: TaskPrompts) -> ItemSet:
+        """Items with the setting's prompt cache, or one of their own."""
+        return cls(setting=setting, prompts=prompts, cache=setting.prompt_cache or PromptCache(setting.model))
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return len(self.prompts)
 
-    def take(self, which: Iterable[int]) -> Scene:
+    def take(self, which: Iterable[int]) -> ItemSet:
         """Some of the items."""
         kept = list(which)
-        schedule = None if self.schedule is None else Schedule(self.schedule.relative[kept])
-        return replace(self, episodes=self.episodes.take(kept), schedule=schedule)
+        schedule = None if self.schedule is None else EditSchedule(self.schedule.relative[kept])
+        return replace(self, prompts=self.prompts.take(kept), schedule=schedule)
 
-    def play(
+    def answer(
         self,
         source: InterventionSource | None = None,
         *,
         adapter: Adapter | None = None,
-        episodes: Episodes | None = None,
+        prompts: TaskPrompts | None = None,
         repeats: int = 1,
         seed: int | None = None,
         temperature: float | None = None,
         kl: bool = False,
-    ) -> Played:
-        """Decode all items.
+    ) -> Answers:
+        """Decode and score all items.
 
         Args:
             source: what steers.
             adapter: what changes the model.
-            episodes: other prompts for the same items.
+            prompts: other prompts for the same items.
             repeats: rows per item.
-            seed: of the draws; the config's by default.
-            temperature: of tokens; the config's by default.
+            seed: of the draws; the setting's by default.
+            temperature: of tokens; the setting's by default.
             kl: measure the divergence from the unsteered model.
         """
-        model, config = self.setup.model, self.setup.config
+        setting, asked = self.setting, prompts or self.prompts
         with adapter.active() if adapter else nullcontext():
-            rollouts = roll_out(
-                model,
+            decoded = asked.decode(
+                setting.model,
                 source,
-                episodes or self.episodes,
                 repeats=repeats,
-                seed=config.seed if seed is None else seed,
-                temperature=config.temperature if temperature is None else temperature,
-                batch_size=config.batch_size,
+                seed=setting.seed if seed is None else seed,
+                temperature=setting.temperature if temperature is None else temperature,
+                batch_size=setting.batch_size,
                 prompt_cache=self.cache if adapter is None else adapter.cache(self.cache),
             )
-        measured = divergence(model, rollouts.decoded, self.cache, source, adapter) if kl else None
-        return Played(rollouts.outcomes, rollouts.decoded, measured)
+        measured = divergence(setting.model, decoded, self.cache, source, adapter) if kl else None
+        return Answers(asked.outcomes(decoded), decoded, measured)
 
     def activations(self) -> Float[NDArray[np.float32], "P d"]:
         """Activations at the site at each item's last prompt token."""
-        model, site = self.setup.model, self.setup.site
-        parts: list[Tensor] = []
-        for prompts in self.batches(list(self.episodes.prompts)):
-            heads = [list(prompt[:-1]) for prompt in prompts]
-            batch = TokenBatch.full(torch.tensor([[prompt[-1]] for prompt in prompts], device=model.device))
-            past = torch.tensor([len(head) for head in heads], device=model.device)
-            held = self.cache.load(heads, max(map(len, heads)) + 1)
-            parts.append(capture(model, batch, [site], cache=held, past_lengths=past)[site][:, -1].float())
-        return torch.cat(parts).cpu().numpy()
+        setting, size = self.setting, min(64, self.setting.batch_size)
+        return last_prompt_activations(
+            setting.model, self.prompts, setting.needed_site(), self.cache, batch_size=size
+        )  # fmt: skip
 
     def batches(self, rows: list) -> Iterable[list]:
-        """Parts of a list, of at most 64 or the config's batch size."""
-        size = min(64, self.setup.config.batch_size)
+        """Parts of a list, of at most 64 or the setting's batch size."""
+        size = min(64, self.setting.batch_size)
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-Play = Callable[[Scene, float], list[Played]]
-"""Plays an arm, its doses multiplied by a number; several results are repeated draws."""
+Answer = Callable[[ItemSet, float], list[Answers]]
+"""Answers items under an arm, its doses multiplied by a number; several results are repeated draws."""

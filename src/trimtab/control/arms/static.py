@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from trimtab.policies.controls.scene import Played, Scene
+from trimtab.control.answers import Answers, ItemSet
 from trimtab.steering import DirectionTable, StaticSource
 
 
@@ -22,7 +22,7 @@ class StaticChoice:
 
     feature: int
     dose: float
-    """In the config's unit: the best of those tried."""
+    """In the setting's unit: the best of those tried."""
     reward: float
     """Mean on validation; the largest of many, and so too good."""
     features_tried: int
@@ -34,10 +34,10 @@ class StaticChoice:
         return asdict(self)
 
 
-def used_features(played: Iterable[Played], count: int) -> list[int]:
-    """The features that policies edited with most often, most often first."""
+def used_features(answers: Iterable[Answers], count: int) -> list[int]:
+    """The features that were edited with most often, most often first."""
     counts: Counter[int] = Counter()
-    for one in played:
+    for one in answers:
         feature = one.edits.feature
         counts.update(feature[feature >= 0].tolist())
     return [feature for feature, _ in counts.most_common(count)]
@@ -53,38 +53,36 @@ def gather(sources: Mapping[str, Sequence[int]]) -> tuple[list[int], dict[str, i
     return list(seen), {origin: counts.get(origin, 0) for origin in sources}
 
 
-def sample_of_live(scene: Scene, count: int, seed: int) -> list[int]:
+def sample_of_live(items: ItemSet, count: int, seed: int) -> list[int]:
     """Features drawn at random among those that fire."""
-    live = DirectionTable.of(scene.setup.sae).live_ids().numpy()
+    live = DirectionTable.of(items.setting.needed_dictionary()).live_ids().numpy()
     rng = np.random.default_rng([seed, 11])
     return rng.choice(live, min(count, len(live)), replace=False).tolist()
 
 
-def score_features(scene: Scene, features: Sequence[int], doses: Sequence[float]) -> Float[NDArray[np.float64], "F P"]:
+def score_features(
+    items: ItemSet, features: Sequence[int], doses: Sequence[float]
+) -> Float[NDArray[np.float64], "F P"]:
     """Reward of every item with each feature at its dose, at every decision.
 
     Args:
-        scene: items.
+        items: whose.
         features: ids.
-        doses: one for each, in the config's unit.
+        doses: one for each, in the setting's unit.
     """
-    config, site = scene.setup.config, scene.setup.site
-    block = max(1, min(len(features), config.batch_size))
+    block = max(1, min(len(features), items.setting.batch_size))
     parts = []
     for start in range(0, len(features), block):
         ids = torch.tensor(features[start : start + block])
         strength = torch.tensor(doses[start : start + block], dtype=torch.float32)
-        rows = len(scene)
-        source = StaticSource(
-            scene.setup.sae, ids.repeat(rows)[:, None], strength.repeat(rows)[:, None], site, unit=config.unit
-        )
-        played = scene.play(source, repeats=len(ids))
-        parts.append(played.reward.reshape(rows, len(ids)).T)
+        rows = len(items)
+        source = items.setting.static_source(ids.repeat(rows)[:, None], strength.repeat(rows)[:, None])
+        parts.append(items.answer(source, repeats=len(ids)).reward.reshape(rows, len(ids)).T)
     return np.concatenate(parts)
 
 
 def best_static(
-    validation: Scene,
+    validation: ItemSet,
     candidates: Mapping[str, Sequence[int]],
     *,
     factors: Sequence[float] = (0.5, 1.0, 2.0),
@@ -93,18 +91,18 @@ def best_static(
 ) -> StaticChoice:
     """Choose a feature and a dose by mean reward on validation.
 
-    All candidates are tried at the policy's dose on the first items; the best of them on all items at every dose. Ties
-    go to the dose nearest the policy's, then to the candidate that was named first.
+    All candidates are tried at the setting's dose on the first items; the best of them on all items at every dose. Ties
+    go to the dose nearest the setting's, then to the candidate that was named first.
 
     Args:
         validation: items of validation.
         candidates: features by where they come from.
-        factors: doses to try, as multiples of the policy's.
+        factors: doses to try, as multiples of the setting's.
         first_items: items of the first round.
         finalists: features of the second.
     """
     features, origins = gather(candidates)
-    dose = validation.setup.config.dose
+    dose = validation.setting.dose
     if len(features) > finalists:
         few = validation.take(range(min(first_items, len(validation))))
         scores = score_features(few, features, [dose] * len(features)).mean(1)
@@ -125,7 +123,6 @@ def best_static(
     )
 
 
-def static_source(scene: Scene, choice: StaticChoice) -> StaticSource:
+def static_source(items: ItemSet, choice: StaticChoice) -> StaticSource:
     """The feature at its own dose, at every decision."""
-    config = scene.setup.config
-    return StaticSource(scene.setup.sae, choice.feature, choice.dose, scene.setup.site, unit=config.unit)
+    return items.setting.static_source(choice.feature, choice.dose)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.control.adapter import Adapter
 from trimtab.lm import (
     Decoded,
     EditLog,
@@ -25,7 +26,6 @@ from trimtab.lm import (
     TokenBatch,
     edited,
 )
-from trimtab.policies.controls.adapter import Adapter
 
 LOGIT_BUDGET = 1 << 25
 """Logits held at once; rows per pass follow from it."""

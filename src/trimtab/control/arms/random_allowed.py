@@ -1,29 +1,29 @@
-"""A random feature at each decision, of those that the policy's mask allows there.
+"""A random feature at each decision, of those that the setting's mask allows there.
 
-Beside it the policy's choice stands alone: a mask by itself may leave only features that matter here.
+Beside it a policy's choice stands alone: a mask by itself may leave only features that matter here.
 """
 
 from __future__ import annotations
 
 import torch
 
+from trimtab.control.setting import Setting
 from trimtab.lm import DecodeStart, EditRequest
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform
-from trimtab.policies.setup import Setup
 from trimtab.steering import Choice, DirectionSource
 
 
 class AllowedRandomSource(DirectionSource):
-    """Picks uniformly among the features that a training's mask allows; where it allows none, none.
+    """Picks uniformly among the features that a setting's mask allows; where it allows none, none.
 
     Args:
-        setup: of the training: SAE, site and mask.
+        setting: gives dictionary, site and mask.
         seed: of the draws.
     """
 
-    def __init__(self, setup: Setup, seed: int) -> None:
-        super().__init__(setup.sae, setup.site, unit="relative")
-        self.mask, self.seed = setup.mask(), seed
+    def __init__(self, setting: Setting, seed: int) -> None:
+        super().__init__(setting.needed_dictionary(), setting.needed_site(), unit="relative")
+        self.mask, self.seed = setting.fresh_mask(), seed
 
     def start(self, start: DecodeStart) -> None:
         super().start(start)

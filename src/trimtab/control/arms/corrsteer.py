@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.control.answers import ItemSet
 from trimtab.errors import UserError
-from trimtab.lm import TokenBatch, capture
-from trimtab.policies.controls.scene import Scene
+from trimtab.lm import Decoded, TokenBatch, capture
 from trimtab.steering import StaticSource
 
 
@@ -34,26 +34,25 @@ class CorrSteerChoice:
         return asdict(self)
 
 
-def corrsteer(train: Scene) -> CorrSteerChoice:
+def corrsteer(train: ItemSet) -> CorrSteerChoice:
     """Choose by correlation over training items, in one pass that stores sums only.
 
     Raises:
         UserError: all answers are right, or all wrong, so that nothing correlates with correctness.
     """
-    setup = train.setup
-    played = train.play()
-    assert played.decoded is not None
+    dictionary, answers = train.setting.needed_dictionary(), train.answer()
+    assert answers.decoded is not None
     right = torch.tensor(
-        [o.reward if o.correct is None else float(o.correct) for o in played.outcomes], dtype=torch.float64
+        [o.reward if o.correct is None else float(o.correct) for o in answers.outcomes], dtype=torch.float64
     )
     if bool((right == right[0]).all()):
         raise UserError(
             "CorrSteer's choice", f"all {len(right)} training answers are worth the same", "leave out corrsteer"
         )
-    n = setup.sae.n_features
+    n = dictionary.n_features
     sums = {name: torch.zeros(n, dtype=torch.float64) for name in ("f", "ff", "fy")}
     for rows in train.batches(list(range(len(right)))):
-        pooled = _largest_activations(train, played.decoded.prompts, played.decoded.token_ids, rows).double().cpu()
+        pooled = _largest_activations(train, answers.decoded, rows).double().cpu()
         y = right[rows][:, None]
         sums["f"] += pooled.sum(0)
         sums["ff"] += pooled.square().sum(0)
@@ -65,7 +64,7 @@ def corrsteer(train: Scene) -> CorrSteerChoice:
     varies = sums["ff"] - sums["f"].square() / count > 1e-9 * sums["ff"].clamp_min(1e-30)
     correlation = torch.where(varies, covariance / spread.clamp_min(1e-30).sqrt(), -torch.inf)
     best = int(correlation.argmax())
-    norm = float(setup.sae.decoder_norms[best])
+    norm = float(dictionary.decoder_norms[best])
     return CorrSteerChoice(
         feature=best,
         correlation=float(correlation[best]),
@@ -75,19 +74,17 @@ def corrsteer(train: Scene) -> CorrSteerChoice:
     )
 
 
-def corrsteer_source(scene: Scene, choice: CorrSteerChoice) -> StaticSource:
+def corrsteer_source(items: ItemSet, choice: CorrSteerChoice) -> StaticSource:
     """The feature at CorrSteer's own coefficient, at every decision."""
-    return StaticSource(scene.setup.sae, choice.feature, choice.coefficient, scene.setup.site, unit="absolute")
+    return items.setting.static_source(choice.feature, choice.coefficient, "absolute")
 
 
-def _largest_activations(scene: Scene, prompts: list[list[int]], answers: list[list[int]], rows: list[int]) -> Tensor:
+def _largest_activations(items: ItemSet, decoded: Decoded, rows: list[int]) -> Tensor:
     """Each feature's largest activation over the decisions of each row, [rows, n]."""
-    setup = scene.setup
-    inputs = [prompts[row] + answers[row][:-1] for row in rows]
-    batch = TokenBatch.pad(inputs, setup.model.pad_id, setup.model.device)
-    x = capture(setup.model, batch, [setup.site])[setup.site]
+    model, site, dictionary = items.setting.model, items.setting.needed_site(), items.setting.needed_dictionary()
+    inputs = [decoded.prompts[row] + decoded.token_ids[row][:-1] for row in rows]
+    x = capture(model, TokenBatch.pad(inputs, model.pad_id, model.device), [site])[site]
     pooled = []
     for place, row in enumerate(rows):
-        decisions = len(answers[row])
-        pooled.append(setup.sae.encode(x[place, -decisions:]).max(0).values)
+        pooled.append(dictionary.encode(x[place, -len(decoded.token_ids[row]) :]).max(0).values)
     return torch.stack(pooled).detach()

@@ -1,4 +1,4 @@
-"""A LoRA trained on the policy's prompts: what changing weights does where the policy changes activations."""
+"""A LoRA trained on the training prompts: what changing weights does where others change activations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from trimtab.control.adapter import Adapter, AdapterPositions
+from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.learning import Learned, learn
 from trimtab.lm import PromptCache
-from trimtab.policies.controls.adapter import Adapter, AdapterPositions
-from trimtab.policies.controls.learning import Learned, learn
-from trimtab.policies.controls.scene import Played, Scene
 
 
 class LearnedAdapter:
-    """An adapter as a control that can be trained."""
+    """An adapter as an arm that can be trained."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -23,33 +23,33 @@ class LearnedAdapter:
     def module(self) -> nn.Module:
         return self.adapter
 
-    def applied(self, scene: Scene) -> AbstractContextManager[Any]:
+    def applied(self, items: ItemSet) -> AbstractContextManager[Any]:
         return self.adapter.active()
 
-    def cache(self, scene: Scene) -> PromptCache | None:
-        return self.adapter.cache(scene.cache)
+    def cache(self, items: ItemSet) -> PromptCache | None:
+        return self.adapter.cache(items.cache)
 
-    def play(
+    def answer(
         self,
-        scene: Scene,
+        items: ItemSet,
         *,
         repeats: int = 1,
         seed: int | None = None,
         temperature: float | None = None,
         kl: bool = False,
         scale: float = 1.0,
-    ) -> Played:
+    ) -> Answers:
         """Decode under the adapter, its changes multiplied by `scale`."""
         before, self.adapter.scale = self.adapter.scale, scale
         try:
-            return scene.play(adapter=self.adapter, repeats=repeats, seed=seed, temperature=temperature, kl=kl)
+            return items.answer(adapter=self.adapter, repeats=repeats, seed=seed, temperature=temperature, kl=kl)
         finally:
             self.adapter.scale = before
 
 
 def learn_adapter(
-    train: Scene,
-    validation: Scene,
+    train: ItemSet,
+    validation: ItemSet,
     *,
     rank: int = 8,
     positions: AdapterPositions = "generated",
@@ -63,6 +63,6 @@ def learn_adapter(
     Raises:
         UserError: the model's projections are not known.
     """
-    control = LearnedAdapter(Adapter(train.setup.model, rank=rank, positions=positions, seed=seed))
+    control = LearnedAdapter(Adapter(train.setting.model, rank=rank, positions=positions, seed=seed))
     found = learn(control, train, validation, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
     return control, found

@@ -1,4 +1,4 @@
-"""Which features a policy may choose at a token. No intervention is always allowed besides.
+"""Which features may be chosen at a token. No intervention is always allowed besides.
 
 - `none`: every feature;
 - `current`: those that fire at this token;
@@ -130,7 +130,7 @@ class AccumulatedMask:
     Args:
         dictionary: reads the activations.
         prompt_firings: per prompt, which features fire at its tokens before the last. Without it only the tokens at
-            which the policy decides count.
+            which a decision is made count.
     """
 
     def __init__(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.control.answers import Answers, ItemSet
 from trimtab.errors import UserError
-from trimtab.policies.controls.scene import Played, Scene
 from trimtab.tasks import Outcome
 
 
@@ -34,7 +34,7 @@ class LetterBias:
         return asdict(self)
 
 
-def letter_bias(validation: Scene) -> LetterBias:
+def letter_bias(validation: ItemSet) -> LetterBias:
     """Measure the places' rewards and prior on validation items.
 
     Raises:
@@ -43,7 +43,7 @@ def letter_bias(validation: Scene) -> LetterBias:
     most = max(len(_options(validation, i)) for i in range(len(validation)))
     if not most:
         raise UserError(
-            f"letter bias of {validation.episodes.task.name}", "its answers are not options", "leave out letters"
+            f"letter bias of {validation.prompts.task.name}", "its answers are not options", "leave out letters"
         )
     rewards = [float(np.mean([o.reward for o in always(validation, place)])) for place in range(most)]
     by_count: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
@@ -54,30 +54,30 @@ def letter_bias(validation: Scene) -> LetterBias:
     return LetterBias(place=place, reward=rewards[place], prior=prior)
 
 
-def always(scene: Scene, place: int) -> list[Outcome]:
+def always(items: ItemSet, place: int) -> list[Outcome]:
     """Outcomes of naming the option at one place every time (the last one where an item has fewer)."""
-    options = [_options(scene, i) for i in range(len(scene))]
+    options = [_options(items, i) for i in range(len(items))]
     texts = [o[min(place, len(o) - 1)] if o else "" for o in options]
-    return scene.episodes.task.score(scene.episodes.items, texts, scene.episodes.permutation)
+    return items.prompts.task.score(items.prompts.items, texts, items.prompts.permutation)
 
 
-def without_prior(scene: Scene, bias: LetterBias) -> Played:
+def without_prior(items: ItemSet, bias: LetterBias) -> Answers:
     """Outcomes of the unsteered model's best option, its liking for places removed."""
     texts = []
-    for i, values in enumerate(_option_logp(scene)):
+    for i, values in enumerate(_option_logp(items)):
         prior = np.array(bias.prior.get(len(values), (0.0,) * len(values)))
-        texts.append(_options(scene, i)[int(np.argmax(values - prior))])
-    return Played(scene.episodes.task.score(scene.episodes.items, texts, scene.episodes.permutation))
+        texts.append(_options(items, i)[int(np.argmax(values - prior))])
+    return Answers(items.prompts.task.score(items.prompts.items, texts, items.prompts.permutation))
 
 
-def _options(scene: Scene, index: int) -> tuple[str, ...]:
-    return scene.episodes.task.option_strings(scene.episodes.items[index])
+def _options(items: ItemSet, index: int) -> tuple[str, ...]:
+    return items.prompts.task.option_strings(items.prompts.items[index])
 
 
-def _option_logp(scene: Scene) -> list[NDArray[np.float64]]:
+def _option_logp(items: ItemSet) -> list[NDArray[np.float64]]:
     """Log-probability of each item's options at the first token."""
-    task, tokenizer = scene.episodes.task, scene.setup.model.tokenizer
-    allowed = scene.episodes.allowed or tuple(tuple(task.option_tokens(i, tokenizer)) for i in scene.episodes.items)
-    played = scene.play(episodes=replace(scene.episodes, allowed=allowed, max_new_tokens=1), temperature=0.0)
-    assert played.decoded is not None
-    return [np.array(steps[0]) for steps in played.decoded.allowed_logp]
+    task, tokenizer = items.prompts.task, items.setting.model.tokenizer
+    allowed = items.prompts.allowed or tuple(tuple(task.option_tokens(i, tokenizer)) for i in items.prompts.items)
+    answers = items.answer(prompts=replace(items.prompts, allowed=allowed, max_new_tokens=1), temperature=0.0)
+    assert answers.decoded is not None
+    return [np.array(steps[0]) for steps in answers.decoded.allowed_logp]

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.lm import DecodeConfig, Decoded, InterventionSource, decode
-from trimtab.policies.episodes import Episodes
 from trimtab.policies.networks import Policy
-from trimtab.policies.rollout import roll_out
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import Decisions, PolicySource
 from trimtab.tasks import Outcome
@@ -23,13 +22,13 @@ HIDDEN = "[hidden: the task holds harmful prompts]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyPlay:
+class PolicyRollouts:
     """One rollout of each item; row i is item i, its draws have the key i and branch 0."""
 
     setup: Setup
     policy: Policy
     greedy: bool
-    episodes: Episodes
+    prompts: TaskPrompts
     source: PolicySource
     """What made the rollouts; names sites and directions."""
     decoded: Decoded
@@ -38,37 +37,37 @@ class PolicyPlay:
     unsteered: tuple[Outcome, ...]
 
     @classmethod
-    def of(cls, setup: Setup, policy: Policy, episodes: Episodes, *, greedy: bool = True) -> PolicyPlay:
+    def of(cls, setup: Setup, policy: Policy, prompts: TaskPrompts, *, greedy: bool = True) -> PolicyRollouts:
         """Roll the policy out once over all items, and the unsteered model."""
-        config = setup.config
 
-        def play(source: PolicySource | None):
-            return roll_out(
-                setup.model, source, episodes, seed=config.seed, temperature=config.temperature,
-                batch_size=config.batch_size, prompt_cache=setup.prompt_cache,
+        def decode_under(source: PolicySource | None) -> Decoded:
+            return prompts.decode(
+                setup.model, source, seed=setup.seed, temperature=setup.temperature,
+                batch_size=setup.batch_size, prompt_cache=setup.prompt_cache,
             )  # fmt: skip
 
         source = setup.source(policy, greedy=greedy)
-        rollouts = play(source)
+        decoded = decode_under(source)
+        decisions = source.decisions
         return cls(
             setup=setup,
             policy=policy,
             greedy=greedy,
-            episodes=episodes,
+            prompts=prompts,
             source=source,
-            decoded=rollouts.decoded,
-            outcomes=tuple(rollouts.outcomes),
-            decisions=source.decisions,
-            unsteered=tuple(play(None).outcomes),
+            decoded=decoded,
+            outcomes=tuple(prompts.outcomes(decoded)),
+            decisions=decisions,
+            unsteered=tuple(prompts.outcomes(decode_under(None))),
         )
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return len(self.prompts)
 
     @property
     def hides_text(self) -> bool:
         """Whether the items' texts must not be shown."""
-        return isinstance(self.episodes.task, RefusalTask)
+        return isinstance(self.prompts.task, RefusalTask)
 
     @property
     def steps(self) -> NDArray[np.intp]:
@@ -90,25 +89,25 @@ class PolicyPlay:
             step: the first decision that is free.
             repeats: rows per item.
         """
-        config, episodes = self.setup.config, self.episodes.take(which)
+        setup, prompts = self.setup, self.prompts.take(which)
         decoded = decode(
-            self.setup.model,
-            episodes.prompts,
+            setup.model,
+            prompts.ids,
             DecodeConfig(
-                max_new_tokens=episodes.max_new_tokens - step,
-                temperature=config.temperature,
-                seed=config.seed,
-                batch_size=max(repeats, config.batch_size),
+                max_new_tokens=prompts.max_new_tokens - step,
+                temperature=setup.temperature,
+                seed=setup.seed,
+                batch_size=max(repeats, setup.batch_size),
             ),
             source,
             forced=[self.decoded.token_ids[i][:step] for i in which] if step else None,
             repeats=repeats,
             samples=list(which),
             branches=[0] * (len(which) * repeats),
-            allowed=episodes.allowed,
-            prompt_cache=self.setup.prompt_cache,
+            allowed=prompts.allowed,
+            prompt_cache=setup.prompt_cache,
         )
-        return decoded, episodes.outcomes(decoded)
+        return decoded, prompts.outcomes(decoded)
 
 
 def rewards(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:

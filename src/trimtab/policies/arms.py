@@ -14,19 +14,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from trimtab.control.adapter import AdapterPositions
+from trimtab.control.answers import Answer, Answers, ItemSet, MatchedSource
+from trimtab.control.arms.corrsteer import CorrSteerChoice, corrsteer, corrsteer_source
+from trimtab.control.arms.gated import GateFit, fit_gate, gated_like_reference, gated_source
+from trimtab.control.arms.letters import LetterBias, always, letter_bias, without_prior
+from trimtab.control.arms.lora import learn_adapter
+from trimtab.control.arms.prompting import PromptChoice, best_instruction, instructed
+from trimtab.control.arms.random_allowed import AllowedRandomSource
+from trimtab.control.arms.static import StaticChoice, best_static, static_source
+from trimtab.control.arms.vector import learn_vector
+from trimtab.control.dose_search import KlMatch, match_kl
+from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
-from trimtab.policies.controls.adapter import AdapterPositions
-from trimtab.policies.controls.corrsteer import CorrSteerChoice, corrsteer, corrsteer_source
-from trimtab.policies.controls.letters import LetterBias, always, letter_bias, without_prior
-from trimtab.policies.controls.lora import learn_adapter
-from trimtab.policies.controls.matching import KlMatch, match_kl
-from trimtab.policies.controls.probe import GateFit, fit_gate, gated_like_policy, gated_source
-from trimtab.policies.controls.prompting import PromptChoice, best_instruction, instructed
-from trimtab.policies.controls.random_allowed import AllowedRandomSource
-from trimtab.policies.controls.scene import MatchedSource, Play, Played, Scene
-from trimtab.policies.controls.static import StaticChoice, best_static, static_source
-from trimtab.policies.controls.vectors import learn_vector
 from trimtab.policies.networks import Policy
+from trimtab.policies.setup import Setup
 from trimtab.steering import DirectionSource, DirectionTable, RandomFeatureSource, StaticSource, TopActiveSource
 
 Control = Literal[
@@ -54,8 +56,8 @@ class Arm:
 
     name: str
     match: Match
-    play: Play
-    """On a scene, with all doses multiplied by a number."""
+    answer: Answer
+    """Answers items, with all doses multiplied by a number."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """How it was chosen or trained."""
     per_run: bool = True
@@ -67,9 +69,9 @@ class Arm:
     def label(self) -> str:
         return self.name if self.match == "own" else f"{self.name} at equal {self.match}"
 
-    def played(self, scene: Scene) -> list[Played]:
-        """The arm on a scene, at its scale."""
-        return self.play(scene, self.scale)
+    def answers(self, items: ItemSet) -> list[Answers]:
+        """What comes of items under the arm, at its scale."""
+        return self.answer(items, self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,8 @@ class Effort:
 
 
 def choose_shared(
-    train: Scene,
-    validation: Scene,
+    train: ItemSet,
+    validation: ItemSet,
     controls: Sequence[str],
     candidates: dict[str, Sequence[int]],
     *,
@@ -144,9 +146,10 @@ def choose_shared(
 
 
 def arms_of_run(
+    setup: Setup,
     policy: Policy,
-    train: Scene,
-    validation: Scene,
+    train: ItemSet,
+    validation: ItemSet,
     shared: Shared,
     controls: Sequence[str],
     effort: Effort,
@@ -155,6 +158,7 @@ def arms_of_run(
     """The arms of one run, the unsteered model and the policy first; `kl` arms are still to be scaled.
 
     Args:
+        setup: the run's.
         policy: the run's.
         train, validation: its items; `validation` with the policy's schedule.
         shared: choices made for all runs.
@@ -163,56 +167,63 @@ def arms_of_run(
         missing: filled with controls that cannot be had, and why.
     """
     assert validation.schedule is not None
-    arms = [Arm(name="unsteered", match="own", play=lambda scene, _: [scene.play(kl=True)], per_run=False)]
-    arms.append(Arm(name="policy", match="own", play=policy_play(policy)))
+    arms = [Arm(name="unsteered", match="own", answer=lambda items, _: [items.answer(kl=True)], per_run=False)]
+    arms.append(Arm(name="policy", match="own", answer=policy_answer(setup, policy)))
     edits = validation.schedule.edits > 0
     if not edits:
         missing["arms at equal dose and equal KL"] = "the policy edits none of the validation items"
 
-    def matched(name: str, inner: Callable[[Scene, int], DirectionSource], chosen: dict[str, Any], draws: int) -> None:
-        def play(scene: Scene, scale: float) -> list[Played]:
-            assert scene.schedule is not None
-            sources = [MatchedSource(inner(scene, draw), scene.schedule, scale) for draw in range(draws)]
-            return [scene.play(source, kl=True) for source in sources]
+    def matched(
+        name: str, inner: Callable[[ItemSet, int], DirectionSource], chosen: dict[str, Any], draws: int
+    ) -> None:
+        def answer(items: ItemSet, scale: float) -> list[Answers]:
+            assert items.schedule is not None
+            sources = [MatchedSource(inner(items, draw), items.schedule, scale) for draw in range(draws)]
+            return [items.answer(source, kl=True) for source in sources]
 
         if edits:
             about = chosen | ({"draws": draws} if draws > 1 else {})
-            arms.extend(Arm(name=name, match=match, play=play, chosen=about) for match in ("dose", "kl"))
+            arms.extend(Arm(name=name, match=match, answer=answer, chosen=about) for match in ("dose", "kl"))
 
-    seed = validation.setup.config.seed
+    seed = validation.setting.seed
     if "random" in controls:
-        matched("random", lambda scene, draw: _random(scene, seed * 1000 + draw), {}, effort.draws)
+        matched("random", lambda items, draw: _random(items, seed * 1000 + draw), {}, effort.draws)
     if "random-allowed" in controls:
         matched(
             "random-allowed",
-            lambda scene, draw: AllowedRandomSource(scene.setup, seed * 1000 + draw),
-            {"mask": validation.setup.config.mask},
+            lambda items, draw: AllowedRandomSource(items.setting, seed * 1000 + draw),
+            {"mask": validation.setting.mask},
             effort.draws,
         )
     if "most-active" in controls:
-        matched("most-active", lambda scene, _: TopActiveSource(scene.setup.sae, 1.0, scene.setup.site), {}, 1)
+        matched(
+            "most-active",
+            lambda items, _: TopActiveSource(items.setting.needed_dictionary(), 1.0, items.setting.needed_site()),
+            {},
+            1,
+        )
     if shared.static is not None and "static" in controls:
         choice = shared.static
         about = choice.to_json()
-        arms.append(_own("static", lambda scene: static_source(scene, choice), about, per_run=False))
-        matched("static", lambda scene, _: static_source(scene, choice), about, 1)
+        arms.append(_own("static", lambda items: static_source(items, choice), about, per_run=False))
+        matched("static", lambda items, _: static_source(items, choice), about, 1)
     if shared.static is not None and shared.gate is not None:
         arms += _gated(shared.static, shared.gate, edits)
     if shared.corrsteer is not None:
         found = shared.corrsteer
         about = found.to_json()
-        arms.append(_own("corrsteer", lambda scene: corrsteer_source(scene, found), about, per_run=False))
-        matched("corrsteer", lambda scene, _: corrsteer_source(scene, found), about, 1)
+        arms.append(_own("corrsteer", lambda items: corrsteer_source(items, found), about, per_run=False))
+        matched("corrsteer", lambda items, _: corrsteer_source(items, found), about, 1)
     if "shuffled" in controls:
-        arms += _shuffled(policy, effort.draws, seed, edits)
+        arms += _shuffled(setup, policy, effort.draws, seed, edits)
     if "vector" in controls and edits:
         dose = validation.schedule.mean
         vector, learned = learn_vector(
             train, validation, dose, steps=effort.vector_steps, batch=effort.batch, seed=seed
         )
         about = learned.to_json() | {"relative_dose": dose}
-        arms.append(_own("vector", lambda scene: vector.source(scene), about, per_run=True))
-        matched("vector", lambda scene, _: vector.source(scene), about, 1)
+        arms.append(_own("vector", lambda items: vector.source(items), about, per_run=True))
+        matched("vector", lambda items, _: vector.source(items), about, 1)
     if "lora" in controls:
         try:
             arms += _lora(train, validation, effort, seed, edits)
@@ -224,7 +235,7 @@ def arms_of_run(
             Arm(
                 name="prompting",
                 match="own",
-                play=lambda scene, _: [scene.play(episodes=instructed(scene, prompt.instruction))],
+                answer=lambda items, _: [items.answer(prompts=instructed(items, prompt.instruction))],
                 chosen=prompt.to_json(),
                 per_run=False,
             )
@@ -234,64 +245,64 @@ def arms_of_run(
     return arms
 
 
-def scale_to_kl(arm: Arm, validation: Scene, target: float, *, tolerance: float) -> Arm:
+def scale_to_kl(arm: Arm, validation: ItemSet, target: float, *, tolerance: float) -> Arm:
     """The arm with its doses scaled to a mean divergence on validation items."""
 
     def divergence(scale: float) -> float:
-        return mean_kl(arm.play(validation, scale))
+        return mean_kl(arm.answer(validation, scale))
 
     found = match_kl(divergence, target, tolerance=tolerance)
     return replace(arm, scale=found.scale, kl=found)
 
 
-def mean_kl(played: Sequence[Played]) -> float:
+def mean_kl(played: Sequence[Answers]) -> float:
     """Nats per answer, over items and draws."""
     values = [one.kl for one in played if one.kl is not None]
     return float(torch.cat(values).double().mean()) if values else float("nan")
 
 
-def policy_play(policy: Policy) -> Play:
+def policy_answer(setup: Setup, policy: Policy) -> Answer:
     """The policy, greedy."""
 
-    def play(scene: Scene, scale: float) -> list[Played]:
-        dose = scene.setup.config.dose * scale
-        return [scene.play(scene.setup.source(policy, greedy=True, dose=dose), kl=True)]
+    def answer(items: ItemSet, scale: float) -> list[Answers]:
+        source = setup.source(policy, greedy=True, dose=setup.dose * scale)
+        return [items.answer(source, kl=True)]
 
-    return play
+    return answer
 
 
-def _own(name: str, source: Callable[[Scene], StaticSource], chosen: dict[str, Any], *, per_run: bool) -> Arm:
+def _own(name: str, source: Callable[[ItemSet], StaticSource], chosen: dict[str, Any], *, per_run: bool) -> Arm:
     return Arm(
         name=name,
         match="own",
-        play=lambda scene, _: [scene.play(source(scene), kl=True)],
+        answer=lambda items, _: [items.answer(source(items), kl=True)],
         chosen=chosen,
         per_run=per_run,
     )
 
 
-def _random(scene: Scene, seed: int) -> RandomFeatureSource:
-    return RandomFeatureSource(scene.setup.sae, 1.0, scene.setup.site, seed=seed)
+def _random(items: ItemSet, seed: int) -> RandomFeatureSource:
+    return RandomFeatureSource(items.setting.needed_dictionary(), 1.0, items.setting.needed_site(), seed=seed)
 
 
 def _gated(choice: StaticChoice, fit: GateFit, edits: bool) -> list[Arm]:
     about = choice.to_json() | {"gate": fit.to_json()}
-    arms = [_own("gated", lambda scene: gated_source(scene, choice, fit.gate), about, per_run=False)]
+    arms = [_own("gated", lambda items: gated_source(items, choice, fit.gate), about, per_run=False)]
 
-    def play(scene: Scene, scale: float) -> list[Played]:
-        return [scene.play(gated_like_policy(scene, choice, fit.gate, scale), kl=True)]
+    def answer(items: ItemSet, scale: float) -> list[Answers]:
+        return [items.answer(gated_like_reference(items, choice, fit.gate, scale), kl=True)]
 
     if edits:
-        arms += [Arm(name="gated", match=match, play=play, chosen=about) for match in ("dose", "kl")]
+        arms += [Arm(name="gated", match=match, answer=answer, chosen=about) for match in ("dose", "kl")]
     return arms
 
 
-def shuffled_table(scene: Scene, seed: int) -> DirectionTable:
+def shuffled_table(dictionary: Dictionary, seed: int) -> DirectionTable:
     """The decoder with the rows of live features exchanged at random; what is not live stays where it is.
 
     Lengths stay with the features' numbers, so that doses in `max_activation` stay what they were.
     """
-    table = DirectionTable.of(scene.setup.sae)
+    table = DirectionTable.of(dictionary)
     live = table.live_ids()
     order = torch.from_numpy(np.random.default_rng([seed, 31]).permutation(len(live)))
     rows = table.rows.clone()
@@ -299,20 +310,20 @@ def shuffled_table(scene: Scene, seed: int) -> DirectionTable:
     return DirectionTable(rows, max_activation=table.max_activation, live=table.live)
 
 
-def _shuffled(policy: Policy, draws: int, seed: int, edits: bool) -> list[Arm]:
-    def play(scene: Scene, scale: float) -> list[Played]:
+def _shuffled(setup: Setup, policy: Policy, draws: int, seed: int, edits: bool) -> list[Arm]:
+    def answer(items: ItemSet, scale: float) -> list[Answers]:
         found = []
         for draw in range(draws):
-            table = shuffled_table(scene, seed * 1000 + draw)
-            dose = scene.setup.config.dose * scale
-            found.append(scene.play(scene.setup.source(policy, greedy=True, directions=table, dose=dose), kl=True))
+            table = shuffled_table(setup.dictionary, seed * 1000 + draw)
+            source = setup.source(policy, greedy=True, directions=table, dose=setup.dose * scale)
+            found.append(items.answer(source, kl=True))
         return found
 
     about = {"draws": draws}
-    return [Arm(name="shuffled", match=match, play=play, chosen=about) for match in ("dose", "kl")] if edits else []
+    return [Arm(name="shuffled", match=match, answer=answer, chosen=about) for match in ("dose", "kl")] if edits else []
 
 
-def _lora(train: Scene, validation: Scene, effort: Effort, seed: int, edits: bool) -> list[Arm]:
+def _lora(train: ItemSet, validation: ItemSet, effort: Effort, seed: int, edits: bool) -> list[Arm]:
     control, learned = learn_adapter(
         train,
         validation,
@@ -324,11 +335,11 @@ def _lora(train: Scene, validation: Scene, effort: Effort, seed: int, edits: boo
     )
     about = learned.to_json() | {"rank": effort.lora_rank, "positions": effort.lora_positions}
 
-    def play(scene: Scene, scale: float) -> list[Played]:
-        return [control.play(scene, kl=True, scale=scale)]
+    def answer(items: ItemSet, scale: float) -> list[Answers]:
+        return [control.answer(items, kl=True, scale=scale)]
 
     matches: tuple[Match, ...] = ("own", "kl") if edits and learned.best_step else ("own",)
-    return [Arm(name="lora", match=match, play=play, chosen=about) for match in matches]
+    return [Arm(name="lora", match=match, answer=answer, chosen=about) for match in matches]
 
 
 def _letters(bias: LetterBias) -> list[Arm]:
@@ -336,14 +347,14 @@ def _letters(bias: LetterBias) -> list[Arm]:
         Arm(
             name="letters: always the same",
             match="own",
-            play=lambda scene, _: [Played(always(scene, bias.place))],
+            answer=lambda items, _: [Answers(always(items, bias.place))],
             chosen=bias.to_json(),
             per_run=False,
         ),
         Arm(
             name="letters: prior removed",
             match="own",
-            play=lambda scene, _: [without_prior(scene, bias)],
+            answer=lambda items, _: [without_prior(items, bias)],
             chosen={"prior": bias.to_json()["prior"]},
             per_run=False,
         ),

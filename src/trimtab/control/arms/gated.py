@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from trimtab.policies.controls.scene import Scene
-from trimtab.policies.controls.static import StaticChoice, static_source
+from trimtab.control.answers import ItemSet
+from trimtab.control.arms.static import StaticChoice, static_source
 from trimtab.steering import StaticSource
 
 PENALTIES = tuple(10.0**k for k in range(-4, 2))
@@ -56,7 +56,7 @@ class GateFit:
         return {name: value for name, value in asdict(self).items() if name != "gate"}
 
 
-def fit_gate(train: Scene, validation: Scene, choice: StaticChoice) -> GateFit:
+def fit_gate(train: ItemSet, validation: ItemSet, choice: StaticChoice) -> GateFit:
     """Fit on the training items that the feature changes, each weighted by how much; choose C on validation."""
     x, gain, _ = _gains(train, choice)
     x_validation, gain_validation, unsteered = _gains(validation, choice)
@@ -82,30 +82,26 @@ def fit_gate(train: Scene, validation: Scene, choice: StaticChoice) -> GateFit:
     return GateFit(gate=gate, helped=helped, hurt=hurt, items=len(train), penalty=penalty, reward=earned[best])
 
 
-def gated_source(scene: Scene, choice: StaticChoice, gate: Gate) -> StaticSource:
+def gated_source(items: ItemSet, choice: StaticChoice, gate: Gate) -> StaticSource:
     """The feature at its own dose, in the items that the gate opens for."""
-    return _source(scene, choice, gate.score(scene.activations()) > 0)
+    feature = np.where(gate.score(items.activations()) > 0, choice.feature, -1)[:, None].tolist()
+    return items.setting.static_source(feature, choice.dose)
 
 
-def gated_like_policy(scene: Scene, choice: StaticChoice, gate: Gate, scale: float = 1.0) -> StaticSource:
-    """The feature at the policy's mean relative dose, in as many items as the policy edits: those with most reason."""
-    assert scene.schedule is not None
-    score = gate.score(scene.activations())
+def gated_like_reference(items: ItemSet, choice: StaticChoice, gate: Gate, scale: float = 1.0) -> StaticSource:
+    """The feature at the reference's mean relative dose, in as many items as that edits: those with most reason."""
+    assert items.schedule is not None
+    score = gate.score(items.activations())
     most = np.zeros(len(score), dtype=bool)
-    most[np.argsort(-score, kind="stable")[: scene.schedule.rows]] = True
+    most[np.argsort(-score, kind="stable")[: items.schedule.rows]] = True
     feature = np.where(most, choice.feature, -1)[:, None].tolist()
-    return StaticSource(
-        scene.setup.sae, feature, scene.schedule.mean * scale, scene.setup.site, unit="relative"
-    )  # fmt: skip
+    return items.setting.static_source(feature, items.schedule.mean * scale, "relative")
 
 
-def _source(scene: Scene, choice: StaticChoice, opened: Bool[NDArray[np.bool_], " P"]) -> StaticSource:
-    feature = np.where(opened, choice.feature, -1)[:, None].tolist()
-    return StaticSource(scene.setup.sae, feature, choice.dose, scene.setup.site, unit=scene.setup.config.unit)
-
-
-def _gains(scene: Scene, choice: StaticChoice) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+def _gains(
+    items: ItemSet, choice: StaticChoice
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """Activations, what the feature adds to each item's reward, and the reward without it."""
-    unsteered = scene.play().reward
-    steered = scene.play(static_source(scene, choice)).reward
-    return scene.activations(), steered - unsteered, unsteered
+    unsteered = items.answer().reward
+    steered = items.answer(static_source(items, choice)).reward
+    return items.activations(), steered - unsteered, unsteered

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.learning import Learned, learn
 from trimtab.lm import PromptCache, RowDelta, edited
-from trimtab.policies.controls.learning import Learned, learn
-from trimtab.policies.controls.scene import Played, Scene
+from trimtab.lm.taps import site_width
 from trimtab.steering import VectorSource
 
 
@@ -33,12 +34,12 @@ class LearnedVector(nn.Module):
     def module(self) -> nn.Module:
         return self
 
-    def source(self, scene: Scene, dose: float | None = None) -> VectorSource:
+    def source(self, items: ItemSet, dose: float | None = None) -> VectorSource:
         """The vector at its dose or another, at every decision."""
         dose = self.dose if dose is None else dose
-        return VectorSource(self.vector.detach().clone(), scene.setup.site, dose, unit="relative")
+        return VectorSource(self.vector.detach().clone(), items.setting.needed_site(), dose, unit="relative")
 
-    def applied(self, scene: Scene) -> AbstractContextManager[Any]:
+    def applied(self, items: ItemSet) -> AbstractContextManager[Any]:
         def add(x: Tensor) -> RowDelta:
             rows, times = x.shape[:2]
             direction = self.vector.to(x.device) / self.vector.norm()
@@ -47,25 +48,25 @@ class LearnedVector(nn.Module):
             time = torch.arange(times, device=x.device).repeat(rows)
             return RowDelta(batch, time, (length * direction).flatten(0, 1))
 
-        return edited(scene.setup.model, {scene.setup.site: add})
+        return edited(items.setting.model, {items.setting.needed_site(): add})
 
-    def cache(self, scene: Scene) -> PromptCache:
-        return scene.cache
+    def cache(self, items: ItemSet) -> PromptCache:
+        return items.cache
 
-    def play(
-        self, scene: Scene, *, repeats: int = 1, seed: int | None = None, temperature: float | None = None
-    ) -> Played:
-        return scene.play(self.source(scene), repeats=repeats, seed=seed, temperature=temperature)
+    def answer(
+        self, items: ItemSet, *, repeats: int = 1, seed: int | None = None, temperature: float | None = None
+    ) -> Answers:
+        return items.answer(self.source(items), repeats=repeats, seed=seed, temperature=temperature)
 
 
 def learn_vector(
-    train: Scene, validation: Scene, dose: float, *, steps: int = 100, batch: int = 16, seed: int = 0
+    train: ItemSet, validation: ItemSet, dose: float, *, steps: int = 100, batch: int = 16, seed: int = 0
 ) -> tuple[LearnedVector, Learned]:
     """Train a vector of a relative dose on the training items.
 
     Adam moves each coordinate by a quarter of the unit vector's mean coordinate per step at first, so that a few dozen
     steps can turn the vector to anywhere.
     """
-    d = train.setup.sae.d_in
-    vector = LearnedVector(d, dose, seed=seed).to(train.setup.model.device)
+    d = site_width(train.setting.model, train.setting.needed_site())
+    vector = LearnedVector(d, dose, seed=seed).to(train.setting.model.device)
     return vector, learn(vector, train, validation, steps=steps, learning_rate=0.25 / d**0.5, batch=batch, seed=seed)

@@ -1,0 +1,42 @@
+"""The ground for every way of control: arms, their choice, equal dose and equal KL, paired comparison.
+
+Names are loaded when they are first asked for: what only reads results needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.control.answers import Answers, EditSchedule, ItemSet, MatchedSource
+    from trimtab.control.masks import MASKS, MaskKind, PromptFirings, build_mask
+    from trimtab.control.setting import Setting
+    from trimtab.control.task_prompts import TaskPrompts
+
+__all__ = [
+    "MASKS",
+    "Answers",
+    "EditSchedule",
+    "ItemSet",
+    "MaskKind",
+    "MatchedSource",
+    "PromptFirings",
+    "Setting",
+    "TaskPrompts",
+    "build_mask",
+]
+
+_PLACES = {
+    "answers": ("Answers", "EditSchedule", "ItemSet", "MatchedSource"),
+    "masks": ("MASKS", "MaskKind", "PromptFirings", "build_mask"),
+    "setting": ("Setting",),
+    "task_prompts": ("TaskPrompts",),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

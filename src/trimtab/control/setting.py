@@ -1,0 +1,74 @@
+"""What all arms of a comparison have in common: the model, and how and where it is steered and decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.control.masks import FeatureMask, MaskKind, PromptFirings, build_mask
+from trimtab.dictionaries import Dictionary
+from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, PromptCache, Site
+from trimtab.steering import StaticSource, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One ground for arms. What an arm needs and the setting lacks makes the arm missing, not the setting wrong."""
+
+    model: LanguageModel
+    dictionary: Dictionary | None
+    """Whose features arms choose from; None if all arms do without."""
+    site: Site | None
+    """Where they steer; None if none does."""
+    dose: float = 0.5
+    """How strongly, in `unit`."""
+    unit: Unit = "relative"
+    """What the dose is a multiple of."""
+    mask: MaskKind = "none"
+    """Which features may be chosen at a token."""
+    mask_features: tuple[int, ...] = ()
+    """Features of the mask `top-confidence`."""
+    firings: PromptFirings | None = None
+    """For the mask `accumulated`: counts the features that fire in prompts, too."""
+    seed: int = 0
+    """Of all draws."""
+    temperature: float = 0.0
+    """Of tokens."""
+    batch_size: int = 64
+    """Rows decoded together."""
+    prompt_cache: PromptCache | None = None
+    """Keeps prompts' keys and values between arms."""
+
+    def needed_dictionary(self) -> Dictionary:
+        """The dictionary.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.dictionary is None:
+            raise UserError("this arm", "it needs a dictionary, and the setting has none", "give the setting one")
+        return self.dictionary
+
+    def needed_site(self) -> Site:
+        """The site.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.site is None:
+            raise UserError("this arm", "it needs a site, and the setting has none", "give the setting one")
+        return self.site
+
+    def static_source(self, feature: Any, dose: Any, unit: Unit | None = None) -> StaticSource:
+        """Features of the dictionary at the site, as `StaticSource` takes them; in the setting's unit by default."""
+        return StaticSource(self.needed_dictionary(), feature, dose, self.needed_site(), unit=unit or self.unit)
+
+    def fresh_mask(self) -> FeatureMask:
+        """A mask of the setting's kind, for one decode call after another."""
+        return build_mask(
+            self.mask,
+            self.needed_dictionary(),
+            prompt_firings=self.firings,
+            features=self.mask_features or None,
+        )
