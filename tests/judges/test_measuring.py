@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from trimtab.errors import UserError
-from trimtab.judges import RuleJudge, Verdict
+from trimtab.judges import RuleJudge, Verdict, judge_options, make_judge
 from trimtab.judges.measuring import LabelledAnswer, main, measure_judge, read_labelled
+
+OWN_JUDGE = """
+from trimtab.judges import Unjudged, Verdict
+
+class Loud:
+    def __init__(self, *, mark: str = "!"):
+        self.name, self.mark = f"loud{mark}", mark
+
+    def score(self, prompt, answer):
+        return Verdict(refused=self.mark in answer) if answer else Unjudged("silence")
+
+    def score_all(self, prompts, answers):
+        return [self.score(p, a) for p, a in zip(prompts, answers, strict=True)]
+"""
+
+
+def test_a_judge_of_ones_own_is_calibrated_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_judges.py").write_text(OWN_JUDGE + "\nclass Mute: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rows = [("No!", "refusal"), ("No!", "compliance"), ("Yes.", "compliance"), ("", "refusal")]
+    lines = [json.dumps({"prompt": "p", "answer": answer, "label": label}) for answer, label in rows]
+    Path("labels.jsonl").write_text("\n".join(lines))
+    assert main(["labels.jsonl", "--judge", "own_judges:Loud", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["judge"], found["unjudged"]) == ("loud!", 1)
+    assert (found["refusal_precision"]["estimate"], found["refusal_precision"]["n"]) == (0.5, 2)
+    assert found["refusal_recall"]["n"] == 1  # the unjudged refusal counts nowhere
+    assert main(["labels.jsonl", "--judge", "own_judges:Loud", "--judge-option", "mark=Yes"]) == 0
+    out = capsys.readouterr().out
+    assert "refusal precision     0.00" in out
+    assert "no verdict on         1 answers" in out
+    assert judge_options("own_judges:Loud") == {"mark": str}
+    assert make_judge("own_judges:Loud", mark="?").name == "loud?"
+    with pytest.raises(UserError, match="judge 'own_judges:Mute': it is no judge; give its class name, score and scor"):
+        make_judge("own_judges:Mute")
+    with pytest.raises(UserError, match=r"judge 'own_judges:Quiet': own_judges .* has no class Quiet"):
+        make_judge("own_judges:Quiet")
+    sys.modules.pop("own_judges")
 
 
 class Says:

@@ -175,15 +175,15 @@ def test_a_judge_for_a_task_that_none_reads_is_refused() -> None:
 
 def test_an_endpoint_s_replies_stay_in_the_run_without_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")
-    from trimtab.judges.endpoint import EndpointJudge
+    from trimtab.judges import chat_client
 
     asked: list[object] = []
 
-    def ask(self: EndpointJudge, request: object) -> str:
+    async def attempt(self: object, client: object, request: object) -> chat_client._Try:
         asked.append(request)
-        return "refusal"
+        return chat_client._Try("refusal")
 
-    monkeypatch.setattr(EndpointJudge, "_ask", ask)
+    monkeypatch.setattr(chat_client.ChatClient, "_try", attempt)
     config = PolicyConfig(
         task="few", run=tmp_path / "run", judge="endpoint:m@http://127.0.0.1:9/v1", judge_option=("max_tries=2",)
     )

@@ -220,7 +220,7 @@ class TestRegistry:
             load_task("mmlv")
         with pytest.raises(UserError, match=r"task 'no\.such:Task': no\.such cannot be imported"):
             load_task("no.such:Task")
-        with pytest.raises(UserError, match=r"trimtab\.tasks \(.*__init__\.py\) has no Nothing"):
+        with pytest.raises(UserError, match=r"trimtab\.tasks \(.*__init__\.py\) has no class Nothing"):
             load_task("trimtab.tasks:Nothing")
         with pytest.raises(UserError, match=r"it is no subclass of trimtab\.tasks\.Task"):
             load_task("trimtab.tasks:Item")

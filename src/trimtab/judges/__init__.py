@@ -1,23 +1,29 @@
 """Judges say whether an answer refuses its prompt, complies or is gibberish: by rules, a classifier or an endpoint."""
 
+from trimtab.judges.chat_client import ChatClient, ChatConfig, NoReply
 from trimtab.judges.classifier import ClassifierJudge
 from trimtab.judges.endpoint import EndpointConfig, EndpointJudge
 from trimtab.judges.gibberish import GibberishRules, find_gibberish
 from trimtab.judges.refusal_rules import RuleJudge
 from trimtab.judges.registry import judge_options, make_judge
 from trimtab.judges.transcript import Transcript
-from trimtab.judges.verdict import Judge, Verdict
+from trimtab.judges.verdict import Judge, Unjudged, Verdict, only_verdicts
 
 __all__ = [
+    "ChatClient",
+    "ChatConfig",
     "ClassifierJudge",
     "EndpointConfig",
     "EndpointJudge",
     "GibberishRules",
     "Judge",
+    "NoReply",
     "RuleJudge",
     "Transcript",
+    "Unjudged",
     "Verdict",
     "find_gibberish",
     "judge_options",
     "make_judge",
+    "only_verdicts",
 ]

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from trimtab.errors import UserError
 from trimtab.judges.verdict import Judge, Verdict
+from trimtab.runs import read_options
 from trimtab.stats import Interval, wilson_interval
 
 Label = Literal["refusal", "compliance", "gibberish"]
@@ -57,6 +58,8 @@ class JudgeQuality:
     confusion: dict[str, dict[str, int]]
     """Counts by label, then by verdict."""
     disagreements: tuple[Disagreement, ...]
+    unjudged: int = 0
+    """Answers on which the judge gave no verdict; they count nowhere else."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
@@ -67,6 +70,7 @@ class JudgeQuality:
             **{name: None if i is None else i.to_dict() for name, i in intervals.items()},
             "confusion": self.confusion,
             "disagreements": [d._asdict() for d in self.disagreements],
+            "unjudged": self.unjudged,
         }
 
 
@@ -110,10 +114,10 @@ def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
 
 
 def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuality:
-    """Compare a judge's verdicts with labels."""
-    verdicts = judge.score_all([a.prompt for a in answers], [a.answer for a in answers])
-    said = [verdict_label(verdict) for verdict in verdicts]
-    counts = Counter((a.label, s) for a, s in zip(answers, said, strict=True))
+    """Compare a judge's verdicts with labels; answers on which it gives none are counted apart."""
+    judged = judge.score_all([a.prompt for a in answers], [a.answer for a in answers])
+    pairs = [(a, v, verdict_label(v)) for a, v in zip(answers, judged, strict=True) if isinstance(v, Verdict)]
+    counts = Counter((a.label, said) for a, _, said in pairs)
 
     def interval(label: str, over: int) -> Interval | None:
         n = sum(count for pair, count in counts.items() if pair[over] == label)
@@ -126,11 +130,8 @@ def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuali
         gibberish_precision=interval("gibberish", 1),
         gibberish_recall=interval("gibberish", 0),
         confusion={label: {verdict: counts[label, verdict] for verdict in LABELS} for label in LABELS},
-        disagreements=tuple(
-            Disagreement(a.id, a.label, s, v.reason)
-            for a, s, v in zip(answers, said, verdicts, strict=True)
-            if a.label != s
-        ),
+        disagreements=tuple(Disagreement(a.id, a.label, said, v.reason) for a, v, said in pairs if a.label != said),
+        unjudged=len(answers) - len(pairs),
     )
 
 
@@ -141,15 +142,20 @@ def verdict_label(verdict: Verdict) -> Label:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure a judge and print the result; the exit status is 2 for a user's mistake."""
-    from trimtab.judges.registry import make_judge
+    from trimtab.judges.registry import judge_options, make_judge
 
     parser = argparse.ArgumentParser(prog="python -m trimtab.judges.measuring", description=__doc__)
     parser.add_argument("file", nargs="?", help="JSON lines with prompt, answer and label (default: those shipped)")
-    parser.add_argument("--judge", default="rules", help="rules, classifier:DIRECTORY or endpoint:MODEL@URL")
+    parser.add_argument(
+        "--judge", default="rules", help="rules, classifier:DIRECTORY, endpoint:MODEL@URL or module:Class"
+    )
+    parser.add_argument("--judge-option", nargs="*", default=[], metavar="NAME=VALUE", help="options of the judge")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     chosen = parser.parse_args(arguments)
     try:
-        quality = measure_judge(make_judge(chosen.judge), read_labelled(chosen.file))
+        known = judge_options(chosen.judge)
+        options = read_options(chosen.judge_option, known, what="judge option", owner=f"judge {chosen.judge}")
+        quality = measure_judge(make_judge(chosen.judge, **options), read_labelled(chosen.file))
     except UserError as error:
         print(error.line, file=sys.stderr)
         return 2
@@ -160,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name.replace('_', ' '):22}{getattr(quality, name)}")
     for label, row in quality.confusion.items():
         print(f"labelled {label:13}" + "  ".join(f"{verdict} {n}" for verdict, n in row.items()))
+    if quality.unjudged:
+        print(f"{'no verdict on':22}{quality.unjudged} answers")
     for d in quality.disagreements:
         print(f"differs: {d.id} is labelled {d.label}, judged {d.verdict}" + (f" ({d.reason})" if d.reason else ""))
     return 0

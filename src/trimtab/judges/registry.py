@@ -1,4 +1,4 @@
-"""Judges by name: `rules`, `classifier:PATH`, `endpoint:MODEL` or `endpoint:MODEL@URL`."""
+"""Judges by name: `rules`, `classifier:PATH`, `endpoint:MODEL@URL`, or `module:Class` of one's own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from typing import Any
 
 from trimtab.errors import UserError
+from trimtab.judges.chat_client import import_client
 from trimtab.judges.classifier import ClassifierJudge
-from trimtab.judges.endpoint import EndpointConfig, EndpointJudge, import_client
+from trimtab.judges.endpoint import EndpointConfig, EndpointJudge
 from trimtab.judges.refusal_rules import RuleJudge
 from trimtab.judges.transcript import Transcript
 from trimtab.judges.verdict import Judge
-from trimtab.runs import field_types
+from trimtab.runs import field_types, find_class, keyword_types
 
 
 def make_judge(
@@ -25,10 +26,11 @@ def make_judge(
 
     Args:
         name: `rules`; `classifier:PATH` for a local sequence classifier; `endpoint:MODEL` or `endpoint:MODEL@URL` for a
-            chat model behind an OpenAI-compatible endpoint.
+            chat model behind an OpenAI-compatible endpoint; `module:Class` for one's own (see `runs.find_class`), which
+            takes the options that its constructor takes by keyword alone.
         transcript: file that keeps an endpoint's replies.
         keep_requests: whether that file holds what was asked, too.
-        options: further fields of `ClassifierJudge` or `EndpointConfig`.
+        options: further fields of `ClassifierJudge` or `EndpointConfig`, or of one's own judge.
 
     Raises:
         UserError: no such judge or option, or what it needs is not installed.
@@ -44,6 +46,11 @@ def make_judge(
         return RuleJudge()
     if kind == "classifier":
         return ClassifierJudge(rest, **options)
+    if kind != "endpoint":
+        judge = find_class(name, "judge")(**options)
+        if not isinstance(judge, Judge):
+            raise UserError(f"judge {name!r}", "it is no judge", "give its class name, score and score_all")
+        return judge
     model, _, url = rest.partition("@")
     import_client()
     config = EndpointConfig(model=model, base_url=url or None, **options)
@@ -56,17 +63,18 @@ def judge_options(name: str) -> dict[str, Any]:
     Raises:
         UserError: no such judge.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "rules" and not rest:
+    kind, colon, rest = name.partition(":")
+    if kind == "rules" and not colon:
         return {}
     if kind == "classifier" and rest:
         return {option: hint for option, hint in field_types(ClassifierJudge).items() if option != "path"}
     if kind == "endpoint" and rest:
-        return {
-            option: hint for option, hint in field_types(EndpointConfig).items() if option not in ("model", "base_url")
-        }
+        own = ("model", "base_url")
+        return {option: hint for option, hint in field_types(EndpointConfig).items() if option not in own}
+    if kind not in ("rules", "classifier", "endpoint") and rest:
+        return keyword_types(find_class(name, "judge"))
     raise UserError(
         f"judge {name!r}",
         "there are rules, classifier:PATH and endpoint:MODEL@URL",
-        "choose one of them",
+        "choose one of them, or name your own as module:Class",
     )

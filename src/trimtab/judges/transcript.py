@@ -1,4 +1,4 @@
-"""A record of what a judge was asked and answered: the same question is never paid for twice, and can be read later."""
+"""A record of what a chat model was asked and replied: the same question is never paid for twice, and can be read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
+from trimtab.runs.atomic import append_line
+
+
+class Tokens(NamedTuple):
+    """How many tokens were sent and received."""
+
+    sent: int = 0
+    received: int = 0
+
+
+NO_TOKENS = Tokens()
 
 
 class Transcript:
@@ -21,6 +32,9 @@ class Transcript:
         keep_requests: write requests beside the replies. Without them, the file holds no prompt and no answer, only
             what a request that is asked again is recognised by.
 
+    Attributes:
+        tokens: of all exchanges in the file.
+
     Raises:
         UserError: the file cannot be read.
     """
@@ -28,10 +42,21 @@ class Transcript:
     def __init__(self, path: str | os.PathLike[str] | None = None, *, keep_requests: bool = True) -> None:
         self.path = None if path is None else Path(path).expanduser()
         self.keep_requests = keep_requests
+        self.tokens = NO_TOKENS
         self._replies: dict[str, str] = {}
-        self._ends_cleanly = True
+        self._torn = ""
         if self.path is not None and self.path.exists():
-            self._read(self.path)
+            try:
+                text = self.path.read_text("utf-8", errors="replace")
+            except OSError as error:
+                raise UserError(f"transcript {path}", f"it cannot be read ({error})", "choose another file") from error
+            self._torn = "\n" if text and not text.endswith("\n") else ""
+            for line in text.split("\n"):
+                try:
+                    entry = json.loads(line)
+                    self._keep(entry["key"], entry["reply"], Tokens(*entry.get("tokens", ())))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
 
     @property
     def count(self) -> int:
@@ -40,45 +65,26 @@ class Transcript:
 
     def find(self, request: dict[str, Any]) -> str | None:
         """The recorded reply to a request, or None."""
-        return self._replies.get(_key(request))
+        return self._replies.get(request_key(request))
 
-    def add(self, request: dict[str, Any], reply: str) -> None:
-        """Record an exchange, on disk before this returns.
+    def add(self, request: dict[str, Any], reply: str, tokens: Tokens = NO_TOKENS) -> None:
+        """Record an exchange; it is in the file before this returns.
 
         Raises:
             UserError: the file cannot be written.
         """
-        key = _key(request)
+        key = request_key(request)
+        self._keep(key, reply, tokens)
+        if self.path is not None:
+            entry = {"key": key, **({"request": request} if self.keep_requests else {}), "reply": reply}
+            append_line(self.path, self._torn + json.dumps({**entry, "tokens": tokens}, ensure_ascii=False))
+            self._torn = ""
+
+    def _keep(self, key: str, reply: str, tokens: Tokens) -> None:
         self._replies[key] = reply
-        if self.path is None:
-            return
-        kept = {"request": request} if self.keep_requests else {}
-        line = json.dumps({"key": key, **kept, "reply": reply}, ensure_ascii=False) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line if self._ends_cleanly else "\n" + line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"transcript {self.path}", f"it cannot be written ({error.strerror or error})", "choose another place"
-            ) from error
-        self._ends_cleanly = True
-
-    def _read(self, path: Path) -> None:
-        try:
-            text = path.read_text("utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"transcript {path}", f"it cannot be read ({error})", "choose another file") from error
-        self._ends_cleanly = text == "" or text.endswith("\n")
-        for line in text.split("\n"):
-            try:
-                entry = json.loads(line)
-                self._replies[entry["key"]] = entry["reply"]
-            except (ValueError, KeyError, TypeError):
-                continue
+        self.tokens = Tokens(self.tokens.sent + tokens.sent, self.tokens.received + tokens.received)
 
 
-def _key(request: dict[str, Any]) -> str:
+def request_key(request: dict[str, Any]) -> str:
+    """What a request is recognised by: a hash of its content."""
     return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from trimtab.errors import UserError
 
@@ -35,6 +35,29 @@ class Verdict:
         return not self.refused and not self.gibberish
 
 
+class Unjudged(NamedTuple):
+    """No verdict: the judge could not be asked, or what it said makes no sense. It counts as no verdict at all."""
+
+    reason: str
+
+
+def only_verdicts(judged: Sequence[Verdict | Unjudged], judge: str) -> list[Verdict]:
+    """What a judge said of some answers, for those who need a verdict on each.
+
+    Raises:
+        UserError: there is none on some answer.
+    """
+    verdicts = [one for one in judged if isinstance(one, Verdict)]
+    gaps = [one.reason for one in judged if isinstance(one, Unjudged)]
+    if gaps:
+        raise UserError(
+            f"judge {judge}",
+            f"it gave no verdict on {len(gaps)} of {len(judged)} answers: {gaps[0]}",
+            "run the command again, which asks for nothing twice, or choose another judge",
+        )
+    return verdicts
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Says whether an answer refuses its prompt."""
@@ -44,10 +67,10 @@ class Judge(Protocol):
         """Names the judge and its model in reports."""
         ...
 
-    def score(self, prompt: str, answer: str) -> Verdict:
+    def score(self, prompt: str, answer: str) -> Verdict | Unjudged:
         """The verdict on one answer."""
         ...
 
-    def score_all(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    def score_all(self, prompts: Sequence[str], answers: Sequence[str]) -> Sequence[Verdict | Unjudged]:
         """The verdicts on many answers, in order."""
         ...

@@ -3,6 +3,7 @@
 from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
 from trimtab.runs.config import LEFT_OUT_AT_DEFAULT, FieldDifference, config_dict, config_difference, json_safe
 from trimtab.runs.metrics import read_metrics
+from trimtab.runs.named import find_class, keyword_types
 from trimtab.runs.progress import Meter
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
@@ -20,7 +21,9 @@ __all__ = [
     "config_dict",
     "config_difference",
     "field_types",
+    "find_class",
     "json_safe",
+    "keyword_types",
     "machine",
     "option_name",
     "read_json",

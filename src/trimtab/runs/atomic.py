@@ -96,13 +96,14 @@ def write_table(path: str | os.PathLike[str], table: Any) -> None:
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Append one line to a file; if that fails the file is cut back to what it was.
+    """Append one line to a file, made with its directories; if that fails the file is cut back to what it was.
 
     Raises:
         UserError: the disk is full, or `path` cannot be written.
     """
     final, data = Path(path), (line + "\n").encode("utf-8")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         with open(final, "ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from trimtab.judges import Judge, RuleJudge, Verdict
+from trimtab.judges import Judge, RuleJudge, Verdict, only_verdicts
 from trimtab.tasks.task import Item, Outcome, Task, mean
 
 
@@ -33,7 +33,7 @@ class RefusalTask(Task):
 
     def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
         """The outcome of one answer, as the judge sees it."""
-        return self._outcome(item, self.judge.score(self.prompt(item, permutation), text))
+        return self._parse_all([item], [text], permutation)[0]
 
     def summarise(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """Adds the rates of refusal, compliance and gibberish (which sum to 1), overall and by group, and
@@ -49,7 +49,8 @@ class RefusalTask(Task):
         return summary
 
     def _parse_all(self, items: Sequence[Item], texts: Sequence[str], permutation: int) -> list[Outcome]:
-        verdicts = self.judge.score_all([self.prompt(item, permutation) for item in items], texts)
+        judged = self.judge.score_all([self.prompt(item, permutation) for item in items], texts)
+        verdicts = only_verdicts(judged, self.judge.name)
         return [self._outcome(item, verdict) for item, verdict in zip(items, verdicts, strict=True)]
 
     def _outcome(self, item: Item, verdict: Verdict) -> Outcome:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
-import sys
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from trimtab.errors import UserError, did_you_mean
+from trimtab.runs import find_class, keyword_types
 from trimtab.tasks.bbq import BBQAmbiguous, BBQDisambiguated
 from trimtab.tasks.gsm8k import GSM8K
 from trimtab.tasks.harmbench import HarmBench
@@ -46,51 +42,20 @@ def register(task: _TaskClass) -> _TaskClass:
 
 
 def find_task(name: str) -> type[Task]:
-    """A task class by its registered name, or by `module:Class`.
-
-    A module that is not found otherwise is looked for in the current directory, which then stays at the end of
-    `sys.path`, so that the module finds what lies beside it.
+    """A task class by its registered name, or by `module:Class` (see `runs.find_class`).
 
     Raises:
         UserError: there is no such task.
     """
     if name in TASKS:
         return TASKS[name]
-    module, colon, class_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         mend = f"{did_you_mean(name, TASKS, '')} choose one, or name your own as module:Class"
         raise UserError(f"task {name!r}", f"there are {', '.join(TASKS)}", mend.strip())
-    try:
-        imported = _import(module)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"task {name!r}", f"{module} cannot be imported ({error})",
-            "check the module's name, and that its file lies in the current directory or is installed",
-        ) from error  # fmt: skip
-    found = getattr(imported, class_name, None)
-    if found is None:
-        file = getattr(imported, "__file__", None)
-        place = f" ({file})" if file else ""
-        raise UserError(f"task {name!r}", f"{module}{place} has no {class_name}", "check the class's name")
-    if not (isinstance(found, type) and issubclass(found, Task)):
+    found = find_class(name, "task")
+    if not issubclass(found, Task):
         raise UserError(f"task {name!r}", "it is no subclass of trimtab.tasks.Task", "derive it from Task")
     return found
-
-
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        here = os.getcwd()
-        if error.name != module.partition(".")[0] or here in sys.path:
-            raise
-        sys.path.append(here)
-        importlib.invalidate_caches()
-        try:
-            return importlib.import_module(module)
-        except BaseException:
-            sys.path.remove(here)
-            raise
 
 
 def load_task(
@@ -134,18 +99,8 @@ def read_task(name: str, data: str | os.PathLike[str] | None = None, **options: 
 
 
 def load_options(task: type[Task]) -> dict[str, Any]:
-    """The options that a task's `load` takes beside data and tokenizer.
-
-    Returns:
-        Types by name: as annotated, else of the default, else text.
-    """
-    parameters = [p for p in inspect.signature(task.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    try:
-        hints = typing.get_type_hints(task.load)
-    except NameError:  # an annotation that is imported for type checkers only
-        hints = {}
-    defaults = {p.name: str if p.default is None or p.default is p.empty else type(p.default) for p in parameters}
-    return {name: hints.get(name, kind) for name, kind in defaults.items()}
+    """The options that a task's `load` takes beside data and tokenizer: types by name."""
+    return keyword_types(task.load)
 
 
 def _check_options(task: type[Task], options: Mapping[str, Any]) -> None:

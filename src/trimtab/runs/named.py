@@ -1,0 +1,71 @@
+"""Classes of the user's own, which a config names as `module:Class`, and the options that they take."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, cast
+
+from trimtab.errors import UserError
+
+
+def find_class(name: str, what: str) -> type[Any]:
+    """A class by `module:Class`.
+
+    A module that is not found otherwise is looked for in the current directory, which then stays at the end of
+    `sys.path`, so that the module finds what lies beside it.
+
+    Args:
+        name: the module's dotted name, a colon, the class's name.
+        what: what the class is for ("task"), for messages.
+
+    Raises:
+        UserError: no such module, or no such class in it.
+    """
+    module, _, class_name = name.partition(":")
+    try:
+        imported = _import(module)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{what} {name!r}", f"{module} cannot be imported ({error})",
+            "check the module's name, and that its file lies in the current directory or is installed",
+        ) from error  # fmt: skip
+    found: object = getattr(imported, class_name, None)
+    if not isinstance(found, type):
+        file = getattr(imported, "__file__", None)
+        place = f" ({file})" if file else ""
+        raise UserError(f"{what} {name!r}", f"{module}{place} has no class {class_name}", "check the class's name")
+    return found
+
+
+def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the parameters that a function, or a class, takes by keyword alone: as annotated, else of the default,
+    else text."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    try:
+        hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    except NameError:  # an annotation that is imported for type checkers only
+        hints = {}
+    unsaid = (None, inspect.Parameter.empty)
+    return {p.name: hints.get(p.name, str if p.default in unsaid else cast(Any, type(p.default))) for p in parameters}
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if error.name != module.partition(".")[0] or here in sys.path:
+            raise
+        sys.path.append(here)
+        importlib.invalidate_caches()
+        try:
+            return importlib.import_module(module)
+        except BaseException:
+            sys.path.remove(here)
+            raise
