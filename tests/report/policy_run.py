@@ -34,6 +34,7 @@ def write_run(path: Path, *, task: str = "ioi-mixture", **changes: Any) -> Path:
         "versions": {"trimtab": "0.1.0"},
         "updated": "2026-01-02T03:04:05Z",
         "seeds": [0],
+        "hides_text": False,
         "hashes": {"model": "abc", "dictionary": "def"},
         "resumptions": [],
         "splits": {"train": ["t1"], "test": [f"item-{i}" for i in range(100)]},

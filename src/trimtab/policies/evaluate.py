@@ -74,6 +74,7 @@ def evaluate_policy(config: EvaluateConfig) -> PolicyEvaluation:
             home = stack.enter_context(Run.open(config.out, "policy evaluate", fields))
         evaluation = evaluate(entries, config, home=home)
         if home is not None:
+            home.record(hides_text=entries[0].setup.task.hides_text)
             home.finish(evaluation.to_json())
     return evaluation
 

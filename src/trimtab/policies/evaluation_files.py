@@ -19,7 +19,6 @@ from trimtab.policies.setup import Setup
 from trimtab.runs import Run, write_json, write_table
 from trimtab.steering import Trace, token_effects
 from trimtab.tasks import Task
-from trimtab.tasks.refusals import RefusalTask
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -69,8 +68,8 @@ class Player:
 def item_rows(
     task: Task, split: str, played: Sequence[AnsweredArm], players: Sequence[Player], *, keep_texts: bool = False
 ) -> list[dict[str, Any]]:
-    """A row for each arm, run, draw and item; texts of refusal tasks only if they are to be kept."""
-    hidden = _hides_text(task) and not keep_texts
+    """A row for each arm, run, draw and item; texts of a task that hides them only if they are to be kept."""
+    hidden = task.hides_text and not keep_texts
     rows = []
     for one in played:
         for i, run in enumerate(one.runs):
@@ -113,8 +112,8 @@ def write_traces(
     *,
     keep_texts: bool = False,
 ) -> None:
-    """The trace of each policy's own arm, in its run's directory or below the results; without tokens and texts of
-    refusal tasks unless they are to be kept."""
+    """The trace of each policy's own arm, in its run's directory or below the results; without tokens and texts
+    of a task that hides them unless they are to be kept."""
     policy = next(one for one in played if one.arm.label == "policy")
     for player, items, (mine,) in zip(players, item_sets, policy.runs, strict=True):
         setup, config = player.entry.setup, player.entry.setup.config
@@ -135,7 +134,7 @@ def write_traces(
             run=player.entry.run.path.name,
             rewards=mine.reward.tolist(),
         )
-        if _hides_text(setup.task) and not keep_texts:
+        if setup.task.hides_text and not keep_texts:
             trace = _without_texts(trace)
         if home is None:
             trace.write(player.entry.run)
@@ -144,12 +143,9 @@ def write_traces(
         else:
             path = home.path / player.entry.run.path.name
             with Run.open(path, "policy evaluate", {"run": str(player.entry.run.path)}) as run:
+                run.record(hides_text=setup.task.hides_text)
                 trace.write(run)
                 run.finish()
-
-
-def _hides_text(task: Task) -> bool:
-    return isinstance(task, RefusalTask)
 
 
 def _without_texts(trace: Trace) -> Trace:

@@ -9,7 +9,6 @@ from trimtab.errors import UserError
 from trimtab.judges import ClassifierJudge, Judge, judge_options, make_judge
 from trimtab.runs import option_name, read_options
 from trimtab.tasks import Task, find_task, load_options
-from trimtab.tasks.refusals import RefusalTask
 
 REWARDED_BY = ("task", "task_option", "judge", "judge_option")
 """Fields of a config that say what is rewarded: rewards under different ones cannot be compared."""
@@ -70,7 +69,7 @@ def companion_options(config: NamesTask, task: Task, companion: str) -> dict[str
     judged = known.pop("judge", None) is not None
     shared = [text for text in config.task_option if option_name(text) in known]
     options = read_options(shared, known, what="task option", owner=f"task {companion}")
-    if judged and isinstance(task, RefusalTask):
+    if judged and task.judge is not None:
         options["judge"] = task.judge
     elif judged and config.judge is not None:
         options["judge"] = _judge(config)

@@ -30,7 +30,6 @@ from trimtab.policies.source import Decisions
 from trimtab.policies.training_headroom import training_headroom
 from trimtab.runs import Meter, Run
 from trimtab.runs.atomic import remove_partial_files
-from trimtab.tasks.refusals import RefusalTask
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 CHECKPOINTS = "checkpoints"
@@ -117,7 +116,7 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
             "data": hashlib.sha256((train.digest() + validation.digest()).encode()).hexdigest(),
         },
         splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
-        hides_text=isinstance(setup.task, RefusalTask),
+        hides_text=setup.task.hides_text,
     )
     warnings = training_headroom(setup, run, validation)
     _warn(warnings)

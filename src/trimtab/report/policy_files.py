@@ -13,9 +13,6 @@ from trimtab.errors import UserError
 from trimtab.runs import read_json, read_metrics, read_record
 
 COMMANDS = ("policy train", "policy evaluate")
-PLAIN_TASKS = ("mmlu", "bbq-ambiguous", "bbq-disambiguated", "gsm8k", "ioi", "ioi-swapped", "ioi-mixture")
-"""Tasks without harmful texts, for runs that do not say."""
-HARMFUL_TASKS = ("harmbench", "xstest")
 STRIPS = 60
 """Rows of a trace that are read."""
 
@@ -90,10 +87,8 @@ class PolicyFiles:
     @property
     def hides_text(self) -> bool:
         """Whether prompts and answers must not be shown; where nothing says, they are hidden."""
-        if self.task in HARMFUL_TASKS:
-            return True
         said = self.record.get("hides_text")
-        return said if isinstance(said, bool) else self.task not in PLAIN_TASKS
+        return said if isinstance(said, bool) else True
 
 
 def _rows(path: Path, columns: Sequence[str] | None = None, filters: Any = None) -> list[dict[str, Any]] | None:

@@ -33,6 +33,10 @@ class GSM8K(Task):
     files: ClassVar[tuple[str, ...]] = ("gsm8k/train.jsonl", "gsm8k/test.jsonl")
     hub: ClassVar[str | None] = "openai/gsm8k"
     needs_tokenizer: ClassVar[bool] = False
+    instructions: ClassVar[tuple[str, ...]] = (
+        "Solve the problem step by step, and give the final number at the end.",
+        "You are careful with arithmetic. Write down every step.",
+    )
 
     @classmethod
     def load(cls, data: str | None = None, tokenizer: Tokenizer | None = None) -> Self:

@@ -46,6 +46,10 @@ class IOI(Task):
     max_new_tokens: ClassVar[int] = 1
     chat: ClassVar[bool] = False
     options_only: ClassVar[bool] = True
+    instructions: ClassVar[tuple[str, ...]] = (
+        "Complete the sentence with the name of the person who receives something.",
+        "The next word is a name.",
+    )
 
     @classmethod
     def load(
@@ -148,6 +152,10 @@ class IOISwapped(IOI):
     """The subject's name is wanted."""
 
     name: ClassVar[str] = "ioi-swapped"
+    instructions: ClassVar[tuple[str, ...]] = (
+        "Complete the sentence with the name that is mentioned twice.",
+        "The next word is the name of the one who acts, mentioned twice.",
+    )
 
     @classmethod
     def _items_of(cls, sentence: Sentence) -> list[Item]:
@@ -158,6 +166,10 @@ class IOIMixture(IOI):
     """A cue before the sentence asks for the other name (the indirect object) or the same one again (the subject)."""
 
     name: ClassVar[str] = "ioi-mixture"
+    instructions: ClassVar[tuple[str, ...]] = (
+        "Follow the instruction and complete the sentence with a name.",
+        "First read which name is wanted, then complete the sentence with it.",
+    )
 
     @classmethod
     def _items_of(cls, sentence: Sentence) -> list[Item]:

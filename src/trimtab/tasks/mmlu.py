@@ -27,6 +27,11 @@ class MMLU(MultipleChoice):
     files: ClassVar[tuple[str, ...]] = ("mmlu/dev/*_dev.csv", "mmlu/val/*_val.csv", "mmlu/test/*_test.csv")
     hub: ClassVar[str | None] = "cais/mmlu"
     needs_tokenizer: ClassVar[bool] = False
+    instructions: ClassVar[tuple[str, ...]] = (
+        "You are an expert in the subject of this question. Choose the correct option.",
+        "Consider every option, then give the letter of the one that is right.",
+        "This is an exam. Only the letter of the right option counts.",
+    )
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class RefusalTask(Task):
     """
 
     max_new_tokens: ClassVar[int] = 32
+    hides_text: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class RefusalTask(Task):
         judge: Judge | None = None,
     ) -> None:
         super().__init__(items, notes=notes)
-        self.judge: Judge = judge or RuleJudge()
+        self.judge: Judge = judge or RuleJudge()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
         """The outcome of one answer, as the judge sees it."""

@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from trimtab.errors import UserError
 from trimtab.runs import split_ids, text_id
 from trimtab.tasks.tokens import Tokenizer, chat_opening, continuation_token
+
+if TYPE_CHECKING:
+    from trimtab.judges import Judge
 
 SPLITS = ("train", "validation", "test")
 
@@ -96,6 +99,15 @@ class Task(ABC):
     """Whether decoding can be restricted to `option_tokens`."""
     companions: ClassVar[tuple[Companion, ...]] = ()
     """Tasks whose results must stand beside this one's."""
+    instructions: ClassVar[tuple[str, ...]] = (
+        "Read the following carefully and answer correctly.",
+        "Give the best possible answer.",
+    )
+    """Instructions that prompting tries before the prompt."""
+    hides_text: ClassVar[bool] = False
+    """Whether prompts and answers may be harmful, so that reports and files do not show them."""
+    judge: Judge | None = None
+    """What reads the answers; None where the task does so itself."""
     files: ClassVar[tuple[str, ...]] = ()
     """What `load` reads below the data directory; empty for a task that is generated."""
     hub: ClassVar[str | None] = None

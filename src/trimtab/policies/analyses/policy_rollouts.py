@@ -16,7 +16,6 @@ from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import Decisions, PolicySource
 from trimtab.tasks import Outcome
-from trimtab.tasks.refusals import RefusalTask
 
 HIDDEN = "[hidden: the task holds harmful prompts]"
 
@@ -67,7 +66,7 @@ class PolicyRollouts:
     @property
     def hides_text(self) -> bool:
         """Whether the items' texts must not be shown."""
-        return isinstance(self.prompts.task, RefusalTask)
+        return self.prompts.task.hides_text
 
     @property
     def steps(self) -> NDArray[np.intp]:
