@@ -9,7 +9,7 @@ from trimtab.stats import Interval
 def test_reads_as_one_would_write_it() -> None:
     interval = Interval(estimate=0.4219, low=0.3141, high=0.5299, n=24)
     assert str(interval) == "0.42 [0.31, 0.53] (n=24)"
-    assert interval.format(3) == "0.422 [0.314, 0.530] (n=24)"
+    assert f"{interval:.3f}" == "0.422 [0.314, 0.530]"
 
 
 def test_survives_json_and_nan_becomes_null() -> None:

@@ -59,11 +59,12 @@ def models_show() -> Job:
     """describe a model"""
     from trimtab.dictionaries import shipped_names
     from trimtab.lm import show
+    from trimtab.runs.tables import named_values
 
     def run(config: ShowConfig) -> Printed:
         details = show(config.name)
         saes = [name for name in shipped_names() if name.rpartition("/")[0] == config.name]
-        text = details.render() + f"\n{'shipped SAEs':14} {', '.join(saes) or 'none'}"
+        text = f"{details.render()}\n{named_values({'shipped SAEs': ', '.join(saes) or 'none'})}"
         return Printed(details.to_json() | {"saes": saes}, text)
 
     return Job(ShowConfig, run, ("name",))

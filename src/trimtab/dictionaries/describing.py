@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.metrics import DENSE_RATE
+from trimtab.runs import json_safe
+from trimtab.runs.tables import named_values
 
 _VERSIONS = ("trimtab_version", "sae_lens_version", "sae_lens_training_version", "read_from")
 
@@ -23,7 +25,8 @@ class SAEInfoConfig:
     """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """Where the values of one weight per feature lie."""
 
     lowest: float
@@ -31,11 +34,12 @@ class Spread(NamedTuple):
     highest: float
 
     def __str__(self) -> str:
-        lowest, median, highest = (f"{value:.4g}" for value in self)
+        lowest, median, highest = (f"{value:.4g}" for value in (self.lowest, self.median, self.highest))
         return median if lowest == highest else f"{median} (from {lowest} to {highest})"
 
 
-class Firing(NamedTuple):
+@dataclass(frozen=True)
+class Firing:
     """What the statistics beside a dictionary come to."""
 
     n_tokens: int
@@ -73,12 +77,11 @@ class SAEDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain values."""
-        named = {"decoder_norms": self.decoder_norms, "threshold": self.threshold, "firing": self.firing}
-        return vars(self) | {name: value and value._asdict() for name, value in named.items()}
+        return json_safe(self)
 
     def render(self) -> str:
         """The description as text."""
-        lines = {
+        said = {
             "SAE": self.sae,
             "made by": self.made_by or "not said",
             "architecture": self.architecture,
@@ -90,14 +93,14 @@ class SAEDescription:
             "decoder norms": str(self.decoder_norms),
         }
         if self.threshold is not None:
-            lines["threshold"] = str(self.threshold)
+            said["threshold"] = str(self.threshold)
         if self.firing is not None:
-            lines["L0"] = f"{self.firing.l0:.1f} over {self.firing.n_tokens:,} tokens"
-            lines["features"] = f"{self.firing.live:,} live, {self.firing.dense:,} of them dense (> {DENSE_RATE:.0%})"
+            said["L0"] = f"{self.firing.l0:.1f} over {self.firing.n_tokens:,} tokens"
+            said["features"] = f"{self.firing.live:,} live, {self.firing.dense:,} of them dense (> {DENSE_RATE:.0%})"
         else:
-            lines["L0"] = "no statistics (trimtab evaluate core --write-stats makes them)"
+            said["L0"] = "no statistics (trimtab evaluate core --write-stats makes them)"
         recipe = [f"  {name} = {_shown(value)}" for name, value in _flat(self.metadata)]
-        return "\n".join([f"{name:14} {value}" for name, value in lines.items()] + ["training"] * bool(recipe) + recipe)
+        return "\n".join([named_values(said), *["training"] * bool(recipe), *recipe])
 
 
 def describe_sae(config: SAEInfoConfig) -> SAEDescription:

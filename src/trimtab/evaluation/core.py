@@ -31,7 +31,7 @@ from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel, load_model
 from trimtab.runs import Meter
 from trimtab.selection.ranking import dictionary_site
-from trimtab.stats import Interval, bootstrap_ratio_of_sums
+from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,7 @@ class Metric:
     digits: int = 3
 
     def __str__(self) -> str:
-        v = self.value
-        text = f"{v.estimate:.{self.digits}f}"
-        return text if v.low != v.low else f"{text} [{v.low:.{self.digits}f}, {v.high:.{self.digits}f}]"
+        return number_text(self.value, f".{self.digits}f")
 
 
 @dataclass(frozen=True, kw_only=True)

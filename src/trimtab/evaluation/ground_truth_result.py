@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from trimtab.evaluation.ground_truth_scores import LABELS
-from trimtab.stats import Interval, student_mean
+from trimtab.runs.tables import Column, text_table
+from trimtab.stats import Interval, number_text, student_mean
 from trimtab.training.advice import L0_TOLERANCE, reached
 
 Kind = Literal["trained", "control"]
@@ -153,18 +154,16 @@ class GroundTruthResult:
 
     def _table(self, entries: list[Entry], l0_target: float) -> str:
         behind = any(entry.behind for entry in entries)
-        heads = ["", *HEADINGS.values(), *(["behind"] if behind else [])]
-        lines = [heads]
+        columns = [Column(""), *(Column(name, ".3f") for name in (*HEADINGS.values(), *["behind"] * behind))]
+        rows: list[list[str]] = []
         rank = 0
         for entry in entries:
             rank += entry.kind == "trained"
             name = f"{rank}. {entry.dictionary}" if entry.kind == "trained" else f"   {entry.dictionary}"
             name += f" {_OFF_TARGET}" * entry.missed(l0_target)
             cells = [_cell(entry.scores.get(score)) for score in HEADINGS]
-            lines.append([name, *cells, *([_cell(entry.behind)] if behind else [])])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-        return "\n".join("  ".join(cells).rstrip() for cells in padded)
+            rows.append([name, *cells, *([_cell(entry.behind)] if behind else [])])
+        return text_table(columns, rows)
 
     def _behind(self, best: dict[int, Scored], other: dict[int, Scored]) -> Interval | None:
         gaps = [
@@ -187,10 +186,8 @@ def _intervals(found: Iterable[Scored]) -> dict[str, Interval]:
 
 
 def _cell(value: Interval | None) -> str:
-    if value is None:
-        return "–"
-    if math.isnan(value.low):
-        return f"{value.estimate:.3f}"
+    if value is None or math.isnan(value.low):
+        return number_text(value, ".3f")
     return f"{value.estimate:.3f} ±{value.high - value.estimate:.3f}".replace("±0.", "±.")
 
 

@@ -9,9 +9,13 @@ import difflib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import UserError
+from trimtab.runs.tables import COUNT, Column, result_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RECORD = "trimtab.json"
 """File beside a cached model's weights that says where they came from; it is there only if the model is whole."""
@@ -173,20 +177,17 @@ class ModelList:
         ]
         return {"cache": str(self.cache), "models": rows}
 
-    def render(self) -> Any:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("name", "parameters", "download", "licence", "cached", "what"):
-            table.add_column(
-                heading, justify="right" if heading in ("parameters", "download") else "left", no_wrap=heading != "what"
-            )
-        for entry, path in zip(self.entries, self.cached, strict=True):
-            size = f"{(entry.download_bytes or entry.file_bytes) / 1e6:,.0f} MB"
-            table.add_row(
-                entry.name, f"{entry.parameters:,}", size, entry.licence, "yes" if path else "no", entry.summary
-            )
-        return table
+    def render(self) -> Table:
+        columns = [
+            Column("name", whole=True), Column("parameters", COUNT, whole=True), Column("download", ",.0f", whole=True),
+            Column("licence", whole=True), Column("cached", whole=True), Column("what"),
+        ]  # fmt: skip
+        rows = [
+            (one.name, one.parameters, f"{(one.download_bytes or one.file_bytes) / 1e6:,.0f} MB", one.licence,
+             "yes" if path else "no", one.summary)
+            for one, path in zip(self.entries, self.cached, strict=True)
+        ]  # fmt: skip
+        return result_table(columns, rows, framed=False)
 
 
 def cache_dir() -> Path:

@@ -16,6 +16,8 @@ from trimtab.lm.gguf_files import first_line
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site
+from trimtab.runs import json_safe
+from trimtab.runs.tables import named_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +40,22 @@ class ModelDetails:
     config: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "path": str(self.path) if self.path else None,
-            "parameters": self.parameters,
-            "n_layers": self.n_layers,
-            "d_model": self.d_model,
-            "vocab_size": self.vocab_size,
-            "licence": self.licence,
-            "source": self.source,
-            "sites": list(self.sites),
-            "chat_template": self.chat_template,
-            "config": self.config,
-        }
+        return json_safe(self)
 
     def render(self) -> str:
-        chat = "no" if self.chat_template is None else "yes"
-        lines = [
-            ("model", self.name),
-            ("source", self.source),
-            ("path", self._where()),
-            ("licence", self.licence or "not stated"),
-            ("parameters", f"{self.parameters:,}"),
-            ("layers", f"{self.n_layers}, width {self.d_model}, vocabulary {self.vocab_size:,}"),
-        ]
+        said = {
+            "model": self.name,
+            "source": self.source,
+            "path": self._where(),
+            "licence": self.licence or "not stated",
+            "parameters": f"{self.parameters:,}",
+            "layers": f"{self.n_layers}, width {self.d_model}, vocabulary {self.vocab_size:,}",
+        }
         if self.config:
-            lines += [("sites", "  ".join(self.sites)), ("chat template", chat)]
-            lines += [("architecture", ", ".join(self.config.get("architectures") or ["not stated"]))]
-        return "\n".join(f"{label:14} {value}" for label, value in lines)
+            said["sites"] = "  ".join(self.sites)
+            said["chat template"] = "no" if self.chat_template is None else "yes"
+            said["architecture"] = ", ".join(self.config.get("architectures") or ["not stated"])
+        return named_values(said)
 
     def _where(self) -> str:
         if self.path:

@@ -23,7 +23,7 @@ from trimtab.report.page import (
     tag,
 )
 from trimtab.runs import read_record, write_text
-from trimtab.stats import Interval
+from trimtab.stats import Interval, interval_of
 
 REPORT_NAME = "report.html"
 NAMES = {
@@ -99,11 +99,11 @@ def _held_out(r: dict[str, Any]) -> list[Html]:
     rows = [
         [
             escape(NAMES[arm["name"]]),
-            number(_interval(arm["score"]), 1, POINTS, signed=True),
-            number(_interval(arm["score_in_band"]), 1, POINTS, signed=True),
-            number(_interval(arm["in_band"]), 0, POINTS),
-            number(_interval(arm["nll"]), 2),
-            number(_interval(arm["repetition"]), 1, POINTS),
+            number(interval_of(arm["score"]), 1, POINTS, signed=True),
+            number(interval_of(arm["score_in_band"]), 1, POINTS, signed=True),
+            number(interval_of(arm["in_band"]), 0, POINTS),
+            number(interval_of(arm["nll"]), 2),
+            number(interval_of(arm["repetition"]), 1, POINTS),
             escape(f"{arm['relative_dose']:.3f}"),
             escape(f"{arm['n_edits']:,}"),
         ]
@@ -119,8 +119,8 @@ def _held_out(r: dict[str, Any]) -> list[Html]:
         [
             [
                 escape(f"delta-confidence − {NAMES[d['arm']]}"),
-                number(_interval(d["interval"]), 1, POINTS, signed=True),
-                number(_interval(d["in_band"]), 1, POINTS, signed=True),
+                number(interval_of(d["interval"]), 1, POINTS, signed=True),
+                number(interval_of(d["in_band"]), 1, POINTS, signed=True),
             ]
             for d in r["differences"]
         ],
@@ -295,10 +295,6 @@ def _method(record: dict[str, Any]) -> list[Html]:
             ]
         ),
     ]
-
-
-def _interval(fields: dict[str, Any] | None) -> Interval | None:
-    return None if fields is None else Interval.from_dict(fields)
 
 
 def _strip(tokens: list[str], fired: list[bool] | None) -> Html:

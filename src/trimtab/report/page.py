@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from trimtab.report.style import STYLE
-from trimtab.stats import Interval
+from trimtab.stats import Interval, number_text
 
 Html = NewType("Html", str)
 """Markup that is safe to put into a page."""
@@ -43,16 +43,10 @@ def number(value: Interval | None, digits: int = 2, factor: float = 1.0, *, sign
     """An estimate with its interval beneath, or a dash."""
     if value is None:
         return tag("span", escape("–"), class_="none")
-    form = f"{'+' if signed else ''}.{digits}f"
-
-    def show(part: float) -> Html:
-        return escape(f"{part * factor:{form}}".replace("-", "−"))
-
-    estimate = tag("b", show(value.estimate))
-    if value.low != value.low:
-        return estimate
-    low, high = show(value.low), show(value.high)
-    return Html(f"{estimate} {tag('span', Html(f'[{low}, {high}]'), class_='interval')}")
+    text = number_text(value.scaled(factor), f"{'+' if signed else ''}.{digits}f").replace("-", "−")
+    estimate, _, bounds = text.partition(" ")
+    shown = tag("b", escape(estimate))
+    return Html(f"{shown} {tag('span', escape(bounds), class_='interval')}") if bounds else shown
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from trimtab.report.drawing import Mark, interval_plot
 from trimtab.report.page import Column, Html, details, escape, figure, join, paragraph, table, tag
 from trimtab.report.policy_choices import choices
 from trimtab.report.policy_files import PolicyFiles
-from trimtab.report.policy_numbers import absent, cell, interval, notes, plain_number, sentence
-from trimtab.stats import Interval
+from trimtab.report.policy_numbers import absent, cell, notes, plain_number, sentence
+from trimtab.stats import Interval, interval_of
 
 POINTS = 100.0
 
@@ -45,7 +45,7 @@ def above(result: dict[str, Any]) -> tuple[list[str], list[str]]:
     clear: list[str] = []
     others: list[str] = []
     for arm in result["arms"]:
-        difference = interval(arm["difference"])
+        difference = interval_of(arm["difference"])
         if difference is not None:
             (clear if difference.low > 0 else others).append(arm["label"])
     return clear, others

@@ -6,30 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.page import Html, escape, number, tag
-from trimtab.stats import Interval
+from trimtab.stats import interval_of, number_text
 
 HIDDEN = "hidden"
 
 
-def interval(fields: dict[str, Any] | None) -> Interval | None:
-    """An interval as it lies in JSON."""
-    return None if fields is None else Interval.from_dict(fields)
-
-
 def cell(fields: dict[str, Any] | None, digits: int = 3, *, signed: bool = False) -> Html:
     """An estimate with its interval, or a dash."""
-    return number(interval(fields), digits, signed=signed)
+    return number(interval_of(fields), digits, signed=signed)
 
 
 def plain_number(value: float | None, form: str = ".3g") -> Html:
     """A number, or a dash."""
-    return number(None) if value is None else escape(f"{value:{form}}".replace("-", "−"))
+    return number(None) if value is None else escape(number_text(value, form).replace("-", "−"))
 
 
 def sentence(fields: dict[str, Any]) -> str:
     """An estimate with its interval, for running text, with a sign."""
-    found = Interval.from_dict(fields)
-    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]".replace("-", "−")
+    return number_text(interval_of(fields), "+.3f").replace("-", "−")
 
 
 def feature_name(feature: int) -> str:

@@ -80,7 +80,7 @@ def _answer(files: PolicyFiles) -> Html:
     reward = Interval.from_dict(own["reward"])
     said = (
         f"{'Yes' if gain.low > 0 else 'Not shown'}: on {result['items']:,} items ({result['split']}) its reward is "
-        f"{reward.estimate:.3f} [{reward.low:.3f}, {reward.high:.3f}], {sentence(result['gain']['total'])} over the "
+        f"{reward:.3f}, {sentence(result['gain']['total'])} over the "
         f"unsteered model."
     )
     if clear or others:

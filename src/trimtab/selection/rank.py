@@ -12,6 +12,7 @@ from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import load_model
 from trimtab.runs import Meter, Run, config_dict
+from trimtab.runs.tables import Column, result_table
 from trimtab.selection.criterion import Criterion
 from trimtab.selection.kl import KLDirection
 from trimtab.selection.ranking import TOP_TOKENS, dictionary_site, features_to_rank, rank_by
@@ -195,31 +196,22 @@ def run_rank(config: RankConfig) -> RankResult:
 
 
 def _rich_table(title: str, rows: FeatureTable) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", title_style="bold", expand=True)
-    for name in ("feature", "score", "dose ‖Δ‖/‖x‖", "fires on", "largest"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("tokens by logit lens", overflow="ellipsis", no_wrap=True, ratio=1)
-    for record in _records(rows):
-        table.add_row(
-            str(record["feature"]),
-            f"{record['score']:.4g}",
-            _number(record["relative_dose"], ".2f"),
-            _number(record["firing_rate"], ".3%"),
-            _number(record["max_activation"], ".4g"),
-            Text("  ".join(map(_visible, record["top_tokens"]))),
-        )
+    forms = {"feature": "d", "score": ".4g", "dose ‖Δ‖/‖x‖": ".2f", "fires on": ".3%", "largest": ".4g"}
+    columns = [Column(name, form, whole=True) for name, form in forms.items()]
+    columns.append(Column("tokens by logit lens", whole=True))
+    names = ("feature", "score", "relative_dose", "firing_rate", "max_activation")
+    table = result_table(
+        columns,
+        [(*(one[name] for name in names), "  ".join(map(_visible, one["top_tokens"]))) for one in _records(rows)],
+        title=title,
+    )
+    table.title_justify, table.title_style, table.expand = "left", "bold", True
+    table.columns[-1].ratio, table.columns[-1].overflow = 1, "ellipsis"
     return table
 
 
 def _records(rows: FeatureTable) -> list[dict[str, Any]]:
     return rows.to_arrow().drop_columns(["criterion", "rank"]).to_pylist()
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _visible(token: str) -> str:

@@ -12,7 +12,7 @@ from trimtab.stats.bootstrap import (
     bootstrap_ratio_of_sums,
     bootstrap_statistic,
 )
-from trimtab.stats.interval import Interval
+from trimtab.stats.interval import Interval, interval_of, number_text
 from trimtab.stats.multiple import benjamini_hochberg
 from trimtab.stats.proportion import wilson_interval
 from trimtab.stats.student import student_mean
@@ -26,6 +26,8 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_ratio_of_sums",
     "bootstrap_statistic",
+    "interval_of",
+    "number_text",
     "student_mean",
     "wilson_interval",
 ]

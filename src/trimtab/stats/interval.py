@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -25,11 +25,18 @@ class Interval:
     """How the bounds were found."""
 
     def __str__(self) -> str:
-        return self.format(2)
+        return f"{self:.2f} (n={self.n})"
 
-    def format(self, digits: int = 2) -> str:
-        """The interval with `digits` places after the point."""
-        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] (n={self.n})"
+    def __format__(self, form: str) -> str:
+        """Estimate and bounds, each in a number's format: `+.3f` gives `+0.422 [+0.314, +0.530]`."""
+        if not form:
+            return str(self)
+        bounds = "" if math.isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.estimate:{form}}{bounds}"
+
+    def scaled(self, factor: float) -> Interval:
+        """The interval of a multiple, such as points of 100."""
+        return replace(self, estimate=self.estimate * factor, low=self.low * factor, high=self.high * factor)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; numbers that JSON cannot hold become None."""
@@ -41,3 +48,17 @@ class Interval:
         """The inverse of `to_dict`; a None becomes NaN."""
         restored: dict[str, Any] = {k: math.nan if v is None else v for k, v in fields.items()}
         return cls(**restored)
+
+
+def interval_of(fields: dict[str, Any] | None) -> Interval | None:
+    """An interval, if any, from what `to_dict` made of it."""
+    return None if fields is None else Interval.from_dict(fields)
+
+
+def number_text(value: float | Interval | None, form: str) -> str:
+    """A number, or an estimate with its interval, in a number's format; a dash where there is none.
+
+    The one formatter: every table, page and sentence with a number that may be missing goes through it.
+    """
+    number = value.estimate if isinstance(value, Interval) else value
+    return "–" if number is None or math.isnan(number) else format(value, form)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode
 from trimtab.runs import read_record, versions
+from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.replaying import ReplaySource
 from trimtab.steering.sources import DirectionSource
 from trimtab.steering.trace import Trace
@@ -86,9 +86,9 @@ class ReplayReport:
         lines += [f"{name}: {change}" for name, change in self.changed_versions.items()]
         if not self.mismatches:
             return Text.from_markup("\n".join(lines))
-        table = Table("sample", "branch", "position", "logged", "decided", "gap (nats)")
-        for m in self.mismatches[:20]:
-            table.add_row(*map(str, (m.sample, m.branch, m.position, m.logged, m.decided)), f"{m.gap:.3g}")
+        names = ("sample", "branch", "position", "logged", "decided")
+        columns = [*(Column(name, "d") for name in names), Column("gap (nats)", NUMBER)]
+        table = result_table(columns, [astuple(mismatch) for mismatch in self.mismatches[:20]])
         lines.append(f"{len(self.mismatches)} mismatches, {self.near_ties} of them near-ties (below {NEAR_TIE} nats):")
         return Group("\n".join(lines), table)
 

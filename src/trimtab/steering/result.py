@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.runs.tables import COUNT, Column, result_table
 from trimtab.steering.equal_dose import DoseSummary
 from trimtab.steering.operations import operation_named
 
@@ -118,13 +119,13 @@ class SteerResult:
         return Text(self.prompts[continuation.prompt] + sample)
 
     def _dose_table(self) -> RenderableType:
-        table = Table("arm", "edits", "‖Δ‖/‖x‖", "KL local", "KL total", "NLL unsteered", title_justify="left")
-        for arm in self.arms:
-            numbers = (arm.kl_local, arm.kl_total, arm.unsteered_nll)
-            table.add_row(
-                arm.name,
-                str(arm.realised.n_edits),
-                f"{arm.realised.relative:.3f}",
-                *("–" if value is None else f"{value:.3f}" for value in numbers),
-            )
+        names = ("‖Δ‖/‖x‖", "KL local", "KL total", "NLL unsteered")
+        columns = [Column("arm"), Column("edits", COUNT), *(Column(name, ".3f") for name in names)]
+        table = result_table(
+            columns,
+            [
+                (arm.name, arm.realised.n_edits, arm.realised.relative, arm.kl_local, arm.kl_total, arm.unsteered_nll)
+                for arm in self.arms
+            ],
+        )
         return Panel.fit(table, title="what was done, mean over tokens (KL and NLL in nats)", title_align="left")

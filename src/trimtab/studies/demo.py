@@ -39,9 +39,11 @@ from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, LanguageModel, Site, load_model
 from trimtab.runs import Meter, Run, text_id, write_table
+from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
 from trimtab.selection import write_feature_tables as write_rankings
 from trimtab.selection.ranking import dictionary_site, features_to_rank
+from trimtab.stats import interval_of
 from trimtab.studies.choice import Band, BaseRates, Choice, choose
 from trimtab.studies.outcomes import TestOutcome, summarise
 from trimtab.studies.readback import most_active
@@ -153,18 +155,19 @@ class DemoResult:
 
     def render(self) -> str:
         """Verdict and table as text."""
-        head = f"{'arm':<25}{'score':>24}{'in band':>24}{'NLL':>8}{'4-gram rep.':>13}{'‖Δ‖/‖x‖':>10}{'edits':>8}"
-        lines = [self.verdict, "", head]
-        for arm in self.results["arms"]:
-            score = interval_text(arm["score"]) if arm["score"] else "—"
-            lines.append(
-                f"{arm['label']:<25}{score:>24}{interval_text(arm['in_band']):>24}{arm['nll']['estimate']:>8.2f}"
-                f"{arm['repetition']['estimate']:>13.3f}{arm['relative_dose']:>10.3f}{arm['n_edits']:>8}"
-            )
-        lines += ["", "differences in score, pair by prompt:"]
-        lines += [f"  {d['label']:<52}{interval_text(d['interval']):>24}" for d in self.results["differences"]]
+        columns = [
+            Column("arm"), Column("score", SIGNED), Column("in band", INTERVAL), Column("NLL", ".2f"),
+            Column("4-gram rep.", ".3f"), Column("‖Δ‖/‖x‖", ".3f"), Column("edits", COUNT),
+        ]  # fmt: skip
+        arms = [
+            (arm["label"], interval_of(arm["score"]), interval_of(arm["in_band"]), arm["nll"]["estimate"],
+             arm["repetition"]["estimate"], arm["relative_dose"], arm["n_edits"])
+            for arm in self.results["arms"]
+        ]  # fmt: skip
+        differences = [(d["label"], interval_of(d["interval"])) for d in self.results["differences"]]
+        pairs = text_table([Column("differences in score, pair by prompt"), Column("", SIGNED)], differences)
         done = " (done before; delete the directory to run it again)" if self.resumed else ""
-        return "\n".join([*lines, "", f"{self.run}{done}"])
+        return "\n\n".join([self.verdict, text_table(columns, arms), pairs, f"{self.run}{done}"])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -399,11 +402,6 @@ def _describe(table: FeatureTable, ids: list[int], effect: Mapping[int, float]) 
         }
         for f in ids
     ]
-
-
-def interval_text(fields: dict[str, Any]) -> str:
-    """An estimate with its interval, signed."""
-    return f"{fields['estimate']:+.3f} [{fields['low']:+.3f}, {fields['high']:+.3f}]"
 
 
 __all__ = ["DemoConfig", "DemoResult", "read_prompts", "run_demo"]

@@ -22,7 +22,9 @@ from trimtab.policies.headroom_candidates import NothingAllowedError
 from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import train_policy
-from trimtab.studies.demo import DemoConfig, DemoResult, interval_text, run_demo
+from trimtab.runs.tables import INTERVAL, SIGNED, Column, text_table
+from trimtab.stats import interval_of
+from trimtab.studies.demo import DemoConfig, DemoResult, run_demo
 from trimtab.tasks import UnsuitedModelError
 
 ARMS = ("unsteered", "random at equal dose", "static", "static at equal dose", "policy")
@@ -89,10 +91,12 @@ class DemoPolicy:
             f"a policy that picks one feature per prompt, {found['task']}, {found['items']} test items "
             f"(trained in {found['training_seconds']:.0f} s; 95% intervals over items; one seed):"
         ]
-        for label, reward in found["reward"].items():
-            difference = found["policy_minus"].get(label)
-            said = f"   policy − this {interval_text(difference)}" if difference else ""
-            lines.append(f"  {label:<22}{interval_text(reward)}{said}")
+        columns = [Column("arm"), Column("reward", INTERVAL), Column("policy − this", SIGNED)]
+        rows = [
+            (label, interval_of(reward), interval_of(found["policy_minus"].get(label)))
+            for label, reward in found["reward"].items()
+        ]
+        lines.append(text_table(columns, rows, indent="  "))
         return "\n".join([*lines, *(f"  {warning}" for warning in found["warnings"]), f"  {self.run}"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from trimtab.stats import number_text
+
 L0_TOLERANCE = 0.1
 """Largest relative distance between the reached L0 and its target that counts as reaching it."""
 NOTHING_LEFT = 0.99
@@ -38,9 +40,7 @@ def advice(
 
 def variance_text(value: float | None) -> str:
     """An explained variance in a few characters, however far below 0 it is."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if value > -10 else f"{value:.3g}"
+    return number_text(value, ".4f" if value is None or value > -10 else ".3g")
 
 
 def _missed(l0: float, target: float, weight: float | None) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.runs import config_dict, write_table
+from trimtab.runs.tables import SHARE, Column, result_table
 from trimtab.training.advice import advice, variance_text
 from trimtab.training.export import TrainResult
 from trimtab.training.members import Member
@@ -108,28 +109,23 @@ def write_rows(path: Path, rows: Sequence[MemberRow]) -> None:
 
 def render_rows(rows: Sequence[MemberRow]) -> list[Table | Text]:
     """A table of the members that are done, and what went wrong or short with others."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("member", "EV", "L0", "target", "dead", "dense", "seconds"):
-        named = name == "member"
-        table.add_column(name, justify="left" if named else "right", overflow="fold", no_wrap=named)
+    columns = [
+        Column("member", whole=True), Column("EV", ".4f"), Column("L0", ".2f"), Column("target", "g"),
+        Column("dead", SHARE), Column("dense", SHARE), Column("seconds", ".0f"),
+    ]  # fmt: skip
+    table = [
+        (row.name, variance_text(row.explained_variance), row.l0, row.l0_target, row.dead_share, row.dense_share,
+         row.seconds)
+        for row in rows if row.status == "done"
+    ]  # fmt: skip
     said: list[Text] = []
     for row in rows:
         if row.status == "failed":
             kept = f"; checkpoint {row.checkpoint}" if row.checkpoint else ""
             said.append(Text(f"{row.name} failed: {row.error}{kept}", style="red"))
-            continue
-        if row.advice:
+        elif row.advice:
             said.append(Text(f"{row.name}: {row.advice}", style="yellow"))
-        table.add_row(
-            Text(row.name),
-            variance_text(row.explained_variance),
-            f"{row.l0:.2f}",
-            "–" if row.l0_target is None else f"{row.l0_target:g}",
-            f"{row.dead_share:.1%}",
-            f"{row.dense_share:.1%}",
-            f"{row.seconds:.0f}",
-        )
-    return [table, *said] if table.row_count else [*said]
+    return [*([result_table(columns, table, framed=False)] if table else []), *said]
 
 
 def _about(member: Member) -> dict[str, Any]:

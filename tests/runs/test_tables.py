@@ -1,0 +1,73 @@
+"""Tables of results: values become text in one way, and nothing is lost where the terminal is narrow."""
+
+from __future__ import annotations
+
+import math
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SHARE, SIGNED, Column, result_table, text_table
+from trimtab.stats import Interval, number_text
+
+COLUMNS = [
+    Column("site", whole=True), Column("reward", INTERVAL), Column("gain", SIGNED), Column("KL", NUMBER),
+    Column("share", SHARE), Column("edits", COUNT),
+]  # fmt: skip
+ROWS = [
+    ("resid_post.15", Interval(estimate=0.4222, low=0.3141, high=0.53, n=24), -0.25, 0.012345, 0.5, 12345),
+    ("[bold]2[/bold]", Interval(estimate=1, low=math.nan, high=math.nan, n=1), None, math.nan, "3/8", None),
+]
+TEXT = """\
+site                          reward    gain      KL  share   edits
+resid_post.15   0.422 [0.314, 0.530]  -0.250  0.0123  50.0%  12,345
+[bold]2[/bold]                 1.000       –       –    3/8       –"""
+
+
+def shown(table: Table, width: int) -> str:
+    console = Console(width=width, file=StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_a_number_is_written_in_one_way() -> None:
+    interval = Interval(estimate=0.4222, low=0.3141, high=0.53, n=24)
+    assert number_text(interval, "+.3f") == "+0.422 [+0.314, +0.530]"
+    assert number_text(Interval(estimate=1.0, low=math.nan, high=math.nan, n=1), ".2f") == "1.00"
+    assert number_text(interval.scaled(100), ".1f") == "42.2 [31.4, 53.0]"
+    assert [number_text(value, ".3g") for value in (None, math.nan, 0.0, 12345)] == ["–", "–", "0", "1.23e+04"]
+
+
+def test_words_stand_on_the_left_and_numbers_on_the_right_in_their_column_s_format() -> None:
+    assert text_table(COLUMNS, ROWS) == TEXT
+    assert text_table(COLUMNS, ROWS, indent="  ").splitlines()[1].startswith("  resid_post.15 ")
+    lines = shown(result_table(COLUMNS, ROWS, framed=False), 120).splitlines()
+    assert [line.rstrip() for line in lines] == TEXT.splitlines()
+
+
+def check_narrow() -> None:
+    text = shown(result_table(COLUMNS, ROWS, title="a [b]", caption="c"), 64)
+    assert "a [b]" in text
+    assert "resid_post.15" in text
+    assert "…" not in text
+    cells = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in text.splitlines() if "│" in line]
+    assert "".join(row[1] for row in cells[:-1]).replace(" ", "").startswith("0.422[0.314,0.530]")
+    assert "12,345" in "".join(row[5] for row in cells)
+
+
+def test_a_narrow_terminal_breaks_numbers_and_never_cuts_them() -> None:
+    check_narrow()
+
+
+@pytest.mark.parametrize("mutation", [{"overflow": "ellipsis", "no_wrap": True}, {"no_wrap": False}])
+def test_a_table_that_cuts_or_breaks_a_site_is_caught(
+    mutation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutations: numbers that do not fit end in dots; sites are broken like the rest."""
+    add_column = Table.add_column
+    monkeypatch.setattr(Table, "add_column", lambda self, title, **how: add_column(self, title, **{**how, **mutation}))
+    with pytest.raises(AssertionError):
+        check_narrow()
