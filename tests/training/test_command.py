@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from trimtab import cli
-from trimtab.lm import LanguageModel
 from trimtab.runs import read_metrics
 
 SITES = ("resid_post.1", "resid_post.2")
@@ -31,18 +30,6 @@ SIZES = (
 )
 PRODUCT = ("--site", *SITES, "--arch", "topk", "relu", "--l0", "4")
 NAMES = [f"{site}-{arch}-n64-l0_4-seed0" for site in SITES for arch in ("topk", "relu")]
-
-
-@pytest.fixture(scope="module")
-def data(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that name a tiny model and some text."""
-    root = tmp_path_factory.mktemp("data")
-    tiny_llama.hf.save_pretrained(root / "model")
-    tiny_llama.tokenizer.save_pretrained(root / "model")
-    words = "the cat and the hen ran in and over then under the inn and there they sat"
-    lines = [json.dumps({"id": str(i), "text": f"{words[i % 30 :]} {i} " * 4}) for i in range(60)]
-    (root / "text.jsonl").write_text("\n".join(lines))
-    return ["--model", str(root / "model"), "--text", str(root / "text.jsonl")]
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from trimtab.dictionaries.files import load_dictionary
 from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics
 from trimtab.training import TrainConfig, export, train
-from trimtab.training.architectures import fields_of
 from trimtab.training.checkpoint import checkpoint_files
 from trimtab.training.optimiser import Adam
+from trimtab.training.options import fields_of
 from trimtab.training.rows import input_scale
 from trimtab.training.schedule import first_averaged_step, lr_factor
 

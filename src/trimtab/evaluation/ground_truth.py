@@ -21,17 +21,20 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
 from trimtab.evaluation.ground_truth_scores import GroundTruthScores, controls, score
-from trimtab.runs import Run, read_typed, write_table
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Run, read_typed, write_table
 from trimtab.training import Member, SiteRows, expand
 from trimtab.training.bank import Place, train_members, unfinished
+from trimtab.training.options import architecture_options, with_options
 
 SITE = "synthetic"
 TABLE = "ground_truth.parquet"
+OPTIONS = architecture_options(**LEFT_OUT_AT_DEFAULT)
 
 
+@with_options(OPTIONS)
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthConfig(SyntheticConfig):
-    """A ground-truth benchmark: the data, the architectures, their training."""
+    """A ground-truth benchmark: the data, the architectures and their options, their training."""
 
     arch: tuple[str, ...] = ()
     """Architectures to train; by default all."""
@@ -96,7 +99,8 @@ class GroundTruthConfig(SyntheticConfig):
             "heldout_rows": [self.heldout_rows],
             "batch_size": [self.batch_size],
         }
-        return expand(values | ({} if self.lr is None else {"lr": [self.lr]}))
+        chosen = {name: getattr(self, name) for name in ("lr", *(option.name for option in OPTIONS))}
+        return expand(values | {name: [value] for name, value in chosen.items() if value is not None})
 
 
 def run_ground_truth(config: GroundTruthConfig) -> GroundTruthResult:

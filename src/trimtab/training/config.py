@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 
 from trimtab.dictionaries.architectures import trainable_class
-from trimtab.dictionaries.trainable import BiasInit, EncoderDtype, TrainableSAE
+from trimtab.dictionaries.trainable import TrainableSAE, check_choices
 from trimtab.errors import UserError
-from trimtab.training.architectures import architecture_config
+from trimtab.training.options import architecture_config, architecture_options, with_options
 
 Scaling = Literal["sqrt_d", "unit", "none"]
 Decay = Literal["linear", "cosine", "none"]
@@ -19,9 +19,10 @@ DEFAULT_L0 = 32.0
 """Active features per row, where a config says nothing about sparsity."""
 
 
+@with_options(architecture_options())
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the trainings of a sweep usually share. Fields that are None are the architecture's to choose."""
+    """What the trainings of a sweep usually share, and the options of all architectures, None unless they are set."""
 
     epochs: float = 1.0
     """Passes over the rows of the source, unless `rows` is given."""
@@ -44,46 +45,6 @@ class Recipe:
     weights and bandwidths do not carry over from one to the other."""
     dead_after: int | None = None
     """Rows without firing after which a feature is dead; a tenth of all rows, at most 10 million, if not given."""
-    b_dec_init: BiasInit | None = None
-    """Where the decoder bias starts."""
-    apply_b_dec_to_input: bool | None = None
-    """Whether the encoder sees x − b_dec."""
-    encoder_dtype: EncoderDtype | None = None
-    """Precision of the dense product that finds active features; `bfloat16` is faster on processors with matrix units
-    for it. Codes and gradients are in float32 in any case."""
-    block_rows: int | None = None
-    """Rows encoded at once."""
-    k_start: int | None = None
-    """TopK-like: active features per row at the start; shrinks to k over `k_anneal_share` of the training."""
-    k_anneal_share: float | None = None
-    """TopK-like: share of the steps over which k_start shrinks to k."""
-    aux_coefficient: float | None = None
-    """TopK-like: weight of the AuxK loss, which revives dead features; 0 leaves it out."""
-    k_aux: int | None = None
-    """TopK-like: dead features per row that AuxK uses."""
-    threshold_momentum: float | None = None
-    """BatchTopK and Matryoshka: how much of the running threshold each batch keeps."""
-    groups: tuple[float, ...] | None = None
-    """Matryoshka: share of the features in each group; the groups before and with it reconstruct the row on their own.
-    Shares sum to 1."""
-    sparsity_warmup_share: float | None = None
-    """Where a penalty makes codes sparse: share of the steps over which its weight rises from 0."""
-    decoder_norm: Literal["unit", "free"] | None = None
-    """ReLU and p-anneal: decoder rows of norm 1, or free ones with the penalty on f·‖W_dec‖."""
-    p_end: float | None = None
-    """p-anneal: last exponent of the penalty Σ f^p."""
-    p_start_share: float | None = None
-    """p-anneal: share of the steps after which p begins to fall from 1."""
-    p_steps: int | None = None
-    """p-anneal: in how many steps p falls."""
-    penalty: Literal["l0_target", "tanh", "l0"] | None = None
-    """JumpReLU: what is penalised."""
-    bandwidth: float | None = None
-    """JumpReLU: width of the straight-through estimator's window."""
-    theta_init: float | None = None
-    """JumpReLU: where thresholds start."""
-    tanh_scale: float | None = None
-    """JumpReLU: scale within the tanh penalty."""
     ema_decay: float = 0.0
     """Above 0, the saved weights are an average over steps with this decay, from the first decay step on."""
     sample_rows: int = 16_384
@@ -103,7 +64,7 @@ class TrainConfig(Recipe):
     """Training of one SAE."""
 
     arch: str = "topk"
-    """Architecture: topk, batchtopk, matryoshka, relu, panneal, gated or jumprelu. A name of `registry.TRAINABLE`."""
+    """Architecture, by a name in `dictionaries.architectures.TRAINABLE`."""
     n_features: int = 4096
     """Features to learn."""
     l0: float | None = None
@@ -123,7 +84,7 @@ class TrainConfig(Recipe):
 
     def __post_init__(self) -> None:
         positive = ("batch_size", "epochs", "sample_rows", "heldout_rows", "checkpoint_every", "log_every")
-        optional = ("rows", "lr", "dead_after", "l0", "k", "k_aux", "block_rows")
+        optional = ("rows", "lr", "dead_after", "l0", "k")
         for name in (*positive, *(o for o in optional if getattr(self, o) is not None)):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -136,12 +97,7 @@ class TrainConfig(Recipe):
                 raise UserError(f"{name} {getattr(self, name)}", "it must be from 0 to below 1", "set it so")
         if not self.clip_norm >= 0:
             raise UserError(f"clip_norm {self.clip_norm}", "it must not be negative", "set it to 0 or more")
-        choices = {"scaling": Scaling, "decay": Decay, "b_dec_init": BiasInit, "encoder_dtype": EncoderDtype}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in (None, *allowed.__args__):
-                raise UserError(
-                    f"{name} {getattr(self, name)!r}", f"it is one of {', '.join(allowed.__args__)}", "choose one"
-                )
+        check_choices(self)
         if self.k is not None and self.l0 is not None:
             raise UserError(f"k {self.k} and l0 {self.l0:g}", "they say the same thing twice", "give one of them")
         architecture_config(vars(self), self.wanted_l0, self.dead_after or 1)

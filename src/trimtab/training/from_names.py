@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from typing_extensions import Doc
+
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.runs import Run, config_dict, json_safe, read_typed
 from trimtab.training.advice import variance_text
@@ -21,6 +24,7 @@ from trimtab.training.config import Recipe, TrainConfig
 from trimtab.training.export import TrainResult
 from trimtab.training.loop import Training, train_all
 from trimtab.training.members import DEFAULT_SITE, MULTIPLIED, Member, chosen, expand
+from trimtab.training.options import several, with_options
 from trimtab.training.sources import SHARDS, RowsConfig, open_rows
 from trimtab.training.trainer import CHECKPOINTS
 
@@ -72,6 +76,12 @@ class BankConfig(RowsConfig):
         return _directory("bank", self.run, {**self.shared(), "members": [member.name for member in self.members]})
 
 
+ArchitectureNames = Annotated[
+    tuple[str, ...], Doc(f"Architecture: {', '.join(sorted(TRAINABLE))}; several make a bank.")
+]
+
+
+@with_options(several(TrainTextConfig, [name for name in MULTIPLIED if name != "arch"]))
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(RowsConfig, Recipe):
     """Train an SAE on a model's activations; or, with several values of some options or a bank file, a bank of them:
@@ -80,25 +90,7 @@ class TrainCommand(RowsConfig, Recipe):
     bank: Path | None = None
     """TOML file with [defaults] and a [[member]] table for each SAE or product of SAEs. Options given beside it
     replace its defaults."""
-    site: tuple[str, ...] = (DEFAULT_SITE,)
-    """Site to read; several make a bank."""
-    arch: tuple[str, ...] = ("topk",)
-    """Architecture: topk, batchtopk, matryoshka, relu, panneal, gated or jumprelu; several make a bank."""
-    n_features: tuple[int, ...] = (4096,)
-    """Features to learn; several make a bank."""
-    l0: tuple[float, ...] = ()
-    """Active features per row, on average, for every architecture; 32 if nothing is said about sparsity; several make
-    a bank."""
-    k: tuple[int, ...] = ()
-    """The same under TopK's own name; several make a bank."""
-    sparsity_weight: tuple[float, ...] = ()
-    """Weight of the sparsity penalty, for architectures that have one, in place of a target; several make a bank."""
-    batch_size: tuple[int, ...] = (1024,)
-    """Rows per step; several make a bank."""
-    lr: tuple[float, ...] = ()
-    """Adam's peak learning rate; 1e-3 · √(2^14 / n_features), at most 2e-3, if not given; several make a bank."""
-    seed: tuple[int, ...] = (0,)
-    """Seed of the initial weights; several make a bank."""
+    arch: ArchitectureNames = ("topk",)
     workers: int | None = None
     """Members of a bank that are trained side by side; by default as many as there are threads."""
     run: Path | None = None

@@ -37,6 +37,8 @@ class Training:
     """Open while the training goes on."""
     delay: int = 0
     """Checkpoints come so many steps later, lest all trainings write at once."""
+    by_autograd: bool = False
+    """Differentiate the architecture's `loss` even where its gradients are written out: slower, equal to rounding."""
     result: TrainResult | None = None
     error: Exception | None = None
 
@@ -56,7 +58,12 @@ class Threads(NamedTuple):
 
 
 def train(
-    config: TrainConfig, source: ActivationSource, run: Run, *, heldout: ActivationSource | None = None
+    config: TrainConfig,
+    source: ActivationSource,
+    run: Run,
+    *,
+    heldout: ActivationSource | None = None,
+    by_autograd: bool = False,
 ) -> TrainResult:
     """Train an SAE, or go on from the run's last checkpoint, and save it in the run as `sae/`.
 
@@ -69,6 +76,7 @@ def train(
         source: rows to train on.
         run: an open run; the caller finishes it.
         heldout: rows on which the result is measured; without it, rows of `source`.
+        by_autograd: differentiate the architecture's `loss` even where its gradients are written out.
 
     Returns:
         What was trained, measured on `heldout`.
@@ -77,7 +85,7 @@ def train(
         UserError: rows that are not finite, a loss that is not finite (earlier checkpoints stay), a held-out source of
             another width, another source than the run began with, a damaged checkpoint, a full disk.
     """
-    training = Training(config, SiteRows(source, heldout), run)
+    training = Training(config, SiteRows(source, heldout), run, by_autograd=by_autograd)
     train_all([training])
     if training.error is not None:
         raise training.error
@@ -178,6 +186,7 @@ class _Wave:
         t = live.training
         t.run.record(hashes={"source": _hash(t.rows.source.description)})
         live.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay)
+        live.trainer.sae.by_autograd = t.by_autograd
 
     def _each(self, chosen: Sequence[_Live], work: Callable[[_Live], None]) -> None:
         """Do some work for several trainings and wait for all."""

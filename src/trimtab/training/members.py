@@ -12,8 +12,8 @@ from typing import Any
 
 from trimtab.dictionaries.architectures import TRAINABLE, trainable_class
 from trimtab.errors import UserError
-from trimtab.training.architectures import SPARSITY, architecture_fields, fields_of
 from trimtab.training.config import DEFAULT_L0, Recipe, TrainConfig
+from trimtab.training.options import SPARSITY, architecture_fields, fields_of
 
 DEFAULT_SITE = "resid_post.15"
 MULTIPLIED = ("site", "arch", "n_features", *SPARSITY, "batch_size", "lr", "seed")
@@ -107,15 +107,15 @@ def _member(values: Mapping[str, Any], told: set[str]) -> Member:
     try:
         config = TrainConfig(**fields)
     except UserError as error:
-        return Member(_name(site, fields, None, told), site, values, None, error)
+        unset = fields.get("sparsity_weight") is None
+        wanted = (fields.get("l0") or fields.get("k") or DEFAULT_L0) if unset else None
+        return Member(_name(site, fields, wanted, told), site, values, None, error)
     return Member(_name(site, fields, config.l0_target, told), site, values, config)
 
 
 def _name(site: str, fields: Mapping[str, Any], l0: float | None, told: set[str]) -> str:
     """Site, architecture, size, sparsity, seed, and whatever else tells the member from others."""
     of = {name: fields.get(name, default) for name, default in _DEFAULTS.items()}
-    if l0 is None and of["sparsity_weight"] is None:
-        l0 = of["l0"] or of["k"] or DEFAULT_L0
     parts = [site, of["arch"], f"n{of['n_features']}"]
     if l0 is not None:
         parts.append(f"l0_{l0:g}")
