@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.dictionaries.base import Dictionary
 from trimtab.lm import DecodeConfig, Decoded, EditLog, EditRequest, InterventionSource, LanguageModel, Site
@@ -80,46 +83,72 @@ def recorded_logits() -> Iterator[Logits]:
         decode_module._choose = original
 
 
-def deltas_of(decoded: Decoded, source: InterventionSource, row: int) -> list[tuple[Site, int, Tensor]]:
-    """What the log says was added for one row, computed without the code under test."""
+class LoggedEdit(NamedTuple):
+    """What the log says was done at one place."""
+
+    site: Site
+    position: int
+    delta: Tensor  # [d] what was added along directions, in float64
+    replacement: Tensor | None = None  # [d] what took the activation's place before
+
+    def of(self, x: Tensor) -> Tensor:
+        return ((x if self.replacement is None else self.replacement).double() + self.delta).to(x.dtype)
+
+
+def edits_of(decoded: Decoded, source: InterventionSource, row: int) -> list[LoggedEdit]:
+    """What the log says was done to one row, computed without the code under test."""
     log = decoded.edits
     found = []
-    for i in range(len(log)):
-        if int(log.row[i]) != row:
-            continue
+    for i in (log.row == row).nonzero()[:, 0].tolist():
         site = source.sites[int(log.site[i])]
         delta = torch.zeros(source.directions(site).shape[1], dtype=torch.float64)
         for feature, coefficient in zip(log.feature[i].tolist(), log.coefficient[i].tolist(), strict=True):
             if feature >= 0:
                 delta += coefficient * source.directions(site)[feature].double()
-        found.append((site, int(log.position[i]), delta))
+        found.append(LoggedEdit(site, int(log.position[i]), delta, log.kept.get(int(log.replaced[i]))))
     return found
 
 
-def oracle_logits(model: LanguageModel, ids: Sequence[int], edits: Sequence[tuple[Site, int, Tensor]]) -> Tensor:
-    """Logits [T, V] of one sequence: no cache, no padding, no batch; edits at `resid_post` by hooks of our own."""
+def oracle_logits(model: LanguageModel, ids: Sequence[int], edits: Sequence[LoggedEdit]) -> Tensor:
+    """Logits [T, V] of one sequence: no cache, no padding, no batch; edits by hooks of our own."""
 
-    def hook_for(layer: int) -> Callable:
+    def changed(x: Tensor, site: Site) -> Tensor:
+        x, width = x.clone(), head_width(model)
+        part = slice(None) if site.head is None else slice(site.head * width, (site.head + 1) * width)
+        for edit in edits:
+            if edit.site == site:
+                x[0, edit.position, part] = edit.of(x[0, edit.position, part])
+        return x
+
+    def after(site: Site) -> Callable:
         def hook(_module, _args, output):  # type: ignore[no-untyped-def]
-            x = (output[0] if isinstance(output, tuple) else output).clone()
-            for site, position, delta in edits:
-                if site.layer == layer:
-                    x[0, position] += delta.to(x.dtype)
-            return (x, *output[1:]) if isinstance(output, tuple) else x
+            return (changed(output[0], site), *output[1:]) if isinstance(output, tuple) else changed(output, site)
 
         return hook
 
-    assert all(site.kind == "resid_post" for site, _, _ in edits)
-    handles = [
-        model.layout.layers[layer].module.register_forward_hook(hook_for(layer))
-        for layer in {site.layer for site, _, _ in edits}
-    ]
+    def before(site: Site) -> Callable:
+        return lambda _module, args: (changed(args[0], site), *args[1:])
+
+    handles = []
+    for site in dict.fromkeys(edit.site for edit in edits):
+        layer = model.layout.layers[site.layer].module
+        if site.kind == "resid_post":
+            handles.append(layer.register_forward_hook(after(site)))
+        else:
+            assert site.kind == "attn_z"
+            out = layer.attn.c_proj if hasattr(layer, "attn") else layer.self_attn.o_proj
+            handles.append(out.register_forward_pre_hook(before(site)))
     try:
         with torch.no_grad():
             return model.hf(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def head_width(model: LanguageModel) -> int:
+    config = model.hf.config
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def compare_with_oracle(
@@ -132,7 +161,7 @@ def compare_with_oracle(
     """Every token's logits equal a cache-free forward pass that applies the logged edits."""
     for row in range(len(decoded)):
         ids = decoded.prompts[row] + decoded.forced[row] + decoded.token_ids[row]
-        edits = [] if source is None else deltas_of(decoded, source, row)
+        edits = [] if source is None else edits_of(decoded, source, row)
         expected = oracle_logits(model, ids, edits)
         for position in range(decoded.first_position(row) - 1, len(ids) - 1):
             torch.testing.assert_close(logits[row, position], expected[position], atol=tolerance, rtol=tolerance)
@@ -144,11 +173,13 @@ def check_cached_equals_cache_free(
     prompts: Sequence[Sequence[int]],
     config: DecodeConfig | None = None,
     tolerance: float = LOGIT_TOLERANCE,
+    *,
+    strong: bool = True,
 ) -> Decoded:
     """Rule 1: an edit at t acts while t is the input, once, and stays in the cache."""
     with recorded_logits() as logits:
         decoded = run_decode(model, prompts, config or DecodeConfig(max_new_tokens=9, stop_at_eos=False), source)
-    if source is not None and len(decoded.edits):
+    if strong and source is not None and len(decoded.edits):
         moved = oracle_logits(model, decoded.prompts[0] + decoded.token_ids[0], [])
         assert (moved[len(decoded.prompts[0]) - 1] - logits[0, len(decoded.prompts[0]) - 1]).abs().max() > 0.01, (
             "the edits are too weak for this check"
@@ -337,16 +368,69 @@ def check_replay(
         assert torch.equal(column.nan_to_num(-7), getattr(again.edits, name).nan_to_num(-7)), name
 
 
+class Seen(NamedTuple):
+    """Activations `[T, d]` of one row at a site, by absolute position."""
+
+    before: Tensor
+    after: Tensor
+
+
+def decode_and_look(
+    model: LanguageModel, source: InterventionSource, prompt: Sequence[int], n_tokens: int = 5
+) -> tuple[Decoded, dict[Site, Seen]]:
+    """Decode one prompt; tell what stood at each of the source's sites before its edits, and behind them."""
+    before: dict[Site, list[Tensor]] = {site: [] for site in source.sites}
+    after: dict[Site, list[Tensor]] = {site: [] for site in source.sites}
+
+    def seen_by(into: list[Tensor]) -> Callable[[Tensor], None]:
+        return lambda x: into.append(x[0].clone())
+
+    handles = [handle for site in source.sites for handle in tap(model, site, seen_by(before[site]))]
+    late: list[RemovableHandle] = []
+
+    def look_behind(*_: object) -> None:  # once decoding has registered its hooks
+        if not late:
+            late.extend(handle for site in source.sites for handle in tap(model, site, seen_by(after[site])))
+
+    handles.append(model.hf.get_input_embeddings().register_forward_hook(look_behind))
+    try:
+        decoded = run_decode(model, [prompt], DecodeConfig(max_new_tokens=n_tokens, stop_at_eos=False), source)
+    finally:
+        for handle in [*handles, *late]:
+            handle.remove()
+    return decoded, {site: Seen(torch.cat(before[site]), torch.cat(after[site])) for site in source.sites}
+
+
+def check_log(model: LanguageModel, source: InterventionSource, prompts: Sequence[Sequence[int]]) -> None:
+    """Rules 5 and 6: one edit for each place asked for, with the norms and the sum that stand around the edits."""
+    for prompt in prompts:
+        decoded, seen = decode_and_look(model, source, prompt)
+        log, edits = decoded.edits, edits_of(decoded, source, 0)
+        assert len(log) == 5 * len(source.sites)
+        assert log.position.tolist() == [len(prompt) - 1 + step for step in range(5) for _ in source.sites]
+        for i, edit in enumerate(edits):
+            before, after = (x[edit.position] for x in seen[edit.site])
+            size = float(before.norm())
+            torch.testing.assert_close(after, edit.of(before), atol=1e-4 * size, rtol=1e-4)
+            assert float(log.x_norm[i]) == pytest.approx(size, rel=1e-5)
+            assert float(log.delta_norm[i]) == pytest.approx(float((after - before).norm()), abs=1e-4 * size)
+            assert float(log.delta_norm[i]) > 0.01 * size
+        for site, (before, after) in seen.items():
+            untouched = [p for p in range(len(before)) if p not in log.position.tolist()]
+            assert torch.equal(before[untouched], after[untouched]), site
+
+
 def check_fork(
     model: LanguageModel,
     dictionary: Dictionary,
     prompts: Sequence[Sequence[int]],
     tolerance: float = LOGIT_TOLERANCE,
+    past_source: InterventionSource | None = None,
 ) -> None:
     """Rule 8: a teacher-forced prefill with the logged edits, repeated, equals each branch decoded alone."""
     branches, keep = 3, 4
     config = DecodeConfig(max_new_tokens=6, temperature=1.0, seed=2, stop_at_eos=False)
-    past_source = RandomFeatureSource(dictionary, 0.5)
+    past_source = past_source or RandomFeatureSource(dictionary, 0.5)
     past = run_decode(model, prompts, config, past_source)
     forced = [tokens[:keep] for tokens in past.token_ids]
     n = len(prompts)
@@ -355,7 +439,14 @@ def check_fork(
 
     def fork(rows: list[int], own: Tensor) -> ForkSource:
         replay = ReplaySource(past.edits, past_source, rows=rows)
-        return ForkSource(replay, StaticSource(dictionary, own, 0.6), [at[row] for row in rows])
+        tables = {site: table_of(site) for site in past_source.sites}
+        return ForkSource(replay, StaticSource(tables, own, 0.6), [at[row] for row in rows])
+
+    def table_of(site: Site) -> Dictionary | DirectionTable:
+        width, n = past_source.directions(site).shape[1], dictionary.n_features
+        if width == dictionary.d_in:
+            return dictionary
+        return DirectionTable(torch.randn(n, width, generator=torch.Generator().manual_seed(0)))
 
     copies = [row for row in range(n) for _ in range(branches)]
     together_source = fork(copies, features)
@@ -366,8 +457,10 @@ def check_fork(
     for i, row in enumerate(copies):
         inherited = past.edits.take((past.edits.row == row) & (past.edits.position < at[row]))
         mine = forks.edits.take((forks.edits.row == i) & (forks.edits.position < at[row]))
-        assert torch.equal(inherited.coefficient, mine.coefficient)
-        assert torch.equal(inherited.feature, mine.feature)
+        assert torch.equal(inherited.coefficient, mine.coefficient[:, : inherited.coefficient.shape[1]])
+        k = inherited.feature.shape[1]
+        assert torch.equal(inherited.feature, mine.feature[:, :k])
+        assert torch.equal(inherited.replaced, mine.replaced)
         if i % branches != row % branches:  # one branch of each prompt is enough
             continue
         with recorded_logits() as single:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from steering_checks import LENGTHS, deltas_of, oracle_logits, prompts_of
+from steering_checks import LENGTHS, edits_of, oracle_logits, prompts_of
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
@@ -27,11 +27,11 @@ def check_effects(
     largest = 0.0
     for row, tokens in enumerate(decoded.token_ids):
         ids = decoded.prompts[row] + tokens
-        edits = deltas_of(decoded, source, row)
+        edits = edits_of(decoded, source, row)
         for step, token in enumerate(tokens):
             at = len(decoded.prompts[row]) - 1 + step
-            steered = oracle_logits(model, ids[: at + 1], [e for e in edits if e[1] <= at])[-1]
-            removed = oracle_logits(model, ids[: at + 1], [e for e in edits if e[1] < at])[-1]
+            steered = oracle_logits(model, ids[: at + 1], [e for e in edits if e.position <= at])[-1]
+            removed = oracle_logits(model, ids[: at + 1], [e for e in edits if e.position < at])[-1]
             plain = oracle_logits(model, ids[: at + 1], [])[-1]
             assert found.kl_local[row][step] == pytest.approx(kl(steered, removed), abs=2e-4, rel=1e-2)
             assert found.kl_total[row][step] == pytest.approx(kl(steered, plain), abs=2e-4, rel=1e-2)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from source_kinds import HEAD, KINDS, LATER, SITE, random
 from steering_checks import (
     LENGTHS,
     check_batch_independence,
@@ -22,16 +23,28 @@ from steering_checks import (
     check_nothing_after_stop,
     check_reconstruction_error_kept,
     check_replay,
+    decode_and_look,
     decode_module,
     prompts_of,
+    run_decode,
 )
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, editing, edits, taps
+from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, capture, editing, edits, taps
 from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.editing import SourceRunner
-from trimtab.steering import RandomFeatureSource, ReplaySource, StaticSource, controls
+from trimtab.steering import (
+    DirectionTable,
+    PatchSource,
+    RandomFeatureSource,
+    ReplaySource,
+    StaticSource,
+    VectorSource,
+    controls,
+    operations,
+    replaying,
+)
 
 Patch = pytest.MonkeyPatch
 NOT_ONCE = "did not see each position once"
@@ -234,6 +247,125 @@ def interleave_copies_wrongly(patch: Patch, *_: object) -> None:
     patch.setattr(GrowingLayer, "unfold", unfold)
 
 
+def replace_by_adding_the_difference(patch: Patch, *_: object) -> None:
+    def of(self, x):  # type: ignore[no-untyped-def]
+        given = x if self.base is None else torch.where(self.base.isnan(), x, self.base)
+        return x + (given - x + self.delta)
+
+    patch.setattr(taps.RowDelta, "of", of)
+
+
+def set_directions_one_by_one(patch: Patch, *_: object) -> None:
+    patch.setattr(operations.Slots, "projecting", lambda self, change: change)
+
+
+def edit_the_first_site_only(patch: Patch, *_: object) -> None:
+    original = SourceRunner.edits
+    patch.setattr(SourceRunner, "edits", lambda self: dict(list(original(self).items())[:1]))
+
+
+def log_the_sites_in_another_order(patch: Patch, *_: object) -> None:
+    original = SourceRunner._log
+    patch.setattr(SourceRunner, "_log", lambda self, site, *rest: original(self, len(self.sites) - 1 - site, *rest))
+
+
+def give_every_site_the_first_one_s_features(patch: Patch, *_: object) -> None:
+    original = StaticSource.pick
+    patch.setattr(StaticSource, "pick", lambda self, request: original(self, request._replace(site=self.sites[0])))
+
+
+def edit_the_neighbouring_head(patch: Patch, *_: object) -> None:
+    original = editing.tap
+
+    def tap(model, site, fn):  # type: ignore[no-untyped-def]
+        return original(model, site if site.head is None else site._replace(head=site.head ^ 1), fn)
+
+    patch.setattr(editing, "tap", tap)
+
+
+def patch_from_one_position_early(patch: Patch, *_: object) -> None:
+    original = PatchSource.replacement
+    patch.setattr(
+        PatchSource,
+        "replacement",
+        lambda self, request: original(self, request._replace(position=(request.position - 1).clamp_min(0))),
+    )
+
+
+def replay_without_targets(patch: Patch, *_: object) -> None:
+    original = edits.EditLog.edit
+    patch.setattr(edits.EditLog, "edit", lambda self: original(self)._replace(target=None))
+
+
+def replay_another_activation(patch: Patch, *_: object) -> None:
+    original = edits.EditLog._replacement
+
+    def replacement(self):  # type: ignore[no-untyped-def]
+        found = original(self)
+        return found if found is None else found.roll(1, 0)
+
+    patch.setattr(edits.EditLog, "_replacement", replacement)
+
+
+def fork_without_what_was_replaced(patch: Patch, *_: object) -> None:
+    original = replaying._in_turn
+
+    def in_turn(parts, rows):  # type: ignore[no-untyped-def]
+        edit = original(parts, rows)
+        return edit and edit._replace(replacement=None)
+
+    patch.setattr(replaying, "_in_turn", in_turn)
+
+
+def of_kind(kind: str, check: Callable[..., object], *more: object) -> Callable[[LanguageModel, Standard], object]:
+    """A check of one kind of source, named after both."""
+
+    def checked(model: LanguageModel, sae: Standard) -> object:
+        return check(model, KINDS[kind](model, sae), prompts_of(LENGTHS), *more)
+
+    checked.__name__ = f"{check.__name__}, {kind}"
+    return checked
+
+
+def bits_of_a_patch(model: LanguageModel, _: Standard) -> None:
+    values = 1e-3 * random(1, 14, 32)
+    _, seen = decode_and_look(model, PatchSource({SITE: values}, positions="prompt"), prompts_of((14,))[0])
+    assert torch.equal(next(iter(seen.values())).after[:14], values[0])
+
+
+def bits_of_axes(model: LanguageModel, _: Standard) -> None:
+    axes, wanted = DirectionTable.axes(32, [3, 8]), [1.1e-3, 0.7]
+    source = StaticSource(axes, [0, 1], wanted, SITE, operation="overwrite", unit="absolute", positions="all")
+    _, seen = decode_and_look(model, source, prompts_of((14,))[0])
+    after = next(iter(seen.values())).after
+    assert torch.equal(after[:, [3, 8]], torch.tensor(wanted).expand(len(after), -1))
+
+
+def projections(model: LanguageModel, _: Standard) -> None:
+    """Of vectors at angles, at two sites: each becomes its own dose."""
+    vectors = {SITE: random(3, 32) + 0.5, LATER: random(3, 32) - 0.5}
+    doses = {SITE: [3.0, -1.0, 2.0], LATER: [4.0, 5.0, -6.0]}
+    source = VectorSource(vectors, doses=doses, operation="clamp", unit="absolute")
+    decoded, seen = decode_and_look(model, source, prompts_of((14,))[0])
+    for site, given in vectors.items():
+        after = seen[model.site(site)].after[decoded.edits.position.unique()]
+        units = given / given.norm(dim=-1, keepdim=True)
+        wanted = torch.tensor(doses[site]).expand(len(after), -1)
+        torch.testing.assert_close(after @ units.T, wanted, atol=1e-2, rtol=1e-3)
+
+
+def patched_fork(model: LanguageModel, sae: Standard) -> object:
+    return check_fork(model, sae, prompts_of((5, 18)), past_source=KINDS["patched everywhere"](model, sae))
+
+
+def patched_positions(model: LanguageModel, sae: Standard) -> object:
+    """A row's own text patched into it changes nothing."""
+    prompts, config = prompts_of((9, 14)), DecodeConfig(max_new_tokens=3, stop_at_eos=False)
+    batch = TokenBatch.pad(prompts, model.pad_id, model.device)
+    source = PatchSource(capture(model, batch, [SITE, HEAD]), positions="prompt", lengths=batch.lengths)
+    assert run_decode(model, prompts, config, source).token_logp == run_decode(model, prompts, config).token_logp
+
+
 def cached(model: LanguageModel, sae: Standard) -> object:
     return check_cached_equals_cache_free(model, StaticSource(sae, 3, 0.7), prompts_of(LENGTHS))
 
@@ -313,6 +445,20 @@ MUTATIONS = [
     Mutation(replay_nothing, replay),
     Mutation(replay_nothing, fork),
     Mutation(interleave_copies_wrongly, fork, match=DIFFERENT),
+    Mutation(replace_by_adding_the_difference, bits_of_a_patch),
+    Mutation(replace_by_adding_the_difference, bits_of_axes),
+    Mutation(set_directions_one_by_one, projections, match=DIFFERENT),
+    Mutation(give_every_site_the_first_one_s_features, projections),
+    Mutation(edit_the_first_site_only, of_kind("two sites", check_cached_equals_cache_free), RuntimeError, NOT_ONCE),
+    Mutation(log_the_sites_in_another_order, of_kind("patched head", check_replay), Exception),
+    Mutation(
+        log_the_sites_in_another_order, of_kind("random at two sites", check_cached_equals_cache_free), match=DIFFERENT
+    ),
+    Mutation(edit_the_neighbouring_head, of_kind("patched head", check_cached_equals_cache_free), match=DIFFERENT),
+    Mutation(patch_from_one_position_early, patched_positions),
+    Mutation(replay_without_targets, of_kind("axes", check_replay)),
+    Mutation(replay_another_activation, of_kind("patched head", check_replay)),
+    Mutation(fork_without_what_was_replaced, patched_fork),
 ]
 LAYOUTS = ("tiny_llama", "tiny_gemma3", "tiny_gpt2")
 CASES = [m if m.layout else m._replace(layout=LAYOUTS[i % 3]) for i, m in enumerate(MUTATIONS)]

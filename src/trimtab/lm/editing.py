@@ -131,7 +131,9 @@ class SourceRunner:
     def _log(self, site: int, x: Tensor, edit: Edit, change: RowDelta) -> None:
         count, device = len(self._row), self._row.device
         nan = torch.full((count,), float("nan"), device=device)
-        applied = change.delta if change.base is None else change.of(x) - x
+        applied = change.delta
+        if change.base is not None:
+            applied = torch.where(change.base.isnan(), applied, change.of(x) - x)
         replaced, kept = torch.zeros_like(self._row), dict[int, Tensor]()
         if edit.replacement is not None:
             rows = edit.replacement.detach().to("cpu", x.dtype)

@@ -38,6 +38,8 @@ class PositionRule:
         if isinstance(positions, PositionRule):
             return positions
         if not isinstance(positions, str):
+            if not positions:
+                raise UserError("positions", "the list is empty", "name at least one")
             return cls("list", places=tuple(sorted({int(place) for place in positions})))
         if positions in ("generated", "prompt", "all"):
             return cls(positions)  # type: ignore[arg-type]

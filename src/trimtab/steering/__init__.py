@@ -5,6 +5,7 @@ from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
 from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
+from trimtab.steering.replacing import PatchSource, ReconstructionSource
 from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.result import Arm, Continuation, SteerResult
@@ -12,6 +13,7 @@ from trimtab.steering.sources import Choice, DirectionSource, StaticSource, Vect
 from trimtab.steering.steer import SteerConfig, run_steer, steer, steer_with
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
+from trimtab.steering.traced import TracedSource
 
 __all__ = [
     "UNITS",
@@ -25,7 +27,9 @@ __all__ = [
     "DoseSummary",
     "ForkSource",
     "Mismatch",
+    "PatchSource",
     "RandomFeatureSource",
+    "ReconstructionSource",
     "ReplayReport",
     "ReplaySource",
     "StaticSource",
@@ -35,6 +39,7 @@ __all__ = [
     "TopActiveSource",
     "TopTokens",
     "Trace",
+    "TracedSource",
     "UnequalDoseError",
     "Unit",
     "VectorSource",

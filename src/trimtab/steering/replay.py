@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -15,8 +16,9 @@ from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode
 from trimtab.runs import read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.replaying import ReplaySource
-from trimtab.steering.sources import DirectionSource
+from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
+from trimtab.steering.traced import TracedSource
 
 if TYPE_CHECKING:
     from trimtab.dictionaries.base import Dictionary
@@ -97,15 +99,16 @@ def replay(
     run: str | Path,
     *,
     model: LanguageModel | None = None,
-    dictionary: Dictionary | None = None,
+    dictionary: Dictionary | Sequence[Dictionary | DirectionTable] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
-    """Replay a run of `trimtab steer`.
+    """Replay a run that holds a trace, whatever steered it, at all sites of the trace.
 
     Args:
         run: its directory.
         model: its model, if loaded already.
-        dictionary: its dictionary, if loaded already.
+        dictionary: its dictionary, if loaded already; or all dictionaries and tables of directions that it used. What a
+            run replaced needs none.
         progress: called with the number of rows whenever some have ended.
 
     Raises:
@@ -121,17 +124,12 @@ def replay(
     config = record["config"]
     model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
     check_hash(run, "model", record, model.fingerprint)
-    # the hashes of model and dictionary are checked instead of their names
-    dictionary = dictionary or load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
-    check_hash(run, "dictionary", record, dictionary.fingerprint)
-    facts = trace.facts
-    source = DirectionSource(
-        dictionary,
-        facts["sites"][0],
-        unit=config["unit"],
-        operation=facts["operation"],
-        positions=facts["positions"],
-    )
+    if dictionary is None:  # the hashes of model and dictionary are checked instead of their names
+        dictionary = load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
+    if not isinstance(dictionary, Sequence):
+        check_hash(run, "dictionary", record, dictionary.fingerprint)
+        dictionary = [dictionary]
+    source = TracedSource(trace, dictionary) if trace.facts["sites"] else None
     then = record["versions"]
     changed = {k: f"{then.get(k)} → {now}" for k, now in versions().items() if then.get(k) != now}
     return replay_trace(model, trace, source, run=str(run), changed_versions=changed, progress=progress)
@@ -218,7 +216,5 @@ def _same_edits(first: EditLog, second: EditLog) -> bool:
         return False
     width = max(first.feature.shape[1], second.feature.shape[1])
     first, second = (EditLog.cat([log, EditLog.empty(width)]) for log in (first, second))
-    return all(
-        bool((getattr(first, name) == getattr(second, name)).all())
-        for name in ("site", "row", "position", "feature", "coefficient")
-    )
+    names = ("site", "row", "position", "feature", "coefficient", "target", "replaced")
+    return all(torch.equal(*(log.columns[name].double().nan_to_num() for log in (first, second))) for name in names)

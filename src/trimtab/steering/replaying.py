@@ -46,6 +46,7 @@ class ReplaySource:
         self.sites, self.positions = source.sites, source.positions
         self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
         self.rows = None if rows is None else torch.as_tensor(rows)
+        self.keep_replacements = bool(log.kept)
         self._index: dict[Site, tuple[Tensor, Edit]] = {}
 
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
@@ -96,6 +97,7 @@ class CombinedSource:
             "+".join(dict.fromkeys(getattr(s, name) for s in sources))
             for name in ("unit", "operation", "dictionary_hash")
         )
+        self.keep_replacements = any(getattr(s, "keep_replacements", False) for s in sources)
         self._joined: dict[Site, Tensor] = {}
 
     def _at(self, site: Site) -> list[InterventionSource]:
@@ -151,7 +153,7 @@ class ForkSource:
         self.past, self.future, self.at = past, future, torch.as_tensor(at)
         self.sites, self.positions = self._both.sites, self._both.positions
         self.unit, self.operation = self._both.unit, self._both.operation
-        self.dictionary_hash = self._both.dictionary_hash
+        self.dictionary_hash, self.keep_replacements = self._both.dictionary_hash, self._both.keep_replacements
 
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         return self._both.directions(site)

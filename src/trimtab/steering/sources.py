@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args
 
 import torch
@@ -40,6 +40,7 @@ class Block(NamedTuple):
     unit: str
     operation: str
     dictionary_hash: str
+    replaces: bool = False  # the activation as a whole, so that it is one direction that adds nothing
 
 
 class SourceOptions(TypedDict, total=False):
@@ -85,11 +86,12 @@ class DirectionSource:
         if operation != "add" and combine != "each":
             raise UserError(f"combine {combine}", "only doses that are added can be shared", "use operation add")
         if not isinstance(directions, Mapping):
-            directions = {site or _site_of(directions): directions}
+            directions = {site or site_of(directions): directions}
         self.tables = {
             Site.parse(name): found if isinstance(found, DirectionTable) else DirectionTable.of(found)
             for name, found in directions.items()
         }
+        check_sites(self.tables)
         for table in self.tables.values() if self.how.unit is None else ():
             check_unit(unit, has_statistics=table.max_activation is not None)
             if table.length is not None and unit != "absolute":
@@ -151,7 +153,14 @@ class DirectionSource:
         return Edit(feature, torch.where(filled, coefficient, 0), torch.where(filled, dose, 0), target=target)
 
 
-def _site_of(directions: Dictionary | DirectionTable) -> str:
+def check_sites(sites: Collection[Site]) -> None:
+    """Raise a `UserError` if there is no site."""
+    if not sites:
+        raise UserError("the sites", "there are none", "name at least one")
+
+
+def site_of(directions: Dictionary | DirectionTable) -> str:
+    """The site that a dictionary reads."""
     dictionary = directions.dictionary if isinstance(directions, DirectionTable) else directions
     if dictionary is None or not dictionary.info.site:
         raise UserError("the site", "the dictionary does not name the one it reads", "give a site")

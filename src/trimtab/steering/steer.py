@@ -57,7 +57,7 @@ class SteerConfig:
     any_model: bool = False
     """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
     positions: str = "generated"
-    """Input positions to edit: generated (those that choose a token), prompt, all, or START:STOP."""
+    """Input positions to edit: generated (those that choose a token), prompt, all, START:STOP, or a list like 3,-1."""
     chat: bool = False
     """Put each prompt into the model's chat template, as one user turn."""
     samples: int = 1
@@ -158,7 +158,7 @@ def steer(
         operation: `add`, `clamp`, `ablate`, `scale` or `overwrite`.
         combine: `each` or `total`, as in `DirectionSource`.
         site: where; by default the site that the dictionary names.
-        positions: `generated`, `prompt`, `all` or `START:STOP`.
+        positions: `generated`, `prompt`, `all`, `START:STOP`, or a list like `3,-1`.
         chat: put texts into the model's chat template.
         samples: continuations per prompt.
         decoding: how tokens are chosen.

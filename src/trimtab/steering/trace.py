@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, Site
 from trimtab.runs import Run, read_record, read_typed, write_table
 from trimtab.steering.effects import TokenEffects, TopTokens
+from trimtab.steering.kept_activations import hash_from_hex, hex_of_hash, read_activations, write_activations
 from trimtab.steering.replaying import blocks_of
 from trimtab.steering.sources import Block
 
-TOKENS_FILE, EDITS_FILE = "tokens.parquet", "edits.parquet"
+TOKENS_FILE, EDITS_FILE, REPLACEMENTS_FILE = "tokens.parquet", "edits.parquet", "replacements.safetensors"
 
 _TOP = pa.list_(pa.struct([("token_id", pa.int32()), ("text", pa.string()), ("logp", pa.float32())]))
 TOKEN_SCHEMA = pa.schema(
@@ -68,8 +70,12 @@ EDIT_SCHEMA = pa.schema(
         ("n_allowed", pa.int64()),
         ("value", pa.float64()),
         ("dictionary_hash", pa.string()),
+        ("target", pa.float64()),  # coordinate that was set bit for bit, along an axis
+        ("replacement_hash", pa.string()),  # SHA-256 (16 hex characters) of what took the activation's place
     ]
 )
+_LATER_COLUMNS = ("target", "replacement_hash")
+"""Traces of earlier versions have none; nothing was set or replaced then."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Trace:
     log-probability, and none otherwise."""
     facts: dict[str, Any]
     """Decoding config, sites, positions, and per row its names, prompt ids, forced ids and keys of random draws."""
+    replacements: Mapping[int, Tensor] = field(default_factory=dict)
+    """What took activations' places, by `activation_hash`, if the source kept it."""
 
     @classmethod
     def of(
@@ -133,12 +141,14 @@ class Trace:
             ],
         }
         tokens = _token_table(model, decoded, names, effects, run, parents, rewards)
-        return cls(tokens, _edit_table(decoded, source, names, run), facts)
+        return cls(tokens, _edit_table(decoded, source, names, run), facts, decoded.edits.kept)
 
     def write(self, run: Run) -> None:
-        """Write both tables whole, and the facts into `run.json` under `trace`."""
+        """Write the tables and what was kept of replaced activations, and the facts into `run.json` under `trace`."""
         write_table(run.file(TOKENS_FILE), self.tokens)
         write_table(run.file(EDITS_FILE), self.edits)
+        if self.replacements:
+            write_activations(run.file(REPLACEMENTS_FILE), self.replacements)
         run.record(trace=self.facts)
 
     @classmethod
@@ -151,7 +161,8 @@ class Trace:
         facts = read_record(path).get("trace")
         if not isinstance(facts, dict):
             raise UserError(f"run {path}", "it holds no trace", "name a run that `trimtab steer` finished")
-        return cls(_read(Path(path) / TOKENS_FILE, TOKEN_SCHEMA), _read(Path(path) / EDITS_FILE, EDIT_SCHEMA), facts)
+        tokens, edits = _read(Path(path) / TOKENS_FILE, TOKEN_SCHEMA), _read(Path(path) / EDITS_FILE, EDIT_SCHEMA)
+        return cls(tokens, edits, facts, read_activations(Path(path) / REPLACEMENTS_FILE))
 
     @property
     def decoding(self) -> DecodeConfig:
@@ -175,8 +186,12 @@ class Trace:
         """
         index = self._row_index()
         sites = [Site.parse(site) for site in self.facts["sites"]]
+        if missing := [str(site) for site in sites if site not in source.sites]:
+            raise UserError(
+                f"edits at {', '.join(missing)}", "the source at hand has no such site", "give the run's source"
+            )
         place = {str(site): source.sites.index(site) for site in sites}
-        blocks = {(str(site), *block[2:]): block.start for site in sites for block in blocks_of(source, site)}
+        blocks = {(str(site), *block[2:5]): block.start for site in sites for block in blocks_of(source, site)}
         grouped: dict[tuple[int, int, int], list[dict[str, Any]]] = defaultdict(list)
         for edit in self.edits.to_pylist():
             grouped[index[edit["sample"], edit["branch"]], edit["position"], place[edit["site"]]].append(edit)
@@ -186,6 +201,8 @@ class Trace:
         feature = torch.full((len(grouped), width), -1)
         coefficient = torch.zeros(len(grouped), width, dtype=torch.float64)
         requested = torch.zeros(len(grouped), width, dtype=torch.float64)
+        target = torch.full_like(coefficient, torch.nan)
+        replaced = torch.zeros(len(grouped), dtype=torch.long)
         for i, edits in enumerate(grouped.values()):
             for edit in edits:
                 if edit["feature"] < 0:
@@ -200,6 +217,9 @@ class Trace:
                 feature[i, edit["slot"]] = edit["feature"] + blocks[key]
                 coefficient[i, edit["slot"]] = edit["applied_dose"]
                 requested[i, edit["slot"]] = edit["requested_dose"]
+                target[i, edit["slot"]] = torch.nan if edit["target"] is None else edit["target"]
+                if edit["replacement_hash"] is not None:
+                    replaced[i] = hash_from_hex(edit["replacement_hash"])
         firsts = [edits[0] for edits in grouped.values()]
 
         def column(name: str, missing: float = float("nan")) -> torch.Tensor:
@@ -218,8 +238,9 @@ class Trace:
             action_logp=column("action_logp"),
             n_allowed=column("n_allowed", -1).long(),
             value=column("value"),
-            target=torch.full_like(coefficient, float("nan")),
-            replaced=torch.zeros(len(keys), dtype=torch.long),
+            target=target,
+            replaced=replaced,
+            kept=self.replacements,
         ).sorted()
 
     def _row_index(self) -> dict[tuple[int, int], int]:
@@ -311,6 +332,8 @@ def _edit_table(
                 "n_allowed": log["n_allowed"][i] if log["n_allowed"][i] >= 0 else None,
                 "value": _number(log["value"][i]),
                 "dictionary_hash": block.dictionary_hash,
+                "target": _number(log["target"][i][slot]),
+                "replacement_hash": hex_of_hash(log["replaced"][i]) if block.replaces and feature >= 0 else None,
             }
             for name, value in row.items():
                 columns[name].append(value)
@@ -332,6 +355,8 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         raise UserError(str(path), "no such file", "name a run that `trimtab steer` finished") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(str(path), f"not readable as Parquet ({error})".splitlines()[0], "run it again") from error
+    for name in (n for n in _LATER_COLUMNS if n in schema.names and n not in table.schema.names):
+        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     if table.schema.names != schema.names:
         raise UserError(str(path), "its columns are not those of a trace", "run it again with this version")
     return table

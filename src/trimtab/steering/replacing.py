@@ -1,0 +1,229 @@
+"""Sources that put other activations in the place of the model's: another run's, a mean, a dictionary's reconstruction.
+
+What they put there is there bit for bit. The log holds its norm and hash; with `keep_replacements` it holds the
+activations too, and can be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab.errors import UserError
+from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
+from trimtab.lm.sites import HEAD_KINDS
+from trimtab.steering.sources import Block, PerSite, check_sites, site_of
+
+if TYPE_CHECKING:
+    from trimtab.dictionaries.base import Dictionary
+
+
+class ReplacingSource:
+    """What sources that replace activations share. Subclasses implement `replacement`.
+
+    Args:
+        widths: of each site.
+        positions: `generated`, `prompt`, `all`, `START:STOP`, positions such as `[3, 7]`, or a rule.
+        keep_replacements: keep what takes activations' places in the log.
+    """
+
+    unit, operation = "activation", "replace"
+
+    def __init__(
+        self, widths: Mapping[Site, int], positions: PositionRule | str | Sequence[int], keep_replacements: bool
+    ) -> None:
+        check_sites(widths)
+        self.sites, self.positions = tuple(widths), PositionRule.parse(positions)
+        self.keep_replacements = keep_replacements
+        self.hashes = dict.fromkeys(self.sites, "")
+        # One direction that adds nothing, and moves no bit (−0 is what may be added to 0 and to −0): it names the edit.
+        self._nothing = {site: torch.full((1, width), -0.0) for site, width in widths.items()}
+
+    @property
+    def dictionary_hash(self) -> str:
+        return "+".join(dict.fromkeys(self.hashes.values()))
+
+    def directions(self, site: Site) -> Float[Tensor, "1 d"]:
+        return self._nothing[site]
+
+    def blocks(self, site: Site) -> tuple[Block, ...]:
+        return (Block(0, 1, self.unit, self.operation, self.hashes[site], replaces=True),)
+
+    def start(self, start: DecodeStart) -> None:
+        self._nothing = {site: row.to(start.device) for site, row in self._nothing.items()}
+
+    def choose(self, request: EditRequest) -> Edit | None:
+        width = self.directions(request.site).shape[1]
+        if request.x.shape[-1] != width:
+            raise UserError(
+                f"activations of width {width}",
+                f"site {request.site} has width {request.x.shape[-1]}",
+                "give those of this site",
+            )
+        replacement = self.replacement(request).to(request.x.dtype)
+        kept = replacement.isnan().any(dim=1, keepdim=True)
+        length = (replacement - request.x).float().norm(dim=-1, keepdim=True)
+        return Edit(torch.where(kept, -1, 0), torch.where(kept, 0, length), replacement=replacement)
+
+    def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
+        """What takes the place of each row's activation; NaN for what is to stay."""
+        raise NotImplementedError
+
+
+class PatchSource(ReplacingSource):
+    """Puts given activations in the place of the model's: another run's (patching), or one everywhere (mean ablation).
+
+    Args:
+        values: for each site what `capture` gives there, `[N, T, d]`, or `[N, T, heads, head_dim]` at attention sites
+            without a head, for N decoded rows (copies of a prompt included) or 1 for all; or one activation for all
+            places, `[d]` or `[heads, head_dim]`.
+        positions: which are replaced: a rule, positions such as `[3, -1]` for all rows, or such a list for each row.
+        lengths: `[N]` tokens of each row that was captured, padding on the left excluded; T by default.
+        keep_replacements: keep what was put into place in the log, so that it can be replayed.
+
+    Raises:
+        UserError: values are malformed or not finite; while decoding, if they do not fit the site or the rows, or end
+            before a position that is to be replaced.
+    """
+
+    operation = "patch"
+
+    def __init__(
+        self,
+        values: Mapping[Site | str, Tensor] | Mapping[Site, Tensor] | Mapping[str, Tensor],
+        *,
+        positions: PositionRule | str | Sequence[int] | Sequence[Sequence[int]] = "all",
+        lengths: Sequence[int] | Int[Tensor, " N"] | None = None,
+        keep_replacements: bool = False,
+    ) -> None:
+        self.values = {Site.parse(name): _captured(Site.parse(name), value, lengths) for name, value in values.items()}
+        self.places: Int[Tensor, "N P"] | None = None
+        if not isinstance(positions, PositionRule | str):
+            each = [list(place) if isinstance(place, Sequence) else [place] for place in positions]
+            if any(isinstance(place, Sequence) for place in positions):
+                self.places = pad_sequence(list(map(torch.tensor, each)), batch_first=True, padding_value=_NOWHERE)
+            positions = [place for row in each for place in row]
+        super().__init__(
+            {site: value.shape[-1] for site, (value, _) in self.values.items()}, positions, keep_replacements
+        )
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        rows, device = len(start.prompts), start.device
+        self.values = {site: _Values(*(column.to(device) for column in found)) for site, found in self.values.items()}
+        given = [("values", len(value)) for value, _ in self.values.values() if len(value) > 1]
+        given += [] if self.places is None else [("positions", len(self.places))]
+        for name, n in given:
+            if n != rows:
+                raise UserError(f"{name} for {n} rows", f"{rows} rows are decoded", "give one each")
+        length = torch.tensor([[len(prompt)] for prompt in start.prompts])
+        self._at = None if self.places is None else (self.places + (self.places < 0) * length).to(device)
+
+    def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
+        value, skip = self.values[request.site]
+        asked = torch.ones_like(request.row, dtype=torch.bool)
+        if self._at is not None:
+            asked = (self._at[request.row] == request.position[:, None]).any(dim=1)
+        row, longest = request.row.clamp_max(len(value) - 1), value.shape[1]
+        place = request.position + skip[row]
+        late = (asked & (place >= longest)).nonzero()[:, 0]
+        if len(late):
+            row, at, skipped = (int(column[late[0]]) for column in (request.row, request.position, skip[row]))
+            raise UserError(
+                f"position {at} of row {row}",
+                f"the values of {request.site} end at {longest - 1 - skipped}",
+                "choose positions that they hold",
+            )
+        return torch.where(asked[:, None], value[row, place.clamp(0, longest - 1)], torch.nan)
+
+
+_NOWHERE = 1 << 40
+"""A position that no row has."""
+
+
+class _Values(NamedTuple):
+    """Activations of one site, and how much padding stands before each row's own."""
+
+    value: Float[Tensor, "N T d"]
+    skip: Int[Tensor, " N"]
+
+
+def _captured(site: Site, value: Tensor, lengths: Sequence[int] | Tensor | None) -> _Values:
+    own = 2 if site.kind in HEAD_KINDS and site.head is None else 1
+    if value.ndim not in (own, own + 2):
+        raise UserError(
+            f"values of {site} of shape {tuple(value.shape)}",
+            f"what is captured there has {own + 2} dimensions, and one activation {own}",
+            "give what `capture` gives",
+        )
+    value = value.detach().flatten(-own)
+    if value.ndim == 1:  # at every position the first place
+        value, skip = value[None, None], torch.tensor([-_NOWHERE])
+    else:
+        longest = value.shape[1]
+        skip = torch.zeros(len(value)).long() if lengths is None else longest - torch.as_tensor(lengths).cpu()
+        if len(skip) != len(value) or int(skip.min()) < 0:
+            given = f"values of {site} are {len(value)} rows of {longest} tokens"
+            raise UserError(f"{len(skip)} lengths", given, "give the length of each row")
+    real = torch.arange(value.shape[1]) >= skip[:, None]
+    if not bool(torch.isfinite(value[real.to(value.device)]).all()):
+        raise UserError(f"values of {site}", "some are not finite", "give finite numbers")
+    return _Values(value, skip)
+
+
+class ReconstructionSource(ReplacingSource):
+    """Puts a dictionary's reconstruction in the place of activations: all of it, or what some features contribute.
+
+    Args:
+        dictionary: encodes and decodes; or one for each of several sites.
+        site: where; the site that the dictionary names by default.
+        features: codes to keep; the others are 0. All by default.
+        with_error: add what the dictionary does not reconstruct, x − decode(encode(x)).
+        positions: `all` by default, otherwise as for every source.
+        keep_replacements: keep the reconstructions in the log, so that it can be replayed.
+
+    Raises:
+        UserError: a feature does not exist, the site is unknown, or everything is kept, the error included.
+    """
+
+    operation = "reconstruct"
+
+    def __init__(
+        self,
+        dictionary: PerSite[Dictionary],
+        site: Site | str | None = None,
+        *,
+        features: Sequence[int] | None = None,
+        with_error: bool = False,
+        positions: PositionRule | str | Sequence[int] = "all",
+        keep_replacements: bool = False,
+    ) -> None:
+        if with_error and features is None:
+            raise UserError("with_error", "all features and the error are the activation itself", "name some features")
+        given = dictionary if isinstance(dictionary, Mapping) else {site or site_of(dictionary): dictionary}
+        self.dictionaries = {Site.parse(name): found for name, found in given.items()}
+        super().__init__({at: found.d_in for at, found in self.dictionaries.items()}, positions, keep_replacements)
+        self.features, self.with_error = features, with_error
+        for at, found in self.dictionaries.items():
+            found.check_features(list(features or ()))
+            self.hashes[at] = found.fingerprint
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        for dictionary in self.dictionaries.values():
+            dictionary.to(start.device)
+
+    def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
+        dictionary = self.dictionaries[request.site]
+        x = request.x.to(dictionary.W_dec.dtype)
+        codes = dictionary.encode(x)
+        kept = codes
+        if self.features is not None:
+            kept = torch.zeros_like(codes)
+            kept[:, list(self.features)] = codes[:, list(self.features)]
+        return dictionary.decode(kept) + (x - dictionary.decode(codes) if self.with_error else 0)
