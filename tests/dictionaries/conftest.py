@@ -1,14 +1,18 @@
-"""Random SAEs of every architecture."""
+"""Random SAEs of every architecture; tests may import modules of this directory."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from trimtab.dictionaries import ARCHITECTURES, SAE, DictionaryInfo
+
+sys.path.append(str(Path(__file__).parent))
 
 RandomSAE = Callable[..., SAE]
 

@@ -1,126 +1,36 @@
-"""JumpReLU in training against the paper's equations by automatic differentiation, in float64."""
+"""JumpReLU in training: thresholds, penalties, scaling, resumption, and what it is saved as."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import training_saes
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from training_saes import ROW_NORM, ROWS, D, N, batch
 
-from trimtab.dictionaries.active import DensePairs, SparsePairs, active_above
 from trimtab.dictionaries.architectures.jumprelu import JumpReLUConfig, TrainableJumpReLU
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.folding import fold_scale
 from trimtab.errors import UserError
 
-D, N, ROWS, L0, EPSILON = 10, 48, 37, 4.0, 0.6
+L0, EPSILON = 4.0, 0.6
 PENALTIES = ["l0_target", "tanh", "l0"]
 
 
-class Step(torch.autograd.Function):
-    """H(h − θ) with the straight-through estimator of Rajamanoharan et al. 2024b, equation 12."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
-        ctx.bandwidth = bandwidth  # pyright: ignore[reportAttributeAccessIssue]
-        return (h > theta).to(h.dtype)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore
-        h, theta = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-        epsilon = ctx.bandwidth  # pyright: ignore[reportAttributeAccessIssue]
-        kernel = (((h - theta) / epsilon).abs() < 0.5).to(h.dtype)
-        return None, (grad * (-1 / epsilon) * kernel).sum(0), None
-
-
-class Jump(torch.autograd.Function):
-    """h·H(h − θ) with the straight-through estimator of equation 11."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
-        ctx.bandwidth = bandwidth  # pyright: ignore[reportAttributeAccessIssue]
-        return h * (h > theta)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
-        h, theta = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-        epsilon = ctx.bandwidth  # pyright: ignore[reportAttributeAccessIssue]
-        kernel = (((h - theta) / epsilon).abs() < 0.5).to(h.dtype)
-        return grad * (h > theta), (grad * (-theta / epsilon) * kernel).sum(0), None
-
-
-def build(penalty: str = "l0_target", dense: bool = False, **settings: object) -> TrainableJumpReLU:
-    target: dict[str, object] = {"l0": L0} if penalty == "l0_target" else {"sparsity_weight": 0.7}
-    per_unit = D**0.5 / 2  # rows have mean norm 2 instead of √d
-    settings = {
-        "bandwidth": EPSILON * per_unit,
-        "tanh_scale": 3.0 / per_unit,
-        "block_rows": 16,
-        "sparsity_warmup_share": 0.0,
-        **target,
-        **settings,
-    }
-    config = JumpReLUConfig(n_features=N, penalty=penalty, **settings)  # pyright: ignore[reportArgumentType]
-    sae = TrainableJumpReLU(config, D, seed=1, dtype=torch.float64)
-    sae.dense_above = -1.0 if dense else 1.0
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for p in sae.parameters():  # away from W_enc = W_decᵀ, unit rows and zero biases, where errors could cancel
-            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        sae.row_norm.fill_(2.0)
-        sae.theta.add_(0.75).clamp_(min=0.0)
-        sae.target_weight.fill_(3.0)
-    return sae
-
-
-def batch(rows: int = ROWS) -> Tensor:
-    return 2 * torch.randn(rows, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
-
-
-def pre_activations(sae: TrainableJumpReLU, x: Tensor) -> Tensor:
-    return (x - sae.b_dec if sae.config.apply_b_dec_to_input else x) @ sae.W_enc_rows.T + sae.b_enc
-
-
-def dense_loss(sae: TrainableJumpReLU, x: Tensor, penalty: str) -> tuple[Tensor, Tensor]:
-    """The loss and its sparsity term from their definitions, all features dense, for automatic differentiation."""
-    epsilon, theta = EPSILON, sae.theta * 2.0
-    h = pre_activations(sae, x)
-    f = Jump.apply(h, theta, epsilon)
-    assert isinstance(f, Tensor)
-    if penalty == "tanh":
-        sparsity = 0.7 * torch.tanh(3.0 * f).sum(1).mean()
-    else:
-        l0 = Step.apply(h.detach(), theta, epsilon).sum(1).mean()  # pyright: ignore[reportOptionalMemberAccess]
-        sparsity = 0.7 * l0 if penalty == "l0" else 3.0 * (l0 / L0 - 1) ** 2
-    return (x - f @ sae.W_dec - sae.b_dec).square().sum(1).mean() + sparsity, sparsity
-
-
-@pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-@pytest.mark.parametrize("dense", [True, False])
-def test_gradients_equal_the_dense_reference(penalty: str, apply_b_dec_to_input: bool, dense: bool) -> None:
-    sae, x = build(penalty, dense, apply_b_dec_to_input=apply_b_dec_to_input), batch()
-    floor = sae.threshold - EPSILON / 2
-    active = active_above(sae.encoder(), sae.encoder_input(x), floor, dense_above=sae.dense_above)
-    assert isinstance(active, DensePairs if dense else SparsePairs)
-    expected_loss, expected_sparsity = dense_loss(sae, x, penalty)
-    expected = torch.autograd.grad(expected_loss, list(sae.parameters()))
-    step = sae.backward(x)
-    assert step.loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
-    assert step.sparsity.item() == pytest.approx(expected_sparsity.item(), rel=1e-12)
-    assert step.l0 == pytest.approx((pre_activations(sae, x) > sae.threshold).sum().item() / ROWS)
-    for (name, parameter), reference in zip(sae.named_parameters(), expected, strict=True):
-        assert parameter.grad is not None
-        assert reference.abs().max() > 0, name
-        assert (parameter.grad - reference).abs().max() / reference.abs().max() < 1e-12, name
+def build(penalty: str = "l0_target", **settings: Any) -> TrainableJumpReLU:
+    """With ε = 0.6 and c = 3 in the unit of its rows."""
+    per_unit = D**0.5 / ROW_NORM
+    usual = {"bandwidth": EPSILON * per_unit, "tanh_scale": 3.0 / per_unit, "sparsity_warmup_share": 0.0}
+    target = {"l0": L0} if penalty == "l0_target" else {"sparsity_weight": 0.7}
+    return training_saes.build("jumprelu", penalty=penalty, **{**usual, **target, **settings})
 
 
 def test_pairs_just_below_their_threshold_reach_it() -> None:
     sae, x = build(), batch()
     with torch.no_grad():
-        h = pre_activations(sae, x)
+        h = sae.pre_activations(x)
         sae.theta.copy_((h.max(0).values + 0.1) / 2)  # nothing fires; the largest pre-activation is within ε/2
         sae.target_weight.fill_(1e3)
     step = sae.backward(x)
@@ -136,7 +46,7 @@ def test_exported_sae_gives_the_training_codes_in_model_units(minus_bias: bool) 
     sae.constrain()
     with torch.no_grad():
         sae.b_enc[3] += 5.0
-        h = pre_activations(sae, scale * x)
+        h = sae.pre_activations(scale * x)
         sae.theta[3] = h[5, 3].abs() / 2  # at z = θ a feature is silent
         f = h * (h > sae.threshold)
         x_hat = f @ sae.W_dec + sae.b_dec
@@ -156,7 +66,7 @@ def test_exported_sae_gives_the_training_codes_in_model_units(minus_bias: bool) 
 def test_every_feature_starts_by_firing_on_its_share_of_the_sample() -> None:
     sae, x = build(), batch(600)
     sae.initialise(x)
-    fires = pre_activations(sae, x) > sae.threshold * (1 + 1e-12)
+    fires = sae.pre_activations(x) > sae.threshold * (1 + 1e-12)
     assert torch.equal(fires.sum(0), torch.full((N,), round(L0 / N * 600)))
     assert fires.sum(1).double().mean().item() == pytest.approx(L0, rel=0.05)
 

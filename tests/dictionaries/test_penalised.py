@@ -1,156 +1,26 @@
-"""SAEs with a sparsity penalty: gradients against automatic differentiation of the dense loss, in float64; export."""
+"""SAEs with a penalty on codes: their start, p-annealing's schedule and penalty, resumption, what they are saved as."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from training_saes import D, N, batch, build
 
-from trimtab.dictionaries import DictionaryInfo, active
-from trimtab.dictionaries.architectures.gated import GatedConfig, TrainableGated
-from trimtab.dictionaries.architectures.panneal import PAnnealConfig, TrainablePAnneal
-from trimtab.dictionaries.architectures.standard import ReLUConfig, TrainableReLU
+from trimtab.dictionaries import SAE, DictionaryInfo
+from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.penalised import Penalised
 from trimtab.dictionaries.relu_like import ReLULike
-from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 
-D, N, ROWS = 10, 48, 37
 INFO = DictionaryInfo(architecture="")
-CLASSES: dict[str, tuple[type[ReLULike], type]] = {
-    "relu": (TrainableReLU, ReLUConfig),
-    "panneal": (TrainablePAnneal, PAnnealConfig),
-    "gated": (TrainableGated, GatedConfig),
-}
+ARCHITECTURES = ("relu", "panneal", "gated")
 VARIANTS = [
-    ("relu", {"decoder_norm": "unit"}),
-    ("relu", {"decoder_norm": "free"}),
-    ("panneal", {"decoder_norm": "unit"}),
-    ("panneal", {"decoder_norm": "free"}),
     ("gated", {}),
+    *((arch, {"decoder_norm": norm}) for arch in ("relu", "panneal") for norm in ("unit", "free")),
 ]
-
-
-@pytest.fixture(params=["sparse", "dense"])
-def execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Force one execution of the step, and check that it is the one that ran."""
-    monkeypatch.setattr(Penalised, "dense_above", 1.0 if request.param == "sparse" else -1.0)
-    unwanted = {"sparse": "DensePairs", "dense": "SparsePairs"}[request.param]
-    monkeypatch.delattr(active, unwanted)
-    return request.param
-
-
-def build(arch: str, **settings: Any) -> ReLULike:
-    sae_class, config_class = CLASSES[arch]
-    if "l0" not in settings:
-        settings.setdefault("sparsity_weight", 0.7)
-    sae = sae_class(config_class(n_features=N, block_rows=16, **settings), D, seed=1, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for p in sae.parameters():  # away from W_enc = W_decᵀ, unit rows and zero biases, where errors could cancel
-            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-    return sae
-
-
-def batch(rows: int = ROWS) -> Tensor:
-    return 2 * torch.randn(rows, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
-
-
-def dense_loss(sae: Penalised, x: Tensor, weight: float) -> dict[str, Tensor]:
-    """The terms of the loss from their definitions, all features dense, for automatic differentiation."""
-    z = x - sae.b_dec if sae.config.apply_b_dec_to_input else x
-    if isinstance(sae, TrainableGated):
-        p = z @ sae.W_enc_rows.T
-        gate = (p + sae.b_gate).relu()
-        f = (p + sae.b_gate > 0) * (p * sae.r_mag.exp() + sae.b_mag).relu()
-        via_gate = gate @ sae.W_dec.detach() + sae.b_dec.detach()
-        aux = (x - via_gate).square().sum(1).mean()
-        penalty = gate.sum(1).mean()
-    else:
-        f = (z @ sae.W_enc_rows.T + sae.b_enc).relu()
-        size = f * sae.W_dec.norm(dim=1) if getattr(sae.config, "decoder_norm", "unit") == "free" else f
-        if isinstance(sae, TrainablePAnneal):
-            c, p = float(sae.linear_below), float(sae.p)
-            size = torch.where(size > c, size.clamp_min(c) ** p, size / c * c**p)
-        penalty, aux = size.sum(1).mean(), torch.zeros(())
-    error = (x - f @ sae.W_dec - sae.b_dec).square().sum(1).mean()
-    return {"squared_error": error, "sparsity": weight * penalty, "aux": aux, "l0": (f > 0).sum(1).double().mean()}
-
-
-def relative_error(ours: Tensor | None, reference: Tensor) -> float:
-    assert ours is not None
-    return float((ours - reference).abs().max() / reference.abs().max())
-
-
-@pytest.mark.usefixtures("execution")
-@pytest.mark.parametrize(("arch", "settings"), VARIANTS)
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-@pytest.mark.parametrize("done", [0.25, 0.9])
-def test_gradients_equal_the_dense_reference(
-    arch: str, settings: dict[str, str], apply_b_dec_to_input: bool, done: float
-) -> None:
-    sae = build(arch, **settings, apply_b_dec_to_input=apply_b_dec_to_input, sparsity_warmup_share=0.5)
-    if isinstance(sae, TrainablePAnneal):
-        sae.linear_below.fill_(0.8)
-    x = batch()
-    sae.set_progress(done)
-    step = sae.backward(x)
-    weight = sae.metrics()["sparsity_weight"]
-    if arch != "panneal":
-        assert weight == pytest.approx(0.7 * min(1, done / 0.5))
-    terms = dense_loss(sae, x, weight)
-    loss = terms["squared_error"] + terms["sparsity"] + terms["aux"]
-    for name in ("squared_error", "sparsity", "aux"):
-        assert float(getattr(step, name)) == pytest.approx(terms[name].item(), rel=1e-12), name
-    assert float(step.loss) == pytest.approx(loss.item(), rel=1e-12)
-    assert step.l0 == pytest.approx(float(terms["l0"]))
-    for (name, parameter), reference in zip(
-        sae.named_parameters(), torch.autograd.grad(loss, list(sae.parameters())), strict=True
-    ):
-        assert relative_error(parameter.grad, reference) < 1e-10, name
-
-
-@pytest.mark.parametrize("arch", list(CLASSES))
-def test_a_batch_in_which_nothing_fires_leaves_finite_gradients(arch: str) -> None:
-    sae = build(arch, l0=8.0)
-    getattr(sae, sae.vectors[0]).data -= 1e6
-    sae.set_progress(0.5)
-    step = sae.backward(batch())
-    assert step.l0 == 0
-    for name, p in sae.named_parameters():
-        assert p.grad is not None
-        assert p.grad.isfinite().all()
-        assert bool(p.grad.any()) == (name == "b_dec")
-    assert math.isfinite(sae.metrics()["sparsity_weight"])
-
-
-@pytest.mark.usefixtures("execution")
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-def test_the_gates_reconstruction_reaches_the_gate_and_never_the_decoder(apply_b_dec_to_input: bool) -> None:
-    """The step's gradient minus that of the plain reconstruction is what gate penalty and reconstruction add."""
-    sae = build("gated", apply_b_dec_to_input=apply_b_dec_to_input, sparsity_weight=0.0)
-    x = batch()
-    sae.backward(x)
-    terms = dense_loss(sae, x, 0.0)
-    plain = torch.autograd.grad(terms["squared_error"], list(sae.parameters()), allow_unused=True)
-    added = {
-        name: float((p.grad - (0 if g is None else g)).abs().max())  # pyright: ignore[reportOptionalOperand]
-        for (name, p), g in zip(sae.named_parameters(), plain, strict=True)
-    }
-    reached = {name for name, size in added.items() if size > 1e-9}
-    assert reached == {"W_enc_rows", "b_gate"} | ({"b_dec"} if apply_b_dec_to_input else set())
-
-
-def test_nothing_but_gate_terms_moves_the_gates_bias() -> None:
-    """The gate's step has no derivative: without penalty and auxiliary loss its bias would stay."""
-    sae = build("gated", sparsity_weight=0.0)
-    terms = dense_loss(sae, batch(), 0.0)
-    (by_bias,) = torch.autograd.grad(terms["squared_error"], [sae.b_gate], allow_unused=True, materialize_grads=True)
-    assert not by_bias.any()
 
 
 @pytest.mark.parametrize(("arch", "settings"), VARIANTS)
@@ -186,7 +56,15 @@ def test_only_unit_rows_are_projected_and_renormalised(decoder_norm: str) -> Non
     assert torch.equal(sae.W_dec, weights) == (decoder_norm == "free")
 
 
-def train(sae: Penalised, steps: range, total: int, x: Tensor) -> list[float]:
+def fresh(arch: str, **settings: Any) -> ReLULike:
+    """One that has not been changed since it was made."""
+    cls = TRAINABLE[arch]
+    sae = cls(cls.config_class(n_features=20 * D, **settings), D, seed=1, dtype=torch.float64)
+    assert isinstance(sae, ReLULike)
+    return sae
+
+
+def train(sae: ReLULike, steps: range, total: int, x: Tensor) -> list[float]:
     """Plain gradient descent; returns losses."""
     losses = []
     for step in steps:
@@ -200,7 +78,7 @@ def train(sae: Penalised, steps: range, total: int, x: Tensor) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("arch", list(CLASSES))
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_resumed_training_goes_on_with_the_same_bits(arch: str) -> None:
     x = batch()
     whole = build(arch, l0=8.0)
@@ -231,7 +109,6 @@ def test_p_falls_in_equal_changes_and_the_penalty_keeps_its_size_at_each() -> No
 @pytest.mark.parametrize("p", [1.0, 0.5, 0.2])
 def test_the_penalty_is_continuous_and_its_slope_finite_at_zero(p: float) -> None:
     sae = build("panneal")
-    assert isinstance(sae, TrainablePAnneal)
     sae.p.fill_(p)
     sae.linear_below.fill_(0.01)
     size = torch.linspace(0, 1, 100_001, dtype=torch.float64)
@@ -251,23 +128,21 @@ def test_the_starting_weight_has_the_unit_of_the_rows() -> None:
         sae = build("panneal", l0=4.0)
         sae.initialise(batch() * scale)
         sae.set_progress(0.5)
-        assert isinstance(sae, TrainablePAnneal)
         weights.append((sae.metrics()["sparsity_weight"], float(sae.linear_below)))
     assert weights[1] == pytest.approx([100 * w for w in weights[0]], rel=1e-3)
 
 
-@pytest.mark.parametrize("arch", list(CLASSES))
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("settings", [{"l0": 4.0}, {"sparsity_weight": 0.7}], ids=["target", "fixed"])
 def test_the_first_reconstruction_has_the_best_length(
     arch: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many unit rows at once overshoot; the encoder is scaled so that no other scale reconstructs the sample better."""
-    sae_class, config_class = CLASSES[arch]
 
     def best_factor() -> float:
         errors = {}
         for factor in (1.0, 0.97, 1.03):
-            sae = sae_class(config_class(n_features=20 * D, **settings), D, seed=1, dtype=torch.float64)
+            sae = fresh(arch, **settings)
             sae.initialise(x)
             for parameter in (sae.W_enc_rows, sae.get_parameter(sae.firing_bias)):
                 parameter.data *= factor
@@ -280,25 +155,14 @@ def test_the_first_reconstruction_has_the_best_length(
     assert best_factor() != 1.0
 
 
-@pytest.mark.parametrize("arch", list(CLASSES))
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_target_is_approached_from_a_little_above_and_every_feature_fires(arch: str) -> None:
-    sae_class, config_class = CLASSES[arch]
-    sae = sae_class(config_class(n_features=20 * D, l0=4.0), D, seed=1, dtype=torch.float64)
+    sae = fresh(arch, l0=4.0)
     x = batch(1000)
     sae.initialise(x)
     step = sae.backward(x)
     assert step.l0 == pytest.approx(3 * 4.0, rel=0.05)
     assert int((sae.tokens_since_fired > 0).sum()) == 0
-
-
-def test_features_chosen_in_bfloat16_have_gradients_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Penalised, "dense_above", 1.0)
-    sae, exact = build("gated", encoder_dtype="bfloat16"), build("gated")
-    sae.b_gate.data -= 0.3
-    exact.b_gate.data -= 0.3
-    x = batch()
-    assert sae.backward(x).l0 == pytest.approx(exact.backward(x).l0, rel=0.05)
-    assert relative_error(sae.W_dec.grad, exact.W_dec.grad) < 0.02  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,21 @@ def test_every_field_of_every_architecture_can_be_set(arch: str) -> None:
     assert config.build(8, 100).config.n_features == 40
 
 
+@pytest.mark.parametrize("arch", TRAINABLE)
+def test_a_training_by_automatic_differentiation_is_the_same_to_rounding(
+    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, results = small(arch=arch, k=None, l0=2, log_every=4), []
+    for by_autograd in (False, True):
+        source = MemorySource(Planted(12, 8, 2.0).rows(400))
+        if by_autograd:
+            monkeypatch.setattr(TRAINABLE[arch], "gradients", None)  # those that are written out
+        with Run.open(tmp_path / str(by_autograd), "train", config) as run:
+            result = train(config, source, run, by_autograd=by_autograd)
+            results.append([result.explained_variance, result.l0, *(line["loss"] for line in read_metrics(run.path))])
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 def test_measured_lists_and_tables_of_codes_agree(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "SPARSE_BELOW", 1.0 if sparse else 0.0)

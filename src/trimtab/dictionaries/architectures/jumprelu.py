@@ -132,7 +132,7 @@ class TrainableJumpReLU(Penalised):
     def loss(self, x: Float[Tensor, "B d"]) -> Loss:
         """‖x − x̂‖² and a penalty (equation 9), f = h·[h > θ], with the estimators of equations 11 and 12."""
         h, theta = self.pre_activations(x), self.theta * self.row_norm.to(self.theta.dtype)
-        kernel = ((h - theta).abs() < self.bandwidth / 2) / self.bandwidth  # K((h − θ)/ε) / ε
+        kernel = ((h - theta).abs() < self.bandwidth / 2).to(h.dtype) / self.bandwidth  # K((h − θ)/ε) / ε
         through = theta.detach() - theta  # 0, of derivative −1
         fires = (h > theta) + kernel * through
         f = h * (h > theta) + theta.detach() * kernel * through
