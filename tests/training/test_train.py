@@ -75,7 +75,7 @@ def test_every_field_of_every_architecture_can_be_set(arch: str) -> None:
 def test_a_training_by_automatic_differentiation_is_the_same_to_rounding(
     arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, results = small(arch=arch, k=None, l0=2, log_every=4), []
+    config, results = small(arch=arch, k=None, l0=2, n_features=64, log_every=4), []
     for by_autograd in (False, True):
         source = MemorySource(Planted(12, 8, 2.0).rows(400))
         if by_autograd:
