@@ -42,8 +42,8 @@ from machine import cpu_name
 from safetensors.torch import load_file
 
 TIMES = "seconds tokens_per_second rows_per_second charts/tokens_per_second charts/update_seconds created updated"
-PLACES = "versions changed_versions machine made_by resumed run sae table directory"
-WORDING = "advice convention description dose_note how missing note objective reason warnings why"
+PLACES = "versions changed_versions machine made_by resumed config run sae table directory path"
+WORDING = "advice convention description dose_note how missing note objective reason warnings why origins level method"
 LEFT_OUT = {*TIMES.split(), *PLACES.split(), *WORDING.split(), "adam"}
 """Keys and columns that are not hashed, with all below them. `adam` of checkpoints goes by the order of parameters."""
 
