@@ -97,4 +97,4 @@ def test_runs_keep_what_was_recorded() -> None:
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "3000"
     everything = {"flags": {command: flags(command) for command in cli.COMMANDS}, **configs()}
-    RECORDED.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    RECORDED.write_text(json.dumps(everything, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

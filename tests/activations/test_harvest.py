@@ -20,7 +20,6 @@ from trimtab.activations import (
     HarvestConfig,
     HarvestOptions,
     ShardSource,
-    from_names,
     harvest,
     harvest_text,
     tokenise,
@@ -33,6 +32,7 @@ from trimtab.activations.shard_writer import ShardWriter, store_rows
 from trimtab.activations.shards import Shard, StreamPosition
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.lm import config as lm_config
 from trimtab.runs import split_ids
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -191,6 +191,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.activations import Document, HarvestOptions, harvest
 from trimtab.lm import LanguageModel
+from trimtab.lm import config as lm_config
 home = Path({str(tmp_path)!r})
 model = LanguageModel.from_hf(AutoModelForCausalLM.from_pretrained(home / "model"),
                               AutoTokenizer.from_pretrained(home / "model"), "tiny-llama")
@@ -377,7 +378,7 @@ def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageM
 def test_harvest_text_is_a_run(
     tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(from_names, "load_model", lambda name, dtype, device: tiny_llama)
+    monkeypatch.setattr(lm_config, "load_model", lambda name, dtype, device: tiny_llama)
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps(d._asdict()) for d in documents))
     config = HarvestConfig(text=(str(text),), out=tmp_path / "run", sites=("resid_post.1",), context=16, holdout=0.2)

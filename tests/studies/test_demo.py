@@ -188,7 +188,7 @@ def test_wrong_dose_is_no_result(files: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_second_time_it_says_that_it_is_done(done: DemoResult, files: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "load_model", None)
+    monkeypatch.setattr(DemoConfig, "load", None)
     again = run_demo(config_of(files, files / "run"))
     assert again.resumed
     assert again.results == done.results

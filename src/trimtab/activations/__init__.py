@@ -1,5 +1,6 @@
 """Text → packed tokens → activations → shards on disk or a live stream."""
 
+from trimtab.activations.config import TextConfig
 from trimtab.activations.from_names import HarvestConfig, harvest_text, run_harvest
 from trimtab.activations.harvest import HarvestProgress, HarvestResult, harvest
 from trimtab.activations.live import LiveSource
@@ -24,6 +25,7 @@ __all__ = [
     "ShardSource",
     "SyntheticConfig",
     "SyntheticSource",
+    "TextConfig",
     "TokenisedCorpus",
     "corpus_hash",
     "detokenise_wikitext",

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.activations.config import TextConfig
 from trimtab.activations.harvest import HarvestProgress, HarvestResult, harvest
-from trimtab.activations.packing import tokenise
 from trimtab.activations.sequences import HarvestOptions
-from trimtab.activations.text import MAX_CHARACTERS, Normalisation, read_documents
 from trimtab.distributed import Ranks
-from trimtab.lm import load_model
-from trimtab.runs import Meter, Run
+from trimtab.lm import ModelConfig
+from trimtab.runs import Meter, Run, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarvestConfig(HarvestOptions):
+class HarvestConfig(HarvestOptions, TextConfig, ModelConfig):
     """A harvest by names and paths."""
 
     text: tuple[str, ...]
     """Files, directories or hub:NAME[:SPLIT] to read."""
     out: Path
     """Directory to write; the same command resumes an unfinished harvest there."""
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
     sites: tuple[str, ...] = ("resid_post.15",)
     """Sites to read, all in one pass."""
     dtype: str = "float32"
     """What the model computes in; rows are kept in bfloat16 in any case."""
-    device: str = "cpu"
-    """Where the model runs."""
-    text_field: str = "text"
-    """Key or column that holds the text."""
-    normalise: Normalisation = "none"
-    """`wikitext` undoes the tokenisation of the WikiText corpora."""
-    document_characters: int = MAX_CHARACTERS
-    """Longest document that a plain text file is cut into."""
     limit_documents: int | None = None
     """Read only this many documents."""
-    limit_tokens: int | None = None
-    """Read no document behind this many tokens."""
 
 
 def run_harvest(config: HarvestConfig) -> HarvestResult | None:
@@ -70,18 +57,11 @@ def harvest_text(
     """
     ranks = ranks or Ranks()
     with _open_run(config, ranks) as run:
-        documents = read_documents(
-            config.text,
-            text_field=config.text_field,
-            limit=config.limit_documents,
-            normalise=config.normalise,
-            max_characters=config.document_characters,
-        )
-        model = load_model(config.model, dtype=config.dtype, device=ranks.device(config.device))
-        corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
+        model = config.load_model(ranks.device(config.device))
+        corpus = config.corpus(config.text, model.tokenizer, config.limit_documents)
         if run is not None:
             run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
-        options = HarvestOptions(**{field.name: getattr(config, field.name) for field in fields(HarvestOptions)})
+        options = HarvestOptions(**part_of(config, HarvestOptions))
         with _Bar() as bar:
             result = harvest(model, config.sites, corpus, config.out, options, progress or bar.show, ranks)
         if run is not None and not run.done:

@@ -6,6 +6,7 @@ from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.architectures.standard import Standard
 from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
+from trimtab.dictionaries.config import AnyModelConfig, DictionaryConfig
 from trimtab.dictionaries.converting import ConvertConfig, ConvertResult, convert_sae
 from trimtab.dictionaries.describing import SAEDescription, SAEInfoConfig, describe_sae
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
@@ -19,11 +20,13 @@ from trimtab.dictionaries.sparse import SparseCodes
 __all__ = [
     "ARCHITECTURES",
     "SAE",
+    "AnyModelConfig",
     "ConvertConfig",
     "ConvertResult",
     "CoreMetrics",
     "CoreMetricsAccumulator",
     "Dictionary",
+    "DictionaryConfig",
     "DictionaryInfo",
     "DocumentTotals",
     "FeatureStats",

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.activations import PackedText, read_documents, tokenise
-from trimtab.activations.text import MAX_CHARACTERS, Normalisation
-from trimtab.dictionaries import Dictionary, load_dictionary
+from trimtab.activations import PackedText, TextConfig
+from trimtab.dictionaries import AnyModelConfig, Dictionary
 from trimtab.dictionaries.coherence import decoder_coherence
 from trimtab.dictionaries.density import FeatureDensity, feature_density
 from trimtab.dictionaries.metrics import DENSE_RATE
@@ -28,7 +27,7 @@ from trimtab.errors import UserError
 from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
-from trimtab.lm import LanguageModel, load_model
+from trimtab.lm import LanguageModel
 from trimtab.runs import Meter
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
@@ -71,31 +70,13 @@ DEFAULT_OPTIONS = CoreOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreConfig(CoreOptions):
+class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
     """An evaluation by names and paths."""
 
-    sae: str = "default"
-    """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
     site: str | None = None
     """Where to splice; by default the site that the SAE names."""
-    any_model: bool = False
-    """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
     text: tuple[str, ...] = ()
     """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
-    text_field: str = "text"
-    """Key or column that holds the text."""
-    normalise: Normalisation = "none"
-    """`wikitext` undoes the tokenisation of the WikiText corpora."""
-    document_characters: int = MAX_CHARACTERS
-    """Longest document that a plain text file is cut into."""
-    limit_tokens: int | None = None
-    """Read no document behind this many tokens."""
-    dtype: str = "float32"
-    """What the model computes in."""
-    device: str = "cpu"
-    """Where the model runs."""
     write_stats: Path | None = None
     """Also write the features' statistics on this text to this directory, as feature_stats.parquet."""
 
@@ -172,19 +153,11 @@ def run_core(config: CoreConfig) -> CoreResult:
     Raises:
         UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `read_documents`.
     """
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
-    dictionary = load_dictionary(config.sae, model=model, any_model=config.any_model, device=model.device)
-    documents = read_documents(
-        config.text or (sample_text(),),
-        text_field=config.text_field,
-        normalise=config.normalise,
-        max_characters=config.document_characters,
-    )
-    corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
+    model, dictionary = config.load()
+    corpus = config.corpus(config.text or (sample_text(),), model.tokenizer)
     packed = pack(corpus, config.split, config.holdout, config.context)
-    options = CoreOptions(**{f.name: getattr(config, f.name) for f in dataclasses.fields(CoreOptions)})
     with Meter("evaluating", 2 * len(packed)) as meter:
-        result, rebuilt = evaluate_core(model, dictionary, packed, options, site=config.site, progress=meter.advance)
+        result, rebuilt = evaluate_core(model, dictionary, packed, config, site=config.site, progress=meter.advance)
     if config.write_stats is not None:
         rebuilt.stats.write(config.write_stats / "feature_stats.parquet")
     return result

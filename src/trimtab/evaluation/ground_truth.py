@@ -21,7 +21,7 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
 from trimtab.evaluation.ground_truth_scores import GroundTruthScores, controls, score
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, Run, read_typed, write_table
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Run, part_of, read_typed, write_table
 from trimtab.training import Member, SiteRows, expand
 from trimtab.training.bank import Place, train_members, unfinished
 from trimtab.training.options import architecture_options, with_options
@@ -80,8 +80,7 @@ class GroundTruthConfig(SyntheticConfig):
 
     def data(self, data_seed: int) -> SyntheticConfig:
         """The features of one data set."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SyntheticConfig)}
-        return SyntheticConfig(**{**fields, "data_seed": data_seed})
+        return SyntheticConfig(**part_of(self, SyntheticConfig) | {"data_seed": data_seed})
 
     def members(self, data_seed: int) -> list[Member]:
         """The SAEs to train on one data set.

@@ -4,6 +4,7 @@ from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.capture import capture
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
+from trimtab.lm.config import ModelConfig
 from trimtab.lm.decode import DecodeConfig, Decoded, decode
 from trimtab.lm.describing import ModelDetails, show
 from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, edited
@@ -26,6 +27,7 @@ __all__ = [
     "GrowingCache",
     "InterventionSource",
     "LanguageModel",
+    "ModelConfig",
     "ModelDetails",
     "ModelList",
     "PositionRule",

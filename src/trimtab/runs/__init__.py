@@ -1,7 +1,15 @@
 """Run directories, configs, typed values, provenance, atomic files and splits. No torch."""
 
 from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
-from trimtab.runs.config import LEFT_OUT_AT_DEFAULT, FieldDifference, config_dict, config_difference, json_safe
+from trimtab.runs.config import (
+    LEFT_OUT_AT_DEFAULT,
+    FieldDifference,
+    config_dict,
+    config_difference,
+    config_directory,
+    json_safe,
+    part_of,
+)
 from trimtab.runs.metrics import read_metrics
 from trimtab.runs.named import find_class, keyword_types
 from trimtab.runs.progress import Meter
@@ -20,12 +28,14 @@ __all__ = [
     "atomic_path",
     "config_dict",
     "config_difference",
+    "config_directory",
     "field_types",
     "find_class",
     "json_safe",
     "keyword_types",
     "machine",
     "option_name",
+    "part_of",
     "read_json",
     "read_metrics",
     "read_options",

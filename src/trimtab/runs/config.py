@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
+import json
 import math
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -58,6 +61,24 @@ def config_dict(config: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(config) and "type" not in {f.name for f in dataclasses.fields(config)}:
         del fields["type"]
     return fields
+
+
+def part_of(config: Any, kind: type[Any]) -> dict[str, Any]:
+    """The values of those fields that a dataclass has, out of a config that is made of it and more."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
+
+
+def config_directory(command: str, config: Any, *, ignore: Collection[str]) -> Path:
+    """Where the run of a config goes unless it says so: the same config always finds its own run.
+
+    Args:
+        command: what the directory's name begins with.
+        config: a dataclass or mapping.
+        ignore: fields that do not change the result.
+    """
+    plain = {name: value for name, value in config_dict(config).items() if name not in ignore}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return Path("runs") / f"{command}-{digest[:8]}"
 
 
 def json_safe(value: Any) -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.dictionaries import load_dictionary
+from trimtab.dictionaries import AnyModelConfig
 from trimtab.errors import UserError
-from trimtab.lm import load_model
-from trimtab.runs import Meter, Run, config_dict
+from trimtab.runs import Meter, Run, config_directory
 from trimtab.runs.tables import Column, result_table
 from trimtab.selection.criterion import Criterion
 from trimtab.selection.kl import KLDirection
@@ -28,19 +25,13 @@ TABLE_FILE = "features.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankConfig:
+class RankConfig(AnyModelConfig):
     """A ranking of an SAE's features."""
 
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
-    sae: str = "default"
-    """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
     criterion: tuple[str, ...] = ("delta-confidence",)
     """delta-confidence, output-score, kl, max-activation, firing-rate, random; several rank side by side."""
     site: str | None = None
     """Where features are amplified; by default the site that the SAE names."""
-    any_model: bool = False
-    """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
     prefix: tuple[str, ...] | None = None
     """Texts at whose last token features are amplified, scores averaged; by default "From my experience,"."""
     alpha: float | None = None
@@ -63,10 +54,6 @@ class RankConfig:
     """Rows to print of each end of a ranking."""
     batch_size: int = BATCH_SIZE
     """Features that go through the layers together."""
-    dtype: str = "float32"
-    """What the model computes in."""
-    device: str = "cpu"
-    """Where the model runs."""
     run: Path | None = None
     """Directory to write; by default one under runs/, named after this config."""
 
@@ -83,11 +70,7 @@ class RankConfig:
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
-        if self.run is not None:
-            return self.run
-        fields = {name: value for name, value in config_dict(self).items() if name not in _NOT_THE_RESULT}
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        return Path("runs") / f"rank-{digest[:8]}"
+        return self.run or config_directory("rank", self, ignore=_NOT_THE_RESULT)
 
 
 _NOT_THE_RESULT = ("run", "limit", "batch_size", "any_model")
@@ -157,8 +140,7 @@ def run_rank(config: RankConfig) -> RankResult:
         UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `rank_by`, `Run.open`.
     """
     criteria = config.criteria()
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
-    dictionary = load_dictionary(config.sae, model=model, any_model=config.any_model, device=model.device)
+    model, dictionary = config.load()
     site = dictionary_site(model, dictionary, config.site)
     ids = features_to_rank(dictionary, config.features, live_only=config.live_only)
     with Run.open(config.directory(), "rank", config, device=config.device, ignore_fields=_NOT_THE_RESULT) as run:

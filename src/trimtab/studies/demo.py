@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from trimtab.dictionaries import Dictionary, load_dictionary
+from trimtab.dictionaries import Dictionary, DictionaryConfig
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, Site, load_model
+from trimtab.lm import DecodeConfig, LanguageModel, Site
 from trimtab.runs import Meter, Run, text_id, write_table
 from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
@@ -63,13 +63,9 @@ RANDOM_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(DictionaryConfig):
     """The demo study."""
 
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
-    sae: str = "default"
-    """Directory of the SAE, or a shipped one's name."""
     run: Path = Path("runs/demo")
     """Directory to write."""
     prompts: Path | None = None
@@ -96,10 +92,6 @@ class DemoConfig:
     """Rows decoded together."""
     seed: int = 0
     """Of continuations, random features and the bootstrap."""
-    dtype: str = "float32"
-    """What the model computes in."""
-    device: str = "cpu"
-    """Where the model runs."""
     policy: bool = True
     """Train a small policy and show it beside its controls, too."""
 
@@ -187,8 +179,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
     ) as run:
         if run.done and run.results is not None:
             return DemoResult(run=run.path, resumed=True, results=run.results)
-        model = load_model(config.model, dtype=config.dtype, device=config.device)
-        dictionary = load_dictionary(config.sae, model=model, device=model.device)
+        model, dictionary = config.load()
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
         results = _Demo(config, run, model, dictionary, prompts).results()
         run.finish(results)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -15,7 +12,7 @@ from typing_extensions import Doc
 
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
-from trimtab.runs import Run, config_dict, json_safe, read_typed
+from trimtab.runs import Run, config_dict, config_directory, json_safe, part_of, read_typed
 from trimtab.training.advice import variance_text
 from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
 from trimtab.training.bank_file import BankFile, read_bank_file
@@ -44,7 +41,7 @@ class TrainTextConfig(RowsConfig, TrainConfig):
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
-        return _directory("train", self.run, config_dict(self))
+        return self.run or config_directory("train", self, ignore=NOT_THE_RESULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +65,12 @@ class BankConfig(RowsConfig):
 
     def shared(self) -> dict[str, Any]:
         """What all members have in common."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(RowsConfig)}
-        return config_dict(plain | {"sites": self.sites})
+        return config_dict(part_of(self, RowsConfig) | {"sites": self.sites})
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
-        return _directory("bank", self.run, {**self.shared(), "members": [member.name for member in self.members]})
+        named = {**self.shared(), "members": [member.name for member in self.members]}
+        return self.run or config_directory("bank", named, ignore=NOT_THE_RESULT)
 
 
 ArchitectureNames = Annotated[
@@ -105,7 +102,7 @@ class TrainCommand(RowsConfig, Recipe):
         inherited: dict[str, Sequence[Any]] = {name: (value,) for name, value in chosen(self).items()}
         inherited |= {name: getattr(self, name) for name in MULTIPLIED if getattr(self, name)}
         file = self._file()
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(RowsConfig)}
+        shared = part_of(self, RowsConfig)
         members = expand(inherited, file.places() if file else (("", {}),))
         if len(members) > 1:
             return BankConfig(**shared, members=tuple(members), workers=self.workers, run=self.run)
@@ -251,11 +248,3 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
 
 def _open(path: Path, config: Any, seeds: Sequence[int] | None, device: str) -> Run:
     return Run.open(path, "train", config, seeds=seeds, device=device, ignore_fields=NOT_THE_RESULT)
-
-
-def _directory(prefix: str, run: Path | None, config: dict[str, Any]) -> Path:
-    if run is not None:
-        return run
-    plain = {name: value for name, value in config.items() if name not in NOT_THE_RESULT}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{prefix}-{digest[:8]}"

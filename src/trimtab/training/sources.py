@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.activations import (
-    HarvestConfig,
-    HarvestOptions,
-    LiveSource,
-    ShardSource,
-    harvest_text,
-    read_documents,
-    tokenise,
-)
-from trimtab.activations.text import MAX_CHARACTERS, Normalisation
+from trimtab.activations import HarvestConfig, HarvestOptions, LiveSource, ShardSource, TextConfig, harvest_text
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
-from trimtab.lm import check_device, load_model
+from trimtab.lm import ModelConfig, check_device
+from trimtab.runs import part_of
 from trimtab.training.rows import SiteRows
 
 SHARDS = "activations"
@@ -32,15 +23,15 @@ NOTHING_HELD_OUT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsConfig:
+class RowsConfig(TextConfig, ModelConfig):
     """What all SAEs of a bank are trained on."""
 
     text: tuple[str, ...] = ()
     """Files, directories or hub:NAME[:SPLIT] to read."""
+    limit_documents: int | None = None
+    """Read only this many documents."""
     activations: tuple[Path, ...] = ()
     """Directories of finished harvests to train on, instead of text."""
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
     data_seed: int = 0
     """Seed of the order of rows, shared by a whole bank."""
     live: bool = False
@@ -55,20 +46,6 @@ class RowsConfig:
     """Leave out rows whose norm exceeds this many times the median norm."""
     autocast: bool = False
     """Run the model's matrix products in bfloat16; the residual stream keeps its precision."""
-    text_field: str = "text"
-    """Key or column that holds the text."""
-    normalise: Normalisation = "none"
-    """`wikitext` undoes the tokenisation of the WikiText corpora."""
-    document_characters: int = MAX_CHARACTERS
-    """Longest document that a plain text file is cut into."""
-    limit_documents: int | None = None
-    """Read only this many documents."""
-    limit_tokens: int | None = None
-    """Read no document behind this many tokens."""
-    dtype: str = "float32"
-    """What the model computes in."""
-    device: str = "cpu"
-    """Where to compute."""
 
     def check(self) -> None:
         """Raise a `UserError` unless the fields go together."""
@@ -125,15 +102,8 @@ def _live_rows(config: RowsConfig, sites: Sequence[str]) -> SiteRows:
             "a live stream runs the model for one site",
             "leave out --live, so that one harvest serves all sites",
         )
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
-    documents = read_documents(
-        config.text,
-        text_field=config.text_field,
-        limit=config.limit_documents,
-        normalise=config.normalise,
-        max_characters=config.document_characters,
-    )
-    corpus = tokenise(documents, model.tokenizer, limit_tokens=config.limit_tokens)
+    model = config.load_model()
+    corpus = config.corpus(config.text, model.tokenizer, config.limit_documents)
     options = config.harvest_options()
     source, *rest = [
         LiveSource(model, sites[0], corpus, split=split, seed=config.data_seed, options=options)
@@ -143,22 +113,10 @@ def _live_rows(config: RowsConfig, sites: Sequence[str]) -> SiteRows:
 
 
 def _harvest(config: RowsConfig, sites: Sequence[str], out: Path, ranks: Ranks) -> Path:
-    options = {
-        field.name: getattr(config.harvest_options(), field.name) for field in dataclasses.fields(HarvestOptions)
-    }
     harvest_config = HarvestConfig(
-        **options,
-        text=config.text,
-        out=out,
-        model=config.model,
-        sites=tuple(sites),
-        dtype=config.dtype,
-        device=config.device,
-        text_field=config.text_field,
-        normalise=config.normalise,
-        document_characters=config.document_characters,
-        limit_documents=config.limit_documents,
-        limit_tokens=config.limit_tokens,
-    )
+        **part_of(config, ModelConfig), **part_of(config, TextConfig),
+        **part_of(config.harvest_options(), HarvestOptions),
+        text=config.text, limit_documents=config.limit_documents, sites=tuple(sites), out=out,
+    )  # fmt: skip
     harvest_text(harvest_config, ranks=ranks)
     return out
