@@ -7,6 +7,7 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -15,13 +16,9 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 
 PRELUDE = """
-import os, sys, threading, time
+import os, pathlib, sys, time
 import torch
 from trimtab.distributed import Ranks, RankLostError
-
-def threads_left():
-    # one in the store's C++ code when the interpreter ends aborts the process, now and then
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("trimtab")]
 """
 
 Start = Callable[..., list[subprocess.Popen[str]]]
@@ -85,7 +82,7 @@ def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again(s
             else:
                 ranks.send(x, 0).wait()
             ranks.barrier()
-    print("ranks", ranks.size, *threads_left())
+    print("ranks", ranks.size)
     """
     assert [(r.status, r.out) for r in end(start_ranks(PRELUDE + textwrap.dedent(script), 3))] == [(0, "ranks 3")] * 3
 
@@ -107,11 +104,12 @@ def test_a_failure_reaches_whoever_waits(failing: int, wait: str, start_ranks: S
                 raise KeyError("no such thing")
             {wait}
     except RankLostError as error:
-        print(error.line, *threads_left())
+        print(error.line)
     except KeyError:
-        print("mine", *threads_left())
+        print("mine")
     """
     ended = end(start_ranks(PRELUDE + textwrap.dedent(script)))
+    assert [rank.status for rank in ended] == [0, 0]
     assert ended[failing].out == "mine"
     lost = f"rank {failing}: it stopped: KeyError: 'no such thing'; start the same command again: it goes on from here"
     assert ended[1 - failing].out == lost
@@ -123,7 +121,7 @@ def test_a_failure_reaches_whoever_waits(failing: int, wait: str, start_ranks: S
 def test_a_killed_rank_is_noticed(killed: int, wait: str, start_ranks: Start) -> None:
     script = f"""
     try:
-        with Ranks.from_environment(lost_after=3) as ranks:
+        with Ranks.from_environment() as ranks:
             print("joined", flush=True)
             if ranks.rank == {killed}:
                 time.sleep(1000)
@@ -143,10 +141,73 @@ def test_a_killed_rank_is_noticed(killed: int, wait: str, start_ranks: Start) ->
     assert "start the same command again" in survivor.out
 
 
+DEATH_OF_A_THIRD = """
+noticed = pathlib.Path({noticed!r})
+try:
+    with Ranks.from_environment() as ranks:
+        ranks.barrier()
+        if ranks.rank == 2:
+            os.kill(os.getpid(), 9)
+        deadline = time.monotonic() + {seconds}
+        while ranks.is_first and not noticed.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)  # at work
+        if ranks.is_first:
+            print("noticed" if noticed.exists() else "not noticed")
+        ranks.broadcast(1)
+except RankLostError as error:
+    noticed.touch()
+    print(error.line)
+"""
+
+
+def check_death_of_a_third(start_ranks: Start, noticed: Path, seconds: float, mutation: str = "") -> None:
+    """Rank 1 waits for rank 0, which works on, and learns at once that rank 2 has died; all name rank 2."""
+    script = DEATH_OF_A_THIRD.format(noticed=str(noticed), seconds=seconds)
+    first, second, _ = end(start_ranks(PRELUDE + mutation + script, 3))
+    assert first.out.startswith("noticed\nrank 2: it is gone (")
+    assert second.out.startswith("rank 2: it is gone (")
+
+
+@pytest.mark.slow
+def test_whoever_waits_learns_of_a_death_even_of_a_third(start_ranks: Start, tmp_path: Path) -> None:
+    check_death_of_a_third(start_ranks, tmp_path / "noticed", 100)
+
+
+MUTATIONS = {
+    "an exchange does not begin with all": "Ranks.barrier = lambda ranks: None\n",
+    "the next rank is blamed": "Ranks._lost = lambda ranks, _: RankLostError((ranks.rank + 2) % 3, 'it is gone (')\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_mutation(mutation: str, start_ranks: Start, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        check_death_of_a_third(start_ranks, tmp_path / "noticed", 3, mutation)
+
+
+def test_connections_are_kept_alive(start_ranks: Start) -> None:
+    """Gloo's and the store's, so that a machine that vanishes is noticed."""
+    script = """
+    import socket
+    with Ranks.from_environment() as ranks:
+        ends = []
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                with socket.fromfd(int(name), socket.AF_INET, socket.SOCK_STREAM) as end:
+                    end.getpeername(), end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                    ends.append(end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+            except OSError:
+                pass
+        print(len(ends) >= 2, all(ends))
+    """
+    assert [ended.out for ended in end(start_ranks(PRELUDE + textwrap.dedent(script)))] == ["True True"] * 2
+
+
 @pytest.mark.slow
 def test_a_rank_may_take_its_time(start_ranks: Start) -> None:
     script = """
-    with Ranks.from_environment(lost_after=2) as ranks:
+    with Ranks.from_environment() as ranks:
         if not ranks.is_first:
             time.sleep(5)
         print(ranks.gather(ranks.rank))

@@ -1,20 +1,22 @@
 """Several processes at one job, as torchrun starts them: who is who, what they tell each other, how they fail together.
 
-Small objects and waits go through torchrun's key-value store, beside a pulse of every rank: a rank may wait for hours
-for another's work and still learns within a minute that this one is gone. Tensors go through gloo, from CPU memory to
-CPU memory, whatever device the model is on.
+All goes through `torch.distributed` with gloo, from CPU memory to CPU memory, whatever device the model is on. Three
+things it does not do by itself. Its waits end at a limit, and a rank may work for hours while the others wait, so the
+limit is a month, and each exchange begins with an all-to-all, which fails at once when any connection closes: a process
+that ends closes its own. Its errors name no rank, so a failing rank leaves its reason in the store, and one that left
+none is the one that nothing can be sent to. And it asks for no signs of life from a machine that vanishes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
-import threading
-import time
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,37 +26,41 @@ from torch.distributed.rendezvous import rendezvous
 
 from trimtab.errors import UserError
 
-PULSE = 1.0
-"""Seconds between two signs of life."""
-LOST_AFTER = 60.0
-"""Seconds without one, after which a rank counts as lost."""
 JOIN_TIMEOUT = timedelta(minutes=5)
 """How long the ranks wait for each other at the start."""
-TRANSFER_TIMEOUT = timedelta(minutes=30)
-"""How long a tensor may take to come from a rank that lives; from one that has died it fails at once."""
-_LARGEST = 4 * 2**20  # the store refuses values of 8 MiB
+LONGEST_WAIT = timedelta(days=30)
+"""How long a rank may wait for others that live."""
+READING_TIME = timedelta(seconds=3)
+"""How long rank 0, which may hold the store, leaves others to read why it stopped."""
 
 
 class RankLostError(UserError):
     """Another rank failed, died or cannot be reached."""
 
     def __init__(self, rank: int, why: str) -> None:
+        self.rank = rank
         super().__init__(f"rank {rank}", why, "start the same command again: it goes on from here")
 
 
-class Transfer(Protocol):
+@dataclass
+class Transfer:
     """A tensor on its way."""
+
+    ranks: Ranks
+    work: Any
+    tensor: Tensor
 
     def wait(self) -> None:
         """Wait until it has arrived. Raises `RankLostError`."""
-        ...
+        with self.ranks.losses_named():
+            self.work.wait()
 
 
 class Ranks:
     """The processes of one job. Made by `Ranks.from_environment`; `Ranks()` is a process alone.
 
     Use it as a context manager: on an error the other ranks are told, on success all leave together. Every method but
-    `fail` and the transfers must be called by all ranks, in the same order.
+    `fail` and the transfers must be called by all ranks, in the same order, and waits for all of them.
 
     Attributes:
         rank: number of this process, 0 to `size - 1`.
@@ -62,20 +68,19 @@ class Ranks:
         local_rank: number of this process on its machine.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, link: _Link | None = None) -> None:
-        assert link is not None or size == 1
+    _process_store: Store | None = None  # one for the process: its port cannot be opened twice
+    _joined = 0
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._link = link
-        self._calls = 0
+        self._store: Store | None = None
+        self._group: dist.ProcessGroup | None = None
 
     @classmethod
-    def from_environment(cls, *, lost_after: float = LOST_AFTER) -> Ranks:
+    def from_environment(cls) -> Ranks:
         """Join the other processes that torchrun started; without torchrun, or with one process, be alone.
 
         Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
-
-        Args:
-            lost_after: seconds without a sign of life after which a rank counts as lost.
 
         Raises:
             UserError: the variables make no sense, or the other ranks do not come.
@@ -86,7 +91,16 @@ class Ranks:
         rank, local_rank = _number("RANK", None), _number("LOCAL_RANK", 0)
         if not 0 <= rank < size:
             raise UserError(f"RANK {rank}", f"it must be below WORLD_SIZE, {size}", "start the command with torchrun")
-        return cls(rank, size, local_rank, _Link(rank, size, lost_after))
+        ranks = cls(rank, size, local_rank)
+        try:
+            ranks._join()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"rank {rank} of {size}",
+                f"the ranks could not join ({_first_line(error)})",
+                "start all of them at once, with torchrun",
+            ) from error
+        return ranks
 
     @property
     def is_first(self) -> bool:
@@ -99,227 +113,136 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait until every rank is here. Raises `RankLostError`."""
-        self.broadcast(self.gather(None))
+        if self._group is not None:
+            with self.losses_named():
+                dist.all_to_all_single(torch.empty(self.size), torch.zeros(self.size), group=self._group)
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's value, by rank, on rank 0; None on the others, which do not wait.
+        """Every rank's value, by rank, on rank 0; None on the others.
 
         Args:
-            value: anything that can be pickled, up to a few MB.
+            value: anything that can be pickled.
 
         Raises:
             RankLostError: a rank is gone before it has given its value.
         """
-        if self._link is None:
+        if self._group is None:
             return [value]
-        name = self._next("gather")
-        if not self.is_first:
-            self._link.put(f"{name}/{self.rank}", value)
-            return None
-        return [value, *(self._link.take(f"{name}/{rank}", forget=True) for rank in range(1, self.size))]
+        found: list[Any] | None = [None] * self.size if self.is_first else None
+        self.barrier()
+        with self.losses_named():
+            dist.gather_object(value, found, dst=0, group=self._group)
+        return found
 
     def broadcast(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank; what the others give is not looked at.
 
         Raises:
-            RankLostError: rank 0 is gone before it has given its value.
+            RankLostError: a rank is gone before rank 0 has given its value.
         """
-        if self._link is None:
+        if self._group is None:
             return value
-        name = self._next("broadcast")
-        if self.is_first:
-            self._link.put(name, value)
-            return value
-        return self._link.take(name)
+        found = [value]
+        self.barrier()
+        with self.losses_named():
+            dist.broadcast_object_list(found, src=0, group=self._group)
+        return found[0]
 
     def send(self, tensor: Tensor, to: int) -> Transfer:
         """Begin to send a contiguous CPU tensor, which must not change before the transfer's `wait`."""
-        assert self._link is not None
-        return self._link.send(tensor, to)
+        with self.losses_named():
+            return Transfer(self, dist.isend(_as_bytes(tensor), to, group=self._group), tensor)
 
     def receive(self, tensor: Tensor, source: int) -> Transfer:
         """Begin to receive what `source` sends into a contiguous CPU tensor of the same bytes."""
-        assert self._link is not None
-        return self._link.receive(tensor, source)
+        with self.losses_named():
+            return Transfer(self, dist.irecv(_as_bytes(tensor), source, group=self._group), tensor)
 
-    def fail(self, reason: str) -> None:
+    @contextlib.contextmanager
+    def losses_named(self) -> Iterator[None]:
+        """Turn gloo's error over a rank that is gone into a `RankLostError` that names it."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def fail(self, error: BaseException) -> None:
         """Tell the other ranks that this one stops; every wait of theirs then raises `RankLostError`. Never raises."""
-        if self._link is not None:
-            self._link.fail(reason)
-            self._link = None
+        if self._group is None or self._store is None:
+            return
+        said = error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        lost = (error.rank, error.why) if isinstance(error, RankLostError) else (self.rank, f"it stopped: {said}")
+        with contextlib.suppress(RuntimeError):
+            if not self._store.check(["lost"]):
+                self._store.set("lost", json.dumps(lost))
+                self._store.get("lost")  # it is there before the others see this rank go
+        self._leave()
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"left/{self.rank}", "1")
+            if self.is_first:
+                self._store.wait([f"left/{rank}" for rank in range(self.size)], READING_TIME)
 
     def close(self) -> None:
         """Leave, once every rank does. Raises `RankLostError`. Twice does nothing."""
-        if self._link is not None:
-            self.barrier()
-            self._link.close()
-            self._link = None
+        self.barrier()
+        self._leave()
 
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
             self.close()
         else:
-            self.fail(error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            self.fail(error)
 
-    def _next(self, kind: str) -> str:
-        self._calls += 1
-        return f"{kind}/{self._calls}"
+    def _join(self) -> None:
+        if Ranks._process_store is None:
+            Ranks._process_store = next(rendezvous("env://", self.rank, self.size, timeout=JOIN_TIMEOUT))[0]
+        Ranks._joined += 1
+        self._store = store = PrefixStore(f"trimtab/{Ranks._joined}", Ranks._process_store)
+        store.set(f"here/{self.rank}", "1")
+        store.wait([f"here/{rank}" for rank in range(self.size)], JOIN_TIMEOUT)
+        if dist.is_initialized():
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+        else:
+            own = {"store": PrefixStore("gloo", store), "rank": self.rank, "world_size": self.size}
+            dist.init_process_group("gloo", **own, timeout=LONGEST_WAIT)
+            self._group = dist.group.WORLD
+        _keep_alive()
 
+    def _leave(self) -> None:
+        """Close the connections, which wakes whoever waits on them."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
-_store: Store | None = None
-_joined = 0
-
-
-class _Link:
-    """What joins the ranks: the store, the pulse and the gloo group."""
-
-    def __init__(self, rank: int, size: int, lost_after: float) -> None:
-        global _store, _joined
-        self.rank, self.size, self.lost_after = rank, size, lost_after
-        self.ending = threading.Event()
-        try:
-            if _store is None:  # one for the process: its port cannot be opened twice
-                _store = next(rendezvous("env://", rank, size, timeout=JOIN_TIMEOUT))[0]
-            _joined += 1
-            self.store: Store = PrefixStore(f"trimtab/{_joined}", _store)
-            self.store.set(f"pulse/{rank}", "0")
-            group_store = PrefixStore("gloo", self.store)
-            if dist.is_initialized():
-                group = dist.new_group(backend="gloo", timeout=TRANSFER_TIMEOUT)
-            else:
-                dist.init_process_group("gloo", store=group_store, rank=rank, world_size=size, timeout=TRANSFER_TIMEOUT)
-                group = dist.group.WORLD
-            self.group = cast(dist.ProcessGroup, group)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(
-                f"rank {rank} of {size}",
-                f"the ranks could not join ({_first_line(error)})",
-                "start all of them at once, with torchrun",
-            ) from error
-        self._seen = {other: ("", time.monotonic()) for other in range(size) if other != rank}
-        self._checked = 0.0
-        self._pulse = threading.Thread(target=self._beat, daemon=True, name="trimtab-pulse")
-        self._pulse.start()
-
-    def put(self, key: str, value: Any) -> None:
-        data = pickle.dumps(value)
-        if len(data) > _LARGEST:
-            raise ValueError(f"{len(data)} bytes are too many to hand from rank to rank; put them into a file")
-        try:
-            self.store.set(key, data)  # type: ignore[arg-type]  # bytes are taken, too
-        except RuntimeError as error:
-            raise self._lost_store(error) from error
-
-    def take(self, key: str, *, forget: bool = False) -> Any:
-        pause = 0.001
-        try:
-            while not self.store.check([key]):
-                self._check_others()
-                time.sleep(pause)
-                pause = min(0.05, 1.5 * pause)
-            data = self.store.get(key)
-            if forget:
-                self.store.delete_key(key)
-        except RuntimeError as error:
-            raise self._lost_store(error) from error
-        return pickle.loads(data)
-
-    def send(self, tensor: Tensor, to: int) -> Transfer:
-        return self._start(dist.isend, tensor, to)
-
-    def receive(self, tensor: Tensor, source: int) -> Transfer:
-        return self._start(dist.irecv, tensor, source)
-
-    def _start(self, begin: Any, tensor: Tensor, other: int) -> Transfer:
-        assert tensor.is_contiguous()
-        assert tensor.device.type == "cpu"
-        try:
-            work = begin(tensor.view(-1).view(torch.uint8), other, group=self.group)
-        except RuntimeError as error:
-            raise self.lost_transfer(other, error) from error
-        return _GlooTransfer(self, work, other, tensor)
-
-    def lost_transfer(self, other: int, error: BaseException) -> RankLostError:
-        """Why a transfer failed, as far as the store knows; a rank that fails says so just before it is gone."""
-        deadline = time.monotonic() + 2
+    def _lost(self, error: RuntimeError) -> RankLostError:
         with contextlib.suppress(RuntimeError):
-            while time.monotonic() < deadline:
-                self._raise_failure()
-                time.sleep(0.05)
-        return RankLostError(other, f"it is gone ({_first_line(error)})")
-
-    def fail(self, reason: str) -> None:
-        self._stop_pulse()
-        with contextlib.suppress(RuntimeError):
-            if not self.store.check(["failed"]):
-                self.store.set("failed", pickle.dumps((self.rank, reason)))  # type: ignore[arg-type]
-            self._end(patience=3.0)
-
-    def close(self) -> None:
-        self._stop_pulse()
-        with contextlib.suppress(RuntimeError):
-            self._end(patience=self.lost_after)
-
-    def _end(self, patience: float) -> None:
-        """Close the connections, which wakes whoever waits on them. Rank 0 may hold the store: it goes last."""
-        dist.destroy_process_group(self.group)
-        self.store.set(f"ended/{self.rank}", "1")
-        deadline = time.monotonic() + patience
-        while self.rank == 0 and time.monotonic() < deadline:
-            if self.store.check([f"ended/{rank}" for rank in range(self.size)]):
-                break
-            time.sleep(0.02)
-
-    def _beat(self) -> None:
-        number = 0
-        with contextlib.suppress(RuntimeError):  # the store is gone, and soon the process
-            while not self.ending.is_set():
-                number += 1
-                self.store.set(f"pulse/{self.rank}", str(number))
-                self.ending.wait(PULSE)
-
-    def _stop_pulse(self) -> None:
-        """End the thread before the interpreter ends: back from the store's C++ code at exit, it aborts the process."""
-        self.ending.set()
-        self._pulse.join(timeout=5.0)  # it may hang in a store that is gone
-
-    def _check_others(self) -> None:
-        now = time.monotonic()
-        if now - self._checked < PULSE / 2:
-            return
-        self._checked = now
-        self._raise_failure()
-        for other, (pulse, since) in self._seen.items():
-            found = self.store.get(f"pulse/{other}").decode() if self.store.check([f"pulse/{other}"]) else ""
-            if found != pulse:
-                self._seen[other] = (found, now)
-            elif now - since > self.lost_after and not self.store.check([f"ended/{other}"]):
-                raise RankLostError(other, f"it has given no sign of life for {now - since:.0f} s")
-
-    def _raise_failure(self) -> None:
-        if self.store.check(["failed"]):
-            rank, reason = cast("tuple[int, str]", pickle.loads(self.store.get("failed")))
-            if rank != self.rank:
-                raise RankLostError(rank, f"it stopped: {reason}")
-
-    def _lost_store(self, error: BaseException) -> RankLostError:
-        return RankLostError(0, f"it is gone, and the ranks' store with it ({_first_line(error)})")
+            if self._store is not None and self._store.check(["lost"]):
+                return RankLostError(*json.loads(self._store.get("lost")))
+        for rank in (rank for rank in range(self.size) if rank != self.rank):
+            try:
+                dist.isend(torch.zeros(1), rank, group=self._group)
+            except RuntimeError:
+                return RankLostError(rank, f"it is gone ({_first_line(error)})")
+        return RankLostError(0 if self.rank else 1, f"it may be gone ({_first_line(error)})")
 
 
-class _GlooTransfer:
-    def __init__(self, link: _Link, work: Any, other: int, tensor: Tensor) -> None:
-        self.link, self.work, self.other, self.tensor = link, work, other, tensor
+def _as_bytes(tensor: Tensor) -> Tensor:
+    assert tensor.is_contiguous()
+    assert tensor.device.type == "cpu"
+    return tensor.view(-1).view(torch.uint8)
 
-    def wait(self) -> None:
-        try:
-            self.work.wait()
-        except RuntimeError as error:
-            raise self.link.lost_transfer(self.other, error) from error
+
+def _keep_alive() -> None:
+    """Let the kernel ask, on every connection, whether the other machine is still there; it knows within a minute."""
+    asked = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError), socket.fromfd(int(name), socket.AF_INET, socket.SOCK_STREAM) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in asked.items():  # no TCP connection refuses them
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _number(variable: str, default: int | None) -> int:

@@ -28,7 +28,7 @@ from trimtab.activations import Document, HarvestOptions, harvest
 from trimtab.distributed import RankLostError, Ranks
 from trimtab.lm import LanguageModel
 home = Path({home!r})
-ranks = Ranks.from_environment(lost_after=20)
+ranks = Ranks.from_environment()
 model = LanguageModel.from_hf(AutoModelForCausalLM.from_pretrained(home / "model"),
                               AutoTokenizer.from_pretrained(home / "model"), "tiny-llama")
 documents = [Document(*d) for d in json.loads((home / "documents.json").read_text())]
