@@ -25,8 +25,7 @@ from trimtab.evaluation import (
     run_core,
     sample_text,
 )
-from trimtab.evaluation.upper_layers import RecordedBatch
-from trimtab.lm import LanguageModel, RowDelta, TokenBatch, edited
+from trimtab.lm import LanguageModel, RowDelta, edited
 
 SITE = "resid_post.1"
 CONTEXT = 24
@@ -358,14 +357,11 @@ def test_every_site_gives_the_loss_of_the_edited_model(any_tiny: LanguageModel, 
     assert result["ce_increase_everywhere"].estimate == pytest.approx(spliced - loss(), rel=1e-4, abs=1e-5)
 
 
-def test_upper_layers_run_alone_in_every_layout(any_tiny: LanguageModel):
-    ids = torch.arange(2 * CONTEXT).view(2, CONTEXT) + 10
-    recorded = RecordedBatch(any_tiny, any_tiny.site(SITE), TokenBatch.full(ids))
-    assert recorded.is_faithful()
-    change = RowDelta(torch.tensor([0, 1]), torch.tensor([3, 9]), torch.randn(2, 32))
-    whole = recorded.spliced(lambda x: change, whole=True)
-    torch.testing.assert_close(recorded.spliced(lambda x: change), whole)
-    assert not torch.allclose(whole, recorded.hidden)
+def test_a_model_that_does_more_than_norm_and_head_is_refused(tiny_llama: LanguageModel):
+    model = LanguageModel.from_hf(copy.deepcopy(tiny_llama.hf), tiny_llama.tokenizer, "scaled")
+    model.hf.register_forward_hook(lambda _m, _a, output: output | {"logits": output["logits"] * 3})
+    with pytest.raises(UserError, match="model scaled: its logits are not final norm and head of its residual"):
+        evaluate_core(model, Relu(32), packed_texts(model), OPTIONS, site=SITE)
 
 
 def test_statistics_equal_a_count_over_all_rows(tiny_llama: LanguageModel):

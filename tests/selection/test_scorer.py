@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, RowDelta, Site, edited
-from trimtab.selection import LastTokenScorer
+from trimtab.lm import LanguageModel, RowDelta, Site, edited, upper_layers
+from trimtab.lm.cache import FrozenLayer
+from trimtab.selection import LastTokenScorer, prefix
 
 PREFIX = [7, 30, 12, 9, 41, 8, 77, 65, 14, 22, 31, 13, 90, 55, 18, 27, 33, 21, 80, 11]
 """20 tokens: more than twice the window of the Gemma-3 fixture."""
@@ -126,6 +128,80 @@ def test_batches_and_blocks_do_not_change_scores(
     assert sum(seen) == 35
 
 
+@pytest.mark.parametrize("way", ["start", "copies"])
+def test_a_model_that_cannot_be_run_from_a_layer_is_scored_all_the_same(
+    any_tiny: LanguageModel, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, or one edit in a sequence."""
+    known = {(way, layer, "sdpa"): False for layer in range(any_tiny.n_layers + 1)}
+    monkeypatch.setattr(upper_layers, "_works", {any_tiny.hf: known})
+    delta = deltas(33, any_tiny.d_model)
+    expected = full_forward(any_tiny, 1, PREFIX, delta)
+    found = LastTokenScorer(any_tiny, "resid_post.1", PREFIX).logits(delta)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_earlier_tokens_may_be_edited(any_tiny: LanguageModel) -> None:
+    delta, site = deltas(3, any_tiny.d_model), Site("resid_post", 1)
+    past = RowDelta(torch.zeros(2, dtype=torch.long), torch.tensor([3, 11]), deltas(2, any_tiny.d_model, scale=2.0))
+    scorer = LastTokenScorer(any_tiny, site, PREFIX, past={site: lambda _x: past})
+    with edited(any_tiny, {site: lambda _x: past}):
+        expected = full_forward(any_tiny, 1, PREFIX, delta)
+    torch.testing.assert_close(scorer.logits(delta), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scorer.logits(delta), LastTokenScorer(any_tiny, site, PREFIX).logits(delta), atol=1e-2)
+
+
+def grow_the_prefix(patch: pytest.MonkeyPatch) -> None:
+    """A pass leaves what it fed in the cache."""
+    original = FrozenLayer.update
+
+    def update(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        keys, values = original(self, *args, **kwargs)
+        self.keys, self.values, self.length = keys[:1], values[:1], keys.shape[2]
+        return keys, values
+
+    patch.setattr(FrozenLayer, "update", update)
+
+
+def feed_the_last_token_one_place_on(patch: pytest.MonkeyPatch) -> None:
+    original = LanguageModel.forward_arguments
+
+    def forward_arguments(self, batch, **kwargs):  # type: ignore[no-untyped-def]
+        found = original(self, batch, **kwargs)
+        return {**found, "position_ids": found["position_ids"] + (batch.ids.shape[1] == 1)}
+
+    patch.setattr(LanguageModel, "forward_arguments", forward_arguments)
+
+
+def let_edits_see_each_other(patch: pytest.MonkeyPatch) -> None:
+    original = upper_layers._CopyMasks.of_copies
+
+    def of_copies(self, mask):  # type: ignore[no-untyped-def]
+        self.visible = torch.ones_like(self.visible)
+        return original(self, mask)
+
+    patch.setattr(upper_layers._CopyMasks, "of_copies", of_copies)
+
+
+def score_one_edit_for_all(patch: pytest.MonkeyPatch) -> None:
+    original = prefix.RowDelta
+    patch.setattr(prefix, "RowDelta", lambda batch, time, delta: original(batch, time * 0, delta))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [grow_the_prefix, feed_the_last_token_one_place_on, let_edits_see_each_other, score_one_edit_for_all],
+    ids=lambda mistake: mistake.__name__,
+)
+def test_the_check_fails(
+    mistake: Callable[[pytest.MonkeyPatch], None], any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_equals_a_full_forward_per_edit(any_tiny, 2, 20)  # has tried the model
+    mistake(monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError)):
+        test_equals_a_full_forward_per_edit(any_tiny, 2, 20)
+
+
 def hooks(model: LanguageModel) -> list[int]:
     """All hooks on a model; transformers leaves some of its own once hidden states have been asked for."""
     return [
@@ -175,7 +251,7 @@ def test_a_model_that_does_more_than_norm_and_head_is_refused(tiny_llama: Langua
         return output
 
     model.hf.register_forward_hook(scale)
-    with pytest.raises(UserError, match=r"model scaled: calling its layers one by one gives other logits"):
+    with pytest.raises(UserError, match=r"model scaled: its logits are not final norm and head of its residual"):
         LastTokenScorer(model, "resid_post.1", PREFIX)
 
 

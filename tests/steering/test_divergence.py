@@ -11,7 +11,7 @@ from steering_checks import prompts_of
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, PromptCache, decode
+from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, PromptCache, decode, upper_layers
 from trimtab.steering import (
     CombinedSource,
     DivergenceRecorder,
@@ -107,6 +107,45 @@ def test_prompts_of_one_length(any_tiny: LanguageModel, sae: Standard) -> None:
     assert_total(any_tiny, source, decoded, kl)
 
 
+@pytest.mark.parametrize("positions", ["all", "generated"])
+def test_forked_answers(positions: str, any_tiny: LanguageModel, sae: Standard) -> None:
+    """Tokens that were given, edited or not, are fed to the unsteered model as they are."""
+    source = StaticSource(sae, 3, 0.8, positions=positions)
+    prompts, config = prompts_of((5, 9)), DecodeConfig(max_new_tokens=4, stop_at_eos=False)
+    recorder = DivergenceRecorder(any_tiny, source, n_rows=4, max_new_tokens=4)
+    with recorder:
+        decoded = decode(any_tiny, prompts, config, source, forced=[[7, 8, 9], [11]], repeats=2, observe=recorder.see)
+    assert_total(any_tiny, source, decoded, recorder.measure(decoded))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("kept_bytes", [divergence.KEPT_BYTES, 0], ids=["logits kept", "head's input kept"])
+def test_a_model_that_is_changed_otherwise(any_tiny: LanguageModel, kept_bytes: int, repeats: int) -> None:
+    """Against the same change made by a source; no layer is left out."""
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    source = VectorSource(vector, "resid_post.1", 6.0, unit="absolute")
+    unit = vector / vector.norm()
+
+    def add(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, -1] += 6.0 * unit
+        return output
+
+    config = DecodeConfig(max_new_tokens=3, stop_at_eos=False)
+    recorder = DivergenceRecorder(any_tiny, None, n_rows=3 * repeats, max_new_tokens=3, kept_bytes=kept_bytes)
+    cache = PromptCache(any_tiny)
+    cache.load([prompt[:-1] for prompt in prompts_of((5, 9, 4))], 16)  # of the model as it is
+    handle = any_tiny.layout.layers[1].module.register_forward_hook(add)
+    with recorder:
+        decoded = decode(
+            any_tiny, prompts_of((5, 9, 4)), config, repeats=repeats, prompt_cache=cache, observe=recorder.see
+        )
+    handle.remove()
+    steered = decode(any_tiny, prompts_of((5, 9, 4)), config, source, repeats=repeats)
+    assert steered.token_ids == decoded.token_ids
+    assert_total(any_tiny, source, steered, recorder.measure(decoded))
+
+
 def test_edits_of_nothing_diverge_by_nothing(any_tiny: LanguageModel, sae: Standard) -> None:
     _, kl = record(any_tiny, StaticSource(sae, 3, 0.0))
     assert kl.max() < 1e-6
@@ -145,17 +184,16 @@ def test_what_decoding_computed_is_not_computed_again(tiny_llama: LanguageModel)
 def test_a_model_that_cannot_begin_at_a_layer_is_run_whole(
     any_tiny: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = divergence._begun
-
-    def reversed_(model, layer, hidden):  # type: ignore[no-untyped-def]
-        return original(model, layer, hidden.flip(-1))
-
-    monkeypatch.setattr(divergence, "_begun", reversed_)
-    divergence._begins_above.pop(any_tiny.hf, None)
+    given = upper_layers._given
+    monkeypatch.setattr(upper_layers, "_given", lambda model, layer, hidden: given(model, layer, hidden.flip(-1)))
+    monkeypatch.setattr(upper_layers, "_works", {})
     source = StaticSource(sae, 3, 0.8)
     decoded, kl = record(any_tiny, source)
-    assert divergence._begins_above.pop(any_tiny.hf) == {2: False}
+    assert upper_layers._works[any_tiny.hf]["start", 2, "sdpa"] is False
     assert_total(any_tiny, source, decoded, kl)
+    monkeypatch.setattr(upper_layers, "can_run_from", lambda *_: True)
+    with pytest.raises(AssertionError, match="not close"):  # what trying the model guards against
+        assert_total(any_tiny, source, decoded, record(any_tiny, source)[1])
 
 
 def test_the_model_is_left_as_it_was(any_tiny: LanguageModel, sae: Standard) -> None:
@@ -166,16 +204,3 @@ def test_the_model_is_left_as_it_was(any_tiny: LanguageModel, sae: Standard) -> 
     before = state()
     record(any_tiny, RandomFeatureSource(sae, 0.8), kept_bytes=0)
     assert state() == before
-
-
-def test_divergences_are_exact() -> None:
-    generator = torch.Generator().manual_seed(0)
-    plain = 4 * torch.randn(3, 90_000, generator=generator)
-    which = torch.tensor([0, 0, 2, 1, 2, 2, 0])
-    steered = plain[which] + torch.randn(7, 90_000, generator=generator) * torch.logspace(-3, 1, 7)[:, None]
-    steered[4] = plain[2] - 300.0 * torch.arange(90_000).div(90_000)  # differences that overflow if exponentiated
-    p, q = steered.double().log_softmax(-1), plain.double().log_softmax(-1)[which]
-    expected = (p.exp() * (p - q)).sum(-1)
-    assert expected.max() > 5
-    found = divergence.divergences(steered, plain.log_softmax(-1), which)
-    torch.testing.assert_close(found.double(), expected, atol=3e-6, rtol=1e-5)

@@ -8,8 +8,9 @@ from steering_checks import LENGTHS, edits_of, oracle_logits, prompts_of
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import DecodeConfig, InterventionSource, LanguageModel, decode
-from trimtab.steering import CombinedSource, RandomFeatureSource, StaticSource, effects, token_effects
+from trimtab.errors import UserError
+from trimtab.lm import DecodeConfig, InterventionSource, LanguageModel, decode, upper_layers
+from trimtab.steering import CombinedSource, RandomFeatureSource, StaticSource, token_effects
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -63,25 +64,28 @@ def test_unedited_tokens_have_no_local_effect(any_tiny: LanguageModel, sae: Stan
 
 
 @pytest.mark.parametrize("layout", ["tiny_llama", "tiny_gemma3", "tiny_gpt2"])
-@pytest.mark.parametrize("mistake", ["clean past", "sees itself edited", "no window", "no positions"])
+@pytest.mark.parametrize("mistake", ["clean past", "sees itself edited", "one place on", "no window", "no positions"])
 def test_mistakes_in_the_mask_are_noticed(
     mistake: str, layout: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = request.getfixturevalue(layout)
-    original = effects._attention_masks
+    if mistake == "no window" and layout != "tiny_gemma3":
+        pytest.skip("no sliding window")
+    original = upper_layers._CopyMasks.of_copies
 
-    def masks(model, real, places, copy):  # type: ignore[no-untyped-def]
-        found = original(model, real, places, copy)
-        low = torch.finfo(model.dtype).min
-        for mask in found.values() if isinstance(found, dict) else [found]:
-            if mistake == "clean past":  # copies see copies instead of the edited past
-                between = torch.where(copy[:, None] & copy[None, :] & (places[None, :] <= places[:, None]), 0.0, low)
-                mask[:, :, copy] = between[copy]
-            if mistake == "sees itself edited":
-                mask[:, :, copy[:, None] & (places[None, :] == places[:, None]) & ~copy[None, :]] = 0.0
-        return found["full_attention"] if mistake == "no window" and isinstance(found, dict) else found
+    def of_copies(self, mask):  # type: ignore[no-untyped-def]
+        number, place = torch.arange(len(self.place)), self.place
+        copy = number > place  # of the second half
+        if mistake == "clean past":  # copies see copies instead of the edited past
+            self.visible = torch.where(copy[:, None], copy & (place <= place[:, None]), self.visible)
+        if mistake == "sees itself edited":
+            self.visible = self.visible | copy[:, None] & (place == place[:, None]) & ~copy
+        if mistake == "one place on":
+            self.place = torch.where(copy, (place + 1).clamp_max(int(place.max())), place)
+        return original(self, None if mistake == "no window" else mask)
 
-    monkeypatch.setattr(effects, "_attention_masks", masks)
+    assert upper_layers.can_run_from(model, 2, "copies")
+    monkeypatch.setattr(upper_layers._CopyMasks, "of_copies", of_copies)
     if mistake == "no positions":
         original_forward = model.hf.forward
 
@@ -89,7 +93,15 @@ def test_mistakes_in_the_mask_are_noticed(
             return original_forward(**{**kwargs, "position_ids": None})
 
         monkeypatch.setattr(model.hf, "forward", forward)
-    if mistake == "no window" and layout != "tiny_gemma3":
-        pytest.skip("no sliding window")
     with pytest.raises(AssertionError):
-        check_effects(model, StaticSource(make_dictionary(model), 3, 1.0), (13, 17))
+        check_effects(model, StaticSource(make_dictionary(model), 3, 1.0), (9, 17))
+
+
+def test_a_model_that_cannot_be_shown_copies_is_refused(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upper_layers, "_works", {tiny_llama.hf: {("copies", 2, "sdpa"): False}})
+    source = StaticSource(make_dictionary(tiny_llama), 3, 1.0)
+    decoded = decode(tiny_llama, prompts_of((6,)), DecodeConfig(max_new_tokens=2), source)
+    with pytest.raises(UserError, match=r"KL with tiny-llama: its attention cannot be shown copies .* leave out --kl"):
+        token_effects(tiny_llama, decoded, source)

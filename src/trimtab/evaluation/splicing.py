@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.activations import PackedText
 from trimtab.activations.rows import norms
-from trimtab.errors import UserError
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
-from trimtab.evaluation.upper_layers import RecordedBatch, Splice
-from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture
+from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
+from trimtab.lm.token_statistics import kl_divergence
+from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
 from trimtab.selection.unembedding import Unembedding
 
 Replacement = Callable[[Float[Tensor, "R d"]], Float[Tensor, "R d"]]
@@ -48,37 +48,40 @@ def splice_losses(
     sums = DocumentSums(len(packed.corpus.ids))
     unembedding = Unembedding(model)
     rows = max(1, _CHUNK_BYTES // (4 * unembedding.vocab_size))
-    whole: bool | None = None
+    layer, end = first_edited_layer([site]), input_site(model.n_layers)
+    checked = False
     with torch.no_grad():
         for batch in batches(packed, batch_size, special_ids, model.device):
-            recorded = RecordedBatch(model, site, batch.tokens)
-            if whole is None:
-                check_unembedding(model, unembedding, batch.tokens.ids[:1])
-                whole = not recorded.is_faithful()
+            found = capture(model, batch.tokens, [input_site(layer), end])
+            if not checked:
+                _check(model, unembedding, batch.tokens, found[end])
+                checked = True
             at, time = batch.target.nonzero(as_tuple=True)
             document, next_token = batch.document[at, time], batch.tokens.ids[at, time + 1]
-            hidden = {
-                name: recorded.spliced(_splice(batch, replacement, norm_limit, everywhere), whole=whole)[at, time]
-                for name, (replacement, everywhere) in variants.items()
-            }
-            clean = recorded.hidden[at, time]
+            hidden = {}
+            for name, (replacement, everywhere) in variants.items():
+                splice = _splice(batch, replacement, norm_limit, everywhere)
+                with starting_at(model, layer, found[input_site(layer)]), edited(model, {site: splice}):
+                    hidden[name] = capture(model, batch.tokens, [end])[end][at, time]
+            clean = found[end][at, time]
             sums.add("targets", document, torch.ones(len(document)))
             for start in range(0, len(document), rows):
                 part = slice(start, start + rows)
                 target, owner = next_token[part, None], document[part]
                 log_p = unembedding.logits(clean[part]).log_softmax(dim=-1)
-                p = log_p.exp()
                 sums.add("ce", owner, -log_p.gather(1, target)[:, 0])
                 for name, spliced in hidden.items():
                     log_q = unembedding.logits(spliced[part]).log_softmax(dim=-1)
                     sums.add(f"ce.{name}", owner, -log_q.gather(1, target)[:, 0])
-                    sums.add(f"kl.{name}", owner, (p * (log_p - log_q)).sum(dim=-1))
+                    sums.add(f"kl.{name}", owner, kl_divergence(log_p, log_q))
             if progress:
                 progress(len(batch.document))
     return sums
 
 
-def _splice(batch: EvaluationBatch, replacement: Replacement, norm_limit: float, everywhere: bool) -> Splice:
+def _splice(
+    batch: EvaluationBatch, replacement: Replacement, norm_limit: float, everywhere: bool
+) -> Callable[[Float[Tensor, "B T d"]], RowDelta]:
     def fn(x: Tensor) -> RowDelta:
         chosen: Bool[Tensor, "B T"] = torch.ones_like(batch.candidate)
         if not everywhere:
@@ -90,17 +93,7 @@ def _splice(batch: EvaluationBatch, replacement: Replacement, norm_limit: float,
     return fn
 
 
-def check_unembedding(model: LanguageModel, unembedding: Unembedding, ids: Int[Tensor, "1 T"]) -> None:
-    """Compare final norm and head with the model's own logits at the last token.
-
-    Raises:
-        UserError: they differ, as where a model scales its logits in a way that is not known here.
-    """
-    tokens = TokenBatch.full(ids)
-    site = f"resid_post.{model.n_layers - 1}"
-    (hidden,) = capture(model, tokens, [site]).values()
-    ours, own = unembedding.logits(hidden[:, -1]), model.forward(tokens, last=1)[:, -1].float()
-    if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
-        raise UserError(
-            f"model {model.name}", "its logits are not final norm and head of its residual", "it cannot be evaluated"
-        )
+def _check(model: LanguageModel, unembedding: Unembedding, tokens: TokenBatch, hidden: Float[Tensor, "B T d"]) -> None:
+    with starting_at(model, model.n_layers, hidden):
+        logits = model.forward(tokens, last=1)[0, -1]
+    unembedding.check(hidden[0, -1], logits)

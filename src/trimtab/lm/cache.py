@@ -119,6 +119,26 @@ class GrowingLayer(CacheLayerMixin):
         return -1
 
 
+class FrozenLayer(GrowingLayer):
+    """Keys and values put before those of any forward pass, which leaves them as they are. One row serves any."""
+
+    def __init__(self, layer: GrowingLayer) -> None:
+        super().__init__()
+        self.length, self.keys, self.values = layer.length, layer.keys, layer.values
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            return key_states, value_states
+        rows = len(key_states)
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=2),
+        )
+
+
 class GrowingCache(Cache):
     """One `GrowingLayer` per decoder layer.
 
@@ -135,6 +155,12 @@ class GrowingCache(Cache):
     def length(self) -> int:
         """Tokens held, padding included."""
         return self.growing[0].length
+
+    def frozen(self) -> GrowingCache:
+        """What is held now, as a cache that stays as it is whatever is fed; it shares this one's memory."""
+        found = GrowingCache(len(self.growing))
+        found.growing = found.layers = [FrozenLayer(layer) for layer in self.growing]
+        return found
 
     def select(self, rows: Tensor) -> None:
         """Keep (or, with repeats in `rows`, copy) batch rows in every layer."""

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
-from trimtab.lm.copies import MOST_COPIES, can_unfold, first_edited_layer, unfolded
 from trimtab.lm.editing import SourceRunner
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.upper_layers import MOST_COPIES, can_run_from, first_edited_layer, side_by_side
 
 
 def parting_layer(model: LanguageModel, runner: SourceRunner | None, repeats: int) -> int | None:
@@ -18,7 +18,7 @@ def parting_layer(model: LanguageModel, runner: SourceRunner | None, repeats: in
     if runner is None:
         return model.n_layers
     layer = first_edited_layer(runner.sites)
-    return layer if can_unfold(model, layer) else None
+    return layer if can_run_from(model, layer, "copies") else None
 
 
 def prefill(
@@ -77,7 +77,7 @@ def step_copies(
     runner.aim(
         ids[:, None].expand(for_each), held[:, None].expand(for_each), selected[:, None].expand(for_each), active
     )
-    with unfolded(model, parting, copies, cache.length):
+    with side_by_side(model, parting, copies, cache.length):
         logits = model.forward(batch, cache=cache, past_lengths=past, last=copies)
     return logits.reshape(active.numel(), -1)
 

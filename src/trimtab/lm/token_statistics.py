@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens and entropies of next-token distributions."""
+"""Next-token distributions: log-probabilities of chosen tokens, entropies, and divergences from others."""
 
 from __future__ import annotations
 
@@ -36,3 +36,48 @@ def token_statistics(
         total[start : start + rows] = top + log_mass
         entropy[start : start + rows] = log_mass - torch.linalg.vecdot(w, d) / mass
     return logits.gather(1, ids[:, None])[:, 0].float() - total, entropy
+
+
+def kl_divergence(
+    p: Float[Tensor, "R V"], q: Float[Tensor, "U V"], which: Int[Tensor, " R"] | None = None
+) -> Float[Tensor, " R"]:
+    """KL(p ‖ q) of each row of p, in nats, in float32, never below 0.
+
+    Both sides are normalised here and not by `log_softmax`, whose normaliser is off by 1e-5 for wide rows in float32.
+
+    Args:
+        p: logits.
+        q: logits.
+        which: the row of `q` that each row of `p` is compared with; by default its own, or the only one.
+    """
+    if which is None:
+        which = torch.arange(len(p)) if len(q) == len(p) else torch.zeros(len(p), dtype=torch.long)
+    rows, of = rows_per_block(p), which.tolist()
+    top, log_mass = (torch.cat(column) for column in zip(*map(_scale, q.split(rows)), strict=True))
+    difference = p.new_empty(min(rows, len(p)), p.shape[1], dtype=torch.float32)
+    weights, (dots, mass) = torch.empty_like(difference), difference.new_empty(2, len(p))
+    for start in range(0, len(p), rows):
+        block = slice(start, start + rows)
+        part, other = p[block].float(), as_slice(of[block])
+        d, w = difference[: len(part)], weights[: len(part)]
+        torch.sub(part, part.amax(dim=-1, keepdim=True), out=d)
+        torch.exp(d, out=w)
+        torch.sum(w, dim=-1, out=mass[block])
+        d -= q[other] - top[other]
+        torch.linalg.vecdot(w, d, out=dots[block])
+    return (dots / mass + log_mass[which.to(p.device), 0] - mass.log()).clamp_min_(0)
+
+
+def _scale(logits: Float[Tensor, "R V"]) -> tuple[Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
+    """The largest logit of each row, and the logarithm of the sum of all probabilities over the largest."""
+    logits = logits.float()
+    top = logits.amax(dim=-1, keepdim=True)
+    return top, (logits - top).exp_().sum(dim=-1, keepdim=True).log_()
+
+
+def as_slice(numbers: list[int]) -> slice | list[int]:
+    """An index of rows that copies none where they are consecutive; where all are the same, it is of one."""
+    first, count = numbers[0], len(numbers)
+    if count == 1 or numbers == [first] * count:
+        return slice(first, first + 1)
+    return slice(first, first + count) if numbers == list(range(first, first + count)) else numbers

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.lm.token_statistics import kl_divergence
+
 CACHE_BYTES = 1 << 20
 """On a CPU, elementwise passes run over pieces of about this size, so that they stay in a core's own cache."""
 
@@ -92,13 +94,7 @@ class EditedDistributions:
         if direction == "base-steered":
             cross = self.normaliser - torch.mv(self.logits, base.probs)
             return (cross + torch.dot(base.probs, base.log_probs)).clamp_min(0)
-
-        found = []
-        for part in self._pieces():
-            log_p = self.logits[part] - self.normaliser[part, None]
-            surprise = log_p - base.log_probs
-            found.append(surprise.mul_(log_p.exp_()).sum(-1))
-        return torch.cat(found).clamp_min(0)
+        return kl_divergence(self.logits, base.logits[None])
 
     def _pieces(self) -> Iterator[slice]:
         rows, vocab = self.logits.shape

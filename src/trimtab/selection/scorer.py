@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, Site
+from trimtab.lm import LanguageModel, RowDelta, Site
 from trimtab.selection.distribution import BaseDistribution, EditedDistributions, Reducer
 from trimtab.selection.prefix import PrefixContinuation
 from trimtab.selection.unembedding import Unembedding
@@ -30,10 +30,11 @@ class LastTokenScorer:
         ids: the prefix's token ids.
         batch_size: edits that go through the layers together.
         block_bytes: size of a block of logits; see `Unembedding`.
+        past: edits of the tokens before the last, as `edited` takes them.
 
     Raises:
         UserError: the site does not exist or is an attention head's, the prefix is empty or too long, the batch is
-            empty, or the model's layers or head work in a way that is not followed here.
+            empty, or the model's logits are not final norm and head of its residual.
     """
 
     def __init__(
@@ -44,15 +45,16 @@ class LastTokenScorer:
         *,
         batch_size: int = BATCH_SIZE,
         block_bytes: int | None = None,
+        past: Mapping[Site, Callable[[Tensor], RowDelta | None]] | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}", "it must be at least 1", "raise it")
         self.model, self.batch_size = model, batch_size
-        self.continuation = PrefixContinuation(model, site, ids)
+        self.continuation = PrefixContinuation(model, site, ids, past)
         self.unembedding = Unembedding(model, block_bytes)
         self.site = self.continuation.site
         self.base = BaseDistribution(self.continuation.logits)
-        self._check_faithful()
+        self.unembedding.check(self.continuation.hidden, self.continuation.logits)
 
     @torch.no_grad()
     def logits(self, delta: Float[Tensor, "B d"]) -> Float[Tensor, "B V"]:
@@ -102,18 +104,3 @@ class LastTokenScorer:
             if progress is not None:
                 progress(len(delta))
         return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in found.items()}
-
-    def _check_faithful(self) -> None:
-        """An edit of nothing, beside an edit of much, must give the logits that the model itself gives."""
-        x = self.continuation.x
-        start = self.logits(torch.stack([torch.zeros_like(x), x.flip(0)]))[0]
-        scale = 1 + float(self.base.logits.abs().max())
-        tolerance = scale * (1e-4 if self.model.dtype == torch.float32 else 5e-2)
-        error = float((start - self.base.logits).abs().max())
-        if not error <= tolerance:
-            raise UserError(
-                f"model {self.model.name}",
-                f"calling its layers one by one gives other logits than calling it (by {error:.2g}): its attention or "
-                "head works in a way that is not followed here",
-                'load it with attn_implementation="eager", or use another model',
-            )

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.lm.layouts import text_config
+from trimtab.lm.upper_layers import agree
 
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 96 << 20, 1 << 30
 
@@ -38,7 +40,7 @@ class Unembedding:
         self.norm: nn.Module | None = model.layout.final_norm
         self.head: nn.Module = model.layout.head
         self.softcap: float | None = getattr(text_config(model.hf), "final_logit_softcapping", None)
-        self.dtype, self.vocab_size = model.dtype, int(self.head.weight.shape[0])  # type: ignore[union-attr]
+        self.name, self.dtype, self.vocab_size = model.name, model.dtype, int(self.head.weight.shape[0])  # type: ignore[union-attr]
         if block_bytes is None:
             block_bytes = CPU_BLOCK_BYTES if model.device.type == "cpu" else GPU_BLOCK_BYTES
         self.block_rows = max(1, block_bytes // (4 * self.vocab_size))
@@ -58,6 +60,17 @@ class Unembedding:
     def logits(self, hidden: Float[Tensor, "B d"]) -> Float[Tensor, "B V"]:
         """All logits of residual rows at once, in float32."""
         return torch.cat([rows.logits.clone() for rows in self.blocks(hidden)])
+
+    def check(self, hidden: Float[Tensor, " d"], logits: Float[Tensor, " V"]) -> None:
+        """Compare with the model's own logits for one row.
+
+        Raises:
+            UserError: they differ, as where a model scales its logits in a way that is not known here.
+        """
+        if not agree(self.logits(hidden[None]), logits[None].float(), self.dtype):
+            raise UserError(
+                f"model {self.name}", "its logits are not final norm and head of its residual", "use another model"
+            )
 
     def _project(self, normed: Float[Tensor, "R d"]) -> Float[Tensor, "R V"]:
         head = self.head

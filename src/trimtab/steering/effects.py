@@ -7,20 +7,26 @@ Two divergences per chosen token, both KL(as steered ‖ other), in nats:
 
 The local one needs no pass per position. The sequence is fed twice at once, an edited copy and a clean copy of the same
 tokens at the same positions, under a mask in which a clean token sees the edited copies strictly before it, and itself.
+What lies below the first edit is the same in all passes, and computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm import Decoded, InterventionSource, LanguageModel, RowDelta, Site, TokenBatch, edited
+from trimtab.lm import Decoded, InterventionSource, LanguageModel, RowDelta, Site, TokenBatch, capture, edited
+from trimtab.lm.token_statistics import kl_divergence
+from trimtab.lm.upper_layers import can_run_from, first_edited_layer, input_site, masked_as_copies, starting_at
+
+_Edits = dict[Site, Callable[[Tensor], RowDelta | None]]
 
 LOGIT_BUDGET = 1 << 26
 """Logits held at once; rows per pass follow from it."""
@@ -68,7 +74,7 @@ def token_effects(
         progress: called with the number of rows whenever some are done.
 
     Raises:
-        UserError: the model has layers with a kind of attention for which no mask is known here.
+        UserError: copies of tokens cannot stand side by side in the model's layers.
     """
     found = TokenEffects(kl_local=[], kl_total=[], unsteered_logp=[], top_with=[], top_without=[])
     longest = max(map(len, decoded.token_ids))
@@ -92,12 +98,17 @@ def _measure(
     inputs = [decoded.prompts[r] + decoded.forced[r] + decoded.token_ids[r][:-1] for r in rows]
     batch = TokenBatch.pad(inputs, model.pad_id, model.device)
     count = max(len(decoded.token_ids[r]) for r in rows)
+    layer = first_edited_layer([model.site(site) for site in source.sites])
+    below = capture(model, batch, [input_site(layer)])[input_site(layer)]
     edits = _edits_of_rows(model, decoded, source, rows, batch)
-    with edited(model, edits):
-        both = twin_logits(model, batch, count)
-    steered, removed = (torch.log_softmax(part.float(), dim=-1) for part in both.split(count, dim=1))
-    plain = torch.log_softmax(model.forward(batch, last=count).float(), dim=-1)
-    local, total = _kl(steered, removed), _kl(steered, plain)
+    both = _twin_logits(model, batch, count, edits, below, layer)
+    with starting_at(model, layer, below):
+        unedited = model.forward(batch, last=count)
+    steered, removed = both.split(count, dim=1)
+    local, total = (
+        kl_divergence(steered.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (-1, count)) for x in (removed, unedited)
+    )
+    steered, removed, plain = (torch.log_softmax(x.float(), dim=-1) for x in (steered, removed, unedited))
     top_with, top_without = steered.topk(min(top_k, steered.shape[-1])), removed.topk(min(top_k, removed.shape[-1]))
     for index, row in enumerate(rows):
         tokens = decoded.token_ids[row]
@@ -113,11 +124,6 @@ def _measure(
             lists.append([TopTokens(i, p) for i, p in pairs])
 
 
-def _kl(p: Float[Tensor, "B T V"], q: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
-    """KL(p ‖ q) of log-probabilities, never below 0."""
-    return (p.exp() * (p - q)).sum(dim=-1).clamp_min(0)
-
-
 def _edited_positions(decoded: Decoded, row: int) -> set[int]:
     log = decoded.edits
     return set(log.position[(log.row == row) & (log.feature >= 0).any(dim=1)].tolist())
@@ -125,13 +131,13 @@ def _edited_positions(decoded: Decoded, row: int) -> set[int]:
 
 def _edits_of_rows(
     model: LanguageModel, decoded: Decoded, source: InterventionSource, rows: list[int], batch: TokenBatch
-) -> dict[Site, Callable[[Tensor], RowDelta | None]]:
+) -> _Edits:
     """The logged edits of some rows, as changes of the left-padded batch that holds them."""
     longest = batch.ids.shape[1]
     place = torch.full((len(decoded),), -1)
     place[rows] = torch.arange(len(rows))
     log = decoded.edits
-    edits: dict[Site, Callable[[Tensor], RowDelta | None]] = {}
+    edits: _Edits = {}
     for index, site in enumerate(source.sites):
         # The last position's edit chose nothing that is here, if a row was cut short.
         mine = log.take((log.site == index) & (place[log.row] >= 0))
@@ -143,45 +149,29 @@ def _edits_of_rows(
     return edits
 
 
-def twin_logits(model: LanguageModel, batch: TokenBatch, count: int) -> Float[Tensor, "B 2C V"]:
-    """Logits at the last `count` places of a batch, then those of clean copies of the same places.
+def _twin_logits(
+    model: LanguageModel, batch: TokenBatch, count: int, edits: _Edits, below: Float[Tensor, "B T d"], layer: int
+) -> Float[Tensor, "B 2C V"]:
+    """Logits at the last `count` places of an edited batch, then those of clean copies of the same places.
 
     A copy has the same token and position, stands behind the batch, and sees the batch strictly before its own place,
     and itself. Whatever is edited in the batch is thereby seen in the copy's past, but not at its place.
     """
+    if not can_run_from(model, layer, "copies"):
+        raise UserError(
+            f"KL with {model.name}", "its attention cannot be shown copies of tokens beside them", "leave out --kl"
+        )
     length = batch.ids.shape[1]
-    places = torch.cat([torch.arange(length), torch.arange(length - count, length)]).to(model.device)
-    copy = torch.arange(length + count, device=model.device) >= length
-    output = model.hf(
-        input_ids=batch.ids[:, places],
-        position_ids=batch.position_ids[:, places],
-        attention_mask=_attention_masks(model, batch.real[:, places], places, copy),
-        use_cache=False,
-        logits_to_keep=2 * count,
-    )
+    place = torch.cat([torch.arange(length), torch.arange(length - count, length)]).to(model.device)
+    with ExitStack() as stack:
+        stack.enter_context(starting_at(model, layer, below[:, place]))
+        stack.enter_context(masked_as_copies(model, layer, place, originals=length))
+        stack.enter_context(edited(model, edits))
+        output = model.hf(
+            input_ids=batch.ids[:, place],
+            position_ids=batch.position_ids[:, place],
+            attention_mask=batch.attention_mask[:, place] if batch.padded else None,
+            use_cache=False,
+            logits_to_keep=2 * count,
+        )
     return output.logits
-
-
-def _attention_masks(model: LanguageModel, real: Bool[Tensor, "B S"], places: Tensor, copy: Bool[Tensor, " S"]) -> Any:
-    """Additive masks `[B, 1, S, S]`, one per kind of layer where a model has several."""
-    config = model.hf.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(f"KL with {model.name}", f"its layers use {', '.join(sorted(unknown))}", "leave out --kl")
-    same = torch.eye(len(places), dtype=torch.bool, device=places.device)
-    query, key = places[:, None], places[None, :]
-    sees = torch.where(copy[:, None], key < query, key <= query) & ~copy[None, :] | same
-    window = getattr(config, "sliding_window", None)
-    near = query - key < window if window else torch.ones_like(sees)
-    full = sees & real[:, None, :] | same
-    sliding = sees & near & real[:, None, :] | same
-    masks = {
-        name: torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-        .masked_fill(~mask, torch.finfo(model.dtype).min)
-        .unsqueeze(1)
-        for name, mask in (("full_attention", full), ("sliding_attention", sliding))
-    }
-    if len(kinds) > 1:
-        return masks
-    # One kind only: models that name none slide if they have a window (Mistral).
-    return masks["sliding_attention" if window and kinds != {"full_attention"} else "full_attention"]

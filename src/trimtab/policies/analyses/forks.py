@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.lm import DecodeStart, EditRequest, edited
+from trimtab.lm import DecodeStart, EditRequest
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.source import PolicySource
 from trimtab.selection.distribution import EditedDistributions
@@ -113,9 +113,7 @@ class Decision:
         past = None
         if len(mine):
             past = mine.edit().change(self.table.rows, torch.zeros_like(mine.position), mine.position)
-        changes = iter([past])  # the prefix is fed first, then its last token
-        with edited(model, {site: lambda x: next(changes, None)}):
-            self.scorer = LastTokenScorer(model, site, ids)
+        self.scorer = LastTokenScorer(model, site, ids, past={site: lambda _x: past})
 
     def local_kl(self, feature: Int[Tensor, " R"], dose: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
         """KL(with the edit ‖ without it) of the next token, in nats, all earlier edits in place."""
@@ -123,13 +121,8 @@ class Decision:
         feature, dose = feature.to(x.device), dose.to(x.device)
         most = self.table.most_active(feature[:, None])
         length = coefficients(self.rollouts.source.unit, dose[:, None], x, most)[:, 0]
-        plain = self.scorer.base.logits.log_softmax(-1)
-
-        def kl(block: EditedDistributions) -> Tensor:
-            logp = block.logits.log_softmax(-1)
-            return (logp.exp() * (logp - plain)).sum(-1).clamp_min(0)
-
-        return self.scorer.score(self.table.rows[feature.clamp_min(0)], length, {"kl": kl})["kl"].cpu()
+        found = self.scorer.score(self.table.rows[feature.clamp_min(0)], length, {"kl": EditedDistributions.kl})
+        return found["kl"].cpu()
 
     def match(
         self,

@@ -1,10 +1,16 @@
-"""Copies of a prompt that part at the first edited layer, against rows of their own; each check can fail."""
+"""Running from a layer up, against plain forward passes of the whole model; each check can fail.
+
+Copies of a prompt that part at the first edited layer are compared with rows of their own.
+"""
 
 from __future__ import annotations
 
+import copy
+import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,14 +25,17 @@ from trimtab.lm import (
     PositionRule,
     PromptCache,
     Site,
-    copies,
+    TokenBatch,
+    capture,
     decode,
     feeding,
     site_width,
+    upper_layers,
 )
 from trimtab.lm.cache import GrowingLayer
 from trimtab.lm.editing import SourceRunner
-from trimtab.lm.token_statistics import CPU_BLOCK, token_statistics
+from trimtab.lm.token_statistics import CPU_BLOCK, kl_divergence, token_statistics
+from trimtab.lm.upper_layers import can_run_from, first_edited_layer, input_site, starting_at
 
 COPIES = 3
 LENGTHS = (5, 18, 11, 2)
@@ -116,7 +125,7 @@ def fed(model: LanguageModel, layer: int) -> Iterator[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("sites", SITES, ids="+".join)
 def test_copies_are_rows_of_their_own(any_tiny: LanguageModel, sites: tuple[str, ...]) -> None:
-    assert copies.can_unfold(any_tiny, copies.first_edited_layer(Apart(any_tiny, sites).sites))
+    assert can_run_from(any_tiny, first_edited_layer(Apart(any_tiny, sites).sites), "copies")
     check(any_tiny, sites)
 
 
@@ -126,7 +135,7 @@ def test_attention_without_a_kernel(any_tiny: LanguageModel, lengths: tuple[int,
     before = any_tiny.hf.config._attn_implementation
     any_tiny.hf.set_attn_implementation("eager")
     try:
-        assert copies.can_unfold(any_tiny, 2)
+        assert can_run_from(any_tiny, 2, "copies")
         check(any_tiny, lengths=lengths, cache=PromptCache(any_tiny))
     finally:
         any_tiny.hf.set_attn_implementation(before)
@@ -173,22 +182,100 @@ def test_a_model_whose_copies_cannot_part_is_fed_them_one_by_one(
     def refuse(*_: object) -> None:
         raise KeyError("attention_mask")
 
-    monkeypatch.setattr(copies._Masks, "widen", refuse)
-    monkeypatch.setattr(copies, "_unfolds", {})
+    monkeypatch.setattr(upper_layers._CopyMasks, "replace", refuse)
+    monkeypatch.setattr(upper_layers, "_works", {})
     check(any_tiny)
-    assert copies._unfolds[any_tiny.hf] == {(2, "sdpa"): False}
+    assert upper_layers._works[any_tiny.hf] == {("copies", 2, "sdpa"): False}
 
 
 def test_too_little_memory_says_nothing_of_a_model(any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(copies, "_unfolds", {})
+    monkeypatch.setattr(upper_layers, "_works", {})
     with monkeypatch.context() as patch:
-        patch.setattr(copies._Masks, "widen", full)
+        patch.setattr(upper_layers._CopyMasks, "replace", full)
         with pytest.raises(torch.OutOfMemoryError):
-            copies.can_unfold(any_tiny, 2)
-    assert copies.can_unfold(any_tiny, 2)
+            can_run_from(any_tiny, 2, "copies")
+    assert can_run_from(any_tiny, 2, "copies")
+
+
+@torch.no_grad()
+def check_starting(model: LanguageModel, layer: int, lengths: Sequence[int], cached: bool) -> None:
+    """Logits of a pass that starts at a layer are those of a whole one, with the same plain hook in both."""
+    rows, batch = prompts_of(lengths), TokenBatch.pad(prompts_of(lengths))
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
+
+    def add(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, -2:] += 4 * vector
+        return output
+
+    arguments: dict[str, Any] = {}
+    if cached:
+        cache = model.new_cache()
+        model.forward(TokenBatch.pad([row[:-2] for row in rows]), cache=cache)
+        batch = TokenBatch.full(torch.tensor([row[-2:] for row in rows]))
+        arguments = {"cache": cache.frozen(), "past_lengths": torch.tensor([len(row) - 2 for row in rows])}
+    below = capture(model, batch, [input_site(layer)], **arguments)[input_site(layer)]
+    handle = model.layout.layers[layer - 1].module.register_forward_hook(add)
+    try:
+        expected = [model.hf(torch.tensor([row])).logits[0, -2:] for row in rows]
+    finally:
+        handle.remove()
+    with fed(model, layer - 1) as run, starting_at(model, layer, below):
+        handle = model.layout.layers[layer - 1].module.register_forward_hook(add)
+        try:
+            found = model.forward(batch, last=2, **arguments)
+        finally:
+            handle.remove()
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert run == [], "the layers below ran"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("layer", [1, 2, -1])
+def test_a_pass_that_starts_at_a_layer(any_tiny: LanguageModel, layer: int, cached: bool) -> None:
+    at = any_tiny.n_layers + 1 + layer if layer < 0 else layer
+    assert can_run_from(any_tiny, at, "start")
+    check_starting(any_tiny, at, (5, 18, 11, 3), cached)
+
+
+def test_where_layers_cannot_be_left_out_the_whole_model_runs(
+    any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = upper_layers._given
+    monkeypatch.setattr(upper_layers, "_given", lambda model, layer, x: given(model, layer, x.flip(-1)))
+    monkeypatch.setattr(upper_layers, "_works", {})
+    with pytest.raises(AssertionError, match="the layers below ran"):  # and no other complaint before it
+        check_starting(any_tiny, 2, (5, 18, 11, 3), cached=True)
+    assert upper_layers._works[any_tiny.hf] == {("start", 2, "sdpa"): False}
+    monkeypatch.setattr(upper_layers, "can_run_from", lambda *_: True)  # a probe that is always content
+    with pytest.raises(AssertionError, match="not close"):
+        check_starting(any_tiny, 2, (5, 18, 11, 3), cached=True)
+
+
+def test_a_model_is_tried_once_and_forgotten_with_it(any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel.from_hf(copy.deepcopy(any_tiny.hf), any_tiny.tokenizer)
+    before, calls = len(upper_layers._works), 0
+    original = upper_layers._pushed
+
+    def pushed(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(upper_layers, "_pushed", pushed)
+    for _ in range(2):
+        assert can_run_from(model, 1, "start")
+        assert can_run_from(model, 1, "copies")
+    assert calls == 4
+    model.hf.set_attn_implementation("eager")
+    assert can_run_from(model, 1, "copies")
+    assert calls == 6
+    del model
+    gc.collect()
+    assert len(upper_layers._works) == before
 
 
 def test_the_model_is_left_as_it_was(any_tiny: LanguageModel) -> None:
@@ -201,23 +288,29 @@ def test_the_model_is_left_as_it_was(any_tiny: LanguageModel) -> None:
 
 
 def copies_see_each_other(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(copies.torch, "eye", lambda n, **kwargs: torch.ones(n, n, **kwargs))
+    original = upper_layers._CopyMasks.of_copies
+
+    def of_copies(self, mask):  # type: ignore[no-untyped-def]
+        self.visible = torch.ones_like(self.visible)
+        return original(self, mask)
+
+    patch.setattr(upper_layers._CopyMasks, "of_copies", of_copies)
 
 
 def copies_see_their_own_token_only(patch: pytest.MonkeyPatch) -> None:
-    original = copies._Masks._wide
+    original = upper_layers._CopyMasks.of_copies
 
-    def wide(self, mask, module):  # type: ignore[no-untyped-def]
-        made = original(self, mask, module).clone()
+    def of_copies(self, mask):  # type: ignore[no-untyped-def]
+        made = original(self, mask).clone()
         made[..., : self.past] = False if made.dtype == torch.bool else torch.finfo(made.dtype).min
         return made
 
-    patch.setattr(copies._Masks, "_wide", wide)
+    patch.setattr(upper_layers._CopyMasks, "of_copies", of_copies)
 
 
-def widen_no_mask(patch: pytest.MonkeyPatch) -> None:
+def make_no_mask(patch: pytest.MonkeyPatch) -> None:
     """Padding is seen, and so are the copies."""
-    patch.setattr(copies._Masks, "_wide", lambda *_: None)
+    patch.setattr(upper_layers._CopyMasks, "of_copies", lambda *_: None)
 
 
 def keep_one_copy_for_all(patch: pytest.MonkeyPatch) -> None:
@@ -254,7 +347,7 @@ def lose_what_lies_below(patch: pytest.MonkeyPatch) -> None:
 
 
 def part_above_the_edits(patch: pytest.MonkeyPatch) -> None:
-    original = copies.first_edited_layer
+    original = first_edited_layer
     patch.setattr(feeding, "first_edited_layer", lambda sites: original(sites) + 1)
 
 
@@ -283,7 +376,7 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(copies_see_each_other, True),
     Mutation(copies_see_their_own_token_only, True),
-    Mutation(widen_no_mask, True, Exception),
+    Mutation(make_no_mask, True, Exception),
     Mutation(keep_one_copy_for_all, False),
     Mutation(interleave_copies, False),
     Mutation(lose_what_lies_below, False),
@@ -295,11 +388,11 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.apply.__name__)
 def test_the_check_fails(mutation: Mutation, any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_unfolds", {})
+    monkeypatch.setattr(upper_layers, "_works", {})
     with monkeypatch.context() as patch:
         mutation.apply(patch)
-        assert copies.can_unfold(any_tiny, 2) is not mutation.noticed
-        patch.setattr(feeding, "can_unfold", lambda *_: True)
+        assert can_run_from(any_tiny, 2, "copies") is not mutation.noticed
+        patch.setattr(feeding, "can_run_from", lambda *_: True)
         with pytest.raises(mutation.error):
             check(any_tiny)
 
@@ -314,3 +407,49 @@ def test_token_statistics_are_exact() -> None:
     torch.testing.assert_close(found.double(), logp.gather(1, ids[:, None])[:, 0], atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-5, rtol=1e-6)
     assert [len(x) for x in token_statistics(logits[:0], ids[:0])] == [0, 0]
+
+
+def test_divergences_are_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = 4 * torch.randn(3, 90_000, generator=generator) + 20
+    which = torch.tensor([0, 0, 2, 1, 2, 2, 0])
+    steered = plain[which] + torch.randn(7, 90_000, generator=generator) * torch.logspace(-3, 1, 7)[:, None]
+    steered[4] = plain[2] - 300.0 * torch.arange(90_000).div(90_000)  # differences that overflow if exponentiated
+    p, q = steered.double().log_softmax(-1), plain.double().log_softmax(-1)[which]
+    expected = (p.exp() * (p - q)).sum(-1)
+    assert expected.max() > 5
+    torch.testing.assert_close(kl_divergence(steered, plain, which).double(), expected, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(kl_divergence(steered, plain[which]).double(), expected, atol=2e-6, rtol=1e-6)
+    one = kl_divergence(steered[:2], plain[:1])
+    torch.testing.assert_close(one.double(), expected[:2], atol=2e-6, rtol=1e-6)
+
+
+def check_closed_form(kl: Callable[..., torch.Tensor]) -> None:
+    p, q = torch.tensor([[0.5, 0.25, 0.125, 0.125]]), torch.full((1, 4), 0.25)
+    found = kl(p.log() + 7, q.log() - 3)  # logits are known up to a constant
+    assert float(found) == pytest.approx(0.25 * math.log(2), abs=1e-6)
+    q = torch.tensor([[0.125, 0.125, 0.5, 0.25]])
+    assert float(kl(p.log(), q.log())) == pytest.approx((1 + 0.25 - 0.25 - 0.125) * math.log(2), abs=1e-6)
+    assert float(kl(p.log(), p.log() + 1)) == pytest.approx(0, abs=1e-6)
+    coin = torch.tensor([[0.25, 0.75]]).log()  # against a fair one: log 2 − H
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert float(kl(coin, torch.zeros(1, 2))) == pytest.approx(math.log(2) - entropy, abs=1e-6)
+
+
+def test_divergences_in_closed_form() -> None:
+    check_closed_form(kl_divergence)
+
+
+def forget_the_normaliser(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    logp = p.log_softmax(-1)
+    return (logp.exp() * (logp - q)).sum(-1)
+
+
+def swap_the_sides(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return kl_divergence(q, p)
+
+
+@pytest.mark.parametrize("mistake", [forget_the_normaliser, swap_the_sides], ids=lambda f: f.__name__)
+def test_the_closed_form_can_fail(mistake: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(AssertionError):
+        check_closed_form(mistake)

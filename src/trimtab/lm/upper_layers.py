@@ -1,0 +1,239 @@
+"""Run a model from a layer up: what the layers below gave is at hand, and tokens may go on as several copies.
+
+Nothing of a model is rewritten, and it makes masks, positions and rotary embeddings itself. The layers below are not
+run; each gives the hidden states at hand. Copies of a token stand side by side at its position: each sees what the
+token saw and itself in the token's place, but no other copy. The contexts here go together with each other, with
+`edited`, and with `capture`, which stops before the final norm.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.lm.batch import TokenBatch
+from trimtab.lm.capture import capture
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.sites import Site, site_order
+from trimtab.lm.taps import RowDelta, tap
+
+MOST_COPIES = 1024
+"""More are not put side by side: what each may see of the others grows with their number's square."""
+
+Way = Literal["start", "copies"]
+
+_works: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[Way, int, str], bool]] = weakref.WeakKeyDictionary()
+"""What works from a layer up under an attention implementation, as far as it has been tried."""
+
+
+def first_edited_layer(sites: Sequence[Site]) -> int:
+    """The first layer whose input may differ between rows that are edited differently at these sites."""
+    first = min(sites, key=site_order)
+    return first.layer + (first.kind == "resid_post")
+
+
+def input_site(layer: int) -> Site:
+    """Where a layer's input can be read; for the number of layers, what the last one gives."""
+    return Site("resid_post", layer - 1) if layer else Site("resid_pre", 0)
+
+
+@contextmanager
+def starting_at(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
+    """Forward passes begin at a layer. Where a model does not allow that, the layers below run again.
+
+    Args:
+        model: the model; what edits it is entered after this.
+        layer: the first layer that runs; the number of layers for final norm and head alone.
+        hidden: what `capture` finds at `input_site(layer)` for the tokens that are fed. Hooks on the layer below act
+            on it.
+    """
+    if can_run_from(model, layer, "start"):
+        with _given(model, layer, hidden):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _given(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
+    below = [found.module for found in model.layout.layers[:layer]]
+    own = [module.__dict__.get("forward") for module in below]  # accelerate puts its own there
+    try:
+        for module in below:
+            module.forward = lambda *_args, **_kwargs: hidden  # type: ignore[method-assign]
+        yield
+    finally:
+        for module, forward in zip(below, own, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward  # type: ignore[method-assign]
+
+
+@contextmanager
+def side_by_side(model: LanguageModel, layer: int, copies: int, past: int) -> Iterator[None]:
+    """Forward passes of one token per row go on with several copies of it from a layer's input on.
+
+    Activations there are `[B, copies, …]`, and so are the logits if as many of the last positions are asked for; GPT-2
+    gives the same values as `[B · copies, 1, …]`. Hooks on the layer below that were there before see copies as well.
+
+    Args:
+        model: one that can be run like this from the layer on: `can_run_from(model, layer, "copies")`.
+        layer: the number of layers for copies of what the last one gives.
+        copies: of each row.
+        past: tokens in the cache, padding included.
+    """
+
+    def repeated(output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (repeated(output[0]), *output[1:])
+        return output.expand(-1, copies, -1).contiguous()
+
+    def repeat_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (repeated(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": repeated(kwargs["hidden_states"])}
+
+    layers = [found.module for found in model.layout.layers]
+    with masked_as_copies(model, layer, torch.zeros(copies, dtype=torch.long), originals=0, past=past):
+        # Before all other hooks: edits must find the copies.
+        if layer:
+            handle = layers[layer - 1].register_forward_hook(lambda _m, _a, output: repeated(output), prepend=True)
+        else:
+            handle = layers[0].register_forward_pre_hook(repeat_input, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def masked_as_copies(
+    model: LanguageModel, layer: int, place: Int[Tensor, " S"], *, originals: int, past: int = 0
+) -> Iterator[None]:
+    """From a layer on, tokens see what they may as copies of others.
+
+    Args:
+        model: one that can be run like this from the layer on: `can_run_from(model, layer, "copies")`.
+        place: which token of the forward pass each one is, or is a copy of.
+        originals: so many of them come first and are seen from later places; all others are seen by themselves alone.
+        past: tokens in the cache, padding included.
+    """
+    masks = _CopyMasks(place.to(model.device), originals, past)
+    with ExitStack() as stack:
+        for found in model.layout.layers[layer:]:
+            stack.callback(found.module.register_forward_pre_hook(masks.replace, with_kwargs=True).remove)
+        yield
+
+
+class _CopyMasks:
+    """The attention masks that a model made, turned into those of copies of its tokens."""
+
+    def __init__(self, place: Int[Tensor, " S"], originals: int, past: int) -> None:
+        self.place, self.past = place, past
+        number = torch.arange(len(place), device=place.device)
+        self.visible = (number < originals) & (place != place[:, None]) | (number == number[:, None])
+        self._made: list[tuple[Tensor | None, Tensor]] = []
+        self._argument: dict[type[nn.Module], int] = {}
+
+    def replace(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "attention_mask" in kwargs:
+            return args, {**kwargs, "attention_mask": self._once(kwargs["attention_mask"])}
+        at = self._argument.get(type(module))
+        if at is None:
+            at = list(inspect.signature(module.forward).parameters).index("attention_mask")
+            self._argument[type(module)] = at
+        return (*args[:at], self._once(args[at]), *args[at + 1 :]), kwargs
+
+    def _once(self, mask: Tensor | None) -> Tensor:
+        for given, made in self._made:
+            if given is mask:
+                return made
+        made = self.of_copies(mask)
+        self._made.append((mask, made))
+        return made
+
+    def of_copies(self, mask: Tensor | None) -> Tensor:
+        """`[…, S, past + S]` of a mask `[…, T, past + T]`, or of None: what came before is seen."""
+        if mask is None:
+            size = int(self.place.max()) + 1
+            seen = torch.ones(1, 1, size, self.past + size, dtype=torch.bool, device=self.place.device)
+            mask = seen.tril(self.past)
+        assert mask.ndim == 4
+        unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        rows = mask[:, :, self.place.to(mask.device)]
+        own = torch.where(self.visible.to(mask.device), rows[..., self.past + self.place.to(mask.device)], unseen)
+        return torch.cat([rows[..., : self.past], own], dim=-1)
+
+
+def can_run_from(model: LanguageModel, layer: int, way: Way) -> bool:
+    """Whether a model can be run from a layer up, tried once on a few tokens against plain forward passes.
+
+    Args:
+        model: the model, with nothing of ours changing it at the moment.
+        layer: the first layer that runs.
+        way: `start`, with what the layers below gave; or `copies`, with copies of a token side by side.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError: they pass, and say nothing about the layer.
+    """
+    attention = str(getattr(model.hf.config.get_text_config(), "_attn_implementation", None))
+    if way == "copies" and attention not in ("sdpa", "eager"):
+        return False  # others do not take a mask of our own
+    known = _works.setdefault(model.hf, {})
+    tried = (way, layer, attention)
+    if tried not in known:
+        expected = _pushed(model, layer, None)
+        try:
+            known[tried] = agree(_pushed(model, layer, way), expected, model.dtype)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # whatever a foreign layer says to inputs that it does not know: it cannot be done there
+            known[tried] = False
+    return known[tried]
+
+
+def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], dtype: torch.dtype) -> bool:
+    """Whether logits differ by no more than rounding in a model's precision may make them differ."""
+    error = (found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm()
+    return bool(error <= (1e-4 if dtype == torch.float32 else 5e-2))
+
+
+@torch.no_grad()
+def _pushed(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, "R V"]:
+    """Logits of three copies of two tokens behind a padded cache, each pushed elsewhere at the layer's input."""
+    copies, generator = 3, torch.Generator().manual_seed(0)
+    ids = torch.randint(model.vocab_size, (2, 5), generator=generator)
+    push = torch.randn(2 * copies, model.d_model, generator=generator).to(model.device)
+    heads = [ids[0, :4].tolist(), ids[1, :2].tolist()]
+    last, held = ids[:, 4:].to(model.device), torch.tensor([4, 2], device=model.device)
+    cache = model.new_cache()
+    model.forward(TokenBatch.pad(heads, model.pad_id, model.device), cache=cache, last=1)
+
+    def apart(x: Tensor) -> RowDelta:
+        batch, time = torch.ones(x.shape[:2], device=x.device).nonzero(as_tuple=True)
+        size = x[batch, time].norm(dim=-1, keepdim=True) / model.d_model**0.5
+        return RowDelta(batch, time, push.to(x.dtype) * size)
+
+    with ExitStack() as stack:
+        if way == "copies":
+            stack.enter_context(side_by_side(model, layer, copies, cache.length))
+        else:
+            cache.repeat(copies)
+            last, held = last.repeat_interleave(copies, 0), held.repeat_interleave(copies)
+        batch = TokenBatch.full(last)
+        if way == "start":
+            site = input_site(layer)
+            below = capture(model, batch, [site], cache=cache.frozen(), past_lengths=held)[site]
+            stack.enter_context(_given(model, layer, below))
+        for handle in tap(model, input_site(layer), apart):
+            stack.callback(handle.remove)
+        logits = model.forward(batch, cache=cache, past_lengths=held, last=copies if way == "copies" else 1)
+    return logits.reshape(2 * copies, -1).float()
