@@ -126,7 +126,7 @@ def test_bad_vectors_and_axes_are_refused() -> None:
     cases = {
         "a steering vector: it is zero": lambda: VectorSource(torch.eye(4)[:2] * torch.tensor([[1.0], [0.0]]), SITE),
         "some values are not finite": lambda: VectorSource(torch.tensor([1.0, torch.inf]), SITE),
-        "the site: vectors do not name the one they are for": lambda: VectorSource(torch.ones(4)),
+        "the site: the directions do not name the one they are for": lambda: VectorSource(torch.ones(4)),
         "unit relative: the vectors are to keep their own length": lambda: VectorSource(
             torch.ones(4), SITE, keep_length=True, unit="relative"
         ),

@@ -37,7 +37,7 @@ from trimtab.steering import (
 from trimtab.steering.controls import draw_without_replacement
 
 CONFIG = DecodeConfig(max_new_tokens=6, stop_at_eos=False)
-SITE = "resid_post.1"
+SITE, LATER = "resid_post.1", "resid_post.2"
 
 
 @pytest.fixture
@@ -233,7 +233,18 @@ BAD: list[tuple[Callable[[Standard], object], str]] = [
     (lambda sae: StaticSource(sae, 3, positions="last"), "positions 'last': allowed are generated"),
     (lambda sae: StaticSource(sae, 3, positions="5:2"), "positions '5:2'"),
     (lambda sae: StaticSource(sae, 3, site="resid_past.3"), "site 'resid_past.3'"),
-    (lambda sae: StaticSource(DirectionTable(torch.ones(1, 4)), 0), "the site: the dictionary does not name"),
+    (lambda sae: StaticSource(DirectionTable(torch.ones(1, 4)), 0), "the site: the directions do not name"),
+    (lambda sae: StaticSource({}, 0), "the sites: there are none"),
+    (lambda sae: StaticSource({SITE: sae}, 0, 0.4, SITE), "site resid_post.1: the directions name their own"),
+    (
+        lambda sae: StaticSource({SITE: sae}, {LATER: 0}),
+        "features for resid_post.2: the directions are for",
+    ),
+    (lambda sae: StaticSource({SITE: sae}, {SITE: 0, LATER: 0}), "features for resid_post.1, resid_post.2"),
+    (
+        lambda sae: StaticSource({SITE: sae}, 0, {LATER: 0.4}),
+        "doses for resid_post.2: the directions are for",
+    ),
     (lambda sae: VectorSource(torch.zeros(4), SITE), "it is zero, so it has no direction"),
     (lambda sae: VectorSource(torch.tensor([1.0, math.nan]), SITE), "directions: some values are not finite"),
     (lambda sae: VectorSource(torch.ones(4), SITE, unit="max_activation"), "without feature statistics"),

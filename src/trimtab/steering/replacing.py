@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.sites import HEAD_KINDS
-from trimtab.steering.sources import Block, PerSite, check_sites, site_of
+from trimtab.steering.sources import Block, PerSite, by_site
 
 if TYPE_CHECKING:
     from trimtab.dictionaries.base import Dictionary
@@ -37,7 +37,6 @@ class ReplacingSource:
     def __init__(
         self, widths: Mapping[Site, int], positions: PositionRule | str | Sequence[int], keep_replacements: bool
     ) -> None:
-        check_sites(widths)
         self.sites, self.positions = tuple(widths), PositionRule.parse(positions)
         self.keep_replacements = keep_replacements
         self.hashes = dict.fromkeys(self.sites, "")
@@ -67,7 +66,7 @@ class ReplacingSource:
             )
         replacement = self.replacement(request).to(request.x.dtype)
         kept = replacement.isnan().any(dim=1, keepdim=True)
-        length = (replacement - request.x).float().norm(dim=-1, keepdim=True)
+        length = (replacement.float() - request.x.float()).norm(dim=-1, keepdim=True)
         return Edit(torch.where(kept, -1, 0), torch.where(kept, 0, length), replacement=replacement)
 
     def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
@@ -101,7 +100,7 @@ class PatchSource(ReplacingSource):
         lengths: Sequence[int] | Int[Tensor, " N"] | None = None,
         keep_replacements: bool = False,
     ) -> None:
-        self.values = {Site.parse(name): _captured(Site.parse(name), value, lengths) for name, value in values.items()}
+        self.values = {site: _captured(site, value, lengths) for site, value in by_site(values, None).items()}
         self.places: Int[Tensor, "N P"] | None = None
         if not isinstance(positions, PositionRule | str):
             each = [list(place) if isinstance(place, Sequence) else [place] for place in positions]
@@ -205,8 +204,7 @@ class ReconstructionSource(ReplacingSource):
     ) -> None:
         if with_error and features is None:
             raise UserError("with_error", "all features and the error are the activation itself", "name some features")
-        given = dictionary if isinstance(dictionary, Mapping) else {site or site_of(dictionary): dictionary}
-        self.dictionaries = {Site.parse(name): found for name, found in given.items()}
+        self.dictionaries = by_site(dictionary, site)
         super().__init__({at: found.d_in for at, found in self.dictionaries.items()}, positions, keep_replacements)
         self.features, self.with_error = features, with_error
         for at, found in self.dictionaries.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args
 
 import torch
@@ -85,13 +85,10 @@ class DirectionSource:
             raise UserError(f"combine {combine!r}", f"allowed are {', '.join(get_args(Combine))}", "choose one of them")
         if operation != "add" and combine != "each":
             raise UserError(f"combine {combine}", "only doses that are added can be shared", "use operation add")
-        if not isinstance(directions, Mapping):
-            directions = {site or site_of(directions): directions}
         self.tables = {
-            Site.parse(name): found if isinstance(found, DirectionTable) else DirectionTable.of(found)
-            for name, found in directions.items()
+            at: found if isinstance(found, DirectionTable) else DirectionTable.of(found)
+            for at, found in by_site(directions, site).items()
         }
-        check_sites(self.tables)
         for table in self.tables.values() if self.how.unit is None else ():
             check_unit(unit, has_statistics=table.max_activation is not None)
             if table.length is not None and unit != "absolute":
@@ -153,18 +150,32 @@ class DirectionSource:
         return Edit(feature, torch.where(filled, coefficient, 0), torch.where(filled, dose, 0), target=target)
 
 
-def check_sites(sites: Collection[Site]) -> None:
-    """Raise a `UserError` if there is no site."""
-    if not sites:
+def by_site(given: PerSite[T], site: Site | str | None) -> dict[Site, T]:
+    """What is given for each of several sites, or for the one that is named or that a dictionary reads.
+
+    Raises:
+        UserError: no site is named, or one is although what is given names its own.
+    """
+    if not isinstance(given, Mapping):
+        dictionary = given.dictionary if isinstance(given, DirectionTable) else given
+        site = site or (dictionary.info.site if hasattr(dictionary, "info") else "")  # type: ignore[union-attr]
+        if not site:
+            raise UserError("the site", "the directions do not name the one they are for", "give a site")
+        return {Site.parse(site): given}
+    if not given:
         raise UserError("the sites", "there are none", "name at least one")
+    if site:
+        raise UserError(f"site {site}", "the directions name their own", "leave it out")
+    return {Site.parse(name): value for name, value in given.items()}
 
 
-def site_of(directions: Dictionary | DirectionTable) -> str:
-    """The site that a dictionary reads."""
-    dictionary = directions.dictionary if isinstance(directions, DirectionTable) else directions
-    if dictionary is None or not dictionary.info.site:
-        raise UserError("the site", "the dictionary does not name the one it reads", "give a site")
-    return dictionary.info.site
+def for_each(sites: Sequence[Site], given: PerSite[T], name: str) -> dict[Site, T]:
+    """What holds at each of some sites, which are all that it may be given for."""
+    found = by_site(given, None) if isinstance(given, Mapping) else dict.fromkeys(sites, given)
+    if found.keys() != set(sites):
+        asked, known = (", ".join(map(str, each)) for each in (sites, found))
+        raise UserError(f"{name} for {known}", f"the directions are for {asked}", f"give {name} for each of these")
+    return found
 
 
 def share_dose(
@@ -200,10 +211,8 @@ class StaticSource(DirectionSource):
         **options: Unpack[SourceOptions],
     ) -> None:
         super().__init__(directions, site, **options)
-        self.choices = {
-            site: _choice(_at(site, features, "features"), _at(site, doses, "doses"), table.n)
-            for site, table in self.tables.items()
-        }
+        feature, dose = for_each(self.sites, features, "features"), for_each(self.sites, doses, "doses")
+        self.choices = {at: _choice(feature[at], dose[at], table.n) for at, table in self.tables.items()}
 
     def start(self, start: DecodeStart) -> None:
         super().start(start)
@@ -220,16 +229,6 @@ class StaticSource(DirectionSource):
             rows = len(request.row)
             return Choice(feature.expand(rows, -1), dose.expand(rows, -1))
         return Choice(feature[request.row], dose[request.row])
-
-
-def _at(site: Site, values: PerSite[T], name: str) -> T:
-    """What holds at a site."""
-    if not isinstance(values, Mapping):
-        return values
-    found = {Site.parse(key): value for key, value in values.items()}
-    if site not in found:
-        raise UserError(f"{name} at {site}", "there are none", f"give {name} for each site that has directions")
-    return found[site]
 
 
 def _choice(features: int | Sequence[int] | Tensor, doses: float | Sequence[float] | Tensor, n: int) -> Choice:
@@ -268,23 +267,21 @@ class VectorSource(StaticSource):
         site: Site | str | None = None,
         doses: PerSite[float | Sequence[float]] | None = None,
         *,
-        max_activation: Float[Tensor, " n"] | None = None,
+        max_activation: PerSite[Float[Tensor, " n"] | None] = None,
         keep_length: bool = False,
         **options: Unpack[SourceOptions],
     ) -> None:
         if keep_length:
             options.setdefault("unit", "absolute")
-        if not isinstance(vectors, Mapping):
-            if site is None:
-                raise UserError("the site", "vectors do not name the one they are for", "give a site")
-            vectors = {site: vectors}
+        given = by_site(vectors, site)
+        most = for_each(tuple(given), max_activation, "max_activation")
         tables = {
-            name: DirectionTable(_rows(found, Site.parse(name)), max_activation=max_activation, keep_length=keep_length)
-            for name, found in vectors.items()
+            at: DirectionTable(_rows(found, at), max_activation=most[at], keep_length=keep_length)
+            for at, found in given.items()
         }
         if any(bool((table.rows == 0).all(dim=-1).any()) for table in tables.values()):
             raise UserError("a steering vector", "it is zero, so it has no direction", "give another")
-        features = {name: range(table.n) for name, table in tables.items()}
+        features = {at: range(table.n) for at, table in tables.items()}
         default = 1.0 if keep_length else DEFAULT_DOSE
         super().__init__(tables, features, default if doses is None else doses, **options)
 
