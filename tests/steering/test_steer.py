@@ -24,8 +24,8 @@ from trimtab.steering import (
     replay,
     run_steer,
     steer,
-    steer_with,
 )
+from trimtab.steering.steer import DECODING
 
 PROMPTS = ("the sea and the ship", "an inn", "in the end, the trim tab turned the rudder")
 
@@ -198,9 +198,10 @@ def test_bad_input_says_what_is_wrong(
     fields: dict[str, Any], message: str, tiny: tuple[LanguageModel, Standard]
 ) -> None:
     model, sae = tiny
-    config = {"prompt": ("in",), "feature": (3,), **fields}
+    given = {"prompt": ("in",), "feature": (3,), **fields}
+    chosen = {name: given.pop(name) for name in DECODING if name in given}
     with pytest.raises(UserError) as caught:
-        steer_with(SteerConfig(**config), model, sae)
+        steer(model, sae, given.pop("prompt"), given.pop("feature"), decoding=DecodeConfig(**chosen), **given)
     assert message in caught.value.line
 
 

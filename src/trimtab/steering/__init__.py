@@ -10,7 +10,7 @@ from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.result import Arm, Continuation, SteerResult
 from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
-from trimtab.steering.steer import SteerConfig, run_steer, steer, steer_with
+from trimtab.steering.steer import SteerConfig, SteerOptions, run_steer, steer
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource
@@ -34,6 +34,7 @@ __all__ = [
     "ReplaySource",
     "StaticSource",
     "SteerConfig",
+    "SteerOptions",
     "SteerResult",
     "TokenEffects",
     "TopActiveSource",
@@ -52,6 +53,5 @@ __all__ = [
     "replay_trace",
     "run_steer",
     "steer",
-    "steer_with",
     "token_effects",
 ]
