@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,72 +47,48 @@ class Decoding(NamedTuple):
     """G ↦ G[b]·W[i] for every pair: what a gradient G by `x` is by the values."""
 
 
-class Active(Protocol):
-    """Active pairs of a batch with B rows and n features, and their pre-activations."""
-
-    h: Values
-    """Pre-activation of every pair."""
-
-    def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
-        """Row b is Σ_i v[b, i] W[i], over the active pairs."""
-        ...
-
-    def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
-        """Row i is Σ_b v[b, i] X[b]: the gradient of a weight whose rows belong to features."""
-        ...
-
-    def by_feature(self, values: Values) -> Float[Tensor, " n"]:
-        """Entry i is Σ_b v[b, i]."""
-        ...
-
-    def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
-        """The entry of a per-feature vector that belongs to every pair (dense: one that broadcasts)."""
-        ...
-
-    def fired(self, values: Values) -> Bool[Tensor, " n"]:
-        """Features with a positive value in any row."""
-        ...
-
-    def total(self, values: Values) -> Float[Tensor, ""]:
-        """Σ v[b, i] over the active pairs."""
-        ...
-
-
 class SparsePairs:
-    """The active pairs as a list."""
+    """The active pairs of a batch with B rows and n features as a list; `h` are their pre-activations."""
 
     def __init__(self, pairs: ActivePairs, n: int) -> None:
         self.pairs, self.n, self.h = pairs, n, pairs.value
 
     @cached_property
     def order(self) -> FeatureOrder:
+        """The pairs feature after feature."""
         return order_by_feature(self.pairs, self.n)
 
     def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
+        """Row b is Σ_i v[b, i] W[i], over the active pairs."""
         x = decode_pairs(self.pairs._replace(value=values), W.detach())
         return Decoding(x, lambda G: dot_pairs(self.pairs, G, W))
 
     def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
+        """Row i is Σ_b v[b, i] X[b]: the gradient of a weight whose rows belong to features."""
         return collect_rows(self.order, values, X)
 
     def by_feature(self, values: Values) -> Float[Tensor, " n"]:
+        """Entry i is Σ_b v[b, i]."""
         if values.device.type == "cpu":
             return sum_by_feature(self.pairs, values, self.n)
         return segment_sums(values[self.order.pair], self.order.start)
 
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
+        """The entry of a per-feature vector that belongs to every pair (dense: one that broadcasts)."""
         return vector[self.pairs.feature]
 
     def fired(self, values: Values) -> Bool[Tensor, " n"]:
+        """Features with a positive value in any row."""
         fired = torch.zeros(self.n, dtype=torch.bool, device=values.device)
         return fired.index_fill_(0, self.pairs.feature[values > 0], True)
 
     def total(self, values: Values) -> Float[Tensor, ""]:
+        """Σ v[b, i] over the active pairs."""
         return values.sum()
 
 
 class DensePairs:
-    """All features of all rows, with a mask of the active pairs."""
+    """All features of all rows, with a mask of the active pairs; the methods are those of `SparsePairs`."""
 
     def __init__(self, h: Float[Tensor, "B n"], mask: Bool[Tensor, "B n"]) -> None:
         self.mask = mask
@@ -146,6 +122,9 @@ class DensePairs:
             return torch.where(self.mask, values, 0.0)
         self._clean = values.masked_fill_(self._outside, 0.0)
         return self._clean
+
+
+Active = SparsePairs | DensePairs
 
 
 def active_above(

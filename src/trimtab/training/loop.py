@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trimtab.activations import ActivationSource
 
 
-@dataclass
+@dataclass(eq=False)
 class Training:
     """One SAE to train: what goes in and, once it has ended, a result or an error."""
 
@@ -41,6 +41,14 @@ class Training:
     """Differentiate the architecture's `loss` even where its gradients are written out: slower, equal to rounding."""
     result: TrainResult | None = None
     error: Exception | None = None
+    trainer: Trainer | None = field(default=None, repr=False)
+    """There while the training goes on."""
+
+    @property
+    def step(self) -> int:
+        """Steps done, while the training goes on."""
+        assert self.trainer is not None
+        return self.trainer.step
 
     @property
     def stream(self) -> tuple[int, int]:
@@ -132,26 +140,6 @@ def train_all(
             _Wave(wave, executor, threads.workers, device, meter, ended).run()
 
 
-class _Live:
-    """A training that goes on."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.trainer: Trainer | None = None
-        self.stream: Stream | None = None
-        self.busy = False
-
-    @property
-    def step(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.step
-
-    @property
-    def steps(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.steps
-
-
 class _Wave:
     """Trainings that are in memory together. Batches are read, and tasks given out, by the calling thread alone."""
 
@@ -164,98 +152,91 @@ class _Wave:
         meter: Meter,
         on_end: Callable[[Training], None],
     ) -> None:
-        self.live = [_Live(training) for training in trainings]
+        self.live = list(trainings)
         self.executor, self.workers, self.device, self.meter, self.on_end = executor, workers, device, meter, on_end
-        self.streams: list[Stream] = []
-        self.running: dict[Future[None], _Live] = {}
+        self.streams: dict[tuple[int, int], Stream] = {}
+        self.running: dict[Future[None], Training] = {}
 
     def run(self) -> None:
-        sites = {id(live.training.rows): live.training.rows for live in self.live}
-        self._each(self.live, self._start)
+        sites = [training.rows for training in self.live]
+        self._start_all()
         self._open_streams()
         while self.live:
             self._give_out_steps()
-            if any(stream.read() for stream in self.streams):
+            if any(stream.read() for stream in self.streams.values()):
                 continue
             assert self.running, "nothing runs and nothing can"
             self._collect(FIRST_COMPLETED)
-        for rows in sites.values():
+        for rows in sites:
             rows.forget()
 
-    def _start(self, live: _Live) -> None:
-        t = live.training
-        t.run.record(hashes={"source": _hash(t.rows.source.description)})
-        live.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay)
-        live.trainer.sae.by_autograd = t.by_autograd
-
-    def _each(self, chosen: Sequence[_Live], work: Callable[[_Live], None]) -> None:
-        """Do some work for several trainings and wait for all."""
-        for live in list(chosen):
-            self._submit(live, work)
+    def _start_all(self) -> None:
+        for training in list(self.live):
+            self._submit(training, self._start)
             if len(self.running) >= self.workers:
                 self._collect(FIRST_COMPLETED)
         while self.running:
             self._collect(FIRST_COMPLETED)
 
+    def _start(self, t: Training) -> None:
+        t.run.record(hashes={"source": _hash(t.rows.source.description)})
+        t.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay)
+        t.trainer.sae.by_autograd = t.by_autograd
+
     def _open_streams(self) -> None:
         """Each stream begins where the training that is farthest behind needs it."""
-        groups: dict[tuple[int, int], list[_Live]] = {}
-        for live in self.live:
-            self.meter.advance(live.step)
-            groups.setdefault(live.training.stream, []).append(live)
-        for group in groups.values():
-            first = group[0].training
-            steps = range(min(live.step for live in group), max(live.steps for live in group))
-            stream = Stream(first.rows.source, first.config.batch_size, steps, self.device)
-            self.streams.append(stream)
-            for live in group:
-                live.stream = stream
+        for key in dict.fromkeys(training.stream for training in self.live):
+            group = [training for training in self.live if training.stream == key]
+            trainers = [training.trainer for training in group if training.trainer is not None]
+            self.meter.advance(sum(trainer.step for trainer in trainers))
+            steps = range(min(trainer.step for trainer in trainers), max(trainer.steps for trainer in trainers))
+            source, batch_size = group[0].rows.source, group[0].config.batch_size
+            self.streams[key] = Stream(source, batch_size, steps, self.device)
 
     def _give_out_steps(self) -> None:
         """The training that is farthest behind goes first."""
-        for live in sorted((live for live in self.live if not live.busy), key=lambda live: live.step):
+        busy = {id(training) for training in self.running.values()}
+        for training in sorted((t for t in self.live if id(t) not in busy), key=lambda t: t.step):
             if len(self.running) >= self.workers:
                 return
-            assert live.trainer is not None
-            assert live.stream is not None
-            if live.trainer.done:
-                self._submit(live, self._finish)
-            elif (batch := live.stream.batch(live.step)) is not None:
-                batch.scaled(live.trainer.scale, live.trainer.sae.b_dec.dtype)
-                self._submit(live, lambda live, batch=batch: live.trainer.advance(batch))  # pyright: ignore
+            trainer = training.trainer
+            assert trainer is not None
+            if trainer.done:
+                self._submit(training, self._finish)
+            elif (batch := self.streams[training.stream].batch(trainer.step)) is not None:
+                batch.scaled(trainer.scale, trainer.sae.b_dec.dtype)
+                self._submit(training, lambda _, trainer=trainer, batch=batch: trainer.advance(batch))  # pyright: ignore
 
-    def _finish(self, live: _Live) -> None:
-        assert live.trainer is not None
-        live.training.result = live.trainer.finish(live.training.rows)
+    def _finish(self, training: Training) -> None:
+        assert training.trainer is not None
+        training.result = training.trainer.finish(training.rows)
 
-    def _submit(self, live: _Live, work: Callable[[_Live], None]) -> None:
-        live.busy = True
-        self.running[self.executor.submit(work, live)] = live
+    def _submit(self, training: Training, work: Callable[[Training], None]) -> None:
+        self.running[self.executor.submit(work, training)] = training
 
     def _collect(self, when: str) -> None:
         for future in wait(self.running, return_when=when).done:
-            live = self.running.pop(future)
-            live.busy = False
+            training = self.running.pop(future)
             error = future.exception()
             if error is not None and not isinstance(error, Exception):
                 raise error
-            live.training.error = error
-            if error is not None or live.training.result is not None:
-                self._end(live)
-            elif live.stream is not None:
+            training.error = error
+            if error is not None or training.result is not None:
+                self._end(training)
+            elif self.streams:
                 self.meter.advance()
-        readers = {stream: [live for live in self.live if live.stream is stream] for stream in self.streams}
-        for stream, group in readers.items():
-            if group:
-                stream.drop_before(min(live.step for live in group))
-        self.streams = [stream for stream, group in readers.items() if group]
+        for key in list(self.streams):
+            if steps := [training.step for training in self.live if training.stream == key]:
+                self.streams[key].drop_before(min(steps))
+            else:
+                del self.streams[key]
 
-    def _end(self, live: _Live) -> None:
-        if live.trainer is not None:
-            self.meter.advance(live.trainer.steps - live.trainer.step)
-        self.live.remove(live)
-        live.trainer = live.stream = None
-        self.on_end(live.training)
+    def _end(self, training: Training) -> None:
+        if training.trainer is not None:
+            self.meter.advance(training.trainer.steps - training.trainer.step)
+        self.live.remove(training)
+        training.trainer = None
+        self.on_end(training)
 
 
 class _Here(Executor):

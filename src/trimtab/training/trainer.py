@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -23,30 +22,8 @@ from trimtab.training.schedule import first_averaged_step, lr_factor
 CHECKPOINTS = "checkpoints"
 
 
-@dataclass
-class Window:
-    """Sums since the last logged line."""
-
-    steps: int = 0
-    loss: float = 0.0
-    sparsity: float = 0.0
-    aux: float = 0.0
-    squared_error: float = 0.0
-    variance: float = 0.0
-    l0: float = 0.0
-    grad_norm: float = 0.0
-
-    def add(self, step: StepLoss, grad_norm: float) -> None:
-        """Count one step."""
-        self.steps += 1
-        for name in ("loss", "sparsity", "aux", "squared_error", "variance", "l0"):
-            setattr(self, name, getattr(self, name) + float(getattr(step, name)))
-        self.grad_norm += grad_norm
-
-    def means(self) -> dict[str, float]:
-        """The lines' values, as means over steps."""
-        summed = {name: getattr(self, name) / self.steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
-        return {"explained_variance": 1 - self.squared_error / max(self.variance, 1e-30), **summed}
+SUMMED = ("loss", "sparsity", "aux", "squared_error", "variance", "l0")
+"""What is summed over the steps between two lines of metrics."""
 
 
 class Trainer:
@@ -63,7 +40,7 @@ class Trainer:
         self.config, self.run, self.sae, self.steps, self.scale = config, run, sae, steps, scale
         self.adam = Adam(sae, betas=(config.beta1, config.beta2), clip_norm=config.clip_norm)
         self.average: dict[str, Tensor] | None = None
-        self.window = Window()
+        self.window: dict[str, float] = {}  # sums since the last line of metrics
         self.step = 0
         self.seconds = 0.0
         self._delay = delay
@@ -115,7 +92,8 @@ class Trainer:
         """
         began = time.perf_counter()
         loss, grad_norm = self._step(batch)
-        self.window.add(loss, grad_norm)
+        found = {"steps": 1, "grad_norm": grad_norm, **{name: float(getattr(loss, name)) for name in SUMMED}}
+        self.window = {name: self.window.get(name, 0) + value for name, value in found.items()}
         self.seconds += time.perf_counter() - began
         if self.step % self.config.log_every == 0 or self.done:
             self._log(loss)
@@ -168,14 +146,18 @@ class Trainer:
         )
 
     def _log(self, loss: StepLoss) -> None:
-        current = {
+        sums, steps = self.window, self.window["steps"]
+        means = {name: sums[name] / steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
+        line = {
+            "explained_variance": 1 - sums["squared_error"] / max(sums["variance"], 1e-30),
+            **means,
             "lr": self.config.peak_lr * lr_factor(self.config, self.step - 1, self.steps),
             **self.sae.metrics(),
             "dead_features": loss.n_dead,
-            "rows_per_second": self.window.steps * self.config.batch_size / max(self.seconds - self._logged_at, 1e-9),
+            "rows_per_second": steps * self.config.batch_size / max(self.seconds - self._logged_at, 1e-9),
         }
-        self.run.log({**self.window.means(), **current}, step=self.step)
-        self.window, self._logged_at = Window(), self.seconds
+        self.run.log(line, step=self.step)
+        self.window, self._logged_at = {}, self.seconds
 
     def _save(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.sae.parameters()):
@@ -183,7 +165,7 @@ class Trainer:
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
-        facts = {"input_scale": self.scale, "d": self.sae.d, "window": asdict(self.window)}
+        facts = {"input_scale": self.scale, "d": self.sae.d, "window": self.window}
         write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts))
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -201,5 +183,5 @@ class Trainer:
         self.adam.load(parts["adam"])
         device = self.sae.b_dec.device
         self.average = {name: tensor.to(device) for name, tensor in parts["average"].items()} or None
-        self.window = Window(**checkpoint.facts["window"])
+        self.window = checkpoint.facts["window"]
         self.step = checkpoint.step
