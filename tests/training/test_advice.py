@@ -12,7 +12,7 @@ from rich.console import Console
 from trimtab.distributed import Ranks
 from trimtab.runs import Run
 from trimtab.training import SiteRows, TrainConfig, TrainedBank, TrainedSAE, expand, train
-from trimtab.training.advice import advice, variance_text
+from trimtab.training.advice import Advised, variance_text
 from trimtab.training.bank import Place, train_members
 
 
@@ -24,7 +24,10 @@ def said(
     explained_variance: float | None = 0.9,
     dead: float = 0.1,
 ) -> str:
-    return advice(explained_variance=explained_variance, dead_share=dead, l0=l0, target=target, weight=weight)
+    result = Advised()
+    result.explained_variance, result.dead_share = explained_variance, dead
+    result.l0, result.l0_target, result.sparsity_weight = l0, target, weight
+    return result.advice
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def check_active(name: str, value: float, n_features: int) -> None:
 
 
 class Reconstruction(NamedTuple):
-    """The squared error of a batch and its gradients."""
+    """The squared error of a batch, and its gradient by the codes."""
 
     loss: Float[Tensor, ""]
     """What is minimised: the squared error, or the sum of those of several reconstructions."""
@@ -64,9 +64,6 @@ class Reconstruction(NamedTuple):
     residual: Float[Tensor, "B d"]
     """x − x̂ of the full reconstruction."""
     by_value: Float[Tensor, " m"]
-    W_dec: Float[Tensor, "n d"]
-    b_dec: Float[Tensor, " d"]
-    """Without the part that comes through the encoder's input."""
 
 
 class TopKLike(TrainableSAE):
@@ -105,19 +102,13 @@ class TopKLike(TrainableSAE):
         raise NotImplementedError
 
     def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
-        """The reconstruction loss of the codes `active.h`, and its gradients by codes, decoder and its bias."""
+        """The reconstruction loss of the codes `active.h`; sets the gradients by the decoder and its bias."""
         decoded = active.decode(active.h, self.W_dec)
         error = decoded.x + self.b_dec - x
         grad = error * (2 / x.shape[0])
         squared_error = error.square().sum() / x.shape[0]
-        return Reconstruction(
-            loss=squared_error,
-            squared_error=squared_error,
-            residual=-error,
-            by_value=decoded.dot(grad),
-            W_dec=active.collect(active.h, grad),
-            b_dec=grad.sum(0),
-        )
+        self.W_dec.grad, self.b_dec.grad = active.collect(active.h, grad), grad.sum(0)
+        return Reconstruction(squared_error, squared_error, -error, decoded.dot(grad))
 
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
@@ -125,12 +116,12 @@ class TopKLike(TrainableSAE):
         active = SparsePairs(self.active_pairs(z), self.config.n_features)
         rebuilt = self.reconstruction(active, x)
         by_h = rebuilt.by_value * (active.h > 0)
-        self.W_dec.grad, self.b_dec.grad = rebuilt.W_dec, rebuilt.b_dec
         self.W_enc_rows.grad = active.collect(by_h, z)
         self.b_enc.grad = active.by_feature(by_h)
         dead = self.dead_features().nonzero().squeeze(1)
         aux = self._add_aux_gradients(dead, z, rebuilt.residual)
         if self.config.apply_b_dec_to_input:
+            assert self.b_dec.grad is not None
             self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
         total = rebuilt.loss + self.config.aux_coefficient * aux
         return Loss(total, rebuilt.squared_error, active.h, aux=aux, fired=active.fired(active.h))

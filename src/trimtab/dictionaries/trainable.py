@@ -89,18 +89,14 @@ class Loss(NamedTuple):
 
 
 class StepLoss(NamedTuple):
-    """What is logged of one batch, in the units of the rows that were given."""
+    """What is logged of one batch, in the units of the rows that were given; the terms are those of `Loss`."""
 
     loss: Float[Tensor, ""]
-    """What is minimised: squared error per row plus the weighted penalties."""
     squared_error: Float[Tensor, ""]
-    """Mean over rows of ‖x − x̂‖²."""
     variance: Float[Tensor, ""]
     """Mean over rows of ‖x − x̄‖², x̄ the batch's mean."""
     sparsity: Float[Tensor, ""] | float
-    """The sparsity penalty with its weight, mean over rows; 0 where sparsity is by construction."""
     aux: Float[Tensor, ""] | float
-    """The auxiliary loss before its coefficient; 0 without one."""
     l0: float
     """Features with a positive code, mean over rows."""
     n_dead: int
@@ -242,8 +238,10 @@ class TrainableSAE(nn.Module):
         bias = self.b_enc if bias is None else bias
         return DenseEncoder(self.W_enc_rows.detach(), bias.detach(), self.config.encoder_dtype, self.config.block_rows)
 
-    def fill_gradients(self, active: Active, f: Values, by_h: Values, by_x_hat: Tensor, z: Tensor) -> None:
-        """Set the gradients of encoder, decoder and their biases.
+    def fill_gradients(
+        self, active: Active, f: Values, by_h: Values, by_x_hat: Float[Tensor, "B d"], z: Float[Tensor, "B d"]
+    ) -> Float[Tensor, " n"]:
+        """Set the gradients of encoder, decoder and b_dec.
 
         Args:
             active: active pairs.
@@ -251,13 +249,17 @@ class TrainableSAE(nn.Module):
             by_h: the loss's gradient by their pre-activations.
             by_x_hat: the loss's gradient by the reconstruction.
             z: encoder inputs.
+
+        Returns:
+            The gradient by the encoder's bias.
         """
+        by_bias = active.by_feature(by_h)
         self.W_dec.grad = active.collect(f, by_x_hat)
         self.W_enc_rows.grad = active.collect(by_h, z)
-        self.b_enc.grad = active.by_feature(by_h)
         self.b_dec.grad = by_x_hat.sum(0)
         if self.config.apply_b_dec_to_input:
-            self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
+            self.b_dec.grad -= by_bias @ self.W_enc_rows
+        return by_bias
 
     def dead_features(self) -> Bool[Tensor, " n"]:
         """Which features have been silent for more than `dead_after` rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trimtab.stats import number_text
 
 L0_TOLERANCE = 0.1
@@ -15,27 +17,33 @@ def reached(l0: float, target: float | None) -> bool | None:
     return None if target is None else abs(l0 - target) <= L0_TOLERANCE * target
 
 
-def advice(
-    *, explained_variance: float | None, dead_share: float, l0: float, target: float | None, weight: float | None
-) -> str:
-    """What went wrong and what to change; empty if nothing did.
+class Advised:
+    """A result of training that says what went wrong and what to change."""
 
-    Args:
-        explained_variance: on rows that were not trained on; None if there is none.
-        dead_share: share of features that fire on none of them.
-        l0: features that fire on one of them, on average.
-        target: the L0 that was asked for, if any.
-        weight: of the sparsity penalty at the end; None without a penalty.
-    """
-    if dead_share >= NOTHING_LEFT or (explained_variance is not None and explained_variance < 0):
-        mend = "--sparsity-weight or --lr" if target is None and weight else "--lr"
-        return (
-            f"explained variance {variance_text(explained_variance)}, {dead_share:.0%} of the features dead: "
-            f"training diverged or nothing is left; lower {mend}"
-        )
-    if target is None or reached(l0, target):
-        return ""
-    return _missed(l0, target, weight)
+    explained_variance: Any
+    """On rows that were not trained on; None if there is none."""
+    dead_share: Any
+    """Share of features that fire on none of them; None if there is none."""
+    l0: Any
+    """Features that fire on one of them, on average; None if there is none."""
+    l0_target: Any
+    """The L0 that was asked for, or None."""
+    sparsity_weight: Any
+    """Of the sparsity penalty at the end; None without a penalty."""
+
+    @property
+    def advice(self) -> str:
+        """What went wrong and what to change; empty if nothing did."""
+        if self.l0 is None or self.dead_share is None:
+            return ""
+        variance, target, weight = self.explained_variance, self.l0_target, self.sparsity_weight
+        if self.dead_share >= NOTHING_LEFT or (variance is not None and variance < 0):
+            fix = "--sparsity-weight or --lr" if target is None and weight else "--lr"
+            return (
+                f"explained variance {variance_text(variance)}, {self.dead_share:.0%} of the features dead: "
+                f"training diverged or nothing is left; lower {fix}"
+            )
+        return "" if target is None or reached(self.l0, target) else _missed(self.l0, target, weight)
 
 
 def variance_text(value: float | None) -> str:
@@ -44,8 +52,8 @@ def variance_text(value: float | None) -> str:
 
 
 def _missed(l0: float, target: float, weight: float | None) -> str:
-    mend = ", or raise --l0" if l0 > target else ", or lower --l0: so many features do not fire"
+    fix = ", or raise --l0" if l0 > target else ", or lower --l0: so many features do not fire"
     if weight is not None:
         side = "above" if l0 > target else "below"
-        mend = f", or fix --sparsity-weight {side} {weight:.3g}, where it ended" if weight else ""
-    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows){mend}"
+        fix = f", or fix --sparsity-weight {side} {weight:.3g}, where it ended" if weight else ""
+    return f"L0 {l0:.2f} was reached, not the {target:g} asked for; train on more rows (--rows){fix}"

@@ -20,7 +20,7 @@ from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
-from trimtab.training.advice import advice, reached
+from trimtab.training.advice import Advised, reached
 
 if TYPE_CHECKING:
     from trimtab.training.config import TrainConfig
@@ -33,7 +33,7 @@ SPARSE_BELOW = 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
+class TrainResult(Advised):
     """A trained SAE, and what it does on rows it was not trained on."""
 
     sae: Path
@@ -64,17 +64,6 @@ class TrainResult:
     """What rows were multiplied by in training; folded into the saved weights."""
     seconds: float
     """Time that the steps of this call took."""
-
-    @property
-    def advice(self) -> str:
-        """What went wrong and what to change; empty if nothing did."""
-        return advice(
-            explained_variance=self.explained_variance,
-            dead_share=self.dead_share,
-            l0=self.l0,
-            target=self.l0_target,
-            weight=self.sparsity_weight,
-        )
 
 
 def export(

@@ -15,7 +15,7 @@ from rich.text import Text
 from trimtab.errors import UserError
 from trimtab.runs import config_dict, write_table
 from trimtab.runs.tables import SHARE, Column, result_table
-from trimtab.training.advice import advice, variance_text
+from trimtab.training.advice import Advised, variance_text
 from trimtab.training.export import TrainResult
 from trimtab.training.members import Member
 
@@ -24,7 +24,7 @@ Ending = Literal["done", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemberRow:
+class MemberRow(Advised):
     """One member of a bank, as far as it has come."""
 
     name: str
@@ -54,19 +54,6 @@ class MemberRow:
     """Why it failed."""
     config: str = "{}"
     """All settings, as JSON."""
-
-    @property
-    def advice(self) -> str:
-        """What went wrong with a member that is done and what to change; empty if nothing did."""
-        if self.l0 is None or self.dead_share is None:
-            return ""
-        return advice(
-            explained_variance=self.explained_variance,
-            dead_share=self.dead_share,
-            l0=self.l0,
-            target=self.l0_target,
-            weight=self.sparsity_weight,
-        )
 
     @property
     def line(self) -> str:

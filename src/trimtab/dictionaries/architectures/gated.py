@@ -27,16 +27,7 @@ from trimtab.dictionaries.trainable import Loss
 
 
 class Gated(SAE):
-    """Gated SAE for inference: f = [p + b_gate > 0] · ReLU(p · exp(r_mag) + b_mag) with p = (x − b_dec) W_enc.
-
-    Args:
-        W_enc: the encoder that both paths share.
-        b_gate: bias of the gate.
-        b_mag, r_mag: bias and log scale of the magnitude.
-        W_dec, b_dec: decoder.
-        apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
-        info: where it comes from.
-    """
+    """Gated SAE for inference: f = [p + b_gate > 0] · ReLU(p · exp(r_mag) + b_mag) with p = (x − b_dec) W_enc."""
 
     architecture = "gated"
     shapes: ClassVar = {"W_enc": "d n", "b_gate": "n", "b_mag": "n", "r_mag": "n", "W_dec": "n d", "b_dec": "d"}
@@ -105,15 +96,10 @@ class TrainableGated(ReLULike):
         grad = error * (2 / rows)
         by_f = decoded.dot(grad).mul_(f > 0)
         by_gate = via_gate.dot(error_gate * (2 / rows)).add_(weight)
-        self.W_dec.grad = active.collect(f, grad)
         self.b_mag.grad = active.by_feature(by_f)
         self.r_mag.grad = active.by_feature(scaled.mul_(by_f))
         self.b_gate.grad = active.by_feature(by_gate)
-        by_product = by_gate.add_(by_f.mul_(scale))
-        self.W_enc_rows.grad = active.collect(by_product, z)
-        self.b_dec.grad = grad.sum(0)
-        if self.config.apply_b_dec_to_input:
-            self.b_dec.grad -= active.by_feature(by_product) @ self.W_enc_rows
+        self.fill_gradients(active, f, by_gate.add_(by_f.mul_(scale)), grad, z)
         squared_error, aux = error.square().sum() / rows, error_gate.square().sum() / rows
         sparsity = active.total(gate) * weight
         total = squared_error + sparsity + aux

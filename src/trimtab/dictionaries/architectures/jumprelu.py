@@ -36,15 +36,7 @@ START_WEIGHT = 0.3
 
 
 class JumpReLU(SAE):
-    """JumpReLU SAE for inference: f = ReLU(z) · [z > θ] with z = (x − b_dec) W_enc + b_enc; at z = θ it is silent.
-
-    Args:
-        W_enc, b_enc: encoder.
-        W_dec, b_dec: decoder.
-        threshold: θ of every feature.
-        apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
-        info: where it comes from.
-    """
+    """JumpReLU SAE for inference: f = ReLU(z) · [z > θ] with z = (x − b_dec) W_enc + b_enc; at z = θ it is silent."""
 
     architecture = "jumprelu"
     shapes: ClassVar = {"W_enc": "d n", "b_enc": "n", "W_dec": "n d", "b_dec": "d", "threshold": "n"}
@@ -201,7 +193,7 @@ class TrainableJumpReLU(Penalised):
         penalty = self._penalty_and_slopes(active, f, fires, rows)
         by_f = decoded.dot(grad) + penalty.by_f
         by_theta = (by_f * theta_of + penalty.by_l0 / rows) * near / -bandwidth
-        self.fill_gradients(active, f, by_f * fires, grad, z)
+        self.b_enc.grad = self.fill_gradients(active, f, by_f * fires, grad, z)
         self.theta.grad = active.by_feature(by_theta).to(self.theta.dtype) * float(self.row_norm)
         squared_error = error.square().sum() / rows
         fired = active.fired(fires.to(f.dtype))

@@ -69,21 +69,15 @@ class TrainableMatryoshka(TrainableBatchTopK):
         for one in decoded:
             x_hat = x_hat + one.x
             errors.append(x_hat - x)
-        by_value, W_dec = torch.empty_like(active.h), torch.empty_like(self.W_dec)
+        by_value, self.W_dec.grad = torch.empty_like(active.h), torch.empty_like(self.W_dec)
         grad = torch.zeros_like(x)
         for group, one, error in zip(reversed(groups), reversed(decoded), reversed(errors), strict=True):
             grad += error * (2 / rows)  # of this prefix and of all that contain it
             by_value[group.place] = one.dot(grad)
-            W_dec[group.features] = group.active.collect(group.active.h, grad)
+            self.W_dec.grad[group.features] = group.active.collect(group.active.h, grad)
         squared = torch.stack([error.square().sum() / rows for error in errors])
-        return Reconstruction(
-            loss=squared.sum(),
-            squared_error=squared[-1],
-            residual=-errors[-1],
-            by_value=by_value,
-            W_dec=W_dec,
-            b_dec=grad.sum(0),
-        )
+        self.b_dec.grad = grad.sum(0)
+        return Reconstruction(squared.sum(), squared[-1], -errors[-1], by_value)
 
     def _by_group(self, pairs: ActivePairs) -> list[_Group]:
         """The pairs of each group, as if it were a dictionary by itself."""

@@ -23,14 +23,7 @@ from trimtab.dictionaries.trainable import Loss
 
 
 class Standard(SAE):
-    """ReLU SAE for inference.
-
-    Args:
-        W_enc, b_enc: encoder.
-        W_dec, b_dec: decoder.
-        apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
-        info: where it comes from.
-    """
+    """ReLU SAE for inference."""
 
     architecture = "standard"
     shapes: ClassVar = {"W_enc": "d n", "b_enc": "n", "W_dec": "n d", "b_dec": "d"}
@@ -93,7 +86,7 @@ class TrainableReLU(ReLULike):
         error = decoded.x + self.b_dec - x
         grad = error * (2 / len(x))
         by_f = decoded.dot(grad).add_(slope * active.of_feature(norms) if self.free else slope)
-        self.fill_gradients(active, f, by_f, grad, self.encoder_input(x))
+        self.b_enc.grad = self.fill_gradients(active, f, by_f, grad, self.encoder_input(x))
         if self.free:
             assert self.W_dec.grad is not None
             self.W_dec.grad.addcmul_(self.W_dec, (active.by_feature(slope * f) / norms)[:, None])

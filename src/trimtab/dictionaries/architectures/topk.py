@@ -24,12 +24,9 @@ class TopK(SAE):
     """TopK SAE for inference: the k largest of z = (x − b_dec) W_enc + b_enc, negative ones set to 0.
 
     Args:
-        W_enc, b_enc: encoder.
-        W_dec, b_dec: decoder.
+        by_place, others: as for every `SAE`.
         k: features that a row keeps.
-        apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
         rescale_acts_by_decoder_norm: choose by z·‖W_dec[i]‖, and use it as the code of the unit direction.
-        info: where it comes from.
 
     Raises:
         UserError: a weight's shape does not fit, or k is not between 1 and the number of features.
@@ -40,8 +37,8 @@ class TopK(SAE):
 
     b_enc: nn.Parameter
 
-    def __init__(self, *by_place: Tensor, k: int, rescale_acts_by_decoder_norm: bool = False, **rest: Any) -> None:
-        super().__init__(*by_place, **rest)
+    def __init__(self, *by_place: Tensor, k: int, rescale_acts_by_decoder_norm: bool = False, **others: Any) -> None:
+        super().__init__(*by_place, **others)
         if not 1 <= k <= self.n_features:
             raise UserError(f"k {k}", f"the dictionary has {self.n_features} features", "choose a k from 1 to that")
         self.k, self.rescale_acts_by_decoder_norm = k, rescale_acts_by_decoder_norm

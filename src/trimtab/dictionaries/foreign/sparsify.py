@@ -58,9 +58,7 @@ def read(path: Path) -> FoundSAE:
     d = field.positive_integer("d_in")
     n = field.positive_integer("num_latents" if cfg.get("num_latents") else "expansion_factor")
     n = n if cfg.get("num_latents") else n * d
-    k = field.positive_integer("k")
-    if k > n:
-        raise field.error("k", f"there are {n} features")
+    settings = TopK.read_settings(field, n)
     file = path / WEIGHTS_FILE
     tensors = read_safetensors(file).tensors
     check_tensors(tensors, file, Stated("activation", "topk", CONFIG_FILE), needed=_SHAPES)
@@ -71,7 +69,7 @@ def read(path: Path) -> FoundSAE:
         "W_dec": tensors["W_dec"],
         "b_dec": tensors["b_dec"],
     }
-    return FoundSAE(TopK, weights, {"k": k, "apply_b_dec_to_input": True}, _info(path, cfg))
+    return FoundSAE(TopK, weights, settings, _info(path, cfg))
 
 
 def _info(path: Path, cfg: dict[str, Any]) -> DictionaryInfo:
