@@ -145,7 +145,7 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
 
 
 def test_a_config_that_refuses_a_value_is_one_line(capsys):
-    assert failure(capsys, ["rank", "--limit", "0"]) == "limit 0: it must be at least 1; raise it"
+    assert failure(capsys, ["rank", "--limit", "0"]) == "limit 0: it must be at least 1; change it"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

@@ -369,7 +369,7 @@ def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageM
     with pytest.raises(UserError, match=r"text of \d tokens: it does not fill one sequence of 256; give more text"):
         harvest(tiny_llama, ["resid_post.1"], [Document("a", "short", "")], tmp_path / "out", HarvestOptions(holdout=0))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"holdout 1\.5: it must be a share below 1; change --holdout"):
+    with pytest.raises(UserError, match=r"holdout 1\.5: it must be a share below 1; change it"):
         HarvestOptions(holdout=1.5)
     with pytest.raises(UserError, match=r"site resid_post\.99: tiny-llama has layers 0 to 3"):
         harvest(tiny_llama, ["resid_post.99"], [Document("a", "short", "")], tmp_path / "out")

@@ -303,7 +303,7 @@ def test_resuming_with_rows_of_another_width_is_refused(tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size 0: it must be positive"),
         ({"lr": math.nan}, "lr nan"),
         ({"rows": -5}, "rows -5"),
-        ({"decay_share": 1.5}, "decay_share 1.5: a share is from 0 to 1"),
+        ({"decay_share": 1.5}, "decay_share 1.5: it must be from 0 to 1"),
         ({"ema_decay": 1.0}, "ema_decay 1.0"),
         ({"clip_norm": -1.0}, "clip_norm -1.0"),
         ({"arch": "topkk"}, "arch 'topkk': it is one of .*topk.*; did you mean topk?"),

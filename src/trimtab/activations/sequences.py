@@ -11,7 +11,7 @@ from numpy import ndarray
 from trimtab.activations.packing import PackedText, TokenisedCorpus
 from trimtab.activations.shards import Split
 from trimtab.errors import UserError
-from trimtab.runs import split_ids
+from trimtab.runs import check_least, check_values, split_ids
 
 SPLITS: tuple[Split, ...] = ("holdout", "train")
 """In the order in which a harvest writes them."""
@@ -40,17 +40,10 @@ class HarvestOptions:
     """Leave out special tokens, chat markup among them; position 0 of a sequence is always left out."""
 
     def __post_init__(self) -> None:
-        for name, ok, rule in (
-            ("context", self.context >= 2, "at least 2"),
-            ("batch", self.batch >= 1, "at least 1"),
-            ("holdout", 0 <= self.holdout < 1, "a share below 1"),
-            ("shard_rows", self.shard_rows >= 1, "at least 1"),
-            ("outlier_norm", self.outlier_norm > 1, "above 1"),
-        ):
-            if not ok:
-                raise UserError(
-                    f"{name} {getattr(self, name)}", f"it must be {rule}", f"change --{name.replace('_', '-')}"
-                )
+        check_least(self, 2, "context")
+        check_least(self, 1, "batch", "shard_rows")
+        check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
+        check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
 
 
 def split_corpus(corpus: TokenisedCorpus, holdout: float) -> Bool[ndarray, " documents"]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from trimtab.activations.shards import Split
 from trimtab.dictionaries.sparse import ActivePairs, decode_pairs
 from trimtab.errors import UserError
+from trimtab.runs import check_least, check_values
 
 CHUNK_ROWS = 1024
 """Rows that are drawn together; row r is the same however rows are batched."""
@@ -65,15 +66,13 @@ class SyntheticConfig:
     """Of the features and of the rows."""
 
     def __post_init__(self) -> None:
-        for name in ("d", "n_true", "n_topics"):
-            _check(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("n_parents", "n_children", "zipf_exponent", "noise", "offset", "data_seed"):
-            _check(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("child_share", "correlation", "magnitude_spread"):
-            _check(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        for name in ("max_rate", "topic_share", "magnitude_cv"):
-            _check(self, name, 0 < getattr(self, name) < 1, "above 0 and below 1")
-        _check(self, "magnitude_spread", self.magnitude_spread < 1, "below 1")
+        check_least(self, 1, "d", "n_true", "n_topics")
+        check_least(self, 0, "n_parents", "n_children", "zipf_exponent", "noise", "offset", "data_seed")
+        check_values(self, "from 0 to 1", lambda value: 0 <= value <= 1, "child_share", "correlation")
+        check_values(self, "from 0 to below 1", lambda value: 0 <= value < 1, "magnitude_spread")
+        check_values(
+            self, "above 0 and below 1", lambda value: 0 < value < 1, "max_rate", "topic_share", "magnitude_cv"
+        )
         children = self.n_parents * self.n_children
         if 2 * self.n_parents > self.n_true - children:
             raise UserError(
@@ -310,8 +309,3 @@ def _root_rates(config: SyntheticConfig, l0: float) -> tuple[float, ndarray]:
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) < l0 else (low, middle)
     return reached(high), np.minimum(config.max_rate, high * zipf)
-
-
-def _check(config: SyntheticConfig, name: str, ok: bool, rule: str) -> None:
-    if not ok:
-        raise UserError(f"{name} {getattr(config, name)}", f"it must be {rule}", "change it")

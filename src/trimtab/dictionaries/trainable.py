@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +23,7 @@ from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.encoding import DenseEncoder, EncoderDtype
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
-from trimtab.runs import field_types
+from trimtab.runs import check_choices
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
 
@@ -60,15 +60,6 @@ class TrainableConfig:
         """Raise a `UserError` about a field unless it is as it must be."""
         if not ok:
             raise UserError(f"{name} {getattr(self, name)}", rule, fix)
-
-
-def check_choices(config: Any) -> None:
-    """Raise a `UserError` if a field of a dataclass that is one of a few texts is none of them."""
-    for name, kind in field_types(type(config)).items():
-        kinds, value = (kind, *get_args(kind)), getattr(config, name)
-        choices = [text for part in kinds if get_origin(part) is Literal for text in get_args(part)]
-        if choices and value not in choices and not (value is None and type(None) in kinds):
-            raise UserError(f"{name} {value!r}", f"it is one of {', '.join(choices)}", "choose one")
 
 
 class Loss(NamedTuple):

@@ -23,12 +23,11 @@ from trimtab.dictionaries import AnyModelConfig, Dictionary
 from trimtab.dictionaries.coherence import decoder_coherence
 from trimtab.dictionaries.density import FeatureDensity, feature_density
 from trimtab.dictionaries.metrics import DENSE_RATE
-from trimtab.errors import UserError
 from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
-from trimtab.runs import Meter
+from trimtab.runs import Meter, check_least, check_values
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
 
@@ -55,15 +54,10 @@ class CoreOptions:
     """Bootstrap samples of the documents."""
 
     def __post_init__(self) -> None:
-        for name, ok, rule in (
-            ("holdout", 0 <= self.holdout < 1, "a share below 1"),
-            ("context", self.context >= 2, "at least 2"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("outlier_norm", self.outlier_norm > 1, "above 1"),
-            ("n_resamples", self.n_resamples >= 1, "at least 1"),
-        ):
-            if not ok:
-                raise UserError(f"{name} {getattr(self, name)}", f"it must be {rule}", "change it")
+        check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
+        check_least(self, 2, "context")
+        check_least(self, 1, "batch_size", "n_resamples")
+        check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
 
 
 DEFAULT_OPTIONS = CoreOptions()

@@ -18,10 +18,9 @@ from trimtab.activations import LabelledRows, SyntheticConfig, SyntheticSource
 from trimtab.dictionaries import load_dictionary
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
-from trimtab.errors import UserError
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
 from trimtab.evaluation.ground_truth_scores import GroundTruthScores, controls, score
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, Run, part_of, read_typed, write_table
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Run, check_least, check_values, part_of, read_typed, write_table
 from trimtab.training import Member, SiteRows, expand
 from trimtab.training.bank import Place, train_members, unfinished
 from trimtab.training.options import architecture_options, with_options
@@ -61,14 +60,10 @@ class GroundTruthConfig(SyntheticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, ok, rule in (
-            ("data_sets", self.data_sets >= 1, "at least 1"),
-            ("rows", self.rows >= self.batch_size, "at least batch_size"),
-            ("heldout_rows", self.heldout_rows >= 2, "at least 2"),
-            ("match_cosine", 0 < self.match_cosine <= 1, "above 0 and at most 1"),
-        ):
-            if not ok:
-                raise UserError(f"{name} {getattr(self, name)}", f"it must be {rule}", "change it")
+        check_least(self, 1, "data_sets")
+        check_values(self, "at least batch_size", lambda rows: rows >= self.batch_size, "rows")
+        check_least(self, 2, "heldout_rows")
+        check_values(self, "above 0 and at most 1", lambda cosine: 0 < cosine <= 1, "match_cosine")
         errors = [member.error for member in self.members(self.data_seed)]
         if errors[0] is not None and None not in errors:
             raise errors[0]

@@ -1,6 +1,7 @@
 """Run directories, configs, typed values, provenance, atomic files and splits. No torch."""
 
 from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
+from trimtab.runs.checks import check_choices, check_least, check_values
 from trimtab.runs.config import (
     LEFT_OUT_AT_DEFAULT,
     FieldDifference,
@@ -26,6 +27,9 @@ __all__ = [
     "Run",
     "Status",
     "atomic_path",
+    "check_choices",
+    "check_least",
+    "check_values",
     "config_dict",
     "config_difference",
     "config_directory",

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.dictionaries import AnyModelConfig
-from trimtab.errors import UserError
-from trimtab.runs import Meter, Run, config_directory
+from trimtab.runs import Meter, Run, check_least, config_directory
 from trimtab.runs.tables import Column, result_table
 from trimtab.selection.criterion import Criterion
 from trimtab.selection.kl import KLDirection
@@ -59,9 +58,7 @@ class RankConfig(AnyModelConfig):
 
     def __post_init__(self) -> None:
         self.criteria()
-        for name in ("top_tokens", "limit", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        check_least(self, 1, "top_tokens", "limit", "batch_size")
 
     def criteria(self) -> list[Criterion]:
         """The criteria with their settings."""

@@ -26,6 +26,7 @@ the chosen features with random ones, pair by prompt; it is "no" unless the inte
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -38,7 +39,7 @@ from numpy import ndarray
 from trimtab.dictionaries import Dictionary, DictionaryConfig
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, LanguageModel, Site
-from trimtab.runs import Meter, Run, text_id, write_table
+from trimtab.runs import Meter, Run, check_least, check_values, text_id, write_table
 from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
 from trimtab.selection import write_feature_tables as write_rankings
@@ -96,23 +97,18 @@ class DemoConfig(DictionaryConfig):
     """Train a small policy and show it beside its controls, too."""
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
+        check_least(
+            self, 1, "candidates", "prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"
+        )
         _ = self.decoding()
         if self.prompts_per_feature < 2:
             raise UserError("prompts_per_feature 1", "a choice is judged on prompts that did not make it", "raise it")
         if self.sizes and max(self.sizes) > self.candidates:
             raise UserError(f"sizes {self.sizes}", f"there are {self.candidates} candidates", "choose smaller sizes")
-        positive = {
-            "doses": all(0 < dose < float("inf") for dose in self.doses),
-            "sizes": all(n > 0 for n in self.sizes),
-        }
-        for name, ok in positive.items():
-            if not ok or not getattr(self, name):
-                raise UserError(
-                    f"{name} {getattr(self, name)}", "positive numbers are needed, one or more", "change it"
-                )
+        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "doses", "sizes")
+        for name in ("doses", "sizes"):
+            if not getattr(self, name):
+                raise UserError(name, "there is none", "give at least one")
 
     def decoding(self) -> DecodeConfig:
         """Sampling without early stops."""

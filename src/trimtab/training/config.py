@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 
 from trimtab.dictionaries.architectures import trainable_class
-from trimtab.dictionaries.trainable import TrainableSAE, check_choices
+from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.errors import UserError
+from trimtab.runs import check_choices, check_least, check_values
 from trimtab.training.options import architecture_config, architecture_options, with_options
 
 Scaling = Literal["sqrt_d", "unit", "none"]
@@ -83,20 +84,13 @@ class TrainConfig(Recipe):
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "epochs", "sample_rows", "heldout_rows", "checkpoint_every", "log_every")
-        optional = ("rows", "lr", "dead_after", "l0", "k")
-        for name in (*positive, *(o for o in optional if getattr(self, o) is not None)):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{name} {value}", "it must be positive and finite", "set it above 0")
-        for name in ("warmup_share", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}", "a share is from 0 to 1", "set it so")
-        for name in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must be from 0 to below 1", "set it so")
-        if not self.clip_norm >= 0:
-            raise UserError(f"clip_norm {self.clip_norm}", "it must not be negative", "set it to 0 or more")
+        check_values(
+            self, "positive and finite", lambda value: 0 < value < math.inf, "batch_size", "epochs", "sample_rows",
+            "heldout_rows", "checkpoint_every", "log_every", "rows", "lr", "dead_after", "l0", "k",
+        )  # fmt: skip
+        check_values(self, "from 0 to 1", lambda value: 0 <= value <= 1, "warmup_share", "decay_share")
+        check_values(self, "from 0 to below 1", lambda value: 0 <= value < 1, "beta1", "beta2", "ema_decay")
+        check_least(self, 0, "clip_norm")
         check_choices(self)
         if self.k is not None and self.l0 is not None:
             raise UserError(f"k {self.k} and l0 {self.l0:g}", "they say the same thing twice", "give one of them")
