@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_sae, readout_setup
+from transformers import DynamicCache
 
 from trimtab.control.adapter import Adapter
-from trimtab.control.answer_logits import answer_logits, divergence
 from trimtab.control.answers import EditSchedule, ItemSet, MatchedSource
 from trimtab.control.arms.corrsteer import corrsteer
 from trimtab.control.arms.gated import fit_gate, gated_like_reference, gated_source
@@ -26,6 +26,7 @@ from trimtab.control.learning import CROSS_ENTROPY, REINFORCE
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture
+from trimtab.lm.answer_logits import answer_logits
 from trimtab.policies.arms import policy_answer, shuffled_table
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
@@ -263,7 +264,7 @@ def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
 
     def logp(cached: bool) -> torch.Tensor:
         if cached:
-            logits = answer_logits(planted, prompts, answers, items.cache, [vector.applied(items)])
+            logits = answer_logits(planted, prompts, answers, items.cache, vector.applied(items))
             return sum(  # pyright: ignore[reportReturnType]
                 logits[i, t].log_softmax(-1)[token] for i, a in enumerate(answers) for t, token in enumerate(a)
             )
@@ -371,7 +372,39 @@ def test_divergence_is_that_of_a_pass_without_a_cache(planted: LanguageModel) ->
     assert answers.kl is not None
     expected = [sum(row) for row in token_effects(planted, answers.decoded, source).kl_total]
     assert answers.kl.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert float(divergence(planted, answers.decoded, items.cache).max()) < 1e-6
+    unsteered = items.answer(kl=True).kl
+    assert unsteered is not None
+    assert unsteered.tolist() == [0] * 9
+    adapter = Adapter(planted, seed=1)
+    for up in adapter.up:
+        torch.nn.init.normal_(up, std=0.05, generator=torch.Generator().manual_seed(2))
+    for positions in ("generated", "all"):
+        adapter.positions = positions
+        adapted = items.answer(adapter=adapter, kl=True)
+        assert adapted.decoded is not None
+        assert adapted.kl is not None
+        expected = [
+            divergence_of_whole_passes(planted, adapter, prompt, answer)
+            for prompt, answer in zip(adapted.decoded.prompts, adapted.decoded.token_ids, strict=True)
+        ]
+        assert max(expected) > 0.01
+        assert adapted.kl.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@torch.no_grad()
+def divergence_of_whole_passes(model: LanguageModel, adapter: Adapter, prompt: list[int], answer: list[int]) -> float:
+    """Of one answer, without any cache but the one that an adapter leaves as it is."""
+    ids = torch.tensor([[*prompt, *answer[:-1]]])
+    plain = model.hf(ids).logits[0].double().log_softmax(-1)
+    held: dict[str, object] = {"use_cache": False}
+    if adapter.positions == "generated":
+        held = {model.cache_argument: DynamicCache(), "use_cache": True}
+        model.hf(ids[:, : len(prompt) - 1], **held)
+        ids = ids[:, len(prompt) - 1 :]
+    with adapter.active():
+        changed = model.hf(ids, **held).logits[0].double().log_softmax(-1)
+    p, q = changed[-len(answer) :], plain[-len(answer) :]
+    return float((p.exp() * (p - q)).sum())
 
 
 def test_equal_kl_is_found_on_a_curve_that_is_known() -> None:

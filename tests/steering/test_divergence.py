@@ -37,9 +37,7 @@ def record(
     cache: PromptCache | None = None,
     kept_bytes: int = divergence.KEPT_BYTES,
 ) -> tuple[Decoded, torch.Tensor]:
-    recorder = DivergenceRecorder(
-        model, source, n_rows=len(lengths) * repeats, max_new_tokens=config.max_new_tokens, kept_bytes=kept_bytes
-    )
+    recorder = DivergenceRecorder(model, source, kept_bytes=kept_bytes)
     with recorder:
         decoded = decode(
             model, prompts_of(lengths), config, source, repeats=repeats, prompt_cache=cache, observe=recorder.see
@@ -57,7 +55,9 @@ def assert_total(model: LanguageModel, source: InterventionSource, decoded: Deco
     assert (kl[torch.arange(kl.shape[1]) >= ends[:, None]] == 0).all()
 
 
-@pytest.mark.parametrize("kept_bytes", [divergence.KEPT_BYTES, 0], ids=["logits kept", "head's input kept"])
+@pytest.mark.parametrize(
+    "kept_bytes", [divergence.KEPT_BYTES, 20_000, 0], ids=["logits kept", "some logits kept", "head's input kept"]
+)
 @pytest.mark.parametrize("cached", [True, False])
 def test_it_is_the_total_effect(
     any_tiny: LanguageModel, sae: Standard, cached: bool, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +112,7 @@ def test_forked_answers(positions: str, any_tiny: LanguageModel, sae: Standard) 
     """Tokens that were given, edited or not, are fed to the unsteered model as they are."""
     source = StaticSource(sae, 3, 0.8, positions=positions)
     prompts, config = prompts_of((5, 9)), DecodeConfig(max_new_tokens=4, stop_at_eos=False)
-    recorder = DivergenceRecorder(any_tiny, source, n_rows=4, max_new_tokens=4)
+    recorder = DivergenceRecorder(any_tiny, source)
     with recorder:
         decoded = decode(any_tiny, prompts, config, source, forced=[[7, 8, 9], [11]], repeats=2, observe=recorder.see)
     assert_total(any_tiny, source, decoded, recorder.measure(decoded))
@@ -132,7 +132,7 @@ def test_a_model_that_is_changed_otherwise(any_tiny: LanguageModel, kept_bytes: 
         return output
 
     config = DecodeConfig(max_new_tokens=3, stop_at_eos=False)
-    recorder = DivergenceRecorder(any_tiny, None, n_rows=3 * repeats, max_new_tokens=3, kept_bytes=kept_bytes)
+    recorder = DivergenceRecorder(any_tiny, None, kept_bytes=kept_bytes)
     cache = PromptCache(any_tiny)
     cache.load([prompt[:-1] for prompt in prompts_of((5, 9, 4))], 16)  # of the model as it is
     handle = any_tiny.layout.layers[1].module.register_forward_hook(add)
@@ -169,7 +169,7 @@ def test_what_decoding_computed_is_not_computed_again(tiny_llama: LanguageModel)
     cache, source = PromptCache(tiny_llama), RandomFeatureSource(sae, 0.8)
     config = DecodeConfig(max_new_tokens=1, stop_at_eos=False)
     record(tiny_llama, source, config, cache=cache)  # fills the cache, and tries whether layers can be left out
-    recorder = DivergenceRecorder(tiny_llama, source, n_rows=40, max_new_tokens=1)
+    recorder = DivergenceRecorder(tiny_llama, source)
     with recorder:
         decoded = decode(
             tiny_llama, prompts_of(LENGTHS), config, source, repeats=8, prompt_cache=cache, observe=recorder.see

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.control.adapter import Adapter
-from trimtab.control.answer_logits import divergence
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.lm import Decoded, DecodeStart, EditLog, EditRequest, InterventionSource, PromptCache
-from trimtab.steering import Choice, DirectionSource
+from trimtab.steering import Choice, DirectionSource, DivergenceRecorder
 from trimtab.tasks import Outcome
 
 
@@ -150,8 +149,10 @@ class ItemSet:
             temperature: of tokens; the setting's by default.
             kl: measure the divergence from the unsteered model.
         """
-        setting, asked = self.setting, prompts or self.prompts
-        with adapter.active() if adapter else nullcontext():
+        setting, asked, recorder = self.setting, prompts or self.prompts, None
+        if kl and (source is not None or adapter is not None):
+            recorder = DivergenceRecorder(setting.model, None if adapter else source)
+        with adapter.active() if adapter else nullcontext(), recorder or nullcontext():
             decoded = asked.decode(
                 setting.model,
                 source,
@@ -160,8 +161,11 @@ class ItemSet:
                 temperature=setting.temperature if temperature is None else temperature,
                 batch_size=setting.batch_size,
                 prompt_cache=self.cache if adapter is None else adapter.cache(self.cache),
+                observe=recorder.see if recorder else None,
             )
-        measured = divergence(setting.model, decoded, self.cache, source, adapter) if kl else None
+        measured = torch.zeros(len(decoded)) if kl else None
+        if recorder is not None:
+            measured = recorder.measure(decoded, self.cache).sum(1)
         return Answers(asked.outcomes(decoded), decoded, measured)
 
     def activations(self) -> Float[NDArray[np.float32], "P d"]:

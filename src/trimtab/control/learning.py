@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimtab.control.answer_logits import LOGIT_BUDGET, answer_logits
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.errors import UserError
 from trimtab.lm import PromptCache
+from trimtab.lm.answer_logits import answer_logits
 
 CROSS_ENTROPY = "cross-entropy of the right answer"
 REINFORCE = "REINFORCE on the reward"
+
+LOGIT_BUDGET = 1 << 25
+"""Logits held at once; rows per pass follow from it."""
 
 
 class Learnable(Protocol):
@@ -171,7 +174,7 @@ def _backward(arm: Learnable, items: ItemSet, weighted: _WeightedAnswers) -> boo
         answers = [weighted.answers[r] for r in rows]
         with torch.enable_grad():
             prompts = [weighted.prompts[r] for r in rows]
-            logits = answer_logits(model, prompts, answers, arm.cache(items), [arm.applied(items)]).float()
+            logits = answer_logits(model, prompts, answers, arm.cache(items), arm.applied(items)).float()
             if weighted.allowed is not None:
                 logits = _only(logits, [weighted.allowed[r] for r in rows])
             logp = logits.log_softmax(-1)

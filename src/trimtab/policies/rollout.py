@@ -68,11 +68,7 @@ def roll_out(
     Raises:
         UserError: see `decode` and `TaskPrompts.outcomes`.
     """
-    recorder = None
-    if source is not None and (kl_penalty or measure_kl):
-        recorder = DivergenceRecorder(
-            model, source, n_rows=len(prompts) * repeats, max_new_tokens=prompts.max_new_tokens
-        )
+    recorder = DivergenceRecorder(model, source) if source is not None and (kl_penalty or measure_kl) else None
     began = time.perf_counter()
     with recorder or nullcontext():
         decoded = prompts.decode(
@@ -95,5 +91,5 @@ def roll_out(
     kl = None
     if recorder is not None:
         kl = recorder.measure(decoded, prompt_cache)
-        reward = reward - kl_penalty * kl
+        reward[:, : kl.shape[1]] -= kl_penalty * kl
     return Rollouts(decoded, outcomes, reward.to(model.device), kl, seconds)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.lm import Decoded, InterventionSource, LanguageModel, PromptCache, TokenBatch
-from trimtab.lm.answers import answer_logits
+from trimtab.lm.answer_logits import answer_logits
 from trimtab.lm.taps import tap
 from trimtab.lm.token_statistics import as_slice, kl_divergence
 from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
@@ -34,81 +34,71 @@ class _Choices(NamedTuple):
 
     rows: Int[Tensor, " B"]
     step: int
-    kept: Float[Tensor, "B V"] | Float[Tensor, "B d"]
+    logits: Float[Tensor, "B V"] | None
+    read: Float[Tensor, "B d"] | None
+    """What the head read, where logits are not kept."""
+    lower: Float[Tensor, "B d"] | None
+    """The input of the first layer that may be edited."""
 
 
 class DivergenceRecorder:
     """Keeps what a decode call computes, and measures afterwards how far each choice was from the unsteered model's.
 
-        with DivergenceRecorder(model, source, n_rows=64, max_new_tokens=32) as recorder:
+        with DivergenceRecorder(model, source) as recorder:
             decoded = decode(model, prompts, config, source, observe=recorder.see)
         kl = recorder.measure(decoded, prompt_cache)
 
     Args:
         model: the model.
         source: what steers; None if the model is changed in another way, and then all of its layers run again.
-        n_rows: rows to be decoded.
-        max_new_tokens: of the decoding config.
-        kept_bytes: memory for the steered logits; if they need more, the head's input is kept.
+        kept_bytes: memory for the steered logits; of those that need more the head's input is kept.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        source: InterventionSource | None,
-        *,
-        n_rows: int,
-        max_new_tokens: int,
-        kept_bytes: int = KEPT_BYTES,
+        self, model: LanguageModel, source: InterventionSource | None, *, kept_bytes: int = KEPT_BYTES
     ) -> None:
         self.model = model
-        self.shape = (n_rows, max_new_tokens)
         self._layer = first_edited_layer([model.site(site) for site in source.sites]) if source else 0
         """The first layer whose input may be edited."""
-        size = torch.empty(0, dtype=model.dtype).element_size()
-        self._keeps_logits = n_rows * max_new_tokens * model.vocab_size * size <= kept_bytes
-        self._input: Tensor | None = None
-        """`[N, T, d]` of layer `_layer`, before any edit."""
+        self._bytes_left = kept_bytes
         self._kept: list[_Choices] = []
         self._seen: dict[str, Tensor] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         if self._layer:  # registered before decoding registers its edits, so that it sees what is not edited
-            for handle in tap(self.model, input_site(self._layer), self._see_input):
+            for handle in tap(self.model, input_site(self._layer), self._see_lower):
                 self._stack.callback(handle.remove)
-        if not self._keeps_logits:
-            self._stack.callback(self.model.layout.head.register_forward_pre_hook(self._see_read).remove)
+        self._stack.callback(self.model.layout.head.register_forward_pre_hook(self._see_read).remove)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._stack.close()
 
-    def _see_input(self, x: Tensor) -> None:
-        self._seen["input"] = x
+    def _see_lower(self, x: Tensor) -> None:
+        self._seen["lower"] = x
 
     def _see_read(self, _module: object, args: tuple[Tensor, ...]) -> None:
         self._seen["read"] = args[0]
 
     def see(self, rows: Int[Tensor, " B"], step: int, logits: Float[Tensor, "B V"]) -> None:
         """Keep one choice; what `decode` takes as `observe`."""
-        if self._layer:
-            x = _of_rows(self._seen.pop("input"), len(rows))
-            if self._input is None:
-                self._input = x.new_zeros(*self.shape, x.shape[-1])
-            self._input[rows.to(x.device), step] = x
-        kept = logits if self._keeps_logits else _of_rows(self._seen.pop("read"), len(rows))
-        self._kept.append(_Choices(rows.cpu(), step, kept))
+        seen = {name: _of_rows(x, len(rows)) for name, x in self._seen.items()}
+        self._bytes_left -= logits.nbytes
+        fits = self._bytes_left >= 0
+        self._kept.append(
+            _Choices(rows.cpu(), step, logits if fits else None, None if fits else seen["read"], seen.get("lower"))
+        )
 
     @torch.no_grad()
     def measure(self, decoded: Decoded, prompt_cache: PromptCache | None = None) -> Float[Tensor, "N T"]:
         """KL(steered ‖ unsteered) of each choice, in nats; 0 behind the end of a row. On the CPU.
 
         Args:
-            decoded: what came of the call that was recorded.
+            decoded: what came of the call that was recorded; T is its longest row.
             prompt_cache: of the call.
         """
-        kl, cache = torch.zeros(self.shape), prompt_cache or PromptCache(self.model)
+        kl, cache = torch.zeros(len(decoded), max(map(len, decoded.token_ids))), prompt_cache or PromptCache(self.model)
         alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}  # an unsteered pass depends on no more
         for row, tokens in enumerate(decoded.token_ids):
             alike.setdefault((tuple(_prefix(decoded, row)), tuple(tokens[:-1])), []).append(row)
@@ -123,24 +113,40 @@ class DivergenceRecorder:
         text = torch.full((len(decoded),), -1)
         for number, rows in enumerate(texts):
             text[rows] = number
-        for rows, step, kept in self._kept:
-            mine = (text[rows] >= 0).nonzero()[:, 0]
+        for choices in self._kept:
+            mine = (text[choices.rows] >= 0).nonzero()[:, 0]
             if len(mine) == 0:
                 continue
-            compared, which = text[rows[mine]].unique(return_inverse=True)
-            steered = kept[as_slice(mine.tolist())]
-            steered = steered if self._keeps_logits else self._logits(steered)
-            kl[rows[mine], step] = kl_divergence(steered, plain[compared.to(plain.device), step], which).cpu()
+            rows, index = choices.rows[mine], as_slice(mine.tolist())
+            if choices.logits is not None:
+                steered = choices.logits[index]
+            else:
+                assert choices.read is not None
+                steered = self._logits(choices.read[index])
+            compared, which = text[rows].unique(return_inverse=True)
+            kl[rows, choices.step] = kl_divergence(steered, plain[compared, choices.step], which).cpu()
 
     def _plain(self, decoded: Decoded, rows: list[int], cache: PromptCache) -> Float[Tensor, "B A V"]:
         """The unsteered model's logits at the places of some answers."""
         prefixes, answers = [_prefix(decoded, row) for row in rows], [decoded.token_ids[row] for row in rows]
         if min(map(len, prefixes)) < 2:  # there is nothing that a cache could hold
             return answer_logits(self.model, prefixes, answers, None)
-        under = []
-        if self._input is not None:
-            under.append(starting_at(self.model, self._layer, self._input[rows, : max(map(len, answers))]))
+        under = None
+        if self._layer:
+            under = starting_at(self.model, self._layer, self._lower(rows, max(map(len, answers))))
         return answer_logits(self.model, prefixes, answers, cache, under)
+
+    def _lower(self, rows: list[int], steps: int) -> Float[Tensor, "B A d"]:
+        """The input of the first layer that may be edited, at the places of some answers."""
+        first = self._kept[0].lower
+        assert first is not None
+        found = first.new_zeros(len(rows), steps, first.shape[-1])
+        place = {row: i for i, row in enumerate(rows)}
+        for choices in self._kept:
+            mine = [i for i, row in enumerate(choices.rows.tolist()) if row in place]
+            if mine and choices.lower is not None:
+                found[[place[row] for row in choices.rows[mine].tolist()], choices.step] = choices.lower[mine]
+        return found
 
     def _logits(self, read: Float[Tensor, "B d"]) -> Float[Tensor, "B V"]:
         """What the model makes of what its head reads."""
@@ -158,7 +164,7 @@ def _prefix(decoded: Decoded, row: int) -> list[int]:
 
 def _of_rows(seen: Float[Tensor, "B T d"], rows: int) -> Float[Tensor, "R d"]:
     """What each row's last token gave; copies of a prompt may have been fed as tokens side by side, or as one."""
-    last = seen.flatten(0, 1) if len(seen) < rows and seen.shape[1] > 1 else seen[:, -1]
+    last = seen.flatten(0, 1) if len(seen) < rows and seen.shape[1] > 1 else seen[:, -1].contiguous()
     return last.repeat_interleave(rows // len(last), dim=0) if len(last) < rows else last
 
 

@@ -7,7 +7,7 @@ gradient through an edit at these places needs no pass over the prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def answer_logits(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     cache: PromptCache | None,
-    under: Sequence[AbstractContextManager[Any]] = (),
+    under: AbstractContextManager[Any] | None = None,
 ) -> Float[Tensor, "B A V"]:
     """Logits from which each token of each answer is chosen.
 
@@ -47,7 +47,5 @@ def answer_logits(
         ids = [[prompt[-1], *rest] for prompt, rest in zip(prompts, fed, strict=True)]
         batch = TokenBatch.full(torch.tensor(ids, device=model.device))
         past = torch.tensor([len(head) for head in heads], device=model.device)
-    with ExitStack() as stack:
-        for context in under:
-            stack.enter_context(context)
+    with under or nullcontext():
         return model.forward(batch, cache=held, past_lengths=past, last=longest)
