@@ -19,7 +19,6 @@ from trimtab.errors import UserError
 from trimtab.evaluation import (
     CoreConfig,
     CoreOptions,
-    compute_feature_stats,
     evaluate_core,
     pack,
     run_core,
@@ -366,10 +365,9 @@ def test_a_model_that_does_more_than_norm_and_head_is_refused(tiny_llama: Langua
 
 def test_statistics_equal_a_count_over_all_rows(tiny_llama: LanguageModel):
     dictionary = Relu(32, scale=2.0)
-    documents = [Document(f"d{i}", text, "test") for i, text in enumerate(TEXTS)]
     calls: list[int] = []
-    stats = compute_feature_stats(tiny_llama, dictionary, documents, OPTIONS, progress=calls.append)
     packed = packed_texts(tiny_llama)
+    stats = evaluate_core(tiny_llama, dictionary, packed, OPTIONS, site=SITE, progress=calls.append)[1].stats
     x = site_rows(tiny_llama, packed)
     f = dictionary.encode(x.flatten(0, 1)[kept_rows(tiny_llama, packed, x)])
     norms = dictionary.W_dec.norm(dim=1)
@@ -379,12 +377,12 @@ def test_statistics_equal_a_count_over_all_rows(tiny_llama: LanguageModel):
     assert stats.corpus_hash == packed.corpus.hash
     assert "position 0" in stats.sink_filter
     assert "10 × median" in stats.sink_filter
-    assert sum(calls) == len(packed)
+    assert sum(calls) == 2 * len(packed)
 
 
 def test_unfit_dictionary_says_so(tiny_llama: LanguageModel):
     with pytest.raises(ValueError, match="tiny-llama has width 32"):
-        compute_feature_stats(tiny_llama, Relu(8), [Document("d", TEXTS[0], "test")], OPTIONS)
+        evaluate_core(tiny_llama, Relu(8), packed_texts(tiny_llama), OPTIONS)
 
 
 def save_tiny(model: LanguageModel, folder: Path) -> tuple[str, str]:

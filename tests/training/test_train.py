@@ -12,6 +12,7 @@ import torch
 from planted_rows import MemorySource, Planted
 from torch import Tensor
 
+from trimtab.dictionaries import sparse as sparse_codes
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.files import load_dictionary
@@ -88,7 +89,7 @@ def test_a_training_by_automatic_differentiation_is_the_same_to_rounding(
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_measured_lists_and_tables_of_codes_agree(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "SPARSE_BELOW", 1.0 if sparse else 0.0)
+    monkeypatch.setattr(sparse_codes, "SPARSE_BELOW", 1.0 if sparse else 0.0)
     rows = torch.randn(700, 8, generator=torch.Generator().manual_seed(0))
     trained = TrainConfig(arch="batchtopk", k=3, n_features=40).build(8, 10)
     trained.calibrate(rows)

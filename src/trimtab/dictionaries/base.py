@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trimtab.dictionaries.sparse import SparseCodes, list_codes
 from trimtab.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,6 +82,14 @@ class Dictionary(nn.Module):
     def encode_features(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"]) -> Float[Tensor, "... m"]:
         """Codes of the features `ids` only. Where selection among features is joint (TopK), all are computed."""
         return self.encode(x)[..., ids]
+
+    def encode_sparse(self, x: Float[Tensor, "B d"]) -> SparseCodes | Float[Tensor, "B n"]:
+        """Codes of rows: a list of the active ones where few features fire, all of them otherwise."""
+        return list_codes(self.encode(x))
+
+    def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+        """The reconstruction of what `encode_sparse` gives."""
+        return self.decode(codes if isinstance(codes, Tensor) else codes.dense(self.n_features))
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return self.decode(self.encode(x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.dictionaries.config_fields import Fields
+from trimtab.dictionaries.sparse import SparseCodes, decode_pairs
 from trimtab.errors import UserError
 
 ARCHITECTURES: dict[str, type[SAE]] = {}
@@ -93,6 +94,9 @@ class SAE(Dictionary):
 
     def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
         return f @ self.W_dec + self.b_dec
+
+    def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+        return self.decode(codes) if isinstance(codes, Tensor) else decode_pairs(codes.pairs(), self.W_dec) + self.b_dec
 
 
 def check_shapes(shapes: Mapping[str, str], weights: Mapping[str, Tensor], *, n: int, d: int, source: str = "") -> None:

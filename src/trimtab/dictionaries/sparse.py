@@ -21,6 +21,8 @@ from trimtab.dictionaries.kernels import kernels_for
 
 GROUP_SIZES = (8, 4, 2)
 """Entries of a group, the first that fits."""
+SPARSE_BELOW = 0.06
+"""Share of the features that fire in the fullest row up to which a list of them beats a dense row."""
 
 
 class Groups(NamedTuple):
@@ -31,14 +33,14 @@ class Groups(NamedTuple):
 
 
 class SparseCodes(NamedTuple):
-    """k codes per row; a feature may be listed with code 0."""
+    """k codes per row; a feature may be listed with code 0, which is a slot that is not used."""
 
     values: Float[Tensor, "B k"]
     indices: Int[Tensor, "B k"]
 
     def dense(self, n: int) -> Float[Tensor, "B n"]:
         """The codes among all n features."""
-        return self.values.new_zeros(*self.values.shape[:-1], n).scatter_(-1, self.indices, self.values)
+        return self.values.new_zeros(*self.values.shape[:-1], n).scatter_add_(-1, self.indices, self.values)
 
     def pairs(self) -> ActivePairs:
         """The same codes as a list of pairs."""
@@ -48,6 +50,21 @@ class SparseCodes(NamedTuple):
             self.indices.flatten(),
             torch.arange(0, rows * k + 1, k, device=self.values.device),
         )
+
+
+def list_codes(f: Float[Tensor, "B n"]) -> SparseCodes | Float[Tensor, "B n"]:
+    """The positive codes of dense rows, features ascending; the dense rows themselves if one has too many of them."""
+    fires = f > 0
+    counts = fires.sum(1)
+    most = max(1, int(counts.max())) if len(f) else 1
+    if most > SPARSE_BELOW * f.shape[1]:
+        return f
+    row, feature = fires.nonzero(as_tuple=True)
+    slot = torch.arange(len(row), device=f.device) - (counts.cumsum(0) - counts)[row]
+    found = SparseCodes(f.new_zeros(len(f), most), feature.new_zeros(len(f), most))
+    found.values[row, slot] = f[row, feature]
+    found.indices[row, slot] = feature
+    return found
 
 
 class ActivePairs(NamedTuple):

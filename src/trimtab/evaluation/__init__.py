@@ -1,8 +1,7 @@
-"""What a dictionary is worth: core metrics on a model, statistics of its features."""
+"""What a dictionary is worth: core metrics on a model, scores where its features are known."""
 
 from trimtab.evaluation.core import CoreConfig, CoreOptions, CoreResult, Metric, evaluate_core, run_core, sample_text
 from trimtab.evaluation.documents import pack
-from trimtab.evaluation.feature_statistics import compute_feature_stats
 from trimtab.evaluation.ground_truth import GroundTruthConfig, run_ground_truth
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
 from trimtab.evaluation.ground_truth_scores import GroundTruthScores, score
@@ -16,7 +15,6 @@ __all__ = [
     "GroundTruthScores",
     "Metric",
     "Scored",
-    "compute_feature_stats",
     "evaluate_core",
     "pack",
     "run_core",

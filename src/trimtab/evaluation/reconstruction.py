@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trimtab.activations import PackedText
 from trimtab.activations.rows import norms
-from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.metrics import CoreMetricsAccumulator, DocumentTotals
@@ -64,13 +63,8 @@ def reconstruct(
         usual = norms(x) <= norm_limit
         excluded["outlier"] += int((~usual).sum())
         x = x[usual].float()
-        if isinstance(dictionary, TopK):
-            f = dictionary.encode_sparse(x)
-            x_hat = dictionary.decode_sparse(f)
-        else:
-            f = dictionary.encode(x)
-            x_hat = dictionary.decode(f)
-        metrics.update(x, x_hat, f, document[usual])
+        f = dictionary.encode_sparse(x)
+        metrics.update(x, dictionary.decode_sparse(f), f, document[usual])
         stats.update(f)
         total.add_(x.double().sum(dim=0).cpu())
 

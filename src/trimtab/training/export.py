@@ -10,14 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.feature_stats import FeatureStatsAccumulator
 from trimtab.dictionaries.files import save_dictionary
 from trimtab.dictionaries.folding import fold_scale
 from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator
 from trimtab.dictionaries.sae import SAE
-from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
 from trimtab.training.advice import Advised, reached
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 SAE_DIRECTORY = "sae"
 BLOCK_ROWS = 512
-SPARSE_BELOW = 0.06
-"""Share of the features up to which the fullest row's codes are taken as a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +131,8 @@ def measure(sae: SAE, rows: Float[Tensor, "m d"], description: dict[str, object]
     stats = FeatureStatsAccumulator(sae.decoder_norms)
     for block in rows.split(BLOCK_ROWS):
         x = block.to(device)
-        codes, x_hat = _codes_and_reconstruction(sae, x)
-        core.update(x, x_hat, codes, torch.zeros(len(x), dtype=torch.long, device=device))
+        codes = sae.encode_sparse(x)
+        core.update(x, sae.decode_sparse(codes), codes, torch.zeros(len(x), dtype=torch.long, device=device))
         stats.update(codes)
     corpus = description.get("corpus_hash", "")
     sae.feature_stats = stats.result(
@@ -144,28 +140,6 @@ def measure(sae: SAE, rows: Float[Tensor, "m d"], description: dict[str, object]
         sink_filter=_sink_filter(description),
     )
     return core.metrics()
-
-
-def _codes_and_reconstruction(
-    sae: SAE, x: Float[Tensor, "r d"]
-) -> tuple[SparseCodes | Float[Tensor, "r n"], Float[Tensor, "r d"]]:
-    """Codes, as a list where few features fire, which spares the statistics most of their work; and x̂."""
-    if isinstance(sae, TopK):
-        listed = sae.encode_sparse(x)
-        return listed, sae.decode_sparse(listed)
-    codes = sae.encode(x)
-    fires = codes > 0
-    counts = fires.sum(1)
-    most = int(counts.max())
-    if most > SPARSE_BELOW * sae.n_features:
-        return codes, sae.decode(codes)
-    row, feature = fires.nonzero(as_tuple=True)
-    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    value, slot = codes[row, feature], torch.arange(len(row), device=x.device) - start[row]
-    listed = SparseCodes(codes.new_zeros(len(x), max(1, most)), feature.new_zeros(len(x), max(1, most)))
-    listed.values[row, slot] = value
-    listed.indices[row, slot] = feature
-    return listed, decode_pairs(ActivePairs(value, feature, start), sae.W_dec) + sae.b_dec
 
 
 def _sink_filter(description: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ from trimtab.dictionaries.active import in_full_precision
 from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.screening import largest_screened, screening_pays
-from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, decode_pairs, largest
+from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, largest
 from trimtab.dictionaries.topk_like import TopKLike, TopKLikeConfig
 from trimtab.dictionaries.trainable import Loss
 from trimtab.errors import UserError
@@ -74,12 +74,10 @@ class TopK(SAE):
         codes = largest(h, self.k)
         return codes._replace(values=codes.values.relu())
 
-    def decode_sparse(self, codes: SparseCodes) -> Float[Tensor, "B d"]:
-        """The reconstruction of sparse codes."""
-        pairs = codes.pairs()
-        if self.rescale_acts_by_decoder_norm:
-            pairs = pairs._replace(value=pairs.value / self._divisor()[pairs.feature])
-        return decode_pairs(pairs, self.W_dec) + self.b_dec
+    def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+        if self.rescale_acts_by_decoder_norm and not isinstance(codes, Tensor):
+            codes = codes._replace(values=codes.values / self._divisor()[codes.indices])
+        return super().decode_sparse(codes)
 
     def _divisor(self) -> Float[Tensor, " n"]:
         return self.decoder_norms.clamp_min(torch.finfo(self.W_dec.dtype).tiny)
