@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from steering_checks import (
     check_batch_independence,
     check_cached_equals_cache_free,
@@ -20,8 +21,8 @@ from steering_checks import (
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import DecodeConfig, LanguageModel, decode
-from trimtab.steering import RandomFeatureSource, StaticSource, TopActiveSource, steer
+from trimtab.lm import DecodeConfig, LanguageModel, TokenBatch, capture, decode
+from trimtab.steering import PatchSource, RandomFeatureSource, StaticSource, TopActiveSource, steer
 
 pytestmark = pytest.mark.real
 TOLERANCE = 5e-3
@@ -86,6 +87,14 @@ def test_doses_are_logged(real_model: LanguageModel, real_sae: Standard, prompts
 
 def test_replay_gives_the_same_bits(real_model: LanguageModel, real_sae: Standard, prompts: list[list[int]]) -> None:
     check_replay(real_model, RandomFeatureSource(real_sae, 0.4, k=2), prompts)
+
+
+def test_heads_of_another_run_are_patched_in(real_model: LanguageModel, prompts: list[list[int]]) -> None:
+    other = real_model.encode_text("On the other side of the river stood an old mill, and nobody had lived there since")
+    values = capture(real_model, TokenBatch.full(torch.tensor([other])), ["attn_z.9.6", "attn_z.12", "resid_post.3"])
+    source = PatchSource(values, positions="prompt", keep_replacements=True)
+    check_cached_equals_cache_free(real_model, source, prompts, tolerance=TOLERANCE)
+    check_replay(real_model, source, prompts)
 
 
 def test_forks_equal_each_branch_alone(real_model: LanguageModel, real_sae: Standard, prompts: list[list[int]]) -> None:
