@@ -11,6 +11,7 @@ from trimtab.runs.config import (
     json_safe,
     part_of,
 )
+from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
 from trimtab.runs.metrics import read_metrics
 from trimtab.runs.named import find_class, keyword_types
 from trimtab.runs.progress import Meter
@@ -22,8 +23,12 @@ from trimtab.runs.typed import field_types, option_name, read_options, read_type
 
 __all__ = [
     "LEFT_OUT_AT_DEFAULT",
+    "Done",
+    "Failed",
     "FieldDifference",
+    "InProcess",
     "Meter",
+    "OnRay",
     "Run",
     "Status",
     "atomic_path",
@@ -45,6 +50,7 @@ __all__ = [
     "read_options",
     "read_record",
     "read_typed",
+    "run_stage",
     "sha256_file",
     "split_ids",
     "takes_list",

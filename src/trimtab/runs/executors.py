@@ -1,0 +1,193 @@
+"""Map a stage over shards, in this process or on a Ray cluster (extra `scale`).
+
+A stage is a plain function `stage(config, shard) -> files`, safe to repeat: it reads what config and shard name, writes
+its files whole, and says which they are. What is done is recorded, so that the same call again goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from trimtab.errors import UserError
+from trimtab.runs.atomic import read_json, write_json
+from trimtab.runs.config import config_dict
+from trimtab.runs.progress import Meter
+
+Config = TypeVar("Config")
+Shard = TypeVar("Shard")
+Stage = Callable[[Config, Shard], Iterable[str | os.PathLike[str]]]
+
+
+class Done(NamedTuple):
+    """A shard whose files are there."""
+
+    files: tuple[Path, ...]
+    skipped: bool = False
+    """Whether they were there before."""
+
+
+class Failed(NamedTuple):
+    """A shard without its files."""
+
+    reason: str
+
+
+Result = Done | Failed
+
+
+class Executor(Protocol):
+    """Runs a function on many things."""
+
+    def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
+        """Results with their places among the things, as they come."""
+        ...
+
+
+class InProcess:
+    """One after the other, here."""
+
+    def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
+        return ((i, function(thing)) for i, thing in enumerate(things))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay:
+    """As many at once as a Ray cluster has processors for, each in a worker process. All machines must see the files.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at the address.
+    """
+
+    address: str | None = None
+    """Of the cluster; None for one that is known already (`ray.init`, `RAY_ADDRESS`), else one on this machine."""
+    tries: int = 3
+    """How often a shard is begun whose worker dies."""
+    processors: float = 1.0
+    """Processors that a shard takes up."""
+
+    def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
+        ray = _import_ray()
+        started = not ray.is_initialized()
+        if started:
+            _check_address(self.address)
+            ray.init(address=self.address, log_to_driver=False)
+        here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # workers import what this process can
+        options = {"max_retries": self.tries - 1, "num_cpus": self.processors, "runtime_env": here}
+        remote = ray.remote(**options)(function)
+        waiting = {remote.remote(thing): i for i, thing in enumerate(things)}
+        try:
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting))
+                try:
+                    result: Result = ray.get(ready)
+                except ray.exceptions.RayTaskError:  # the stage's own mistake
+                    raise
+                except ray.exceptions.RayError as error:
+                    why = " ".join(str(error).split())[:200]
+                    result = Failed(f"its worker died {self.tries} times ({why})")
+                yield waiting.pop(ready), result
+        finally:
+            for left in waiting:
+                ray.cancel(left, force=True)
+            if started:
+                ray.shutdown()
+
+
+def run_stage(
+    stage: Stage[Config, Shard],
+    config: Config,
+    shards: Sequence[Shard],
+    *,
+    records: str | os.PathLike[str],
+    executor: Executor | None = None,
+) -> list[Result]:
+    """Run a stage on every shard that is not done.
+
+    A shard is done if it was recorded under the same stage, config and shard, and its files have the sizes that they
+    had then. A stage that raises a `UserError` fails on that shard alone; any other exception is a bug and is raised.
+
+    Args:
+        stage: a function of a module.
+        config: a dataclass, or anything that JSON can hold.
+        shards: likewise.
+        records: a directory for what is done, made if need be.
+        executor: where stages run; by default here, one after the other.
+
+    Returns:
+        What became of each shard, in their order.
+    """
+    jobs = [_Job(stage, config, shard, Path(records).absolute()) for shard in shards]
+    results: dict[int, Result] = {i: done for i, job in enumerate(jobs) if (done := job.done())}
+    left = [i for i in range(len(jobs)) if i not in results]
+    with Meter(f"running {stage.__name__}", len(jobs), done=len(results)) as meter:
+        for place, result in (executor or InProcess()).map(_Job.run, [jobs[i] for i in left]):
+            results[left[place]] = result
+            meter.advance()
+    return [results[i] for i in range(len(jobs))]
+
+
+class _Job(NamedTuple):
+    stage: Stage[Any, Any]
+    config: Any
+    shard: Any
+    records: Path
+
+    def what(self) -> dict[str, Any]:
+        """The stage, config and shard as plain values."""
+        name = f"{self.stage.__module__}.{self.stage.__qualname__}"
+        return config_dict({"stage": name, "config": self.config, "shard": self.shard})
+
+    def record(self) -> Path:
+        digest = hashlib.sha256(json.dumps(self.what(), sort_keys=True).encode()).hexdigest()
+        return self.records / f"{self.stage.__name__}-{digest[:16]}.json"
+
+    def done(self) -> Done | None:
+        """The files of a shard that is done; None if it is not."""
+        found = read_json(self.record())
+        if found is None or any(_size(file) != size for file, size in found["files"].items()):
+            return None
+        return Done(tuple(map(Path, found["files"])), skipped=True)
+
+    def run(self) -> Result:
+        try:
+            files = tuple(Path(file).absolute() for file in self.stage(self.config, self.shard))
+        except UserError as error:
+            return Failed(error.line)
+        sizes = {str(file): _size(file) for file in files}
+        absent = [file for file, size in sizes.items() if size is None]
+        assert not absent, f"the stage says that it wrote {absent[0]}, which is not there"
+        write_json(self.record(), {**self.what(), "files": sizes})
+        return Done(files)
+
+
+def _size(file: str | Path) -> int | None:
+    path = Path(file)
+    return path.stat().st_size if path.is_file() else None
+
+
+def _check_address(address: str | None) -> None:
+    """Raise a `UserError` if nothing listens at HOST:PORT; Ray itself tries for many minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            why = f"there is none ({error.strerror or error})"
+            raise UserError(f"Ray cluster {address}", why, "start it, or correct the address") from error
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError("Ray", "it is not installed", "install it: pip install 'trimtab[scale]'") from error
