@@ -15,8 +15,17 @@ from torch import Tensor
 from trimtab.dictionaries import save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Edit, EditRequest, LanguageModel, Site, decode
-from trimtab.steering import DirectionSource, DirectionTable, StaticSource, SteerConfig, VectorSource, run_steer
-from trimtab.steering.operations import OPERATIONS, Slots, operation
+from trimtab.steering import (
+    OPERATIONS,
+    DirectionSource,
+    DirectionTable,
+    Slots,
+    StaticSource,
+    SteerConfig,
+    VectorSource,
+    operation,
+    run_steer,
+)
 
 SITE = "resid_post.1"
 PLACES = torch.arange(3)

@@ -5,6 +5,7 @@ from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
 from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
+from trimtab.steering.operations import OPERATIONS, Slots, operation
 from trimtab.steering.replacing import PatchSource, ReconstructionSource
 from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
@@ -16,6 +17,7 @@ from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource
 
 __all__ = [
+    "OPERATIONS",
     "UNITS",
     "Arm",
     "Choice",
@@ -32,6 +34,7 @@ __all__ = [
     "ReconstructionSource",
     "ReplayReport",
     "ReplaySource",
+    "Slots",
     "StaticSource",
     "SteerConfig",
     "SteerOptions",
@@ -49,6 +52,7 @@ __all__ = [
     "check_unit",
     "coefficients",
     "dose_summary",
+    "operation",
     "replay",
     "replay_trace",
     "run_steer",

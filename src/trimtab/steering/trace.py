@@ -301,10 +301,9 @@ def _token_table(
 def _edit_table(
     decoded: Decoded, source: InterventionSource | None, names: Sequence[tuple[int, int]], run: str
 ) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [] for name in EDIT_SCHEMA.names}
-    if source is None:
-        return pa.table(columns, schema=EDIT_SCHEMA)
-    blocks = [blocks_of(source, site) for site in source.sites]
+    rows: list[dict[str, Any]] = []
+    sites = () if source is None else source.sites
+    blocks = [blocks_of(source, site) for site in sites if source]
     log = {name: column.tolist() for name, column in decoded.edits.columns.items()}
     for i in range(len(decoded.edits)):
         slots = [k for k, feature in enumerate(log["feature"][i]) if feature >= 0]
@@ -318,7 +317,7 @@ def _edit_table(
                 "sample": names[log["row"][i]][0],
                 "branch": names[log["row"][i]][1],
                 "position": log["position"][i],
-                "site": str(source.sites[log["site"][i]]),
+                "site": str(sites[log["site"][i]]),
                 "slot": slot,
                 "operation": block.operation if feature >= 0 else "none",
                 "feature": feature - block.start if feature >= 0 else -1,
@@ -335,9 +334,8 @@ def _edit_table(
                 "target": _number(log["target"][i][slot]),
                 "replacement_hash": hex_of_hash(log["replaced"][i]) if block.replaces and feature >= 0 else None,
             }
-            for name, value in row.items():
-                columns[name].append(value)
-    return pa.table(columns, schema=EDIT_SCHEMA)
+            rows.append(row)
+    return pa.Table.from_pylist(rows, schema=EDIT_SCHEMA)
 
 
 def _block(blocks: Sequence[Block], feature: int) -> Block:
