@@ -28,12 +28,13 @@ from trimtab.lm import (
     TokenBatch,
     capture,
     decode,
-    feeding,
+    running,
     site_width,
     upper_layers,
 )
 from trimtab.lm.cache import GrowingLayer
 from trimtab.lm.editing import SourceRunner
+from trimtab.lm.running import RunningRows
 from trimtab.lm.token_statistics import CPU_BLOCK, kl_divergence, token_statistics
 from trimtab.lm.upper_layers import can_run_from, first_edited_layer, input_site, starting_at
 
@@ -159,7 +160,7 @@ def test_prompts_that_are_edited_too(any_tiny: LanguageModel, positions: str) ->
     prompts, sites = prompts_of(LENGTHS), ("resid_mid.1",)
     shared = decode(any_tiny, prompts, config, Apart(any_tiny, sites, positions), repeats=COPIES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeding, "MOST_COPIES", 1)
+        patch.setattr(running, "MOST_COPIES", 1)
         assert_same(shared, decode(any_tiny, prompts, config, Apart(any_tiny, sites, positions), repeats=COPIES))
 
 
@@ -348,22 +349,23 @@ def lose_what_lies_below(patch: pytest.MonkeyPatch) -> None:
 
 def part_above_the_edits(patch: pytest.MonkeyPatch) -> None:
     original = first_edited_layer
-    patch.setattr(feeding, "first_edited_layer", lambda sites: original(sites) + 1)
+    patch.setattr(running, "first_edited_layer", lambda sites: original(sites) + 1)
 
 
 def edit_the_first_copy_only(patch: pytest.MonkeyPatch) -> None:
     original = SourceRunner.aim
 
-    def aim(self, ids, position, selected, row):  # type: ignore[no-untyped-def]
-        selected = selected.clone()
-        selected[:, 1:] = False
-        original(self, ids, position, selected, row)
+    def aim(self, ids, *args, real=None, **kwargs):  # type: ignore[no-untyped-def]
+        first = torch.zeros_like(ids, dtype=torch.bool)
+        first[:, 0] = True
+        original(self, ids, *args, real=first if real is None else real, **kwargs)
 
     patch.setattr(SourceRunner, "aim", aim)
 
 
 def count_padding_as_held(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(feeding, "_past_lengths", lambda cache, held: None)
+    original = RunningRows._forward
+    patch.setattr(RunningRows, "_forward", lambda self, batch, held=None, last=1: original(self, batch, None, last))
 
 
 class Mutation(NamedTuple):
@@ -392,7 +394,7 @@ def test_the_check_fails(mutation: Mutation, any_tiny: LanguageModel, monkeypatc
     with monkeypatch.context() as patch:
         mutation.apply(patch)
         assert can_run_from(any_tiny, 2, "copies") is not mutation.noticed
-        patch.setattr(feeding, "can_run_from", lambda *_: True)
+        patch.setattr(running, "can_run_from", lambda *_: True)
         with pytest.raises(mutation.error):
             check(any_tiny)
 

@@ -24,7 +24,7 @@ from planted_truths import (
 )
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import LanguageModel
+from trimtab.lm import EditRequest, LanguageModel
 from trimtab.policies import ppo, rollout, setup_headroom, source, train
 from trimtab.policies.analyses import branch_points, critic, forks
 from trimtab.policies.networks import ObservationNormaliser, Policy
@@ -176,12 +176,12 @@ def never_explore(patch: Patch) -> None:
 
 def share_draws_between_copies(patch: Patch) -> None:
     """All copies of an item draw the same action."""
-    original = source.uniform
+    original = EditRequest.uniform
 
-    def uniform(seed: int, sample: Any, branch: Any, position: Any, stream: int) -> torch.Tensor:
-        return original(seed, sample, torch.zeros_like(branch), position, stream)
+    def uniform(self: EditRequest, stream: int, **options: Any) -> torch.Tensor:
+        return original(self._replace(branch=torch.zeros_like(self.branch)), stream, **options)
 
-    patch.setattr(source, "uniform", uniform)
+    patch.setattr(EditRequest, "uniform", uniform)
 
 
 def turn_advantages_around(patch: Patch) -> None:

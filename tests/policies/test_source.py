@@ -11,7 +11,7 @@ from policy_rollouts import PROMPTS, SITE, RollOut
 from trimtab.control.masks import MASKS, MaskKind, build_mask
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, TokenBatch
+from trimtab.lm import DecodeStream, LanguageModel, Row, TokenBatch
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource, masked_log_softmax, with_no_edit
@@ -182,3 +182,12 @@ def test_impossible_masks_and_policies_are_refused(sae: Standard, policy: Policy
     other = Policy.build(sae.directions[:10], hidden=(4,))
     with pytest.raises(UserError, match="a policy over 10 features: the directions are 64"):
         PolicySource(other, sae, build_mask("none", sae), 0.5)
+
+
+def test_rows_that_join_are_refused(tiny_llama: LanguageModel, sae: Standard, policy: Policy) -> None:
+    """Buffers of decisions are laid out at the start."""
+    stream = DecodeStream(tiny_llama, PolicySource(policy, sae, build_mask("current", sae), 0.5))
+    stream.add(Row(PROMPTS[0]))
+    next(iter(stream))
+    with pytest.raises(UserError, match="a row that joins a stream steered by PolicySource: this source learns of all"):
+        stream.add(Row(PROMPTS[1]))

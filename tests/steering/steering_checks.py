@@ -16,7 +16,16 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from trimtab.dictionaries.base import Dictionary
-from trimtab.lm import DecodeConfig, Decoded, EditLog, EditRequest, InterventionSource, LanguageModel, Site
+from trimtab.lm import (
+    DecodeConfig,
+    Decoded,
+    DecodeStream,
+    EditLog,
+    EditRequest,
+    InterventionSource,
+    LanguageModel,
+    Site,
+)
 from trimtab.lm import decode as run_decode
 from trimtab.lm.sampling import uniform
 from trimtab.lm.taps import tap
@@ -29,9 +38,6 @@ from trimtab.steering import (
     ReplaySource,
     StaticSource,
 )
-
-# `trimtab.lm.decode` is the function once the package is imported, so the module is found by name.
-decode_module = __import__("sys").modules["trimtab.lm.decode"]
 
 Logits = dict[tuple[int, int], Tensor]
 """By row and position of the input token: the logits that chose the next one."""
@@ -69,18 +75,18 @@ def prompts_of(lengths: Sequence[int], seed: int = 0, pad_id: int | None = None)
 def recorded_logits() -> Iterator[Logits]:
     """Collects the logits that every token of a decode call is chosen from."""
     seen: Logits = {}
-    original = decode_module._choose
+    original = DecodeStream._choose
 
-    def spy(model, rows, active, length, logits, config):  # type: ignore[no-untyped-def]
-        for index, (row, n) in enumerate(zip(active.tolist(), length.tolist(), strict=True)):
-            seen[row, n - 1] = logits[index].clone()
-        return original(model, rows, active, length, logits, config)
+    def spy(self, running):  # type: ignore[no-untyped-def]
+        for row, logits in zip(running.rows, running.logits, strict=True):
+            seen[row.number, row.length - 1] = logits.clone()
+        return original(self, running)
 
-    decode_module._choose = spy
+    DecodeStream._choose = spy  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        decode_module._choose = original
+        DecodeStream._choose = original  # type: ignore[method-assign]
 
 
 class LoggedEdit(NamedTuple):
@@ -283,7 +289,7 @@ def check_batch_independence(
             position = len(prompt) - 1 + step
             torch.testing.assert_close(together[row, position], single[0, position], atol=tolerance, rtol=tolerance)
             if left != right:
-                assert _is_near_tie(single[0, position], left, right, config, row, position), f"row {row}, step {step}"
+                assert is_near_tie(single[0, position], left, right, config, row, position), f"row {row}, step {step}"
                 near_ties += 1
                 break
         else:
@@ -293,7 +299,9 @@ def check_batch_independence(
     return near_ties
 
 
-def _is_near_tie(logits: Tensor, left: int, right: int, config: DecodeConfig, sample: int, position: int) -> bool:
+def is_near_tie(
+    logits: Tensor, left: int, right: int, config: DecodeConfig, sample: int, position: int, branch: int = 0
+) -> bool:
     """Whether two choices differ by rounding: tied logits if greedy, else a draw on the border between the tokens."""
     if config.temperature == 0:
         return abs(float(logits[left] - logits[right])) < 1e-3
@@ -303,7 +311,7 @@ def _is_near_tie(logits: Tensor, left: int, right: int, config: DecodeConfig, sa
         mass = probs[order].cumsum(0)
         probs[order[int((mass < config.top_p).sum()) + 1 :]] = 0
     cdf = probs.cumsum(0) / probs.sum()
-    u = float(uniform(config.seed, torch.tensor([sample]), 0, position))
+    u = float(uniform(config.seed, torch.tensor([sample]), branch, position))
     return float((cdf - u).abs().min()) < 1e-4
 
 
@@ -388,9 +396,10 @@ def decode_and_look(
     handles = [handle for site in source.sites for handle in tap(model, site, seen_by(before[site]))]
     late: list[RemovableHandle] = []
 
-    def look_behind(*_: object) -> None:  # once decoding has registered its hooks
-        if not late:
-            late.extend(handle for site in source.sites for handle in tap(model, site, seen_by(after[site])))
+    def look_behind(*_: object) -> None:  # in each pass, once decoding has registered its hooks
+        for handle in late:
+            handle.remove()
+        late[:] = [handle for site in source.sites for handle in tap(model, site, seen_by(after[site]))]
 
     handles.append(model.hf.get_input_embeddings().register_forward_hook(look_behind))
     try:

@@ -24,14 +24,24 @@ from steering_checks import (
     check_reconstruction_error_kept,
     check_replay,
     decode_and_look,
-    decode_module,
     prompts_of,
     run_decode,
 )
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, TokenBatch, capture, editing, edits, taps
+from trimtab.lm import (
+    DecodeConfig,
+    DecodeStream,
+    LanguageModel,
+    PositionRule,
+    TokenBatch,
+    capture,
+    editing,
+    edits,
+    stream,
+    taps,
+)
 from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.editing import SourceRunner
 from trimtab.steering import (
@@ -41,7 +51,6 @@ from trimtab.steering import (
     ReplaySource,
     StaticSource,
     VectorSource,
-    controls,
     operations,
     replaying,
 )
@@ -66,8 +75,8 @@ class Mutation(NamedTuple):
 def edit_one_position_early(patch: Patch, *_: object) -> None:
     original = SourceRunner.aim
 
-    def aim(self, ids, position, selected, row):  # type: ignore[no-untyped-def]
-        original(self, ids, position, selected, row)
+    def aim(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        original(self, *args, **kwargs)
         self._time = (self._time - 1).clamp_min(0)
 
     patch.setattr(SourceRunner, "aim", aim)
@@ -127,18 +136,16 @@ def edit_a_copy_for_the_cache(patch: Patch, *_: object) -> None:
 
 
 def draw_from_a_shared_generator(patch: Patch, *_: object) -> None:
-    patch.setattr(decode_module, "uniform", lambda seed, sample, *_: torch.rand(len(sample), dtype=torch.float64))
+    patch.setattr(stream, "uniform", lambda seed, sample, *_: torch.rand(len(sample), dtype=torch.float64))
 
 
 def draw_actions_from_a_shared_generator(patch: Patch, *_: object) -> None:
-    patch.setattr(controls, "uniform", lambda seed, sample, *_: torch.rand(len(sample), dtype=torch.float64))
+    patch.setattr(editing, "uniform", lambda seed, sample, *_: torch.rand(len(sample), dtype=torch.float64))
 
 
 def key_draws_by_place_in_the_batch(patch: Patch, *_: object) -> None:
-    original = decode_module.uniform
-    patch.setattr(
-        decode_module, "uniform", lambda seed, sample, *rest: original(seed, torch.arange(len(sample)), *rest)
-    )
+    original = stream.uniform
+    patch.setattr(stream, "uniform", lambda seed, sample, *rest: original(seed, torch.arange(len(sample)), *rest))
 
 
 def leave_out_position_ids(patch: Patch, *_: object) -> None:
@@ -165,20 +172,19 @@ def leave_out_the_mask(patch: Patch, *_: object) -> None:
 
 def go_on_editing_after_the_stop(patch: Patch, *_: object) -> None:
     """A finished row stays in the batch and is edited, while its tokens are cut off afterwards."""
-    ended, result = decode_module._ended, decode_module._Rows.result
+    original, leave = DecodeStream._reason_to_end, DecodeStream._leave
 
-    def never_before_the_end(model, rows, row, config):  # type: ignore[no-untyped-def]
-        ended(model, rows, row, config)
-        return len(rows.tokens[row]) == config.max_new_tokens
+    def never_before_the_end(self, row):  # type: ignore[no-untyped-def]
+        return "" if row.tokens_left else original(self, row)
 
-    def cut(self, model, *args):  # type: ignore[no-untyped-def]
-        for row, tokens in enumerate(self.tokens):
-            stops = [i for i, token in enumerate(tokens) if token in model.eos_ids]
-            self.tokens[row] = tokens[: stops[0] + 1] if stops else tokens
-        return result(self, model, *args)
+    def cut(self, ended):  # type: ignore[no-untyped-def]
+        for row in ended:
+            stops = [i for i, token in enumerate(row.token_ids) if token in self.model.eos_ids]
+            row.token_ids = row.token_ids[: stops[0] + 1] if stops else row.token_ids
+        return leave(self, ended)
 
-    patch.setattr(decode_module, "_ended", never_before_the_end)
-    patch.setattr(decode_module._Rows, "result", cut)
+    patch.setattr(DecodeStream, "_reason_to_end", never_before_the_end)
+    patch.setattr(DecodeStream, "_leave", cut)
 
 
 def keep_the_wrong_rows(patch: Patch, *_: object) -> None:

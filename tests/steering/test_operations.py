@@ -33,7 +33,7 @@ PLACES = torch.arange(3)
 
 def after(source: StaticSource, x: Tensor) -> Tensor:
     """What a source makes of activations `[3, d]`."""
-    request = EditRequest(Site.parse(SITE), x, PLACES, PLACES, PLACES)
+    request = EditRequest(Site.parse(SITE), x, *[PLACES] * 7, PLACES[:, None])
     edit = source.choose(request)
     assert isinstance(edit, Edit)
     return edit.change(source.directions(request.site), PLACES, PLACES).of(x)

@@ -237,7 +237,7 @@ def test_another_source_s_positions_need_no_values(tiny_llama: LanguageModel) ->
     log = decode(tiny_llama, INTO, CONFIG, source).edits
     edits = log.take(log.feature[:, 0] >= 0)
     assert list(zip(edits.row.tolist(), edits.position.tolist(), strict=True)) == [(0, 1), (1, 3)]
-    request = EditRequest(Site.parse(SITE), torch.zeros(1, 32), *torch.zeros(3, 1, dtype=torch.long))
+    request = EditRequest(Site.parse(SITE), torch.zeros(1, 32), *torch.zeros(7, 1, dtype=torch.long), torch.zeros(1, 1))
     edit = StaticSource(make_dictionary(tiny_llama), 3).choose(request)
     assert edit is not None
     assert edit.replacement is None

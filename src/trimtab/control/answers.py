@@ -92,13 +92,12 @@ class MatchedSource(DirectionSource):
         super().start(start)
         self.inner.start(start)
         self.relative = self.relative.to(start.device)
-        self._first = torch.tensor([len(prompt) - 1 for prompt in start.prompts], device=start.device)
 
     def pick(self, request: EditRequest) -> Choice | None:
         choice = self.inner.pick(request)
         if choice is None:
             return None
-        step = request.position - self._first[request.row]
+        step = request.position - request.prompt_length + 1
         known = step < self.relative.shape[1]
         dose = self.relative[request.row, step.clamp_max(self.relative.shape[1] - 1)] * known * self.scale
         return Choice(torch.where(dose[:, None] != 0, choice.feature[:, :1], -1), dose[:, None])

@@ -5,33 +5,39 @@ from trimtab.lm.cache import GrowingCache
 from trimtab.lm.capture import capture
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.config import ModelConfig
-from trimtab.lm.decode import DecodeConfig, Decoded, decode
+from trimtab.lm.decode import Decoded, decode
 from trimtab.lm.describing import ModelDetails, show
-from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, edited
+from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, JoinableSource, edited
 from trimtab.lm.edits import Edit, EditLog, activation_hash, edit_delta
 from trimtab.lm.fetching import pull
 from trimtab.lm.loading import check_device, load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
+from trimtab.lm.rows import DecodeConfig, Row
 from trimtab.lm.sites import Site
+from trimtab.lm.stream import DecodeStep, DecodeStream
 from trimtab.lm.taps import RowDelta, site_width
 
 __all__ = [
     "DecodeConfig",
     "DecodeStart",
+    "DecodeStep",
+    "DecodeStream",
     "Decoded",
     "Edit",
     "EditLog",
     "EditRequest",
     "GrowingCache",
     "InterventionSource",
+    "JoinableSource",
     "LanguageModel",
     "ModelConfig",
     "ModelDetails",
     "ModelList",
     "PositionRule",
     "PromptCache",
+    "Row",
     "RowDelta",
     "Site",
     "TokenBatch",

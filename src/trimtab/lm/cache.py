@@ -7,7 +7,7 @@ their window is enforced by the mask, so that a fork beyond the window needs not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,62 +26,72 @@ class GrowingLayer(CacheLayerMixin):
         super().__init__()
         self.length = 0
         self.reserve = reserve
-        self._key_storage: Tensor | None = None
-        self._value_storage: Tensor | None = None
+        self._storage: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
         self._grow(key_states, value_states, max(self.reserve, key_states.shape[2]))
-        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        if self._storage is None:
             self.lazy_initialization(key_states, value_states)
-        assert self._key_storage is not None
-        assert self._value_storage is not None
-        end = self.length + key_states.shape[2]
-        if end > self._key_storage.shape[2]:
-            self._grow(key_states, value_states, max(end, self._key_storage.shape[2] + GROWTH))
-        self._key_storage[:, :, self.length : end] = key_states
-        self._value_storage[:, :, self.length : end] = value_states
-        self.length = end
-        self.keys, self.values = self._key_storage[:, :, :end], self._value_storage[:, :, :end]
-        return self.keys, self.values
+        assert self._storage is not None
+        end, capacity = self.length + key_states.shape[2], self._storage[0].shape[2]
+        if end > capacity:
+            self._grow(key_states, value_states, max(end, capacity + GROWTH))
+        keys, values = self._storage
+        keys[:, :, self.length : end] = key_states
+        values[:, :, self.length : end] = value_states
+        return self._hold((keys, values), end)
 
     def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Begin with rows `[heads, length, head_dim]` of any length, padded on the left with zeros."""
-        self.length = max(row.shape[1] for row in keys)
-        self._key_storage, self._value_storage = self._padded(keys), self._padded(values)
-        self.keys, self.values = self._key_storage[:, :, : self.length], self._value_storage[:, :, : self.length]
-        self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+        """Hold blocks of rows `[n, heads, length, head_dim]` of any length, padded on the left with zeros."""
+        length = max(block.shape[2] for block in keys)
+        self._hold((self._stacked(blocks, length) for blocks in (keys, values)), length)
 
-    def _padded(self, rows: Sequence[Tensor]) -> Tensor:
-        heads, _, width = rows[0].shape
-        storage = rows[0].new_empty(len(rows), heads, max(self.reserve, self.length), width)
-        for into, row in zip(storage.unbind(), rows, strict=True):
-            start = self.length - row.shape[1]
-            into[:, :start] = 0
-            into[:, start : self.length] = row
+    def _stacked(self, blocks: Sequence[Tensor], length: int) -> Tensor:
+        _, heads, _, width = blocks[0].shape
+        sizes = [len(block) for block in blocks]
+        storage = blocks[0].new_empty(sum(sizes), heads, max(self.reserve, length), width)
+        for into, block in zip(storage.split(sizes), blocks, strict=True):
+            start = length - block.shape[2]
+            into[:, :, :start] = 0
+            into[:, :, start:length] = block
         return storage
 
     def _grow(self, key_states: Tensor, value_states: Tensor, capacity: int) -> None:
-        batch, heads, _, width = key_states.shape
-        keys = key_states.new_empty(batch, heads, capacity, width)
-        values = value_states.new_empty(batch, heads, capacity, value_states.shape[3])
-        if self.keys is not None and self.values is not None:
-            keys[:, :, : self.length], values[:, :, : self.length] = self.keys, self.values
-        self._key_storage, self._value_storage = keys, values
+        grown = []
+        for states, held in ((key_states, self.keys), (value_states, self.values)):
+            batch, heads, _, width = states.shape
+            storage = states.new_empty(batch, heads, capacity, width)
+            if held is not None:
+                storage[:, :, : self.length] = held
+            grown.append(storage)
+        self._hold(grown, self.length)
+
+    def _hold(self, storage: Iterable[Tensor], length: int) -> tuple[Tensor, Tensor]:
+        keys, values = storage
+        self._storage, self.length = (keys, values), length
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        return self.keys, self.values
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) the given batch rows."""
-        if self._key_storage is None or self._value_storage is None:
-            return
-        self._key_storage = self._key_storage.index_select(0, rows)
-        self._value_storage = self._value_storage.index_select(0, rows)
-        self.keys = self._key_storage[:, :, : self.length]
-        self.values = self._value_storage[:, :, : self.length]
+        if self._storage is not None:
+            self._hold((storage.index_select(0, rows) for storage in self._storage), self.length)
+
+    def append(self, other: GrowingLayer, mine: int, theirs: int, reserve: int) -> None:
+        """Put another layer's rows behind these, of which the last `mine` and `theirs` places hold tokens."""
+        assert self._storage is not None
+        assert other._storage is not None
+        self.reserve = reserve
+        keys, values = (
+            [ours[:, :, self.length - mine : self.length], added[:, :, other.length - theirs : other.length]]
+            for ours, added in zip(self._storage, other._storage, strict=True)
+        )
+        self.fill(keys, values)
 
     def unfold(self, copies: int, own: int, reserve: int) -> None:
         """Give every row `copies` rows, side by side.
@@ -91,19 +101,15 @@ class GrowingLayer(CacheLayerMixin):
             reserve: length to allocate for each, in tokens.
             own: with 1, the last `copies` places of a row are one for each copy; with 0, every copy has all places.
         """
-        if self._key_storage is None or self._value_storage is None:
+        if self._storage is None:
             return
         self.reserve = reserve
         shared = self.length - own * copies
-        self.length = shared + own
-        self._key_storage = self._unfolded(self._key_storage, copies, shared, own)
-        self._value_storage = self._unfolded(self._value_storage, copies, shared, own)
-        self.keys = self._key_storage[:, :, : self.length]
-        self.values = self._value_storage[:, :, : self.length]
+        self._hold((self._unfolded(storage, copies, shared, own) for storage in self._storage), shared + own)
 
     def _unfolded(self, storage: Tensor, copies: int, shared: int, own: int) -> Tensor:
         rows, heads, _, width = storage.shape
-        unfolded = storage.new_empty(rows, copies, heads, max(self.reserve, self.length), width)
+        unfolded = storage.new_empty(rows, copies, heads, max(self.reserve, shared + own), width)
         unfolded[:, :, :, :shared] = storage[:, None, :, :shared]
         if own:
             unfolded[:, :, :, shared] = storage[:, :, shared : shared + copies].transpose(1, 2)
@@ -172,6 +178,17 @@ class GrowingCache(Cache):
         keys = self.growing[0].keys
         assert keys is not None, "there is nothing to repeat"
         self.select(torch.arange(keys.shape[0], device=keys.device).repeat_interleave(times))
+
+    def append(self, other: GrowingCache, mine: int, theirs: int, reserve: int) -> None:
+        """Put another cache's rows behind these, and drop what is padding in all of them.
+
+        Args:
+            other: of the same model.
+            mine, theirs: the longest row's tokens.
+            reserve: length to allocate, in tokens.
+        """
+        for layer, theirs_layer in zip(self.growing, other.growing, strict=True):
+            layer.append(theirs_layer, mine, theirs, reserve)
 
     def unfold(self, copies: int, layer: int, reserve: int) -> None:
         """Rows of their own for copies of each row that were fed side by side from a layer on.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trimtab.errors import UserError
 from trimtab.lm.edits import Edit, EditLog, activation_hash
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
+from trimtab.lm.sampling import uniform
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, tap
 
@@ -22,19 +25,35 @@ class EditRequest(NamedTuple):
 
     site: Site
     x: Tensor  # [R, d] activations before the edit
-    row: Tensor  # [R] index into the rows given to decode
+    row: Tensor  # [R] index among the rows of `start`; one that joins a stream may have that of one that has left
     position: Tensor  # [R] absolute position, padding excluded
     token: Tensor  # [R] the input token there
+    prompt_length: Tensor  # [R]
+    seed: Tensor  # [R] of the row's draws, as are the next two
+    sample: Tensor  # [R]
+    branch: Tensor  # [R]
+    shared: Tensor  # [R, C] all rows that the edit shapes: copies of a prompt share what is fed once for all of them
+
+    def uniform(self, stream: int, *, seed: int | None = None) -> Float[Tensor, " R"]:
+        """A draw for each row at its position, the same whatever else is decoded.
+
+        Args:
+            stream: what it is for; see `trimtab.lm.sampling.uniform`.
+            seed: another one than the row's.
+        """
+        return uniform(self.seed if seed is None else seed, self.sample, self.branch, self.position, stream)
+
+    def take(self, index: Tensor) -> EditRequest:
+        """Some of the rows."""
+        return EditRequest(self.site, *(column[index] for column in self[1:]))
 
 
 class DecodeStart(NamedTuple):
-    """What a source learns before the first token: all rows of a decode call."""
+    """What a source learns of rows before their first token."""
 
     prompts: list[list[int]]  # per row, teacher-forced continuation excluded
-    sample: Tensor  # [N] sample ids, the key of random draws
-    branch: Tensor  # [N]
-    seed: int
-    max_new_tokens: int
+    row: Tensor  # [N] index of each in requests
+    max_new_tokens: int  # of any row
     device: torch.device
 
 
@@ -64,6 +83,34 @@ class InterventionSource(Protocol):
         ...
 
 
+@runtime_checkable
+class JoinableSource(InterventionSource, Protocol):
+    """A source whose rows need not all be there at the start."""
+
+    def join(self, start: DecodeStart) -> None:
+        """Called when rows join a stream that has started.
+
+        Raises:
+            UserError: not under this source's settings.
+        """
+        ...
+
+
+def tell_of_rows(source: InterventionSource, rows: DecodeStart) -> None:
+    """Tell a source of rows that join.
+
+    Raises:
+        UserError: it must know all rows at the start, always or under its settings.
+    """
+    if not isinstance(source, JoinableSource):
+        raise UserError(
+            f"a row that joins a stream steered by {type(source).__name__}",
+            "this source learns of all rows at the start",
+            "add the row before the first step, or begin another stream",
+        )
+    source.join(rows)
+
+
 @contextmanager
 def edited(model: LanguageModel, edits: Mapping[Site, Callable[[Tensor], RowDelta | None]]) -> Iterator[None]:
     """Apply edits in every forward pass inside the block.
@@ -86,28 +133,68 @@ def edited(model: LanguageModel, edits: Mapping[Site, Callable[[Tensor], RowDelt
             handle.remove()
 
 
+class RowColumns(NamedTuple):
+    """What is known of the rows of a batch, on the model's device."""
+
+    number: Int[Tensor, " B"]  # unique in a stream
+    row: Int[Tensor, " B"]  # what requests call it, used again once it has left
+    prompt_length: Int[Tensor, " B"]
+    seed: Int[Tensor, " B"]
+    sample: Int[Tensor, " B"]
+    branch: Int[Tensor, " B"]
+
+    def take(self, index: Tensor) -> RowColumns:
+        """Some of the rows."""
+        return RowColumns(*(column[index] for column in self))
+
+
+class FedRow(NamedTuple):
+    """A row that has ended."""
+
+    number: int
+    prompt_length: int
+    fed: int  # tokens that went through the model
+
+
 class SourceRunner:
-    """Asks a source for edits during forward passes, applies them and logs them."""
+    """Asks a source for edits during forward passes, applies them, and logs them until their row leaves."""
 
     def __init__(self, model: LanguageModel, source: InterventionSource) -> None:
         self.model, self.source = model, source
         self.sites = tuple(model.site(site) for site in source.sites)
-        self._batch = self._time = self._row = self._position = self._token = torch.empty(0, dtype=torch.long)
+        self._batch = self._time = self._position = self._token = self._shared = self._number = torch.empty(0).long()
+        self._rows: RowColumns | None = None
         self._parts: list[EditLog] = []
-        self._visits: list[tuple[int, Tensor, Tensor]] = []
+        self._visits: list[Int[Tensor, "3 V"]] = []
 
     def aim(
         self,
         ids: Int[Tensor, "B T"],
         position: Int[Tensor, "B T"],
-        selected: Bool[Tensor, "B T"],
-        row: Int[Tensor, "B T"],
+        rows: RowColumns,
+        which: Int[Tensor, "B T"],
+        *,
+        real: Bool[Tensor, "B T"] | None = None,
+        copies: int = 1,
     ) -> None:
-        """Say which places of the coming forward pass are to be edited."""
-        self._batch, self._time = selected.nonzero(as_tuple=True)
-        self._row = row[self._batch, self._time]
-        self._position = position[self._batch, self._time]
-        self._token = ids[self._batch, self._time]
+        """Say what the coming forward pass holds, so that the places to be edited are known.
+
+        Args:
+            ids: the input tokens.
+            position: absolute positions.
+            rows: of the batch.
+            which: of them each place belongs to.
+            real: where there is a token, not padding.
+            copies: each place is shared by so many rows, from `which` on.
+        """
+        selected = self.source.positions.selects(position, rows.prompt_length[which])
+        if real is not None:
+            selected = selected & real
+        self._batch, self._time = where = selected.nonzero(as_tuple=True)
+        self._position, self._token = position[where], ids[where]
+        first = which[where]
+        self._rows, all_copies = rows.take(first), first[:, None] + torch.arange(copies, device=first.device)
+        self._shared, self._number = rows.row[all_copies], rows.number[all_copies]
 
     def edits(self) -> dict[Site, Callable[[Tensor], RowDelta | None]]:
         """What `edited` takes: one function per site."""
@@ -117,56 +204,87 @@ class SourceRunner:
         def fn(x: Tensor) -> RowDelta | None:
             if len(self._batch) == 0:
                 return None
-            self._visits.append((index, self._row, self._position))
-            rows = x[self._batch, self._time]
-            edit = self.source.choose(EditRequest(site, rows, self._row, self._position, self._token))
+            assert self._rows is not None
+            for number in self._number.unbind(1):
+                self._visits.append(torch.stack([torch.full_like(number, index), number, self._position]))
+            _, row, prompt_length, seed, sample, branch = self._rows
+            request = EditRequest(
+                site, x[self._batch, self._time], row, self._position, self._token, prompt_length, seed, sample, branch,
+                self._shared,
+            )  # fmt: skip
+            edit = self.source.choose(request)
             if edit is None:
                 return None
             change = edit.change(self.source.directions(site), self._batch, self._time)
-            self._log(index, rows, edit, change)
+            self._log(index, request.x, edit, change)
             return change
 
         return fn
 
     def _log(self, site: int, x: Tensor, edit: Edit, change: RowDelta) -> None:
-        count, device = len(self._row), self._row.device
+        count, device = len(self._position), self._position.device
         nan = torch.full((count,), float("nan"), device=device)
         applied = change.delta
         if change.base is not None:
             applied = torch.where(change.base.isnan(), applied, change.of(x) - x)
-        replaced, kept = torch.zeros_like(self._row), dict[int, Tensor]()
+        replaced, kept = torch.zeros_like(self._position), dict[int, Tensor]()
         if edit.replacement is not None:
             rows = edit.replacement.detach().to("cpu", x.dtype)
             keys = [0 if row.isnan().any() else activation_hash(row) for row in rows]
             replaced = torch.tensor(keys, device=device)
             if getattr(self.source, "keep_replacements", False):
                 kept = {key: row for key, row in zip(keys, rows, strict=True) if key}
-        self._parts.append(
-            EditLog(
-                site=torch.full((count,), site, device=device),
-                row=self._row,
-                position=self._position,
-                feature=edit.feature,
-                coefficient=edit.coefficient,
-                requested=edit.coefficient if edit.requested is None else edit.requested,
-                x_norm=x.float().norm(dim=-1),
-                delta_norm=applied.float().norm(dim=-1),
-                action_logp=nan if edit.action_logp is None else edit.action_logp,
-                n_allowed=torch.full((count,), -1, device=device) if edit.n_allowed is None else edit.n_allowed,
-                value=nan if edit.value is None else edit.value,
-                target=torch.full_like(edit.coefficient, float("nan")) if edit.target is None else edit.target,
-                replaced=replaced,
-                kept=kept,
-            )
+        log = EditLog(
+            site=torch.full((count,), site, device=device),
+            row=self._number[:, 0],
+            position=self._position,
+            feature=edit.feature,
+            coefficient=edit.coefficient,
+            requested=edit.coefficient if edit.requested is None else edit.requested,
+            x_norm=x.float().norm(dim=-1),
+            delta_norm=applied.float().norm(dim=-1),
+            action_logp=nan if edit.action_logp is None else edit.action_logp,
+            n_allowed=torch.full((count,), -1, device=device) if edit.n_allowed is None else edit.n_allowed,
+            value=nan if edit.value is None else edit.value,
+            target=torch.full_like(edit.coefficient, float("nan")) if edit.target is None else edit.target,
+            replaced=replaced,
+            kept=kept,
         )
+        self._parts += [replace(log, row=number) for number in self._number.unbind(1)]
 
-    def visits(self, site: int) -> list[tuple[int, int]]:
-        """(row, position) of every place at which the source was asked, at one of its sites."""
-        mine = [(row, position) for index, row, position in self._visits if index == site]
-        return [pair for rows, places in mine for pair in zip(rows.tolist(), places.tolist(), strict=True)]
+    def leave(self, rows: Sequence[FedRow]) -> list[EditLog]:
+        """The edits of rows that have ended, one log for each, ordered by position and site, on the CPU.
 
-    def finish(self) -> EditLog:
-        """All edits so far, on the CPU, ordered by row, position and site."""
-        if not self._parts:
-            return EditLog.empty()
-        return EditLog.cat(self._parts).to("cpu").sorted()
+        Raises:
+            RuntimeError: the places shown to the source are not those that its rule asks for.
+        """
+        numbers = torch.tensor([row.number for row in rows])
+        visits, log = self.forget(numbers)
+        self._check(rows, visits.tolist())
+        log = log.to("cpu").sorted()
+        bounds = (torch.searchsorted(log.row, numbers, right=right).tolist() for right in (False, True))
+        return [log.take(slice(*pair)) for pair in zip(*bounds, strict=True)]
+
+    def forget(self, numbers: Int[Tensor, " N"]) -> tuple[Int[Tensor, "3 V"], EditLog]:
+        """Take out what is known of some rows: site, number and position of each place shown, and the log."""
+        numbers = numbers.to(self.model.device)
+        visits = torch.cat(self._visits, dim=1) if self._visits else numbers.new_empty(3, 0)
+        log = EditLog.cat(self._parts) if self._parts else EditLog.empty()
+        shown, logged = torch.isin(visits[1], numbers), torch.isin(log.row, numbers)
+        self._visits = [] if bool(shown.all()) else [visits[:, ~shown]]
+        self._parts = [] if bool(logged.all()) else [log.take(~logged)]
+        return visits[:, shown], log.take(logged)
+
+    def _check(self, rows: Sequence[FedRow], visits: list[list[int]]) -> None:
+        """Every position that the rule asks for was shown to the source once per site, and none other."""
+        places = [(i, position) for i, row in enumerate(rows) for position in range(row.fed)]
+        which, position = torch.tensor(places).T
+        selected = self.source.positions.selects(position, torch.tensor([row.prompt_length for row in rows])[which])
+        asked = {(rows[i].number, at) for (i, at), kept in zip(places, selected.tolist(), strict=True) if kept}
+        for index, site in enumerate(self.sites):
+            seen = [(number, at) for site_index, number, at in zip(*visits, strict=True) if site_index == index]
+            if len(seen) != len(asked) or set(seen) != asked:
+                raise RuntimeError(
+                    f"{len(seen)} places edited at {site}, {len(asked)} asked for: the hooks did not see each position "
+                    "once"
+                )

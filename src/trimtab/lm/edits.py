@@ -125,9 +125,11 @@ class EditLog:
         """The log on another device."""
         return replace(self, **{name: column.to(device) for name, column in self.columns.items()})
 
-    def take(self, index: Tensor) -> EditLog:
-        """Some of the edits, by index or mask."""
-        return replace(self, **{name: column[index] for name, column in self.columns.items()})
+    def take(self, index: Tensor | slice) -> EditLog:
+        """Some of the edits, by index, mask or range, with what of `kept` they need."""
+        columns = {name: column[index] for name, column in self.columns.items()}
+        needed = set(columns["replaced"].tolist()) if self.kept else ()
+        return replace(self, **columns, kept={key: row for key, row in self.kept.items() if key in needed})
 
     def sorted(self) -> EditLog:
         """Ordered by row, position and site."""

@@ -20,8 +20,8 @@ from trimtab.lm.model import LanguageModel
 
 
 class _Held(NamedTuple):
-    keys: list[Float[Tensor, "heads length width"]]
-    values: list[Float[Tensor, "heads length width"]]
+    keys: list[Float[Tensor, "1 heads length width"]]
+    values: list[Float[Tensor, "1 heads length width"]]
 
     @property
     def bytes(self) -> int:
@@ -81,8 +81,8 @@ class PromptCache:
         for layer in cache.growing:
             assert layer.keys is not None
             assert layer.values is not None
-            keys.append(layer.keys[row].clone())
-            values.append(layer.values[row].clone())
+            keys.append(layer.keys[row : row + 1].clone())
+            values.append(layer.values[row : row + 1].clone())
         self._held[head] = held = _Held(keys, values)
         self._bytes += held.bytes
 

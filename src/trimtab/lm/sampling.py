@@ -30,7 +30,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def uniform(
-    seed: int,
+    seed: Int[Tensor, " B"] | int,
     sample: Int[Tensor, " B"],
     branch: Int[Tensor, " B"] | int,
     position: Int[Tensor, " B"] | int,
@@ -45,7 +45,7 @@ def uniform(
         position: absolute position of the input token.
         stream: what the draw is for: `TOKEN_STREAM`, `ACTION_STREAM`, or any other integer.
     """
-    state = torch.full_like(sample, seed, dtype=torch.int64)
+    state = torch.zeros_like(sample, dtype=torch.int64) + seed
     for part in (sample, branch, position, stream):
         state = _mix(state + _GOLDEN) ^ torch.as_tensor(part, dtype=torch.int64, device=sample.device)
     return _shift_right(_mix(state + _GOLDEN), 11).double() / float(1 << 53)

@@ -261,7 +261,7 @@ def allowed_at_first(
 ) -> Bool[NDArray[np.bool_], "P n"]:
     """What a mask allows at the first decision of each item."""
     rows = torch.arange(len(prompts), device=model.device)
-    mask.start(DecodeStart([list(p) for p in prompts.ids], rows, torch.zeros_like(rows), 0, 1, model.device))
+    mask.start(DecodeStart([list(p) for p in prompts.ids], rows, 1, model.device))
     allowed = mask.allowed(torch.from_numpy(x).to(model.device), rows, torch.zeros_like(rows))
     return allowed.cpu().numpy()
 

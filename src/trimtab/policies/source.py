@@ -12,7 +12,7 @@ from trimtab.control.masks import FeatureMask, MaskRecord
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
-from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform
+from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf
 from trimtab.policies.networks import Policy
 from trimtab.steering import Choice, DirectionSource, DirectionTable, check_doses
 
@@ -116,9 +116,7 @@ class PolicySource(DirectionSource):
         if self.greedy:
             action = logp.argmax(dim=-1)
         else:
-            start = self.begun
-            u = uniform(start.seed, start.sample[row], start.branch[row], request.position, ACTION_STREAM)
-            action = inverse_cdf(p, u)
+            action = inverse_cdf(p, request.uniform(ACTION_STREAM))
         place = (row, step)
         self._observation[place] = request.x.float()
         self._action[place] = action.int()

@@ -6,15 +6,14 @@ Each takes the dose that the claim uses, so that ‖Δ‖/‖x‖ and the number
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, EditRequest, PositionRule, Site
-from trimtab.lm.sampling import uniform
 from trimtab.steering.doses import DEFAULT_DOSE, check_doses
 from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_features
 from trimtab.steering.table import DirectionTable
@@ -75,23 +74,15 @@ class RandomFeatureSource(DirectionSource):
         super().start(start)
         self.candidates = {site: ids.to(start.device) for site, ids in self.candidates.items()}
 
+    def join(self, start: DecodeStart) -> None:
+        """Draws need nothing of a row but its keys, which every request holds."""
+
     def pick(self, request: EditRequest) -> Choice:
-        start, candidates = self.begun, self.candidates[request.site]
+        candidates = self.candidates[request.site]
         first = CONTROL_STREAM + self.k * self.sites.index(request.site)
-        position = request.position if self.per == "token" else torch.full_like(request.position, -1)
-        draws = torch.stack(
-            [
-                uniform(
-                    start.seed if self.seed is None else self.seed,
-                    start.sample[request.row],
-                    start.branch[request.row],
-                    position,
-                    first + slot,
-                )
-                for slot in range(self.k)
-            ],
-            dim=1,
-        )
+        if self.per == "row":
+            request = request._replace(position=torch.full_like(request.position, -1))
+        draws = torch.stack([request.uniform(first + slot, seed=self.seed) for slot in range(self.k)], dim=1)
         feature = candidates[draw_without_replacement(draws, len(candidates))]
         return Choice(feature, torch.full(feature.shape, self.dose, device=feature.device))
 
@@ -146,48 +137,37 @@ class TopActiveSource(DirectionSource):
 
     def start(self, start: DecodeStart) -> None:
         super().start(start)
+        self._peak = {site: torch.zeros(0, table.n, device=start.device) for site, table in self.tables.items()}
+        """`[rows, n]` largest activity of each row so far, at each site."""
+        self.join(start)
+
+    def join(self, start: DecodeStart) -> None:
+        """Begin with no activity."""
         if self.over == "context":
-            rows, device = len(start.prompts), start.device
-            self._context = {
-                site: _Context(
-                    torch.zeros(rows, table.n, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
-                )
-                for site, table in self.tables.items()
-            }
-            self._prompt_length = torch.tensor([len(p) for p in start.prompts], device=device)
-            # Copies of a prompt share the prefill of the first row with the same sample.
-            sample = start.sample.tolist()
-            self._first = torch.tensor([sample.index(s) for s in sample], device=device)
+            for site, peak in self._peak.items():
+                missing = max(0, int(start.row.max()) + 1 - len(peak))
+                self._peak[site] = torch.cat([peak, peak.new_zeros(missing, peak.shape[1])])
+                self._peak[site][start.row] = 0
 
     def pick(self, request: EditRequest) -> Choice:
         table = self.tables[request.site]
         if self.over == "token":
             return self._top(table.all_strengths(request.x))
-        peak, seen = self._context[request.site]
-        selected = self.where.selects(request.position, self._prompt_length[request.row])
+        peak = self._peak[request.site]
+        selected = self.where.selects(request.position, request.prompt_length)
         feature = torch.full((len(request.row), self.k), -1, device=request.row.device)
         if len(request.row.unique()) == len(request.row):
-            fresh = request.row[~seen[request.row]]
-            peak[fresh] = peak[self._first[fresh]]
-            seen[request.row] = True
             found = torch.maximum(peak[request.row], table.all_strengths(request.x))
-            peak[request.row] = found
+            peak[request.shared] = found[:, None]
             feature[selected] = self._top(found[selected]).feature
         else:
             for row in request.row.unique().tolist():  # a prefill: several positions per row, in order
                 mine = request.row == row
                 found = torch.maximum(table.all_strengths(request.x[mine]).cummax(dim=0).values, peak[row])
-                peak[row], seen[row] = found[-1], True
+                peak[request.shared[mine][0]] = found[-1]
                 feature[mine & selected] = self._top(found[selected[mine]]).feature
         return Choice(feature, torch.full(feature.shape, self.dose, device=feature.device))
 
     def _top(self, strength: Float[Tensor, "R n"]) -> Choice:
         value, feature = strength.topk(self.k, dim=-1)
         return Choice(torch.where(value > 0, feature, -1), torch.full(feature.shape, self.dose, device=strength.device))
-
-
-class _Context(NamedTuple):
-    """What a row has shown so far at one site."""
-
-    peak: Float[Tensor, "N n"]
-    seen: Bool[Tensor, " N"]

@@ -216,6 +216,9 @@ class ReconstructionSource(ReplacingSource):
         for dictionary in self.dictionaries.values():
             dictionary.to(start.device)
 
+    def join(self, start: DecodeStart) -> None:
+        """What takes an activation's place depends on it alone."""
+
     def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
         dictionary = self.dictionaries[request.site]
         x = request.x.to(dictionary.W_dec.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditLog, EditRequest, InterventionSource, PositionRule, Site
+from trimtab.lm.editing import tell_of_rows
 from trimtab.lm.edits import NAN, NOTHING
 from trimtab.steering.sources import Block
 
@@ -121,6 +122,11 @@ class CombinedSource:
         for source in self.sources:
             source.start(start)
 
+    def join(self, start: DecodeStart) -> None:
+        """All of them must let rows join."""
+        for source in self.sources:
+            tell_of_rows(source, start)
+
     def choose(self, request: EditRequest) -> Edit | None:
         edits: list[Edit] = []
         offset = 0
@@ -174,7 +180,7 @@ class ForkSource:
             where = mine.nonzero()[:, 0]
             if len(where) == 0:
                 continue
-            edit = source.choose(EditRequest(request.site, *(column[where] for column in request[1:])))
+            edit = source.choose(request.take(where))
             if edit is not None:
                 parts.append((where, _shifted(edit, shift)))
         return _in_turn(parts, len(request.row))

@@ -116,7 +116,6 @@ class DirectionSource:
 
     def start(self, start: DecodeStart) -> None:
         """Move the directions to where decoding happens."""
-        self.begun = start
         for table in self.tables.values():
             table.to(start.device)
 
@@ -222,6 +221,15 @@ class StaticSource(DirectionSource):
                     f"features for {feature.shape[0]} rows", f"{len(start.prompts)} rows are decoded", "give one each"
                 )
             self.choices[site] = Choice(feature.to(start.device), dose.to(start.device))
+
+    def join(self, start: DecodeStart) -> None:
+        """Rows that join are steered as all others are."""
+        if any(len(feature) != 1 for feature, _ in self.choices.values()):
+            raise UserError(
+                "a row that joins a stream in which each row has features of its own",
+                "there are none for it",
+                "give features for all rows alike, or add the row before the first step",
+            )
 
     def pick(self, request: EditRequest) -> Choice:
         feature, dose = self.choices[request.site]

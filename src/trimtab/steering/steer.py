@@ -13,7 +13,7 @@ import torch
 from trimtab.dictionaries import AnyModelConfig, Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, LanguageModel, decode, site_width
-from trimtab.lm.decode import check_prompts
+from trimtab.lm.rows import check_prompts
 from trimtab.runs import Meter, Run, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects

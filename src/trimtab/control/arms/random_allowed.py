@@ -9,7 +9,7 @@ import torch
 
 from trimtab.control.setting import Setting
 from trimtab.lm import DecodeStart, EditRequest
-from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf, uniform
+from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf
 from trimtab.steering import Choice, DirectionSource
 
 
@@ -31,9 +31,8 @@ class AllowedRandomSource(DirectionSource):
         self._first = torch.tensor([len(prompt) - 1 for prompt in start.prompts], device=start.device)
 
     def pick(self, request: EditRequest) -> Choice:
-        row, start = request.row, self.begun
+        row = request.row
         allowed = self.mask.allowed(request.x, row, request.position - self._first[row])
         count = allowed.sum(-1, keepdim=True)
-        u = uniform(self.seed, start.sample[row], start.branch[row], request.position, ACTION_STREAM)
-        feature = inverse_cdf(allowed.float(), u)[:, None]
+        feature = inverse_cdf(allowed.float(), request.uniform(ACTION_STREAM, seed=self.seed))[:, None]
         return Choice(torch.where(count > 0, feature, -1), torch.ones(feature.shape, device=feature.device))

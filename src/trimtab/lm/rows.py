@@ -1,0 +1,125 @@
+"""One row of a decode: what is asked for, and what has come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trimtab.errors import UserError
+from trimtab.lm.edits import EditLog
+from trimtab.lm.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = 64
+    """Tokens to generate at most, per row."""
+    temperature: float = 0.0
+    """0 decodes greedily; otherwise logits are divided by this."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that hold this share of the probability."""
+    stop: tuple[str, ...] = ()
+    """A row ends when its text contains one of these."""
+    stop_at_eos: bool = True
+    """A row ends at an end-of-text token."""
+    seed: int = 0
+    """Key of every random draw."""
+    batch_size: int = 64
+    """Rows decoded together."""
+
+    def __post_init__(self) -> None:
+        for name, bad, rule in (
+            ("max_new_tokens", self.max_new_tokens < 1, "at least 1"),
+            ("temperature", not (self.temperature == 0 or 1e-6 <= self.temperature < 1e6), "0, or from 1e-6 to 1e6"),
+            ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("batch_size", self.batch_size < 1, "at least 1"),
+        ):
+            if bad:
+                raise UserError(f"{name} = {getattr(self, name)}", f"it must be {rule}", "change it")
+
+
+@dataclass(eq=False)
+class Row:
+    """A continuation of one prompt: how it is to be decoded, and its tokens so far."""
+
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    config: DecodeConfig = field(default_factory=DecodeConfig)
+    """How its tokens are chosen; `batch_size` is not used."""
+    forced: Sequence[int] = ()
+    """Tokens with which the continuation begins (a fork's past)."""
+    sample: int | None = None
+    """Its key for random draws; by default the row's number."""
+    branch: int = 0
+    """Its fork's number, a key for random draws as well."""
+    teacher: Sequence[int] | None = None
+    """Tokens to feed instead of the chosen ones; the row ends where they end."""
+    allowed: Sequence[int] | None = None
+    """The only tokens among which it chooses."""
+
+    number: int = field(default=-1, init=False)
+    """Counts the rows of a stream, from 0."""
+    index: int = field(default=-1, init=False)
+    """What a source calls it; free for another row once it has left."""
+    token_ids: list[int] = field(default_factory=list[int], init=False)
+    decided_ids: list[int] = field(default_factory=list[int], init=False)
+    token_logp: list[float] = field(default_factory=list[float], init=False)
+    decided_logp: list[float] = field(default_factory=list[float], init=False)
+    entropy: list[float] = field(default_factory=list[float], init=False)
+    allowed_logp: list[list[float]] = field(default_factory=list[list[float]], init=False)
+    """These are what `Decoded` says of them."""
+    finish: str = field(default="", init=False)
+    """Why it ended: `eos`, `stop`, `length` or `cancelled`; empty while it waits or runs."""
+    text: str = field(default="", init=False)
+    """The continuation as text once it has ended, as in `Decoded`."""
+    edits: EditLog = field(default=EditLog.empty(), init=False)
+    """What shaped it, once it has ended."""
+
+    @property
+    def prefix(self) -> list[int]:
+        """What is fed before the first token is chosen."""
+        return [*self.prompt, *self.forced]
+
+    @property
+    def length(self) -> int:
+        """Tokens from the prompt's first to the last one chosen."""
+        return len(self.prompt) + len(self.forced) + len(self.token_ids)
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that may still be chosen."""
+        return self.config.max_new_tokens - len(self.token_ids)
+
+
+def check_prompts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: DecodeConfig,
+    forced: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Raise a `UserError` if `decode` would refuse these prompts."""
+    if not prompts:
+        raise UserError("the prompts", "there is none", "give at least one")
+    for i, prompt in enumerate(prompts):
+        check_prompt(model, f"prompt {i}", prompt, forced[i] if forced else (), config.max_new_tokens)
+
+
+def check_prompt(
+    model: LanguageModel, name: str, prompt: Sequence[int], forced: Sequence[int], max_new_tokens: int
+) -> None:
+    """Raise a `UserError` if a prompt is empty, holds an unknown token, or would exceed the model's context."""
+    if len(prompt) == 0:
+        raise UserError(name, "it is empty", "give at least one token")
+    vocab_size = model.vocab_size
+    if not all(0 <= token < vocab_size for token in (*prompt, *forced)):
+        raise UserError(name, f"{model.name} has tokens 0 to {vocab_size - 1}", "tokenise again")
+    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    length = len(prompt) + len(forced) + max_new_tokens
+    if limit and length > limit + 1:
+        raise UserError(
+            f"{name} and {max_new_tokens} new tokens",
+            f"together {length} tokens, but {model.name} holds {limit}",
+            "shorten the prompt or lower max_new_tokens",
+        )

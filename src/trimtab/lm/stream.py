@@ -1,0 +1,262 @@
+"""The one decode loop, as a generator of steps: batched, cached, steered; rows join and leave between steps.
+
+A policy, a constant feature, a log to replay: each is an `InterventionSource`, and this loop is the
+only place where tokens are chosen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.lm.editing import DecodeStart, FedRow, InterventionSource, SourceRunner, tell_of_rows
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.prompt_cache import PromptCache
+from trimtab.lm.restriction import check_allowed, choose_allowed
+from trimtab.lm.rows import Row, check_prompt
+from trimtab.lm.running import RunningRows
+from trimtab.lm.sampling import choose_token, uniform
+from trimtab.lm.token_statistics import token_statistics
+
+
+class DecodeStep(NamedTuple):
+    """One more token of every running row."""
+
+    rows: list[Row]
+    """Those that chose a token, which is the last one of each."""
+    logits: Float[Tensor, "B V"]
+    """What they chose from. They stay as they are and may be kept."""
+    ended: list[Row]
+    """Rows that ended with this token."""
+
+
+class DecodeStream:
+    r"""Decodes rows that come and go, each with its own settings.
+
+        stream = DecodeStream(model, source)
+        stream.add(Row(ids, DecodeConfig(temperature=0.7, stop=("\n",))))
+        for step in stream:
+            ...  # rows may be added and cancelled here
+
+    What becomes of a row does not depend on when it joins and on the others, up to rounding. A row that has ended holds
+    all that is known of it; the stream keeps nothing.
+
+    Args:
+        model: the model.
+        source: decides edits at its sites and positions.
+        batch_size: rows decoded together. Others wait.
+        refill: rows that wait begin as soon as there is room. Otherwise they begin when all rows before them have
+            ended, so that what is decoded together depends on nothing but the order of rows.
+        prompt_cache: holds keys and values of prompts; see `decode`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        source: InterventionSource | None = None,
+        *,
+        batch_size: int = 64,
+        refill: bool = True,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
+        self.model, self.batch_size, self.refill, self._prompt_cache = model, batch_size, refill, prompt_cache
+        self._runner = None if source is None else SourceRunner(model, source)
+        self._started = self._failed = False
+        self._waiting: deque[list[Row]] = deque()
+        self._running: RunningRows | None = None
+        self._count = 0
+        self._size = 0
+        self._free: list[int] = []
+        """Indices of rows that have left, for rows to come."""
+
+    def __len__(self) -> int:
+        """Rows that wait or run."""
+        return self._size
+
+    def __iter__(self) -> Iterator[DecodeStep]:
+        """Steps until no row is left."""
+        while self._size:
+            assert not self._failed, "a step of this stream has failed, begin another stream"
+            self._failed = True
+            step = self._step()
+            self._failed = False
+            yield step
+
+    def add(self, row: Row, *copies: Row) -> None:
+        """Let a row begin at the next step, or as soon as there is room.
+
+        Args:
+            row: how to decode it; what becomes of it is filled in.
+            copies: more rows of the same prompt and forced tokens, which are then fed once for all of them. They may be
+                edited differently from the token before the first free one on; what lies below the first edited site
+                is computed once for all of them there, too.
+
+        Raises:
+            UserError: the prompt is empty, holds an unknown token, or would exceed the model's context; no token is
+                allowed, or an unknown one; the stream has started, and its source must know all rows at the start.
+        """
+        rows, model = [row, *copies], self.model
+        assert all(copy.prefix == row.prefix for copy in copies), "copies have the same prompt and forced tokens"
+        check_prompt(model, "the prompt", row.prompt, row.forced, max(added.config.max_new_tokens for added in rows))
+        free, unused = sorted(self._free), self._size + len(self._free)
+        for place, added in enumerate(rows):
+            added.number = self._count + place
+            added.index = free[place] if place < len(free) else unused + place - len(free)
+            added.sample = added.number if added.sample is None else added.sample
+            if added.allowed is not None:
+                check_allowed(added.allowed, added.number, model.vocab_size)
+        if self._started and self._runner is not None:
+            tell_of_rows(self._runner.source, self._start_of(rows))
+        self._free = free[len(rows) :]
+        self._count += len(rows)
+        self._size += len(rows)
+        self._waiting.append(rows)
+
+    def cancel(self, row: Row) -> None:
+        """Take a row out between two steps. It keeps what it has so far."""
+        if not row.finish:
+            row.finish = "cancelled"
+            left = ([other for other in rows if other is not row] for rows in self._waiting)
+            self._waiting = deque(rows for rows in left if rows)
+            self._leave([row])
+
+    @torch.no_grad()
+    def _step(self) -> DecodeStep:
+        if not self._started and self._runner is not None:
+            self._runner.source.start(self._start_of([row for rows in self._waiting for row in rows]))
+        self._started = True
+        if self._running is not None:
+            self._running.feed()
+        while rows := self._next_rows():
+            fresh = RunningRows(
+                self.model, self._runner, [row for copies in rows for row in copies], len(rows[0]), self._prompt_cache
+            )
+            if self._running is None:
+                self._running = fresh
+            else:
+                self._running.join(fresh)
+        running = self._running
+        assert running is not None
+        self._choose(running)
+        ended = [row for row in running.rows if row.finish]
+        step = DecodeStep(running.rows, running.logits, ended)
+        self._leave(ended)
+        return step
+
+    def _start_of(self, rows: list[Row]) -> DecodeStart:
+        index = torch.tensor([row.index for row in rows], device=self.model.device)
+        most = max(row.config.max_new_tokens for row in rows)
+        return DecodeStart([list(row.prompt) for row in rows], index, most, self.model.device)
+
+    def _next_rows(self) -> list[list[Row]]:
+        """Rows that begin together: with equally many copies, all or none of which have something to share."""
+        size = 0 if self._running is None else len(self._running.rows)
+        rows: list[list[Row]] = []
+        while self._waiting and (self.refill or self._running is None):
+            copies = self._waiting[0]
+            if size and size + len(copies) > self.batch_size:
+                break
+            if rows and (len(copies), _shares(copies)) != (len(rows[0]), _shares(rows[0])):
+                break
+            rows.append(self._waiting.popleft())
+            size += len(copies)
+        return rows
+
+    def _choose(self, running: RunningRows) -> None:
+        """Choose and record the next token of each row, and say which rows end with it."""
+        rows, logits, allowed = running.rows, running.logits, running.allowed
+        decided = self._decide(running)
+        ids = decided
+        taught = any(row.teacher is not None for row in rows)
+        if taught:
+            given = [
+                token if row.teacher is None else row.teacher[len(row.token_ids)]
+                for row, token in zip(rows, decided.tolist(), strict=True)
+            ]
+            ids = torch.tensor(given, device=decided.device)
+        logp, entropy = token_statistics(logits, ids)
+        decided_logp = logp
+        if taught:
+            decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
+        if allowed is not None:
+            total = logits.gather(1, ids[:, None])[:, 0].float() - logp
+            values = (logits.gather(1, allowed).float() - total[:, None]).tolist()
+            for row, tokens, of_tokens in zip(rows, allowed.tolist(), values, strict=True):
+                if row.allowed is not None:
+                    by_token = dict(zip(tokens, of_tokens, strict=True))
+                    row.allowed_logp.append([by_token[token] for token in row.allowed])
+        columns = zip(rows, *(c.tolist() for c in (ids, decided, logp, decided_logp, entropy)), strict=True)
+        for row, token, chosen, token_logp, chosen_logp, token_entropy in columns:
+            row.token_ids.append(token)
+            row.decided_ids.append(chosen)
+            row.token_logp.append(token_logp)
+            row.decided_logp.append(chosen_logp)
+            row.entropy.append(token_entropy)
+            row.finish = self._reason_to_end(row)
+        running.ids = ids
+
+    def _decide(self, running: RunningRows) -> Int[Tensor, " B"]:
+        """The token that each row chooses, rows with equal settings at once."""
+        columns, u = running.columns, None
+        if any(row.config.temperature > 0 for row in running.rows):
+            u = uniform(columns.seed, columns.sample, columns.branch, running.held - 1)
+        alike: dict[tuple[float, float, bool], list[int]] = {}
+        for place, row in enumerate(running.rows):
+            key = row.config.temperature, row.config.top_p, row.allowed is not None
+            alike.setdefault(key, []).append(place)
+        decided = torch.empty_like(running.ids)
+        for (temperature, top_p, restricted), places in alike.items():
+            which = slice(None) if len(alike) == 1 else torch.tensor(places, device=decided.device)
+            logits, draw = running.logits[which], None if u is None else u[which]
+            if restricted:
+                assert running.allowed is not None
+                decided[which] = choose_allowed(running.allowed[which], logits, temperature, top_p, draw)
+            else:
+                decided[which] = choose_token(logits, temperature, top_p, draw)
+        return decided
+
+    def _reason_to_end(self, row: Row) -> str:
+        config = row.config
+        if config.stop_at_eos and row.token_ids[-1] in self.model.eos_ids:
+            return "eos"
+        if config.stop:
+            text = self._text(row)
+            if any(stop in text for stop in config.stop):
+                return "stop"
+        ends = row.tokens_left == 0 or (row.teacher is not None and len(row.token_ids) == len(row.teacher))
+        return "length" if ends else ""
+
+    def _text(self, row: Row) -> str:
+        return self.model.decode_ids([*row.forced, *row.token_ids])
+
+    def _leave(self, ended: list[Row]) -> None:
+        """Hand rows that have ended what is known of them, and keep nothing of it."""
+        fed = [row for row in ended if row.token_ids]
+        if self._runner is not None and fed:
+            logs = self._runner.leave([FedRow(row.number, len(row.prompt), row.length - 1) for row in fed])
+            for row, log in zip(fed, logs, strict=True):
+                row.edits = log
+        for row in ended:
+            row.text = self._text(row)
+            if row.finish == "stop":
+                row.text = row.text[: min(row.text.find(stop) for stop in row.config.stop if stop in row.text)]
+            self._free.append(row.index)
+        self._size -= len(ended)
+        if self._running is not None:
+            left = [row for row in self._running.rows if not row.finish]
+            if not left:
+                self._running = None
+            else:
+                self._running.part()
+                if len(left) < len(self._running.rows):
+                    self._running.keep(left)
+
+
+def _shares(copies: list[Row]) -> bool:
+    """Whether copies of a prompt have anything to share."""
+    return len(copies) > 1 and len(copies[0].prefix) > 1
