@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -115,7 +116,7 @@ class LanguageModel:
         return site
 
     def encode_text(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds by itself.
+        """Token ids of a text, with the special tokens that the tokenizer adds by itself, but one beginning at most.
 
         Args:
             text: plain text, or with `chat` the content of one user turn.
@@ -127,16 +128,56 @@ class LanguageModel:
         if not text:
             raise UserError("the prompt", "it is empty", "give some text")
         if chat:
-            if not self.tokenizer.chat_template:
-                raise UserError(f"--chat with {self.name}", "the model has no chat template", "give a plain prompt")
-            text = str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-                )
-            )
-        ids = list(self.tokenizer(text, add_special_tokens=not chat)["input_ids"])  # type: ignore[arg-type]
+            return self.encode_chat([{"role": "user", "content": text}])
+        ids = list(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
         if not ids:
             raise UserError(f"prompt {text!r}", "it gives no token", "give some text")
+        begins = str(self.tokenizer.bos_token or "")
+        if begins and text.startswith(begins) and ids[:2] == [self.tokenizer.bos_token_id] * 2:
+            ids = ids[1:]  # a text that begins with the token as text, as chats do that were rendered elsewhere
+        return ids
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        system: str | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of a chat in the model's own template, which writes all special tokens.
+
+        Args:
+            messages: turns, each with `role` (`user`, `assistant`, or `system` for the first) and `content`.
+            system: instructions that come before the first turn.
+            add_generation_prompt: end where the model's reply begins.
+
+        Raises:
+            UserError: there is no turn, a role is unknown, or the model has no chat template or one that refuses the
+                chat or leaves the instructions out.
+        """
+        turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        roles = [turn["role"] for turn in turns]
+        if not messages or not set(roles) <= {"system", "user", "assistant"} or "system" in roles[1:]:
+            why = f"its roles are {', '.join(roles)}" if messages else "it has no turn"
+            raise UserError("the chat", why, "give turns of user and assistant, before them at most one of system")
+        if not self.tokenizer.chat_template:
+            raise UserError(f"--chat with {self.name}", "the model has no chat template", "give a plain prompt")
+        begins = roles[0] == "system"
+        mend = "put the system text into the first user turn" if begins else "let user and assistant take turns"
+        try:
+            text = str(
+                self.tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
+            )
+        except TemplateError as error:
+            why = f"its chat template refuses the roles {', '.join(roles)} ({error})"
+            raise UserError(f"a chat with {self.name}", why, mend) from error
+        if begins and turns[0]["content"].strip() not in text:
+            raise UserError(f"a chat with {self.name}", "its chat template leaves the system text out", mend)
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+        if not ids:
+            raise UserError("the chat", "it gives no token", "give some text")
         return ids
 
     def decode_ids(self, ids: Sequence[int], *, special: bool = False) -> str:
