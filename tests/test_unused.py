@@ -14,15 +14,15 @@ CALLED_BY_TRANSFORMERS = {"get_mask_sizes", "get_max_length", "get_seq_length"}
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Names of functions, classes and methods, and of a module's constants; not of functions that a decorator takes up,
-    as in `@register` or `@operation()`."""
+    """Names of functions, classes and methods, and of a module's constants; not of what a decorator takes up, as in
+    `@register` or `@operation()`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             takes_up = [d for d in node.decorator_list if isinstance(d, ast.Call) or "register" in ast.unparse(d)]
             yield from () if takes_up else (node.name,)
         if isinstance(node, ast.Assign) and isinstance(tree, ast.Module):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and "register" not in map(ast.unparse, node.decorator_list):
             yield node.name
         if isinstance(node, ast.ClassDef | ast.If):
             yield from defined(node)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from planted_choice import choice_model, choice_sae
-from planted_readout import planted_model, planted_sae
+from planted_fixtures import planted, planted_dictionary  # noqa: F401
 from policy_rollouts import PROMPTS, SITE, RollOut, Rollout
 
 from trimtab.control.masks import MaskKind, PromptFirings, build_mask
@@ -68,15 +69,3 @@ def choice(tiny_llama: LanguageModel) -> LanguageModel:
 def choice_dictionary(choice: LanguageModel) -> Standard:
     """Eight of its features push that coordinate."""
     return choice_sae(choice)
-
-
-@pytest.fixture(scope="module")
-def planted(tiny_llama: LanguageModel) -> LanguageModel:
-    """Answers by the sign of one coordinate."""
-    return planted_model(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def planted_dictionary(planted: LanguageModel) -> Standard:
-    """Two of its features are that coordinate."""
-    return planted_sae(planted)

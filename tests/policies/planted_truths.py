@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 from planted_choice import DECISIVE, LENGTH, PUSHING, Letters, fixed_policy, letters_setup
-from planted_readout import SITE, HalfHurt, Planted, planted_sae, readout_setup
+from planted_readout import SITE, HalfHurt, Planted, planted_sae
+from readout_setups import readout_setup
 
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo

@@ -23,7 +23,7 @@ from trimtab.policies.compare import SETTINGS, CompareConfig, RunComparison, com
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation_files import Entry
+from trimtab.policies.evaluation_traces import Entry
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import fit, load_policy

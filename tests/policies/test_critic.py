@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted_readout import HalfHurt, Planted, planted_sae, readout_setup
+from planted_readout import HalfHurt, Planted, planted_sae
+from readout_setups import readout_setup
 from sklearn.metrics import roc_auc_score
 
 from trimtab.dictionaries import Standard

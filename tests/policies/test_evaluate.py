@@ -15,15 +15,16 @@ from planted_readout import SITE, HalfHurt, Planted
 from rich.console import Console
 
 from trimtab.control.answers import Answers
+from trimtab.control.arm import ARM_KINDS, Arm, find_kind, register
+from trimtab.control.comparison import Comparison
+from trimtab.control.results import AnsweredArm, task_result
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies.arms import Arm
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate, evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation import AnsweredArm, PolicyEvaluation, task_result
-from trimtab.policies.evaluation_files import Entry
+from trimtab.policies.evaluation_traces import Entry
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.reading import read_policy_config
@@ -62,9 +63,7 @@ def entry(
     return Entry(run=run, setup=Setup.with_parts(config, lm, dictionary, task), policy=policy)
 
 
-def run_all(
-    place: Path, model: LanguageModel, dictionary: Standard, seeds: int, **settings: object
-) -> PolicyEvaluation:
+def run_all(place: Path, model: LanguageModel, dictionary: Standard, seeds: int, **settings: object) -> Comparison:
     """Evaluate seeds of a policy that always picks the planted feature."""
     task = WithCompanion.load()
     entries = [entry(place / f"seed{s}", model, dictionary, task, 0, seed=s) for s in range(seeds)]
@@ -77,7 +76,7 @@ def run_all(
 @pytest.fixture(scope="module")
 def evaluated(
     planted: LanguageModel, planted_dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[PolicyEvaluation, Path]:
+) -> tuple[Comparison, Path]:
     """Three seeds, a few controls, the companions."""
     place = tmp_path_factory.mktemp("runs")
     controls = ("random", "static", "vector", "letters")
@@ -87,13 +86,13 @@ def evaluated(
 @pytest.fixture(scope="module")
 def beside_all(
     planted: LanguageModel, planted_dictionary: Standard, tmp_path_factory: pytest.TempPathFactory
-) -> PolicyEvaluation:
+) -> Comparison:
     """One seed beside all controls."""
     return run_all(tmp_path_factory.mktemp("all"), planted, planted_dictionary, 1, companions=False, trace=False)
 
 
 def test_every_control_stands_beside_the_policy_with_its_interval(
-    evaluated: tuple[PolicyEvaluation, Path], beside_all: PolicyEvaluation
+    evaluated: tuple[Comparison, Path], beside_all: Comparison
 ) -> None:
     labels = {arm.label for arm in beside_all.result.arms}
     names = ("random", "random-allowed", "most-active", "static", "gated", "corrsteer", "shuffled", "vector")
@@ -110,7 +109,7 @@ def test_every_control_stands_beside_the_policy_with_its_interval(
             assert len(arm.by_seed) in counts
 
 
-def test_rewards_and_differences_have_their_closed_form(beside_all: PolicyEvaluation) -> None:
+def test_rewards_and_differences_have_their_closed_form(beside_all: Comparison) -> None:
     result = beside_all.result
     unsteered = result.arm("unsteered").reward.estimate
     assert 0.3 < unsteered < 0.8
@@ -129,7 +128,7 @@ def test_rewards_and_differences_have_their_closed_form(beside_all: PolicyEvalua
     assert (result.gain.format.estimate, result.gain.answer.estimate) == (0, pytest.approx(1 - unsteered))
 
 
-def test_arms_at_equal_dose_have_it_and_arms_at_equal_kl_say_what_they_reached(beside_all: PolicyEvaluation) -> None:
+def test_arms_at_equal_dose_have_it_and_arms_at_equal_kl_say_what_they_reached(beside_all: Comparison) -> None:
     result = beside_all.result
     policy = result.arm("policy")
     assert policy.dose is not None
@@ -148,7 +147,7 @@ def test_arms_at_equal_dose_have_it_and_arms_at_equal_kl_say_what_they_reached(b
     assert same.kl == pytest.approx(policy.kl, rel=1e-4)
 
 
-def test_choices_are_reported_with_how_many_were_tried(evaluated: tuple[PolicyEvaluation, Path]) -> None:
+def test_choices_are_reported_with_how_many_were_tried(evaluated: tuple[Comparison, Path]) -> None:
     (chosen,) = evaluated[0].result.arm("static").chosen
     assert chosen["feature"] == 0
     assert chosen["origins"]["used by the policy"] == 1
@@ -158,7 +157,7 @@ def test_choices_are_reported_with_how_many_were_tried(evaluated: tuple[PolicyEv
     ]
 
 
-def test_companions_are_shown_or_said_to_be_missing(evaluated: tuple[PolicyEvaluation, Path]) -> None:
+def test_companions_are_shown_or_said_to_be_missing(evaluated: tuple[Comparison, Path]) -> None:
     (companion,) = evaluated[0].companions
     assert companion.task == "half-hurt"
     right = np.mean([item.answer == "Y" for item in HalfHurt.load().items("test")])
@@ -169,7 +168,7 @@ def test_companions_are_shown_or_said_to_be_missing(evaluated: tuple[PolicyEvalu
     assert evaluated[0].missing["companion mmlu"].startswith("it must not be forgotten; but task mmlu")
 
 
-def test_results_items_and_traces_are_written(evaluated: tuple[PolicyEvaluation, Path]) -> None:
+def test_results_items_and_traces_are_written(evaluated: tuple[Comparison, Path]) -> None:
     evaluation, place = evaluated
     written = json.loads((place / "seed0/evaluation.json").read_text())
     assert written["result"]["task"] == "planted"
@@ -269,7 +268,7 @@ def test_a_gain_from_format_alone_is_named() -> None:
     def arm(name: str, outcomes: list[Outcome]) -> AnsweredArm:
         return AnsweredArm([Arm(name=name, match="own", answer=lambda items, scale: [])], [[Answers(outcomes)]])
 
-    result = task_result(Planted.load(), "test", [arm("unsteered", before), arm("policy", after)])
+    result = task_result(Planted.load(), "test", [arm("unsteered", before), arm("policy", after)], reference="policy")
     assert result.gain.total.estimate == pytest.approx(0.6)
     assert (result.gain.format.estimate, result.gain.answer.estimate) == (pytest.approx(0.6), 0)
     unsteered, policy = result.arm("unsteered"), result.arm("policy")
@@ -278,7 +277,7 @@ def test_a_gain_from_format_alone_is_named() -> None:
     assert unsteered.accuracy_well_formed.estimate == pytest.approx(0.5)
     assert policy.accuracy_well_formed.estimate == pytest.approx(0.8)
     assert (unsteered.malformed.estimate, policy.malformed.estimate) == (0.6, 0)
-    from trimtab.policies.evaluation_tables import gain_line
+    from trimtab.control.tables import gain_line
 
     assert gain_line(result).endswith("Without the change of format the gain is not shown.")
 
@@ -368,3 +367,48 @@ def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard
     with pytest.raises(UserError, match="two of one setting have seed 0"):
         evaluate(twice, EvaluateConfig(run=(tmp_path,)))
     assert str(twice[0].setup.site) == SITE
+
+
+OWN_ARM = """
+from trimtab.control import ArmKind
+
+class FeatureSeven(ArmKind):
+    name = "seven"
+
+    def arms(self, choosing):
+        return self.steered(lambda items, draw: items.setting.static_source(7, 1.0), {"feature": 7})
+"""
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_an_arm_of_ones_own_stands_beside_a_policy(
+    planted: LanguageModel,
+    planted_dictionary: Standard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    registered: bool,
+) -> None:
+    """By its registered name or as module:Class, without another change: in results, tables and the rows of items."""
+    (tmp_path / "own_arms.py").write_text(OWN_ARM)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "own_arms:FeatureSeven"
+    if registered:
+        monkeypatch.setattr("trimtab.control.arm.ARM_KINDS", dict(ARM_KINDS))
+        name = register(find_kind(name)).name
+    made = entry(tmp_path / "run", planted, planted_dictionary, Planted.load(), 0)
+    config = EvaluateConfig(run=(tmp_path,), controls=(name, "random"), companions=False, trace=False, **QUICK)  # pyright: ignore
+    found = evaluate([made], config)
+    labels = ["unsteered", "policy", "random at equal dose", "random at equal kl", "seven", "seven at equal dose",
+              "seven at equal kl"]  # fmt: skip
+    assert [arm.label for arm in found.result.arms] == labels
+    assert found.result.arm("seven at equal dose").equal_dose is True
+    rows = pq.read_table(tmp_path / "run" / "evaluation_items.parquet").to_pylist()
+    assert {row["arm"] for row in rows} == set(labels)
+    made.run.close()
+
+
+def test_a_control_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"control 'randm'.*there is random, .*did you mean random"):
+        EvaluateConfig(run=(tmp_path,), controls=("randm",))
+    with pytest.raises(UserError, match=r"control 'pathlib:Path'.*no subclass of trimtab\.control\.ArmKind"):
+        EvaluateConfig(run=(tmp_path,), controls=("pathlib:Path",))

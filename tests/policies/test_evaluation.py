@@ -13,14 +13,14 @@ from rich.console import Console
 from test_evaluate import QUICK, entry
 
 from trimtab.control.answers import Answers
+from trimtab.control.arm import Arm, Match
+from trimtab.control.results import AnsweredArm, task_result
+from trimtab.control.tables import gain_line
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies.arms import Arm, Match
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation import AnsweredArm, task_result
-from trimtab.policies.evaluation_tables import gain_line
 from trimtab.stats import bootstrap_mean
 from trimtab.tasks import Item, Outcome
 
@@ -33,7 +33,7 @@ def arm(
     name: str, runs: Sequence[Sequence[Sequence[float]]], match: Match = "own", kl: float | None = None
 ) -> AnsweredArm:
     """An arm by its rewards, `[run][draw][item]`."""
-    arms = [Arm(name=name, match=match, answer=lambda items, scale: []) for _ in runs]
+    arms = [Arm(name=name, match=match, main=True, answer=lambda items, scale: []) for _ in runs]
     found = [
         [Answers(outcomes(draw), None, None if kl is None else torch.full((len(draw),), kl)) for draw in run]
         for run in runs
@@ -55,6 +55,7 @@ def test_trainings_are_resampled_in_an_interval_of_their_own() -> None:
             arm("policy", [[run] for run in policy]),
             arm("random", control.tolist()),
         ],
+        reference="policy",
     )
     for label, rows in (("unsteered", policy - 1.0 * unsteered), ("random", policy - control.mean(1))):
         found = result.arm(label)
@@ -68,7 +69,9 @@ def test_trainings_are_resampled_in_an_interval_of_their_own() -> None:
     assert result.arm("unsteered").reward_over_runs is None
     assert result.gain.over_runs == result.arm("unsteered").difference_over_runs
     assert "Over trainings, too" in gain_line(result)
-    alone = task_result(Planted.load(), "test", [arm("unsteered", [[unsteered]]), arm("policy", [[policy[0]]])])
+    alone = task_result(
+        Planted.load(), "test", [arm("unsteered", [[unsteered]]), arm("policy", [[policy[0]]])], reference="policy"
+    )
     assert alone.arm("unsteered").difference_over_runs is None
     assert "Over trainings" not in gain_line(alone)
 
@@ -82,7 +85,7 @@ def test_a_divergence_that_is_equal_on_validation_alone_is_marked() -> None:
         arm("static", rewards, "kl", 0.6),
         arm("vector", rewards, "own", 3.0),
     ]
-    result = task_result(Planted.load(), "test", arms)
+    result = task_result(Planted.load(), "test", arms, reference="policy")
     assert [one.equal_kl for one in result.arms] == [None, None, True, False, None]
 
 
@@ -95,7 +98,7 @@ def test_the_tasks_own_metrics_have_intervals_over_items() -> None:
     rng = np.random.default_rng(1)
     policy, unsteered = rng.random((2, 80)) < 0.6, rng.random(80) < 0.5
     arms = [arm("unsteered", [[unsteered]]), arm("policy", [[run] for run in policy])]
-    result = task_result(Shown.load(), "test", arms)
+    result = task_result(Shown.load(), "test", arms, reference="policy")
     (accuracy,) = result.arm("policy").metric_intervals.values()
     expected = bootstrap_mean(policy.astype(float))
     assert accuracy.estimate == pytest.approx(expected.estimate)

@@ -18,7 +18,7 @@ from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation_files import Entry
+from trimtab.policies.evaluation_traces import Entry
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.report import write_policy_report

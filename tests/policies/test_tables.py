@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from trimtab.control.columns import add_columns
 from trimtab.policies.headroom import HeadroomTable, headroom
 from trimtab.policies.headroom_command import HeadroomResult
-from trimtab.policies.tables import add_columns
 
 SITES = ("resid_post.15", "resid_post.22")
 

@@ -11,6 +11,7 @@ import pytest
 from few_harmful import LOADED, SAID, Stern
 from planted_readout import planted_sae
 
+from trimtab.control.comparison import Comparison
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.judges import Judge, make_judge
@@ -20,7 +21,6 @@ from trimtab.policies.analyses.command import AnalyzeConfig, analyze_policy
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation import PolicyEvaluation
 from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
@@ -64,7 +64,7 @@ def train(parts: dict[str, Any], run: Path, **settings: Any) -> None:
     train_policy(PolicyConfig(run=run, **parts, **(small | settings)))
 
 
-def evaluated(*runs: Path) -> PolicyEvaluation:
+def evaluated(*runs: Path) -> Comparison:
     return evaluate_policy(
         EvaluateConfig(run=runs, controls=("random",), draws=1, equal_kl=False, used=1, sample=2, trace=False)
     )

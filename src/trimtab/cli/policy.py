@@ -40,12 +40,12 @@ def policy_train() -> Job:
 
 def policy_evaluate() -> Job:
     """show trained policies beside their controls, on items that chose nothing"""
+    from trimtab.control.comparison import Comparison
     from trimtab.policies.evaluate import evaluate_policy
     from trimtab.policies.evaluate_config import EvaluateConfig
-    from trimtab.policies.evaluation import PolicyEvaluation
     from trimtab.report import write_policy_report
 
-    def run(config: EvaluateConfig) -> PolicyEvaluation:
+    def run(config: EvaluateConfig) -> Comparison:
         evaluation = evaluate_policy(config)
         for path in config.run if config.out is None else (*config.run, config.out):
             write_policy_report(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor
 from trimtab.control.adapter import Adapter
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
+from trimtab.errors import UserError
 from trimtab.lm import Decoded, DecodeStart, EditLog, EditRequest, InterventionSource, PromptCache
 from trimtab.steering import Choice, DirectionSource, DivergenceRecorder
 from trimtab.tasks import Outcome
@@ -41,6 +42,12 @@ class Answers(NamedTuple):
         return EditLog.empty() if self.decoded is None else self.decoded.edits
 
 
+def mean_kl(draws: Sequence[Answers]) -> float:
+    """Nats per answer, over items and draws; NaN where it was not measured."""
+    values = [one.kl for one in draws if one.kl is not None]
+    return float(torch.cat(values).double().mean()) if values else float("nan")
+
+
 @dataclass(frozen=True)
 class EditSchedule:
     """At which decisions a reference arm edited, and how strongly."""
@@ -50,13 +57,25 @@ class EditSchedule:
 
     @classmethod
     def of(cls, answers: Answers) -> EditSchedule:
-        """What the log of a reference arm says. Rows are items."""
+        """What the log of a reference arm says. Rows are items.
+
+        Raises:
+            UserError: it edits prompts, or at several sites, so that no single dose per decision says what it does.
+        """
         decoded, log = answers.decoded, answers.edits
         assert decoded is not None
         first = torch.tensor([decoded.first_position(row) - 1 for row in range(len(decoded))])
         relative = torch.zeros(len(decoded), max(map(len, decoded.token_ids)))
         if len(log):
-            dose = torch.where(log.feature[:, 0] >= 0, log.coefficient[:, 0] / log.x_norm.clamp_min(1e-30), 0)
+            if len(log.site.unique()) > 1 or bool((log.position < first[log.row]).any()):
+                raise UserError(
+                    "equal dose", "the reference edits prompts, or at several sites", "compare with another reference"
+                )
+            one_direction = (
+                log.feature.shape[1] == 1 and bool(log.target.isnan().all()) and not bool(log.replaced.any())
+            )
+            signed = log.coefficient[:, 0] if one_direction else log.delta_norm
+            dose = torch.where((log.feature >= 0).any(1) | (log.replaced != 0), signed / log.x_norm.clamp_min(1e-30), 0)
             relative[log.row, log.position - first[log.row]] = dose.float()
         return cls(relative)
 
@@ -82,10 +101,18 @@ class MatchedSource(DirectionSource):
         inner: picks features; its own doses are not used.
         schedule: of the reference arm on the same items.
         scale: multiplies all doses.
+
+    Raises:
+        UserError: the other source does more than add directions at one site.
     """
 
     def __init__(self, inner: DirectionSource, schedule: EditSchedule, scale: float = 1.0) -> None:
-        super().__init__(inner.table, inner.sites[0], unit="relative")
+        site, *more = inner.sites
+        if more or inner.operation != "add":
+            raise UserError(
+                "equal dose", "only what adds a direction at one site can take another's doses", "compare it as it is"
+            )
+        super().__init__(inner.table, site, unit="relative")
         self.inner, self.relative, self.scale = inner, schedule.relative, scale
 
     def start(self, start: DecodeStart) -> None:
@@ -178,7 +205,3 @@ class ItemSet:
         """Parts of a list, of at most 64 or the setting's batch size."""
         size = min(64, self.setting.batch_size)
         return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-Answer = Callable[[ItemSet, float], list[Answers]]
-"""Answers items under an arm, its doses multiplied by a number; several results are repeated draws."""

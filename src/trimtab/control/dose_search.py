@@ -1,33 +1,35 @@
-"""Equal strength by divergence: the scale of an arm's doses at which its mean KL is the policy's."""
+"""Equal strength by divergence: the doses at which arms, or single edits, diverge from the unsteered model as another.
+
+KL grows with the square of a small dose, so the first steps of a search follow that law; as soon as the target lies
+between two doses tried, the search bisects their logarithms.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class KlMatch:
-    """What a search for equal divergence came to, on validation items."""
+    """What a search for equal divergence came to."""
 
     scale: float
-    """Factor on the arm's doses."""
+    """Factor on the doses."""
     target: float
-    """The policy's mean KL to the unsteered model, in nats per answer."""
+    """The divergence to reach, in nats: for an arm the reference's mean KL to the unsteered model, per answer."""
     reached: float
-    """The arm's."""
+    """The nearest divergence found."""
     tries: int
     tolerance: float
     """Allowed relative difference."""
-
-    @property
-    def within(self) -> bool:
-        return abs(self.reached - self.target) <= self.tolerance * self.target
+    within: bool
+    """Whether the nearest divergence is within the tolerance."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"within": self.within}
+        return asdict(self)
 
 
 def match_kl(
@@ -40,9 +42,6 @@ def match_kl(
 ) -> KlMatch:
     """Find the scale at which a divergence reaches a target.
 
-    KL grows with the square of a small dose, so the first steps follow that law; as soon as the target lies between
-    two scales tried, the search bisects their logarithms.
-
     Args:
         kl: mean divergence at a scale, in nats.
         target: above 0.
@@ -50,26 +49,74 @@ def match_kl(
         tries: calls of `kl` at most; the nearest is kept.
         limits: smallest and largest scale.
     """
-    assert target > 0
-    low, high = math.log(limits[0]), math.log(limits[1])
-    below, above = low, high
-    bracketed = [False, False]
-    at, best, called = 0.0, (math.inf, 1.0, 0.0), 0
-    while called < tries:
-        found = kl(math.exp(at))
-        called += 1
-        miss = abs(found - target) / target
-        best = min(best, (miss, math.exp(at), found))
-        if miss <= tolerance or (at == low and found > target) or (at == high and found < target):
+    return match_kls(lambda scales: [kl(scales[0])], [target], tolerance=tolerance, tries=tries, limits=limits)[0]
+
+
+def match_kls(
+    kl: Callable[[list[float]], Sequence[float]],
+    targets: Sequence[float],
+    *,
+    tolerance: float = 0.05,
+    least: float = 0.0,
+    tries: int = 10,
+    limits: tuple[float, float] = (1 / 64, 64.0),
+) -> list[KlMatch]:
+    """The same for several searches at once; those that have ended are asked at their best scale while others go on.
+
+    Args:
+        kl: divergences at scales, one of each search, in nats.
+        targets: one per search.
+        least: differences up to this, in nats, are allowed however small the target.
+        tolerance, tries, limits: as in `match_kl`.
+    """
+    searches = [_Search(target, tolerance, least, limits) for target in targets]
+    for _ in range(tries):
+        for search, found in zip(searches, kl([search.scale for search in searches]), strict=True):
+            search.see(float(found))
+        if all(search.ended for search in searches):
             break
+    return [search.result() for search in searches]
+
+
+class _Search:
+    """One search: where it is in the logarithm of the scale, and the nearest divergence so far."""
+
+    def __init__(self, target: float, tolerance: float, least: float, limits: tuple[float, float]) -> None:
+        self.target, self.tolerance, self.allowed = target, tolerance, max(tolerance * target, least)
+        self.low, self.high = math.log(limits[0]), math.log(limits[1])
+        self.below, self.above, self.bracketed = self.low, self.high, [False, False]
+        self.at, self.best, self.tries, self.ended = 0.0, (math.inf, 1.0, 0.0), 0, False
+
+    @property
+    def scale(self) -> float:
+        return self.best[1] if self.ended else math.exp(self.at)
+
+    def see(self, found: float) -> None:
+        """Take the divergence at the scale, and move on unless the search has ended."""
+        if self.ended:
+            return
+        at, target = self.at, self.target
+        self.tries += 1
+        miss = abs(found - target)
+        self.best = min(self.best, (miss, math.exp(at), found))
+        stuck = (at == self.low and found > target) or (at == self.high and found < target)
+        if miss <= self.allowed or stuck:
+            self.ended = True
+            return
         if found < target:
-            below, bracketed[0] = at, True
+            self.below, self.bracketed[0] = at, True
         else:
-            above, bracketed[1] = at, True
-        if all(bracketed):
-            at = (below + above) / 2
+            self.above, self.bracketed[1] = at, True
+        if all(self.bracketed):
+            self.at = (self.below + self.above) / 2
         else:
-            step = 0.5 * math.log(target / found) if found > 0 else math.log(4)
+            step = 0.5 * math.log(target / found) if found > 0 < target else math.log(4)
             step = math.copysign(min(max(abs(step), 0.05), math.log(4)), target - found)
-            at = min(max(at + step, below), above)
-    return KlMatch(scale=best[1], target=target, reached=best[2], tries=called, tolerance=tolerance)
+            self.at = min(max(at + step, self.below), self.above)
+
+    def result(self) -> KlMatch:
+        miss, scale, reached = self.best
+        return KlMatch(
+            scale=scale, target=self.target, reached=reached, tries=self.tries, tolerance=self.tolerance,
+            within=miss <= self.allowed,
+        )  # fmt: skip

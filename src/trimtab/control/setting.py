@@ -40,6 +40,11 @@ class Setting:
     prompt_cache: PromptCache | None = None
     """Keeps prompts' keys and values between arms."""
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is said of it beside results."""
+        return {"site": str(self.site), "dose": self.dose, "unit": self.unit, "mask": self.mask}
+
     def needed_dictionary(self) -> Dictionary:
         """The dictionary.
 

@@ -94,6 +94,17 @@ class TaskPrompts:
             allowed=None if self.allowed is None else tuple(self.allowed[i] for i in which),
         )
 
+    def other_orders(self, model: LanguageModel) -> list[TaskPrompts]:
+        """The same items under each other cyclic order of their options."""
+        orders = min(self.task.orders(item) for item in self.items)
+        return [
+            TaskPrompts.of(
+                model, self.task, self.items, options_only=self.allowed is not None,
+                max_new_tokens=self.max_new_tokens, permutation=permutation,
+            )
+            for permutation in range(1, orders)
+        ]  # fmt: skip
+
     def digest(self) -> str:
         """SHA-256 of the items' ids, prompts, answers and options, in order."""
         said = [[item.id, item.prompt, item.answer, list(item.options)] for item in self.items]

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from trimtab.policies.config import PolicyConfig
     from trimtab.policies.evaluate import evaluate_policy
     from trimtab.policies.evaluate_config import EvaluateConfig
-    from trimtab.policies.evaluation import PolicyEvaluation
     from trimtab.policies.headroom import Headroom, HeadroomTable, headroom_table
     from trimtab.policies.headroom_command import HeadroomConfig, HeadroomResult, run_headroom
     from trimtab.policies.networks import Policy
@@ -37,7 +36,6 @@ __all__ = [
     "Policy",
     "PolicyAnalysis",
     "PolicyConfig",
-    "PolicyEvaluation",
     "PolicySource",
     "Rollouts",
     "RunComparison",
@@ -60,7 +58,6 @@ _PLACES = {
     "config": ("PolicyConfig",),
     "evaluate": ("evaluate_policy",),
     "evaluate_config": ("EvaluateConfig",),
-    "evaluation": ("PolicyEvaluation",),
     "headroom": ("Headroom", "HeadroomTable", "headroom_table"),
     "headroom_command": ("HeadroomConfig", "HeadroomResult", "run_headroom"),
     "networks": ("Policy",),

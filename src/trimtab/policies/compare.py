@@ -14,9 +14,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.control.columns import add_columns
 from trimtab.errors import UserError
 from trimtab.policies.files import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
-from trimtab.policies.tables import add_columns
 from trimtab.runs import read_json, read_metrics, read_record
 from trimtab.stats import Interval, bootstrap_mean
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.control.adapter import AdapterPositions
+from trimtab.control.arm import find_kind
 from trimtab.errors import UserError
-from trimtab.policies.arms import CONTROLS, Control, Effort
+from trimtab.policies.arms import control_names
 from trimtab.policies.headroom_candidates import COUNT, check_count
 
 
@@ -23,8 +24,8 @@ class EvaluateConfig:
     """Leave out as many items first, such as those that earlier evaluations looked at."""
     items: int | None = None
     """Use only this many items of the split."""
-    controls: tuple[Control, ...] = CONTROLS  # type: ignore[assignment]
-    """Controls beside the policy."""
+    controls: tuple[str, ...] = field(default_factory=control_names)
+    """Controls beside the policy; one of your own as module:Class."""
     equal_kl: bool = True
     """Show controls at equal divergence from the unsteered model, too."""
     kl_items: int = 64
@@ -76,8 +77,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.run:
             raise UserError("policy evaluate", "there is no run to evaluate", "name a run of `policy train`")
-        if unknown := sorted(set(self.controls) - set(CONTROLS)):
-            raise UserError(f"control {unknown[0]!r}", f"there is {', '.join(CONTROLS)}", "choose among them")
+        for name in self.controls:
+            find_kind(name)
         for name in ("kl_items", "finalists", "draws", "train_items", "lora_rank"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
@@ -91,15 +92,3 @@ class EvaluateConfig:
             raise UserError(f"kl_tolerance {self.kl_tolerance}", "it must lie between 0 and 1", "use 0.05")
         if not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
-
-    @property
-    def effort(self) -> Effort:
-        return Effort(
-            draws=self.draws,
-            finalists=self.finalists,
-            factors=self.dose_factor,
-            vector_steps=self.vector_steps,
-            lora_steps=self.lora_steps,
-            lora_rank=self.lora_rank,
-            lora_positions=self.lora_positions,
-        )

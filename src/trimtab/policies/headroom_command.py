@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from rich.table import Table
 
+from trimtab.control.columns import add_columns
 from trimtab.control.masks import MASKS, MaskKind, PromptFirings, build_mask
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import SAE, load_dictionary
@@ -34,7 +35,6 @@ from trimtab.policies.headroom_candidates import (
     check_count,
     first_allowed,
 )
-from trimtab.policies.tables import add_columns
 from trimtab.policies.task_options import task_options
 from trimtab.runs import Meter, json_safe, write_json
 from trimtab.selection.ranking import dictionary_site

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.control.masks import PromptFirings
@@ -17,7 +18,7 @@ from trimtab.runs import Meter
 from trimtab.selection import rank
 from trimtab.selection.ranking import dictionary_site, features_to_rank
 from trimtab.steering import DirectionTable
-from trimtab.tasks import Task, load_task, read_task
+from trimtab.tasks import Item, Task, load_task, read_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +77,14 @@ class Setup(Setting):
 
     def prompts(self, split: str, limit: int | None = None) -> TaskPrompts:
         """Items of a split, at most `limit`, the same ones every time."""
+        return self.prompts_of(self.task.sample(split, limit))
+
+    def prompts_of(self, items: Sequence[Item]) -> TaskPrompts:
+        """Items of the task, as the config has them answered."""
         return TaskPrompts.of(
             self.model,
             self.task,
-            self.task.sample(split, limit),
+            items,
             options_only=self.config.options_only,
             max_new_tokens=self.config.max_new_tokens,
         )

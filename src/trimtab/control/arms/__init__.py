@@ -1,1 +1,30 @@
-"""Arms, one file each: how it is chosen or trained, and what answers the items."""
+"""Arms, one file each: how it is chosen or trained, and what answers the items.
+
+Importing a file registers its kind, in the order in which comparisons show them.
+"""
+
+# isort: off
+from trimtab.control.arms.random import RandomFeatures
+from trimtab.control.arms.random_allowed import RandomAllowed
+from trimtab.control.arms.most_active import MostActive
+from trimtab.control.arms.static import BestStatic
+from trimtab.control.arms.gated import Gated
+from trimtab.control.arms.corrsteer import CorrSteer
+from trimtab.control.arms.vector import Vector
+from trimtab.control.arms.lora import Lora
+from trimtab.control.arms.prompting import Prompting
+from trimtab.control.arms.letters import Letters
+# isort: on
+
+__all__ = [
+    "BestStatic",
+    "CorrSteer",
+    "Gated",
+    "Letters",
+    "Lora",
+    "MostActive",
+    "Prompting",
+    "RandomAllowed",
+    "RandomFeatures",
+    "Vector",
+]

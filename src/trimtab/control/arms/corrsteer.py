@@ -8,12 +8,13 @@ correctness is steered at every decision; its coefficient is the mean of that ac
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from trimtab.control.answers import ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
 from trimtab.errors import UserError
 from trimtab.lm import Decoded, TokenBatch, capture
 from trimtab.steering import StaticSource
@@ -88,3 +89,14 @@ def _largest_activations(items: ItemSet, decoded: Decoded, rows: list[int]) -> T
     for place, row in enumerate(rows):
         pooled.append(dictionary.encode(x[place, -len(decoded.token_ids[row]) :]).max(0).values)
     return torch.stack(pooled).detach()
+
+
+@register
+class CorrSteer(ArmKind):
+    """CorrSteer's feature, at its own coefficient and at the reference's decisions and doses."""
+
+    name: ClassVar[str] = "corrsteer"
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        choice = corrsteer(choosing.train)
+        return self.steered(lambda items, draw: corrsteer_source(items, choice), choice.to_json())

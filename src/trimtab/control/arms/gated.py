@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from trimtab.control.answers import ItemSet
-from trimtab.control.arms.static import StaticChoice, static_source
+from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.arm import Arm, Choosing, answers_under, register
+from trimtab.control.arms.static import BestStatic, StaticChoice, static_source
 from trimtab.steering import StaticSource
 
 PENALTIES = tuple(10.0**k for k in range(-4, 2))
@@ -105,3 +106,26 @@ def _gains(
     unsteered = items.answer().reward
     steered = items.answer(static_source(items, choice)).reward
     return items.activations(), steered - unsteered, unsteered
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Gated(BestStatic):
+    """The best static feature behind a gate, by itself and in as many items as the reference edits."""
+
+    name: ClassVar[str] = "gated"
+    main: ClassVar[bool] = False
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        choice = self.choice(choosing)
+        fit = fit_gate(choosing.train, choosing.validation, choice)
+        about = choice.to_json() | {"gate": fit.to_json()}
+
+        def by_itself(items: ItemSet, scale: float) -> list[Answers]:
+            return answers_under(items, [gated_source(items, choice, fit.gate)])
+
+        def matched(items: ItemSet, scale: float) -> list[Answers]:
+            return answers_under(items, [gated_like_reference(items, choice, fit.gate, scale)])
+
+        own = self.arm(by_itself, about)
+        return [own, *(self.arm(matched, about, match=match, scheduled=True) for match in ("dose", "kl"))]

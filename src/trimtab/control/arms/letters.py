@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
 from trimtab.errors import UserError
 from trimtab.tasks import Outcome
 
@@ -81,3 +82,23 @@ def _option_logp(items: ItemSet) -> list[NDArray[np.float64]]:
     answers = items.answer(prompts=replace(items.prompts, allowed=allowed, max_new_tokens=1), temperature=0.0)
     assert answers.decoded is not None
     return [np.array(steps[0]) for steps in answers.decoded.allowed_logp]
+
+
+@register
+class Letters(ArmKind):
+    """Both baselines."""
+
+    name: ClassVar[str] = "letters"
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        bias = letter_bias(choosing.validation)
+        about = bias.to_json()
+        return [
+            self.arm(
+                lambda items, scale: [Answers(always(items, bias.place))], about, name="letters: always the same"
+            ),
+            self.arm(
+                lambda items, scale: [without_prior(items, bias)], {"prior": about["prior"]},
+                name="letters: prior removed",
+            ),
+        ]  # fmt: skip

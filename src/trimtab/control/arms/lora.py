@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
 from trimtab.control.adapter import Adapter, AdapterPositions
 from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.control.learning import Learned, learn
 from trimtab.lm import PromptCache
 
@@ -66,3 +68,34 @@ def learn_adapter(
     control = LearnedAdapter(Adapter(train.setting.model, rank=rank, positions=positions, seed=seed))
     found = learn(control, train, validation, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
     return control, found
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Lora(ArmKind):
+    """A LoRA by itself, and with its changes scaled to equal KL; it edits no activation, so that it has no dose."""
+
+    name: ClassVar[str] = "lora"
+    main: ClassVar[bool] = True
+    per_training: ClassVar[bool] = True
+    rank: int = 8
+    """Of each change."""
+    positions: AdapterPositions = "generated"
+    """Where it acts: on answers and the last prompt token (`generated`), or on prompts too (`all`)."""
+    steps: int = 100
+    """Steps of training."""
+    batch: int = 16
+    """Items of a step."""
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        adapter, learned = learn_adapter(
+            choosing.train, choosing.validation, rank=self.rank, positions=self.positions, steps=self.steps,
+            batch=self.batch, seed=choosing.train.setting.seed,
+        )  # fmt: skip
+        about = learned.to_json() | {"rank": self.rank, "positions": self.positions}
+
+        def answer(items: ItemSet, scale: float) -> list[Answers]:
+            return [adapter.answer(items, kl=True, scale=scale)]
+
+        matches: tuple[Match, ...] = ("own", "kl") if learned.best_step else ("own",)
+        return [self.arm(answer, about, match=match) for match in matches]

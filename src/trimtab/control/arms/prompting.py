@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from trimtab.control.answers import ItemSet
+from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
 from trimtab.control.task_prompts import TaskPrompts
 
 
@@ -43,3 +44,22 @@ def best_instruction(validation: ItemSet, instructions: Sequence[str] = ()) -> P
     rewards = [float(validation.answer(prompts=instructed(validation, text)).reward.mean()) for text in tried]
     best = max(range(len(tried)), key=lambda i: (rewards[i], -i))
     return PromptChoice(instruction=tried[best], reward=rewards[best], tried=len(tried))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Prompting(ArmKind):
+    """The best instruction before every prompt."""
+
+    name: ClassVar[str] = "prompting"
+    main: ClassVar[bool] = True
+    instruction: tuple[str, ...] = ()
+    """Instructions to choose from; the task's own by default."""
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        choice = best_instruction(choosing.validation, self.instruction)
+
+        def answer(items: ItemSet, scale: float) -> list[Answers]:
+            return [items.answer(prompts=instructed(items, choice.instruction))]
+
+        return [self.arm(answer, choice.to_json())]

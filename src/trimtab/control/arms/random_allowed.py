@@ -5,8 +5,13 @@ Beside it a policy's choice stands alone: a mask by itself may leave only featur
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.arms.random import draw_seed
 from trimtab.control.setting import Setting
 from trimtab.lm import DecodeStart, EditRequest
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf
@@ -36,3 +41,21 @@ class AllowedRandomSource(DirectionSource):
         count = allowed.sum(-1, keepdim=True)
         feature = inverse_cdf(allowed.float(), request.uniform(ACTION_STREAM, seed=self.seed))[:, None]
         return Choice(torch.where(count > 0, feature, -1), torch.ones(feature.shape, device=feature.device))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class RandomAllowed(ArmKind):
+    """Random features that the mask allows, at the reference's decisions and doses."""
+
+    name: ClassVar[str] = "random-allowed"
+    draws: int = 3
+    """Repetitions."""
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        return self.steered(
+            lambda items, draw: AllowedRandomSource(items.setting, draw_seed(items.setting.seed, draw)),
+            {"mask": choosing.validation.setting.mask},
+            own=False,
+            draws=self.draws,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.setting import Setting
 from trimtab.steering import DirectionTable, StaticSource
+
+LIVE_SAMPLE = "sample of live features"
+"""Where candidates come from that nothing else names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +58,9 @@ def gather(sources: Mapping[str, Sequence[int]]) -> tuple[list[int], dict[str, i
     return list(seen), {origin: counts.get(origin, 0) for origin in sources}
 
 
-def sample_of_live(items: ItemSet, count: int, seed: int) -> list[int]:
+def sample_of_live(setting: Setting, count: int, seed: int) -> list[int]:
     """Features drawn at random among those that fire."""
-    live = DirectionTable.of(items.setting.needed_dictionary()).live_ids().numpy()
+    live = DirectionTable.of(setting.needed_dictionary()).live_ids().numpy()
     rng = np.random.default_rng([seed, 11])
     return rng.choice(live, min(count, len(live)), replace=False).tolist()
 
@@ -126,3 +131,31 @@ def best_static(
 def static_source(items: ItemSet, choice: StaticChoice) -> StaticSource:
     """The feature at its own dose, at every decision."""
     return items.setting.static_source(choice.feature, choice.dose)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class BestStatic(ArmKind):
+    """The best static feature, at its own dose and at the reference's decisions and doses."""
+
+    name: ClassVar[str] = "static"
+    main: ClassVar[bool] = True
+    finalists: int = 16
+    """Features that are tried on all validation items and at all doses."""
+    dose_factor: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Doses that are tried, as multiples of the setting's."""
+
+    def choice(self, choosing: Choosing) -> StaticChoice:
+        """The feature; several kinds that ask for the same choice make it once."""
+
+        def choose() -> StaticChoice:
+            candidates = choosing.candidates or {LIVE_SAMPLE: sample_of_live(choosing.validation.setting, 96, 0)}
+            return best_static(
+                choosing.validation, candidates, factors=self.dose_factor, finalists=self.finalists
+            )  # fmt: skip
+
+        return choosing.once((BestStatic, self.finalists, self.dose_factor), choose)
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        choice = self.choice(choosing)
+        return self.steered(lambda items, draw: static_source(items, choice), choice.to_json())

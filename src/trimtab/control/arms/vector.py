@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
 from trimtab.control.learning import Learned, learn
+from trimtab.errors import UserError
 from trimtab.lm import PromptCache, RowDelta, edited
 from trimtab.lm.taps import site_width
 from trimtab.steering import VectorSource
@@ -70,3 +73,32 @@ def learn_vector(
     d = site_width(train.setting.model, train.setting.needed_site())
     vector = LearnedVector(d, dose, seed=seed).to(train.setting.model.device)
     return vector, learn(vector, train, validation, steps=steps, learning_rate=0.25 / d**0.5, batch=batch, seed=seed)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Vector(ArmKind):
+    """A vector trained at the reference's mean relative dose, or at the setting's where nothing is a reference."""
+
+    name: ClassVar[str] = "vector"
+    main: ClassVar[bool] = True
+    per_training: ClassVar[bool] = True
+    steps: int = 100
+    """Steps of training."""
+    batch: int = 16
+    """Items of a step."""
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        train, validation = choosing.train, choosing.validation
+        if validation.schedule is None and train.setting.unit != "relative":
+            raise UserError(
+                "a learned vector", f"the setting's dose is {train.setting.unit}", "give the setting a relative dose"
+            )
+        dose = train.setting.dose if validation.schedule is None else validation.schedule.mean
+        if not dose:
+            return []  # the reference edits nothing, which is said once for all arms
+        vector, learned = learn_vector(
+            train, validation, dose, steps=self.steps, batch=self.batch, seed=train.setting.seed
+        )  # fmt: skip
+        about = learned.to_json() | {"relative_dose": dose}
+        return self.steered(lambda items, draw: vector.source(items), about)

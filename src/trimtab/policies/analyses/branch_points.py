@@ -225,12 +225,13 @@ def _prepare(
     drawn = pool[draw_without_replacement(u, len(pool))[0]]
     per = wanted // len(chosen)
     found = decision.match(drawn, kl.repeat_interleave(per), dose, tolerance=tolerance)
-    within = found.within.reshape(-1, per)
+    within = torch.tensor([match.within for match in found]).reshape(-1, per)
+    scales, reached = (torch.tensor([getattr(m, name) for m in found]) for name in ("scale", "reached"))
     matched = within.any(1)
     pick = within.int().argmax(1) + torch.arange(len(chosen)) * per
     return _Try(
-        item, step, chosen[matched], drawn[pick][matched], found.dose[pick][matched], kl[matched],
-        found.kl[pick][matched], own_kl, int((~matched).sum()),
+        item, step, chosen[matched], drawn[pick][matched], dose * scales[pick][matched], kl[matched],
+        reached[pick][matched], own_kl, int((~matched).sum()),
     )  # fmt: skip
 
 

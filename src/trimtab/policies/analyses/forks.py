@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.control.dose_search import KlMatch, match_kls
 from trimtab.lm import DecodeStart, EditRequest
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.source import PolicySource
@@ -125,58 +125,18 @@ class Decision:
         return found["kl"].cpu()
 
     def match(
-        self,
-        feature: Int[Tensor, " R"],
-        target: Float[Tensor, " R"],
-        dose: float,
-        *,
-        tolerance: float,
-        tries: int = 14,
-        widest: float = 64.0,
-    ) -> Matched:
-        """Doses at which features have given local divergences.
-
-        Divergence grows with the square of a small dose, so each search follows that law until the target lies between
-        two doses tried, and then bisects their logarithms.
+        self, feature: Int[Tensor, " R"], target: Float[Tensor, " R"], dose: float, *, tolerance: float
+    ) -> list[KlMatch]:
+        """Search doses at which features have given local divergences.
 
         Args:
             feature: one per search.
             target: divergence to reach, in nats.
-            dose: where each search begins, in the policy's unit.
+            dose: what scales multiply, in the policy's unit.
             tolerance: allowed relative difference (below 1e-6 nats every difference is allowed).
-            tries: doses tried at most.
-            widest: largest factor on `dose`; its inverse is the smallest.
         """
-        limit = math.log(widest)
-        at = torch.zeros(len(feature))
-        low, high = torch.full_like(at, -limit), torch.full_like(at, limit)
-        bracket = torch.zeros(2, len(feature), dtype=torch.bool)
-        best = Matched(torch.full_like(at, dose), torch.full_like(at, math.inf), torch.zeros_like(at, dtype=torch.bool))
-        allowed = (tolerance * target).clamp_min(1e-6)
-        for _ in range(tries):
-            doses = dose * at.exp()
-            kl = self.local_kl(feature, doses)
-            nearer = ((kl - target).abs() < (best.kl - target).abs()) & ~best.within
-            best = Matched(
-                torch.where(nearer, doses, best.dose),
-                torch.where(nearer, kl, best.kl),
-                best.within | ((kl - target).abs() <= allowed),
-            )
-            if best.within.all():
-                break
-            below = kl < target
-            low, high = torch.where(below, at, low), torch.where(below, high, at)
-            bracket = torch.stack([bracket[0] | below, bracket[1] | ~below])
-            step = 0.5 * (target.clamp_min(1e-12) / kl.clamp_min(1e-12)).log()
-            step = torch.where(below, 1.0, -1.0) * step.abs().clamp(0.05, math.log(4))
-            at = torch.where(bracket.all(0), (low + high) / 2, (at + step).clamp(-limit, limit))
-        return best
 
+        def kl(scales: list[float]) -> list[float]:
+            return self.local_kl(feature, dose * torch.tensor(scales)).tolist()
 
-class Matched(NamedTuple):
-    """Doses found by searches, and the divergences there."""
-
-    dose: Float[Tensor, " R"]
-    kl: Float[Tensor, " R"]
-    within: Tensor
-    """Whether each is within the tolerance."""
+        return match_kls(kl, target.tolist(), tolerance=tolerance, least=1e-6, tries=14)

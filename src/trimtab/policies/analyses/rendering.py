@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.control.columns import add_columns
 from trimtab.policies.analyses.branch_points import BranchPoints
 from trimtab.policies.analyses.critic import MEAN, CriticReport
 from trimtab.policies.analyses.layers import LayerReport
 from trimtab.policies.analyses.ledger import Ledger
-from trimtab.policies.tables import add_columns
 from trimtab.stats import Interval
 
 ROWS = 20

@@ -1,14 +1,13 @@
-"""Controls on a planted readout, where what each of them must find and earn is known."""
+"""Arms on a planted readout, where what each of them must find and earn is known."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_sae, readout_setup
+from planted_readout import SITE, HalfHurt, OnlyRewards, Planted, planted_sae, readout_items
 from transformers import DynamicCache
 
 from trimtab.control.adapter import Adapter
@@ -21,16 +20,14 @@ from trimtab.control.arms.prompting import best_instruction, instructed
 from trimtab.control.arms.random_allowed import AllowedRandomSource
 from trimtab.control.arms.static import best_static, static_source
 from trimtab.control.arms.vector import learn_vector
-from trimtab.control.dose_search import match_kl
 from trimtab.control.learning import CROSS_ENTROPY, REINFORCE
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture
+from trimtab.lm import EditRequest, LanguageModel, PromptCache, TokenBatch, capture
 from trimtab.lm.answer_logits import answer_logits
-from trimtab.policies.arms import policy_answer, shuffled_table
-from trimtab.policies.networks import Policy
-from trimtab.policies.setup import Setup
 from trimtab.steering import (
+    Choice,
+    DirectionSource,
     RandomFeatureSource,
     StaticSource,
     TopActiveSource,
@@ -40,16 +37,12 @@ from trimtab.steering import (
 from trimtab.tasks import Task
 
 
-def items_of(setup: Setup, split: str) -> ItemSet:
-    return ItemSet.of(setup, setup.prompts(split))
+class WhereNegative(DirectionSource):
+    """Feature 0 where coordinate 0 is negative, and no edit elsewhere."""
 
-
-def constant_policy(sae: Standard, feature: int) -> Policy:
-    """Always the same feature, or none (−1)."""
-    policy = Policy.build(sae.directions, hidden=(8,), seed=0)
-    with torch.no_grad():
-        policy.actor.head.bias[feature] = 1e4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-    return policy
+    def pick(self, request: EditRequest) -> Choice:
+        feature = torch.where(request.x[:, :1] < 0, 0, -1)
+        return Choice(feature, torch.full(feature.shape, 0.7))
 
 
 def coordinate(items: ItemSet) -> np.ndarray:
@@ -66,9 +59,7 @@ def gold(items: ItemSet) -> np.ndarray:
 def test_the_planted_static_feature_is_found_and_solves_everything(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    validation, test = (
-        items_of(readout_setup(planted, planted_dictionary, Planted), s) for s in ("validation", "test")
-    )
+    validation, test = (readout_items(planted, planted_dictionary, Planted, s) for s in ("validation", "test"))
     assert test.answer().reward.tolist() == (coordinate(test) > 0).astype(float).tolist()
     choice = best_static(validation, {"all": range(32)}, factors=(0.5, 1.0), first_items=20, finalists=4)
     assert (choice.feature, choice.dose, choice.reward, choice.features_tried) == (0, 2.0, 1.0, 32)
@@ -78,15 +69,13 @@ def test_the_planted_static_feature_is_found_and_solves_everything(
     assert np.array_equal(others.reward, test.answer().reward)
 
 
-def test_allowed_features_are_drawn_evenly_where_the_policy_edits(
+def test_allowed_features_are_drawn_evenly_where_the_reference_edits(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
     """Under `current` only features that fire at the token may be drawn, each as likely."""
-    setup = readout_setup(planted, planted_dictionary, Planted, mask="current")
-    test = items_of(setup, "test")
-    (policy,) = policy_answer(setup, constant_policy(planted_dictionary, 0))(test, 1.0)
-    schedule = EditSchedule.of(policy)
-    schedule.relative[::3] = 0  # as if the policy had left these items alone
+    test = readout_items(planted, planted_dictionary, Planted, "test", mask="current")
+    schedule = EditSchedule.of(test.answer(test.setting.static_source(0, 2.0)))
+    schedule.relative[::3] = 0  # as if the reference had left these items alone
     items = replace(test, schedule=schedule)
     batch = TokenBatch.pad([list(p) for p in items.prompts.ids], planted.pad_id)
     x = capture(planted, batch, [SITE])[planted.site(SITE)][:, -1]
@@ -107,19 +96,13 @@ def test_allowed_features_are_drawn_evenly_where_the_policy_edits(
     assert np.abs(off).max() < 5
 
 
-def test_matched_arms_have_the_policys_dose_and_its_decisions(
+def test_matched_arms_have_the_references_dose_and_its_decisions(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    """A policy that edits where x_0 < 0 only; a control at equal dose edits nowhere else."""
-    setup = readout_setup(planted, planted_dictionary, Planted, dose=0.7)
-    test = items_of(setup, "test")
+    """A reference that edits where x_0 < 0 only; an arm at equal dose edits nowhere else."""
+    test = readout_items(planted, planted_dictionary, Planted, "test")
     x = torch.from_numpy(test.activations())
-    policy = Policy.build(planted_dictionary.directions, hidden=(), seed=0)
-    with torch.no_grad():
-        policy.actor.head.weight.zero_()  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-        policy.actor.head.weight[0, 0] = -1e4  # pyright: ignore[reportIndexIssue]
-        policy.actor.head.bias[1:-1] = -1e8  # pyright: ignore[reportIndexIssue]
-    (answers,) = policy_answer(setup, policy)(test, 1.0)
+    answers = test.answer(WhereNegative(planted_dictionary, SITE, unit="relative"))
     schedule = EditSchedule.of(answers)
     assert torch.equal(schedule.relative[:, 0] != 0, x[:, 0] < 0)
     assert 0 < schedule.edits == schedule.rows < len(test)
@@ -129,7 +112,7 @@ def test_matched_arms_have_the_policys_dose_and_its_decisions(
         StaticSource(planted_dictionary, 5, 9.0, SITE),
         TopActiveSource(planted_dictionary, 1.0, SITE),
     )
-    logs = {"policy": answers.edits}
+    logs = {"reference": answers.edits}
     for i, source in enumerate(inner):
         logs[str(i)] = test.answer(MatchedSource(source, schedule)).edits
     assert_equal_dose(logs)
@@ -139,30 +122,17 @@ def test_matched_arms_have_the_policys_dose_and_its_decisions(
     assert (logs["1"].feature[logs["1"].feature >= 0] == 5).all()
     doubled = test.answer(MatchedSource(inner[1], schedule, 2.0)).edits
     assert float(doubled.relative_dose.max()) == pytest.approx(1.4, abs=1e-5)
-    plain = setup.dictionary.encode(x) * setup.dictionary.decoder_norms
+    plain = planted_dictionary.encode(x) * planted_dictionary.decoder_norms
     used = logs["2"].feature[:, 0] >= 0
     assert torch.equal(logs["2"].feature[used, 0], plain.argmax(1)[logs["2"].row[used]])
-
-
-def test_a_shuffled_decoder_gains_nothing(planted: LanguageModel, planted_dictionary: Standard) -> None:
-    setup = readout_setup(planted, planted_dictionary, Planted)
-    test = items_of(setup, "test")
-    policy = constant_policy(planted_dictionary, 0)
-    assert policy_answer(setup, policy)(test, 1.0)[0].reward.mean() == 1
-    table = shuffled_table(planted_dictionary, seed=1)
-    assert torch.allclose(table.rows.sort(0).values, planted_dictionary.directions.sort(0).values, atol=1e-6)
-    assert not torch.equal(table.rows, shuffled_table(planted_dictionary, seed=2).rows)
-    assert abs(float(table.rows[0, 0])) < 1e-6
-    shuffled = test.answer(setup.source(policy, greedy=True, directions=table))
-    assert np.array_equal(shuffled.reward, test.answer().reward)
-    assert_equal_dose({"policy": policy_answer(setup, policy)(test, 1.0)[0].edits, "shuffled": shuffled.edits})
 
 
 def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    setup = readout_setup(planted, planted_dictionary, HalfHurt)
-    train, validation, test = (items_of(setup, s) for s in ("train", "validation", "test"))
+    train, validation, test = (
+        readout_items(planted, planted_dictionary, HalfHurt, s) for s in ("train", "validation", "test")
+    )
     choice = best_static(validation, {"planted": [0]}, factors=(1.0,))
     right = gold(test)
     unsteered = (coordinate(test) > 0) == right
@@ -176,17 +146,16 @@ def test_a_gate_helps_where_the_feature_hurts_half_of_the_items(
     assert np.array_equal(gated, np.where(opened, right, unsteered).astype(float))
     assert gated.mean() > max(static.mean(), unsteered.mean()) + 0.05
     assert gated.mean() <= np.maximum(right, unsteered).mean()
-    (answers,) = policy_answer(setup, constant_policy(planted_dictionary, 0))(test, 1.0)
-    few = EditSchedule(torch.where(torch.arange(len(test))[:, None] < 20, EditSchedule.of(answers).relative, 0))
-    scheduled = ItemSet(setting=setup, prompts=test.prompts, cache=test.cache, schedule=few)
+    everywhere = EditSchedule.of(test.answer(test.setting.static_source(0, 2.0)))
+    few = EditSchedule(torch.where(torch.arange(len(test))[:, None] < 20, everywhere.relative, 0))
+    scheduled = replace(test, schedule=few)
     log = scheduled.answer(gated_like_reference(scheduled, choice, fit.gate)).edits
     rows = log.row[log.feature[:, 0] >= 0]
     assert set(rows.tolist()) == set(np.argsort(-fit.gate.score(test.activations()), kind="stable")[:20].tolist())
 
 
 def test_a_gate_without_harm_is_always_open(planted: LanguageModel, planted_dictionary: Standard) -> None:
-    setup = readout_setup(planted, planted_dictionary, Planted)
-    train, validation = items_of(setup, "train"), items_of(setup, "validation")
+    train, validation = (readout_items(planted, planted_dictionary, Planted, s) for s in ("train", "validation"))
     fit = fit_gate(train, validation, best_static(validation, {"planted": [0]}, factors=(1.0,)))
     assert fit.hurt == 0 < fit.helped
     assert (fit.penalty, fit.reward) == (None, 1.0)
@@ -195,7 +164,7 @@ def test_a_gate_without_harm_is_always_open(planted: LanguageModel, planted_dict
 def test_corrsteer_picks_the_feature_that_numpy_finds_most_correlated(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    train = items_of(readout_setup(planted, planted_dictionary, Planted), "train")
+    train = readout_items(planted, planted_dictionary, Planted, "train")
     choice = corrsteer(train)
     right = train.answer().reward
     codes = planted_dictionary.encode(torch.from_numpy(train.activations())).numpy().astype(np.float64)
@@ -209,8 +178,7 @@ def test_corrsteer_picks_the_feature_that_numpy_finds_most_correlated(
 def test_corrsteer_reads_the_largest_activation_of_a_longer_answer(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    setup = readout_setup(planted, planted_dictionary, Planted, options_only=False, max_new_tokens=4)
-    train = items_of(setup, "train").take(range(30))
+    train = readout_items(planted, planted_dictionary, Planted, "train", tokens=4).take(range(30))
     choice = corrsteer(train)
     answers = train.answer()
     assert answers.decoded is not None
@@ -227,7 +195,7 @@ def test_corrsteer_reads_the_largest_activation_of_a_longer_answer(
 
 
 def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, planted_dictionary: Standard) -> None:
-    train = items_of(readout_setup(planted, planted_dictionary, Planted), "train")
+    train = readout_items(planted, planted_dictionary, Planted, "train")
     with pytest.raises(UserError, match="all 5 training answers are worth the same"):
         corrsteer(train.take(np.flatnonzero(train.answer().reward == 1)[:5].tolist()))
 
@@ -236,8 +204,9 @@ def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, planted_d
 def test_the_learned_vector_turns_to_the_planted_direction(
     planted: LanguageModel, planted_dictionary: Standard, task: type[Task], objective: str
 ) -> None:
-    setup = readout_setup(planted, planted_dictionary, task)
-    train, validation, test = (items_of(setup, s) for s in ("train", "validation", "test"))
+    train, validation, test = (
+        readout_items(planted, planted_dictionary, task, s) for s in ("train", "validation", "test")
+    )
     # Where Y is right one direction serves all; at this dose it must have a cosine of at least 0.7 to do so.
     train, validation, test = (s.take(np.flatnonzero(gold(s)).tolist()) for s in (train, validation, test))
     share = -coordinate(validation) / np.linalg.norm(validation.activations(), axis=1)
@@ -258,7 +227,7 @@ def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
     from trimtab.control.arms.vector import LearnedVector
 
     lower = planted_sae(planted, "resid_post.1")
-    items = items_of(readout_setup(planted, lower, Planted), "train").take(range(4))
+    items = readout_items(planted, lower, Planted, "train").take(range(4))
     vector = LearnedVector(32, 0.8, seed=4)
     prompts, answers = [[7, 20, 33, 9], [8, 21, 40, 52, 61], [11, 12]], [[30, 31, 32], [40], [50, 51]]
 
@@ -304,8 +273,7 @@ def test_the_vectors_gradient_is_that_of_a_pass_over_whole_prompts(
 def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
     planted: LanguageModel, planted_dictionary: Standard, positions: str
 ) -> None:
-    setup = readout_setup(planted, planted_dictionary, HalfHurt)
-    train, validation = items_of(setup, "train"), items_of(setup, "validation")
+    train, validation = (readout_items(planted, planted_dictionary, HalfHurt, s) for s in ("train", "validation"))
     before, fingerprint = validation.answer(), planted.fingerprint
     control, learned = learn_adapter(
         train,
@@ -363,8 +331,7 @@ def test_a_lora_adds_its_product_to_the_projection(any_tiny: LanguageModel) -> N
 
 def test_divergence_is_that_of_a_pass_without_a_cache(planted: LanguageModel) -> None:
     lower = planted_sae(planted, "resid_post.1")
-    setup = readout_setup(planted, lower, Planted, options_only=False, max_new_tokens=5)
-    items = items_of(setup, "train").take(range(9))
+    items = readout_items(planted, lower, Planted, "train", tokens=5).take(range(9))
     source = StaticSource(lower, 4, 1.0)
     items = replace(items, cache=PromptCache(planted, max_bytes=0))  # prompts are computed anew every time
     answers = items.answer(source, kl=True)
@@ -407,21 +374,10 @@ def divergence_of_whole_passes(model: LanguageModel, adapter: Adapter, prompt: l
     return float((p.exp() * (p - q)).sum())
 
 
-def test_equal_kl_is_found_on_a_curve_that_is_known() -> None:
-    for kl in (lambda s: 0.3 * s**2, lambda s: 2 * (1 - math.exp(-((s / 3) ** 4))), lambda s: 1e-4 * s**2):
-        found = match_kl(kl, 0.2, tolerance=0.05, tries=20)
-        assert found.within
-        assert kl(found.scale) == pytest.approx(0.2, rel=0.05)
-        assert found.reached == kl(found.scale)
-    never = match_kl(lambda s: 0.1 * (1 - math.exp(-s)), 0.2, tries=20)
-    assert not never.within
-    assert never.reached == pytest.approx(0.1, abs=1e-6)
-
-
 def test_prompting_puts_the_best_instruction_before_the_question(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    validation = items_of(readout_setup(planted, planted_dictionary, Planted), "validation")
+    validation = readout_items(planted, planted_dictionary, Planted, "validation")
     texts = ("q", "zz", "and the")
     choice = best_instruction(validation, texts)
     rewards = {t: float(validation.answer(prompts=instructed(validation, t)).reward.mean()) for t in texts}
@@ -435,8 +391,7 @@ def test_prompting_puts_the_best_instruction_before_the_question(
 def test_letter_baselines_name_the_best_place_and_remove_the_prior(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
-    setup = readout_setup(planted, planted_dictionary, HalfHurt)
-    validation, test = items_of(setup, "validation"), items_of(setup, "test")
+    validation, test = (readout_items(planted, planted_dictionary, HalfHurt, s) for s in ("validation", "test"))
     bias = letter_bias(validation)
     share = gold(validation).mean()
     assert (bias.place, bias.reward) == (int(share < 0.5), pytest.approx(max(share, 1 - share)))

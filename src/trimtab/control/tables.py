@@ -1,41 +1,21 @@
-"""An evaluation as tables: every arm beside the policy, and the task's own metrics."""
+"""A comparison as tables: every arm beside the reference, and the task's own metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from trimtab.policies.evaluation import PolicyEvaluation, TaskResult
-from trimtab.policies.tables import add_columns
+from trimtab.control.columns import add_columns
+from trimtab.control.results import TaskResult
 from trimtab.stats import Interval
-
-
-def rendered(evaluation: PolicyEvaluation) -> Group:
-    """A table for the task and each companion, and what must be said beside them."""
-    parts: list[Any] = []
-    for result in (evaluation.result, *evaluation.companions):
-        parts += [_table(result, evaluation.seeds), Text(gain_line(result))]
-        if any(arm.metric_intervals or arm.known for arm in result.arms):
-            parts.append(_metrics_table(result))
-    compared = evaluation.settings_compared
-    if len(compared) > 1:
-        parts.append(Text(f"setting chosen on validation among {len(compared)}: {_named(evaluation.setting)}"))
-    else:
-        parts.append(Text(f"setting: {_named(evaluation.setting)}"))
-    parts += [Text(f"missing: {name} ({why})") for name, why in evaluation.missing.items()]
-    parts += [Text(f"warning: {warning}") for warning in evaluation.warnings]
-    return Group(*parts)
 
 
 def gain_line(result: TaskResult) -> str:
     gain = result.gain
     said = (
-        f"The policy's gain over the unsteered model is {_signed(gain.total)}: {_signed(gain.format)} where the answer "
-        f"became well formed or malformed, {_signed(gain.answer)} where that did not change."
+        f"The {result.reference}'s gain over the unsteered model is {_signed(gain.total)}: {_signed(gain.format)} "
+        f"where the answer became well formed or malformed, {_signed(gain.answer)} where that did not change."
     )
     if gain.total.low > 0 and not gain.answer.low > 0:
         said += " Without the change of format the gain is not shown."
@@ -58,17 +38,19 @@ def _short(interval: Interval | None) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _table(result: TaskResult, seeds: Sequence[int]) -> Table:
+def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
     n = len(seeds)
     title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
     table = Table(
         title=title + (f" ({result.why})" if result.why else ""),
         caption="95% intervals, bootstrapped over items with seeds inside; over trainings: runs resampled, too. KL in "
-        "nats per answer. ≠ beside a dose: not within 1% of the policy's; beside a KL that was made equal on "
-        "validation: not within 10% of it here.",
+        "nats per answer. ≠ beside a dose: "
+        f"not within 1% of the {result.reference}'s; beside a KL that was made equal on validation: not within 10% of "
+        "it here.",
     )
-    names = ("arm", "reward", "policy − arm", *(("over trainings",) if n > 1 else ()), "well formed accuracy",
-             "malformed", "KL", "‖Δ‖/‖x‖", "edits")  # fmt: skip
+    over = ("over trainings",) if n > 1 else ()
+    names = ("arm", "reward", f"{result.reference} − arm", *over, "well formed accuracy", "malformed", "KL",
+             "‖Δ‖/‖x‖", "edits")  # fmt: skip
     add_columns(table, names, words=("arm",), whole=("arm",))
     for arm in result.arms:
         dose = "–" if arm.dose is None else f"{arm.dose.relative:.3g}{' ≠' if arm.equal_dose is False else ''}"
@@ -86,11 +68,13 @@ def _table(result: TaskResult, seeds: Sequence[int]) -> Table:
     return table
 
 
-def _metrics_table(result: TaskResult) -> Table:
-    """The task's own metrics of the main arms."""
+def metrics_table(result: TaskResult) -> Table | None:
+    """The task's own metrics of the main arms; None if there are none."""
     arms = [arm for arm in result.arms if arm.metric_intervals or arm.known]
+    if not arms:
+        return None
     names = list(dict.fromkeys(name for arm in arms for name in arm.metric_intervals))
-    known = ("known", "policy − arm") if any(arm.known for arm in arms) else ()
+    known = ("known", f"{result.reference} − arm") if any(arm.known for arm in arms) else ()
     table = Table(
         title=f"{result.task}, {result.split}: the task's own metrics",
         caption="95% intervals over items." + " known: right under every cyclic order of the options." * bool(known),
@@ -101,7 +85,3 @@ def _metrics_table(result: TaskResult) -> Table:
         cells = [_short(arm.known), difference] if known else []
         table.add_row(arm.label, *(_short(arm.metric_intervals.get(name)) for name in names), *cells)
     return table
-
-
-def _named(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in setting.items())

@@ -7,14 +7,16 @@ At dose r ≥ 2 feature 0 makes every answer Y, since |x_0| ≤ ‖x‖, and no 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
+from trimtab.control.answers import ItemSet
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.lm import LanguageModel
-from trimtab.policies.config import PolicyConfig
-from trimtab.policies.setup import Setup
 from trimtab.tasks import Item, Outcome, Task
 
 SITE = "resid_post.3"
@@ -111,8 +113,21 @@ class OnlyRewards(HalfHurt):
         return Task.correct_option(self, item, permutation)
 
 
-def readout_setup(model: LanguageModel, sae: Standard, task: type[Planted], **settings: object) -> Setup:
-    """A task under any policy; settings are of `PolicyConfig`."""
-    values: dict[str, object] = {"task": task.name, "mask": "none", "dose": 2.0, "options_only": True, "hidden": (8,)}
-    config = PolicyConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
-    return Setup.with_parts(config, model, sae, task.load())
+def readout_setting(model: LanguageModel, sae: Standard, **changes: Any) -> Setting:
+    """What all arms on a task have in common."""
+    values = {"dictionary": sae, "site": model.site(sae.info.site or SITE), "dose": 2.0}
+    return Setting(model=model, **(values | changes))
+
+
+def readout_prompts(model: LanguageModel, task: type[Task], split: str, *, tokens: int = 1) -> TaskPrompts:
+    """A split of a task, restricted to its options where answers are one token."""
+    loaded = task.load()
+    return TaskPrompts.of(model, loaded, loaded.items(split), options_only=tokens == 1, max_new_tokens=tokens)
+
+
+def readout_items(
+    model: LanguageModel, sae: Standard, task: type[Task], split: str, *, tokens: int = 1, **changes: Any
+) -> ItemSet:
+    """The same under a setting."""
+    prompts = readout_prompts(model, task, split, tokens=tokens)
+    return ItemSet.of(readout_setting(model, sae, **changes), prompts)

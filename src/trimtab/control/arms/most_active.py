@@ -1,0 +1,23 @@
+"""The most active feature at each decision, read from the activation that is edited."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from trimtab.control.answers import ItemSet
+from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.steering import TopActiveSource
+
+
+@register
+class MostActive(ArmKind):
+    """The most active feature at the reference's decisions and doses."""
+
+    name: ClassVar[str] = "most-active"
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        return self.steered(_source, own=False)
+
+
+def _source(items: ItemSet, draw: int) -> TopActiveSource:
+    return TopActiveSource(items.setting.needed_dictionary(), 1.0, items.setting.needed_site())

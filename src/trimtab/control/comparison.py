@@ -1,0 +1,190 @@
+"""Arms beside a reference on a task's items: answered once, compared in pairs, in tables and as rows of a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from rich.console import Group
+from rich.text import Text
+
+import trimtab.control.arms  # noqa: F401  registers every kind
+from trimtab.control.answers import ItemSet
+from trimtab.control.arm import ArmKind, Unsteered, arm_kinds
+from trimtab.control.replicates import DEFAULT_EQUAL_KL, EqualKl, Replicate, choose_arms, scheduled
+from trimtab.control.results import AnsweredArm, TaskResult, task_result
+from trimtab.control.setting import Setting
+from trimtab.control.tables import arms_table, gain_line, metrics_table
+from trimtab.control.task_prompts import TaskPrompts
+from trimtab.errors import UserError
+from trimtab.runs import Meter, json_safe
+from trimtab.tasks import Companion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Arms beside a reference, on a task and the tasks that must stand beside it."""
+
+    result: TaskResult
+    companions: tuple[TaskResult, ...]
+    runs: tuple[str, ...]
+    """The reference's trainings."""
+    seeds: tuple[int, ...]
+    """Theirs."""
+    setting: dict[str, Any]
+    """Site, dose, unit, mask."""
+    settings_compared: tuple[dict[str, Any], ...] = ()
+    """Every setting among those given, with its reward on validation; the best is reported."""
+    missing: dict[str, str]
+    """Arms and companions that could not be had, and why."""
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; intervals as dicts."""
+        return json_safe(asdict(self))
+
+    def render(self) -> Group:
+        """A table for the task and each companion, and what must be said beside them."""
+        parts: list[Any] = []
+        for result in (self.result, *self.companions):
+            metrics = metrics_table(result)
+            gain = [Text(gain_line(result))] if result.reference != Unsteered.name else []
+            parts += [arms_table(result, self.seeds), *gain, *([metrics] if metrics else [])]
+        named = ", ".join(f"{name} {value}" for name, value in self.setting.items())
+        compared = len(self.settings_compared)
+        how = f"setting chosen on validation among {compared}" if compared > 1 else "setting"
+        parts.append(Text(f"{how}: {named}"))
+        parts += [Text(f"missing: {name} ({why})") for name, why in self.missing.items()]
+        parts += [Text(f"warning: {warning}") for warning in self.warnings]
+        return Group(*parts)
+
+
+class Compared(NamedTuple):
+    """All arms on one task's items."""
+
+    result: TaskResult
+    answered: list[AnsweredArm]
+    items: list[ItemSet]
+    """Each replicate's."""
+
+
+def compare_on(
+    replicates: Sequence[Replicate],
+    prompts: TaskPrompts,
+    split: str,
+    *,
+    companion: Companion | None = None,
+    seed: int = 0,
+    orders: Sequence[TaskPrompts] = (),
+) -> Compared:
+    """Answer a task's items under the arms of all replicates.
+
+    Args:
+        replicates: with their arms.
+        prompts: the items.
+        split: of which they are.
+        companion: why the task stands beside another one, if it does: then only main arms do, and none at equal KL.
+        seed: of the bootstrap.
+        orders: the items under other orders of their options, for the main arms at their own strength.
+    """
+    arms = replicates[0].arms
+    shown = [arm.label for arm in arms if companion is None or (arm.main and arm.match != "kl")]
+    main = [arm.label for arm in arms if arm.main and arm.match == "own"]
+    items, answered = _answer(replicates, prompts, shown)
+    others = [_answer(replicates, other, main)[1] for other in orders]
+    reference = replicates[0].reference.label
+    why = "" if companion is None else companion.why
+    result = task_result(
+        prompts.task, split, answered, reference=reference, why=why, seed=seed, other_orders=others
+    )  # fmt: skip
+    return Compared(result, answered, items)
+
+
+def _answer(
+    replicates: Sequence[Replicate], prompts: TaskPrompts, labels: Sequence[str]
+) -> tuple[list[ItemSet], list[AnsweredArm]]:
+    """Answer under the arms of these labels, the reference first, since others follow its schedule."""
+    items = [ItemSet.of(replicate.setting, prompts) for replicate in replicates]
+    by_label = [{arm.label: arm for arm in replicate.arms} for replicate in replicates]
+    reference, found = replicates[0].reference.label, dict[str, AnsweredArm]()
+    with Meter("answering under arms", len(labels)) as meter:
+        for label in sorted(labels, key=lambda label: label != reference):
+            arms = [arms_of[label] for arms_of in by_label]
+            if not arms[0].per_training:
+                arms = arms[:1]
+            found[label] = AnsweredArm(arms, [arm.answers(some) for arm, some in zip(arms, items, strict=False)])
+            if label == reference:
+                pairs = zip(items, arms, found[label].runs, strict=True)
+                items = [scheduled(some, arm, answers) for some, arm, (answers,) in pairs]
+            meter.advance()
+    return items, [found[label] for label in labels]
+
+
+def compare(
+    settings: Setting | Sequence[Setting],
+    prompts: Mapping[str, TaskPrompts],
+    arms: Sequence[str | ArmKind],
+    *,
+    reference: str | ArmKind | Sequence[ArmKind] = Unsteered.name,
+    candidates: Mapping[str, Sequence[int]] | None = None,
+    equal_kl: EqualKl | None = DEFAULT_EQUAL_KL,
+    companions: Sequence[TaskPrompts] = (),
+    every_order: bool = True,
+    seed: int = 0,
+) -> Comparison:
+    """Choose arms on validation, match them to a reference, answer the test items, and compare in pairs.
+
+    Args:
+        settings: the ground of all arms; one for each training of the reference, which differ in their seed alone.
+        prompts: items by split: `train`, `validation` and `test`.
+        arms: names of registered kinds, or kinds with settings of their own.
+        reference: what the others are compared with, and whose dose and divergence they take: a kind or its name, or
+            one for each training.
+        candidates: features that static arms try, by where they come from; a sample of live ones if not given.
+        equal_kl: how arms of equal divergence are scaled; None leaves them out.
+        companions: items of the task's companions.
+        every_order: where options have an order, say what is right under all of them.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: there is no kind of a name, a split is missing, or the reference cannot be had.
+    """
+    began = time.perf_counter()
+    settings = [settings] if isinstance(settings, Setting) else list(settings)
+    references = arm_kinds([reference]) if isinstance(reference, str | ArmKind) else list(reference)
+    if lacking := sorted({"train", "validation", "test"} - set(prompts)):
+        raise UserError(f"split {lacking[0]}", "a comparison needs train, validation and test", "give its items")
+    pairs = list(zip(settings, references * len(settings) if len(references) == 1 else references, strict=True))
+    replicates = [
+        Replicate.of(setting, kind, prompts["train"], prompts["validation"], f"{kind.name} {i}")
+        for i, (setting, kind) in enumerate(pairs)
+    ]
+    missing = choose_arms(replicates, arm_kinds(arms), candidates=candidates, equal_kl=equal_kl)
+    test = prompts["test"]
+    orders = test.other_orders(settings[0].model) if every_order else []
+    results = [compare_on(replicates, test, "test", seed=seed, orders=orders).result]
+    given = {companion.task.name: companion for companion in companions}
+    for companion in test.task.companions:
+        if companion.task in given:
+            asked, split = given[companion.task], companion.split
+            results.append(compare_on(replicates, asked, split, companion=companion, seed=seed).result)
+        else:
+            missing[f"companion {companion.task}"] = f"{companion.why}; but it was not given"
+    return Comparison(
+        result=results[0],
+        companions=tuple(results[1:]),
+        runs=tuple(replicate.name for replicate in replicates),
+        seeds=tuple(setting.seed for setting in settings),
+        setting=settings[0].about,
+        missing=missing,
+        warnings=few_trainings(len(settings)),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def few_trainings(n: int) -> tuple[str, ...]:
+    """A warning where too few trainings say how much they differ."""
+    return (f"{n} seed{'s' if n > 1 else ''} only: the spread of trainings is not known",) if n < 3 else ()

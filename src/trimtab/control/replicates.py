@@ -1,0 +1,164 @@
+"""Choosing arms beside a reference: once for all its trainings, or anew for each, on train and validation alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from trimtab.control.answers import Answers, EditSchedule, ItemSet, mean_kl
+from trimtab.control.arm import Arm, ArmKind, Choosing, Unsteered
+from trimtab.control.dose_search import match_kl
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts
+from trimtab.errors import UserError
+from trimtab.runs import Meter
+
+
+class EqualKl(NamedTuple):
+    """How arms of equal divergence are scaled."""
+
+    items: int = 64
+    """Validation items to measure it on."""
+    tolerance: float = 0.05
+    """Relative difference of mean divergences that counts as equal."""
+
+
+DEFAULT_EQUAL_KL = EqualKl()
+
+
+@dataclass(kw_only=True)
+class Replicate:
+    """One training of the reference with its setting, and the arms that are compared with it."""
+
+    setting: Setting
+    kind: ArmKind
+    """The reference's."""
+    reference: Arm
+    train: ItemSet
+    validation: ItemSet
+    """With the reference's schedule."""
+    answers: Answers
+    """What came of validation items under the reference."""
+    name: str = ""
+    arms: list[Arm] = field(default_factory=list)
+    """The unsteered model, the reference, and what stands beside them."""
+
+    @classmethod
+    def of(
+        cls, setting: Setting, reference: ArmKind, train: TaskPrompts, validation: TaskPrompts, name: str = ""
+    ) -> Replicate:
+        """Answer the validation items under a reference.
+
+        Raises:
+            UserError: the reference cannot be had, or draws at random.
+        """
+        asked, checked = ItemSet.of(setting, train), ItemSet.of(setting, validation)
+        own = [arm for arm in reference.arms(Choosing(train=asked, validation=checked)) if arm.match == "own"]
+        if not own:
+            raise UserError(f"reference {reference.name}", "it has no strength of its own", "choose another one")
+        arm = replace(own[0], main=True, per_training=True)
+        answers = arm.answers(checked)
+        if len(answers) > 1:
+            raise UserError(f"reference {reference.name}", "it draws at random", "choose another one")
+        return cls(
+            setting=setting, kind=reference, reference=arm, train=asked, validation=scheduled(checked, arm, answers[0]),
+            answers=answers[0], name=name,
+        )  # fmt: skip
+
+    @property
+    def edits(self) -> bool:
+        """Whether the reference edits any validation item."""
+        return self.validation.schedule is not None and self.validation.schedule.edits > 0
+
+
+def scheduled(items: ItemSet, reference: Arm, answers: Answers) -> ItemSet:
+    """Items with what a reference did with them; the unsteered model gives no schedule."""
+    if reference.name == Unsteered.name or answers.decoded is None:
+        return items
+    return replace(items, schedule=EditSchedule.of(answers))
+
+
+def choose_arms(
+    replicates: Sequence[Replicate],
+    kinds: Iterable[ArmKind],
+    *,
+    candidates: Mapping[str, Sequence[int]] | None = None,
+    equal_kl: EqualKl | None = DEFAULT_EQUAL_KL,
+) -> dict[str, str]:
+    """Choose, train and scale the arms of every replicate, on its training and validation items.
+
+    Args:
+        replicates: get their arms.
+        kinds: what is compared with the reference.
+        candidates: features to try, by where they come from.
+        equal_kl: how arms of equal divergence are scaled; None leaves them out.
+
+    Returns:
+        Arms that could not be had, and why.
+
+    Raises:
+        UserError: two kinds have the same name.
+    """
+    missing: dict[str, str] = {}
+    name = replicates[0].reference.name
+    kinds = [kind for kind in kinds if kind.name not in (Unsteered.name, name)]
+    if doubled := [kind for kind, n in Counter(kind.name for kind in kinds).items() if n > 1]:
+        raise UserError(
+            f"arm {doubled[0]!r}", "two kinds of arms have this name", "leave one out, or name it otherwise"
+        )
+    every = [
+        Choosing(train=r.train, validation=r.validation, reference=r.kind, candidates=candidates or {})
+        for r in replicates
+    ]
+    shared = {kind.name: _arms(kind, every[0], missing) for kind in kinds if not kind.per_training}
+    with Meter("choosing and training arms", len(replicates)) as meter:
+        for replicate, choosing in zip(replicates, every, strict=True):
+            if not replicate.edits:
+                missing["arms at equal dose and equal KL"] = f"the {name} edits none of the validation items"
+            arms = [*Unsteered().arms(choosing)] if name != Unsteered.name else []
+            arms.append(replicate.reference)
+            for kind in kinds:
+                arms += shared[kind.name] if kind.name in shared else _arms(kind, choosing, missing)
+            replicate.arms = _matched(replicate, arms, equal_kl, missing)
+            meter.advance()
+    common = set.intersection(*({arm.label for arm in replicate.arms} for replicate in replicates))
+    for replicate in replicates:
+        for arm in replicate.arms:
+            if arm.label not in common:
+                missing[arm.label] = "not to be had in every run"
+        replicate.arms = [arm for arm in replicate.arms if arm.label in common]
+    return missing
+
+
+def _arms(kind: ArmKind, choosing: Choosing, missing: dict[str, str]) -> list[Arm]:
+    try:
+        return kind.arms(choosing)
+    except UserError as error:
+        missing[kind.name] = f"{error.what}: {error.why}"
+        return []
+
+
+def _matched(replicate: Replicate, arms: Sequence[Arm], equal_kl: EqualKl | None, missing: dict[str, str]) -> list[Arm]:
+    """The arms that the reference's edits allow, those of equal KL at the scale that validation items ask for."""
+    arms = [arm for arm in arms if replicate.edits or not arm.scheduled]
+    if not any(arm.match == "kl" for arm in arms) or equal_kl is None:
+        return [arm for arm in arms if arm.match != "kl"]
+    few = replicate.validation.take(range(min(equal_kl.items, len(replicate.validation))))
+    target = mean_kl(replicate.reference.answers(few))
+    found = []
+    for arm in arms:
+        if arm.match != "kl":
+            found.append(arm)
+        elif target > 0:
+            found.append(scale_to_kl(arm, few, target, tolerance=equal_kl.tolerance))
+        elif replicate.edits:
+            missing[arm.label] = f"the {replicate.reference.name} changes no distribution on validation"
+    return found
+
+
+def scale_to_kl(arm: Arm, validation: ItemSet, target: float, *, tolerance: float) -> Arm:
+    """The arm with its doses scaled to a mean divergence on validation items."""
+    found = match_kl(lambda scale: mean_kl(arm.answer(validation, scale)), target, tolerance=tolerance)
+    return replace(arm, scale=found.scale, kl=found)

@@ -1,0 +1,392 @@
+"""Comparisons of objects: a toy arm goes through all of it, and named mistakes are noticed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from planted_readout import HalfHurt, Planted, readout_prompts, readout_setting
+from rich.console import Console
+
+from trimtab.control import answers, comparison, replicates
+from trimtab.control.answers import Answers, EditSchedule, ItemSet, MatchedSource
+from trimtab.control.arm import ARM_KINDS, Arm, ArmKind, Choosing, answers_under, arm_kinds, register
+from trimtab.control.arms import BestStatic, Gated, Lora, Prompting, RandomFeatures, Vector
+from trimtab.control.comparison import Comparison, compare, compare_on
+from trimtab.control.item_table import ITEM_SCHEMA, item_rows
+from trimtab.control.replicates import EqualKl, Replicate, choose_arms
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts
+from trimtab.dictionaries import Standard
+from trimtab.errors import UserError
+from trimtab.lm import EditRequest, LanguageModel
+from trimtab.steering import Choice, DirectionSource, StaticSource
+from trimtab.tasks import Companion, Task
+
+Patch = pytest.MonkeyPatch
+
+
+class FeatureSeven(ArmKind):
+    """The toy arm: one feature, whose strength can be scaled."""
+
+    name = "seven"
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        return self.steered(lambda items, draw: items.setting.static_source(7, 1.0), {"feature": 7})
+
+
+class WhereNegative(StaticSource):
+    """A static edit where coordinate 0 is negative, and none elsewhere."""
+
+    def pick(self, request: EditRequest) -> Choice:
+        choice = super().pick(request)
+        return choice._replace(feature=torch.where(request.x[:, :1] < 0, choice.feature, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(ArmKind):
+    """Makes every answer Y, by an edit where it is needed."""
+
+    name: ClassVar[str] = "chooser"
+    feature: int = 0
+    dose: float = 2.0
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        def answer(items: ItemSet, scale: float) -> list[Answers]:
+            setting = items.setting
+            return answers_under(
+                items, [WhereNegative(setting.needed_dictionary(), self.feature, self.dose, setting.needed_site())]
+            )
+
+        return [self.arm(answer)]
+
+
+@pytest.fixture
+def seven() -> Iterator[type[FeatureSeven]]:
+    yield register(FeatureSeven)
+    del ARM_KINDS[FeatureSeven.name]
+
+
+def splits(model: LanguageModel, **tasks: type[Task]) -> dict[str, TaskPrompts]:
+    """Some items of each split, of a task that may differ from split to split."""
+    found = {
+        split: readout_prompts(model, tasks.get(split, Planted), split) for split in ("train", "validation", "test")
+    }
+    return {split: prompts.take(range(24)) for split, prompts in found.items()}
+
+
+def run(
+    model: LanguageModel, dictionary: Standard, arms: Sequence[str | ArmKind], n: int = 1, /, **options: Any
+) -> Comparison:
+    """A comparison with the reference above; n trainings."""
+    settings = [readout_setting(model, dictionary, seed=seed) for seed in range(n)]
+    prompts = options.pop("prompts", None) or splits(model)
+    return compare(settings, prompts, arms, **({"reference": Reference(), "equal_kl": EqualKl(24)} | options))
+
+
+def text_of(comparison: Comparison) -> str:
+    screen = Console(width=300, record=True, no_color=True)
+    screen.print(comparison.render())
+    return screen.export_text()
+
+
+def test_a_toy_arm_goes_through_the_whole_comparison(
+    planted: LanguageModel, planted_dictionary: Standard, seven: type[FeatureSeven]
+) -> None:
+    """Own strength, equal dose, equal KL, differences, tables and JSON, with nothing changed for it."""
+    assert len(inspect.getsource(seven).splitlines()) < 30
+    found = run(planted, planted_dictionary, ["seven", "random"], 2)
+    labels = ["unsteered", "chooser", "random at equal dose", "random at equal kl", "seven", "seven at equal dose",
+              "seven at equal kl"]  # fmt: skip
+    assert [arm.label for arm in found.result.arms] == labels
+    reference, toy, dose, kl = (found.result.arm(name) for name in ("chooser", *labels[4:]))
+    assert reference.reward.estimate == 1
+    assert reference.difference is None
+    assert found.result.reference == "chooser"
+    assert dose.equal_dose is True
+    assert dose.dose is not None
+    assert reference.dose is not None
+    assert (dose.dose.n_edits, dose.dose.relative) == (reference.dose.n_edits, pytest.approx(2.0, rel=1e-4))
+    assert toy.dose is not None
+    assert toy.dose.n_edits == 24
+    for arm in (toy, dose, kl):
+        assert arm.chosen[0] == {"feature": 7}
+        assert arm.difference is not None
+        assert arm.difference.estimate == pytest.approx(1 - arm.reward.estimate)
+        assert arm.difference_over_runs is not None
+    assert [match["scale"] > 1 for match in kl.kl_matches] == [True, True]
+    assert not found.missing
+    said = json.loads(json.dumps(found.to_json()))
+    assert [arm["label"] for arm in said["result"]["arms"]] == labels
+    text = text_of(found)
+    assert all(label in text for label in (*labels, "chooser − arm", "The chooser's gain over the unsteered model is"))
+
+
+def test_rows_of_items_say_run_and_draw(
+    planted: LanguageModel, planted_dictionary: Standard, seven: type[FeatureSeven]
+) -> None:
+    prompts = splits(planted)
+    made = [
+        Replicate.of(readout_setting(planted, planted_dictionary, seed=s), Reference(), prompts["train"],
+                     prompts["validation"], name=f"run{s}")
+        for s in (3, 4)
+    ]  # fmt: skip
+    choose_arms(made, arm_kinds(["seven", "random"], {"draws": 2}), equal_kl=None)
+    compared = compare_on(made, prompts["test"], "test")
+    rows = item_rows(prompts["test"].task, "test", compared.answered, made)
+    assert set(rows[0]) == set(ITEM_SCHEMA.names)
+    of = {label: [row for row in rows if row["arm"] == label] for label in ("seven", "random at equal dose")}
+    assert {(row["run"], row["seed"], row["draw"]) for row in of["seven"]} == {("", None, 0)}
+    assert [row["item"] for row in of["seven"]] == [item.id for item in prompts["test"].items]
+    expected = {(f"run{s}", s, draw) for s in (3, 4) for draw in (0, 1)}
+    assert {(row["run"], row["seed"], row["draw"]) for row in of["random at equal dose"]} == expected
+
+
+def check_matched_to_the_items_own_schedule(model: LanguageModel, dictionary: Standard) -> None:
+    """An arm at equal dose edits exactly the items that the reference edits, among others too."""
+    prompts = splits(model)
+    setting = readout_setting(model, dictionary)
+    made = [Replicate.of(setting, Reference(), prompts["train"], prompts["validation"])]
+    choose_arms(made, [FeatureSeven()], equal_kl=None)
+    by_label = {one.arm.label: one.runs[0][0].edits for one in compare_on(made, prompts["test"], "test").answered}
+    edited = {label: log.row[log.feature[:, 0] >= 0].unique().tolist() for label, log in by_label.items()}
+    assert 0 < len(edited["chooser"]) < 24, "the reference does not choose"
+    assert edited["seven at equal dose"] == edited["chooser"], "other items are edited"
+
+
+def check_scaled_to_the_references_divergence(model: LanguageModel, dictionary: Standard) -> None:
+    """Answers of an arm at equal KL diverge on validation as far as the reference's."""
+    prompts = splits(model)
+    setting, reference = readout_setting(model, dictionary), Reference(feature=4, dose=0.25)
+    made = Replicate.of(setting, reference, prompts["train"], prompts["validation"])
+    choose_arms([made], [FeatureSeven()], equal_kl=EqualKl(24, 0.05))
+    arm = next(arm for arm in made.arms if arm.label == "seven at equal kl")
+    kl = answers.mean_kl(arm.answers(made.validation))
+    assert kl == pytest.approx(answers.mean_kl(made.reference.answers(made.validation)), rel=0.05), "another divergence"
+
+
+class TellsTheOther(Planted):
+    """N is right: what validation says to choose is wrong here."""
+
+    name = "tells-the-other"
+
+    @staticmethod
+    def right(text: str) -> str:
+        return "N"
+
+
+def check_nothing_is_chosen_on_test(model: LanguageModel, dictionary: Standard) -> None:
+    """Validation asks for feature 0, the test items for feature 1."""
+    prompts = splits(model, test=TellsTheOther)
+    found = run(model, dictionary, [BestStatic(dose_factor=(1.0,))], candidates={"all": range(4)}, prompts=prompts)
+    static = found.result.arm("static")
+    assert static.chosen[0]["feature"] == 0, "chosen on test items"
+    assert static.reward.estimate == 0, "chosen on test items"
+
+
+def check_differences_are_paired(model: LanguageModel, dictionary: Standard) -> None:
+    """An arm that answers as the reference does has no difference to it, with certainty."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Same(Reference):
+        name: ClassVar[str] = "same"
+
+    prompts = splits(model, train=HalfHurt, validation=HalfHurt, test=HalfHurt)
+    difference = run(model, dictionary, [Same()], prompts=prompts).result.arm("same").difference
+    assert difference is not None
+    assert (difference.estimate, difference.low, difference.high) == (0, 0, 0), "an interval of no difference"
+
+
+def match_to_the_next_items(patch: Patch) -> None:
+    """The schedule of another item: as many edits, as strong."""
+
+    def scheduled(items: ItemSet, reference: Arm, found: Answers) -> ItemSet:
+        return replace(items, schedule=EditSchedule(EditSchedule.of(found).relative.roll(1, 0)))
+
+    patch.setattr(comparison, "scheduled", scheduled)
+
+
+def match_to_validations_schedule(patch: Patch) -> None:
+    """Test items follow what the reference did on validation."""
+    kept: list[EditSchedule] = []
+    original = replicates.scheduled
+
+    def first(items: ItemSet, reference: Arm, found: Answers) -> ItemSet:
+        kept.append(EditSchedule.of(found))
+        return original(items, reference, found)
+
+    patch.setattr(replicates, "scheduled", first)
+    patch.setattr(comparison, "scheduled", lambda items, reference, found: replace(items, schedule=kept[0]))
+
+
+def forget_the_scale(patch: Patch) -> None:
+    original = MatchedSource.__init__
+
+    def init(self: MatchedSource, inner: DirectionSource, schedule: EditSchedule, scale: float = 1.0) -> None:
+        original(self, inner, schedule)
+
+    patch.setattr(MatchedSource, "__init__", init)
+
+
+def choose_on_test(patch: Patch) -> None:
+    original = Replicate.of
+
+    def of(setting: Any, kind: ArmKind, train: TaskPrompts, validation: TaskPrompts, name: str = "") -> Replicate:
+        test = readout_prompts(setting.model, TellsTheOther, "test").take(range(24))
+        return original(setting, kind, train, test, name)
+
+    patch.setattr(comparison.Replicate, "of", of)
+
+
+def compare_unpaired(patch: Patch) -> None:
+    from trimtab.control import results
+
+    original = results.bootstrap_difference
+    patch.setattr(results, "bootstrap_difference", lambda *args, **options: original(*args, **options, paired=False))
+
+
+CHECKS = (
+    check_matched_to_the_items_own_schedule,
+    check_scaled_to_the_references_divergence,
+    check_nothing_is_chosen_on_test,
+    check_differences_are_paired,
+)
+MUTATIONS: Mapping[Callable[[Patch], None], tuple[Callable[[LanguageModel, Standard], None], str]] = {
+    match_to_the_next_items: (check_matched_to_the_items_own_schedule, "other items are edited"),
+    match_to_validations_schedule: (check_matched_to_the_items_own_schedule, "other items are edited"),
+    forget_the_scale: (check_scaled_to_the_references_divergence, "another divergence"),
+    choose_on_test: (check_nothing_is_chosen_on_test, "chosen on test items"),
+    compare_unpaired: (check_differences_are_paired, "an interval of no difference"),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_comparisons(
+    planted: LanguageModel, planted_dictionary: Standard, check: Callable[[LanguageModel, Standard], None]
+) -> None:
+    check(planted, planted_dictionary)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_the_check_fails(
+    planted: LanguageModel,
+    planted_dictionary: Standard,
+    monkeypatch: Patch,
+    mutation: Callable[[Patch], None],
+) -> None:
+    check, match = MUTATIONS[mutation]
+    mutation(monkeypatch)
+    with pytest.raises(AssertionError, match=match):
+        check(planted, planted_dictionary)
+
+
+def test_without_a_reference_arms_are_compared_with_the_unsteered_model(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    found = run(planted, planted_dictionary, ["random", Vector(steps=0), "prompting"], reference="unsteered")
+    assert [arm.label for arm in found.result.arms] == ["unsteered", "prompting", "vector"]
+    assert found.result.reference == "unsteered"
+    assert found.result.arm("vector").chosen[0]["relative_dose"] == 2.0
+    assert found.missing == {"arms at equal dose and equal KL": "the unsteered edits none of the validation items"}
+    assert "gain" not in text_of(found)
+
+
+def test_any_arm_can_be_the_reference(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    static = BestStatic(dose_factor=(1.0,))
+    found = run(
+        planted, planted_dictionary, ["random", static], reference=static, candidates={"two": [0, 1]}, equal_kl=None
+    )
+    assert [arm.label for arm in found.result.arms] == ["unsteered", "static", "random at equal dose"]
+    assert found.result.reference == "static"
+
+
+def test_what_a_setting_lacks_makes_arms_missing_and_no_other(planted: LanguageModel) -> None:
+    setting = Setting(model=planted, dictionary=None, site=None)
+    arms = [BestStatic(), Gated(), RandomFeatures(), Vector(), Lora(steps=1), Prompting(instruction=("a", "b"))]
+    found = compare(setting, splits(planted), arms)
+    assert [arm.label for arm in found.result.arms] == ["unsteered", "lora", "prompting"]
+    why = "this arm: it needs a dictionary, and the setting has none"
+    assert found.missing["static"] == found.missing["gated"] == why
+    assert found.missing["vector"] == "this arm: it needs a site, and the setting has none"
+
+
+def test_companions_are_shown_or_said_to_be_missing(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    class Accompanied(Planted):
+        name = "accompanied"
+        companions = (
+            Companion("half-hurt", "test", "always saying Y would win"),
+            Companion("mmlu", "test", "it must not be forgotten"),
+        )
+
+    prompts = splits(planted, train=Accompanied, validation=Accompanied, test=Accompanied)
+    beside = readout_prompts(planted, HalfHurt, "test").take(range(20))
+    found = run(planted, planted_dictionary, ["random", "most-active"], prompts=prompts, companions=[beside])
+    (companion,) = found.companions
+    assert (companion.task, companion.items, companion.why) == ("half-hurt", 20, "always saying Y would win")
+    assert [arm.label for arm in companion.arms] == ["unsteered", "chooser", "random at equal dose"]
+    assert found.missing == {"companion mmlu": "it must not be forgotten; but it was not given"}
+
+
+def test_what_has_no_dose_per_decision_is_refused(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    items = ItemSet.of(readout_setting(planted, planted_dictionary), splits(planted)["test"])
+    clamps = StaticSource(planted_dictionary, 3, 1.0, items.setting.site, operation="clamp", unit="absolute")
+    with pytest.raises(UserError, match="only what adds a direction at one site can take another's doses"):
+        MatchedSource(clamps, EditSchedule(torch.ones(len(items), 1)))
+    everywhere = StaticSource(planted_dictionary, 3, 1.0, items.setting.site, positions="all")
+    with pytest.raises(UserError, match="the reference edits prompts, or at several sites"):
+        EditSchedule.of(items.answer(everywhere))
+
+
+def test_the_doses_of_several_features_are_their_common_length(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    """‖Δ‖/‖x‖ of the sum, which is not the sum of doses."""
+    items = ItemSet.of(readout_setting(planted, planted_dictionary), splits(planted)["test"])
+    log = items.answer(items.setting.static_source([[3, 4]] * len(items), 1.0)).edits
+    rows = planted_dictionary.directions
+    schedule = EditSchedule.of(items.answer(items.setting.static_source([[3, 4]] * len(items), 1.0)))
+    expected = float((rows[3] + rows[4]).norm())
+    assert schedule.relative[:, 0].numpy() == pytest.approx(np.full(len(items), expected), rel=1e-4)
+    assert len(log) == schedule.edits
+
+
+def test_kinds_are_found_by_name_with_their_options() -> None:
+    found = arm_kinds(["lora", "random", FeatureSeven()], {"lora_rank": 3, "draws": 5, "rank": 9, "run": "x"})
+    assert found[0] == RandomFeatures(draws=5)
+    assert found[1] == Lora(rank=3)
+    assert isinstance(found[2], FeatureSeven)
+    with pytest.raises(UserError, match=r"control 'sattic'.*did you mean static"):
+        arm_kinds(["sattic"])
+
+
+def test_names_are_given_once() -> None:
+    class Other(FeatureSeven):
+        name = "static"
+
+    for name in ("static", "unsteered"):
+        Other.name = name
+        with pytest.raises(UserError, match=f"arm '{name}'.*already a kind of arm of this name"):
+            register(Other)
+
+
+def test_two_kinds_of_one_name_are_refused(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    with pytest.raises(UserError, match=r"arm 'static'.*two kinds of arms have this name"):
+        run(planted, planted_dictionary, ["static", BestStatic(finalists=2)])
+
+
+def test_a_comparison_needs_all_splits(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    prompts = splits(planted)
+    del prompts["validation"]
+    with pytest.raises(UserError, match=r"split validation.*needs train, validation and test"):
+        run(planted, planted_dictionary, ["random"], prompts=prompts)
+
+
+def test_a_reference_that_draws_at_random_is_refused(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    with pytest.raises(UserError, match=r"reference random.*no strength of its own"):
+        run(planted, planted_dictionary, ["static"], reference="random")
