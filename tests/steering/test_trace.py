@@ -161,6 +161,21 @@ def test_an_unsteered_call_has_a_trace_too(tiny_llama: LanguageModel) -> None:
     assert replay_trace(tiny_llama, trace, None).exact
 
 
+def test_traces_of_earlier_versions_are_read(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    source = StaticSource(make_dictionary(tiny_llama), 3, 0.4)
+    _, trace = traced(tiny_llama, source)
+    with Run.open(tmp_path / "run", "steer", {}) as run:
+        trace.write(run)
+    table = tmp_path / "run" / "edits.parquet"
+    pq.write_table(pq.read_table(table).drop(["target", "replacement_hash"]), table)
+    read = Trace.read(tmp_path / "run")
+    assert read.edits.equals(trace.edits)
+    assert replay_trace(tiny_llama, read, source).exact
+    elsewhere = StaticSource(make_dictionary(tiny_llama), 3, 0.4, "resid_post.2")
+    with pytest.raises(UserError, match=r"edits at resid_post.1: the source at hand has no such site"):
+        read.edit_log(elsewhere)
+
+
 def test_damaged_traces_are_refused(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no run\.json"):
         Trace.read(tmp_path / "none")
