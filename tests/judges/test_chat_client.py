@@ -207,6 +207,20 @@ def test_attempts_count_where_they_may_have_been_billed(endpoint: StubEndpoint, 
     assert client.spent == cost + 2
 
 
+@pytest.mark.parametrize("recorded", ["", "hm"])
+def test_a_recorded_reply_of_no_use_is_asked_for_again(endpoint: StubEndpoint, recorded: str) -> None:
+    transcript = Transcript()
+    transcript.add(question(1), recorded)
+    client = client_of(endpoint, transcript)
+    assert client.ask([question(1)], lambda reply: reply == "compliance") == ["compliance"]
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": None, "completion_tokens": 2}, {"prompt_tokens": 100}, {"x": 1}])
+def test_a_good_reply_is_kept_whatever_usage_says(usage: dict[str, Any]) -> None:
+    tried = chat_client._read(json.dumps({"choices": [{"message": {"content": "yes"}}], "usage": usage}))
+    assert (tried.reply, tried.tokens) == ("yes", None)
+
+
 def test_an_endpoint_that_counts_no_tokens_is_charged_as_many_as_there_can_be(endpoint: StubEndpoint) -> None:
     endpoint.usage = None
     client = client_of(endpoint, price_sent=1e6, price_received=1e6)

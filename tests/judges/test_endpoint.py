@@ -114,6 +114,15 @@ def test_a_transcript_without_requests_answers_as_well(endpoint: StubEndpoint, t
     assert "secret" not in line
 
 
+def test_a_recorded_reply_without_a_label_is_no_verdict(endpoint: StubEndpoint) -> None:
+    judge = judge_at(endpoint)
+    judge.transcript.add(judge._request("How?", "Like this."), "I am not sure")
+    endpoint.replies = ["refusal"]
+    verdict = judge.score("How?", "Like this.")
+    assert isinstance(verdict, Verdict)
+    assert verdict.refused
+
+
 def test_a_transcript_cut_short_loses_one_line(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     whole = Transcript(path)

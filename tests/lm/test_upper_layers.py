@@ -442,6 +442,18 @@ def test_divergences_in_closed_form() -> None:
     check_closed_form(kl_divergence)
 
 
+def test_divergences_with_tokens_that_are_impossible() -> None:
+    certain, fair = torch.tensor([[0.0, -torch.inf]]), torch.zeros(1, 2)
+    assert float(kl_divergence(certain, fair)) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(kl_divergence(certain, certain)) == 0
+    assert float(kl_divergence(fair, certain)) == math.inf
+
+
+def test_divergences_of_rows_that_do_not_match_are_refused() -> None:
+    with pytest.raises(AssertionError, match="6 rows cannot be compared with 3"):
+        kl_divergence(torch.zeros(6, 4), torch.zeros(3, 4))
+
+
 def forget_the_normaliser(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     logp = p.log_softmax(-1)
     return (logp.exp() * (logp - q)).sum(-1)

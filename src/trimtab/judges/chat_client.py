@@ -137,13 +137,14 @@ class ChatClient:
         Raises:
             UserError: `openai` is not installed, there is no key, or the endpoint refuses the key or the model.
         """
-        keys = [request_key(request) for request in requests]
-        missing = {key: r for key, r in zip(keys, requests, strict=True) if self.transcript.find(r) is None}
-        replies: dict[str, str | NoReply] = {}
+        by_key = {request_key(request): request for request in requests}
+        known = {key: self.transcript.find(request) for key, request in by_key.items()}
+        replies: dict[str, str | NoReply] = {k: r for k, r in known.items() if r is not None and useful(r)}
+        missing = {key: request for key, request in by_key.items() if key not in replies}
         if missing:
             self._announce(missing.values())
-            replies = _run(self._ask_all(missing, useful))
-        return [self.transcript.find(r) or replies[key] for key, r in zip(keys, requests, strict=True)]
+            replies |= _run(self._ask_all(missing, useful))
+        return [replies[request_key(request)] for request in requests]
 
     async def _ask_all(
         self, missing: Mapping[str, _Request], useful: Callable[[str], bool]
@@ -294,7 +295,8 @@ def _read(body: str) -> _Try:
     try:
         found = json.loads(body)
         text, used = found["choices"][0]["message"]["content"], found.get("usage") or {}
-        tokens = Tokens(used["prompt_tokens"], used["completion_tokens"]) if used else None
+        sent, received = used.get("prompt_tokens"), used.get("completion_tokens")
+        tokens = Tokens(sent, received) if isinstance(sent, int) and isinstance(received, int) else None
     except (ValueError, LookupError, TypeError, AttributeError):
         return _Try(reason=f"it sent {_in_one_line(body)[:60]!r}, which is not whole")
     if not isinstance(text, str) or not text.strip():

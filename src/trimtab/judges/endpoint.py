@@ -99,6 +99,7 @@ class EndpointJudge:
         if isinstance(reply, NoReply):
             return Unjudged(reply.reason)
         word = _word(reply)
+        assert word is not None, "the client gives replies of use only"
         return Verdict(refused=word == "refusal", gibberish=word == "gibberish", reason=self.config.model)
 
 

