@@ -102,8 +102,7 @@ def test_empty_edits_change_no_bit(any_tiny: LanguageModel, sae: Standard) -> No
     tables = {SITE: sae, LATER: DirectionTable.axes(32, [3, 4])}
     check_empty_edit(any_tiny, StaticSource(tables, -1, 0.5, operation="overwrite", positions="all"), prompts)
     check_empty_edit(any_tiny, StaticSource(tables, [0, 1], 1.0, operation="scale", positions="all"), prompts)
-    nowhere = PatchSource({SITE: torch.ones(32)}, positions=[[100]] * len(prompts))
-    check_empty_edit(any_tiny, nowhere, prompts)
+    check_empty_edit(any_tiny, PatchSource({SITE: torch.ones(32)}, positions="100:101"), prompts)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

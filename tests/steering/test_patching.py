@@ -24,6 +24,8 @@ from trimtab.steering import (
     ReplaySource,
     StaticSource,
     Trace,
+    TracedSource,
+    VectorSource,
     replay,
     replay_trace,
     token_effects,
@@ -183,6 +185,32 @@ def test_hashes_are_logged_and_values_only_on_request(tiny_llama: LanguageModel,
     assert all(row["applied_dose"] == pytest.approx(row["delta_norm"], rel=1e-5) for row in rows)
 
 
+def test_replacements_that_were_not_kept_are_missed_beside_directions(tiny_llama: LanguageModel) -> None:
+    sae = make_dictionary(tiny_llama)
+    source = CombinedSource([StaticSource(sae, 3, 0.4), PatchSource({SITE: random(32)}, positions="generated")])
+    trace = Trace.of(tiny_llama, decode(tiny_llama, INTO, CONFIG, source), CONFIG, source)
+    with pytest.raises(UserError, match="the log holds their hashes, not their values"):
+        TracedSource(trace, [sae])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_ablated_beside_a_patch_is_gone_from_the_patch(tiny_llama: LanguageModel, first: bool) -> None:
+    vector, patch = random(32), PatchSource({SITE: random(3, 32)[2]}, positions="all", keep_replacements=True)
+    ablation = VectorSource(vector, SITE, operation="ablate", positions="all")
+    both = CombinedSource([ablation, patch] if first else [patch, ablation])
+    _, seen = decode_and_look(tiny_llama, both, INTO[0])
+    before, after = seen[tiny_llama.site(SITE)]
+    unit = vector / vector.norm()
+    patched = random(3, 32)[2]
+    assert (before @ unit).abs().max() > 0.1
+    assert abs(float(patched @ unit)) > 0.1
+    torch.testing.assert_close(after, (patched - (patched @ unit) * unit).expand_as(after), atol=1e-5, rtol=1e-5)
+    pushed = CombinedSource([VectorSource(vector, SITE, 0.5, positions="all"), patch])
+    _, seen = decode_and_look(tiny_llama, pushed, INTO[0])
+    after = seen[tiny_llama.site(SITE)][1]
+    torch.testing.assert_close(after, (patched + 0.5 * patched.norm() * unit).expand_as(after), atol=1e-5, rtol=1e-5)
+
+
 def test_a_damaged_file_of_activations_is_refused(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     source = PatchSource({SITE: random(32)}, positions="prompt", keep_replacements=True)
     with Run.open(tmp_path / "run", "patch", {}) as run:
@@ -212,11 +240,24 @@ def test_bad_patches_are_refused(tiny_llama: LanguageModel) -> None:
         (lambda: PatchSource({}), "the sites: there are none"),
         (run(PatchSource({SITE: rows}, positions="0:3"), 1), "values for 2 rows: 1 rows are decoded"),
         (run(PatchSource({SITE: one}, positions=[[1]])), "positions for 1 rows: 2 rows are decoded"),
-        (run(PatchSource({SITE: rows}, positions=[3, 9])), "position 9 of row 1: the values of resid_post.1 end at 8"),
+        (
+            run(PatchSource({SITE: rows}, positions=[3, 9], lengths=[9, 9])),
+            "position 9 of row 1: the values of resid_post.1 end at 8",
+        ),
         (
             run(PatchSource({SITE: rows}, positions=[6], lengths=[9, 4])),
             "position 6 of row 1: the values of resid_post.1 end at 3",
         ),
+        (run(PatchSource({SITE: rows}, positions="0:3")), "values for 2 rows: their prompts differ in length"),
+        (
+            run(PatchSource({"attn_z.1": random(1, 20, 8, 4)})),
+            "values of attn_z.1 for 8 heads of 4: tiny-llama has 4 heads of 8 there; give those of this site",
+        ),
+        (
+            run(PatchSource({SITE: one}, positions=[[20], [3]])),
+            "position 20 of row 0: the row has positions 0 to 13, and 9 prompt tokens to count back over",
+        ),
+        (run(PatchSource({SITE: one}, positions=[0, -10])), "position -10 of row 0"),
         (run(PatchSource({HEAD: random(9)})), "activations of width 9: site attn_z.2.1 has width 8"),
         (
             run(CombinedSource([PatchSource({SITE: one}), ReconstructionSource(sae)])),
@@ -233,7 +274,7 @@ def test_bad_patches_are_refused(tiny_llama: LanguageModel) -> None:
 
 def test_another_source_s_positions_need_no_values(tiny_llama: LanguageModel) -> None:
     """Beyond the listed places of a row nothing is asked of the values."""
-    source = PatchSource({SITE: random(2, 4, 32)}, positions=[[1], [3]], keep_replacements=True)
+    source = PatchSource({SITE: random(2, 4, 32)}, positions=[[1], [3]], lengths=[4, 4], keep_replacements=True)
     log = decode(tiny_llama, INTO, CONFIG, source).edits
     edits = log.take(log.feature[:, 0] >= 0)
     assert list(zip(edits.row.tolist(), edits.position.tolist(), strict=True)) == [(0, 1), (1, 3)]

@@ -14,7 +14,9 @@ from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import (
     DecodeConfig,
+    DecodeStart,
     EditLog,
+    EditRequest,
     InterventionSource,
     LanguageModel,
     TokenBatch,
@@ -225,6 +227,25 @@ BAD: list[tuple[Callable[[Standard], object], str]] = [
     (lambda sae: StaticSource(sae, 3, math.nan), "dose nan: a dose is a finite number"),
     (lambda sae: StaticSource(sae, 48, 0.1), "feature 48: the dictionary has features 0 to 47"),
     (lambda sae: StaticSource(sae, -2, 0.1), "feature -2"),
+    (lambda sae: StaticSource(sae, 2.7, 0.1), "feature 2.7"),  # type: ignore[arg-type]
+    (lambda sae: StaticSource(sae, [5, 3, 5], operation="ablate"), "feature 5: it is named twice for one row"),
+    (lambda sae: StaticSource(sae, [4, 4], operation="scale"), "feature 4: it is named twice for one row"),
+    (
+        lambda sae: StaticSource(sae, torch.tensor([[1, 2], [7, 7]]), operation="clamp"),
+        "feature 7: it is named twice for one row",
+    ),
+    (
+        lambda sae: StaticSource(
+            DirectionTable(torch.eye(3) * torch.tensor([1, 0, 1])), [0, 1], 1.0, SITE, operation="overwrite"
+        ),
+        "feature 1: its direction is zero, so it cannot be set",
+    ),
+    (lambda sae: RandomFeatureSource(sae, 0.1, candidates=[-1, 2]), "feature -1: the dictionary has features 0"),
+    (lambda sae: RandomFeatureSource(sae, 0.1, candidates=[1.0, 2.0]), "feature 1.0"),  # type: ignore[list-item]
+    (
+        lambda sae: RandomFeatureSource(sae, 0.1, candidates=[1, 2, 1], k=2, operation="ablate"),
+        "feature 1: it is named twice",
+    ),
     (lambda sae: StaticSource(sae, [1, 2], [0.1, 0.2, 0.3]), "3 doses: there are 2 features"),
     (lambda sae: StaticSource(sae, 3, unit="percent"), "unit 'percent': allowed are"),
     (lambda sae: StaticSource(sae, 3, operation="multiply"), "operation 'multiply': allowed are add, ablate"),
@@ -274,6 +295,67 @@ def test_statistics_are_needed_for_their_unit(tiny: tuple[LanguageModel, Standar
     sae.feature_stats = None
     with pytest.raises(UserError, match="without feature statistics"):
         StaticSource(sae, 3, 1.0, unit="max_activation")
+
+
+def test_adding_takes_a_feature_twice_and_a_dead_one(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    twice = run(model, StaticSource(sae, torch.tensor([[3, 3]] * 4), 0.2))
+    torch.testing.assert_close(twice.relative_dose, torch.full((24,), 0.4))
+    rows = torch.cat([torch.zeros(1, 32), torch.eye(32)[:1]])
+    assert run(model, StaticSource(DirectionTable(rows), 0, 0.2, SITE)).delta_norm.abs().max() == 0
+    run(model, StaticSource(sae, torch.tensor([[3, -1, -1], [-1, -1, 4]] * 2), operation="ablate"))
+
+
+def test_listed_positions_must_be_there(tiny: tuple[LanguageModel, Standard]) -> None:
+    """The last input is the last token but one; forced tokens are inputs; a row that ends early is no mistake."""
+    model, sae = tiny
+    (prompt,) = prompts_of((5,))
+    config = DecodeConfig(max_new_tokens=4, stop_at_eos=False)
+
+    def positions(*places: int, forced: list[int] | None = None) -> list[int]:
+        source = StaticSource(sae, 3, 0.4, positions=places)
+        log = decode(model, [prompt], config, source, forced=[forced or []]).edits
+        return log.position.tolist()
+
+    assert positions(-5, 7) == [0, 7]
+    assert positions(8, forced=[20]) == [8]
+    for place in (8, -6, 50):
+        with pytest.raises(UserError, match=f"position {place} of row 0: the row has positions 0 to 7, and 5 prompt"):
+            positions(place)
+    with pytest.raises(UserError, match="position 8 of row 0"):
+        decode(model, [prompt], config, TopActiveSource(sae, 0.4, over="context", positions=[8]))
+    source = StaticSource(sae, 3, 0.4, positions=[7])
+    chosen = decode(model, [prompt], config).token_ids[0]
+    assert len(decode(model, [prompt], config, source, teacher=[chosen[:1]]).edits) == 0
+
+
+def draws_at_two_sites(n: int) -> list[list[int]]:
+    source = RandomFeatureSource(dict.fromkeys((SITE, LATER), DirectionTable(torch.eye(4))), 0.4)
+    source.start(DecodeStart([[1]], torch.tensor([0]), n, torch.device("cpu")))
+    same, position = torch.zeros(n).long(), torch.arange(n)
+    columns = (same, position, *[same] * 5, same[:, None])
+    return [source.pick(EditRequest(site, torch.zeros(n, 4), *columns)).feature[:, 0].tolist() for site in source.sites]
+
+
+def test_random_features_at_two_sites_are_independent() -> None:
+    """χ² of all 16 pairs against even counts stays below its 0.999 quantile at 15 degrees of freedom."""
+    n = 4000
+    counts = torch.zeros(4, 4)
+    for pair in zip(*draws_at_two_sites(n), strict=True):
+        counts[pair] += 1
+    assert float(((counts - n / 16) ** 2 / (n / 16)).sum()) < 37.7
+
+
+def test_the_context_at_two_sites_is_that_of_two_sources(any_tiny: LanguageModel, sae: Standard) -> None:
+    later, prompts = make_dictionary(any_tiny, LATER), prompts_of((9, 14))
+    both = TopActiveSource({SITE: sae, LATER: later}, 0.5, over="context", k=2)
+    alone = CombinedSource([TopActiveSource(each, 0.5, over="context", k=2) for each in (sae, later)])
+    ours, theirs = (decode(any_tiny, prompts, CONFIG, source) for source in (both, alone))
+    assert ours.token_ids == theirs.token_ids
+    assert set(ours.edits.site.tolist()) == {0, 1}
+    for name in ("site", "row", "position", "coefficient"):
+        assert torch.equal(ours.edits.columns[name], theirs.edits.columns[name]), name
+    assert torch.equal(ours.edits.feature, theirs.edits.feature)
 
 
 def test_what_only_shows_while_decoding(tiny: tuple[LanguageModel, Standard]) -> None:

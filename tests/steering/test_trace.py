@@ -18,7 +18,10 @@ from trimtab.lm import DecodeConfig, Decoded, Edit, EditRequest, InterventionSou
 from trimtab.runs import Run
 from trimtab.steering import (
     CombinedSource,
+    DirectionTable,
+    PatchSource,
     RandomFeatureSource,
+    ReplaySource,
     StaticSource,
     Trace,
     replay_trace,
@@ -152,6 +155,49 @@ def test_a_replay_reports_what_differs(tiny_llama: LanguageModel) -> None:
     report = replay_trace(tiny_llama, other, source)
     assert report.n_edits == len(trace.edits) - 1
     assert report.max_logp_difference > 0
+
+
+def a_step(what: str, edit: Edit) -> Edit:
+    if what == "coefficient":
+        return edit._replace(coefficient=2 * edit.coefficient)
+    values = getattr(edit, what)
+    return edit._replace(**{what: values + 1})
+
+
+@pytest.mark.parametrize("what", ["nothing", "coefficient", "target", "site", "replacement"])
+def test_edits_that_a_replay_changes_are_not_equal(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Edits of one place that differ in one thing only."""
+    here, there = (tiny_llama.site(f"resid_post.{layer}") for layer in (1, 2))
+    axes = DirectionTable.axes(32, [4])
+    source: InterventionSource = {
+        "target": StaticSource(axes, 0, 3.3, here, operation="overwrite", unit="absolute"),
+        "replacement": PatchSource({here: torch.ones(32)}, positions="generated", keep_replacements=True),
+    }.get(what, StaticSource({here: axes, there: axes}, {here: 0, there: -1}, 2.0, unit="absolute"))
+    _, trace = traced(tiny_llama, source)
+    choose = ReplaySource.choose
+
+    def altered(self: ReplaySource, request: EditRequest) -> Edit | None:
+        if what == "site":
+            return choose(self, request._replace(site=there if request.site == here else here))
+        edit = choose(self, request)
+        return edit if edit is None or what == "nothing" else a_step(what, edit)
+
+    monkeypatch.setattr(ReplaySource, "choose", altered)
+    assert replay_trace(tiny_llama, trace, source).edits_equal == (what == "nothing")
+
+
+def test_a_trace_without_the_later_columns_replays(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    source = StaticSource(make_dictionary(tiny_llama), [3, 5], [0.4, -0.2])
+    _, trace = traced(tiny_llama, source)
+    with Run.open(tmp_path / "run", "steer", {}) as run:
+        trace.write(run)
+    file = tmp_path / "run" / "edits.parquet"
+    pq.write_table(pq.read_table(file).drop(["target", "replacement_hash"]), file)
+    read = Trace.read(tmp_path / "run")
+    assert read.edits.equals(trace.edits)
+    assert replay_trace(tiny_llama, read, source).exact
 
 
 def test_an_unsteered_call_has_a_trace_too(tiny_llama: LanguageModel) -> None:

@@ -55,6 +55,9 @@ class DecodeStart(NamedTuple):
     row: Tensor  # [N] index of each in requests
     max_new_tokens: int  # of any row
     device: torch.device
+    n_inputs: Sequence[int] = ()
+    """Per row, the most tokens that the model can read: prompt, forced tokens, all new ones but the last."""
+    model: LanguageModel | None = None
 
 
 class InterventionSource(Protocol):

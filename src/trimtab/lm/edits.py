@@ -45,6 +45,15 @@ class Edit(NamedTuple):
         return RowDelta(batch, time, edit_delta(directions, self._replace(coefficient=coefficient)), base)
 
 
+def not_kept() -> UserError:
+    """What a replay says of replaced activations that it does not have."""
+    return UserError(
+        "replaced activations",
+        "the log holds their hashes, not their values",
+        "decode again with a source that was given keep_replacements=True",
+    )
+
+
 NAN = float("nan")
 NOTHING: Mapping[str, float] = {
     "feature": -1, "coefficient": 0, "requested": 0, "action_logp": NAN, "n_allowed": -1, "value": NAN, "target": NAN,
@@ -161,11 +170,7 @@ class EditLog:
         if not known:
             return None
         if not self.kept.keys() >= set(known):
-            raise UserError(
-                "replaced activations",
-                "the log holds their hashes, not their values",
-                "decode again with a source that was given keep_replacements=True",
-            )
+            raise not_kept()
         nothing = torch.full_like(self.kept[known[0]], NAN)
         rows = torch.stack([self.kept[key] if key else nothing for key in keys.tolist()])
         return rows.to(place.device)[place]

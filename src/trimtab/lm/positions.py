@@ -59,6 +59,28 @@ class PositionRule:
             return ",".join(map(str, self.places))
         return f"{self.start}:{self.stop}" if self.kind == "span" else self.kind
 
+    def check(
+        self, prompts: Sequence[Sequence[int]], n_inputs: Sequence[int], each: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        """Refuse listed positions that a row cannot have.
+
+        Args:
+            prompts: of each row.
+            n_inputs: the most tokens that each row can have as inputs; none if that is not known.
+            each: the listed positions of each row, if they differ.
+
+        Raises:
+            UserError: a listed position is before a row's first input, or behind its last.
+        """
+        for row, (prompt, n) in enumerate(zip(prompts, n_inputs, strict=False)):
+            for place in self.places if each is None else each[row]:
+                if not -len(prompt) <= place < n:
+                    raise UserError(
+                        f"position {place} of row {row}",
+                        f"the row has positions 0 to {n - 1}, and {len(prompt)} prompt tokens to count back over",
+                        "choose one of them",
+                    )
+
     def selects(self, position: Tensor, prompt_length: Tensor) -> Bool[Tensor, "*shape"]:
         """Whether each position is edited. Shapes broadcast."""
         if self.kind == "generated":

@@ -151,7 +151,8 @@ class DecodeStream:
     def _start_of(self, rows: list[Row]) -> DecodeStart:
         index = torch.tensor([row.index for row in rows], device=self.model.device)
         most = max(row.config.max_new_tokens for row in rows)
-        return DecodeStart([list(row.prompt) for row in rows], index, most, self.model.device)
+        n_inputs = [len(row.prefix) + row.config.max_new_tokens - 1 for row in rows]
+        return DecodeStart([list(row.prompt) for row in rows], index, most, self.model.device, n_inputs, self.model)
 
     def _next_rows(self) -> list[list[Row]]:
         """Rows that begin together: with equally many copies, all or none of which have something to share."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, EditRequest, PositionRule, Site
 from trimtab.steering.doses import DEFAULT_DOSE, check_doses
-from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_features
+from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_each_once, feature_ids
 from trimtab.steering.table import DirectionTable
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class RandomFeatureSource(DirectionSource):
             raise UserError(f"per {per!r}", "allowed are token, row", "choose one of them")
         self.candidates: dict[Site, Tensor] = {}
         for at, table in self.tables.items():
-            ids = table.live_ids() if candidates is None else torch.as_tensor(candidates, dtype=torch.long)
-            check_features(ids, table.n)
+            ids = table.live_ids() if candidates is None else feature_ids(candidates, table.n, 0)
+            if candidates is not None and self.operation != "add":
+                check_each_once(ids[None], table)
             ids = ids[~torch.isin(ids, torch.as_tensor(exclude, dtype=torch.long))]
             if not 1 <= k <= len(ids):
                 raise UserError(f"k = {k}", f"{len(ids)} features can be drawn", "choose k in that range")
@@ -76,6 +77,7 @@ class RandomFeatureSource(DirectionSource):
 
     def join(self, start: DecodeStart) -> None:
         """Draws need nothing of a row but its keys, which every request holds."""
+        self.where.check(start.prompts, start.n_inputs)
 
     def pick(self, request: EditRequest) -> Choice:
         candidates = self.candidates[request.site]
@@ -131,7 +133,6 @@ class TopActiveSource(DirectionSource):
             if not 1 <= k <= table.n:
                 raise UserError(f"k = {k}", f"the dictionary has {table.n} features", "choose k in that range")
         self.dose, self.k, self.over = dose, k, over
-        self.where = self.positions
         if over == "context":  # every position must be seen, also where nothing is edited
             self.positions = PositionRule("all")
 
@@ -143,6 +144,7 @@ class TopActiveSource(DirectionSource):
 
     def join(self, start: DecodeStart) -> None:
         """Begin with no activity."""
+        self.where.check(start.prompts, start.n_inputs)
         if self.over == "context":
             for site, peak in self._peak.items():
                 missing = max(0, int(start.row.max()) + 1 - len(peak))

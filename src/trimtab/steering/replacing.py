@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
+from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.steering.sources import Block, PerSite, by_site
 
@@ -53,7 +54,12 @@ class ReplacingSource:
     def blocks(self, site: Site) -> tuple[Block, ...]:
         return (Block(0, 1, self.unit, self.operation, self.hashes[site], replaces=True),)
 
+    places: Int[Tensor, "N P"] | None = None
+    """Each row's own positions, where they have them."""
+
     def start(self, start: DecodeStart) -> None:
+        each = None if self.places is None else [[p for p in row if p != _NOWHERE] for row in self.places.tolist()]
+        self.positions.check(start.prompts, start.n_inputs, each)
         self._nothing = {site: row.to(start.device) for site, row in self._nothing.items()}
 
     def choose(self, request: EditRequest) -> Edit | None:
@@ -82,7 +88,8 @@ class PatchSource(ReplacingSource):
             without a head, for N decoded rows (copies of a prompt included) or 1 for all; or one activation for all
             places, `[d]` or `[heads, head_dim]`.
         positions: which are replaced: a rule, positions such as `[3, -1]` for all rows, or such a list for each row.
-        lengths: `[N]` tokens of each row that was captured, padding on the left excluded; T by default.
+        lengths: `[N]` tokens of each row that was captured, padding on the left excluded; T by default. They must be
+            given for several rows if the prompts that are decoded differ in length.
         keep_replacements: keep what was put into place in the log, so that it can be replayed.
 
     Raises:
@@ -101,7 +108,13 @@ class PatchSource(ReplacingSource):
         keep_replacements: bool = False,
     ) -> None:
         self.values = {site: _captured(site, value, lengths) for site, value in by_site(values, None).items()}
-        self.places: Int[Tensor, "N P"] | None = None
+        self.lengths_known = lengths is not None
+        # Where all heads' values were given: how many heads there are, and of which width.
+        self.heads = {
+            site: tuple(value.shape[-2:])
+            for site, value in by_site(values, None).items()
+            if site.kind in HEAD_KINDS and site.head is None
+        }
         if not isinstance(positions, PositionRule | str):
             each = [list(place) if isinstance(place, Sequence) else [place] for place in positions]
             if any(isinstance(place, Sequence) for place in positions):
@@ -112,7 +125,6 @@ class PatchSource(ReplacingSource):
         )
 
     def start(self, start: DecodeStart) -> None:
-        super().start(start)
         rows, device = len(start.prompts), start.device
         self.values = {site: _Values(*(column.to(device) for column in found)) for site, found in self.values.items()}
         given = [("values", len(value)) for value, _ in self.values.values() if len(value) > 1]
@@ -120,6 +132,21 @@ class PatchSource(ReplacingSource):
         for name, n in given:
             if n != rows:
                 raise UserError(f"{name} for {n} rows", f"{rows} rows are decoded", "give one each")
+            if name == "values" and not self.lengths_known and len(set(map(len, start.prompts))) > 1:
+                raise UserError(
+                    f"values for {n} rows", "their prompts differ in length, so some may be padded", "give lengths"
+                )
+        for site, shape in {} if start.model is None else self.heads.items():
+            layer = start.model.layout.layers[site.layer]
+            assert layer.attention is not None
+            own = (head_count(layer, site), layer.attention.head_dim)
+            if shape != own:
+                raise UserError(
+                    f"values of {site} for {shape[0]} heads of {shape[1]}",
+                    f"{start.model.name} has {own[0]} heads of {own[1]} there",
+                    "give those of this site",
+                )
+        super().start(start)
         length = torch.tensor([[len(prompt)] for prompt in start.prompts])
         self._at = None if self.places is None else (self.places + (self.places < 0) * length).to(device)
 
@@ -218,6 +245,7 @@ class ReconstructionSource(ReplacingSource):
 
     def join(self, start: DecodeStart) -> None:
         """What takes an activation's place depends on it alone."""
+        self.positions.check(start.prompts, start.n_inputs)
 
     def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
         dictionary = self.dictionaries[request.site]

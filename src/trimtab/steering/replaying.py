@@ -57,7 +57,7 @@ class ReplaySource:
         return blocks_of(self.source, site)
 
     def start(self, start: DecodeStart) -> None:
-        self.source.start(start)
+        self.source.start(start._replace(n_inputs=()))  # what was logged did happen, wherever this call ends
         if self.rows is not None:
             self.rows = self.rows.to(start.device)
         for index, site in enumerate(self.sites):
@@ -78,6 +78,8 @@ class ReplaySource:
 
 class CombinedSource:
     """Several sources at once; at a site that they share, their edits are summed.
+
+    Where one of them replaces an activation, the others are shown what takes its place.
 
     Features of the log index the sources' directions one behind the other; traces give each its own number and hash.
 
@@ -128,12 +130,20 @@ class CombinedSource:
             tell_of_rows(source, start)
 
     def choose(self, request: EditRequest) -> Edit | None:
+        sources = self._at(request.site)
+        replaces = [any(block.replaces for block in blocks_of(source, request.site)) for source in sources]
+        found: dict[int, Edit] = {}
+        for i in sorted(range(len(sources)), key=lambda i: not replaces[i]):  # those that replace come first
+            edit = sources[i].choose(request)
+            if edit is not None:
+                found[i] = edit
+            if edit is not None and edit.replacement is not None:
+                new = edit.replacement
+                request = request._replace(x=torch.where(new.isnan(), request.x, new.to(request.x)))
         edits: list[Edit] = []
         offset = 0
-        for source in self._at(request.site):
-            edit = source.choose(request)
-            if edit is not None:
-                edits.append(_shifted(edit, offset))
+        for i, source in enumerate(sources):
+            edits += [_shifted(found[i], offset)] if i in found else []
             offset += source.directions(request.site).shape[0]
         return _beside(edits, request.site)
 

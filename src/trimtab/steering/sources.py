@@ -94,7 +94,7 @@ class DirectionSource:
             if table.length is not None and unit != "absolute":
                 raise UserError(f"unit {unit}", "the vectors are to keep their own length", "use unit absolute")
         self.sites = tuple(self.tables)
-        self.positions = PositionRule.parse(positions)
+        self.positions = self.where = PositionRule.parse(positions)
         self.unit = self.how.unit or unit
         self.operation, self.combine = operation, combine
         self.dictionary_hash = "+".join(dict.fromkeys(table.hash for table in self.tables.values()))
@@ -116,6 +116,7 @@ class DirectionSource:
 
     def start(self, start: DecodeStart) -> None:
         """Move the directions to where decoding happens."""
+        self.where.check(start.prompts, start.n_inputs)
         for table in self.tables.values():
             table.to(start.device)
 
@@ -198,7 +199,8 @@ class StaticSource(DirectionSource):
         site, options: as in `DirectionSource`.
 
     Raises:
-        UserError: also if a feature does not exist or a dose is not finite.
+        UserError: also if a feature does not exist or a dose is not finite; unless doses are added, if a feature is
+            named twice for one row or its direction is zero.
     """
 
     def __init__(
@@ -211,7 +213,8 @@ class StaticSource(DirectionSource):
     ) -> None:
         super().__init__(directions, site, **options)
         feature, dose = for_each(self.sites, features, "features"), for_each(self.sites, doses, "doses")
-        self.choices = {at: _choice(feature[at], dose[at], table.n) for at, table in self.tables.items()}
+        add = self.operation == "add"
+        self.choices = {at: _choice(feature[at], dose[at], table, add) for at, table in self.tables.items()}
 
     def start(self, start: DecodeStart) -> None:
         super().start(start)
@@ -224,6 +227,7 @@ class StaticSource(DirectionSource):
 
     def join(self, start: DecodeStart) -> None:
         """Rows that join are steered as all others are."""
+        self.where.check(start.prompts, start.n_inputs)
         if any(len(feature) != 1 for feature, _ in self.choices.values()):
             raise UserError(
                 "a row that joins a stream in which each row has features of its own",
@@ -239,11 +243,14 @@ class StaticSource(DirectionSource):
         return Choice(feature[request.row], dose[request.row])
 
 
-def _choice(features: int | Sequence[int] | Tensor, doses: float | Sequence[float] | Tensor, n: int) -> Choice:
+def _choice(
+    features: int | Sequence[int] | Tensor, doses: float | Sequence[float] | Tensor, table: DirectionTable, add: bool
+) -> Choice:
     check_doses(doses)
-    feature = torch.atleast_2d(torch.as_tensor(features, dtype=torch.long))
+    feature = torch.atleast_2d(feature_ids(features, table.n))
     dose = torch.atleast_2d(torch.as_tensor(doses, dtype=torch.get_default_dtype()))
-    check_features(feature, n)
+    if not add:
+        check_each_once(feature, table)
     try:
         feature, dose = torch.broadcast_tensors(feature, dose)
     except RuntimeError:
@@ -300,8 +307,29 @@ def _rows(vectors: Tensor, site: Site) -> Float[Tensor, "n d"]:
     return vectors.reshape(-1, vectors.shape[-own:].numel()) if vectors.ndim <= own + 1 else vectors
 
 
-def check_features(feature: Tensor, n: int) -> None:
-    """Raise a `UserError` if an id is not one of `n` features (or −1)."""
-    bad = feature[(feature < -1) | (feature >= n)]
+def check_each_once(feature: Int[Tensor, "R K"], table: DirectionTable) -> None:
+    """Refuse what only adding has a meaning for: a feature twice at one activation, or one without a direction."""
+    ids = feature.sort(dim=1).values
+    twice = ids[:, 1:][(ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] >= 0)]
+    if len(twice):
+        raise UserError(f"feature {int(twice[0])}", "it is named twice for one row", "name each once")
+    named = feature[feature >= 0]
+    dead = named[(table.rows[named.to(table.rows.device)] == 0).all(dim=1).to(named.device)]
+    if len(dead):
+        raise UserError(f"feature {int(dead[0])}", "its direction is zero, so it cannot be set", "leave it out")
+
+
+def feature_ids(given: int | Sequence[int] | Tensor, n: int, lowest: int = -1) -> Tensor:
+    """Ids as a tensor.
+
+    Raises:
+        UserError: an id is not a whole number, or not one of `n` features (or −1, if that is the lowest allowed).
+    """
+    ids = torch.as_tensor(given)
+    if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise UserError(f"feature {ids.flatten()[0].item()}", "features are whole numbers", "give ids like 3")
+    ids = ids.long()
+    bad = ids[(ids < lowest) | (ids >= n)]
     if len(bad):
         raise UserError(f"feature {int(bad[0])}", f"the dictionary has features 0 to {n - 1}", "choose one of them")
+    return ids

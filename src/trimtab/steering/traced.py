@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
+from trimtab.lm.edits import not_kept
 from trimtab.steering.kept_activations import hash_from_hex
 from trimtab.steering.sources import Block
 from trimtab.steering.table import DirectionTable
@@ -28,7 +29,7 @@ class TracedSource:
         directions: the dictionaries and tables that the edits name by their hash.
 
     Raises:
-        UserError: a hash is that of none of them.
+        UserError: a hash is that of none of them, or activations were replaced and what took their place was not kept.
     """
 
     def __init__(self, trace: Trace, directions: Iterable[Dictionary | DirectionTable]) -> None:
@@ -51,8 +52,9 @@ class TracedSource:
                     continue  # where nothing was edited, the directions of the edits will do
                 _, unit, operation, key, replacement = kind.values()
                 if replacement is not None:
-                    width = len(trace.replacements.get(hash_from_hex(replacement), torch.zeros(1)))
-                    found = torch.full((1, width), -0.0)
+                    if hash_from_hex(replacement) not in trace.replacements:
+                        raise not_kept()
+                    found = torch.full((1, len(trace.replacements[hash_from_hex(replacement)])), -0.0)
                 elif key in by_hash:
                     found = by_hash[key].rows
                 else:
