@@ -15,10 +15,12 @@ from trimtab.errors import UserError
 from trimtab.lm import (
     DecodeConfig,
     DecodeStart,
+    DecodeStream,
     EditLog,
     EditRequest,
     InterventionSource,
     LanguageModel,
+    Row,
     TokenBatch,
     capture,
     decode,
@@ -324,6 +326,11 @@ def test_listed_positions_must_be_there(tiny: tuple[LanguageModel, Standard]) ->
             positions(place)
     with pytest.raises(UserError, match="position 8 of row 0"):
         decode(model, [prompt], config, TopActiveSource(sae, 0.4, over="context", positions=[8]))
+    stream = DecodeStream(model, StaticSource(sae, 3, 0.4, positions=[7]))
+    stream.add(Row(prompt, config))
+    next(iter(stream))
+    with pytest.raises(UserError, match="position 7 of row 0: the row has positions 0 to 6, and 4 prompt"):
+        stream.add(Row(prompt[:4], config))
     source = StaticSource(sae, 3, 0.4, positions=[7])
     chosen = decode(model, [prompt], config).token_ids[0]
     assert len(decode(model, [prompt], config, source, teacher=[chosen[:1]]).edits) == 0
