@@ -119,7 +119,9 @@ def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
     every = Candidates(tuple(range(64)), 64, "random")
     found = headroom_by_decoding(tiny_llama, sae, prompts, every, site=SITE, dose=dose, mask=kept, seed=3)
     for name in ("reward", "random", "unsteered", "x", "strength"):
-        assert np.allclose(getattr(found, name), getattr(expected, name), atol=1e-5), name
+        one, other = getattr(found, name), getattr(expected, name)
+        # Activations of several rows and of one differ by float32's rounding, which a code close to 0 takes from large x.
+        assert np.allclose(one, other, rtol=0, atol=2e-6 * max(1, np.abs(other).max())), name
     assert (found.allowed is None and expected.allowed is None) or np.array_equal(found.allowed, expected.allowed)
     about = {"site": SITE, "dose": dose, "unit": "relative", "mask": str(mask)}
     one, other = headroom(found, **about), headroom(expected, **about)  # pyright: ignore[reportArgumentType]
