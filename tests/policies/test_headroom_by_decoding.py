@@ -120,7 +120,7 @@ def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
     found = headroom_by_decoding(tiny_llama, sae, prompts, every, site=SITE, dose=dose, mask=kept, seed=3)
     for name in ("reward", "random", "unsteered", "x", "strength"):
         one, other = getattr(found, name), getattr(expected, name)
-        # Activations of several rows and of one differ by float32's rounding, which a code close to 0 takes from large x.
+        # Rows together and alone differ by float32 rounding of large x, also in codes that are close to 0.
         assert np.allclose(one, other, rtol=0, atol=2e-6 * max(1, np.abs(other).max())), name
     assert (found.allowed is None and expected.allowed is None) or np.array_equal(found.allowed, expected.allowed)
     about = {"site": SITE, "dose": dose, "unit": "relative", "mask": str(mask)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import UserError
-from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
+from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site
 from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.steering.sources import Block, PerSite, by_site
@@ -136,19 +136,24 @@ class PatchSource(ReplacingSource):
                 raise UserError(
                     f"values for {n} rows", "their prompts differ in length, so some may be padded", "give lengths"
                 )
-        for site, shape in {} if start.model is None else self.heads.items():
-            layer = start.model.layout.layers[site.layer]
+        if start.model is not None:
+            self._check_heads(start.model)
+        super().start(start)
+        length = torch.tensor([[len(prompt)] for prompt in start.prompts])
+        self._at = None if self.places is None else (self.places + (self.places < 0) * length).to(device)
+
+    def _check_heads(self, model: LanguageModel) -> None:
+        """Refuse values of all heads that are cut into other heads than the model's."""
+        for site, shape in self.heads.items():
+            layer = model.layout.layers[site.layer]
             assert layer.attention is not None
             own = (head_count(layer, site), layer.attention.head_dim)
             if shape != own:
                 raise UserError(
                     f"values of {site} for {shape[0]} heads of {shape[1]}",
-                    f"{start.model.name} has {own[0]} heads of {own[1]} there",
+                    f"{model.name} has {own[0]} heads of {own[1]} there",
                     "give those of this site",
                 )
-        super().start(start)
-        length = torch.tensor([[len(prompt)] for prompt in start.prompts])
-        self._at = None if self.places is None else (self.places + (self.places < 0) * length).to(device)
 
     def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
         value, skip = self.values[request.site]
