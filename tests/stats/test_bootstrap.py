@@ -83,15 +83,6 @@ def test_more_seeds_of_the_same_prompts_are_not_more_prompts() -> None:
     assert bootstrap_mean(np.tile(sample, (10, 1))).n == 12
 
 
-def test_crossed_seeds_cover_where_nested_ones_do_not() -> None:
-    def draw(rng: np.random.Generator, design: str) -> Interval:
-        runs = rng.normal(size=(6, 1))
-        return bootstrap_mean(runs + 0.3 * rng.normal(size=(6, 30)), n_resamples=1_000, seeds=design)  # type: ignore[arg-type]
-
-    assert coverage(lambda rng: draw(rng, "crossed"), 0.0, 300) > 0.91
-    assert coverage(lambda rng: draw(rng, "nested"), 0.0, 300) < 0.5
-
-
 def test_paired_difference_removes_what_prompts_share() -> None:
     rng = np.random.default_rng(2)
     prompts = 10 * rng.normal(size=50)
@@ -187,7 +178,6 @@ def test_one_prompt_gives_no_bounds() -> None:
         (lambda: bootstrap_mean(np.zeros((2, 2, 2))), r"shape \(2, 2, 2\)"),
         (lambda: bootstrap_mean([1.0, 2.0], level=95), "level 95"),
         (lambda: bootstrap_difference([1.0], [1.0, 2.0]), "paired samples of 1 and 2"),
-        (lambda: bootstrap_difference([[1.0]], [1.0], seeds="crossed"), "crossed seeds"),
         (lambda: bootstrap_ratio_of_sums([1.0], [0.0]), "sum to zero"),
         (lambda: bootstrap_statistic(float, [np.zeros(3)], groups=[1, 2]), r"lengths \[2, 3\]"),
     ],

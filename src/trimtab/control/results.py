@@ -2,7 +2,7 @@
 
 Intervals are bootstrapped over items, seeds (trainings, draws of a random arm) inside their item: they are of these
 trainings of the reference. What another training would give is less certain: where several were trained, differences
-come with a second interval that resamples trainings as well.
+come with a second interval, of other trainings as well as other items.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from trimtab.stats import (
     bootstrap_mean,
     bootstrap_ratio_of_sums,
     bootstrap_statistic,
+    crossed_mean,
 )
 from trimtab.steering import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
 from trimtab.tasks import Outcome, Task, known_under_every_order
@@ -57,7 +58,7 @@ class Gain:
 
     total: Interval
     over_runs: Interval | None
-    """The total, trainings resampled as well as items; None for a single one."""
+    """The total with an interval of other trainings as well as items; None for a single one."""
     format: Interval
     """From items of which one answer is malformed and the other is not."""
     answer: Interval
@@ -76,7 +77,7 @@ class ArmResult:
     by_seed: tuple[float, ...]
     """Mean reward of each training and draw."""
     reward_over_runs: Interval | None
-    """The same reward, trainings resampled as well as items; None where the arm answered once."""
+    """The same reward with an interval of other trainings as well as items; None where the arm answered once."""
     accuracy: Interval | None
     """None where a task has no right and wrong."""
     accuracy_well_formed: Interval | None
@@ -87,7 +88,7 @@ class ArmResult:
     difference_by_run: tuple[float, ...]
     """The same for each training."""
     difference_over_runs: Interval | None
-    """The same, trainings resampled as well as items; None for a single one."""
+    """The same with an interval of other trainings as well as items; None for a single one."""
     kl: float | None
     """Mean KL to the unsteered model, in nats per answer."""
     equal_kl: bool | None
@@ -210,13 +211,13 @@ def _arm_result(
         match=arm.match,
         reward=bootstrap_mean(reward, seed=seed),
         by_seed=tuple(reward.mean(1).tolist()),
-        reward_over_runs=_over_runs(_runs(one), seed),
+        reward_over_runs=_over_runs(_runs(one)),
         accuracy=None if correct is None else bootstrap_mean(correct, seed=seed),
         accuracy_well_formed=None if correct is None else _well_formed(correct, malformed, seed),
         malformed=bootstrap_mean(malformed, seed=seed),
         difference=difference,
         difference_by_run=tuple(by_run.mean(1).tolist()) if len(by_run) else (),
-        difference_over_runs=_over_runs(by_run, seed),
+        difference_over_runs=_over_runs(by_run),
         kl=None if math.isnan(kl) else kl,
         dose=_pooled([dose_summary(log) for log in logs]) if any(len(log) for log in logs) else None,
         equal_kl=_equal_kl(one, reference),
@@ -255,9 +256,9 @@ def _runs(one: AnsweredArm) -> NDArray[np.float64]:
     return np.array([np.mean([answers.reward for answers in run], axis=0) for run in one.runs])
 
 
-def _over_runs(rewards: NDArray[np.float64], seed: int) -> Interval | None:
-    """An interval that resamples trainings as well as items: all items share a training."""
-    return bootstrap_mean(rewards, seed=seed, seeds="crossed") if len(rewards) > 1 else None
+def _over_runs(rewards: NDArray[np.float64]) -> Interval | None:
+    """An interval of other trainings and other items: all items share a training."""
+    return crossed_mean(rewards) if len(rewards) > 1 else None
 
 
 def _metric_intervals(task: Task, one: AnsweredArm, seed: int) -> dict[str, Interval]:
@@ -321,7 +322,7 @@ def _gain(unsteered: AnsweredArm, reference: AnsweredArm, seed: int) -> Gain:
     changed = _array(reference, _malformed) != base_malformed
     return Gain(
         total=bootstrap_mean(difference, seed=seed),
-        over_runs=_over_runs(difference, seed),
+        over_runs=_over_runs(difference),
         format=bootstrap_mean(np.where(changed, difference, 0), seed=seed),
         answer=bootstrap_mean(np.where(changed, 0, difference), seed=seed),
     )

@@ -43,7 +43,7 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
     title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
     table = Table(
         title=title + (f" ({result.why})" if result.why else ""),
-        caption="95% intervals, bootstrapped over items with seeds inside; over trainings: runs resampled, too. KL in "
+        caption="95% intervals, bootstrapped over items with seeds inside; over trainings: of other runs, too. KL in "
         "nats per answer. ≠ beside a dose: "
         f"not within 1% of the {result.reference}'s; beside a KL that was made equal on validation: not within 10% of "
         "it here.",

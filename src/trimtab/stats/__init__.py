@@ -6,7 +6,6 @@ never units. Every random draw follows from the `seed` given.
 
 from trimtab.stats.best_of import best_of_some
 from trimtab.stats.bootstrap import (
-    SeedDesign,
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio_of_sums,
@@ -15,17 +14,17 @@ from trimtab.stats.bootstrap import (
 from trimtab.stats.interval import Interval, interval_of, number_text
 from trimtab.stats.multiple import benjamini_hochberg
 from trimtab.stats.proportion import wilson_interval
-from trimtab.stats.student import student_mean
+from trimtab.stats.student import crossed_mean, student_mean
 
 __all__ = [
     "Interval",
-    "SeedDesign",
     "benjamini_hochberg",
     "best_of_some",
     "bootstrap_difference",
     "bootstrap_mean",
     "bootstrap_ratio_of_sums",
     "bootstrap_statistic",
+    "crossed_mean",
     "interval_of",
     "number_text",
     "student_mean",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,8 +19,6 @@ from trimtab.errors import UserError
 from trimtab.stats.distributions import normal_cdf, student_quantile
 from trimtab.stats.interval import Interval
 from trimtab.stats.samples import FloatArray, IntArray, as_sample, per_prompt, same_length
-
-SeedDesign = Literal["nested", "crossed"]
 
 _BLOCK = 2_000_000
 """Indices drawn at once: bounds the memory without changing the draws."""
@@ -32,34 +30,24 @@ def bootstrap_mean(
     level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
-    seeds: SeedDesign = "nested",
 ) -> Interval:
     """Mean with an interval that resamples prompts.
 
     Args:
-        values: `[P]`, or `[S, P]` with one row per seed.
+        values: `[P]`, or `[S, P]` with one row per seed: every prompt drew its own seeds (sampled continuations),
+            and a resampled prompt brings all of them along, which is what makes the variance right (Davison and
+            Hinkley, "Bootstrap methods and their application", 1997, section 3.8). Repetitions that all prompts
+            share, such as trainings, are `crossed_mean`'s.
         level: confidence level.
         n_resamples: number of bootstrap samples.
         seed: seed of the resampling.
-        seeds: "nested" if every prompt drew its own seeds (sampled continuations): a resampled prompt
-            brings all its seeds along, which is what makes the variance right (Davison and Hinkley,
-            "Bootstrap methods and their application", 1997, section 3.8). "crossed" if a seed is one
-            repetition that all prompts share (a training run): seeds and prompts are both resampled
-            (Owen, "The pigeonhole bootstrap", 2007), slightly too wide rather than too narrow.
 
     Raises:
         UserError: empty or non-finite values.
     """
-    sample = as_sample(values)
-    n_prompts = sample.shape[-1]
-    if seeds == "crossed" and sample.ndim == 2 and sample.shape[0] > 1:
-        draws = _crossed_means(sample, n_resamples, seed)
-        n_least = min(sample.shape)
-    else:
-        sample = per_prompt(sample)
-        draws = _means(sample, n_resamples, np.random.default_rng(seed))
-        n_least = n_prompts
-    return percentile_interval(float(sample.mean()), draws, n_prompts, level, n_expand=n_least)
+    sample = per_prompt(as_sample(values))
+    draws = _means(sample, n_resamples, np.random.default_rng(seed))
+    return percentile_interval(float(sample.mean()), draws, sample.size, level)
 
 
 def bootstrap_difference(
@@ -70,30 +58,23 @@ def bootstrap_difference(
     level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
-    seeds: SeedDesign = "nested",
 ) -> Interval:
     """mean(a) − mean(b) with an interval that resamples prompts.
 
     Args:
         a, b: `[P]` or `[S, P]`. Paired: the same prompts in the same order.
         paired: resample the differences; otherwise the two samples are resampled independently.
-        level, n_resamples, seed, seeds: as in `bootstrap_mean`; "crossed" needs paired samples of equal shape.
+        level, n_resamples, seed: as in `bootstrap_mean`.
 
     Raises:
         UserError: empty or non-finite values, or paired samples that do not match.
     """
     sample_a, sample_b = as_sample(a, "a"), as_sample(b, "b")
-    if seeds == "crossed" and (not paired or sample_a.shape != sample_b.shape):
-        raise UserError(
-            f"crossed seeds for samples of shapes {sample_a.shape} and {sample_b.shape}, paired={paired}",
-            "seeds and prompts must be the same in both",
-            'use seeds="nested"',
-        )
     if paired:
         same_length(sample_a, sample_b)
         equal = sample_a.shape == sample_b.shape
         difference = sample_a - sample_b if equal else per_prompt(sample_a) - per_prompt(sample_b)
-        return bootstrap_mean(difference, level=level, n_resamples=n_resamples, seed=seed, seeds=seeds)
+        return bootstrap_mean(difference, level=level, n_resamples=n_resamples, seed=seed)
     means_a, means_b = per_prompt(sample_a), per_prompt(sample_b)
     rng = np.random.default_rng(seed)
     draws = _means(means_a, n_resamples, rng) - _means(means_b, n_resamples, rng)
@@ -204,17 +185,6 @@ def _means(sample: FloatArray, n_resamples: int, rng: np.random.Generator) -> Fl
     return draws
 
 
-def _crossed_means(sample_SP: FloatArray, n_resamples: int, seed: int) -> FloatArray:
-    n_seeds, n_prompts = sample_SP.shape
-    rng = np.random.default_rng(seed)
-    draws = np.empty(n_resamples)
-    for block, picks in _resamples(n_prompts, n_resamples, rng):
-        counts = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=picks.shape[0])
-        prompt_means = counts.astype(np.float64) @ sample_SP / n_seeds
-        draws[block] = np.take_along_axis(prompt_means, picks, axis=1).mean(axis=1)
-    return draws
-
-
 def _welch_df(a: FloatArray, b: FloatArray) -> float:
     """Degrees of freedom of the difference of two means (Welch and Satterthwaite)."""
     if min(a.size, b.size) < 2:
@@ -231,18 +201,16 @@ def percentile_interval(
     n: int,
     level: float,
     *,
-    n_expand: int | None = None,
     df: float | None = None,
 ) -> Interval:
-    """Expanded percentiles of `draws`; `n_expand` is the least number of units (default n), `df` defaults to it − 1."""
+    """Expanded percentiles of `draws`; `df` defaults to n − 1."""
     if not 0 < level < 1:
         raise UserError(f"level {level}", "a confidence level lies between 0 and 1", "use 0.95")
-    least = n if n_expand is None else n_expand
     draws = draws[np.isfinite(draws)]
-    if least < 2 or draws.size == 0:
+    if n < 2 or draws.size == 0:
         low = high = math.nan
     else:
-        quantile = student_quantile((1 - level) / 2, least - 1 if df is None else df)
-        tail = normal_cdf(math.sqrt(least / (least - 1)) * quantile)
+        quantile = student_quantile((1 - level) / 2, n - 1 if df is None else df)
+        tail = normal_cdf(math.sqrt(n / (n - 1)) * quantile)
         low, high = (float(bound) for bound in np.quantile(draws, [tail, 1 - tail]))
     return Interval(estimate=estimate, low=low, high=high, n=n, level=level, method="bootstrap")
