@@ -198,7 +198,7 @@ def test_the_check_fails(
 ) -> None:
     test_equals_a_full_forward_per_edit(any_tiny, 2, 20)  # has tried the model
     mistake(monkeypatch)
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises((AssertionError, RuntimeError, UserError)):
         test_equals_a_full_forward_per_edit(any_tiny, 2, 20)
 
 

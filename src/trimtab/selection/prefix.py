@@ -64,8 +64,7 @@ class PrefixContinuation:
         last, start = TokenBatch.full(self._last), input_site(self._layer)
         found = capture(model, last, [start, self.site, self._end], cache=self._cache)
         self._input, self.x, self.hidden = found[start], found[self.site][0, -1], found[self._end][0, -1]
-        with starting_at(model, model.n_layers, found[self._end]):
-            self.logits = model.forward(last, cache=self._cache, last=1)[0, -1].float()
+        self.logits = model.forward(last, cache=self._cache, last=1)[0, -1].float()
 
     @property
     def width(self) -> int:
