@@ -44,8 +44,8 @@ def test_a_judge_of_ones_own_is_calibrated_by_its_name(
     assert found["refusal_recall"]["n"] == 1  # the unjudged refusal counts nowhere
     assert main(["labels.jsonl", "--judge", "own_judges:Loud", "--judge-option", "mark=Yes"]) == 0
     out = capsys.readouterr().out
-    assert "refusal precision     0.00" in out
-    assert "no verdict on         1 answers" in out
+    assert "refusal precision   0.00" in out
+    assert "no verdict on       1 answers" in out
     assert judge_options("own_judges:Loud") == {"mark": str}
     assert make_judge("own_judges:Loud", mark="?").name == "loud?"
     with pytest.raises(UserError, match="judge 'own_judges:Mute': it is no judge; give its class name, score and scor"):

@@ -7,9 +7,7 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console, RenderableType
-from rich.table import Table
 
-from trimtab.control.columns import add_columns
 from trimtab.policies.headroom import HeadroomTable, headroom
 from trimtab.policies.headroom_command import HeadroomResult
 
@@ -47,12 +45,3 @@ def test_one_site_stands_in_the_title() -> None:
     text = " ".join(shown(result(SITES[0]).render(), 100).split())
     assert text.count(SITES[0]) == 1
     assert "(train), resid_post.15, one edit at the last prompt token" in text
-
-
-def test_numbers_are_broken_rather_than_cut() -> None:
-    table = Table()
-    add_columns(table, ("site", "reward"), words=("site",), whole=("site",))
-    table.add_row("resid_post.15", "123456789")
-    text = shown(table, 25)
-    assert "resid_post.15" in text
-    assert {"12345", "6789"} <= set(text.replace("│", " ").split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -14,13 +15,30 @@ from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SHARE, SIGNED, Column, 
 from trimtab.stats import Interval, number_text
 
 COLUMNS = [
-    Column("site", whole=True), Column("reward", INTERVAL), Column("gain", SIGNED), Column("KL", NUMBER),
-    Column("share", SHARE), Column("edits", COUNT),
-]  # fmt: skip
-ROWS = [
-    ("resid_post.15", Interval(estimate=0.4222, low=0.3141, high=0.53, n=24), -0.25, 0.012345, 0.5, 12345),
-    ("[bold]2[/bold]", Interval(estimate=1, low=math.nan, high=math.nan, n=1), None, math.nan, "3/8", None),
+    Column("site", "site", whole=True),
+    Column("reward", "reward", INTERVAL),
+    Column("gain", "gain", SIGNED),
+    Column("KL", "kl", NUMBER),
+    Column("share", lambda row: row["share"], SHARE),
+    Column("edits", "dose.edits", COUNT),
 ]
+
+
+@dataclass(frozen=True)
+class Dose:
+    edits: int
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "site": "resid_post.15", "reward": Interval(estimate=0.4222, low=0.3141, high=0.53, n=24), "gain": -0.25,
+        "kl": 0.012345, "share": 0.5, "dose": Dose(12345),
+    },
+    {
+        "site": "[bold]2[/bold]", "reward": Interval(estimate=1, low=math.nan, high=math.nan, n=1).to_dict(),
+        "gain": None, "kl": math.nan, "share": "3/8", "dose": None,
+    },
+]  # fmt: skip
 TEXT = """\
 site                          reward    gain      KL  share   edits
 resid_post.15   0.422 [0.314, 0.530]  -0.250  0.0123  50.0%  12,345
@@ -39,6 +57,15 @@ def test_a_number_is_written_in_one_way() -> None:
     assert number_text(Interval(estimate=1.0, low=math.nan, high=math.nan, n=1), ".2f") == "1.00"
     assert number_text(interval.scaled(100), ".1f") == "42.2 [31.4, 53.0]"
     assert [number_text(value, ".3g") for value in (None, math.nan, 0.0, 12345)] == ["–", "–", "0", "1.23e+04"]
+    assert interval.bounds(".1%") == "[31.4%, 53.0%]"
+
+
+def test_what_a_format_cannot_hold_says_what_it_is() -> None:
+    assert [number_text(value, COUNT) for value in (12345.0, 0.5, 1234.25)] == ["12,345", "0.5", "1,234.25"]
+    forms = (COUNT, NUMBER, SHARE)
+    assert [number_text(value, form) for value in (math.inf, -math.inf) for form in forms] == ["∞"] * 3 + ["−∞"] * 3
+    assert number_text(math.inf, SIGNED) == "+∞"
+    assert number_text(Interval(estimate=2.5, low=1, high=math.inf, n=9), COUNT) == "2.5 [1, ∞]"
 
 
 def test_words_stand_on_the_left_and_numbers_on_the_right_in_their_column_s_format() -> None:

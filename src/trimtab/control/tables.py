@@ -3,69 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.table import Table
 
-from trimtab.control.columns import add_columns
-from trimtab.control.results import TaskResult
-from trimtab.stats import Interval
+from trimtab.control.results import ArmResult, TaskResult
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, result_table
+from trimtab.stats import Interval, number_text
 
 
 def gain_line(result: TaskResult) -> str:
+    """The reference's gain over the unsteered model, in a sentence or two."""
     gain = result.gain
     said = (
-        f"The {result.reference}'s gain over the unsteered model is {_signed(gain.total)}: {_signed(gain.format)} "
-        f"where the answer became well formed or malformed, {_signed(gain.answer)} where that did not change."
+        f"The {result.reference}'s gain over the unsteered model is {gain.total:{SIGNED}}: {gain.format:{SIGNED}} "
+        f"where the answer became well formed or malformed, {gain.answer:{SIGNED}} where that did not change."
     )
     if gain.total.low > 0 and not gain.answer.low > 0:
         said += " Without the change of format the gain is not shown."
     if gain.over_runs is not None:
-        said += f" Over trainings, too, its interval is [{gain.over_runs.low:+.3f}, {gain.over_runs.high:+.3f}]."
+        said += f" Over trainings, too, its interval is {gain.over_runs.bounds(SIGNED)}."
     return said
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def _bounds(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def _short(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
 def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
+    """One row an arm, with the reference's paired difference to it."""
     n = len(seeds)
+    columns = [
+        Column("arm", "label", whole=True),
+        Column("reward", "reward", INTERVAL),
+        Column(f"{result.reference} − arm", "difference", SIGNED),
+        *[Column("over trainings", _over_trainings, SIGNED)] * (n > 1),
+        Column("well formed accuracy", "accuracy_well_formed", INTERVAL),
+        Column("malformed", "malformed", INTERVAL),
+        Column("KL", _kl, NUMBER),
+        Column("‖Δ‖/‖x‖", _dose, NUMBER),
+        Column("edits", lambda arm: 0 if arm.dose is None else arm.dose.n_edits, COUNT),
+    ]
     title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
-    table = Table(
+    return result_table(
+        columns,
+        result.arms,
         title=title + (f" ({result.why})" if result.why else ""),
         caption="95% intervals, bootstrapped over items with seeds inside; over trainings: of other runs, too. KL in "
         "nats per answer. ≠ beside a dose: "
         f"not within 1% of the {result.reference}'s; beside a KL that was made equal on validation: not within 10% of "
         "it here.",
     )
-    over = ("over trainings",) if n > 1 else ()
-    names = ("arm", "reward", f"{result.reference} − arm", *over, "well formed accuracy", "malformed", "KL",
-             "‖Δ‖/‖x‖", "edits")  # fmt: skip
-    add_columns(table, names, words=("arm",), whole=("arm",))
-    for arm in result.arms:
-        dose = "–" if arm.dose is None else f"{arm.dose.relative:.3g}{' ≠' if arm.equal_dose is False else ''}"
-        table.add_row(
-            arm.label,
-            _short(arm.reward),
-            "" if arm.difference is None else _signed(arm.difference),
-            *((_bounds(arm.difference_over_runs),) if n > 1 else ()),
-            _short(arm.accuracy_well_formed),
-            _short(arm.malformed),
-            "–" if arm.kl is None else f"{arm.kl:.3g}{' ≠' if arm.equal_kl is False else ''}",
-            dose,
-            "0" if arm.dose is None else str(arm.dose.n_edits),
-        )
-    return table
+
+
+def _over_trainings(arm: ArmResult) -> str | None:
+    return None if arm.difference_over_runs is None else arm.difference_over_runs.bounds(SIGNED)
+
+
+def _kl(arm: ArmResult) -> str:
+    return number_text(arm.kl, NUMBER) + " ≠" * (arm.equal_kl is False)
+
+
+def _dose(arm: ArmResult) -> str:
+    return number_text(None if arm.dose is None else arm.dose.relative, NUMBER) + " ≠" * (arm.equal_dose is False)
 
 
 def metrics_table(result: TaskResult) -> Table | None:
@@ -73,15 +69,21 @@ def metrics_table(result: TaskResult) -> Table | None:
     arms = [arm for arm in result.arms if arm.metric_intervals or arm.known]
     if not arms:
         return None
-    names = list(dict.fromkeys(name for arm in arms for name in arm.metric_intervals))
-    known = ("known", f"{result.reference} − arm") if any(arm.known for arm in arms) else ()
-    table = Table(
+    names = dict.fromkeys(name for arm in arms for name in arm.metric_intervals)
+    columns = [Column("arm", "label", whole=True), *(Column(name, partial(_metric, name), INTERVAL) for name in names)]
+    known = any(arm.known for arm in arms)
+    if known:
+        columns += [
+            Column("known", "known", INTERVAL),
+            Column(f"{result.reference} − arm", "known_difference", SIGNED),
+        ]
+    return result_table(
+        columns,
+        arms,
         title=f"{result.task}, {result.split}: the task's own metrics",
-        caption="95% intervals over items." + " known: right under every cyclic order of the options." * bool(known),
+        caption="95% intervals over items." + " known: right under every cyclic order of the options." * known,
     )
-    add_columns(table, ("arm", *names, *known), words=("arm",), whole=("arm",))
-    for arm in arms:
-        difference = "" if arm.known_difference is None else _signed(arm.known_difference)
-        cells = [_short(arm.known), difference] if known else []
-        table.add_row(arm.label, *(_short(arm.metric_intervals.get(name)) for name in names), *cells)
-    return table
+
+
+def _metric(name: str, arm: ArmResult) -> Interval | None:
+    return arm.metric_intervals.get(name)

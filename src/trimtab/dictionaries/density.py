@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from trimtab.stats import number_text
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BIN = 0.25
 """Width of the histogram's bins, in decades."""
@@ -46,7 +48,7 @@ class FeatureDensity:
         """Quantiles and a histogram in one line."""
         if not self.quantiles:
             return "no feature fired"
-        found = ", ".join(f"{q:.0%} {value:.2f}" for q, value in self.quantiles.items())
+        found = ", ".join(f"{q:.0%} {number_text(value, '.2f')}" for q, value in self.quantiles.items())
         top = max(self.counts)
         bars = "".join(_BARS[math.ceil(count * (len(_BARS) - 1) / top)] for count in self.counts)
         return f"{found}  {self.edges[0]:g} {bars} {self.edges[-1]:g}"

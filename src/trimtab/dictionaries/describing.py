@@ -13,6 +13,7 @@ from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.metrics import DENSE_RATE
 from trimtab.runs import json_safe
 from trimtab.runs.tables import named_values
+from trimtab.stats import number_text
 
 _VERSIONS = ("trimtab_version", "sae_lens_version", "sae_lens_training_version", "read_from")
 
@@ -34,7 +35,7 @@ class Spread:
     highest: float
 
     def __str__(self) -> str:
-        lowest, median, highest = (f"{value:.4g}" for value in (self.lowest, self.median, self.highest))
+        lowest, median, highest = (number_text(value, ".4g") for value in (self.lowest, self.median, self.highest))
         return median if lowest == highest else f"{median} (from {lowest} to {highest})"
 
 

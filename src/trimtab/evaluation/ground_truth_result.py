@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -154,16 +155,18 @@ class GroundTruthResult:
 
     def _table(self, entries: list[Entry], l0_target: float) -> str:
         behind = any(entry.behind for entry in entries)
-        columns = [Column(""), *(Column(name, ".3f") for name in (*HEADINGS.values(), *["behind"] * behind))]
-        rows: list[list[str]] = []
-        rank = 0
-        for entry in entries:
-            rank += entry.kind == "trained"
-            name = f"{rank}. {entry.dictionary}" if entry.kind == "trained" else f"   {entry.dictionary}"
-            name += f" {_OFF_TARGET}" * entry.missed(l0_target)
-            cells = [_cell(entry.scores.get(score)) for score in HEADINGS]
-            rows.append([name, *cells, *([_cell(entry.behind)] if behind else [])])
-        return text_table(columns, rows)
+        ranks = {entry.dictionary: rank for rank, entry in enumerate(entries, start=1) if entry.kind == "trained"}
+
+        def named(entry: Entry) -> str:
+            rank = f"{ranks[entry.dictionary]}." if entry.kind == "trained" else "  "
+            return f"{rank} {entry.dictionary}" + f" {_OFF_TARGET}" * entry.missed(l0_target)
+
+        columns = [
+            Column("", named),
+            *(Column(title, partial(_score, name), ".3f") for name, title in HEADINGS.items()),
+            *[Column("behind", lambda entry: _cell(entry.behind), ".3f")] * behind,
+        ]
+        return text_table(columns, entries)
 
     def _behind(self, best: dict[int, Scored], other: dict[int, Scored]) -> Interval | None:
         gaps = [
@@ -185,10 +188,16 @@ def _intervals(found: Iterable[Scored]) -> dict[str, Interval]:
     return {name: student_mean(each) for name, each in values.items()}
 
 
-def _cell(value: Interval | None) -> str:
+def _score(name: str, entry: Entry) -> str | Interval | None:
+    return _cell(entry.scores.get(name))
+
+
+def _cell(value: Interval | None) -> str | Interval | None:
+    """Half of the interval beside the estimate, to keep the table narrow."""
     if value is None or math.isnan(value.low):
-        return number_text(value, ".3f")
-    return f"{value.estimate:.3f} ±{value.high - value.estimate:.3f}".replace("±0.", "±.")
+        return value
+    estimate, half = (number_text(number, ".3f") for number in (value.estimate, value.high - value.estimate))
+    return f"{estimate} ±{half}".replace("±0.", "±.")
 
 
 def _nothing_recovered(entries: Iterable[Entry]) -> bool:

@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from trimtab.errors import UserError
 from trimtab.judges.verdict import Judge, Verdict
-from trimtab.runs import read_options
-from trimtab.stats import Interval, wilson_interval
+from trimtab.runs import json_safe, read_options
+from trimtab.runs.tables import COUNT, Column, named_values, text_table
+from trimtab.stats import Interval, number_text, wilson_interval
 
 Label = Literal["refusal", "compliance", "gibberish"]
 LABELS: tuple[str, ...] = get_args(Label)
@@ -35,13 +36,18 @@ class LabelledAnswer(NamedTuple):
     label: Label
 
 
-class Disagreement(NamedTuple):
+@dataclass(frozen=True)
+class Disagreement:
     """An answer on which judge and label differ."""
 
     id: str
     label: str
     verdict: str
     reason: str
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"differs: {self.id} is labelled {self.label}, judged {self.verdict}{reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +69,17 @@ class JudgeQuality:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
+        return json_safe(self)
+
+    def render(self) -> str:
+        """The measures, the answers by label and verdict, and where the two differ."""
         names = ("refusal_precision", "refusal_recall", "gibberish_precision", "gibberish_recall")
-        intervals = {name: getattr(self, name) for name in names}
-        return {
-            "judge": self.judge,
-            **{name: None if i is None else i.to_dict() for name, i in intervals.items()},
-            "confusion": self.confusion,
-            "disagreements": [d._asdict() for d in self.disagreements],
-            "unjudged": self.unjudged,
-        }
+        said = {name.replace("_", " "): number_text(getattr(self, name), "") for name in names}
+        if self.unjudged:
+            said["no verdict on"] = f"{self.unjudged} answers"
+        columns = [Column("labelled", "label"), *(Column(f"judged {label}", label, COUNT) for label in LABELS)]
+        table = text_table(columns, [{"label": label} | row for label, row in self.confusion.items()])
+        return "\n".join([named_values(said), table, *map(str, self.disagreements)])
 
 
 def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
@@ -159,17 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error.line, file=sys.stderr)
         return 2
-    if chosen.json:
-        print(json.dumps(quality.to_json()))
-        return 0
-    for name in ("refusal_precision", "refusal_recall", "gibberish_precision", "gibberish_recall"):
-        print(f"{name.replace('_', ' '):22}{getattr(quality, name)}")
-    for label, row in quality.confusion.items():
-        print(f"labelled {label:13}" + "  ".join(f"{verdict} {n}" for verdict, n in row.items()))
-    if quality.unjudged:
-        print(f"{'no verdict on':22}{quality.unjudged} answers")
-    for d in quality.disagreements:
-        print(f"differs: {d.id} is labelled {d.label}, judged {d.verdict}" + (f" ({d.reason})" if d.reason else ""))
+    print(json.dumps(quality.to_json()) if chosen.json else quality.render())
     return 0
 
 

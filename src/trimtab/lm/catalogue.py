@@ -179,15 +179,14 @@ class ModelList:
 
     def render(self) -> Table:
         columns = [
-            Column("name", whole=True), Column("parameters", COUNT, whole=True), Column("download", ",.0f", whole=True),
-            Column("licence", whole=True), Column("cached", whole=True), Column("what"),
-        ]  # fmt: skip
-        rows = [
-            (one.name, one.parameters, f"{(one.download_bytes or one.file_bytes) / 1e6:,.0f} MB", one.licence,
-             "yes" if path else "no", one.summary)
-            for one, path in zip(self.entries, self.cached, strict=True)
-        ]  # fmt: skip
-        return result_table(columns, rows, framed=False)
+            Column("name", "name", whole=True),
+            Column("parameters", "parameters", COUNT, whole=True),
+            Column("download", lambda model: f"{model['download_bytes'] / 1e6:,.0f} MB", COUNT, whole=True),
+            Column("licence", "licence", whole=True),
+            Column("cached", lambda model: "yes" if model["cached"] else "no", whole=True),
+            Column("what", "summary"),
+        ]
+        return result_table(columns, self.to_json()["models"], framed=False)
 
 
 def cache_dir() -> Path:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from trimtab.control.columns import add_columns
 from trimtab.errors import UserError
 from trimtab.policies.files import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
-from trimtab.runs import read_json, read_metrics, read_record
-from trimtab.stats import Interval, bootstrap_mean
+from trimtab.runs import json_safe, read_json, read_metrics, read_record
+from trimtab.runs.tables import INTERVAL, NUMBER, Column, result_table
+from trimtab.stats import Interval, bootstrap_mean, number_text
 
 _READ_BY = ("task_option", "judge", "judge_option")
 SETTINGS = ("model", "sae", "site", "mask", "dose", "unit", "seed", *_READ_BY)
@@ -56,7 +54,7 @@ class InsideMask:
     @property
     def span(self) -> str:
         """From the static line to the ceiling."""
-        return f"{self.static:.2f} → {'≥ ' if self.lower_bound else ''}{self.ceiling:.2f}"
+        return f"{number_text(self.static, '.2f')} → {'≥ ' * self.lower_bound}{number_text(self.ceiling, '.2f')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +101,31 @@ class RunComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, intervals and headroom as dicts."""
-        return {"task": self.task, "runs": [_plain(run) for run in self.runs], "warnings": list(self.warnings)}
+        return json_safe(self)
 
     def render(self) -> Group:
         """One row a run; settings that all share stand in the title."""
         first = self.runs[0].settings
         varying = [name for name in SETTINGS if len({str(run.settings[name]) for run in self.runs}) > 1]
         shared = [f"{name} {first[name]}" for name in SETTINGS if name not in varying and first[name] is not None]
-        table = Table(
+        columns = [
+            Column("run", lambda run: Path(run.run).name, whole=True),
+            *(Column(name, lambda run, name=name: str(run.settings[name]), whole=name == "site") for name in varying),
+            Column("reward", lambda run: run.reward if run.interval is None else run.interval, INTERVAL),
+            Column("on", "split"),
+            Column("unsteered", "unsteered", INTERVAL),
+            Column("static → ceiling", "headroom.span", INTERVAL),
+            Column(
+                "kept", lambda run: None if run.checkpoint is None else f"{run.checkpoint} of {run.iterations}", "d"
+            ),
+            Column("exp(H)", _effective, ",.1f"),
+            Column("no edit", "no_edit_share", ".0%"),
+            Column("KL", "kl", NUMBER),
+            Column("seconds", "seconds", ".0f"),
+        ]
+        table = result_table(
+            columns,
+            self.runs,
             title=f"{self.task}: {', '.join(shared)}",
             caption="reward: with a 95% interval over items where the run was evaluated, else the best on validation, "
             "where the checkpoint was chosen. kept: the iteration whose policy was kept (0: the untrained one), of "
@@ -119,27 +134,6 @@ class RunComparison:
             "static → ceiling: what an edit inside the mask earns, with the best single feature and with each item's "
             "best.",
         )
-        columns = ("run", *varying, "reward", "on", "unsteered", "static → ceiling")
-        columns += ("kept", "exp(H)", "no edit", "KL", "seconds")
-        add_columns(table, columns, words=("run", "on", *varying), whole=("run", "site"))
-        for run in self.runs:
-            effective = _number(run.effective_features, ",.1f")
-            if run.effective_features is not None and run.allowed is not None:
-                effective += f" of {run.allowed:,.0f}"
-            lines = "–" if run.headroom is None else run.headroom.span
-            table.add_row(
-                Path(run.run).name,
-                *(str(run.settings[name]) for name in varying),
-                _reward(run),
-                run.split,
-                _number(run.unsteered, ".3f"),
-                lines,
-                "–" if run.checkpoint is None else f"{run.checkpoint} of {run.iterations}",
-                effective,
-                _number(run.no_edit_share, ".0%"),
-                _number(run.kl, ".3g"),
-                _number(run.seconds, ".0f"),
-            )
         return Group(table, *(Text(f"warning: {warning}") for warning in self.warnings))
 
 
@@ -302,18 +296,6 @@ def _warnings(runs: Sequence[ComparedRun], records: Sequence[Mapping[str, Any]])
     return tuple(found)
 
 
-def _reward(run: ComparedRun) -> str:
-    if run.interval is None:
-        return _number(run.reward, ".3f")
-    return f"{run.interval.estimate:.3f} [{run.interval.low:.3f}, {run.interval.high:.3f}]"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None or math.isnan(value) else format(value, form)
-
-
-def _plain(run: ComparedRun) -> dict[str, Any]:
-    plain = {field.name: getattr(run, field.name) for field in fields(run)}
-    plain["interval"] = None if run.interval is None else run.interval.to_dict()
-    plain["headroom"] = None if run.headroom is None else dict(vars(run.headroom))
-    return plain
+def _effective(run: ComparedRun) -> str:
+    allowed = "" if run.effective_features is None or run.allowed is None else f" of {run.allowed:,.0f}"
+    return number_text(run.effective_features, ",.1f") + allowed

@@ -12,7 +12,6 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from rich.table import Table
 
-from trimtab.control.columns import add_columns
 from trimtab.control.masks import MASKS, MaskKind, PromptFirings, build_mask
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import SAE, load_dictionary
@@ -37,8 +36,8 @@ from trimtab.policies.headroom_candidates import (
 )
 from trimtab.policies.task_options import task_options
 from trimtab.runs import Meter, json_safe, write_json
+from trimtab.runs.tables import Column, result_table
 from trimtab.selection.ranking import dictionary_site
-from trimtab.stats import Interval
 from trimtab.steering import UNITS, Unit, check_doses
 from trimtab.tasks import load_task, read_task
 
@@ -146,34 +145,35 @@ class HeadroomResult:
         sites = {line.site for line in self.lines}
         if len(sites) == 1:
             title += f"{first.site}, "
-        table = Table(
+        columns = [
+            *[Column("site", "site", whole=True)] * (len(sites) > 1),
+            Column("dose", "dose", "g"),
+            Column("mask", lambda line: f"{line.mask} ({line.allowed_per_item:,.0f})"),
+            Column("unsteered", "unsteered", ".2f"),
+            Column("ceiling", "ceiling", ".2f"),
+            Column("random", "random_ceiling", ".2f"),
+            Column("static", "static", ".2f"),
+            Column("most active", "most_active", ".2f"),
+            Column("readout", "readout", ".2f"),
+        ]
+        caption = f"ceiling: best allowed feature of each item{_tried(self.lines)}. {caption}"
+        warnings = dict.fromkeys(warning for line in self.lines for warning in _located(line))
+        return result_table(
+            columns,
+            self.lines,
             title=title + ("one feature held over the whole answer" if every else "one edit at the last prompt token"),
-            caption=f"ceiling: best allowed feature of each item{_tried(self.lines)}. {caption}",
+            caption="\n".join([caption, *warnings]),
         )
-        names = ("dose", "mask", "unsteered", "ceiling", "random", "static", "most active", "readout")
-        names = names if len(sites) == 1 else ("site", *names)
-        add_columns(table, names, words=("site", "mask"), whole=("site",))
-        for line in self.lines:
-            values = (
-                line.unsteered, line.ceiling, line.random_ceiling, line.static, line.most_active, line.readout,
-            )  # fmt: skip
-            mask = f"{line.mask} ({line.allowed_per_item:,.0f})"
-            cells = (f"{line.dose:g}", mask, *(_short(v) for v in values))
-            table.add_row(*cells if len(sites) == 1 else (line.site, *cells))
-        for warning in dict.fromkeys(w for line in self.lines for w in _located(line)):
-            table.caption = f"{table.caption}\n{warning}"
-        return table
 
     def to_json(self) -> dict[str, Any]:
         """The lines as plain values."""
-        lines = [
-            {**{k: v.to_dict() if isinstance(v, Interval) else v for k, v in vars(line).items()},
-             "over_static": line.over_static, "ceiling_is_lower_bound": line.ceiling_is_lower_bound,
-             "warnings": list(line.warnings())}
+        derived = [
+            {"over_static": line.over_static, "ceiling_is_lower_bound": line.ceiling_is_lower_bound,
+             "warnings": line.warnings()}
             for line in self.lines
         ]  # fmt: skip
-        named = {name: getattr(self, name) for name in ("task", "task_option", "judge", "model", "split")}
-        return {**named, "lines": lines}
+        plain = json_safe(self)
+        return plain | {"lines": [a | json_safe(b) for a, b in zip(plain["lines"], derived, strict=True)]}
 
 
 def run_headroom(config: HeadroomConfig) -> HeadroomResult:
@@ -206,7 +206,7 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
         task_option=config.task_option, judge=config.judge,
     )  # fmt: skip
     if config.out is not None:
-        write_json(config.out, json_safe(result.to_json()))
+        write_json(config.out, result.to_json())
     return result
 
 
@@ -325,10 +325,6 @@ def _tried(lines: tuple[Headroom, ...]) -> str:
         f" among {tried} tried of {few[0].of_features:,} (candidates: {few[0].candidates}), a lower bound on the "
         "ceiling over all"
     )
-
-
-def _short(v: Interval) -> str:
-    return f"{v.estimate:.2f} [{v.low:.2f}, {v.high:.2f}]"
 
 
 def _located(line: Headroom) -> list[str]:

@@ -1,11 +1,11 @@
-"""Results as tables: columns say what they hold, rows hold values, and here alone values become text."""
+"""Results as tables: columns say which fields of a row they show, and here alone values become text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from trimtab.stats import Interval, number_text
+from trimtab.stats import Interval, interval_of, number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,13 +15,31 @@ Cell = str | float | Interval | None
 
 
 class Column(NamedTuple):
-    """What a column holds."""
+    """What a column shows of a row, which is a mapping or an object with fields."""
 
     title: str
+    value: str | Callable[[Any], Cell]
+    """Name of a field, a field's field after a dot (`dose.relative`), or a function of the row."""
     form: str = ""
     """Format of its numbers, such as those below; empty for words, which stand on the left."""
     whole: bool = False
     """Never broken, such as sites and runs; the others give way to it, and are broken rather than cut."""
+
+    def cell(self, row: Any) -> Cell:
+        """The value in a row; an interval that lies in JSON is made one again."""
+        if not isinstance(self.value, str):
+            return self.value(row)
+        found = row
+        for name in self.value.split("."):
+            if found is not None:
+                mapping = isinstance(found, Mapping)
+                found = cast("Mapping[str, Any]", found).get(name) if mapping else getattr(found, name)
+        return interval_of(cast("dict[str, Any]", found)) if isinstance(found, Mapping) else found
+
+    def text(self, row: Any) -> str:
+        """The same as text."""
+        cell = self.cell(row)
+        return cell if isinstance(cell, str) else number_text(cell, self.form)
 
 
 COUNT, NUMBER, SHARE, INTERVAL, SIGNED = ",d", ".3g", ".1%", ".3f", "+.3f"
@@ -30,7 +48,7 @@ COUNT, NUMBER, SHARE, INTERVAL, SIGNED = ",d", ".3g", ".1%", ".3f", "+.3f"
 
 def result_table(
     columns: Sequence[Column],
-    rows: Iterable[Sequence[Cell]],
+    rows: Iterable[Any],
     *,
     title: str = "",
     caption: str = "",
@@ -39,8 +57,8 @@ def result_table(
     """A table for the terminal that loses nothing where it is narrow.
 
     Args:
-        columns: what the rows hold, in order.
-        rows: a value for each column.
+        columns: what to show of each row, in order.
+        rows: mappings, or objects with fields.
         title: above it.
         caption: below it.
         framed: with lines around and between.
@@ -56,13 +74,13 @@ def result_table(
         justify = "right" if column.form else "left"
         table.add_column(Text(column.title), justify=justify, overflow="fold", no_wrap=column.whole)
     for row in rows:
-        table.add_row(*(Text(text) for text in _texts(columns, row)))
+        table.add_row(*(Text(column.text(row)) for column in columns))
     return table
 
 
-def text_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, indent: str = "") -> str:
+def text_table(columns: Sequence[Column], rows: Iterable[Any], *, indent: str = "") -> str:
     """The same as plain text, as wide as it is."""
-    lines = [[column.title for column in columns], *(_texts(columns, row) for row in rows)]
+    lines = [[column.title for column in columns], *([column.text(row) for column in columns] for row in rows)]
     widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
     aligned = (
         map(lambda column, text, width: text.rjust(width) if column.form else text.ljust(width), columns, line, widths)
@@ -73,11 +91,5 @@ def text_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, ind
 
 def named_values(values: Mapping[str, object]) -> str:
     """One line for each value, behind its name."""
-    return "\n".join(f"{name:14} {value}" for name, value in values.items())
-
-
-def _texts(columns: Sequence[Column], row: Sequence[Cell]) -> list[str]:
-    return [
-        cell if isinstance(cell, str) else number_text(cell, column.form)
-        for column, cell in zip(columns, row, strict=True)
-    ]
+    width = max(14, *map(len, values))
+    return "\n".join(f"{name:{width}} {value}" for name, value in values.items())

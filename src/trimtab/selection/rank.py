@@ -175,15 +175,15 @@ def run_rank(config: RankConfig) -> RankResult:
 
 
 def _rich_table(title: str, rows: FeatureTable) -> RenderableType:
-    forms = {"feature": "d", "score": ".4g", "dose ‖Δ‖/‖x‖": ".2f", "fires on": ".3%", "largest": ".4g"}
-    columns = [Column(name, form, whole=True) for name, form in forms.items()]
-    columns.append(Column("tokens by logit lens", whole=True))
-    names = ("feature", "score", "relative_dose", "firing_rate", "max_activation")
-    table = result_table(
-        columns,
-        [(*(one[name] for name in names), "  ".join(map(_visible, one["top_tokens"]))) for one in _records(rows)],
-        title=title,
-    )
+    columns = [
+        Column("feature", "feature", "d", whole=True),
+        Column("score", "score", ".4g", whole=True),
+        Column("dose ‖Δ‖/‖x‖", "relative_dose", ".2f", whole=True),
+        Column("fires on", "firing_rate", ".3%", whole=True),
+        Column("largest", "max_activation", ".4g", whole=True),
+        Column("tokens by logit lens", lambda row: "  ".join(map(_visible, row["top_tokens"])), whole=True),
+    ]
+    table = result_table(columns, _records(rows), title=title)
     table.title_justify, table.title_style, table.expand = "left", "bold", True
     table.columns[-1].ratio, table.columns[-1].overflow = 1, "ellipsis"
     return table

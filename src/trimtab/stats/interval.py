@@ -31,8 +31,11 @@ class Interval:
         """Estimate and bounds, each in a number's format: `+.3f` gives `+0.422 [+0.314, +0.530]`."""
         if not form:
             return str(self)
-        bounds = "" if math.isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]"
-        return f"{self.estimate:{form}}{bounds}"
+        return f"{number_text(self.estimate, form)} {self.bounds(form)}".rstrip()
+
+    def bounds(self, form: str) -> str:
+        """The bounds alone, in brackets; empty where there are none."""
+        return "" if math.isnan(self.low) else f"[{number_text(self.low, form)}, {number_text(self.high, form)}]"
 
     def scaled(self, factor: float) -> Interval:
         """The interval of a multiple, such as points of 100."""
@@ -58,7 +61,16 @@ def interval_of(fields: dict[str, Any] | None) -> Interval | None:
 def number_text(value: float | Interval | None, form: str) -> str:
     """A number, or an estimate with its interval, in a number's format; a dash where there is none.
 
-    The one formatter: every table, page and sentence with a number that may be missing goes through it.
+    The one formatter: every table, page and sentence with a number that may be missing goes through it. What a format
+    of whole numbers (`,d`) cannot hold keeps its decimals; an infinity is `∞`.
     """
     number = value.estimate if isinstance(value, Interval) else value
-    return "–" if number is None or math.isnan(number) else format(value, form)
+    if number is None or math.isnan(number):
+        return "–"
+    if isinstance(value, Interval):
+        return format(value, form)
+    if math.isinf(number):
+        return "−∞" if number < 0 else "+∞" if "+" in form else "∞"
+    if form.endswith("d"):
+        return format(int(number), form) if number == int(number) else format(number, f"{form[:-1]}.6g")
+    return format(number, form)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,8 @@ class ReplayReport:
         if not self.mismatches:
             return Text.from_markup("\n".join(lines))
         names = ("sample", "branch", "position", "logged", "decided")
-        columns = [*(Column(name, "d") for name in names), Column("gap (nats)", NUMBER)]
-        table = result_table(columns, [astuple(mismatch) for mismatch in self.mismatches[:20]])
+        columns = [*(Column(name, name, "d") for name in names), Column("gap (nats)", "gap", NUMBER)]
+        table = result_table(columns, self.mismatches[:20])
         lines.append(f"{len(self.mismatches)} mismatches, {self.near_ties} of them near-ties (below {NEAR_TIE} nats):")
         return Group("\n".join(lines), table)
 

@@ -119,13 +119,13 @@ class SteerResult:
         return Text(self.prompts[continuation.prompt] + sample)
 
     def _dose_table(self) -> RenderableType:
-        names = ("‖Δ‖/‖x‖", "KL local", "KL total", "NLL unsteered")
-        columns = [Column("arm"), Column("edits", COUNT), *(Column(name, ".3f") for name in names)]
-        table = result_table(
-            columns,
-            [
-                (arm.name, arm.realised.n_edits, arm.realised.relative, arm.kl_local, arm.kl_total, arm.unsteered_nll)
-                for arm in self.arms
-            ],
-        )
+        columns = [
+            Column("arm", "name"),
+            Column("edits", "realised.n_edits", COUNT),
+            Column("‖Δ‖/‖x‖", "realised.relative", ".3f"),
+            Column("KL local", "kl_local", ".3f"),
+            Column("KL total", "kl_total", ".3f"),
+            Column("NLL unsteered", "unsteered_nll", ".3f"),
+        ]
+        table = result_table(columns, self.arms)
         return Panel.fit(table, title="what was done, mean over tokens (KL and NLL in nats)", title_align="left")

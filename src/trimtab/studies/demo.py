@@ -44,7 +44,6 @@ from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
 from trimtab.selection import write_feature_tables as write_rankings
 from trimtab.selection.ranking import dictionary_site, features_to_rank
-from trimtab.stats import interval_of
 from trimtab.studies.choice import Band, BaseRates, Choice, choose
 from trimtab.studies.outcomes import TestOutcome, summarise
 from trimtab.studies.readback import most_active
@@ -144,18 +143,18 @@ class DemoResult:
     def render(self) -> str:
         """Verdict and table as text."""
         columns = [
-            Column("arm"), Column("score", SIGNED), Column("in band", INTERVAL), Column("NLL", ".2f"),
-            Column("4-gram rep.", ".3f"), Column("‖Δ‖/‖x‖", ".3f"), Column("edits", COUNT),
-        ]  # fmt: skip
-        arms = [
-            (arm["label"], interval_of(arm["score"]), interval_of(arm["in_band"]), arm["nll"]["estimate"],
-             arm["repetition"]["estimate"], arm["relative_dose"], arm["n_edits"])
-            for arm in self.results["arms"]
-        ]  # fmt: skip
-        differences = [(d["label"], interval_of(d["interval"])) for d in self.results["differences"]]
-        pairs = text_table([Column("differences in score, pair by prompt"), Column("", SIGNED)], differences)
+            Column("arm", "label"),
+            Column("score", "score", SIGNED),
+            Column("in band", "in_band", INTERVAL),
+            Column("NLL", "nll.estimate", ".2f"),
+            Column("4-gram rep.", "repetition.estimate", ".3f"),
+            Column("‖Δ‖/‖x‖", "relative_dose", ".3f"),
+            Column("edits", "n_edits", COUNT),
+        ]
+        pairs = [Column("differences in score, pair by prompt", "label"), Column("", "interval", SIGNED)]
+        tables = text_table(columns, self.results["arms"]), text_table(pairs, self.results["differences"])
         done = " (done before; delete the directory to run it again)" if self.resumed else ""
-        return "\n\n".join([self.verdict, text_table(columns, arms), pairs, f"{self.run}{done}"])
+        return "\n\n".join([self.verdict, *tables, f"{self.run}{done}"])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -23,7 +23,6 @@ from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import train_policy
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, text_table
-from trimtab.stats import interval_of
 from trimtab.studies.demo import DemoConfig, DemoResult, run_demo
 from trimtab.tasks import UnsuitedModelError
 
@@ -73,16 +72,19 @@ class DemoPolicy:
 
     def to_json(self) -> dict[str, Any]:
         """Rewards of the arms with intervals, and where the run is."""
-        arms = {arm["label"]: arm for arm in self.result["arms"] if arm["label"] in ARMS}
         return {
             "run": str(self.run),
             "task": self.result["task"],
             "items": self.result["items"],
-            "reward": {label: arms[label]["reward"] for label in ARMS if label in arms},
-            "policy_minus": {label: arms[label]["difference"] for label in ARMS[:-1] if label in arms},
+            "reward": {arm["label"]: arm["reward"] for arm in self._arms()},
+            "policy_minus": {arm["label"]: arm["difference"] for arm in self._arms() if arm["label"] != "policy"},
             "training_seconds": self.training["seconds"],
             "warnings": list(self.training["warnings"]),
         }
+
+    def _arms(self) -> list[dict[str, Any]]:
+        arms = {arm["label"]: arm for arm in self.result["arms"]}
+        return [arms[label] for label in ARMS if label in arms]
 
     def render(self) -> str:
         """Mean rewards, the policy's difference to each."""
@@ -91,12 +93,12 @@ class DemoPolicy:
             f"a policy that picks one feature per prompt, {found['task']}, {found['items']} test items "
             f"(trained in {found['training_seconds']:.0f} s; 95% intervals over items; one seed):"
         ]
-        columns = [Column("arm"), Column("reward", INTERVAL), Column("policy − this", SIGNED)]
-        rows = [
-            (label, interval_of(reward), interval_of(found["policy_minus"].get(label)))
-            for label, reward in found["reward"].items()
+        columns = [
+            Column("arm", "label"),
+            Column("reward", "reward", INTERVAL),
+            Column("policy − this", "difference", SIGNED),
         ]
-        lines.append(text_table(columns, rows, indent="  "))
+        lines.append(text_table(columns, self._arms(), indent="  "))
         return "\n".join([*lines, *(f"  {warning}" for warning in found["warnings"]), f"  {self.run}"])
 
 

@@ -97,14 +97,15 @@ def write_rows(path: Path, rows: Sequence[MemberRow]) -> None:
 def render_rows(rows: Sequence[MemberRow]) -> list[Table | Text]:
     """A table of the members that are done, and what went wrong or short with others."""
     columns = [
-        Column("member", whole=True), Column("EV", ".4f"), Column("L0", ".2f"), Column("target", "g"),
-        Column("dead", SHARE), Column("dense", SHARE), Column("seconds", ".0f"),
-    ]  # fmt: skip
-    table = [
-        (row.name, variance_text(row.explained_variance), row.l0, row.l0_target, row.dead_share, row.dense_share,
-         row.seconds)
-        for row in rows if row.status == "done"
-    ]  # fmt: skip
+        Column("member", "name", whole=True),
+        Column("EV", lambda row: variance_text(row.explained_variance), ".4f"),
+        Column("L0", "l0", ".2f"),
+        Column("target", "l0_target", "g"),
+        Column("dead", "dead_share", SHARE),
+        Column("dense", "dense_share", SHARE),
+        Column("seconds", "seconds", ".0f"),
+    ]
+    done = [row for row in rows if row.status == "done"]
     said: list[Text] = []
     for row in rows:
         if row.status == "failed":
@@ -112,7 +113,7 @@ def render_rows(rows: Sequence[MemberRow]) -> list[Table | Text]:
             said.append(Text(f"{row.name} failed: {row.error}{kept}", style="red"))
         elif row.advice:
             said.append(Text(f"{row.name}: {row.advice}", style="yellow"))
-    return [*([result_table(columns, table, framed=False)] if table else []), *said]
+    return [*([result_table(columns, done, framed=False)] if done else []), *said]
 
 
 def _about(member: Member) -> dict[str, Any]:
