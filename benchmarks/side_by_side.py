@@ -36,7 +36,8 @@ JOBS = {
     },
     "rank": "rank --criterion delta-confidence --batch-size 200 --run @out --features "
     + " ".join(str(feature) for feature in range(0, 5120, 4)),
-    "steer": "steer 'Yesterday I went to the' --samples 64 --temperature 1 --max-new-tokens 96 --feature 3547 --dose 0.3 --run @out",
+    "steer": "steer 'Yesterday I went to the' --samples 64 --temperature 1 --max-new-tokens 96 --feature 3547 "
+    "--dose 0.3 --run @out",
     "rollout": f"{POLICY} --iterations 12 --items-per-iteration 32 --repeats 8",
     "evaluate-core": "evaluate core --limit-tokens 6000",
 }
