@@ -21,10 +21,11 @@ from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.analyses import command
-from trimtab.policies.analyses.command import PARTS, AnalyzeConfig, TrainedRun, analyze, analyze_policy
+from trimtab.policies.analyses.command import PARTS, AnalyzeConfig, analyze, analyze_policy
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import CHECKPOINTS, fit, load_policy
+from trimtab.policies.trained import TrainedRun
 from trimtab.report import write_policy_report
 from trimtab.runs import Run, read_record
 from trimtab.stats import Interval
@@ -41,7 +42,7 @@ def trained(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> Iterato
     with Run.open(tmp_path / "run", "policy train", config) as run:
         fit(setup, run)
         run.finish({})
-        yield TrainedRun(run, setup, load_policy(setup, run))
+        yield TrainedRun(run=run, setup=setup, policy=load_policy(setup, run))
 
 
 def small(path: Path, **settings: object) -> AnalyzeConfig:

@@ -23,10 +23,10 @@ from trimtab.policies.compare import SETTINGS, CompareConfig, RunComparison, com
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation_traces import Entry
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import fit, load_policy
+from trimtab.policies.trained import TrainedRun
 from trimtab.runs import Run
 
 MASKS = ("none", "current")
@@ -71,7 +71,7 @@ def evaluate_run(tiny: LanguageModel, path: Path, *, mask: str, home: Path | Non
     assert config.mask == mask
     settings = EvaluateConfig(run=(path,), controls=(), equal_kl=False, items=7, trace=False)
     with Run.open(path, "policy train", config, ignore_fields=NOT_THE_RESULT) as run:
-        entry = Entry(run=run, setup=setup, policy=load_policy(setup, run))
+        entry = TrainedRun(run=run, setup=setup, policy=load_policy(setup, run))
         if home is None:
             evaluate([entry], settings)
         else:

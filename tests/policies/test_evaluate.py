@@ -24,11 +24,11 @@ from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate, evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation_traces import Entry
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
+from trimtab.policies.trained import TrainedRun
 from trimtab.runs import Run, config_dict, read_record, read_typed
 from trimtab.steering import Trace
 from trimtab.tasks import Companion, Outcome, Task
@@ -48,7 +48,7 @@ class WithCompanion(Planted):
 
 def entry(
     path: Path, lm: LanguageModel, dictionary: Standard, task: Task, feature: int, /, **settings: object
-) -> Entry:
+) -> TrainedRun:
     """A finished run whose policy always picks one feature."""
     values: dict[str, object] = {"task": task.name, "run": path, "mask": "none", "dose": 2.0, "options_only": True}
     config = PolicyConfig(**(values | {"hidden": (8,)} | settings))  # pyright: ignore[reportArgumentType]
@@ -60,7 +60,7 @@ def entry(
     tensors = {f"best.{name}": t for name, t in policy.state_dict().items()}
     write_checkpoint(path / "checkpoints", Checkpoint(1, tensors, {}))
     run.finish()
-    return Entry(run=run, setup=Setup.with_parts(config, lm, dictionary, task), policy=policy)
+    return TrainedRun(run=run, setup=Setup.with_parts(config, lm, dictionary, task), policy=policy)
 
 
 def run_all(place: Path, model: LanguageModel, dictionary: Standard, seeds: int, **settings: object) -> Comparison:

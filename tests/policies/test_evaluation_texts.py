@@ -18,9 +18,9 @@ from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation_traces import Entry
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
+from trimtab.policies.trained import TrainedRun
 from trimtab.report import write_policy_report
 from trimtab.runs import Run, read_record
 from trimtab.steering import Trace, replay
@@ -61,7 +61,7 @@ class Harmful(RefusalTask):
 
 
 @pytest.fixture
-def entry(tiny_llama: LanguageModel, tmp_path: Path) -> Entry:
+def entry(tiny_llama: LanguageModel, tmp_path: Path) -> TrainedRun:
     sae = planted_sae(tiny_llama, "resid_post.1")
     config = PolicyConfig(task="harmful", run=tmp_path / "run", mask="none", dose=1.0, hidden=(8,))
     policy = Policy.build(sae.directions, hidden=(8,), seed=0)
@@ -73,10 +73,10 @@ def entry(tiny_llama: LanguageModel, tmp_path: Path) -> Entry:
     write_checkpoint(run.path / "checkpoints", Checkpoint(1, tensors, {}))
     run.record(hides_text=True)
     run.finish({})
-    return Entry(run=run, setup=Setup.with_parts(config, tiny_llama, sae, Harmful.load()), policy=policy)
+    return TrainedRun(run=run, setup=Setup.with_parts(config, tiny_llama, sae, Harmful.load()), policy=policy)
 
 
-def run_evaluation(entry: Entry, **settings: Any) -> list[dict[str, Any]]:
+def run_evaluation(entry: TrainedRun, **settings: Any) -> list[dict[str, Any]]:
     """Evaluate; give the rows of items."""
     path = entry.run.path
     config = EvaluateConfig(run=(path,), controls=("random", "prompting"), equal_kl=False, draws=1, **settings)
@@ -84,7 +84,7 @@ def run_evaluation(entry: Entry, **settings: Any) -> list[dict[str, Any]]:
     return pq.read_table(path / "evaluation_items.parquet").to_pylist()
 
 
-def test_no_answer_can_be_read_from_the_files(entry: Entry) -> None:
+def test_no_answer_can_be_read_from_the_files(entry: TrainedRun) -> None:
     rows = run_evaluation(entry)
     assert {row["arm"] for row in rows} == {"unsteered", "policy", "random at equal dose", "prompting"}
     assert all(row["text"] is None for row in rows)
@@ -100,20 +100,20 @@ def test_no_answer_can_be_read_from_the_files(entry: Entry) -> None:
     assert all(row["prompt"] == row["forced"] == [] for row in read_record(entry.run.path)["trace"]["rows"])
 
 
-def test_the_report_of_such_a_run_is_written(entry: Entry) -> None:
+def test_the_report_of_such_a_run_is_written(entry: TrainedRun) -> None:
     run_evaluation(entry)
     page = write_policy_report(entry.run.path).read_text()
     assert "positions stand in place of texts" in page
     assert "feature 5" in page
 
 
-def test_such_a_trace_says_why_it_cannot_be_replayed(entry: Entry) -> None:
+def test_such_a_trace_says_why_it_cannot_be_replayed(entry: TrainedRun) -> None:
     run_evaluation(entry)
     with pytest.raises(UserError, match="its trace holds no tokens; evaluate the policy with --keep-texts"):
         replay(entry.run.path)
 
 
-def test_texts_are_kept_when_asked_for(entry: Entry) -> None:
+def test_texts_are_kept_when_asked_for(entry: TrainedRun) -> None:
     rows = run_evaluation(entry, keep_texts=True)
     model = entry.setup.model
     trace = Trace.read(entry.run.path)
@@ -126,7 +126,7 @@ def test_texts_are_kept_when_asked_for(entry: Entry) -> None:
     assert [model.decode_ids(ids) for ids in prompts] == [item.prompt for item in entry.setup.task.items("test")]
 
 
-def test_the_numbers_are_the_same(entry: Entry) -> None:
+def test_the_numbers_are_the_same(entry: TrainedRun) -> None:
     hidden = run_evaluation(entry)
     first = json.loads((entry.run.path / "evaluation.json").read_text())
     kept = run_evaluation(entry, keep_texts=True)

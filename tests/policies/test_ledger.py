@@ -114,5 +114,5 @@ def test_prompts_of_refusal_tasks_are_never_shown(choice: LanguageModel, choice_
     for context in found.entries[0].contexts:
         assert {context.before, context.token, context.after} <= {HIDDEN, ""}
     assert found.entries[0].tokens == ()
-    assert "secret" not in str(found.to_json())
+    assert "secret" not in str(found)
     assert rollouts.text([7]) == HIDDEN

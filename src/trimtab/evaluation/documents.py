@@ -58,12 +58,16 @@ def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int
 
 
 def batches(
-    packed: PackedText, batch_size: int, special_ids: list[int], device: torch.device
+    packed: PackedText,
+    batch_size: int,
+    special_ids: list[int],
+    device: torch.device,
+    which: Int[ndarray, " S"] | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """All sequences in order."""
-    for start in range(0, len(packed), batch_size):
-        sequences = packed.batch(np.arange(start, min(start + batch_size, len(packed))))
-        yield _on_device(sequences, special_ids, device)
+    """Some sequences, or all of them, in order."""
+    which = np.arange(len(packed)) if which is None else which
+    for start in range(0, len(which), batch_size):
+        yield _on_device(packed.batch(which[start : start + batch_size]), special_ids, device)
 
 
 def _on_device(sequences: SequenceBatch, special_ids: list[int], device: torch.device) -> EvaluationBatch:

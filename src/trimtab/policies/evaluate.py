@@ -22,22 +22,17 @@ from trimtab.control.comparison import Comparison, compare_on, few_trainings
 from trimtab.control.item_table import item_rows, write_item_rows
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
 from trimtab.control.task_prompts import TaskPrompts
-from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import load_model
-from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.evaluation_traces import Entry, write_traces
+from trimtab.policies.evaluation_traces import write_traces
 from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom import chosen_features
-from trimtab.policies.reading import COMMAND, read_policy_config
-from trimtab.policies.setup import Setup
 from trimtab.policies.setup_headroom import setup_headroom
-from trimtab.policies.task_options import TASK_FIELDS, check_same_rewards, companion_options, task_options
-from trimtab.policies.train import load_policy
+from trimtab.policies.task_options import companion_options
+from trimtab.policies.trained import TrainedRun, open_trained, setting_of
 from trimtab.runs import Run, config_dict, read_record, write_json
 from trimtab.runs.record import RECORD_NAME
-from trimtab.tasks import Companion, Item, Task, load_task, read_task
+from trimtab.tasks import Companion, Item, Task, load_task
 
 OPENED = ("test", "all")
 """Splits with items that nothing may be chosen on."""
@@ -54,7 +49,7 @@ def evaluate_policy(config: EvaluateConfig) -> Comparison:
             another judge than the first one.
     """
     with ExitStack() as stack:
-        entries = _open(config, stack)
+        entries = open_trained(config.run, stack)
         home = None
         if config.out is not None:
             fields = {name: value for name, value in config_dict(config).items() if name != "out"}
@@ -66,45 +61,7 @@ def evaluate_policy(config: EvaluateConfig) -> Comparison:
     return evaluation
 
 
-def _open(config: EvaluateConfig, stack: ExitStack) -> list[Entry]:
-    entries: list[Entry] = []
-    for path in config.run:
-        policy_config = read_policy_config(path)
-        if entries:
-            check_same_rewards(path, policy_config, entries[0].setup.config)
-        setup = _setup(policy_config, entries)
-        run = stack.enter_context(
-            Run.open(path, COMMAND, policy_config, ignore_fields=NOT_THE_RESULT, device=policy_config.device)
-        )
-        entries.append(Entry(run=run, setup=setup, policy=load_policy(setup, run)))
-    return entries
-
-
-def _setup(config: PolicyConfig, known: Sequence[Entry]) -> Setup:
-    """The setting of a run; what is the same as in an earlier one is not loaded again."""
-    plain = _setting(config)
-    for entry in known:
-        if _setting(entry.setup.config) == plain:
-            return entry.setup.with_seed_of(config)
-    same = [e.setup for e in known if _same(e.setup.config, config, "model", "dtype", "device")]
-    tasks = [s.task for s in same if _same(s.config, config, *TASK_FIELDS)]
-    task = tasks[0] if tasks else read_task(config.task, config.data, **task_options(config))
-    model = same[0].model if same else load_model(config.model, dtype=config.dtype, device=config.device)
-    saes = [s.dictionary for s in same if s.config.sae == config.sae]
-    sae = saes[0] if saes else load_dictionary(config.sae, model=model, device=model.device)
-    return Setup.with_parts(config, model, sae, task)
-
-
-def _same(a: PolicyConfig, b: PolicyConfig, *fields: str) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in fields)
-
-
-def _setting(config: PolicyConfig) -> dict[str, Any]:
-    """The config but for the seed and what does not change the result."""
-    return {name: value for name, value in config_dict(config).items() if name not in (*NOT_THE_RESULT, "seed")}
-
-
-def evaluate(entries: Sequence[Entry], config: EvaluateConfig, *, home: Run | None = None) -> Comparison:
+def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run | None = None) -> Comparison:
     """Evaluate policies whose runs are open.
 
     Args:
@@ -150,7 +107,7 @@ def evaluate(entries: Sequence[Entry], config: EvaluateConfig, *, home: Run | No
     return evaluation
 
 
-def _replicate(entry: Entry, config: EvaluateConfig) -> Replicate:
+def _replicate(entry: TrainedRun, config: EvaluateConfig) -> Replicate:
     setup = entry.setup
     limits = [limit for limit in (config.train_items, setup.config.train_items) if limit is not None]
     train, validation = setup.prompts("train", min(limits)), setup.prompts("validation", setup.config.validation_items)
@@ -158,12 +115,12 @@ def _replicate(entry: Entry, config: EvaluateConfig) -> Replicate:
 
 
 def _best_setting(
-    entries: Sequence[Entry], replicates: Sequence[Replicate]
-) -> tuple[list[Entry], list[Replicate], tuple[dict[str, Any], ...]]:
+    entries: Sequence[TrainedRun], replicates: Sequence[Replicate]
+) -> tuple[list[TrainedRun], list[Replicate], tuple[dict[str, Any], ...]]:
     """The runs of the setting with the highest mean reward on validation, and what each setting got."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(entries):
-        groups[json.dumps(_setting(entry.setup.config), sort_keys=True)].append(i)
+        groups[json.dumps(setting_of(entry.setup.config), sort_keys=True)].append(i)
     compared = []
     for members in groups.values():
         setup, seeds = entries[members[0]].setup, [entries[i].setup.seed for i in members]
@@ -182,7 +139,7 @@ def _best_setting(
     return [entries[i] for i in members], [replicates[i] for i in members], tuple(compared)
 
 
-def _choose(entries: Sequence[Entry], replicates: Sequence[Replicate], config: EvaluateConfig) -> dict[str, str]:
+def _choose(entries: Sequence[TrainedRun], replicates: Sequence[Replicate], config: EvaluateConfig) -> dict[str, str]:
     """Choose and train the controls on training and validation items; what cannot be had, and why."""
     setup, missing = entries[0].setup, dict[str, str]()
     setup.dictionary.check_features(list(config.feature))
@@ -206,7 +163,7 @@ def _choose(entries: Sequence[Entry], replicates: Sequence[Replicate], config: E
 
 
 def _opened(
-    entries: Sequence[Entry], task: Task, config: EvaluateConfig, warnings: list[str]
+    entries: Sequence[TrainedRun], task: Task, config: EvaluateConfig, warnings: list[str]
 ) -> tuple[str, tuple[Item, ...]]:
     """The split's name and items, its opening recorded in every run."""
     items = task.items(config.split)
@@ -236,7 +193,7 @@ def _openings(record: Mapping[str, Any], ids: Sequence[str]) -> int:
     return sum(name.startswith(OPENED) and not mine.isdisjoint(splits.get(name, ())) for name in names)
 
 
-def _opened_elsewhere(entries: Sequence[Entry], ids: Sequence[str]) -> list[str]:
+def _opened_elsewhere(entries: Sequence[TrainedRun], ids: Sequence[str]) -> list[str]:
     """Whether runs beside these looked at the items: what was seen there may have shaped what was trained here."""
     own = {entry.run.path.resolve() for entry in entries}
     task = entries[0].setup.config.task  # as it was called, like a task of one's own by module and class
@@ -257,7 +214,7 @@ def _opened_elsewhere(entries: Sequence[Entry], ids: Sequence[str]) -> list[str]
 
 
 def _companion_prompts(
-    companion: Companion, entries: Sequence[Entry], config: EvaluateConfig, missing: dict[str, str]
+    companion: Companion, entries: Sequence[TrainedRun], config: EvaluateConfig, missing: dict[str, str]
 ) -> TaskPrompts | None:
     """Items of a task that must stand beside the policy's, their opening recorded in every run."""
     setup = entries[0].setup

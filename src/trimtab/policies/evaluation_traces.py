@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 
 from trimtab.control.comparison import Compared
 from trimtab.lm import DecodeConfig
 from trimtab.policies.arms import PolicyArm
-from trimtab.policies.networks import Policy
-from trimtab.policies.setup import Setup
+from trimtab.policies.trained import TrainedRun
 from trimtab.runs import Run
 from trimtab.steering import Trace, token_effects
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A trained policy with its open run and its setting."""
-
-    run: Run
-    setup: Setup
-    policy: Policy
-
-    @property
-    def arm(self) -> PolicyArm:
-        """The policy as an arm."""
-        return PolicyArm(setup=self.setup, policy=self.policy)
-
-
-def write_traces(entries: Sequence[Entry], compared: Compared, home: Run | None, *, keep_texts: bool = False) -> None:
+def write_traces(
+    entries: Sequence[TrainedRun], compared: Compared, home: Run | None, *, keep_texts: bool = False
+) -> None:
     """The trace of each policy's own arm, in its run's directory or below the results; without tokens and texts
     of a task that hides them unless they are to be kept."""
     (own,) = (one for one in compared.answered if one.arm.label == PolicyArm.name)

@@ -352,15 +352,25 @@ def mean_reward(rollouts: Rollouts) -> float:
     return float(np.mean([outcome.reward for outcome in rollouts.outcomes]))
 
 
+def last_checkpoint(run: Path) -> Checkpoint:
+    """The last checkpoint of a run of `policy train`, which holds its best policy.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise UserError(f"run {run}", "it holds no checkpoint", "train the policy first")
+    return checkpoint
+
+
 def load_policy(setup: Setup, run: Run) -> Policy:
     """The best policy of a run of `policy train`.
 
     Raises:
         UserError: the run has no checkpoint, or is of another SAE.
     """
-    checkpoint = latest_checkpoint(run.file(CHECKPOINTS))
-    if checkpoint is None:
-        raise UserError(f"run {run.path}", "it holds no checkpoint", "train the policy first")
+    checkpoint = last_checkpoint(run.path)
     policy = fresh_policy(setup)
     policy.load_state_dict(
         {name.removeprefix("best."): t for name, t in checkpoint.tensors.items() if name.startswith("best.")}

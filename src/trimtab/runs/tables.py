@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from trimtab.stats import Interval, interval_of, number_text
@@ -87,6 +88,19 @@ def text_table(columns: Sequence[Column], rows: Iterable[Any], *, indent: str = 
         for line in lines
     )
     return "\n".join(f"{indent}{'  '.join(line)}".rstrip() for line in aligned)
+
+
+def flat_row(result: Any) -> dict[str, Any]:
+    """A dataclass as a row of a file: an interval in three columns, null where there is none; tuples are left out."""
+    row: dict[str, Any] = {}
+    for field in fields(result):
+        name, value = field.name, getattr(result, field.name)
+        if "Interval" in str(field.type):
+            ends = (None, None, None) if value is None else (value.estimate, value.low, value.high)
+            row |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
+        elif not isinstance(value, tuple):
+            row[name] = value
+    return row
 
 
 def named_values(values: Mapping[str, object]) -> str:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from trimtab.lm.sampling import uniform
 from trimtab.policies.analyses.forks import NO_EDIT, OWN_CHOICE, Decision, Substitutes, fork_source
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, rewards, right, spread
 from trimtab.policies.source import masked_log_softmax
-from trimtab.runs import json_safe
 from trimtab.stats import Interval, benjamini_hochberg, bootstrap_statistic, wilson_interval
 from trimtab.steering.controls import CONTROL_STREAM, draw_without_replacement
 
@@ -64,11 +63,8 @@ class BranchToken:
     q_value: float
     """The same, corrected for all tokens tried."""
     branch_point: bool
-
-    @property
-    def excess(self) -> float:
-        """Flip rate of the candidates minus that of the random features."""
-        return (self.flips - self.random_flips) / self.tried
+    excess: float
+    """Flip rate of the candidates minus that of the random features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +106,6 @@ class BranchPoints:
     def found(self) -> tuple[BranchToken, ...]:
         """The branch points."""
         return tuple(token for token in self.tokens if token.branch_point)
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the forks, as plain values."""
-        fields = json_safe({name: value for name, value in vars(self).items() if name not in ("tokens", "forks")})
-        return {**fields, "tokens": [json_safe(asdict(t)) | {"excess": t.excess} for t in self.tokens]}
 
 
 class _Try(NamedTuple):
@@ -284,6 +275,7 @@ def _token(
         p_value=p,
         q_value=p,
         branch_point=False,
+        excess=(a - b) / tried,
     )
 
 
@@ -316,10 +308,7 @@ def _corrected(rows: list[BranchToken], level: float) -> list[BranchToken]:
     if not rows:
         return []
     corrected = benjamini_hochberg([row.p_value for row in rows]).tolist()
-    return [
-        BranchToken(**{**vars(row), "q_value": q, "branch_point": q <= level})
-        for row, q in zip(rows, corrected, strict=True)
-    ]
+    return [replace(row, q_value=q, branch_point=q <= level) for row, q in zip(rows, corrected, strict=True)]
 
 
 def _excess(rows: list[BranchToken], seed: int) -> Interval | None:

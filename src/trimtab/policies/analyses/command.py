@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 from rich.console import Group
 
-from trimtab.control.task_prompts import TaskPrompts
-from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import load_model
 from trimtab.policies.analyses.branch_points import BranchPoints, branch_points
 from trimtab.policies.analyses.critic import CriticReport, Helped, helped_by_headroom, judge_critic
 from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, layer_report, text_rows
 from trimtab.policies.analyses.ledger import Ledger, feature_ledger
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.rendering import rendered
-from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.headroom_candidates import COUNT, check_count
-from trimtab.policies.networks import Policy
-from trimtab.policies.reading import COMMAND, read_policy_config
-from trimtab.policies.setup import Setup
-from trimtab.policies.task_options import check_same_rewards
-from trimtab.policies.train import CHECKPOINTS, load_policy
+from trimtab.policies.reading import read_policy_config
+from trimtab.policies.train import CHECKPOINTS
+from trimtab.policies.trained import TrainedRun, open_trained
 from trimtab.runs import Meter, Run, json_safe, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
-from trimtab.stats import Interval
-from trimtab.training.checkpoint import checkpoint_files, latest_checkpoint
+from trimtab.runs.tables import flat_row
+from trimtab.training.checkpoint import checkpoint_files
 
 Part = Literal["branch-points", "critic", "layers", "ledger"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -118,14 +112,6 @@ class AnalyzeConfig:
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
 
 
-class TrainedRun(NamedTuple):
-    """A trained policy with its open run and its surroundings."""
-
-    run: Run
-    setup: Setup
-    policy: Policy
-
-
 @dataclass(frozen=True, kw_only=True)
 class PolicyAnalysis:
     """What the analyses found; None for those that were not asked for."""
@@ -146,11 +132,13 @@ class PolicyAnalysis:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; intervals as dicts."""
-        named = ("branch_points", "critic", "ledger")
-        parts = {name: None if getattr(self, name) is None else getattr(self, name).to_json() for name in named}
-        plain = {name: value for name, value in vars(self).items() if name not in (*named, "layers")}
-        return json_safe({**plain, **parts, "layers": [layer.to_json() for layer in self.layers]})
+        """Plain values, intervals as dicts, without what only tables hold: forks, and shares of each feature."""
+        plain = json_safe(self)
+        if plain["branch_points"]:
+            del plain["branch_points"]["forks"]
+        for layer in plain["layers"]:
+            del layer["shares"]
+        return plain
 
     def render(self) -> Group:
         """A table for each analysis, and what must be said beside it."""
@@ -167,22 +155,12 @@ def analyze_policy(config: AnalyzeConfig) -> PolicyAnalysis:
         UserError: a run is no run of `policy train` or holds no checkpoint, runs that are compared differ in model or
             task, or the split does not exist.
     """
-    configs = [_checked(path) for path in config.run]
-    for path, other in zip(config.run[1:], configs[1:], strict=True):
-        check_same_rewards(path, other, configs[0])
-        if other.model != configs[0].model:
-            raise UserError(
-                f"run {path}", f"its model is {other.model}, not {configs[0].model}", "compare runs of one training"
-            )
+    models = [read_policy_config(path).model for path in config.run]
+    for path, model in zip(config.run, models, strict=True):
+        if model != models[0]:
+            raise UserError(f"run {path}", f"its model is {model}, not {models[0]}", "compare runs of one training")
     with ExitStack() as stack:
-        runs: list[TrainedRun] = []
-        for path, policy_config in zip(config.run, configs, strict=True):
-            setup = _setup(policy_config, runs)
-            run = stack.enter_context(
-                Run.open(path, COMMAND, policy_config, ignore_fields=NOT_THE_RESULT, device=policy_config.device)
-            )
-            runs.append(TrainedRun(run, setup, load_policy(setup, run)))
-        return analyze(runs, config)
+        return analyze(open_trained(config.run, stack), config)
 
 
 def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis:
@@ -199,13 +177,9 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
     branches = critic = ledger = rollouts = None
     items = setup.task.sample(config.split, config.items)
     if set(config.parts) - {"layers"}:
-        prompts = TaskPrompts.of(
-            setup.model, setup.task, items, options_only=setup.config.options_only,
-            max_new_tokens=setup.config.max_new_tokens,
-        )  # fmt: skip
         whole = len(items) == len(setup.task.items(config.split))
         _note_opening(first.run, config.split, [item.id for item in items], whole, warnings)
-        rollouts = PolicyRollouts.of(setup, first.policy, prompts, greedy=not config.sampled)
+        rollouts = PolicyRollouts.of(setup, first.policy, setup.prompts_of(items), greedy=not config.sampled)
     if rollouts is not None and "branch-points" in config.parts:
         total = sum(min(int(n), config.branch_tokens) for n in rollouts.steps[: config.branch_items])
         with Meter("trying tokens", total) as meter:
@@ -282,25 +256,6 @@ def _earlier(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     return earlier if same else {}
 
 
-def _checked(path: Path) -> PolicyConfig:
-    config = read_policy_config(path)
-    if latest_checkpoint(path / CHECKPOINTS) is None:
-        raise UserError(f"run {path}", "it holds no checkpoint", "train the policy first")
-    return config
-
-
-def _setup(config: PolicyConfig, known: Sequence[TrainedRun]) -> Setup:
-    """The surroundings of a run; model and task are not loaded again."""
-    for other in known:
-        mine = other.setup.config
-        if (mine.dtype, mine.device) == (config.dtype, config.device):
-            model = other.setup.model
-            sae = load_dictionary(config.sae, model=model, device=model.device)
-            return Setup.with_parts(config, model, sae, other.setup.task if mine.data == config.data else None)
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
-    return Setup.with_parts(config, model, load_dictionary(config.sae, model=model, device=model.device))
-
-
 def _note_opening(run: Run, split: str, ids: list[str], whole: bool, warnings: list[str]) -> None:
     """Keep in the run that test items are looked at, and say so if they were before."""
     if split in ("train", "validation"):
@@ -353,42 +308,24 @@ def _tables(analysis: PolicyAnalysis) -> dict[str, list[dict[str, Any]]]:
     """Rows of every table by its name."""
     tables: dict[str, list[dict[str, Any]]] = {}
     if analysis.branch_points is not None:
-        tables["branch_points"] = [asdict(t) | {"excess": t.excess} for t in analysis.branch_points.tokens]
-        tables["branch_forks"] = [asdict(fork) for fork in analysis.branch_points.forks]
+        tables["branch_points"] = [flat_row(token) for token in analysis.branch_points.tokens]
+        tables["branch_forks"] = [flat_row(fork) for fork in analysis.branch_points.forks]
     if analysis.critic is not None:
-        tables["critic_curve"] = [point._asdict() for point in analysis.critic.curve]
-        tables["critic_auc"] = [_flat(vars(one)) for one in analysis.critic.separations]
+        tables["critic_curve"] = [flat_row(point) for point in analysis.critic.curve]
+        tables["critic_auc"] = [flat_row(one) for one in analysis.critic.separations]
     if analysis.layers:
         named = [({"run": layer.run, "site": layer.site}, layer) for layer in analysis.layers]
-        tables["layer_doses"] = [n | _flat(point._asdict()) for n, layer in named for point in layer.doses]
-        tables["layer_kinds"] = [n | _flat(kind._asdict()) for n, layer in named for kind in layer.kinds]
+        tables["layer_doses"] = [name | flat_row(point) for name, layer in named for point in layer.doses]
+        tables["layer_kinds"] = [name | flat_row(kind) for name, layer in named for kind in layer.kinds]
+        factors = [factor.replace(" ", "_") for factor in FACTORS]
         tables["layer_shares"] = [
-            n | {"feature": feature, **{name.replace(" ", "_"): s for name, s in zip(FACTORS, shares, strict=True)}}
-            for n, layer in named
+            name | {"feature": feature} | dict(zip(factors, shares, strict=True))
+            for name, layer in named
             for feature, shares in layer.shares.items()
         ]
     if analysis.ledger is not None:
         entries = analysis.ledger.entries
-        tables["ledger"] = [_flat(_without(vars(e), ("tokens", "contexts"))) for e in entries]
-        tables["ledger_tokens"] = [{"feature": e.feature, **t._asdict()} for e in entries for t in e.tokens]
-        tables["ledger_contexts"] = [{"feature": e.feature, **c._asdict()} for e in entries for c in e.contexts]
+        tables["ledger"] = [flat_row(entry) for entry in entries]
+        tables["ledger_tokens"] = [{"feature": e.feature} | flat_row(token) for e in entries for token in e.tokens]
+        tables["ledger_contexts"] = [{"feature": e.feature} | flat_row(use) for e in entries for use in e.contexts]
     return tables
-
-
-def _without(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in set(names)}
-
-
-_MAYBE_INTERVALS = ("critic", "probe", "difference", "reward_difference", "chosen", "live", "reward", "kl", "kl_local")
-
-
-def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Intervals as three columns; null where there is none."""
-    row: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Interval) or (value is None and name in _MAYBE_INTERVALS):
-            ends = (None, None, None) if value is None else (value.estimate, value.low, value.high)
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
-        else:
-            row[name] = value
-    return row

@@ -8,8 +8,7 @@ items, its penalty chosen by leave-one-out error among those.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -22,7 +21,6 @@ from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, as_numpy, 
 from trimtab.policies.analyses.verdict import Verdict, verdict
 from trimtab.policies.headroom_candidates import COUNT
 from trimtab.policies.setup_headroom import setup_headroom
-from trimtab.runs import json_safe
 from trimtab.stats import Interval, best_of_some, bootstrap_statistic, wilson_interval
 
 GROUPS = ("correct", "corrected", "misguided", "incorrect")
@@ -31,7 +29,8 @@ MEAN = -1
 FOLDS = 5
 
 
-class CurvePoint(NamedTuple):
+@dataclass(frozen=True)
+class CurvePoint:
     """The critic's value at one step, over the items of a group that reach it."""
 
     group: str
@@ -61,7 +60,8 @@ class Separation:
     """The probe's AUC minus the critic's."""
 
 
-class Helped(NamedTuple):
+@dataclass(frozen=True)
+class Helped:
     """Which of the items that end wrong some action helps."""
 
     share: Interval | None
@@ -82,20 +82,6 @@ class CriticReport:
     separations: tuple[Separation, ...]
     verdicts: tuple[Verdict, ...]
     helped: Helped
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json_safe(
-            {
-                "counts": self.counts,
-                "curve": [point._asdict() for point in self.curve],
-                "separations": [asdict(s) for s in self.separations],
-                "verdicts": [asdict(v) for v in self.verdicts],
-                "helped": {
-                    name: asdict(v) if isinstance(v, Interval) else v for name, v in self.helped._asdict().items()
-                },
-            }
-        )
 
 
 def critic_report(

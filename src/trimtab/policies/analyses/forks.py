@@ -29,7 +29,19 @@ class Substitutes(NamedTuple):
     """In the policy's unit."""
 
 
-class SubstituteSource(DirectionSource):
+class ChangedPolicy(DirectionSource):
+    """A policy whose choices are changed before they are applied, as subclasses say."""
+
+    def __init__(self, inner: PolicySource) -> None:
+        super().__init__(inner.table, inner.sites[0], unit=inner.unit, positions=inner.positions)
+        self.inner = inner
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        self.inner.start(start)
+
+
+class SubstituteSource(ChangedPolicy):
     """A policy one of whose decisions is replaced in every row.
 
     Args:
@@ -48,13 +60,12 @@ class SubstituteSource(DirectionSource):
         observed: Float[Tensor, "N T d"],
         substitutes: Substitutes,
     ) -> None:
-        super().__init__(inner.table, inner.sites[0], unit=inner.unit, positions=inner.positions)
-        self.inner, self.step, self.max_new_tokens, self.observed = inner, step, max_new_tokens, observed
+        super().__init__(inner)
+        self.step, self.max_new_tokens, self.observed = step, max_new_tokens, observed
         self.feature, self.dose = substitutes.feature.flatten(), substitutes.dose.flatten()
 
     def start(self, start: DecodeStart) -> None:
-        super().start(start)
-        self.inner.start(start._replace(max_new_tokens=self.max_new_tokens))
+        super().start(start._replace(max_new_tokens=self.max_new_tokens))
         self.feature, self.dose = self.feature.to(start.device), self.dose.to(start.device)
         self._at = torch.tensor([len(prompt) - 1 + self.step for prompt in start.prompts], device=start.device)
         rows = torch.arange(len(start.prompts), device=start.device)

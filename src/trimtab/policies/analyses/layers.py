@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +26,14 @@ from trimtab.lm import LanguageModel, Site, capture
 from trimtab.policies.analyses.variance_shares import variance_share
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
-from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean
 from trimtab.steering import DirectionTable
 
 FACTORS = ("token", "previous token", "document")
 
 
-class DosePoint(NamedTuple):
+@dataclass(frozen=True)
+class DosePoint:
     """The policy at one dose, on validation."""
 
     dose: float
@@ -46,7 +45,8 @@ class DosePoint(NamedTuple):
     malformed: float
 
 
-class KindShare(NamedTuple):
+@dataclass(frozen=True)
+class KindShare:
     """How much of the activation variance one factor explains."""
 
     factor: str
@@ -80,13 +80,6 @@ class LayerReport:
     shares: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """Of each chosen feature, in the order of `FACTORS`; features that never fire in the text are left out."""
     note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, features left out."""
-        fields = {name: value for name, value in vars(self).items() if name != "shares"}
-        fields["doses"] = [point._asdict() for point in self.doses]
-        fields["kinds"] = [kind._asdict() for kind in self.kinds]
-        return json_safe(fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +122,7 @@ def text_rows(
     special = [int(i) for i in model.tokenizer.all_special_ids]
     found: list[torch.Tensor] = []
     labels: list[NDArray[np.int64]] = []
-    for batch in batches(_Some(packed, np.sort(order)), batch_size, special, model.device):  # pyright: ignore[reportArgumentType]
+    for batch in batches(packed, batch_size, special, model.device, np.sort(order)):
         ids, document = batch.tokens.ids, batch.document
         keep = batch.candidate.clone()
         keep[:, 1:] &= (document[:, 1:] == document[:, :-1]) & batch.candidate[:, :-1]
@@ -139,19 +132,6 @@ def text_rows(
         labels.append(torch.stack([ids[keep], previous[keep], document[keep]]).cpu().numpy())
     token, previous, document = np.concatenate(labels, axis=1)
     return TextRows(x=torch.cat(found), token=token, previous=previous, document=document)
-
-
-class _Some:
-    """Some sequences of a packed text."""
-
-    def __init__(self, packed: Any, which: NDArray[np.int64]) -> None:
-        self.packed, self.which = packed, which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def batch(self, sequences: NDArray[np.int64]) -> Any:
-        return self.packed.batch(self.which[sequences])
 
 
 @torch.no_grad()

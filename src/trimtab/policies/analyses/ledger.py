@@ -8,22 +8,21 @@ same draws; wherever the policy would choose the feature nothing is added, and t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from trimtab.lm import DecodeStart, EditRequest
+from trimtab.lm import EditRequest
+from trimtab.policies.analyses.forks import ChangedPolicy
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, rewards
 from trimtab.policies.source import PolicySource
-from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
-from trimtab.steering import Choice, DirectionSource, TokenEffects, token_effects
+from trimtab.steering import Choice, TokenEffects, token_effects
 
 
-class Context(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Context:
     """One use of a feature. Texts are hidden where a task holds harmful prompts."""
 
     item: str
@@ -38,11 +37,12 @@ class Context(NamedTuple):
     kl_local: float
 
 
-class TokenCount(NamedTuple):
+@dataclass(frozen=True)
+class TokenCount:
     """How often a feature was used at a token."""
 
     token: str
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +78,13 @@ class Ledger:
     """Decisions to leave the activation alone."""
     items: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        plain = [
-            asdict(e)
-            | {"tokens": [t._asdict() for t in e.tokens], "contexts": [c._asdict() for c in e.contexts]}
-            for e in self.entries
-        ]  # fmt: skip
-        return json_safe(
-            {"decisions": self.decisions, "no_edit": self.no_edit, "items": self.items, "entries": plain}
-        )  # fmt: skip
 
-
-class WithoutFeature(DirectionSource):
+class WithoutFeature(ChangedPolicy):
     """A policy that does nothing wherever it would choose one feature."""
 
     def __init__(self, inner: PolicySource, feature: int) -> None:
-        super().__init__(inner.table, inner.sites[0], unit=inner.unit, positions=inner.positions)
-        self.inner, self.feature = inner, feature
-
-    def start(self, start: DecodeStart) -> None:
-        super().start(start)
-        self.inner.start(start)
+        super().__init__(inner)
+        self.feature = feature
 
     def pick(self, request: EditRequest) -> Choice:
         choice = self.inner.pick(request)
@@ -113,8 +98,6 @@ def feature_ledger(
     contexts: int = 5,
     window: int = 16,
     seed: int = 0,
-    effects: TokenEffects | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Ledger:
     """Account for every edit of a policy's rollouts.
 
@@ -124,11 +107,9 @@ def feature_ledger(
         contexts: uses to show of each feature.
         window: tokens shown before the edited one.
         seed: of the bootstrap.
-        effects: of `token_effects` on these rollouts, if they are known.
-        progress: called with the number of features done.
     """
     decoded, n = rollouts.decoded, rollouts.source.table.n
-    effects = effects or token_effects(rollouts.setup.model, decoded, rollouts.source, top_k=1)
+    effects = token_effects(rollouts.setup.model, decoded, rollouts.source, top_k=1)
     action = rollouts.decisions.action.cpu()
     valid = rollouts.decisions.valid.cpu()
     uses = Counter(action[valid].tolist())
@@ -162,8 +143,6 @@ def feature_ledger(
                 contexts=tuple(_context(rollouts, effects, item, step, window) for item, step in shown),
             )
         )
-        if progress is not None:
-            progress(1)
     return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(rollouts))
 
 

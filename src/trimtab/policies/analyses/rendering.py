@@ -92,30 +92,30 @@ def _critic(found: CriticReport) -> list[Any]:
 
 def _layers(layers: Sequence[LayerReport]) -> list[Any]:
     columns = [
-        Column("site", lambda row: row[0].site, whole=True),
-        Column("dose", lambda row: f"{row[1].dose:g}" + "*" * (row[1].dose == row[0].trained_dose), "g"),
-        Column("reward", lambda row: row[1].reward, INTERVAL),
-        Column("− unsteered", lambda row: row[1].difference, SIGNED),
-        Column("KL", lambda row: row[1].kl, INTERVAL),
-        Column("malformed", lambda row: row[1].malformed, ".2f"),
+        Column("site", "site", whole=True),
+        Column("dose", lambda row: f"{row['dose']:g}" + "*" * (row["dose"] == row["trained_dose"]), "g"),
+        Column("reward", "reward", INTERVAL),
+        Column("− unsteered", "difference", SIGNED),
+        Column("KL", "kl", INTERVAL),
+        Column("malformed", "malformed", ".2f"),
     ]
     doses = result_table(
         columns,
-        [(layer, point) for layer in layers for point in layer.doses],
+        [vars(layer) | vars(point) for layer in layers for point in layer.doses],
         title="layers: validation reward and divergence by dose",
         caption="* the dose that was trained with",
     )
     columns = [
-        Column("site", lambda row: row[0].site, whole=True),
-        Column("factor", lambda row: row[1].factor),
-        Column("chosen", lambda row: row[1].chosen, INTERVAL),
-        Column("by use", lambda row: row[1].by_use, INTERVAL),
-        Column("live features", lambda row: row[1].live, INTERVAL),
-        Column("difference", lambda row: row[1].difference, SIGNED),
+        Column("site", "site", whole=True),
+        Column("factor", "factor"),
+        Column("chosen", "chosen", INTERVAL),
+        Column("by use", "by_use", INTERVAL),
+        Column("live features", "live", INTERVAL),
+        Column("difference", "difference", SIGNED),
     ]
     kinds = result_table(
         columns,
-        [(layer, kind) for layer in layers for kind in layer.kinds],
+        [vars(layer) | vars(kind) for layer in layers for kind in layer.kinds],
         title="layers: shares of activation variance that a factor explains",
         caption="ε² of a one-way analysis of variance; means over features, 95% intervals over features.",
     )

@@ -6,8 +6,8 @@ ones would seem to know.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from trimtab.stats import Interval
 
@@ -57,49 +57,37 @@ def verdict(
         helped: share of the items that end wrong which some action helps; None if that was not measured.
         lower_bound: not every action was tried, so that more items may be helped.
     """
-    label, reason = _judge(critic, probe, difference, helped, lower_bound)
-    return Verdict(
-        group=group, label=label, reason=reason, critic=critic, probe=probe, difference=difference, helped=helped,
+    known = Verdict(
+        group=group, label="undecided", reason="", critic=critic, probe=probe, difference=difference, helped=helped,
         helped_is_lower_bound=lower_bound,
     )  # fmt: skip
+    label, reason = _judge(known)
+    return replace(known, label=label, reason=reason)
 
 
-def _judge(
-    critic: Interval | None,
-    probe: Interval | None,
-    difference: Interval | None,
-    helped: Interval | None,
-    lower_bound: bool,
-) -> tuple[Label, str]:
-    knows = critic is not None and critic.low > CHANCE
-    if critic is not None and not knows:
+def _judge(known: Verdict) -> tuple[Label, str]:
+    critic, probe, difference = known.critic, known.probe, known.difference
+    if critic is not None and not critic.low > CHANCE:
         told = probe is not None and probe.low > CHANCE
         if told and difference is not None and difference.low > 0:
             return "critic_error", "the activations tell the outcome and the critic does not read it from them"
         if told:
             return "undecided", "the activations tell the outcome; whether the critic reads less is not settled"
         return "undecided", "neither the critic nor a probe tells the outcome from the activations"
-    effect = _effect(helped, lower_bound)
+    label, said = _effect(known.helped, known.helped_is_lower_bound)
     if critic is None:
-        return "critic_untested", f"all answers end alike, so the critic is not tested; {effect.said}"
-    return effect.label, f"the critic knows which answers go wrong; {effect.said}"
+        return "critic_untested", f"all answers end alike, so the critic is not tested; {said}"
+    return label, f"the critic knows which answers go wrong; {said}"
 
 
-class _Effect(NamedTuple):
+def _effect(helped: Interval | None, lower_bound: bool) -> tuple[Label, str]:
     """What actions do, and what that says of a policy whose critic knows."""
-
-    label: Label
-    said: str
-
-
-def _effect(helped: Interval | None, lower_bound: bool) -> _Effect:
     if helped is None:
-        return _Effect("undecided", "whether an action would help was not measured")
+        return "undecided", "whether an action would help was not measured"
     if helped.low > CHANCE:
-        return _Effect("improvable", "for most of those that end wrong some action helps")
+        return "improvable", "for most of those that end wrong some action helps"
     if helped.high < CHANCE:
         if lower_bound:
-            said = "the actions tried do not help most of those that end wrong, and others were not tried"
-            return _Effect("undecided", said)
-        return _Effect("policy_limited", "no action helps most of those that end wrong")
-    return _Effect("undecided", "some action helps a share of those that end wrong that is not clear of a half")
+            return "undecided", "the actions tried do not help most of those that end wrong, and others were not tried"
+        return "policy_limited", "no action helps most of those that end wrong"
+    return "undecided", "some action helps a share of those that end wrong that is not clear of a half"

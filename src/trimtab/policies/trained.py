@@ -1,0 +1,82 @@
+"""Trained policies with their open runs; what several of them share is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.dictionaries import load_dictionary
+from trimtab.lm import load_model
+from trimtab.policies.arms import PolicyArm
+from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
+from trimtab.policies.networks import Policy
+from trimtab.policies.reading import COMMAND, read_policy_config
+from trimtab.policies.setup import Setup
+from trimtab.policies.task_options import TASK_FIELDS, check_same_rewards, task_options
+from trimtab.policies.train import last_checkpoint, load_policy
+from trimtab.runs import Run, config_dict
+from trimtab.tasks import read_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A trained policy with its open run and its setting."""
+
+    run: Run
+    setup: Setup
+    policy: Policy
+
+    @property
+    def arm(self) -> PolicyArm:
+        """The policy as an arm."""
+        return PolicyArm(setup=self.setup, policy=self.policy)
+
+
+def open_trained(paths: Sequence[Path], stack: ExitStack) -> list[TrainedRun]:
+    """Open runs of `policy train` and load what they trained.
+
+    Args:
+        paths: the runs.
+        stack: closes them.
+
+    Raises:
+        UserError: one is no run of `policy train`, holds no checkpoint, or is of another task, other options of it or
+            another judge than the first one.
+    """
+    configs = [read_policy_config(path) for path in paths]
+    for path, config in zip(paths[1:], configs[1:], strict=True):
+        check_same_rewards(path, config, configs[0])
+    for path in paths:
+        last_checkpoint(path)
+    found: list[TrainedRun] = []
+    for path, config in zip(paths, configs, strict=True):
+        setup = _setup(config, [one.setup for one in found])
+        run = stack.enter_context(Run.open(path, COMMAND, config, ignore_fields=NOT_THE_RESULT, device=config.device))
+        found.append(TrainedRun(run=run, setup=setup, policy=load_policy(setup, run)))
+    return found
+
+
+def setting_of(config: PolicyConfig) -> dict[str, Any]:
+    """The config but for the seed and what does not change the result."""
+    return {name: value for name, value in config_dict(config).items() if name not in (*NOT_THE_RESULT, "seed")}
+
+
+def _setup(config: PolicyConfig, known: Sequence[Setup]) -> Setup:
+    """The setting of a run; what is the same as in an earlier one is not loaded again."""
+    for setup in known:
+        if setting_of(setup.config) == setting_of(config):
+            return setup.with_seed_of(config)
+    same = [setup for setup in known if _same(setup.config, config, "model", "dtype", "device")]
+    tasks = [setup.task for setup in same if _same(setup.config, config, *TASK_FIELDS)]
+    task = tasks[0] if tasks else read_task(config.task, config.data, **task_options(config))
+    model = same[0].model if same else load_model(config.model, dtype=config.dtype, device=config.device)
+    saes = [setup.dictionary for setup in same if setup.config.sae == config.sae]
+    sae = saes[0] if saes else load_dictionary(config.sae, model=model, device=model.device)
+    return Setup.with_parts(config, model, sae, task)
+
+
+def _same(a: PolicyConfig, b: PolicyConfig, *fields: str) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in fields)
