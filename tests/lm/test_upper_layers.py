@@ -24,10 +24,12 @@ from trimtab.lm import (
     LanguageModel,
     PositionRule,
     PromptCache,
+    RowDelta,
     Site,
     TokenBatch,
     capture,
     decode,
+    edited,
     running,
     site_width,
     upper_layers,
@@ -277,6 +279,16 @@ def test_a_model_is_tried_once_and_forgotten_with_it(any_tiny: LanguageModel, mo
     del model
     gc.collect()
     assert len(upper_layers._works) == before
+
+
+def test_a_model_that_is_edited_at_the_moment_is_not_judged(
+    any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upper_layers, "_works", {})
+    far = RowDelta(torch.tensor([7]), torch.tensor([90]), torch.ones(1, any_tiny.d_model))
+    with edited(any_tiny, {any_tiny.site("resid_post.1"): lambda _x: far}):
+        assert not can_run_from(any_tiny, 2, "copies")
+    assert can_run_from(any_tiny, 2, "copies")
 
 
 def test_the_model_is_left_as_it_was(any_tiny: LanguageModel) -> None:

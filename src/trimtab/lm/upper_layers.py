@@ -190,14 +190,21 @@ def can_run_from(model: LanguageModel, layer: int, way: Way) -> bool:
     known = _works.setdefault(model.hf, {})
     tried = (way, layer, attention)
     if tried not in known:
-        expected = _pushed(model, layer, None)
-        try:
-            known[tried] = agree(_pushed(model, layer, way), expected, model.dtype)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # whatever a foreign layer says to inputs that it does not know: it cannot be done there
-            known[tried] = False
+        expected = _pushed_if_possible(model, layer, None)
+        if expected is None:  # something that changes the model at the moment does not fit these tokens
+            return False
+        found = _pushed_if_possible(model, layer, way)
+        known[tried] = found is not None and agree(found, expected, model.dtype)
     return known[tried]
+
+
+def _pushed_if_possible(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, "R V"] | None:
+    try:
+        return _pushed(model, layer, way)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # whatever a foreign layer says to inputs that it does not know: it cannot be done there
+        return None
 
 
 def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], dtype: torch.dtype) -> bool:
