@@ -37,6 +37,7 @@ class Whole:
     kind: Literal["a", "b"] | None = None
     place: Path | None = None
     sizes: tuple[int, ...] = ()
+    pair: tuple[int, str] = (0, "")
     dose: float | list[float] | None = None
     part: Part = Part()
     parts: tuple[Part, ...] = ()
@@ -61,6 +62,33 @@ def test_a_config_and_a_result_are_read_back_as_they_were_written() -> None:
     assert type(read_typed(Whole, {"count": 1, "rate": 2}).rate) is float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """Fits where `Move` does."""
+
+    by: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """May have a field that `Shift` has not."""
+
+    by: float
+    turns: int = 0
+
+
+def test_of_several_dataclasses_the_one_that_is_meant_is_read() -> None:
+    kind: Any = Shift | Move | None
+    for one in (Shift(by=1.0), Move(by=1.0), Move(by=1.0, turns=2)):
+        written = config_dict({"one": one})["one"]
+        assert read_typed(kind, written) == one
+    assert read_typed(kind, {"by": 1, "turns": 2}) == Move(by=1.0, turns=2)
+    with pytest.raises(UserError, match="it: it may be Shift or Move; say which as type"):
+        read_typed(kind, {"by": 1}, "it")
+    with pytest.raises(UserError, match=r"it.by: it must be a number, not 'x'"):
+        read_typed(kind, {"type": "Shift", "by": "x"}, "it")
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "it.count: it is missing": {},
     "it.count: it must be a whole number, not 1.0": {"count": 1.0},
@@ -68,6 +96,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "it.count: it must be a whole number, not '1'": {"count": "1"},
     "it.rate: it must be a number, not '2'": {"count": 1, "rate": "2"},
     "it.rate: it must be a number, not False": {"count": 1, "rate": False},
+    "it.rate: it must be a number, not 'nan'": {"count": 1, "rate": "nan"},
+    "it.rate: it must be a number, not nan": {"count": 1, "rate": math.nan},
+    "it.pair: it must be a list of 2: a whole number, a text, not [1, 'a', 'b']": {"count": 1, "pair": [1, "a", "b"]},
+    "it.pair: it must be a list of 2: a whole number, a text, not 'ab'": {"count": 1, "pair": "ab"},
     "it.on: it must be true or false, not 1": {"count": 1, "on": 1},
     "it.kind: it must be one of a, b, not 'c'": {"count": 1, "kind": "c"},
     "it.place: it must be a path, not 3": {"count": 1, "place": 3},
@@ -105,20 +137,27 @@ def test_texts_have_the_types_that_are_asked_for() -> None:
     kinds = {
         "a": int, "b": float | None, "c": bool, "d": Sequence[str] | None, "e": tuple[int, ...], "f": Path,
         "g": Literal["x", 2], "h": str, "i": tuple, "j": object,
+        "k": tuple[int, str], "l": int | list[int], "m": tuple[int, str] | None,
     }  # fmt: skip
-    texts = ("a=3", "b=0.5", "c=no", "d=x, y", "e=1,2", "f=a/b", "g=2", "h=k=v", "i=p")
+    texts = ("a=3", "b=0.5", "c=no", "d=x, y", "e=1,2", "f=a/b", "g=2", "h=k=v", "i=p", "k=1,2", "l=1,2", "m=3, a")
     found = read_options(texts, kinds, what="option", owner="it")
     assert found == {
         "a": 3, "b": 0.5, "c": False, "d": ("x", "y"), "e": (1, 2), "f": Path("a/b"), "g": 2, "h": "k=v", "i": ("p",),
+        "k": (1, "2"), "l": [1, 2], "m": (3, "a"),
     }  # fmt: skip
     for text, message in (
         ("a", "option 'a': it has no value; write NAME=VALUE"),
         ("b=x", "option b: it must be a number, not 'x'"),
+        ("b=nan", "option b: it must be a number, not 'nan'"),
+        ("k=1", "option k: it must be a list of 2: a whole number, a text, not [1]"),
+        ("k=1,2,3", "option k: it must be a list of 2: a whole number, a text, not [1, '2', '3']"),
+        ("k=x,2", "option k: it must be a list of 2: a whole number, a text, not 'x'"),
+        ("l=1,x", "option l: it must be a whole number or a list, each a whole number, not '1,x'"),
         ("c=maybe", "option c: it must be true or false, not 'maybe'"),
         ("e=1,x", "option e[1]: it must be a whole number, not 'x'"),
         ("g=y", "option g: it must be one of x, 2, not 'y'"),
         ("j=1", "it must be of the type object, which can only be given in Python"),
-        ("k=1", "option 'k': it takes a, b, c, d, e, f, g, h, i, j; choose one of them"),
+        ("z=1", "option 'z': it takes a, b, c, d, e, f, g, h, i, j, k, l, m; choose one of them"),
     ):
         with pytest.raises(UserError) as caught:
             read_options((text,), kinds, what="option", owner="it")

@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 _Hook = Callable[[Any, Any], Any]
 _SPOKEN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_NO_NUMBERS = ("inf", "-inf", "nan")
-"""What `config_dict` writes in place of numbers that JSON lacks; `json_safe` writes None."""
+_INFINITE = ("inf", "-inf")
+"""What `config_dict` writes for numbers that JSON lacks; in results NaN is written as None, and is given nowhere."""
 _SERIES = (tuple, list, Sequence, Collection, Iterable)
 
 
@@ -49,6 +49,8 @@ def read_typed(kind: type[_T], value: Any, what: str = "") -> _T:
             raise error
         if isinstance(error, KeyError):
             return "it is missing"
+        if isinstance(error, _AmbiguousError):
+            return f"it may be {' or '.join(error.args)}; say which as type"
         if isinstance(error, ForbiddenExtraKeysError):
             name = min(error.extra_fields)
             return f"there is no {name}; {did_you_mean(name, field_types(error.cl), 'leave it out')}"
@@ -113,6 +115,8 @@ def _spoken(kind: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if _is_series(kind):
         return f"a list, each {_spoken(inner[0] if inner else str)}"
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {len(inner)}: {', '.join(map(_spoken, inner))}"
     if is_dataclass(kind) or (typing.get_origin(kind) or kind) in (dict, Mapping):
         return "values by name"
     return _SPOKEN.get(kind) or f"of the type {getattr(kind, '__name__', kind)}, which can only be given in Python"
@@ -131,9 +135,15 @@ def _plain(text: str, kind: Any) -> Any:
     """What a text says, as TOML would hold it; the text itself where it says nothing of the type."""
     inner = typing.get_args(kind)
     if _is_union(kind):
-        return _plain(text, next(part for part in inner if part is not types.NoneType))
-    if _is_series(kind):
-        return [_plain(part.strip(), (inner or (str,))[0]) for part in text.split(",") if part.strip()]
+        for part in inner:
+            with contextlib.suppress(Exception):
+                _CONVERTER.structure(_plain(text, part), part)
+                return _plain(text, part)
+        return text
+    if _is_series(kind) or typing.get_origin(kind) is tuple:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        kinds = [(inner or (str,))[0]] * len(parts) if _is_series(kind) else inner
+        return [*map(_plain, parts, kinds), *parts[len(kinds) :]]
     if typing.get_origin(kind) is typing.Literal:
         return next((one for one in inner if str(one) == text), text)
     with contextlib.suppress(ValueError):
@@ -143,6 +153,10 @@ def _plain(text: str, kind: Any) -> Any:
 
 class _WrongTypeError(Exception):
     """Holds a value that is not of the type it should have."""
+
+
+class _AmbiguousError(Exception):
+    """Holds the names of the dataclasses that values may be the fields of."""
 
 
 def _exactly(value: Any, *kinds: type[Any]) -> Any:
@@ -161,21 +175,30 @@ _CONVERTER.register_structure_hook(Path, lambda value, _: Path(_exactly(value, s
 def _float(value: Any, _: Any) -> float:
     if value is None:
         return math.nan
-    return float(value if value in _NO_NUMBERS else _exactly(value, int, float))
+    if value in _INFINITE:
+        return float(value)
+    if math.isnan(_exactly(value, int, float)):
+        raise _WrongTypeError(value)
+    return float(value)
 
 
 @_CONVERTER.register_structure_hook_factory(_is_union)
 def _union(kind: Any) -> _Hook:
-    """The first of its types that a value is of."""
-    *others, last = (part for part in typing.get_args(kind) if part is not types.NoneType)
+    """The first of its types that a value is of; of several dataclasses the one that `type` names, or the only one."""
+    parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
 
     def hook(value: Any, _: Any) -> Any:
-        if value is None and types.NoneType in typing.get_args(kind):
+        if value is None and len(parts) < len(typing.get_args(kind)):
             return None
-        for part in others:
+        said = value.get("type") if isinstance(value, dict) else None
+        asked = [part for part in parts if is_dataclass(part) and part.__name__ == said] or parts
+        found: dict[Any, Any] = {}
+        for part in asked:
             with contextlib.suppress(Exception):
-                return _CONVERTER.structure(value, part)
-        return _CONVERTER.structure(value, last)
+                found[part] = _CONVERTER.structure(value, part)
+        if len(fitting := [part.__name__ for part in found if is_dataclass(part)]) > 1:
+            raise _AmbiguousError(*fitting)
+        return next(iter(found.values())) if found else _CONVERTER.structure(value, asked[-1])
 
     return hook
 
@@ -199,6 +222,18 @@ def _series(kind: Any) -> _Hook:
     def hook(value: Any, _: Any) -> Any:
         found = read(_exactly(value, list, tuple), inner)
         return found if typing.get_origin(kind) is list else tuple(found)
+
+    return hook
+
+
+@_CONVERTER.register_structure_hook_factory(lambda kind: typing.get_origin(kind) is tuple and not _is_series(kind))
+def _fixed(kind: Any) -> _Hook:
+    kinds = typing.get_args(kind)
+
+    def hook(value: Any, _: Any) -> Any:
+        if len(_exactly(value, list, tuple)) != len(kinds):
+            raise _WrongTypeError(value)
+        return tuple(map(_CONVERTER.structure, value, kinds))
 
     return hook
 
