@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,7 @@ def test_a_row_that_fills_the_context_is_allowed(tiny_llama: LanguageModel) -> N
         ([[7, -1]], {}, "prompt 0: tiny-llama has tokens 0 to 159"),
         ([[7]], {"forced": [[999]]}, "prompt 0: tiny-llama has tokens 0 to 159"),
         ([[7]], {"repeats": 0}, "repeats = 0: it must be at least 1"),
+        ([[7], [8]], {"teacher": [[7], []]}, "the list of the teacher's tokens of row 1: it is empty"),
     ],
 )
 def test_bad_prompts_are_refused(
@@ -158,9 +160,10 @@ def test_bad_prompts_are_refused(
     [
         {"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf},
         {"temperature": 1e-40}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}, {"batch_size": 0},
+        {"stop": ("a", "")}, {"stop": "ab"},
     ],
 )  # fmt: skip
 def test_bad_configs_are_refused(field: dict) -> None:
     (name, value), *_ = field.items()
-    with pytest.raises(UserError, match=f"{name} = {value}: it must be"):
+    with pytest.raises(UserError, match=re.escape(f"{name} = {value!r}: it must be")):
         DecodeConfig(**field)

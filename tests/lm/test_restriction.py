@@ -89,9 +89,9 @@ def test_a_teacher_is_fed_whatever_is_allowed(tiny_llama: LanguageModel) -> None
 @pytest.mark.parametrize(
     ("allowed", "message"),
     [
-        ([[1], [], [2]], "allowed tokens of row 1: there is none"),
-        ([[1], [2], [160]], "allowed token 160 of row 2: the model has tokens 0 to 159"),
-        ([[-1], [2], [3]], "allowed token -1 of row 0: the model has tokens 0 to 159"),
+        ([[1], [], [2]], "the list of allowed tokens of row 1: it is empty"),
+        ([[1], [2], [160]], "the list of allowed tokens of row 2: tiny-llama has tokens 0 to 159"),
+        ([[-1], [2], [3]], "the list of allowed tokens of row 0: tiny-llama has tokens 0 to 159"),
     ],
 )
 def test_bad_allowed_tokens_are_refused(tiny_llama: LanguageModel, allowed: list[list[int]], message: str) -> None:

@@ -23,11 +23,13 @@ from steering_checks import (
 )
 from test_effects import check_effects
 from tiny_dictionary import make_dictionary
+from torch import Tensor
 
 from trimtab.dictionaries import Standard
-from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.lm import DecodeConfig, EditRequest, LanguageModel, Site, decode
 from trimtab.runs import Run
-from trimtab.steering import DirectionTable, PatchSource, StaticSource, Trace, TracedSource, replay_trace
+from trimtab.steering import DirectionTable, StaticSource, Trace, TracedSource, replay_trace
+from trimtab.steering.replacing import ReplacingSource
 
 ALL = pytest.mark.parametrize("kind", KINDS)
 MODELS = ("tiny_llama", "tiny_gemma3", "tiny_gpt2")
@@ -97,12 +99,17 @@ def test_traces_from_disk_replay(model: LanguageModel, kind: str, tmp_path: Path
     assert replay_trace(model, trace, TracedSource(trace, tables)).exact
 
 
+class ReplacesNothing(ReplacingSource):
+    def replacement(self, request: EditRequest) -> Tensor:
+        return torch.full_like(request.x, torch.nan)
+
+
 def test_empty_edits_change_no_bit(any_tiny: LanguageModel, sae: Standard) -> None:
     prompts = prompts_of(LENGTHS)
     tables = {SITE: sae, LATER: DirectionTable.axes(32, [3, 4])}
     check_empty_edit(any_tiny, StaticSource(tables, -1, 0.5, operation="overwrite", positions="all"), prompts)
     check_empty_edit(any_tiny, StaticSource(tables, [0, 1], 1.0, operation="scale", positions="all"), prompts)
-    check_empty_edit(any_tiny, PatchSource({SITE: torch.ones(32)}, positions="100:101"), prompts)
+    check_empty_edit(any_tiny, ReplacesNothing({Site.parse(SITE): 32}, "all", False), prompts)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,6 +17,7 @@ from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Edit, EditRequest, LanguageModel, Site, decode
 from trimtab.steering import (
     OPERATIONS,
+    Choice,
     DirectionSource,
     DirectionTable,
     Slots,
@@ -99,6 +100,36 @@ def test_linearly_dependent_directions_are_refused_by_name() -> None:
         after(StaticSource(table, [1, 3, 0], 1.0, SITE, operation="overwrite"), activations())
     assert caught.value.line == "features 1, 3, 0: their directions are linearly dependent; leave out one of them"
     after(StaticSource(table, [1, 3, 2], 1.0, SITE, operation="overwrite"), activations())
+
+
+@pytest.mark.parametrize(("apart", "refused"), [(3e-3, True), (6e-3, False)])
+def test_directions_that_are_nearly_dependent_are_refused(apart: float, refused: bool) -> None:
+    """The Gram matrix of two unit vectors at an angle t has the eigenvalues 1 ± cos t: 4.5e-6 and 1.8e-5 here."""
+    angle = torch.tensor(apart, dtype=torch.float64)
+    first, second = torch.eye(12, dtype=torch.float64)[:2]
+    table = DirectionTable(torch.stack([first, angle.cos() * first + angle.sin() * second]))
+    source = StaticSource(table, [0, 1], 1.0, SITE, operation="overwrite", unit="absolute")
+    if refused:
+        with pytest.raises(UserError, match="features 0, 1: their directions are linearly dependent"):
+            after(source, activations())
+    else:
+        found = after(source, activations()).double() @ table.rows.T
+        torch.testing.assert_close(found, torch.ones_like(found), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("operation", ["clamp", "ablate", "scale", "overwrite"])
+def test_a_source_of_one_s_own_may_name_a_feature_once(tiny_llama: LanguageModel, operation: str) -> None:
+    """Twice the same would move its code twice."""
+
+    class Twice(DirectionSource):
+        def pick(self, request: EditRequest) -> Choice:
+            feature = torch.full((len(request.row), 2), 3)
+            return Choice(feature, torch.ones_like(feature, dtype=torch.float32))
+
+    sae = make_dictionary(tiny_llama)
+    with pytest.raises(UserError, match="feature 3: it is named twice for one row"):
+        decode(tiny_llama, prompts_of((4,)), DecodeConfig(max_new_tokens=2), Twice(sae, operation=operation))
+    assert len(decode(tiny_llama, prompts_of((4,)), DecodeConfig(max_new_tokens=2), Twice(sae)).edits)
 
 
 def test_overwriting_by_a_dictionary_sets_the_projection(tiny_llama: LanguageModel) -> None:

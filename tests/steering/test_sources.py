@@ -248,6 +248,8 @@ BAD: list[tuple[Callable[[Standard], object], str]] = [
         lambda sae: RandomFeatureSource(sae, 0.1, candidates=[1, 2, 1], k=2, operation="ablate"),
         "feature 1: it is named twice",
     ),
+    (lambda sae: RandomFeatureSource(sae, 0.1, exclude=[1.5]), "feature 1.5: features are whole numbers"),  # type: ignore[list-item]
+    (lambda sae: RandomFeatureSource(sae, 0.1, exclude=[48]), "feature 48: the dictionary has features 0 to 47"),
     (lambda sae: StaticSource(sae, [1, 2], [0.1, 0.2, 0.3]), "3 doses: there are 2 features"),
     (lambda sae: StaticSource(sae, 3, unit="percent"), "unit 'percent': allowed are"),
     (lambda sae: StaticSource(sae, 3, operation="multiply"), "operation 'multiply': allowed are add, ablate"),
@@ -326,6 +328,11 @@ def test_listed_positions_must_be_there(tiny: tuple[LanguageModel, Standard]) ->
             positions(place)
     with pytest.raises(UserError, match="position 8 of row 0"):
         decode(model, [prompt], config, TopActiveSource(sae, 0.4, over="context", positions=[8]))
+    assert decode(model, [prompt], config, StaticSource(sae, 3, 0.4, positions="2:8")).edits.position.tolist() == [
+        *range(2, 8)
+    ]
+    with pytest.raises(UserError, match="position 8 of row 0: the row has positions 0 to 7"):
+        decode(model, [prompt], config, StaticSource(sae, 3, 0.4, positions="2:9"))
     stream = DecodeStream(model, StaticSource(sae, 3, 0.4, positions=[7]))
     stream.add(Row(prompt, config))
     next(iter(stream))
@@ -369,6 +376,9 @@ def test_what_only_shows_while_decoding(tiny: tuple[LanguageModel, Standard]) ->
     model, sae = tiny
     with pytest.raises(UserError, match=r"features for 3 rows: 4 rows are decoded"):
         run(model, StaticSource(sae, torch.tensor([[1], [2], [3]]), 0.1))
+    heads = torch.ones(2, 8, 4)
+    with pytest.raises(UserError, match=r"values of attn_z.1 for 8 heads of 4: tiny-llama has 4 heads of 8 there"):
+        run(model, VectorSource(heads, "attn_z.1"))
     with pytest.raises(UserError, match=r"directions of width 4: site resid_post.1 has width 32"):
         run(model, VectorSource(torch.ones(4), SITE))
     with pytest.raises(UserError, match=r"site resid_post.9: tiny-llama has layers 0 to 3"):

@@ -320,6 +320,10 @@ def test_sources_that_must_know_all_rows_are_refused(
             stream.add(late)
     assert [len(row.token_ids) for row in rows] == [4, 4]
     assert len(late.token_ids) == (0 if message else 4)
+    if message:  # and may begin elsewhere
+        other = DecodeStream(tiny_llama)
+        other.add(late)
+        assert len(list(other)) == 4
 
 
 @pytest.mark.parametrize(
@@ -329,8 +333,10 @@ def test_sources_that_must_know_all_rows_are_refused(
         (Row([7, 160]), "the prompt: tiny-llama has tokens 0 to 159"),
         (Row([7], forced=[999]), "the prompt: tiny-llama has tokens 0 to 159"),
         (Row([7] * 250), "the prompt and 64 new tokens: together 314 tokens, but tiny-llama holds 256"),
-        (Row([7], allowed=[]), "allowed tokens of row 0: there is none"),
-        (Row([7], allowed=[160]), "allowed token 160 of row 0: the model has tokens 0 to 159"),
+        (Row([7], allowed=[]), "the list of allowed tokens of row 0: it is empty; give at least one token"),
+        (Row([7], allowed=[160]), "the list of allowed tokens of row 0: tiny-llama has tokens 0 to 159"),
+        (Row([7], teacher=[]), "the list of the teacher's tokens of row 0: it is empty; give at least one token"),
+        (Row([7], teacher=[8, -1]), "the list of the teacher's tokens of row 0: tiny-llama has tokens 0 to 159"),
     ],
 )
 def test_bad_rows_are_refused_and_the_stream_goes_on(tiny_llama: LanguageModel, row: Row, message: str) -> None:
@@ -343,6 +349,41 @@ def test_bad_rows_are_refused_and_the_stream_goes_on(tiny_llama: LanguageModel, 
     stream.add(good)
     assert [len(step.rows) for step in stream] == [1, 1]
     assert good.finish == "length"
+
+
+def test_rows_are_added_once_and_cancelled_where_they_are(tiny_llama: LanguageModel) -> None:
+    config = DecodeConfig(max_new_tokens=3, stop_at_eos=False)
+    stream, row, twin = DecodeStream(tiny_llama), Row([7, 8], config), Row([7, 8], config)
+    with pytest.raises(UserError, match="a row that was added before: it holds what came of it; make another one"):
+        stream.add(twin, twin)
+    stream.add(row)
+    for _ in stream:
+        with pytest.raises(UserError, match="a row that was added before"):
+            stream.add(row)
+    other = Row([7, 8], config)
+    DecodeStream(tiny_llama).add(other)
+    for elsewhere in (other, Row([7])):
+        with pytest.raises(UserError, match="a row to cancel: it is not in this stream; cancel it where it was added"):
+            stream.cancel(elsewhere)
+    assert (len(row.token_ids), len(stream)) == (3, 0)
+    stream.cancel(row)  # has ended by itself
+    assert row.finish == "length"
+    with pytest.raises(UserError, match="a row that was added before"):
+        stream.add(row)
+
+
+def test_rows_cancelled_before_the_first_step_leave_no_gap(tiny_llama: LanguageModel) -> None:
+    """A source is told of rows in the order in which requests count them, which features of their own rely on."""
+    sae, config = make_dictionary(tiny_llama), DecodeConfig(max_new_tokens=3, stop_at_eos=False)
+    stream = DecodeStream(tiny_llama, StaticSource(sae, torch.tensor([[1], [2], [3]]), 0.4))
+    rows = [Row([7 + i, 8], config) for i in range(3)]
+    for row in rows:
+        stream.add(row)
+    stream.cancel(rows[0])
+    late = Row([30], config)
+    stream.add(late)
+    list(stream)
+    assert [row.edits.feature.unique().tolist() for row in (*rows, late)] == [[], [1], [2], [3]]
 
 
 def test_a_stream_in_which_a_step_failed_is_not_gone_on_with(tiny_llama: LanguageModel) -> None:

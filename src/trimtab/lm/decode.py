@@ -113,15 +113,16 @@ def decode(
     config = config or DecodeConfig()
     if repeats < 1:
         raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")
-    check_prompts(model, prompts, config, forced)
     copies = [i for i in range(len(prompts)) for _ in range(repeats)]
     for name, values, expected in (
+        ("forced", forced, len(prompts)),
         ("samples", samples, len(prompts)),
         ("branches", branches, len(copies)),
         ("teacher", teacher, len(copies)),
         ("allowed", allowed, len(prompts)),
     ):
         assert values is None or len(values) == expected, f"{name} has {len(values)} entries, not {expected}"
+    check_prompts(model, prompts, config, forced)
     rows = [
         Row(
             list(prompts[i]),

@@ -62,7 +62,7 @@ class PositionRule:
     def check(
         self, prompts: Sequence[Sequence[int]], n_inputs: Sequence[int], each: Sequence[Sequence[int]] | None = None
     ) -> None:
-        """Refuse listed positions that a row cannot have.
+        """Refuse positions of a list or span that a row cannot have.
 
         Args:
             prompts: of each row.
@@ -70,10 +70,11 @@ class PositionRule:
             each: the listed positions of each row, if they differ.
 
         Raises:
-            UserError: a listed position is before a row's first input, or behind its last.
+            UserError: a position is before a row's first input, or behind its last.
         """
+        places = (self.start, self.stop - 1) if self.kind == "span" else self.places
         for row, (prompt, n) in enumerate(zip(prompts, n_inputs, strict=False)):
-            for place in self.places if each is None else each[row]:
+            for place in places if each is None else each[row]:
                 if not -len(prompt) <= place < n:
                     raise UserError(
                         f"position {place} of row {row}",

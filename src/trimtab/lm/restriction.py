@@ -8,21 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.errors import UserError
 from trimtab.lm.sampling import choose_token
-
-
-def check_allowed(allowed: Sequence[int], row: int, vocab_size: int) -> None:
-    """Raise a `UserError` if a row allows no token, or one outside the vocabulary."""
-    if len(allowed) == 0:
-        raise UserError(f"allowed tokens of row {row}", "there is none", "allow at least one")
-    for token in allowed:
-        if not 0 <= token < vocab_size:
-            raise UserError(
-                f"allowed token {token} of row {row}",
-                f"the model has tokens 0 to {vocab_size - 1}",
-                "take ids from this model's tokenizer",
-            )
 
 
 def pack_allowed(rows: Sequence[Sequence[int]], device: torch.device | str) -> Int[Tensor, "B A"]:

@@ -35,9 +35,10 @@ class DecodeConfig:
             ("temperature", not (self.temperature == 0 or 1e-6 <= self.temperature < 1e6), "0, or from 1e-6 to 1e6"),
             ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("batch_size", self.batch_size < 1, "at least 1"),
+            ("stop", isinstance(self.stop, str) or "" in self.stop, "a tuple of texts that are not empty"),
         ):
             if bad:
-                raise UserError(f"{name} = {getattr(self, name)}", f"it must be {rule}", "change it")
+                raise UserError(f"{name} = {getattr(self, name)!r}", f"it must be {rule}", "change it")
 
 
 @dataclass(eq=False)
@@ -55,7 +56,7 @@ class Row:
     branch: int = 0
     """Its fork's number, a key for random draws as well."""
     teacher: Sequence[int] | None = None
-    """Tokens to feed instead of the chosen ones; the row ends where they end."""
+    """Tokens to feed instead of the chosen ones, at least one; the row ends where they end."""
     allowed: Sequence[int] | None = None
     """The only tokens among which it chooses."""
 
@@ -110,11 +111,8 @@ def check_prompt(
     model: LanguageModel, name: str, prompt: Sequence[int], forced: Sequence[int], max_new_tokens: int
 ) -> None:
     """Raise a `UserError` if a prompt is empty, holds an unknown token, or would exceed the model's context."""
-    if len(prompt) == 0:
-        raise UserError(name, "it is empty", "give at least one token")
-    vocab_size = model.vocab_size
-    if not all(0 <= token < vocab_size for token in (*prompt, *forced)):
-        raise UserError(name, f"{model.name} has tokens 0 to {vocab_size - 1}", "tokenise again")
+    check_tokens(model, name, prompt)
+    check_tokens(model, name, (*prompt, *forced))
     limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     length = len(prompt) + len(forced) + max_new_tokens
     if limit and length > limit + 1:
@@ -123,3 +121,11 @@ def check_prompt(
             f"together {length} tokens, but {model.name} holds {limit}",
             "shorten the prompt or lower max_new_tokens",
         )
+
+
+def check_tokens(model: LanguageModel, name: str, tokens: Sequence[int]) -> None:
+    """Raise a `UserError` if there is no token, or one that the model does not have."""
+    if len(tokens) == 0:
+        raise UserError(name, "it is empty", "give at least one token")
+    if not all(0 <= token < model.vocab_size for token in tokens):
+        raise UserError(name, f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")

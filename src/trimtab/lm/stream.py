@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.errors import UserError
 from trimtab.lm.editing import DecodeStart, FedRow, InterventionSource, SourceRunner, tell_of_rows
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.restriction import check_allowed, choose_allowed
-from trimtab.lm.rows import Row, check_prompt
+from trimtab.lm.restriction import choose_allowed
+from trimtab.lm.rows import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
 from trimtab.lm.sampling import choose_token, uniform
 from trimtab.lm.token_statistics import token_statistics
@@ -98,28 +100,39 @@ class DecodeStream:
 
         Raises:
             UserError: the prompt is empty, holds an unknown token, or would exceed the model's context; no token is
-                allowed, or an unknown one; the stream has started, and its source must know all rows at the start.
+                allowed or given to be fed, or an unknown one; the row was added before; the stream has started, and
+                its source must know all rows at the start.
         """
         rows, model = [row, *copies], self.model
         assert all(copy.prefix == row.prefix for copy in copies), "copies have the same prompt and forced tokens"
+        if any(added.number >= 0 for added in rows) or len(set(map(id, rows))) < len(rows):
+            raise UserError("a row that was added before", "it holds what came of it", "make another one")
         check_prompt(model, "the prompt", row.prompt, row.forced, max(added.config.max_new_tokens for added in rows))
         free, unused = sorted(self._free), self._size + len(self._free)
         for place, added in enumerate(rows):
-            added.number = self._count + place
+            for name, tokens in (("allowed tokens", added.allowed), ("the teacher's tokens", added.teacher)):
+                if tokens is not None:
+                    check_tokens(model, f"the list of {name} of row {self._count + place}", tokens)
             added.index = free[place] if place < len(free) else unused + place - len(free)
-            added.sample = added.number if added.sample is None else added.sample
-            if added.allowed is not None:
-                check_allowed(added.allowed, added.number, model.vocab_size)
         if self._started and self._runner is not None:
             tell_of_rows(self._runner.source, self._start_of(rows))
+        for added in rows:
+            added.number, self._count = self._count, self._count + 1
+            added.sample = added.number if added.sample is None else added.sample
         self._free = free[len(rows) :]
-        self._count += len(rows)
         self._size += len(rows)
         self._waiting.append(rows)
 
     def cancel(self, row: Row) -> None:
-        """Take a row out between two steps. It keeps what it has so far."""
+        """Take a row out between two steps. It keeps what it has so far.
+
+        Raises:
+            UserError: it was not added to this stream.
+        """
+        running = [] if self._running is None else self._running.rows
         if not row.finish:
+            if not any(mine is row for mine in chain(running, *self._waiting)):
+                raise UserError("a row to cancel", "it is not in this stream", "cancel it where it was added")
             row.finish = "cancelled"
             left = ([other for other in rows if other is not row] for rows in self._waiting)
             self._waiting = deque(rows for rows in left if rows)
@@ -127,9 +140,8 @@ class DecodeStream:
 
     @torch.no_grad()
     def _step(self) -> DecodeStep:
-        if not self._started and self._runner is not None:
-            self._runner.source.start(self._start_of([row for rows in self._waiting for row in rows]))
-        self._started = True
+        if not self._started:
+            self._start([row for rows in self._waiting for row in rows])
         if self._running is not None:
             self._running.feed()
         while rows := self._next_rows():
@@ -147,6 +159,13 @@ class DecodeStream:
         step = DecodeStep(running.rows, running.logits, ended)
         self._leave(ended)
         return step
+
+    def _start(self, rows: list[Row]) -> None:
+        for place, row in enumerate(rows):  # a source may know rows by their place in what it is told at the start
+            row.index = place
+        self._started, self._free = True, []
+        if self._runner is not None:
+            self._runner.source.start(self._start_of(rows))
 
     def _start_of(self, rows: list[Row]) -> DecodeStart:
         index = torch.tensor([row.index for row in rows], device=self.model.device)

@@ -65,7 +65,7 @@ class RandomFeatureSource(DirectionSource):
             ids = table.live_ids() if candidates is None else feature_ids(candidates, table.n, 0)
             if candidates is not None and self.operation != "add":
                 check_each_once(ids[None], table)
-            ids = ids[~torch.isin(ids, torch.as_tensor(exclude, dtype=torch.long))]
+            ids = ids[~torch.isin(ids, feature_ids(exclude, table.n, 0))]
             if not 1 <= k <= len(ids):
                 raise UserError(f"k = {k}", f"{len(ids)} features can be drawn", "choose k in that range")
             self.candidates[at] = ids

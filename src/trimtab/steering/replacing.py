@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import UserError
-from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site
-from trimtab.lm.layouts import head_count
+from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.sites import HEAD_KINDS
-from trimtab.steering.sources import Block, PerSite, by_site
+from trimtab.steering.sources import Block, PerSite, by_site, check_heads, head_shapes
 
 if TYPE_CHECKING:
     from trimtab.dictionaries.base import Dictionary
@@ -107,14 +106,9 @@ class PatchSource(ReplacingSource):
         lengths: Sequence[int] | Int[Tensor, " N"] | None = None,
         keep_replacements: bool = False,
     ) -> None:
-        self.values = {site: _captured(site, value, lengths) for site, value in by_site(values, None).items()}
-        self.lengths_known = lengths is not None
-        # Where all heads' values were given: how many heads there are, and of which width.
-        self.heads = {
-            site: tuple(value.shape[-2:])
-            for site, value in by_site(values, None).items()
-            if site.kind in HEAD_KINDS and site.head is None
-        }
+        given = by_site(values, None)
+        self.values = {site: _captured(site, value, lengths) for site, value in given.items()}
+        self.lengths_known, self.heads = lengths is not None, head_shapes(given)
         if not isinstance(positions, PositionRule | str):
             each = [list(place) if isinstance(place, Sequence) else [place] for place in positions]
             if any(isinstance(place, Sequence) for place in positions):
@@ -136,24 +130,10 @@ class PatchSource(ReplacingSource):
                 raise UserError(
                     f"values for {n} rows", "their prompts differ in length, so some may be padded", "give lengths"
                 )
-        if start.model is not None:
-            self._check_heads(start.model)
+        check_heads(start.model, self.heads)
         super().start(start)
         length = torch.tensor([[len(prompt)] for prompt in start.prompts])
         self._at = None if self.places is None else (self.places + (self.places < 0) * length).to(device)
-
-    def _check_heads(self, model: LanguageModel) -> None:
-        """Refuse values of all heads that are cut into other heads than the model's."""
-        for site, shape in self.heads.items():
-            layer = model.layout.layers[site.layer]
-            assert layer.attention is not None
-            own = (head_count(layer, site), layer.attention.head_dim)
-            if shape != own:
-                raise UserError(
-                    f"values of {site} for {shape[0]} heads of {shape[1]}",
-                    f"{model.name} has {own[0]} heads of {own[1]} there",
-                    "give those of this site",
-                )
 
     def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
         value, skip = self.values[request.site]

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site, edit_delta
+from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site, edit_delta
+from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit
 from trimtab.steering.operations import Slots, operation_named
@@ -139,6 +140,8 @@ class DirectionSource:
     def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
         """The edit that a choice means for activations `x`, under this source's operation, unit and sharing."""
         feature, dose = choice
+        if self.operation != "add" and feature.shape[1] > 1:
+            check_each_once(feature, table)
         at = Slots(x, feature, dose, self.unit, table)
         coefficient = self.how.coefficients(at)
         if self.combine == "total":
@@ -273,7 +276,7 @@ class VectorSource(StaticSource):
         options: as in `DirectionSource`.
 
     Raises:
-        UserError: also if a vector is zero or not finite.
+        UserError: also if a vector is zero or not finite; while decoding, if vectors of all heads do not fit them.
     """
 
     def __init__(
@@ -289,6 +292,7 @@ class VectorSource(StaticSource):
         if keep_length:
             options.setdefault("unit", "absolute")
         given = by_site(vectors, site)
+        self.heads = head_shapes(given)
         most = for_each(tuple(given), max_activation, "max_activation")
         tables = {
             at: DirectionTable(_rows(found, at), max_activation=most[at], keep_length=keep_length)
@@ -299,6 +303,30 @@ class VectorSource(StaticSource):
         features = {at: range(table.n) for at, table in tables.items()}
         default = 1.0 if keep_length else DEFAULT_DOSE
         super().__init__(tables, features, default if doses is None else doses, **options)
+
+    def start(self, start: DecodeStart) -> None:
+        check_heads(start.model, self.heads)
+        super().start(start)
+
+
+def head_shapes(values: Mapping[Site, Tensor]) -> dict[Site, tuple[int, ...]]:
+    """Number and width of the heads where values are cut into all heads of a layer."""
+    cut = {site: value for site, value in values.items() if site.kind in HEAD_KINDS and site.head is None}
+    return {site: tuple(value.shape[-2:]) for site, value in cut.items() if value.ndim > 1}
+
+
+def check_heads(model: LanguageModel | None, heads: Mapping[Site, tuple[int, ...]]) -> None:
+    """Refuse values of all heads that are cut into other heads than the model's."""
+    for site, shape in heads.items() if model is not None else ():
+        layer = model.layout.layers[model.site(site).layer]
+        assert layer.attention is not None
+        own = (head_count(layer, site), layer.attention.head_dim)
+        if shape != own:
+            raise UserError(
+                f"values of {site} for {shape[0]} heads of {shape[1]}",
+                f"{model.name} has {own[0]} heads of {own[1]} there",
+                "give those of this site",
+            )
 
 
 def _rows(vectors: Tensor, site: Site) -> Float[Tensor, "n d"]:
