@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cattrs import Converter, ForbiddenExtraKeysError, transform_error
 from cattrs.cols import list_structure_factory
@@ -185,18 +185,18 @@ def _float(value: Any, _: Any) -> float:
 @_CONVERTER.register_structure_hook_factory(_is_union)
 def _union(kind: Any) -> _Hook:
     """The first of its types that a value is of; of several dataclasses the one that `type` names, or the only one."""
-    parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    parts: list[Any] = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    classes: dict[Any, Any] = {getattr(part, "__name__", ""): part for part in parts if is_dataclass(part)}
 
     def hook(value: Any, _: Any) -> Any:
         if value is None and len(parts) < len(typing.get_args(kind)):
             return None
-        said = value.get("type") if isinstance(value, dict) else None
-        asked = [part for part in parts if is_dataclass(part) and part.__name__ == said] or parts
-        found: dict[Any, Any] = {}
+        said = cast(dict[str, Any], value).get("type") if isinstance(value, dict) else None
+        asked, found = [classes[said]] if said in classes else parts, dict[Any, Any]()
         for part in asked:
             with contextlib.suppress(Exception):
                 found[part] = _CONVERTER.structure(value, part)
-        if len(fitting := [part.__name__ for part in found if is_dataclass(part)]) > 1:
+        if len(fitting := [name for name, part in classes.items() if part in found]) > 1:
             raise _AmbiguousError(*fitting)
         return next(iter(found.values())) if found else _CONVERTER.structure(value, asked[-1])
 

@@ -317,7 +317,9 @@ def head_shapes(values: Mapping[Site, Tensor]) -> dict[Site, tuple[int, ...]]:
 
 def check_heads(model: LanguageModel | None, heads: Mapping[Site, tuple[int, ...]]) -> None:
     """Refuse values of all heads that are cut into other heads than the model's."""
-    for site, shape in heads.items() if model is not None else ():
+    for site, shape in heads.items():
+        if model is None:
+            return
         layer = model.layout.layers[model.site(site).layer]
         assert layer.attention is not None
         own = (head_count(layer, site), layer.attention.head_dim)
