@@ -28,10 +28,10 @@ def sae(choice: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Standard:
     rate[[0, 63]] = 0
     most = np.where(rate > 0, 1.0, 0).astype(np.float32)
     sae.feature_stats = FeatureStats(max_activation=most, mean_activation=most, firing_rate=rate, n_tokens=100)
-    monkeypatch.setattr(module, "load_model", lambda *_a, **_k: choice)
+    monkeypatch.setattr(HeadroomConfig, "load_model", lambda _: choice)
     monkeypatch.setattr(module, "load_dictionary", lambda *_a, **_k: sae)
-    monkeypatch.setattr(module, "read_task", lambda *_: None)  # its name is not registered
-    monkeypatch.setattr(module, "load_task", lambda *_a, **_k: Letters.load())
+    monkeypatch.setattr(HeadroomConfig, "read_task", lambda _: None)  # its name is not registered
+    monkeypatch.setattr(HeadroomConfig, "load_task", lambda *_: Letters.load())
     return sae
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import UserError
-from trimtab.policies import headroom_command, setup
+from trimtab.lm import ModelConfig
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
 from trimtab.policies.setup import Setup
@@ -32,8 +32,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise ModelLoadedError
 
-    for module in (setup, headroom_command):
-        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(ModelConfig, "load_model", load)
 
 
 def write(data: Path, answer: str) -> Path:

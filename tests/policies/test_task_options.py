@@ -15,8 +15,7 @@ from trimtab.control.comparison import Comparison
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.judges import Judge, make_judge
-from trimtab.lm import LanguageModel
-from trimtab.policies import headroom_command, setup, task_options
+from trimtab.lm import LanguageModel, ModelConfig
 from trimtab.policies.analyses.command import AnalyzeConfig, analyze_policy
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate_policy
@@ -26,6 +25,7 @@ from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import train_policy
 from trimtab.runs import config_dict, read_record
+from trimtab.tasks import config as task_config
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def stern(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(name: str, **options: Any) -> Judge:
         return Stern() if name == "endpoint:stern" else make_judge(name, **options)
 
-    monkeypatch.setattr(task_options, "make_judge", made)
+    monkeypatch.setattr(task_config, "make_judge", made)
 
 
 @pytest.fixture
@@ -142,8 +142,7 @@ def test_options_reach_the_loader_and_mistakes_show_before_the_model(
     def load(*_: object, **__: object) -> None:
         raise ModelLoadedError
 
-    for module in (setup, headroom_command):
-        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(ModelConfig, "load_model", load)
     with pytest.raises(ModelLoadedError):
         begin(task_option=("per-split=2",), judge="rules")
     assert LOADED == [("few-harmful", 2)]
@@ -188,7 +187,9 @@ def test_an_endpoint_s_replies_stay_in_the_run_without_texts(tmp_path: Path, mon
         task="few", run=tmp_path / "run", judge="endpoint:m@http://127.0.0.1:9/v1", judge_option=("max_tries=2",)
     )
     for _ in range(2):
-        judge = task_options.task_options(replace(config, task="few_harmful:Harmful"))["judge"]
+        task = replace(config, task="few_harmful:Harmful").read_task()
+        assert task is not None
+        judge: Any = task.judge
         assert judge.config.max_tries == 2
         assert judge.score("a prompt", "an answer").refused
     assert len(asked) == 1

@@ -14,7 +14,7 @@ from trimtab.lm.loading import check_device, load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.rows import DecodeConfig, Row
+from trimtab.lm.rows import DecodeConfig, DecodingConfig, Row
 from trimtab.lm.sites import Site
 from trimtab.lm.stream import DecodeStep, DecodeStream
 from trimtab.lm.taps import RowDelta, site_width
@@ -25,6 +25,7 @@ __all__ = [
     "DecodeStep",
     "DecodeStream",
     "Decoded",
+    "DecodingConfig",
     "Edit",
     "EditLog",
     "EditRequest",

@@ -4,41 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trimtab.errors import UserError
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
+from trimtab.runs import check_least, check_values, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """How tokens are chosen."""
+class DecodingConfig:
+    """The part of a command's config that says how tokens are chosen, inherited by every command that decodes texts."""
 
     max_new_tokens: int = 64
-    """Tokens to generate at most, per row."""
+    """Tokens to generate at most."""
     temperature: float = 0.0
     """0 decodes greedily; otherwise logits are divided by this."""
     top_p: float = 1.0
     """Sample from the most likely tokens that hold this share of the probability."""
-    stop: tuple[str, ...] = ()
-    """A row ends when its text contains one of these."""
-    stop_at_eos: bool = True
-    """A row ends at an end-of-text token."""
     seed: int = 0
     """Key of every random draw."""
     batch_size: int = 64
     """Rows decoded together."""
 
     def __post_init__(self) -> None:
-        for name, bad, rule in (
-            ("max_new_tokens", self.max_new_tokens < 1, "at least 1"),
-            ("temperature", not (self.temperature == 0 or 1e-6 <= self.temperature < 1e6), "0, or from 1e-6 to 1e6"),
-            ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("batch_size", self.batch_size < 1, "at least 1"),
-            ("stop", isinstance(self.stop, str) or "" in self.stop, "a tuple of texts that are not empty"),
-        ):
-            if bad:
-                raise UserError(f"{name} = {getattr(self, name)!r}", f"it must be {rule}", "change it")
+        check_least(self, 1, "max_new_tokens", "batch_size")
+        check_values(self, "0, or from 1e-6 to 1e6", lambda value: value == 0 or 1e-6 <= value < 1e6, "temperature")
+        check_values(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p")
+
+    def decode_config(self, **more: Any) -> DecodeConfig:
+        """These choices, with further ones of `DecodeConfig`."""
+        return DecodeConfig(**part_of(self, DecodingConfig), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig(DecodingConfig):
+    """How tokens are chosen, and where a row ends."""
+
+    stop: tuple[str, ...] = ()
+    """A row ends when its text contains one of these."""
+    stop_at_eos: bool = True
+    """A row ends at an end-of-text token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise UserError(f"stop {self.stop!r}", "it must be a tuple of texts that are not empty", "change it")
 
 
 @dataclass(eq=False)

@@ -28,7 +28,6 @@ from trimtab.policies.evaluation_traces import write_traces
 from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom import chosen_features
 from trimtab.policies.setup_headroom import setup_headroom
-from trimtab.policies.task_options import companion_options
 from trimtab.policies.trained import TrainedRun, open_trained, setting_of
 from trimtab.runs import Run, config_dict, read_record, write_json
 from trimtab.runs.record import RECORD_NAME
@@ -219,7 +218,7 @@ def _companion_prompts(
     """Items of a task that must stand beside the policy's, their opening recorded in every run."""
     setup = entries[0].setup
     try:
-        options = companion_options(setup.config, setup.task, companion.task)
+        options = setup.config.companion_options(setup.task, companion.task)
         task = load_task(companion.task, data=setup.config.data, tokenizer=setup.model.tokenizer, **options)
         items = task.sample(companion.split, config.items)
     except UserError as error:

@@ -10,6 +10,7 @@ from trimtab.control.arm import find_kind
 from trimtab.errors import UserError
 from trimtab.policies.arms import control_names
 from trimtab.policies.headroom_candidates import COUNT, check_count
+from trimtab.runs import check_choices, check_least, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +78,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.run:
             raise UserError("policy evaluate", "there is no run to evaluate", "name a run of `policy train`")
+        check_choices(self)
         for name in self.controls:
             find_kind(name)
-        for name in ("kl_items", "finalists", "draws", "train_items", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
-        for name in ("skip", "used", "sample", "headroom_items", "vector_steps", "lora_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
+        check_least(self, 1, "kl_items", "finalists", "draws", "train_items", "lora_rank", "items")
+        check_least(self, 0, "skip", "used", "sample", "headroom_items", "vector_steps", "lora_steps")
         check_count(self.headroom_features)
-        if self.items is not None and self.items < 1:
-            raise UserError(f"items {self.items}", "it must be at least 1", "raise it")
-        if not 0 < self.kl_tolerance < 1:
-            raise UserError(f"kl_tolerance {self.kl_tolerance}", "it must lie between 0 and 1", "use 0.05")
+        check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance")
         if not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")

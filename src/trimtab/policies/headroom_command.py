@@ -12,11 +12,11 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from rich.table import Table
 
-from trimtab.control.masks import MASKS, MaskKind, PromptFirings, build_mask
+from trimtab.control.masks import MaskKind, PromptFirings, build_mask
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, PromptCache, load_model
+from trimtab.lm import LanguageModel, ModelConfig, PromptCache
 from trimtab.policies.files import JUDGE_FILE
 from trimtab.policies.headroom import Headroom, HeadroomTable, allowed_at_first, headroom, headroom_table
 from trimtab.policies.headroom_by_decoding import (
@@ -26,7 +26,6 @@ from trimtab.policies.headroom_by_decoding import (
 )
 from trimtab.policies.headroom_candidates import (
     COUNT,
-    RULES,
     CandidateRule,
     Candidates,
     NothingAllowedError,
@@ -34,31 +33,17 @@ from trimtab.policies.headroom_candidates import (
     check_count,
     first_allowed,
 )
-from trimtab.policies.task_options import task_options
-from trimtab.runs import Meter, json_safe, write_json
+from trimtab.runs import Meter, check_choices, check_least, json_safe, write_json
 from trimtab.runs.tables import Column, result_table
 from trimtab.selection.ranking import dictionary_site
-from trimtab.steering import UNITS, Unit, check_doses
-from trimtab.tasks import load_task, read_task
+from trimtab.steering import Unit, check_doses
+from trimtab.tasks import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadroomConfig:
+class HeadroomConfig(TaskConfig, ModelConfig):
     """What an edit could gain on a task, by SAE, dose and mask, before any policy is trained."""
 
-    task: str
-    """Name of the task, or module:Class of your own."""
-    data: Path | None = None
-    """Directory of the official files of the task."""
-    task_option: tuple[str, ...] = ()
-    """Options of the task's loader, each NAME=VALUE: `shots=5`, `subjects=anatomy,virology`, `harmless=1`."""
-    judge: str | None = None
-    """What reads answers to harmful prompts: `rules`, `classifier:PATH` or `endpoint:MODEL@URL`; the task's own
-    default, the rules, if not given."""
-    judge_option: tuple[str, ...] = ()
-    """Options of the judge, each NAME=VALUE: `threshold=0.7` of a classifier, `key_variable=MY_KEY` of an endpoint."""
-    model: str = "smollm2-135m-instruct"
-    """Hub id, directory, GGUF file or catalogue name."""
     sae: tuple[str, ...] = ("default",)
     """SAEs, of one layer or of several: directories or shipped names."""
     site: str | None = None
@@ -75,10 +60,6 @@ class HeadroomConfig:
     """Split of the task that items are from."""
     items: int = 32
     """Items of the split to try, the same ones every time."""
-    options_only: bool = False
-    """Decode among the tokens of the options only, where a task has options."""
-    max_new_tokens: int | None = None
-    """Tokens to decode per item; the task's own if not given."""
     features: int | None = None
     """Features to try for each mask, where answers are longer than one token; 48 unless given, or all if fewer."""
     candidates: CandidateRule = "top-confidence"
@@ -90,27 +71,18 @@ class HeadroomConfig:
     """Rows decoded together, where answers are longer than one token."""
     seed: int = 0
     """Of random directions, candidates, folds and bootstrap."""
-    dtype: str = "float32"
-    """What the model computes in."""
-    device: str = "cpu"
-    """Where to compute."""
     out: Path | None = None
     """Write the result to this JSON file as well, and the replies of a judge behind an endpoint beside it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_doses(list(self.dose))
-        named = [("unit", self.unit, UNITS), ("candidates", self.candidates, RULES)]
-        for name, value, allowed in [*named, *(("masks", m, MASKS) for m in self.masks)]:
-            if value not in allowed:
-                raise UserError(f"{name} {value!r}", f"allowed are {', '.join(allowed)}", "choose one of them")
+        check_choices(self)
         enough = {"items": self.items >= 2, "sae": bool(self.sae), "dose": bool(self.dose), "masks": bool(self.masks)}
         for name, ok in enough.items():
             if not ok:
                 raise UserError(f"{name} {getattr(self, name)}", "there is too little to compare", "give more")
-        for name in ("mask_features", "max_new_tokens", "token_limit", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} {value}", "it must be at least 1", "raise it")
+        check_least(self, 1, "mask_features", "token_limit", "batch_size")
         if self.features is not None:
             check_count(self.features)
 
@@ -182,12 +154,11 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
     Raises:
         UserError: anything that the user named is wrong, a mask allows nothing, or too much would be decoded.
     """
-    options = task_options(config)
-    task = read_task(config.task, config.data, **options)
+    task = config.read_task()
     if task is not None:
         task.sample(config.split, config.items)  # names a wrong split before the model is loaded
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
-    task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer, **options)
+    model = config.load_model()
+    task = task or config.load_task(model.tokenizer)
     saes = [load_dictionary(name, model=model, device=model.device) for name in config.sae]
     prompts = TaskPrompts.of(
         model, task, task.sample(config.split, config.items), options_only=config.options_only,

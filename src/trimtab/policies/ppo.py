@@ -18,6 +18,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import Decisions, masked_log_softmax
+from trimtab.runs import check_least, check_values
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -49,15 +50,10 @@ class PPOConfig:
     """Bring each minibatch's advantages to mean 0 and variance 1."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "minibatch", "clip", "max_grad_norm"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise UserError(f"{name} {getattr(self, name)}", "it must be positive and finite", "set it above 0")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must be from 0 to 1", "set it so")
-        for name in ("entropy_bonus", "critic_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "set it to 0 or more")
+        above_0 = ("learning_rate", "epochs", "minibatch", "clip", "max_grad_norm")
+        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, *above_0)
+        check_values(self, "from 0 to 1", lambda value: 0 <= value <= 1, "gamma", "gae_lambda")
+        check_least(self, 0, "entropy_bonus", "critic_weight")
 
 
 class UpdateReport(NamedTuple):

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from trimtab.control.masks import PromptFirings
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts
-from trimtab.dictionaries import SAE, load_dictionary
-from trimtab.lm import LanguageModel, PromptCache, Site, load_model
+from trimtab.dictionaries import SAE
+from trimtab.lm import LanguageModel, PromptCache, Site
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
-from trimtab.policies.task_options import task_options
 from trimtab.runs import Meter
 from trimtab.selection import rank
 from trimtab.selection.ranking import dictionary_site, features_to_rank
 from trimtab.steering import DirectionTable
-from trimtab.tasks import Item, Task, load_task, read_task
+from trimtab.tasks import Item, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +36,14 @@ class Setup(Setting):
         Raises:
             UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `load_task`.
         """
-        task = read_task(config.task, config.data, **task_options(config))
-        model = load_model(config.model, dtype=config.dtype, device=config.device)
-        sae = load_dictionary(config.sae, model=model, device=model.device)
-        return cls.with_parts(config, model, sae, task)
+        task = config.read_task()
+        return cls.with_parts(config, *config.load(), task)
 
     @classmethod
     def with_parts(cls, config: PolicyConfig, model: LanguageModel, sae: SAE, task: Task | None = None) -> Setup:
         """The same with a model, an SAE and perhaps a task that are loaded already."""
         site = dictionary_site(model, sae, config.site)
-        task = task or load_task(config.task, data=config.data, tokenizer=model.tokenizer, **task_options(config))
+        task = task or config.load_task(model.tokenizer)
         features: tuple[int, ...] = ()
         if config.mask == "top-confidence":
             live = len(features_to_rank(sae))

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.dictionaries import load_dictionary
-from trimtab.lm import load_model
 from trimtab.policies.arms import PolicyArm
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.networks import Policy
 from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
-from trimtab.policies.task_options import TASK_FIELDS, check_same_rewards, task_options
 from trimtab.policies.train import last_checkpoint, load_policy
 from trimtab.runs import Run, config_dict
-from trimtab.tasks import read_task
+from trimtab.tasks import TASK_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ def open_trained(paths: Sequence[Path], stack: ExitStack) -> list[TrainedRun]:
     """
     configs = [read_policy_config(path) for path in paths]
     for path, config in zip(paths[1:], configs[1:], strict=True):
-        check_same_rewards(path, config, configs[0])
+        config.check_same_rewards(path, configs[0])
     for path in paths:
         last_checkpoint(path)
     found: list[TrainedRun] = []
@@ -71,10 +68,10 @@ def _setup(config: PolicyConfig, known: Sequence[Setup]) -> Setup:
             return setup.with_seed_of(config)
     same = [setup for setup in known if _same(setup.config, config, "model", "dtype", "device")]
     tasks = [setup.task for setup in same if _same(setup.config, config, *TASK_FIELDS)]
-    task = tasks[0] if tasks else read_task(config.task, config.data, **task_options(config))
-    model = same[0].model if same else load_model(config.model, dtype=config.dtype, device=config.device)
+    task = tasks[0] if tasks else config.read_task()
+    model = same[0].model if same else config.load_model()
     saes = [setup.dictionary for setup in same if setup.config.sae == config.sae]
-    sae = saes[0] if saes else load_dictionary(config.sae, model=model, device=model.device)
+    sae = saes[0] if saes else config.load_dictionary(model)
     return Setup.with_parts(config, model, sae, task)
 
 

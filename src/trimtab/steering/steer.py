@@ -12,9 +12,9 @@ import torch
 
 from trimtab.dictionaries import AnyModelConfig, Dictionary
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, Decoded, LanguageModel, decode, site_width
+from trimtab.lm import DecodeConfig, Decoded, DecodingConfig, LanguageModel, decode, site_width
 from trimtab.lm.rows import check_prompts
-from trimtab.runs import Meter, Run, read_typed
+from trimtab.runs import Meter, Run, check_least, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
@@ -56,27 +56,16 @@ class SteerOptions:
     """Measure each edit's effect on the next-token distribution; takes one more pass over the texts."""
 
 
-DECODING = ("max_new_tokens", "temperature", "top_p", "stop", "seed", "batch_size")
-
-
 @dataclass(frozen=True, kw_only=True)
-class SteerConfig(SteerOptions, AnyModelConfig):
+class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
     """Continuations of prompts, unsteered and with features added, clamped or removed."""
 
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
-    max_new_tokens: int = 64
-    """Tokens to generate at most."""
-    temperature: float = 0.0
-    """0 decodes greedily."""
-    top_p: float = 1.0
-    """Sample from the most likely tokens that hold this share of the probability."""
     stop: tuple[str, ...] = ()
     """End a text that contains one of these."""
     seed: int = 0
     """Of the sampling. All arms share the same draws."""
-    batch_size: int = 64
-    """Rows decoded together."""
     run: str | None = None
     """Directory to write the trace to."""
     replay: str | None = None
@@ -85,7 +74,7 @@ class SteerConfig(SteerOptions, AnyModelConfig):
     @property
     def decoding(self) -> DecodeConfig:
         """How tokens are chosen."""
-        return DecodeConfig(**{name: getattr(self, name) for name in DECODING})
+        return self.decode_config(stop=self.stop)
 
 
 def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
@@ -311,8 +300,7 @@ def _check(config: SteerOptions, n_prompts: int, decoding: DecodeConfig) -> None
         raise UserError("the prompts", "there is none", "give at least one text")
     if not config.feature:
         raise UserError("the features", "there is none to steer with", "give at least one, like --feature 123")
-    if config.samples < 1:
-        raise UserError(f"samples = {config.samples}", "it must be at least 1", "change it")
+    check_least(config, 1, "samples")
     if config.samples > 1 and decoding.temperature == 0:
         raise UserError(
             f"samples = {config.samples}", "greedy decoding gives the same text every time", "set a temperature"

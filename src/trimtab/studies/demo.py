@@ -38,7 +38,7 @@ from numpy import ndarray
 
 from trimtab.dictionaries import Dictionary, DictionaryConfig
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, Site
+from trimtab.lm import DecodeConfig, DecodingConfig, LanguageModel, Site
 from trimtab.runs import Meter, Run, check_least, check_values, text_id, write_table
 from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
@@ -63,7 +63,7 @@ RANDOM_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(DictionaryConfig):
+class DemoConfig(DecodingConfig, DictionaryConfig):
     """The demo study."""
 
     run: Path = Path("runs/demo")
@@ -88,18 +88,14 @@ class DemoConfig(DictionaryConfig):
     """Of sampling."""
     top_p: float = 0.95
     """Sample from the most likely tokens that hold this share of the probability."""
-    batch_size: int = 64
-    """Rows decoded together."""
     seed: int = 0
     """Of continuations, random features and the bootstrap."""
     policy: bool = True
     """Train a small policy and show it beside its controls, too."""
 
     def __post_init__(self) -> None:
-        check_least(
-            self, 1, "candidates", "prompts_per_feature", "replicates", "random_draws", "max_new_tokens", "batch_size"
-        )
-        _ = self.decoding()
+        super().__post_init__()
+        check_least(self, 1, "candidates", "prompts_per_feature", "replicates", "random_draws")
         if self.prompts_per_feature < 2:
             raise UserError("prompts_per_feature 1", "a choice is judged on prompts that did not make it", "raise it")
         if self.sizes and max(self.sizes) > self.candidates:
@@ -111,14 +107,7 @@ class DemoConfig(DictionaryConfig):
 
     def decoding(self) -> DecodeConfig:
         """Sampling without early stops."""
-        return DecodeConfig(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            stop_at_eos=False,
-            seed=self.seed,
-            batch_size=self.batch_size,
-        )
+        return self.decode_config(stop_at_eos=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 `load_task("mmlu", data="DIRECTORY")` gives a `Task`; `docs/tasks.md` describes each and shows how to add one.
 """
 
+from trimtab.tasks.config import TASK_FIELDS, TaskConfig
 from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_options, load_task, read_task, register
 from trimtab.tasks.task import (
     SPLITS,
@@ -20,10 +21,12 @@ __all__ = [
     "DATA_VARIABLE",
     "SPLITS",
     "TASKS",
+    "TASK_FIELDS",
     "Companion",
     "Item",
     "Outcome",
     "Task",
+    "TaskConfig",
     "Tokenizer",
     "UnsuitedModelError",
     "find_task",

@@ -24,7 +24,7 @@ from trimtab.policies.headroom_candidates import COUNT, check_count
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.policies.trained import TrainedRun, open_trained
-from trimtab.runs import Meter, Run, json_safe, write_json, write_table
+from trimtab.runs import Meter, Run, check_choices, check_least, check_values, json_safe, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.runs.tables import flat_row
 from trimtab.training.checkpoint import checkpoint_files
@@ -91,23 +91,15 @@ class AnalyzeConfig:
     def __post_init__(self) -> None:
         if not self.run:
             raise UserError("policy analyze", "there is no run to analyse", "name a run of `policy train`")
-        if unknown := sorted(set(self.parts) - set(PARTS)):
-            raise UserError(f"part {unknown[0]!r}", f"there is {', '.join(PARTS)}", "choose among them")
-        at_least_1 = (
-            "items", "branch_items", "branch_tokens", "branch_candidates", "branch_draws", "critic_steps",
+        check_choices(self)
+        check_least(
+            self, 1, "items", "branch_items", "branch_tokens", "branch_candidates", "branch_draws", "critic_steps",
             "headroom_items", "layer_items", "text_rows", "live_sample",
         )  # fmt: skip
-        for name in at_least_1:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must be at least 1", "raise it")
         if self.headroom_features is not None:
             check_count(self.headroom_features)
-        for name in ("ablated", "contexts"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)}", "it must not be negative", "raise it")
-        for name in ("kl_tolerance", "false_discovery_rate"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}", "it must lie between 0 and 1", "use 0.05")
+        check_least(self, 0, "ablated", "contexts")
+        check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance", "false_discovery_rate")
         if not self.parts or not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
 
