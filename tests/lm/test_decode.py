@@ -165,5 +165,5 @@ def test_bad_prompts_are_refused(
 )  # fmt: skip
 def test_bad_configs_are_refused(field: dict) -> None:
     (name, value), *_ = field.items()
-    with pytest.raises(UserError, match=re.escape(f"{name} = {value!r}: it must be")):
+    with pytest.raises(UserError, match=re.escape(f"{name} {value!r}: it must be")):
         DecodeConfig(**field)

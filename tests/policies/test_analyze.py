@@ -247,10 +247,10 @@ def test_runs_of_different_tasks_are_not_compared(trained: TrainedRun, tmp_path:
     ("settings", "said"),
     [
         ({"run": ()}, "there is no run to analyse"),
-        ({"parts": ("everything",)}, f"there is {', '.join(PARTS)}"),
+        ({"parts": ("everything",)}, f"it is one of {', '.join(PARTS)}"),
         ({"branch_candidates": 0}, "branch_candidates 0: it must be at least 1"),
-        ({"ablated": -1}, "ablated -1: it must not be negative"),
-        ({"false_discovery_rate": 1.0}, "must lie between 0 and 1"),
+        ({"ablated": -1}, "ablated -1: it must be at least 0"),
+        ({"false_discovery_rate": 1.0}, "must be between 0 and 1"),
         ({"dose_factor": (0.0,)}, "factors are above 0"),
     ],
 )

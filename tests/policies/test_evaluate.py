@@ -354,7 +354,7 @@ def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard
         EvaluateConfig()
     with pytest.raises(UserError, match="control 'magic': there is random, random-allowed"):
         EvaluateConfig(run=(tmp_path,), controls=("magic",))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="kl_tolerance 0: it must lie between 0 and 1"):
+    with pytest.raises(UserError, match="kl_tolerance 0: it must be between 0 and 1"):
         EvaluateConfig(run=(tmp_path,), kl_tolerance=0)
     with pytest.raises(UserError, match=r"there is no run\.json"):
         evaluate_policy(EvaluateConfig(run=(tmp_path / "nowhere",)))

@@ -125,8 +125,8 @@ def test_all_features_leave_no_lower_bound(sae: Standard) -> None:
         ({"features": 65}, "features 65: the SAE has 64; give at most 64"),
         ({"features": 5, "max_new_tokens": 1},
          "features 5: answers of letters are one token, and every feature is tried; leave it out"),
-        ({"candidates": "best"}, "candidates 'best': allowed are top-confidence, random; choose one of them"),
-        ({"mask_features": 0}, "mask_features 0: it must be at least 1; raise it"),
+        ({"candidates": "best"}, "candidates 'best': it is one of top-confidence, random; choose one"),
+        ({"mask_features": 0}, "mask_features 0: it must be at least 1; change it"),
         ({"masks": ()}, r"masks \(\): there is too little to compare; give more"),
         ({"token_limit": 100, "features": 2},
          "headroom of letters: up to 120 tokens would be decoded, more than the limit of 100; lower --items, "

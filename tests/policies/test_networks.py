@@ -27,5 +27,5 @@ def test_an_untrained_actor_leaves_the_activation_alone_in_the_share_asked_for(h
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_impossible_shares_say_so(share: float):
-    with pytest.raises(UserError, match=r"initial_no_edit .*: it must be from 0 to below 1; use 0\.25"):
+    with pytest.raises(UserError, match=r"initial_no_edit .*: it must be from 0 to below 1; change it"):
         PolicyConfig(task="ioi", initial_no_edit=share)

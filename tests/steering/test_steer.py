@@ -25,7 +25,6 @@ from trimtab.steering import (
     run_steer,
     steer,
 )
-from trimtab.steering.steer import DECODING
 
 PROMPTS = ("the sea and the ship", "an inn", "in the end, the trim tab turned the rudder")
 
@@ -184,10 +183,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"site": "resid_post"}, "site 'resid_post'"),
     ({"site": "resid_post.2"}, "site resid_post.2: the dictionary reads resid_post.1"),
     ({"samples": 3}, "greedy decoding gives the same text every time"),
-    ({"samples": 0, "temperature": 1.0}, "samples = 0"),
-    ({"temperature": math.nan}, "temperature = nan"),
-    ({"top_p": 0.0}, "top_p = 0.0"),
-    ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+    ({"samples": 0, "temperature": 1.0}, "samples 0"),
+    ({"temperature": math.nan}, "temperature nan"),
+    ({"top_p": 0.0}, "top_p 0.0"),
+    ({"max_new_tokens": 0}, "max_new_tokens 0"),
     ({"max_new_tokens": 1000}, "together 1001 tokens, but tiny-llama holds 256"),
     ({"operation": "ablate", "sweep": (1.0,)}, "operation ablate has no dose"),
 ]
@@ -199,7 +198,7 @@ def test_bad_input_says_what_is_wrong(
 ) -> None:
     model, sae = tiny
     given = {"prompt": ("in",), "feature": (3,), **fields}
-    chosen = {name: given.pop(name) for name in DECODING if name in given}
+    chosen = {name: given.pop(name) for name in vars(DecodeConfig()).keys() & given.keys()}
     with pytest.raises(UserError) as caught:
         steer(model, sae, given.pop("prompt"), given.pop("feature"), decoding=DecodeConfig(**chosen), **given)
     assert message in caught.value.line
