@@ -1,0 +1,167 @@
+"""Figures of results, drawn on a matplotlib axis: what reports embed and `result.plot()` shows.
+
+`svg` draws the same file every time, in which texts are texts; it needs nothing from outside.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# matplotlib's stubs leave out types of many arguments.
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trimtab.stats import Interval, number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ACCENT, INK, MUTED, RULE = "#0b6e8a", "#1b2126", "#64707d", "#dfe4e8"
+COLOURS = (ACCENT, "#b3661a", "#4a5560", "#7a4fa3", "#1f8a4c", "#a0394b")
+WIDTH = 8.6
+"""Inches of a drawing of full width, of which texts are 9.5 points high."""
+ROW = 0.31
+"""Inches of a row of intervals."""
+FEW = 40
+"""Curves with at most as many points show them as dots."""
+_STYLE: Any = {
+    "svg.hashsalt": "trimtab", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5,
+    "axes.labelsize": 9.5, "axes.labelcolor": MUTED, "axes.edgecolor": RULE, "axes.axisbelow": True, "text.color": INK,
+    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "xtick.color": RULE, "ytick.color": RULE,
+    "axes.spines.top": False, "axes.spines.right": False, "grid.color": RULE, "legend.frameon": False,
+}  # fmt: skip
+
+
+class Mark(NamedTuple):
+    """One row of a plot of intervals."""
+
+    label: str
+    value: Interval
+    group: str = ""
+    """Rows of a group stand together, below its name."""
+    points: Sequence[float] = ()
+    """Single observations, drawn small beside the estimate."""
+    strong: bool = False
+
+
+class Curve(NamedTuple):
+    """Values at steps."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+class Level(NamedTuple):
+    """A horizontal line to read curves against."""
+
+    label: str
+    value: float
+
+
+def plot_intervals(ax: Axes, marks: Sequence[Mark], axis: str, form: str = "+.3f") -> None:
+    """Estimates with whiskers, a row each, zero marked; the numbers stand to the right of the frame.
+
+    Args:
+        ax: to draw on.
+        marks: rows, top first.
+        axis: what the horizontal axis measures.
+        form: format of the numbers.
+    """
+    rows: list[tuple[str, Mark | None]] = []
+    for group, members in groupby(marks, key=lambda mark: mark.group):
+        rows += [(group, None)] * bool(group) + [(mark.label, mark) for mark in members]
+    ax.axvline(0, color=INK, linewidth=1)
+    for y, (_, mark) in enumerate(rows):
+        if mark is not None:
+            value, colour = mark.value, ACCENT if mark.strong else COLOURS[2]
+            ax.scatter(mark.points, [y] * len(mark.points), s=9, color="#b6c0c8")
+            ax.plot([value.low, value.high], [y, y], color=colour, linewidth=1.8)
+            ax.scatter([value.estimate], [y], s=30, color=colour, zorder=3)
+    ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+    for label, (_, mark) in zip(ax.get_yticklabels(), rows, strict=True):
+        label.set(color=INK, weight="bold" if mark is None or mark.strong else "normal")
+    numbers = ax.secondary_yaxis("right")
+    shown = [(y, number_text(mark.value, form)) for y, (_, mark) in enumerate(rows) if mark is not None]
+    numbers.set_yticks([y for y, _ in shown], [text.replace("-", "−") for _, text in shown])
+    numbers.tick_params(length=0)
+    numbers.spines["right"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel(axis)
+
+
+def plot_curves(
+    ax: Axes, curves: Sequence[Curve], axis: str, *, levels: Sequence[Level] = (), steps: str = "iteration"
+) -> None:
+    """Curves with a legend; levels are dashed, and named at the right with their values.
+
+    Args:
+        ax: to draw on.
+        curves: the curves.
+        axis: what the vertical axis measures.
+        levels: horizontal lines.
+        steps: what the horizontal axis counts.
+    """
+    for curve, colour in zip(curves, COLOURS * len(curves), strict=False):
+        marker = "o" if len(curve.steps) <= FEW else None
+        ax.plot(
+            curve.steps, curve.values, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=curve.label
+        )
+    for level in levels:
+        ax.axhline(level.value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    if levels:
+        _name_levels(ax, levels)
+    if len(curves) > 1:
+        ax.legend(ncols=min(3, len(curves)), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    ax.locator_params(axis="x", integer=True)
+    ax.grid(axis="y")
+    ax.set(xlabel=steps, ylabel=axis)
+
+
+def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:
+    """Names beside the lines, moved apart where lines are closer than a name is high."""
+    low, high = ax.get_ylim()
+    apart = (high - low) * 0.07
+    ax.set_ylim(low, high)
+    at = low - apart
+    names = ax.secondary_yaxis("right")
+    places: list[float] = []
+    ordered = sorted(levels, key=lambda level: level.value)
+    for level in ordered:
+        at = max(level.value, at + apart)
+        places.append(at)
+    excess = places[-1] - high
+    places = [place - excess for place in places] if excess > 0 else places
+    names.set_yticks(places, [f"{level.label} {number_text(level.value, '.3f')}" for level in ordered])
+    names.tick_params(length=0)
+    names.spines["right"].set_visible(False)
+
+
+def svg(draw: Callable[[Axes], None], title: str, *, height: float = 2.8, width: float = WIDTH) -> str:
+    """A drawing as inline SVG, the same bytes every time.
+
+    Args:
+        draw: draws on an axis.
+        title: read out in place of the drawing.
+        height, width: inches.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    file = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.add_subplot())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    text = file.getvalue()
+    drawing = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<defs>") :]).replace("'DejaVu Sans'", "system-ui")
+    size = f"{width * 72:g} {height * 72:g}"
+    named = html.escape(title)
+    links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {links} viewBox="0 0 {size}" role="img" aria-label="{named}"><title>{named}</title>\n{drawing}'
