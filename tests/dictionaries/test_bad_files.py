@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trimtab.dictionaries import FeatureStats, load_dictionary, save_dictionary
-from trimtab.dictionaries import files as files_module
 from trimtab.errors import UserError
+from trimtab.runs import atomic
 
 MISSING = object()
 
@@ -221,7 +221,7 @@ def test_no_other_precision_is_saved(random_sae, tmp_path):
 
 def test_a_file_in_the_way_is_named(random_sae, tmp_path):
     (tmp_path / "sae").write_text("mine")
-    with pytest.raises(UserError, match="a file of that name is in the way"):
+    with pytest.raises(UserError, match=r"cannot write .*sae.*; choose a writable path"):
         save_dictionary(random_sae("standard"), tmp_path / "sae")
     assert (tmp_path / "sae").read_text() == "mine"
 
@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(random_sae, tmp_path, there_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"could not be written .*; free some space"):
+        with pytest.raises(UserError, match=r"cannot write .*: it grew too large; free some space"):
             save_dictionary(random_sae("standard", n=500), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -252,8 +252,8 @@ def test_a_failure_after_the_weights_leaves_what_was_there(random_sae, tmp_path,
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files_module, "_flush", full)
-    message = re.escape(f"dictionary {path}: it could not be written (No space left on device); free some space")
+    monkeypatch.setattr(atomic, "_sync", full)
+    message = re.escape(f"cannot write {path / 'sae_weights.safetensors'}: the disk is full; free some space")
     with pytest.raises(UserError, match=message):
         save_dictionary(random_sae("standard", seed=1), path)
     assert load_dictionary(path).fingerprint == before

@@ -22,7 +22,7 @@ from trimtab.dictionaries import (
     shipped_names,
 )
 from trimtab.dictionaries import shipped as shipped_module
-from trimtab.dictionaries.saelens_config import hook_from_site, site_from_hook
+from trimtab.dictionaries.saelens_layout import hook_from_site, site_from_hook
 from trimtab.errors import UserError
 
 INFO = DictionaryInfo(architecture="standard", model="tiny", site="resid_post.1", metadata={"tokens": 12, "note": "ü"})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries import SAE, load_dictionary, save_dictionary
-from trimtab.dictionaries.saelens_config import write_config
+from trimtab.dictionaries.saelens_layout import write_config
 from trimtab.errors import UserError
 
 RELEASES = {

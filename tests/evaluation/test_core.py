@@ -283,7 +283,7 @@ def test_density_counts_every_feature_on_every_evaluated_row(tiny_llama: Languag
     assert sum(density.counts) + density.never == 48
     assert density.never == round(48 * result["dead_share"].estimate)
     rate = rebuilt.stats.firing_rate
-    assert density.quantiles[0.5] == pytest.approx(np.median(np.log10(rate[rate > 0])))
+    assert density.quantiles["0.5"] == pytest.approx(np.median(np.log10(rate[rate > 0])))
     assert result.to_json()["density"]["counts"] == list(density.counts)
     assert density.render() in result.render()
 

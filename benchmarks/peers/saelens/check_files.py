@@ -20,7 +20,7 @@ from sae_lens.saes import sae as peer
 from torch import Tensor
 
 from trimtab.dictionaries import ARCHITECTURES, SAE, DictionaryInfo, load_dictionary, save_dictionary
-from trimtab.dictionaries.saelens_config import SAELENS_VERSION
+from trimtab.dictionaries.saelens_layout import SAELENS_VERSION
 
 LIMIT = 1e-5
 D, N, K, ROWS = 96, 512, 12, 400

@@ -97,7 +97,8 @@ def _run(command: str, words: Sequence[str]) -> int:
     if as_json:
         from trimtab.runs import json_safe
 
-        print(json.dumps(json_safe(result.to_json()), ensure_ascii=False, allow_nan=False))
+        plain = result.to_json() if hasattr(result, "to_json") else result
+        print(json.dumps(json_safe(plain), ensure_ascii=False, allow_nan=False))
     else:
         from rich.console import Console
 

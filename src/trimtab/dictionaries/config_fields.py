@@ -1,21 +1,41 @@
-"""Fields of another library's config, checked as they are read."""
+"""A config that another library or trimtab wrote as JSON: its fields are checked as they are read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
 
+GET_AGAIN = "get the dictionary again"
+
 
 class Fields(NamedTuple):
-    """A config whose fields are checked as they are read."""
+    """The fields of a config."""
 
     cfg: Mapping[str, Any]
     source: str
     """The file's name, for messages."""
     inside: str = ""
     """The object of the file that `cfg` is, with a dot behind it (`trainer.`)."""
+
+    @classmethod
+    def read(cls, path: Path, writers: str) -> Fields:
+        """Read a file. Raises a `UserError` that names it, and who writes such directories, unless it is an object."""
+        try:
+            cfg = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            mend = f"give a directory that {writers} saved"
+            raise UserError(f"dictionary {path.parent}", f"it has no {path.name}", mend) from None
+        except OSError as error:
+            raise UserError(str(path), f"not readable ({error.strerror})", "check the file's permissions") from error
+        except ValueError as error:
+            raise UserError(str(path), f"not valid JSON ({error})", GET_AGAIN) from error
+        if not isinstance(cfg, dict):
+            raise UserError(str(path), f"a JSON object was expected, not {type(cfg).__name__}", GET_AGAIN)
+        return cls(cfg, str(path))
 
     def error(self, name: str, why: str, mend: str = "") -> UserError:
         what = self.inside + name + (f" = {self.cfg[name]!r}" if name in self.cfg else "")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trimtab.dictionaries.describing import made_by
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import STATS_FILE, load_dictionary, save_dictionary
 from trimtab.errors import UserError
+from trimtab.lm import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,6 @@ class ConvertResult:
     """Of what was written, as it is read back."""
     has_stats: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Every field as plain values."""
-        return dataclasses.asdict(self)
-
     def render(self) -> str:
         """The result as text."""
         what = f"{self.architecture}, {self.n_features:,} features of width {self.d_in:,}"
@@ -73,7 +70,7 @@ def convert_sae(config: ConvertConfig) -> ConvertResult:
             f"destination {destination}", "it holds files already", "choose a directory that is new or empty"
         )
     sae = load_dictionary(config.source)
-    changed = {"model": config.model, "site": config.site and _checked(config.site)}
+    changed = {"model": config.model, "site": config.site and str(Site.parse(config.site))}
     sae.info = dataclasses.replace(sae.info, **{name: value for name, value in changed.items() if value is not None})
     if config.stats is not None:
         path = config.stats / STATS_FILE if config.stats.is_dir() else config.stats
@@ -92,9 +89,3 @@ def convert_sae(config: ConvertConfig) -> ConvertResult:
         fingerprint=written.fingerprint,
         has_stats=written.feature_stats is not None,
     )
-
-
-def _checked(site: str) -> str:
-    from trimtab.lm.sites import Site
-
-    return str(Site.parse(site))

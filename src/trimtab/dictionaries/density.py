@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -22,9 +21,9 @@ _BARS = " ▁▂▃▄▅▆▇█"
 class FeatureDensity:
     """Distribution of log10 of the firing rates of the features that fired; the others are counted apart."""
 
-    quantiles: dict[float, float]
-    """log10 firing rate by share of the features that fired; empty if none did."""
-    edges: tuple[float, ...]
+    quantiles: dict[str, float]
+    """log10 firing rate by share of the features that fired (`0.5`); empty if none did."""
+    log10_edges: tuple[float, ...]
     """Bounds of the bins in log10, from the first at or below one firing to 0; a rate on a bound is in the upper bin,
     and a rate of 1 in the last."""
     counts: tuple[int, ...]
@@ -34,24 +33,14 @@ class FeatureDensity:
     n_rows: int
     """Rows that rates were counted on: 1/n_rows is the least rate that can be seen."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; quantiles by name (`0.5`)."""
-        return {
-            "quantiles": {f"{q:g}": value for q, value in self.quantiles.items()},
-            "log10_edges": list(self.edges),
-            "counts": list(self.counts),
-            "never": self.never,
-            "n_rows": self.n_rows,
-        }
-
     def render(self) -> str:
         """Quantiles and a histogram in one line."""
         if not self.quantiles:
             return "no feature fired"
-        found = ", ".join(f"{q:.0%} {number_text(value, '.2f')}" for q, value in self.quantiles.items())
+        found = ", ".join(f"{float(q):.0%} {number_text(value, '.2f')}" for q, value in self.quantiles.items())
         top = max(self.counts)
         bars = "".join(_BARS[math.ceil(count * (len(_BARS) - 1) / top)] for count in self.counts)
-        return f"{found}  {self.edges[0]:g} {bars} {self.edges[-1]:g}"
+        return f"{found}  {self.log10_edges[0]:g} {bars} {self.log10_edges[-1]:g}"
 
 
 def feature_density(firing_rate: Float[ndarray, " n"], n_rows: int) -> FeatureDensity:
@@ -67,8 +56,8 @@ def feature_density(firing_rate: Float[ndarray, " n"], n_rows: int) -> FeatureDe
     edges = np.arange(low, 1) * BIN
     counts, _ = np.histogram(np.clip(fired, edges[0], 0), bins=edges)
     return FeatureDensity(
-        quantiles={q: float(np.quantile(fired, q)) for q in QUANTILES} if len(fired) else {},
-        edges=tuple(edges.tolist()),
+        quantiles={f"{q:g}": float(np.quantile(fired, q)) for q in QUANTILES} if len(fired) else {},
+        log10_edges=tuple(edges.tolist()),
         counts=tuple(counts.tolist()),
         never=int((rate == 0).sum()),
         n_rows=n_rows,

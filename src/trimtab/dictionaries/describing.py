@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.metrics import DENSE_RATE
-from trimtab.runs import json_safe
 from trimtab.runs.tables import named_values
 from trimtab.stats import number_text
 
@@ -76,10 +76,6 @@ class SAEDescription:
     metadata: dict[str, Any]
     """The training recipe, and whatever else the files say."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Every field as plain values."""
-        return json_safe(self)
-
     def render(self) -> str:
         """The description as text."""
         said = {
@@ -122,7 +118,7 @@ def describe_sae(config: SAEInfoConfig) -> SAEDescription:
         fingerprint=sae.fingerprint,
         settings=sae.settings,
         decoder_norms=_spread(sae.decoder_norms),
-        threshold=_spread(threshold) if isinstance(threshold := getattr(sae, "threshold", None), Tensor) else None,
+        threshold=_spread(sae.threshold) if isinstance(sae, JumpReLU) else None,
         firing=_firing(sae.feature_stats),
         metadata={name: value for name, value in sae.info.metadata.items() if name not in _VERSIONS},
     )

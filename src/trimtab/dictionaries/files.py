@@ -7,46 +7,33 @@ them. Nothing is ever unpickled. A dictionary appears whole: it is written besid
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.folding import fold_norms
-from trimtab.dictionaries.foreign import FORMATS, format_of, is_weights_file
+from trimtab.dictionaries.foreign import FORMATS, format_of
 from trimtab.dictionaries.foreign.saelens_registry import PREFIX, read_from_registry
 from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.sae import SAE
-from trimtab.dictionaries.saelens_config import write_config
-from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest
+from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest, write_config
 from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names
 from trimtab.errors import UserError
+from trimtab.lm import LanguageModel, site_width
+from trimtab.runs import atomic_path
 
 STATS_FILE = "feature_stats.parquet"
-
-
-class FitsModel(Protocol):
-    """What `load_dictionary` asks of a model: its width and its name (and layers and fingerprint, if it has them)."""
-
-    @property
-    def d_model(self) -> int: ...
-    @property
-    def name(self) -> str: ...
 
 
 def load_dictionary(
     path_or_name: str | Path,
     *,
-    model: FitsModel | None = None,
+    model: LanguageModel | None = None,
     any_model: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -118,49 +105,48 @@ def save_dictionary(
         )
     config = json.dumps(write_config(dictionary), indent=2)
     weights = {name: _for_disk(name, getattr(dictionary, name), dtype) for name in dictionary.shapes}
-    with _appears_whole(path) as folder:
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", DIGEST: digest(weights)})
-        if stats is not None:
-            stats.write(folder / STATS_FILE)
-        (folder / CONFIG_FILE).write_text(config)
-        shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives its files to the owner alone
+    try:
+        with ExitStack() as stack:  # files take their places in the reverse order, the config last
+            names = (CONFIG_FILE, *[STATS_FILE] * (stats is not None), WEIGHTS_FILE)
+            partial = {name: stack.enter_context(atomic_path(path / name)) for name in names}
+            save_file(weights, partial[WEIGHTS_FILE], metadata={"format": "pt", DIGEST: digest(weights)})
+            partial[CONFIG_FILE].write_text(config)
+            if stats is not None:
+                stats.write(partial[STATS_FILE])
+            else:  # those of a dictionary that was there
+                (path / STATS_FILE).unlink(missing_ok=True)
+    except UserError:
+        with suppress(OSError):
+            path.rmdir()
+        raise
     return path
 
 
-def check_fit(sae: SAE, model: Any, *, any_model: bool = False) -> None:
+def check_fit(sae: SAE, model: LanguageModel, *, any_model: bool = False) -> None:
     """Raise a `UserError` unless the dictionary fits a model's width and, where the file says them, site and name."""
     width = model.d_model
-    if sae.info.site and hasattr(model, "layout"):
-        from trimtab.lm import site_width
-
+    if sae.info.site:
         try:
-            site = model.site(sae.info.site)
+            width = site_width(model, model.site(sae.info.site))
         except UserError as error:
             raise UserError(
                 f"dictionary for {error.what}", error.why, "choose a dictionary trained on this model"
             ) from None
-        width = site_width(model, site)
     sae.check_model(width, model.name)
     if not any_model:
-        sae.check_same_model(model.name, getattr(model, "fingerprint", ""))
-
-
-def fold_rescaling(sae: SAE) -> SAE:
-    """A TopK SAE that rescales by decoder norms with the norms folded in; any other SAE as it is."""
-    return fold_norms(sae) if sae.settings.get("rescale_acts_by_decoder_norm") else sae
+        sae.check_same_model(model.name, model.fingerprint)
 
 
 def _built(found: FoundSAE) -> SAE:
     """The SAE of what was read, in float32 or better, its norms folded where its library folds them."""
-    weights = {name: _widened(weight) for name, weight in found.weights.items()}
+    weights = {
+        name: weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+        for name, weight in found.weights.items()
+    }
     sae = found.architecture.build(weights, found.settings, found.info)
-    if found.unit_rows and not torch.allclose(sae.decoder_norms, torch.ones_like(sae.decoder_norms)):
-        return fold_norms(sae)
-    return fold_rescaling(sae)
-
-
-def _widened(weight: Tensor) -> Tensor:
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+    norms = sae.decoder_norms
+    unit_rows = found.unit_rows and not torch.allclose(norms, torch.ones_like(norms))
+    return fold_norms(sae) if unit_rows or sae.settings.get("rescale_acts_by_decoder_norm") else sae
 
 
 def _locate(path_or_name: str | Path) -> Path:
@@ -180,7 +166,7 @@ def _locate(path_or_name: str | Path) -> Path:
     if path.is_dir():
         _check_not_above(path)
         return path
-    if is_weights_file(path):
+    if path.name == format_of(path.parent).WEIGHTS_FILE:
         return path.parent
     if path.suffix in PICKLES:
         raise pickle_error(path)
@@ -193,7 +179,7 @@ def _locate(path_or_name: str | Path) -> Path:
 
 def _check_not_above(path: Path) -> None:
     """Raise a `UserError` that names some dictionaries below a directory that holds none itself."""
-    files = [known.weights for known in FORMATS]
+    files = [known.WEIGHTS_FILE for known in FORMATS]
     if any((path / name).exists() for name in (*files, CONFIG_FILE)):
         return
     below = sorted({file.parent for name in files for depth in ("*", "*/*") for file in path.glob(f"{depth}/{name}")})
@@ -214,47 +200,3 @@ def _for_disk(name: str, weight: Tensor, dtype: str) -> Tensor:
         if not bool(torch.isfinite(weight).all()):
             raise UserError(f"tensor {name}", "it holds values beyond float16's 65504", "save it as float32")
     return weight.contiguous()
-
-
-@contextmanager
-def _appears_whole(path: Path) -> Iterator[Path]:
-    """A fresh directory that becomes `path` on leaving, or vanishes if anything goes wrong.
-
-    If `path` exists, its files of a dictionary are replaced, the config last, and all others are kept.
-    """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"dictionary {path}", "a file of that name is in the way", "choose another path")
-    staging: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-        staging.mkdir()
-        yield staging
-        for file in staging.iterdir():
-            _flush(file)
-        if not path.exists():
-            staging.replace(path)
-        else:
-            if not (staging / STATS_FILE).exists():
-                (path / STATS_FILE).unlink(missing_ok=True)
-            for name in (WEIGHTS_FILE, STATS_FILE, CONFIG_FILE):
-                if (staging / name).exists():
-                    (staging / name).replace(path / name)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"dictionary {path}", f"it could not be written ({reason})", "free some space or choose another path"
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a directory's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,7 @@
-"""What every reader of a dictionary's files checks, whoever wrote them: fields, tensors, damage, pickles."""
+"""What every reader of a dictionary's files checks, whoever wrote them: tensors, damage, pickles."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.sae import SAE
+from trimtab.dictionaries.config_fields import GET_AGAIN
+from trimtab.dictionaries.sae import SAE, check_shapes
 from trimtab.errors import UserError
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
-GET_AGAIN = "get the dictionary again"
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 
@@ -33,32 +32,8 @@ class FoundSAE(NamedTuple):
     """Whether its library opens it with the norms of decoder rows folded into the codes."""
 
 
-def read_json(path: Path, *, writers: str = "SAELens or trimtab") -> dict[str, Any]:
-    """A config, which must be an object. Raises a `UserError` that names the file, and who writes such directories."""
-    try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"dictionary {path.parent}", f"it has no {path.name}", f"give a directory that {writers} saved"
-        ) from None
-    except OSError as error:
-        raise UserError(str(path), f"not readable ({error.strerror})", "check the file's permissions") from error
-    except ValueError as error:
-        raise UserError(str(path), f"not valid JSON ({error})", GET_AGAIN) from error
-    if not isinstance(cfg, dict):
-        raise UserError(str(path), f"a JSON object was expected, not {type(cfg).__name__}", GET_AGAIN)
-    return cfg
-
-
-class StoredTensors(NamedTuple):
-    """What a safetensors file holds."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-
-
-def read_safetensors(path: Path) -> StoredTensors:
-    """All tensors of a file. Raises a `UserError` if it is missing, damaged or a pickle, which is not opened."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a file. Raises a `UserError` if it is missing, damaged or a pickle."""
     if not path.exists():
         raise UserError(f"dictionary {path.parent}", f"it has no {path.name}", GET_AGAIN)
     with path.open("rb") as file:
@@ -66,10 +41,7 @@ def read_safetensors(path: Path) -> StoredTensors:
     if start in _PICKLE_STARTS:
         raise pickle_error(path)
     with damage_named(path, "safetensors"), safe_open(path, framework="pt") as file:
-        return StoredTensors(
-            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-            file.metadata() or {},
-        )
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @contextmanager
@@ -82,51 +54,51 @@ def damage_named(path: Path, kind: str, *errors: type[Exception]) -> Iterator[No
         raise UserError(str(path), f"damaged or no {kind} file ({reason})", GET_AGAIN) from error
 
 
-class Stated(NamedTuple):
-    """The field of a config that decides which tensors there must be, for messages."""
-
-    field: str
-    value: str
-    file: str
-
-    def __str__(self) -> str:
-        return f"{self.field} {self.value}"
-
-
-def check_tensors(
+def take_weights(
     tensors: Mapping[str, Tensor],
     path: Path | str,
-    stated: Stated,
+    architecture: type[SAE],
     *,
-    needed: Collection[str],
+    n: int,
+    d: int,
+    stated: tuple[str, str],
+    names: Mapping[str, str] | None = None,
     optional: Collection[str] = (),
-) -> None:
-    """Raise a `UserError` unless a file holds the tensors of its architecture, finite and in floating point.
+) -> dict[str, Tensor]:
+    """The weights of an architecture out of a file's tensors, which must be these, finite and in floating point.
 
     Args:
         tensors: what the file holds.
         path: the file, for messages.
-        stated: what its config says it is.
-        needed: names that must be there.
-        optional: names that may be there; their types are not checked.
+        architecture: whose weights are there.
+        n, d: features and width, as the config says.
+        stated: the field of the config that decides which tensors there must be, and its value, for messages.
+        names: of the tensors by ours, where they differ. One that ends in ".weight" is that of an `nn.Linear`, which
+            keeps ours transposed.
+        optional: tensors that may be there and are no weights.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or not as it must be; the message names it.
     """
-    for name in needed:
+    names = names or {name: name for name in architecture.shapes}
+    field, value = stated
+    for name in names.values():
         if name not in tensors:
-            raise UserError(f"tensor {name}", f"{path} lacks it, and the {stated.field} is {stated.value}", GET_AGAIN)
+            raise UserError(f"tensor {name}", f"{path} lacks it, and the {field} is {value}", GET_AGAIN)
     for name, tensor in tensors.items():
-        if name in needed:
+        what = f"tensor {name} in {path}"
+        if name in names.values():
             if tensor.dtype not in _DTYPES:
-                raise UserError(
-                    f"tensor {name} in {path}", f"its type is {tensor.dtype}, not a floating-point one", GET_AGAIN
-                )
+                raise UserError(what, f"its type is {tensor.dtype}, not a floating-point one", GET_AGAIN)
             if not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"tensor {name} in {path}", "it holds values that are not finite", GET_AGAIN)
+                raise UserError(what, "it holds values that are not finite", GET_AGAIN)
         elif name not in optional:
-            raise UserError(
-                f"tensor {name} in {path}",
-                f"the {stated} has no such weight",
-                f"correct the field {stated.field} in {stated.file}, or use another dictionary",
-            )
+            mend = f"correct the field {field}, or use another dictionary"
+            raise UserError(what, f"the {field} {value} has no such weight", mend)
+    transposed = {ours for ours, name in names.items() if name.endswith(".weight")}
+    kept = {ours: architecture.shapes[ours][:: -1 if ours in transposed else 1] for ours in names}
+    check_shapes({names[ours]: shape for ours, shape in kept.items()}, tensors, n=n, d=d, source=str(path))
+    return {ours: tensors[name].T if ours in transposed else tensors[name] for ours, name in names.items()}
 
 
 def pickle_error(path: Path) -> UserError:

@@ -9,7 +9,6 @@ sinks and special tokens are left as they are, and "every position spliced" is w
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,7 +26,7 @@ from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
-from trimtab.runs import Meter, check_least, check_values
+from trimtab.runs import Meter, check_least, check_values, json_safe
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
 
@@ -135,10 +134,7 @@ class CoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values: everything above, metrics by name."""
-        apart = ("metrics", "density")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in apart}
-        metrics = {m.name: m.value.to_dict() for m in self.metrics}
-        return {**fields, "metrics": metrics, "density": self.density.to_json()}
+        return json_safe(self) | {"metrics": {m.name: m.value.to_dict() for m in self.metrics}}
 
 
 def run_core(config: CoreConfig) -> CoreResult:

@@ -22,17 +22,10 @@ from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.architectures.standard import Standard
 from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.config_fields import Fields
+from trimtab.dictionaries.config_fields import GET_AGAIN, Fields
 from trimtab.dictionaries.foreign.module_paths import site_of_submodule
-from trimtab.dictionaries.reading import (
-    GET_AGAIN,
-    FoundSAE,
-    Stated,
-    check_tensors,
-    damage_named,
-    read_json,
-)
-from trimtab.dictionaries.sae import SAE, check_shapes
+from trimtab.dictionaries.reading import FoundSAE, damage_named, take_weights
+from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 
 WEIGHTS_FILE = "ae.pt"
@@ -40,50 +33,29 @@ CONFIG_FILE = "config.json"
 _WRITER = "dictionary_learning"
 
 
-class Stored(NamedTuple):
-    """How a file keeps one of our weights."""
-
-    name: str
-    shape: str
-    """In our notation; "d n" for ours of "n d" means that it is kept transposed."""
-
-
 class DictClass(NamedTuple):
     """A class of that library: what it is here, and where its weights are."""
 
     architecture: type[SAE]
-    weights: dict[str, Stored]
+    names: dict[str, str]
+    """Of its weights in the file, by ours."""
     subtracts_b_dec: bool = True
     buffers: tuple[str, ...] = ()
     """Tensors that are no weights: k, the running threshold, the sizes of Matryoshka's groups."""
     unit_rows: bool = False
 
 
-_LINEAR = {
-    "W_enc": Stored("encoder.weight", "n d"),
-    "b_enc": Stored("encoder.bias", "n"),
-    "W_dec": Stored("decoder.weight", "d n"),
-}
-_PLAIN = {name: Stored(name, shape) for name, shape in Standard.shapes.items()}
-_B_DEC = {"b_dec": Stored("b_dec", "d")}
+_LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
+_GATED = {"W_enc": "encoder.weight", "b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
+_PLAIN = {name: name for name in Standard.shapes}
 
 CLASSES: dict[str, DictClass] = {
-    "AutoEncoder": DictClass(Standard, _LINEAR | {"b_dec": Stored("bias", "d")}, unit_rows=True),
-    "AutoEncoderNew": DictClass(Standard, _LINEAR | {"b_dec": Stored("decoder.bias", "d")}, subtracts_b_dec=False),
-    "GatedAutoEncoder": DictClass(
-        Gated,
-        {
-            "W_enc": _LINEAR["W_enc"],
-            "b_gate": Stored("gate_bias", "n"),
-            "b_mag": Stored("mag_bias", "n"),
-            "r_mag": Stored("r_mag", "n"),
-            "W_dec": _LINEAR["W_dec"],
-            "b_dec": Stored("decoder_bias", "d"),
-        },
-    ),
-    "JumpReluAutoEncoder": DictClass(JumpReLU, _PLAIN | {"threshold": Stored("threshold", "n")}, subtracts_b_dec=False),
-    "AutoEncoderTopK": DictClass(TopK, _LINEAR | _B_DEC, buffers=("k", "threshold")),
-    "BatchTopKSAE": DictClass(JumpReLU, _LINEAR | _B_DEC, buffers=("k", "threshold")),
+    "AutoEncoder": DictClass(Standard, _LINEAR | {"b_dec": "bias"}, unit_rows=True),
+    "AutoEncoderNew": DictClass(Standard, _LINEAR | {"b_dec": "decoder.bias"}, subtracts_b_dec=False),
+    "GatedAutoEncoder": DictClass(Gated, _GATED | {"W_dec": "decoder.weight", "b_dec": "decoder_bias"}),
+    "JumpReluAutoEncoder": DictClass(JumpReLU, _PLAIN | {"threshold": "threshold"}, subtracts_b_dec=False),
+    "AutoEncoderTopK": DictClass(TopK, _LINEAR | {"b_dec": "b_dec"}, buffers=("k", "threshold")),
+    "BatchTopKSAE": DictClass(JumpReLU, _LINEAR | {"b_dec": "b_dec"}, buffers=("k", "threshold")),
     "MatryoshkaBatchTopKSAE": DictClass(JumpReLU, _PLAIN, buffers=("k", "threshold", "group_sizes")),
 }
 """Every class that its trainers save."""
@@ -96,7 +68,7 @@ def read(path: Path) -> FoundSAE:
         UserError: a file is missing, damaged or would have to be unpickled, or the config does not fit the weights; the
             message names the file and the field or tensor.
     """
-    config = Fields(read_json(path / CONFIG_FILE, writers=_WRITER), str(path / CONFIG_FILE))
+    config = Fields.read(path / CONFIG_FILE, _WRITER)
     trainer = config.part("trainer")
     name = trainer.cfg.get("dict_class")
     if not isinstance(name, str) or name not in CLASSES:
@@ -106,13 +78,10 @@ def read(path: Path) -> FoundSAE:
     n, d = trainer.positive_integer("dict_size"), trainer.positive_integer("activation_dim")
     file = path / WEIGHTS_FILE
     tensors = _load(file)
-    stored = {weight.name: weight.shape for weight in known.weights.values()}
-    check_tensors(tensors, file, Stated("trainer.dict_class", name, CONFIG_FILE), needed=stored, optional=known.buffers)
-    check_shapes(stored, tensors, n=n, d=d, source=str(file))
-    weights = {
-        ours: tensors[kept.name].T if known.architecture.shapes[ours] != kept.shape else tensors[kept.name]
-        for ours, kept in known.weights.items()
-    }
+    weights = take_weights(
+        tensors, file, known.architecture, n=n, d=d, stated=("trainer.dict_class", name), names=known.names,
+        optional=known.buffers,
+    )  # fmt: skip
     settings: dict[str, Any] = {"apply_b_dec_to_input": known.subtracts_b_dec}
     if known.architecture is TopK:
         settings["k"] = _k(trainer, tensors, n)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.reading import GET_AGAIN, FoundSAE, Stated, check_tensors, damage_named
-from trimtab.dictionaries.sae import check_shapes
+from trimtab.dictionaries.config_fields import GET_AGAIN
+from trimtab.dictionaries.reading import FoundSAE, damage_named, take_weights
 from trimtab.errors import UserError
 
 WEIGHTS_FILE = "params.npz"
+CONFIG_FILE = ""
 _SITES = {"res": "resid_post", "mlp": "mlp_out"}
 
 
@@ -35,13 +36,12 @@ def read(path: Path) -> FoundSAE:
     info = _info(path)
     file = path / WEIGHTS_FILE
     tensors = _load(file)
-    check_tensors(tensors, file, Stated("format", "Gemma Scope", WEIGHTS_FILE), needed=JumpReLU.shapes)
-    shape = list(tensors["W_dec"].shape)
-    if len(shape) != 2:
-        raise UserError(f"tensor W_dec of shape {shape} in {file}", "it must be [features, width]", GET_AGAIN)
-    n, d = shape
-    check_shapes(JumpReLU.shapes, tensors, n=n, d=d, source=str(file))
-    return FoundSAE(JumpReLU, tensors, {"apply_b_dec_to_input": False}, info)
+    if "W_dec" in tensors and tensors["W_dec"].ndim != 2:
+        what = f"tensor W_dec of shape {list(tensors['W_dec'].shape)} in {file}"
+        raise UserError(what, "it must be [features, width]", GET_AGAIN)
+    n, d = tensors["W_dec"].shape if "W_dec" in tensors else (0, 0)
+    weights = take_weights(tensors, file, JumpReLU, n=n, d=d, stated=("format", "Gemma Scope"))
+    return FoundSAE(JumpReLU, weights, {"apply_b_dec_to_input": False}, info)
 
 
 def _load(file: Path) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
-from typing import Any, NamedTuple
+from typing import Any
 
+from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.reading import FoundSAE
 from trimtab.dictionaries.saelens_layout import found_in_saelens
 from trimtab.errors import UserError
@@ -43,20 +44,13 @@ def read_from_registry(name: str) -> FoundSAE:
             sae = sae_lens.SAE.from_pretrained(release, sae_id, device="cpu")
     except Exception as error:
         raise _not_loaded(name, error) from error
-    return found_in_saelens(sae.cfg.to_dict(), sae.state_dict(), config=f"the config of {name}", weights=name)
+    return found_in_saelens(Fields(sae.cfg.to_dict(), f"the config of {name}"), sae.state_dict(), name)
 
 
-class RegistryName(NamedTuple):
-    """An SAE of the registry."""
-
-    release: str
-    sae_id: str
-
-
-def split_name(name: str) -> RegistryName:
+def split_name(name: str) -> tuple[str, str]:
     """`saelens:RELEASE/SAE_ID` in its parts; the first slash parts them."""
     release, _, sae_id = name.removeprefix(PREFIX).partition("/")
-    return RegistryName(release, sae_id)
+    return release, sae_id
 
 
 def _import(name: str) -> tuple[Any, Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.foreign.module_paths import site_of_module
-from trimtab.dictionaries.reading import FoundSAE, Stated, check_tensors, read_json, read_safetensors
-from trimtab.dictionaries.sae import check_shapes
+from trimtab.dictionaries.reading import FoundSAE, read_safetensors, take_weights
 
 WEIGHTS_FILE = "sae.safetensors"
 CONFIG_FILE = "cfg.json"
 _WRITER = "sparsify"
-_SHAPES = {"encoder.weight": "n d", "encoder.bias": "n", "W_dec": "n d", "b_dec": "d"}
+_NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 _WITHOUT_EFFECT = (
     "d_in",
     "activation",
@@ -48,8 +48,8 @@ def read(path: Path) -> FoundSAE:
         UserError: a file is missing or damaged, a field asks for what trimtab does not compute, or the weights do not
             fit the config; the message names the file and the field or tensor.
     """
-    cfg = read_json(path / CONFIG_FILE, writers=_WRITER)
-    field = Fields(cfg, str(path / CONFIG_FILE))
+    field = Fields.read(path / CONFIG_FILE, _WRITER)
+    cfg = field.cfg
     if cfg.get("activation") not in (None, "topk"):
         raise field.error("activation", "trimtab reads SAEs whose rows keep their k largest codes (topk)")
     for name, value in cfg.items():
@@ -60,19 +60,12 @@ def read(path: Path) -> FoundSAE:
     n = n if cfg.get("num_latents") else n * d
     settings = TopK.read_settings(field, n)
     file = path / WEIGHTS_FILE
-    tensors = read_safetensors(file).tensors
-    check_tensors(tensors, file, Stated("activation", "topk", CONFIG_FILE), needed=_SHAPES)
-    check_shapes(_SHAPES, tensors, n=n, d=d, source=str(file))
-    weights = {
-        "W_enc": tensors["encoder.weight"].T,
-        "b_enc": tensors["encoder.bias"],
-        "W_dec": tensors["W_dec"],
-        "b_dec": tensors["b_dec"],
-    }
+    tensors, _ = read_safetensors(file)
+    weights = take_weights(tensors, file, TopK, n=n, d=d, stated=("activation", "topk"), names=_NAMES)
     return FoundSAE(TopK, weights, settings, _info(path, cfg))
 
 
-def _info(path: Path, cfg: dict[str, Any]) -> DictionaryInfo:
+def _info(path: Path, cfg: Mapping[str, Any]) -> DictionaryInfo:
     path = path.absolute()
     module = path.parent if re.fullmatch(r"seed\d+", path.name) else path
     run = _run_config(module)
@@ -80,7 +73,7 @@ def _info(path: Path, cfg: dict[str, Any]) -> DictionaryInfo:
         architecture=TopK.architecture,
         model=str(run.get("model") or ""),
         site=site_of_module(module.name),
-        metadata={"read_from": _WRITER, _WRITER: {"hookpoint": module.name, "sae": cfg, "run": run}},
+        metadata={"read_from": _WRITER, _WRITER: {"hookpoint": module.name, "sae": dict(cfg), "run": run}},
     )
 
 
