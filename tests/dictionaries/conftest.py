@@ -49,6 +49,6 @@ def random_sae() -> RandomSAE:
         if architecture == "topk":
             settings.setdefault("k", max(1, n // 4))
         info = info or DictionaryInfo(architecture=architecture)
-        return cls.build({name: w.to(dtype) for name, w in weights.items()}, settings, info)
+        return cls(**{name: w.to(dtype) for name, w in weights.items()}, **settings, info=info)
 
     return make

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.dictionaries.active import SparsePairs
 from trimtab.dictionaries.kernels import kernels_for
 from trimtab.dictionaries.sparse import ActivePairs, collect_rows, decode_pairs, dot_pairs, order_by_feature
 
@@ -106,5 +107,6 @@ def test_sparse_products_on_the_device_equal_those_on_the_cpu(dtype: torch.dtype
     assert close(decode_pairs(pairs, W), codes @ W.double())
     assert close(dot_pairs(pairs, X, W), (X.double() @ W.double().T)[pairs.row, pairs.feature])
     assert close(collect_rows(order_by_feature(pairs, N), pairs.value, X), codes.T @ X.double())
+    assert close(SparsePairs(pairs, N).by_feature(pairs.value), codes.sum(0))
     pairs.value.requires_grad_()
     assert kernels_for(pairs.value, W) is None  # torch's operation is differentiable

@@ -12,7 +12,7 @@ from training_saes import D, N, batch, build
 from trimtab.dictionaries import SAE, DictionaryInfo
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.relu_like import ReLULike
+from trimtab.dictionaries.penalised import ReLULike
 from trimtab.errors import UserError
 
 INFO = DictionaryInfo(architecture="")

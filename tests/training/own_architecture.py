@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trimtab.dictionaries.architectures.standard import Standard
-from trimtab.dictionaries.penalised import PenalisedConfig
-from trimtab.dictionaries.relu_like import ReLULike
+from trimtab.dictionaries.penalised import PenalisedConfig, ReLULike
 from trimtab.dictionaries.trainable import Loss
 from trimtab.runs import LEFT_OUT_AT_DEFAULT
 

@@ -82,7 +82,7 @@ def ours_opened_by_saelens(folder: Path) -> list[Case]:
                     if rescale is not None:
                         settings |= {"k": K, "rescale_acts_by_decoder_norm": rescale}
                     info = DictionaryInfo(architecture=architecture, model="gpt2", site="resid_pre.5")
-                    ours = ARCHITECTURES[architecture].build(random_weights(architecture), settings, info)
+                    ours = ARCHITECTURES[architecture](**random_weights(architecture), **settings, info=info)
                     path = save_dictionary(ours, folder / f"ours-{len(cases)}", dtype=dtype)
                     theirs = peer.SAE.load_from_disk(path)
                     assert theirs.cfg.architecture() == architecture

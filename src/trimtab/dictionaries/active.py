@@ -24,8 +24,6 @@ from trimtab.dictionaries.sparse import (
     decode_pairs,
     dot_pairs,
     order_by_feature,
-    segment_sums,
-    sum_by_feature,
     true_places,
 )
 
@@ -70,8 +68,9 @@ class SparsePairs:
     def by_feature(self, values: Values) -> Float[Tensor, " n"]:
         """Entry i is Σ_b v[b, i]."""
         if values.device.type == "cpu":
-            return sum_by_feature(self.pairs, values, self.n)
-        return segment_sums(values[self.order.pair], self.order.start)
+            return values.new_zeros(self.n).index_add_(0, self.pairs.feature, values)
+        ordered = values[self.order.pair]  # elsewhere index_add_ is not the same every time
+        return torch.segment_reduce(ordered, "sum", offsets=self.order.start, initial=0.0)
 
     def of_feature(self, vector: Float[Tensor, " n"]) -> Values:
         """The entry of a per-feature vector that belongs to every pair (dense: one that broadcasts)."""

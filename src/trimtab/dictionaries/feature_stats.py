@@ -24,6 +24,7 @@ from trimtab.runs import write_table
 FORMAT = 1
 """Version of the table; another one is refused."""
 _COLUMNS = {"max_activation": np.float32, "mean_activation": np.float32, "firing_rate": np.float64}
+_ABOUT = {"n_tokens": int, "corpus_hash": str, "sink_filter": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,7 @@ class FeatureStats:
 
     def to_table(self) -> pa.Table:
         """One row per feature; what belongs to all of them is in the schema's metadata."""
-        about = {
-            "format": FORMAT,
-            "n_tokens": self.n_tokens,
-            "corpus_hash": self.corpus_hash,
-            "sink_filter": self.sink_filter,
-        }
+        about = {"format": FORMAT, **{name: getattr(self, name) for name in _ABOUT}}
         columns = {"feature": np.arange(self.n_features, dtype=np.int32)}
         columns |= {name: np.asarray(getattr(self, name), dtype) for name, dtype in _COLUMNS.items()}
         return pa.table(columns).replace_schema_metadata({"trimtab.feature_stats": json.dumps(about)})
@@ -83,18 +79,14 @@ class FeatureStats:
             if about["format"] != FORMAT:
                 raise UserError(str(path), f"it has format {about['format']}, this version reads {FORMAT}", mend)
             columns = {name: table.column(name).to_numpy().astype(dtype) for name, dtype in _COLUMNS.items()}
-            stats = cls(
-                **columns,
-                n_tokens=int(about["n_tokens"]),
-                corpus_hash=str(about["corpus_hash"]),
-                sink_filter=str(about["sink_filter"]),
-            )
+            stats = cls(**columns, **{name: kind(about[name]) for name, kind in _ABOUT.items()})
         except UserError:
             raise
         except FileNotFoundError:
             raise UserError(str(path), "no such file", mend) from None
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            raise UserError(str(path), f"not readable as feature statistics ({_first_line(error)})", mend) from error
+            reason = str(error).partition("\n")[0]
+            raise UserError(str(path), f"not readable as feature statistics ({reason})", mend) from error
         if n_features is not None and stats.n_features != n_features:
             raise UserError(str(path), f"it describes {stats.n_features} features, not {n_features}", mend)
         for name in _COLUMNS:
@@ -154,7 +146,3 @@ class FeatureStatsAccumulator:
             corpus_hash=corpus_hash,
             sink_filter=sink_filter,
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -143,7 +143,7 @@ def _built(found: FoundSAE) -> SAE:
         name: weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
         for name, weight in found.weights.items()
     }
-    sae = found.architecture.build(weights, found.settings, found.info)
+    sae = found.architecture(**weights, **found.settings, info=found.info)
     norms = sae.decoder_norms
     unit_rows = found.unit_rows and not torch.allclose(norms, torch.ones_like(norms))
     return fold_norms(sae) if unit_rows or sae.settings.get("rescale_acts_by_decoder_norm") else sae

@@ -61,4 +61,4 @@ def _in_float64(sae: SAE) -> dict[str, Tensor]:
 def _with(sae: AnySAE, weights: dict[str, Tensor], **changed: Any) -> AnySAE:
     """A copy with other weights, in the original's precision."""
     weights = {name: weight.to(sae.W_dec.dtype) for name, weight in weights.items()}
-    return type(sae).build(weights, sae.settings | changed, sae.info)
+    return type(sae)(**weights, **sae.settings | changed, info=sae.info)

@@ -95,7 +95,7 @@ class CoreMetricsAccumulator:
 
     def __init__(self, d: int, n_features: int, device: str | torch.device = "cpu") -> None:
         self._slots: dict[int, int] = {}
-        self._sums = torch.zeros(0, _Sum.COUNT, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(0, 6, dtype=torch.float64, device=device)  # columns as `update` stacks them
         self._x = torch.zeros(0, d, dtype=torch.float64, device=device)
         self._origin: Tensor | None = None
         self._firings = torch.zeros(n_features, dtype=torch.int64, device=device)
@@ -130,31 +130,27 @@ class CoreMetricsAccumulator:
             active = values > 0
             self._firings += torch.bincount(indices[active], minlength=len(self._firings)).to(device)
         centred = x - self._origin
-        sums = x.new_empty(len(x), _Sum.COUNT)
-        sums[:, _Sum.ROWS] = 1
-        sums[:, _Sum.RESIDUAL] = (x - x_hat).square().sum(1)
-        sums[:, _Sum.CENTRED] = centred.square().sum(1)
-        sums[:, _Sum.ENERGY] = x.square().sum(1)
-        sums[:, _Sum.COSINE] = torch.cosine_similarity(x, x_hat, dim=1, eps=1e-30)
-        sums[:, _Sum.ACTIVE] = active.sum(1).to(sums)
+        residual, energy = (x - x_hat).square().sum(1), x.square().sum(1)
+        cosine = torch.cosine_similarity(x, x_hat, dim=1, eps=1e-30)
+        sums = [torch.ones_like(energy), residual, centred.square().sum(1), energy, cosine, active.sum(1).to(x)]
         slots = self._slots_of(documents)
-        self._sums.index_add_(0, slots, sums)
+        self._sums.index_add_(0, slots, torch.stack(sums, 1))
         self._x.index_add_(0, slots, centred)
 
     def totals(self) -> DocumentTotals:
         """The sums of everything counted so far."""
         sums, x = self._sums[: len(self._slots)], self._x[: len(self._slots)]
-        rows = sums[:, _Sum.ROWS]
+        rows, residual, centred, energy, cosine, active = sums.unbind(1)
         mean = x.sum(0) / rows.sum().clamp_min(1)  # x̄ − origin
-        variance = sums[:, _Sum.CENTRED] - 2 * x @ mean + rows * mean.square().sum()
+        variance = centred - 2 * x @ mean + rows * mean.square().sum()
         return DocumentTotals(
             document=np.array(list(self._slots), dtype=np.int64),
             rows=rows.long().cpu().numpy(),
-            residual=sums[:, _Sum.RESIDUAL].cpu().numpy(),
+            residual=residual.cpu().numpy(),
             variance=variance.clamp_min(0).cpu().numpy(),
-            energy=sums[:, _Sum.ENERGY].cpu().numpy(),
-            cosine=sums[:, _Sum.COSINE].cpu().numpy(),
-            active=sums[:, _Sum.ACTIVE].long().cpu().numpy(),
+            energy=energy.cpu().numpy(),
+            cosine=cosine.cpu().numpy(),
+            active=active.long().cpu().numpy(),
             firings=self._firings.cpu().numpy(),
         )
 
@@ -171,13 +167,6 @@ class CoreMetricsAccumulator:
             self._sums = torch.cat([self._sums, self._sums.new_zeros(more, self._sums.shape[1])])
             self._x = torch.cat([self._x, self._x.new_zeros(more, self._x.shape[1])])
         return torch.tensor(slots, device=self._sums.device)[inverse]
-
-
-class _Sum:
-    """Columns of the accumulator's table of sums."""
-
-    ROWS, RESIDUAL, CENTRED, ENERGY, COSINE, ACTIVE = range(6)
-    COUNT = 6
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -7,7 +7,7 @@ holds its inference class; the constructor takes the weights by the names that S
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -62,11 +62,6 @@ class SAE(Dictionary):
         self.apply_b_dec_to_input = apply_b_dec_to_input
         for name in self.shapes:
             self.register_parameter(name, nn.Parameter(weights[name].detach(), requires_grad=False))
-
-    @classmethod
-    def build(cls, weights: Mapping[str, Tensor], settings: Mapping[str, Any], info: DictionaryInfo) -> Self:
-        """Construct any architecture from its weights by name and its settings."""
-        return cls(**weights, **settings, info=info)
 
     @classmethod
     def read_settings(cls, field: Fields, n: int) -> dict[str, Any]:

@@ -108,9 +108,7 @@ def pairs_above_screened(
     if found is None:
         return None
     h = dot_pairs(found, z, W) + b[found.feature]
-    kept = h > (floor[found.feature] if isinstance(floor, Tensor) else floor)
-    before = torch.cat([found.start[:1], kept.cumsum(0)])
-    return ActivePairs(h[kept], found.feature[kept], before[found.start])
+    return found._replace(value=h).where(h > (floor[found.feature] if isinstance(floor, Tensor) else floor))
 
 
 class Screen:

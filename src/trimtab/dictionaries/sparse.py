@@ -81,6 +81,11 @@ class ActivePairs(NamedTuple):
         rows = torch.arange(self.start.shape[0] - 1, device=self.start.device)
         return rows.repeat_interleave(self.start.diff(), output_size=self.feature.shape[0])
 
+    def where(self, kept: Bool[Tensor, " m"]) -> ActivePairs:
+        """Some of the pairs."""
+        place, before = true_places(kept), torch.cat([self.start[:1], kept.cumsum(0)])
+        return ActivePairs(self.value[place], self.feature[place], before[self.start])
+
 
 class FeatureOrder(NamedTuple):
     """The same pairs, feature after feature."""
@@ -137,7 +142,7 @@ def largest_places(x: Int[Tensor, "B n"], k: int) -> Int[Tensor, "B k"]:
     return (keys[:, first:] & 0xFFFF).long()
 
 
-def true_places(mask: Bool[Tensor, "B n"]) -> Int[Tensor, " m"]:
+def true_places(mask: Bool[Tensor, ...]) -> Int[Tensor, " m"]:
     """Flat indices of what is true, in ascending order."""
     if mask.device.type == "cpu":  # twice as fast as torch
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
@@ -151,11 +156,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def decode_pairs(pairs: ActivePairs, W: Float[Tensor, "n d"]) -> Float[Tensor, "B d"]:
     """Row b is Σ_i f[b, i] W[i]. Differentiable in the values if W asks for no gradient."""
-    if kernels := kernels_for(pairs.value, W):
-        return kernels.weighted_bags(pairs.feature, pairs.value, pairs.start, W)
-    return F.embedding_bag(
-        pairs.feature, W, pairs.start, mode="sum", per_sample_weights=pairs.value, include_last_offset=True
-    )
+    return _weighted_bags(pairs.feature, pairs.value, pairs.start, W)
 
 
 def dot_pairs(pairs: ActivePairs, X: Float[Tensor, "B d"], W: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
@@ -194,18 +195,11 @@ def collect_rows(order: FeatureOrder, values: Float[Tensor, " m"], X: Float[Tens
         values: one weight per pair, in the row order.
         X: what is collected.
     """
-    if kernels := kernels_for(values, X):
-        return kernels.weighted_bags(order.row, values[order.pair], order.start, X)
-    return F.embedding_bag(
-        order.row, X, order.start, mode="sum", per_sample_weights=values[order.pair], include_last_offset=True
-    )
+    return _weighted_bags(order.row, values[order.pair], order.start, X)
 
 
-def sum_by_feature(pairs: ActivePairs, values: Float[Tensor, " m"], n: int) -> Float[Tensor, " n"]:
-    """Entry i is Σ_b v[b, i]; on an accelerator use `segment_sums` of ordered pairs, which is the same every time."""
-    return values.new_zeros(n).index_add_(0, pairs.feature, values)
-
-
-def segment_sums(values: Float[Tensor, " m"], start: Int[Tensor, " segments_and_end"]) -> Float[Tensor, " segments"]:
-    """Sums of runs of values, each run added up in its order."""
-    return torch.segment_reduce(values, "sum", offsets=start, initial=0.0)
+def _weighted_bags(index: Tensor, weight: Tensor, start: Tensor, W: Tensor) -> Tensor:
+    """Row b is the sum of weight[p]·W[index[p]] over the pairs p from start[b] to start[b + 1]."""
+    if kernels := kernels_for(weight, W):
+        return kernels.weighted_bags(index, weight, start, W)
+    return F.embedding_bag(index, W, start, mode="sum", per_sample_weights=weight, include_last_offset=True)

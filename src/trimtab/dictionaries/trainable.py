@@ -274,7 +274,7 @@ class TrainableSAE(nn.Module):
         recipe: dict[str, Any] = {"architecture": self.architecture, **dataclasses.asdict(self.config)}
         kind = self.inference_class
         info = dataclasses.replace(info, architecture=kind.architecture, metadata={**info.metadata, "training": recipe})
-        return kind.build(self.inference_weights(), self.inference_settings(), info)
+        return kind(**self.inference_weights(), **self.inference_settings(), info=info)
 
 
 def batch_variance(x: Float[Tensor, "B d"]) -> Float[Tensor, ""]:

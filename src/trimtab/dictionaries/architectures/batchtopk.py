@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.dictionaries.active import pairs_above
@@ -73,7 +73,7 @@ class TrainableBatchTopK(TopKLike):
         surplus = len(pairs.value) - wanted
         if surplus <= 0:
             return pairs
-        return _keep(pairs, pairs.value >= pairs.value.kthvalue(surplus + 1).values)
+        return pairs.where(pairs.value >= pairs.value.kthvalue(surplus + 1).values)
 
     @torch.no_grad()
     def calibrate(self, rows: Float[Tensor, "m d"]) -> dict[str, float]:
@@ -112,8 +112,3 @@ class TrainableBatchTopK(TopKLike):
     def _above(self, z: Tensor, floor: float) -> ActivePairs:
         pairs = pairs_above(self.encoder(), z, floor)
         return pairs._replace(value=pairs.value.relu())
-
-
-def _keep(pairs: ActivePairs, kept: Bool[Tensor, " m"]) -> ActivePairs:
-    before = torch.cat([pairs.start[:1], kept.cumsum(0)])
-    return ActivePairs(pairs.value[kept], pairs.feature[kept], before[pairs.start])

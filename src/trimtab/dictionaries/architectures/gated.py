@@ -20,8 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.dictionaries.active import active_above
-from trimtab.dictionaries.penalised import PenalisedConfig
-from trimtab.dictionaries.relu_like import ReLULike
+from trimtab.dictionaries.penalised import PenalisedConfig, ReLULike
 from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.trainable import Loss
 

@@ -84,16 +84,14 @@ class TrainableMatryoshka(TrainableBatchTopK):
         groups, start = [], 0
         for size in self.config.group_sizes():
             mine = (pairs.feature >= start) & (pairs.feature < start + size)
-            place = mine.nonzero().squeeze(1)
-            before = torch.cat([pairs.start[:1], mine.cumsum(0)])
-            part = ActivePairs(pairs.value[place], pairs.feature[place] - start, before[pairs.start])
-            groups.append(_Group(place, slice(start, start + size), SparsePairs(part, size)))
+            part = pairs._replace(feature=pairs.feature - start).where(mine)
+            groups.append(_Group(mine, slice(start, start + size), SparsePairs(part, size)))
             start += size
         return groups
 
 
 class _Group(NamedTuple):
     place: Tensor
-    """Of its pairs among all."""
+    """Which of all pairs are its own."""
     features: slice
     active: SparsePairs

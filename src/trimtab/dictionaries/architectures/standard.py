@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from trimtab.dictionaries.active import Active, Values, active_above
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.folding import fold_norms
-from trimtab.dictionaries.penalised import PenalisedConfig
-from trimtab.dictionaries.relu_like import ReLULike
+from trimtab.dictionaries.penalised import PenalisedConfig, ReLULike
 from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.trainable import Loss
 
