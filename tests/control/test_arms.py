@@ -21,7 +21,9 @@ from trimtab.control.arms.random_allowed import AllowedRandomSource
 from trimtab.control.arms.static import best_static, static_source
 from trimtab.control.arms.vector import learn_vector
 from trimtab.control.learning import CROSS_ENTROPY, REINFORCE
+from trimtab.control.masks import PromptFirings
 from trimtab.dictionaries import Standard
+from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.errors import UserError
 from trimtab.lm import EditRequest, LanguageModel, PromptCache, TokenBatch, capture
 from trimtab.lm.answer_logits import answer_logits
@@ -34,7 +36,7 @@ from trimtab.steering import (
     assert_equal_dose,
     token_effects,
 )
-from trimtab.tasks import Task
+from trimtab.tasks import Item, Outcome, Task
 
 
 class WhereNegative(DirectionSource):
@@ -198,6 +200,49 @@ def test_corrsteer_needs_answers_of_both_kinds(planted: LanguageModel, planted_d
     train = readout_items(planted, planted_dictionary, Planted, "train")
     with pytest.raises(UserError, match="all 5 training answers are worth the same"):
         corrsteer(train.take(np.flatnonzero(train.answer().reward == 1)[:5].tolist()))
+
+
+class Rated(Planted):
+    """Rewards below 0, and no right and wrong."""
+
+    name = "rated"
+
+    def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
+        return Outcome(reward=1.0 if text[:1] == "Y" else -1.0, correct=None)
+
+
+def test_corrsteers_coefficient_counts_rewards_above_0(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    train = readout_items(planted, planted_dictionary, Rated, "train")
+    reward = train.answer().reward
+    codes = planted_dictionary.encode(torch.from_numpy(train.activations())).numpy()
+    assert corrsteer(train).coefficient == pytest.approx(codes[reward == 1, 0].mean(), rel=1e-5)
+    train.prompts.task.parse = lambda item, text, permutation=0: Outcome(reward=-float(text[:1] == "N"), correct=None)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no training answer has a reward above 0"):
+        corrsteer(train)
+
+
+def test_all_heads_of_a_layer_are_one_activation(planted: LanguageModel) -> None:
+    """A dictionary of all heads of a layer reads them side by side, as it steers them."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(40, 32, generator=generator)
+    info = DictionaryInfo(architecture="standard", model=planted.name, site="attn_z.1")
+    sae = Standard(
+        rows.T.contiguous(), torch.zeros(40), rows / rows.norm(dim=1, keepdim=True), torch.zeros(32), info=info
+    )
+    site = planted.site("attn_z.1")
+    firings = PromptFirings(planted, site, sae)
+    train, validation = (
+        readout_items(planted, sae, HalfHurt, s, mask="accumulated", firings=firings) for s in ("train", "validation")
+    )
+    ids = list(train.prompts.ids[0])
+    x = capture(planted, TokenBatch.full(torch.tensor([ids])), [site])[site][0].flatten(1)
+    assert train.activations()[0] == pytest.approx(x[-1].numpy(), abs=1e-5)
+    assert torch.equal(firings([ids])[0], (sae.encode(x[1:-1]) > 0).any(0))
+    assert corrsteer(train).items == 90
+    choice = best_static(validation, {"some": [3, 4]}, factors=(1.0,))
+    assert fit_gate(train, validation, choice).items == 90
+    drawn = train.answer(AllowedRandomSource(train.setting, 0)).edits
+    assert len(drawn) == 90
 
 
 @pytest.mark.parametrize(("task", "objective"), [(Planted, CROSS_ENTROPY), (OnlyRewards, REINFORCE)])

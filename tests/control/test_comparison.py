@@ -26,7 +26,7 @@ from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import EditRequest, LanguageModel
-from trimtab.steering import Choice, DirectionSource, StaticSource
+from trimtab.steering import Choice, DirectionSource, StaticSource, TopActiveSource
 from trimtab.tasks import Companion, Task
 
 Patch = pytest.MonkeyPatch
@@ -237,9 +237,9 @@ def forget_the_scale(patch: Patch) -> None:
 def choose_on_test(patch: Patch) -> None:
     original = Replicate.of
 
-    def of(setting: Any, kind: ArmKind, train: TaskPrompts, validation: TaskPrompts, name: str = "") -> Replicate:
+    def of(setting: Any, kind: ArmKind, train: TaskPrompts, validation: TaskPrompts, *rest: Any) -> Replicate:
         test = readout_prompts(setting.model, TellsTheOther, "test").take(range(24))
-        return original(setting, kind, train, test, name)
+        return original(setting, kind, train, test, *rest)
 
     patch.setattr(comparison.Replicate, "of", of)
 
@@ -373,6 +373,122 @@ def test_names_are_given_once() -> None:
         Other.name = name
         with pytest.raises(UserError, match=f"arm '{name}'.*already a kind of arm of this name"):
             register(Other)
+
+
+class Odd(FeatureSeven):
+    """A toy arm that cannot take another's strength, or does not say how far it diverges."""
+
+    name = "odd"
+
+    def __init__(self, source: Callable[[ItemSet], StaticSource] | None = None) -> None:
+        self.source = source
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        if self.source is not None:
+            return self.steered(lambda items, draw: self.source(items))  # pyright: ignore[reportOptionalCall]
+        return [self.arm(lambda items, scale: [items.answer(items.setting.static_source(7, scale))], match="kl")]
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "why"),
+    [
+        (
+            lambda items: items.setting.static_source([[3, 4]] * len(items), 1.0), ["odd"],
+            "equal dose: the arm adds 2 features at once",
+        ),
+        (
+            lambda items: StaticSource(
+                items.setting.dictionary, 3, 1.0, items.setting.site, operation="clamp", unit="absolute"
+            ),
+            ["odd"], "equal dose: only what adds a direction at one site can take another's doses",
+        ),
+        (None, [], "equal KL: its answers say nothing of their divergence"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_matched_is_missing_before_a_test_item_is_answered(
+    planted: LanguageModel, planted_dictionary: Standard, source: Any, labels: list[str], why: str
+) -> None:
+    found = run(planted, planted_dictionary, [Odd(source)])
+    assert [arm.label for arm in found.result.arms][2:] == labels
+    assert set(found.missing) == ({"odd at equal dose", "odd at equal kl"} if source else {"odd at equal kl"})
+    assert set(found.missing.values()) == {why}
+
+
+def test_a_reference_of_no_known_divergence_is_named(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    class Silent(Reference):
+        def arms(self, choosing: Choosing) -> list[Arm]:
+            (arm,) = super().arms(choosing)
+            return [replace(arm, answer=lambda items, scale: [arm.answer(items, scale)[0]._replace(kl=None)])]
+
+    found = run(planted, planted_dictionary, ["random"], reference=Silent())
+    assert found.missing == {"random at equal kl": "the chooser says nothing of its divergence on validation"}
+
+
+def test_test_items_are_none_that_something_was_chosen_on(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    for split in ("train", "validation"):
+        prompts = splits(planted)
+        prompts["test"] = replace(
+            prompts["test"],
+            items=(*prompts["test"].items[:-1], prompts[split].items[3]),
+            ids=(*prompts["test"].ids[:-1], prompts[split].ids[3]),
+        )
+        with pytest.raises(UserError, match=r"test item planted/\d+: it is among those that arms are chosen"):
+            run(planted, planted_dictionary, ["random"], prompts=prompts)
+
+
+def test_settings_are_trainings_on_one_ground(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    one, two = (readout_setting(planted, planted_dictionary, seed=seed) for seed in (0, 1))
+    for settings, reference, message in (
+        ([], Reference(), "1 references: there are 0 settings"),
+        ([one, two], [Reference()] * 3, "3 references: there are 2 settings; give one for all, or one for each"),
+        ([one, one], Reference(), "the settings: two have seed 0; give each seed once"),
+        ([one, replace(two, dose=1.5)], Reference(), "settings with dose 2.0 and 1.5: only their seeds may differ"),
+    ):
+        with pytest.raises(UserError) as caught:
+            compare(settings, splits(planted), ["random"], reference=reference)
+        assert message in caught.value.line
+
+
+def test_a_static_reference_is_chosen_among_the_candidates(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    static = BestStatic(dose_factor=(1.0,))
+    found = run(
+        planted, planted_dictionary, ["static", BestStatic(finalists=2)][:1], reference=static,
+        candidates={"two": [4, 5]}, equal_kl=None,
+    )  # fmt: skip
+    assert found.result.arm("static").chosen[0]["origins"] == {"two": 2}
+    assert found.missing == {"another static": "the reference has this name"}
+    assert not run(planted, planted_dictionary, [static], reference=static, candidates={"two": [4]}).missing
+
+
+def test_answers_to_other_prompts_have_no_divergence(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    items = ItemSet.of(readout_setting(planted, planted_dictionary), splits(planted)["test"])
+    other = replace(items.prompts, ids=tuple((9, *ids) for ids in items.prompts.ids))
+    assert items.answer(prompts=other, kl=True).kl is None
+    assert items.answer(items.setting.static_source(3, 1.0), prompts=other, kl=True).kl is None
+
+
+def test_a_reference_that_looks_at_prompts_but_edits_answers_has_a_schedule(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    items = ItemSet.of(readout_setting(planted, planted_dictionary), splits(planted)["test"])
+    looks = TopActiveSource(planted_dictionary, 0.5, items.setting.site, over="context")
+    schedule = EditSchedule.of(items.answer(looks))
+    assert (schedule.edits, schedule.mean) == (24, pytest.approx(0.5, rel=1e-5))
+
+
+def test_a_schedule_is_of_the_items_that_are_answered(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    items = ItemSet.of(readout_setting(planted, planted_dictionary), splits(planted)["test"])
+    with pytest.raises(AssertionError, match="a row for each item"):
+        items.answer(MatchedSource(items.setting.static_source(3, 1.0), EditSchedule(torch.ones(25, 1))))
+
+
+def test_a_kind_may_be_defined_again(seven: type[FeatureSeven]) -> None:
+    again = type("FeatureSeven", (FeatureSeven,), {"__module__": __name__, "__qualname__": "FeatureSeven"})
+    place = list(ARM_KINDS).index("seven")
+    assert ARM_KINDS[register(again).name] is again
+    assert list(ARM_KINDS).index("seven") == place
 
 
 def test_two_kinds_of_one_name_are_refused(planted: LanguageModel, planted_dictionary: Standard) -> None:

@@ -85,6 +85,8 @@ def test_one_turn_is_a_text_with_chat(tiny_llama: LanguageModel) -> None:
         (PLAIN, [], "be brief", "the chat: it has no turn; give turns of user and assistant, before them at"),
         (PLAIN, [{"role": "bot", "content": "an inn"}], None, "the chat: its roles are bot; give turns of user and"),
         (PLAIN, [{"role": "system", "content": "in"}], "an", "the chat: its roles are system, system; give turns of"),
+        (PLAIN, [{"role": "user"}], None, "the chat: a turn says role; give role and content"),
+        (PLAIN, [{"role": "user", "content": "an inn", "name": "x"}], None, "the chat: a turn says role, content,"),
         (None, TURNS, None, "--chat with other: the model has no chat template; give a plain prompt"),
         (" ", [{"role": "user", "content": " "}], None, ""),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_readout import Planted
+from planted_readout import Planted, readout_prompts
 from rich.console import Console
 from test_evaluate import QUICK, entry
 
@@ -141,6 +141,16 @@ def test_who_names_the_same_letter_under_every_order_knows_nothing(
     assert "known: right under every cyclic" in screen.export_text()
     off = evaluate([made], EvaluateConfig(run=(tmp_path,), every_order=False, **(QUICK | settings)))  # pyright: ignore
     assert off.result.arm("policy").known is None
+
+
+def test_items_of_unequal_numbers_of_orders_are_asked_in_one(planted: LanguageModel) -> None:
+    class Mixed(TwoOrders):
+        def orders(self, item: Item) -> int:
+            return 2 + (item.group == "/")
+
+    for task, orders in ((TwoOrders, 1), (Mixed, 0)):
+        prompts = readout_prompts(planted, task, "test")
+        assert len(prompts.other_orders(planted)) == orders
 
 
 def test_an_order_reaches_prompts_and_answers(planted: LanguageModel, planted_dictionary: Standard) -> None:

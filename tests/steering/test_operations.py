@@ -180,6 +180,16 @@ def test_bad_vectors_and_axes_are_refused() -> None:
         assert message in caught.value.line
 
 
+def test_operations_have_one_name_each() -> None:
+    with pytest.raises(UserError, match="operation 'add': there is already one of this name; choose another name"):
+
+        @operation()
+        def add(at: Slots) -> Tensor:
+            return at.length
+
+    assert operation()(OPERATIONS["clamp"].coefficients) is OPERATIONS["clamp"].coefficients
+
+
 def test_an_operation_of_one_s_own_is_traced_and_replayed(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     @operation(has_dose=False)
     def reflect(at: Slots) -> Tensor:

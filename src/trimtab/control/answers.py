@@ -64,6 +64,7 @@ class EditSchedule:
         """
         decoded, log = answers.decoded, answers.edits
         assert decoded is not None
+        log = log.take((log.feature >= 0).any(1) | (log.replaced != 0))
         first = torch.tensor([decoded.first_position(row) - 1 for row in range(len(decoded))])
         relative = torch.zeros(len(decoded), max(map(len, decoded.token_ids)))
         if len(log):
@@ -75,8 +76,7 @@ class EditSchedule:
                 log.feature.shape[1] == 1 and bool(log.target.isnan().all()) and not bool(log.replaced.any())
             )
             signed = log.coefficient[:, 0] if one_direction else log.delta_norm
-            dose = torch.where((log.feature >= 0).any(1) | (log.replaced != 0), signed / log.x_norm.clamp_min(1e-30), 0)
-            relative[log.row, log.position - first[log.row]] = dose.float()
+            relative[log.row, log.position - first[log.row]] = (signed / log.x_norm.clamp_min(1e-30)).float()
         return cls(relative)
 
     @property
@@ -98,12 +98,13 @@ class MatchedSource(DirectionSource):
     """Another source's features, at a reference arm's decisions and relative doses.
 
     Args:
-        inner: picks features; its own doses are not used.
+        inner: picks one feature at a time; its own doses are not used.
         schedule: of the reference arm on the same items.
         scale: multiplies all doses.
 
     Raises:
-        UserError: the other source does more than add directions at one site.
+        UserError: the other source does more than add directions at one site; while decoding, if it picks several
+            features at once.
     """
 
     def __init__(self, inner: DirectionSource, schedule: EditSchedule, scale: float = 1.0) -> None:
@@ -116,6 +117,7 @@ class MatchedSource(DirectionSource):
         self.inner, self.relative, self.scale = inner, schedule.relative, scale
 
     def start(self, start: DecodeStart) -> None:
+        assert len(start.prompts) == len(self.relative), "a schedule has a row for each item that is answered"
         super().start(start)
         self.inner.start(start)
         self.relative = self.relative.to(start.device)
@@ -124,10 +126,16 @@ class MatchedSource(DirectionSource):
         choice = self.inner.pick(request)
         if choice is None:
             return None
+        if choice.feature.shape[1] > 1:
+            raise UserError(
+                "equal dose",
+                f"the arm adds {choice.feature.shape[1]} features at once",
+                "give it their sum as a vector",
+            )
         step = request.position - request.prompt_length + 1
         known = step < self.relative.shape[1]
         dose = self.relative[request.row, step.clamp_max(self.relative.shape[1] - 1)] * known * self.scale
-        return Choice(torch.where(dose[:, None] != 0, choice.feature[:, :1], -1), dose[:, None])
+        return Choice(torch.where(dose[:, None] != 0, choice.feature, -1), dose[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +181,10 @@ class ItemSet:
             repeats: rows per item.
             seed: of the draws; the setting's by default.
             temperature: of tokens; the setting's by default.
-            kl: measure the divergence from the unsteered model.
+            kl: measure the divergence from the unsteered model; that of answers to other prompts means nothing, and is
+                not measured.
         """
+        kl = kl and prompts is None
         setting, asked, recorder = self.setting, prompts or self.prompts, None
         if kl and (source is not None or adapter is not None):
             recorder = DivergenceRecorder(setting.model, None if adapter else source)

@@ -191,10 +191,13 @@ _Kind = TypeVar("_Kind", bound=type[ArmKind])
 def register(kind: _Kind, *, before: str | None = None) -> _Kind:
     """Make a kind of arm known by its name; as a decorator, or as a call for one that is shown before another.
 
+    A class that is defined again, as in a notebook, takes its own place.
+
     Raises:
         UserError: another kind has the name.
     """
-    if kind.name == Unsteered.name or ARM_KINDS.get(kind.name, kind) is not kind:
+    known = ARM_KINDS.get(kind.name, kind)
+    if kind.name == Unsteered.name or (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
         raise UserError(f"arm {kind.name!r}", "there is already a kind of arm of this name", "choose another name")
     names = list(ARM_KINDS)
     later = {name: ARM_KINDS.pop(name) for name in names[names.index(before) :]} if before in names else {}

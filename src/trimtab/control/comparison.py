@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from rich.console import Group
@@ -139,27 +139,31 @@ def compare(
 
     Args:
         settings: the ground of all arms; one for each training of the reference, which differ in their seed alone.
-        prompts: items by split: `train`, `validation` and `test`.
+        prompts: items by split: `train`, `validation` and `test`, which must not share any.
         arms: names of registered kinds, or kinds with settings of their own.
         reference: what the others are compared with, and whose dose and divergence they take: a kind or its name, or
             one for each training.
-        candidates: features that static arms try, by where they come from; a sample of live ones if not given.
+        candidates: features that static arms try, the reference too, by where they come from; a sample of live ones if
+            not given.
         equal_kl: how arms of equal divergence are scaled; None leaves them out.
         companions: items of the task's companions.
         every_order: where options have an order, say what is right under all of them.
         seed: of the bootstrap.
 
     Raises:
-        UserError: there is no kind of a name, a split is missing, or the reference cannot be had.
+        UserError: there is no kind of a name, a split is missing, test items are among those that arms are chosen on,
+            settings differ in more than their seeds or not in these, or the reference cannot be had.
     """
     began = time.perf_counter()
     settings = [settings] if isinstance(settings, Setting) else list(settings)
     references = arm_kinds([reference]) if isinstance(reference, str | ArmKind) else list(reference)
     if lacking := sorted({"train", "validation", "test"} - set(prompts)):
         raise UserError(f"split {lacking[0]}", "a comparison needs train, validation and test", "give its items")
-    pairs = list(zip(settings, references * len(settings) if len(references) == 1 else references, strict=True))
+    _check_test_items(prompts)
+    _check_settings(settings, references)
+    pairs = zip(settings, references * len(settings) if len(references) == 1 else references, strict=True)
     replicates = [
-        Replicate.of(setting, kind, prompts["train"], prompts["validation"], f"{kind.name} {i}")
+        Replicate.of(setting, kind, prompts["train"], prompts["validation"], f"{kind.name} {i}", candidates)
         for i, (setting, kind) in enumerate(pairs)
     ]
     missing = choose_arms(replicates, arm_kinds(arms), candidates=candidates, equal_kl=equal_kl)
@@ -183,6 +187,38 @@ def compare(
         warnings=few_trainings(len(settings)),
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_test_items(prompts: Mapping[str, TaskPrompts]) -> None:
+    """Refuse to report on items that something was chosen on."""
+    chosen_on = {
+        (prompts[split].task.name, item.id) for split in ("train", "validation") for item in prompts[split].items
+    }
+    for item in prompts["test"].items:
+        if (prompts["test"].task.name, item.id) in chosen_on:
+            raise UserError(
+                f"test item {item.id}", "it is among those that arms are chosen or trained on", "give other test items"
+            )
+
+
+def _check_settings(settings: Sequence[Setting], references: Sequence[ArmKind]) -> None:
+    """Settings are trainings of one reference on one ground."""
+    seeds = [setting.seed for setting in settings]
+    if not settings or len(references) not in (1, len(settings)):
+        raise UserError(
+            f"{len(references)} references", f"there are {len(settings)} settings", "give one for all, or one for each"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise UserError("the settings", f"two have seed {max(seeds, key=seeds.count)}", "give each seed once")
+    for setting in settings[1:]:
+        for field in fields(setting):
+            mine, first = (getattr(one, field.name) for one in (setting, settings[0]))
+            if field.name != "seed" and mine is not first and mine != first:
+                raise UserError(
+                    f"settings with {field.name} {first} and {mine}",
+                    "only their seeds may differ",
+                    "compare them apart",
+                )
 
 
 def few_trainings(n: int) -> tuple[str, ...]:

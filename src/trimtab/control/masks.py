@@ -194,7 +194,7 @@ class PromptFirings:
     def _compute(self, prompts: Sequence[tuple[int, ...]]) -> None:
         model = self.model
         batch = TokenBatch.pad([list(prompt) for prompt in prompts], model.pad_id, model.device)
-        x = capture(model, batch, [self.site])[self.site]
+        x = capture(model, batch, [self.site])[self.site].flatten(2)
         last = batch.position_ids == batch.lengths[:, None] - 1
         counts = batch.real & (batch.position_ids > 0) & ~last & ~torch.isin(batch.ids, self._special.to(x.device))
         for prompt, rows, keep in zip(prompts, x, counts, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,15 +48,22 @@ class Replicate:
 
     @classmethod
     def of(
-        cls, setting: Setting, reference: ArmKind, train: TaskPrompts, validation: TaskPrompts, name: str = ""
+        cls,
+        setting: Setting,
+        reference: ArmKind,
+        train: TaskPrompts,
+        validation: TaskPrompts,
+        name: str = "",
+        candidates: Mapping[str, Sequence[int]] | None = None,
     ) -> Replicate:
-        """Answer the validation items under a reference.
+        """Answer the validation items under a reference, chosen among candidates if it is a static one.
 
         Raises:
             UserError: the reference cannot be had, or draws at random.
         """
         asked, checked = ItemSet.of(setting, train), ItemSet.of(setting, validation)
-        own = [arm for arm in reference.arms(Choosing(train=asked, validation=checked)) if arm.match == "own"]
+        choosing = Choosing(train=asked, validation=checked, candidates=candidates or {})
+        own = [arm for arm in reference.arms(choosing) if arm.match == "own"]
         if not own:
             raise UserError(f"reference {reference.name}", "it has no strength of its own", "choose another one")
         arm = replace(own[0], main=True, per_training=True)
@@ -103,7 +111,10 @@ def choose_arms(
     """
     missing: dict[str, str] = {}
     name = replicates[0].reference.name
-    kinds = [kind for kind in kinds if kind.name not in (Unsteered.name, name)]
+    kinds = [kind for kind in kinds if kind.name != Unsteered.name]
+    if any(kind.name == name and kind != replicates[0].kind for kind in kinds):
+        missing[f"another {name}"] = "the reference has this name"
+    kinds = [kind for kind in kinds if kind.name != name]
     if doubled := [kind for kind, n in Counter(kind.name for kind in kinds).items() if n > 1]:
         raise UserError(
             f"arm {doubled[0]!r}", "two kinds of arms have this name", "leave one out, or name it otherwise"
@@ -141,24 +152,45 @@ def _arms(kind: ArmKind, choosing: Choosing, missing: dict[str, str]) -> list[Ar
 
 
 def _matched(replicate: Replicate, arms: Sequence[Arm], equal_kl: EqualKl | None, missing: dict[str, str]) -> list[Arm]:
-    """The arms that the reference's edits allow, those of equal KL at the scale that validation items ask for."""
+    """The arms that the reference's edits allow, those of equal KL at the scale that validation items ask for.
+
+    Each is tried on validation: what cannot take another's strength shows before a test item is answered.
+    """
     arms = [arm for arm in arms if replicate.edits or not arm.scheduled]
-    if not any(arm.match == "kl" for arm in arms) or equal_kl is None:
-        return [arm for arm in arms if arm.match != "kl"]
-    few = replicate.validation.take(range(min(equal_kl.items, len(replicate.validation))))
-    target = mean_kl(replicate.reference.answers(few))
+    arms = [arm for arm in arms if equal_kl is not None or arm.match != "kl"]
+    n = len(replicate.validation)
+    few = replicate.validation.take(range(min(DEFAULT_EQUAL_KL.items if equal_kl is None else equal_kl.items, n)))
+    target = mean_kl(replicate.reference.answers(few)) if any(arm.match == "kl" for arm in arms) else 0.0
     found = []
     for arm in arms:
-        if arm.match != "kl":
-            found.append(arm)
-        elif target > 0:
-            found.append(scale_to_kl(arm, few, target, tolerance=equal_kl.tolerance))
-        elif replicate.edits:
-            missing[arm.label] = f"the {replicate.reference.name} changes no distribution on validation"
+        try:
+            if arm.match == "kl" and target > 0:
+                assert equal_kl is not None
+                found.append(scale_to_kl(arm, few, target, tolerance=equal_kl.tolerance))
+            elif arm.match != "kl":
+                if arm.match == "dose":
+                    arm.answers(few.take([0]))
+                found.append(arm)
+            elif replicate.edits:
+                why = "changes no distribution" if target == 0 else "says nothing of its divergence"
+                missing[arm.label] = f"the {replicate.reference.name} {why} on validation"
+        except UserError as error:
+            missing[arm.label] = f"{error.what}: {error.why}"
     return found
 
 
 def scale_to_kl(arm: Arm, validation: ItemSet, target: float, *, tolerance: float) -> Arm:
-    """The arm with its doses scaled to a mean divergence on validation items."""
-    found = match_kl(lambda scale: mean_kl(arm.answer(validation, scale)), target, tolerance=tolerance)
+    """The arm with its doses scaled to a mean divergence on validation items.
+
+    Raises:
+        UserError: its answers say nothing of their divergence.
+    """
+
+    def divergence(scale: float) -> float:
+        kl = mean_kl(arm.answer(validation, scale))
+        if math.isnan(kl):
+            raise UserError("equal KL", "its answers say nothing of their divergence", "answer with kl=True")
+        return kl
+
+    found = match_kl(divergence, target, tolerance=tolerance)
     return replace(arm, scale=found.scale, kl=found)

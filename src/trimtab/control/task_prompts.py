@@ -95,14 +95,14 @@ class TaskPrompts:
         )
 
     def other_orders(self, model: LanguageModel) -> list[TaskPrompts]:
-        """The same items under each other cyclic order of their options."""
-        orders = min(self.task.orders(item) for item in self.items)
+        """The same items under each other cyclic order of their options; none if some have more orders than others."""
+        orders, *unequal = {self.task.orders(item) for item in self.items}
         return [
             TaskPrompts.of(
                 model, self.task, self.items, options_only=self.allowed is not None,
                 max_new_tokens=self.max_new_tokens, permutation=permutation,
             )
-            for permutation in range(1, orders)
+            for permutation in range(1, 1 if unequal else orders)
         ]  # fmt: skip
 
     def digest(self) -> str:
@@ -178,7 +178,7 @@ def last_prompt_activations(
     Args:
         model: the model.
         prompts: items.
-        site: where; one attention head at attention sites.
+        site: where.
         prompt_cache: holds the prompts' other tokens, or will from here on.
         batch_size: prompts fed together.
     """
@@ -192,5 +192,5 @@ def last_prompt_activations(
             last = torch.tensor([[prompt[-1]] for prompt in ids], device=model.device)
             cache = prompt_cache.load([prompt[:-1] for prompt in ids], max(map(len, ids)))
             x = capture(model, TokenBatch.full(last), [where], cache=cache, past_lengths=past)[where]
-        found.append(x[:, -1].float().cpu().numpy())
+        found.append(x[:, -1].flatten(1).float().cpu().numpy())
     return np.concatenate(found)

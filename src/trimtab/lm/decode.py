@@ -89,8 +89,8 @@ def decode(
         forced: per prompt, tokens with which its continuation begins (a fork's past).
         repeats: decode every prompt this many times from one prefill. Copies may be edited differently from the token
             before the first free one on; what lies below the first edited site is computed once for all of them there.
-        teacher: per row, tokens to feed instead of the chosen ones; rows end where it ends. What would have been chosen
-            is in `decided_ids`.
+        teacher: per row, tokens to feed instead of the chosen ones; rows end where it ends, or before by the config's
+            rules. What would have been chosen is in `decided_ids`.
         samples: per prompt, its key for random draws (its index by default).
         branches: per row, its fork's number (0 by default, the copy's number with `repeats`).
         allowed: per prompt, the tokens among which each of its tokens is chosen, such as the letters of the options.

@@ -155,7 +155,10 @@ class LanguageModel:
             UserError: there is no turn, a role is unknown, or the model has no chat template or one that refuses the
                 chat or leaves the instructions out.
         """
-        turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+        for turn in messages:
+            if set(turn) != {"role", "content"}:
+                raise UserError("the chat", f"a turn says {', '.join(turn) or 'nothing'}", "give role and content")
+        turns = [dict(turn) for turn in messages]
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
         roles = [turn["role"] for turn in turns]

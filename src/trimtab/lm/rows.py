@@ -67,7 +67,7 @@ class Row:
     branch: int = 0
     """Its fork's number, a key for random draws as well."""
     teacher: Sequence[int] | None = None
-    """Tokens to feed instead of the chosen ones, at least one; the row ends where they end."""
+    """Tokens to feed instead of the chosen ones, at least one; the row ends where they end, or where they end it."""
     allowed: Sequence[int] | None = None
     """The only tokens among which it chooses."""
 

@@ -68,6 +68,6 @@ def assert_equal_dose(logs: Mapping[str, EditLog], tolerance: float = 0.01) -> d
     for name in others:
         for field in ("relative", "n_edits"):
             expected, found = getattr(summaries[reference], field), getattr(summaries[name], field)
-            if abs(found - expected) > tolerance * abs(expected):
+            if not abs(found - expected) <= tolerance * abs(expected):
                 raise UnequalDoseError(f"{field} is {expected:.6g} for {reference} and {found:.6g} for {name}")
     return summaries

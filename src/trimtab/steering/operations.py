@@ -102,9 +102,16 @@ OPERATIONS: dict[str, Operation] = {}
 def operation(
     *, unit: str | None = None, has_dose: bool = True, sets: bool = False
 ) -> Callable[[Coefficients], Coefficients]:
-    """Register a function as the operation of its name; the fields are `Operation`'s."""
+    """Register a function as the operation of its name; the fields are `Operation`'s. It may be defined again.
+
+    Raises:
+        UserError: another operation has the name.
+    """
 
     def register(fn: Coefficients) -> Coefficients:
+        known = OPERATIONS[fn.__name__].coefficients if fn.__name__ in OPERATIONS else fn
+        if any(getattr(known, name) != getattr(fn, name) for name in ("__module__", "__qualname__")):
+            raise UserError(f"operation {fn.__name__!r}", "there is already one of this name", "choose another name")
         OPERATIONS[fn.__name__] = Operation(fn.__name__, fn, unit, has_dose, sets)
         return fn
 

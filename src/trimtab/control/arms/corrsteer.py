@@ -27,7 +27,7 @@ class CorrSteerChoice:
     feature: int
     correlation: float
     coefficient: float
-    """Mean activation on right answers times ‖W_dec‖: a length in model units."""
+    """Mean activation on right answers (weighted by rewards above 0) times ‖W_dec‖: a length in model units."""
     items: int
     right: int
 
@@ -50,14 +50,17 @@ def corrsteer(train: ItemSet) -> CorrSteerChoice:
         raise UserError(
             "CorrSteer's choice", f"all {len(right)} training answers are worth the same", "leave out corrsteer"
         )
+    if not bool((right > 0).any()):
+        raise UserError("CorrSteer's choice", "no training answer has a reward above 0", "leave out corrsteer")
     n = dictionary.n_features
-    sums = {name: torch.zeros(n, dtype=torch.float64) for name in ("f", "ff", "fy")}
+    sums = {name: torch.zeros(n, dtype=torch.float64) for name in ("f", "ff", "fy", "good")}
     for rows in train.batches(list(range(len(right)))):
         pooled = _largest_activations(train, answers.decoded, rows).double().cpu()
         y = right[rows][:, None]
         sums["f"] += pooled.sum(0)
         sums["ff"] += pooled.square().sum(0)
         sums["fy"] += (pooled * y).sum(0)
+        sums["good"] += (pooled * y.clamp_min(0)).sum(0)
     count, total = len(right), right.sum()
     covariance = sums["fy"] - sums["f"] * total / count
     spread = (sums["ff"] - sums["f"].square() / count).clamp_min(0) * (right.square().sum() - total.square() / count)
@@ -69,7 +72,7 @@ def corrsteer(train: ItemSet) -> CorrSteerChoice:
     return CorrSteerChoice(
         feature=best,
         correlation=float(correlation[best]),
-        coefficient=float(sums["fy"][best] / total) * norm,
+        coefficient=float(sums["good"][best] / right.clamp_min(0).sum()) * norm,
         items=count,
         right=int((right > 0).sum()),
     )
@@ -84,7 +87,7 @@ def _largest_activations(items: ItemSet, decoded: Decoded, rows: list[int]) -> T
     """Each feature's largest activation over the decisions of each row, [rows, n]."""
     model, site, dictionary = items.setting.model, items.setting.needed_site(), items.setting.needed_dictionary()
     inputs = [decoded.prompts[row] + decoded.token_ids[row][:-1] for row in rows]
-    x = capture(model, TokenBatch.pad(inputs, model.pad_id, model.device), [site])[site]
+    x = capture(model, TokenBatch.pad(inputs, model.pad_id, model.device), [site])[site].flatten(2)
     pooled = []
     for place, row in enumerate(rows):
         pooled.append(dictionary.encode(x[place, -len(decoded.token_ids[row]) :]).max(0).values)
