@@ -320,7 +320,7 @@ def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
 ) -> None:
     train, validation = (readout_items(planted, planted_dictionary, HalfHurt, s) for s in ("train", "validation"))
     before, fingerprint = validation.answer(), planted.fingerprint
-    control, learned = learn_adapter(
+    adapter, learned = learn_adapter(
         train,
         validation,
         rank=4,
@@ -336,11 +336,12 @@ def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
     assert after.decoded is not None
     assert before.decoded is not None
     assert after.decoded.decided_logp == before.decoded.decided_logp
-    answers = control.answer(validation, kl=True)
+    answers = validation.answer(adapter=adapter, kl=True)
     assert answers.reward.mean() == learned.reward
     assert answers.kl is not None
     assert float(answers.kl.mean()) > 0.01
-    nothing = control.answer(validation, kl=True, scale=0.0)
+    adapter.scale = 0.0
+    nothing = validation.answer(adapter=adapter, kl=True)
     assert nothing.kl is not None
     assert float(nothing.kl.max()) < 1e-6
     assert np.array_equal(nothing.reward, before.reward)

@@ -118,7 +118,7 @@ def test_masks_are_rebuilt_bit_for_bit(mask: MaskKind, roll_out: RollOut, monkey
     row, step = decisions.valid.nonzero(as_tuple=True)
     assert len(row) == len(seen) == 9 * 6
     order = torch.randperm(len(row), generator=torch.Generator().manual_seed(0))
-    rebuilt = original(decisions.mask.allowed(row[order], step[order]))
+    rebuilt = original(decisions.mask(row[order], step[order]))
     expected = torch.stack([original(seen[int(row[i]), int(step[i])][None])[0] for i in order])
     assert torch.equal(rebuilt, expected)
     assert torch.equal(
@@ -132,11 +132,11 @@ def test_masks_are_rebuilt_bit_for_bit(mask: MaskKind, roll_out: RollOut, monkey
 def test_the_accumulated_mask_only_grows_and_begins_with_the_prompt(roll_out: RollOut) -> None:
     decisions = roll_out("accumulated").source.decisions
     rows = torch.arange(len(decisions.valid))
-    masks = [decisions.mask.allowed(rows, torch.full_like(rows, step)) for step in range(6)]
+    masks = [decisions.mask(rows, torch.full_like(rows, step)) for step in range(6)]
     for before, after in itertools.pairwise(masks):
         assert bool((after | ~before).all())
     current = roll_out("current").source.decisions
-    first_current = current.mask.allowed(rows, torch.zeros_like(rows))
+    first_current = current.mask(rows, torch.zeros_like(rows))
     assert bool((masks[0] | ~first_current).all())
     assert masks[0].sum() > first_current.sum()
 

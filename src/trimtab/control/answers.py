@@ -210,8 +210,3 @@ class ItemSet:
         return last_prompt_activations(
             setting.model, self.prompts, setting.needed_site(), self.cache, batch_size=size
         )  # fmt: skip
-
-    def batches(self, rows: list) -> Iterable[list]:
-        """Parts of a list, of at most 64 or the setting's batch size."""
-        size = min(64, self.setting.batch_size)
-        return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,6 @@ class KlMatch:
     """Allowed relative difference."""
     within: bool
     """Whether the nearest divergence is within the tolerance."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def match_kl(

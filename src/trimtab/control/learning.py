@@ -11,14 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.answers import ItemSet
 from trimtab.errors import UserError
 from trimtab.lm import PromptCache
 from trimtab.lm.answer_logits import answer_logits
@@ -30,27 +30,20 @@ LOGIT_BUDGET = 1 << 25
 """Logits held at once; rows per pass follow from it."""
 
 
-class Learnable(Protocol):
+class Learnable(nn.Module):
     """Something with parameters that changes a model's answers."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Holds the parameters."""
-        ...
 
     def applied(self, items: ItemSet) -> AbstractContextManager[Any]:
         """The model under the arm, differentiably, at the places that `answer_logits` feeds."""
-        ...
+        raise NotImplementedError
 
     def cache(self, items: ItemSet) -> PromptCache | None:
         """What `answer_logits` is to use."""
-        ...
+        return items.cache
 
-    def answer(
-        self, items: ItemSet, *, repeats: int = 1, seed: int | None = None, temperature: float | None = None
-    ) -> Answers:
-        """Decode under the arm."""
-        ...
+    def changes(self, items: ItemSet) -> dict[str, Any]:
+        """What `ItemSet.answer` takes to decode under the arm."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +57,6 @@ class Learned:
     """Mean on validation, greedy."""
     items: int
     """Training items."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class _WeightedAnswers(NamedTuple):
@@ -118,14 +108,13 @@ def learn(
         seed: of items and answers.
     """
     gold = right_answers(train)
-    parameters = [p for p in arm.module.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+    optimiser = torch.optim.Adam(arm.parameters(), lr=learning_rate)
     best: tuple[float, int, dict[str, Tensor]] = (-np.inf, 0, {})
     for step in range(steps + 1):
         if step % validate_every == 0 or step == steps:
-            reward = float(arm.answer(validation).reward.mean())
+            reward = float(validation.answer(**arm.changes(validation)).reward.mean())
             if reward > best[0]:
-                best = (reward, step, copy.deepcopy(arm.module.state_dict()))
+                best = (reward, step, copy.deepcopy(arm.state_dict()))
         if step == steps:
             break
         which = np.random.default_rng([seed, 21, step]).choice(len(train), min(batch, len(train)), replace=False)
@@ -137,7 +126,7 @@ def learn(
         optimiser.zero_grad()
         if _backward(arm, part, weighted):
             optimiser.step()
-    arm.module.load_state_dict(best[2])
+    arm.load_state_dict(best[2])
     return Learned(
         objective=REINFORCE if gold is None else CROSS_ENTROPY,
         steps=steps,
@@ -154,7 +143,7 @@ def _from_answers(items: ItemSet, gold: list[int]) -> _WeightedAnswers:
 
 
 def _from_rewards(arm: Learnable, items: ItemSet, samples: int, seed: int) -> _WeightedAnswers:
-    answers = arm.answer(items, repeats=samples, seed=seed, temperature=1.0)
+    answers = items.answer(**arm.changes(items), repeats=samples, seed=seed, temperature=1.0)
     assert answers.decoded is not None
     reward = torch.tensor(answers.reward, dtype=torch.float32).reshape(-1, samples)
     advantage = (reward - reward.mean(1, keepdim=True)) * samples / max(1, samples - 1)

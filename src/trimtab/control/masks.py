@@ -13,6 +13,7 @@ leaves a compact record from which its rows are rebuilt bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -30,12 +31,8 @@ MASKS: tuple[str, ...] = get_args(MaskKind)
 NEVER = torch.iinfo(torch.int16).max
 
 
-class MaskRecord(Protocol):
-    """What is left of a rollout's masks."""
-
-    def allowed(self, row: Int[Tensor, " R"], step: Int[Tensor, " R"]) -> Bool[Tensor, "R n"]:
-        """The masks of some decisions again."""
-        ...
+MaskRecord = Callable[[Int[Tensor, " R"], Int[Tensor, " R"]], Bool[Tensor, "R n"]]
+"""What is left of a rollout's masks: those of some decisions again, by rows and steps."""
 
 
 class FeatureMask(Protocol):
@@ -68,20 +65,11 @@ class FixedMask:
         self.features = self.features.to(start.device)
 
     def allowed(self, x: Tensor | None, row: Tensor, step: Tensor | None = None) -> Bool[Tensor, "R n"]:
-        del x, step
         return self.features.expand(len(row), -1)
 
     def record(self) -> MaskRecord:
         features = self.features
-        return _Fixed(features)
-
-
-class _Fixed:
-    def __init__(self, features: Bool[Tensor, " n"]) -> None:
-        self.features = features
-
-    def allowed(self, row: Int[Tensor, " R"], step: Int[Tensor, " R"]) -> Bool[Tensor, "R n"]:
-        return self.features.expand(len(row), -1)
+        return lambda row, step: features.expand(len(row), -1)
 
 
 class CurrentMask:
@@ -105,23 +93,21 @@ class CurrentMask:
     def record(self) -> MaskRecord:
         keys, features = torch.cat(self._keys), torch.cat(self._features)
         order = keys.argsort(stable=True)
-        return _Listed(keys[order], features[order].int(), self._steps, self.n)
+        return partial(_listed, keys[order], features[order].int(), self._steps, self.n)
 
 
-class _Listed:
-    def __init__(self, keys: Int[Tensor, " m"], features: Int[Tensor, " m"], steps: int, n: int) -> None:
-        self.keys, self.features, self.steps, self.n = keys, features, steps, n
-
-    def allowed(self, row: Int[Tensor, " R"], step: Int[Tensor, " R"]) -> Bool[Tensor, "R n"]:
-        wanted = row * self.steps + step
-        first = torch.searchsorted(self.keys, wanted)
-        count = torch.searchsorted(self.keys, wanted, right=True) - first
-        into = torch.arange(len(wanted), device=wanted.device).repeat_interleave(count)
-        start = count.cumsum(0) - count
-        entry = torch.arange(len(into), device=wanted.device) - start[into] + first[into]
-        allowed = torch.zeros(len(wanted), self.n, dtype=torch.bool, device=wanted.device)
-        allowed[into, self.features[entry].long()] = True
-        return allowed
+def _listed(
+    keys: Int[Tensor, " m"], features: Int[Tensor, " m"], steps: int, n: int, row: Int[Tensor, " R"], step: Tensor
+) -> Bool[Tensor, "R n"]:
+    wanted = row * steps + step
+    first = torch.searchsorted(keys, wanted)
+    count = torch.searchsorted(keys, wanted, right=True) - first
+    into = torch.arange(len(wanted), device=wanted.device).repeat_interleave(count)
+    start = count.cumsum(0) - count
+    entry = torch.arange(len(into), device=wanted.device) - start[into] + first[into]
+    allowed = torch.zeros(len(wanted), n, dtype=torch.bool, device=wanted.device)
+    allowed[into, features[entry].long()] = True
+    return allowed
 
 
 class AccumulatedMask:
@@ -155,15 +141,8 @@ class AccumulatedMask:
         return first <= now
 
     def record(self) -> MaskRecord:
-        return _FirstFired(self._first)
-
-
-class _FirstFired:
-    def __init__(self, first: Int[Tensor, "N n"]) -> None:
-        self.first = first
-
-    def allowed(self, row: Int[Tensor, " R"], step: Int[Tensor, " R"]) -> Bool[Tensor, "R n"]:
-        return self.first[row] <= step.to(torch.int16)[:, None]
+        first = self._first
+        return lambda row, step: first[row] <= step.to(torch.int16)[:, None]
 
 
 class PromptFirings:

@@ -8,8 +8,8 @@ come with a second interval, of other trainings as well as other items.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -192,10 +192,9 @@ def _arm_result(
     task: Task, one: AnsweredArm, reference: AnsweredArm, known: Mapping[str, NDArray[np.float64]], seed: int
 ) -> ArmResult:
     arm, others = one.arm, one is not reference
-    reward, malformed = _array(one, _reward), _array(one, _malformed)
-    correct = None
-    if all(o.correct is not None for outcomes in one.outcomes for o in outcomes):
-        correct = _array(one, lambda o: float(bool(o.correct)))
+    reward, malformed = _array(one, lambda o: o.reward), _array(one, lambda o: o.malformed)
+    judged = all(o.correct is not None for outcomes in one.outcomes for o in outcomes)
+    correct = _array(one, lambda o: o.correct) if judged else None
     difference, by_run, known_difference = None, np.empty((0, 0)), None
     if others:
         difference = bootstrap_difference(_by_run(reference, one), _by_run(one, reference), seed=seed)
@@ -223,7 +222,7 @@ def _arm_result(
         equal_kl=_equal_kl(one, reference),
         equal_dose=equal,
         dose_note=note,
-        kl_matches=tuple(arm.kl.to_json() for arm in one.arms if arm.kl is not None),
+        kl_matches=tuple(asdict(arm.kl) for arm in one.arms if arm.kl is not None),
         chosen=tuple(dict(arm.chosen) for arm in one.arms if arm.chosen),
         known=bootstrap_mean(known[arm.label], seed=seed) if arm.label in known else None,
         known_difference=known_difference,
@@ -232,15 +231,7 @@ def _arm_result(
     )
 
 
-def _reward(outcome: Outcome) -> float:
-    return float(outcome.reward)
-
-
-def _malformed(outcome: Outcome) -> float:
-    return float(outcome.malformed)
-
-
-def _array(one: AnsweredArm, value: Any) -> NDArray[np.float64]:
+def _array(one: AnsweredArm, value: Callable[[Outcome], float | bool | None]) -> NDArray[np.float64]:
     """[S, P]: a number of every outcome, one row per training and draw."""
     return np.array([[value(o) for o in outcomes] for outcomes in one.outcomes], dtype=np.float64)
 
@@ -316,10 +307,9 @@ def _pooled(doses: Sequence[DoseSummary]) -> DoseSummary:
 
 
 def _gain(unsteered: AnsweredArm, reference: AnsweredArm, seed: int) -> Gain:
-    base_reward, base_malformed = (_array(unsteered, value).mean(0) for value in (_reward, _malformed))
-    difference = _array(reference, _reward) - base_reward
+    difference = _array(reference, lambda o: o.reward) - _array(unsteered, lambda o: o.reward).mean(0)
     # The unsteered arm answers once; its malformed answers are 0 or 1.
-    changed = _array(reference, _malformed) != base_malformed
+    changed = _array(reference, lambda o: o.malformed) != _array(unsteered, lambda o: o.malformed).mean(0)
     return Gain(
         total=bootstrap_mean(difference, seed=seed),
         over_runs=_over_runs(difference),

@@ -37,7 +37,7 @@ class Decisions:
 
     def allowed(self, row: Int[Tensor, " R"], step: Int[Tensor, " R"]) -> Bool[Tensor, "R n_and_none"]:
         """The masks that decisions were made under, no intervention included."""
-        return with_no_edit(self.mask.allowed(row, step))
+        return with_no_edit(self.mask(row, step))
 
 
 class PolicySource(DirectionSource):

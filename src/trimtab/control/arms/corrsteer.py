@@ -8,7 +8,7 @@ correctness is steered at every decision; its coefficient is the mean of that ac
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,9 +31,6 @@ class CorrSteerChoice:
     items: int
     right: int
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def corrsteer(train: ItemSet) -> CorrSteerChoice:
     """Choose by correlation over training items, in one pass that stores sums only.
@@ -54,7 +51,9 @@ def corrsteer(train: ItemSet) -> CorrSteerChoice:
         raise UserError("CorrSteer's choice", "no training answer has a reward above 0", "leave out corrsteer")
     n = dictionary.n_features
     sums = {name: torch.zeros(n, dtype=torch.float64) for name in ("f", "ff", "fy", "good")}
-    for rows in train.batches(list(range(len(right)))):
+    size = min(64, train.setting.batch_size)
+    for start in range(0, len(right), size):
+        rows = list(range(len(right)))[start : start + size]
         pooled = _largest_activations(train, answers.decoded, rows).double().cpu()
         y = right[rows][:, None]
         sums["f"] += pooled.sum(0)
@@ -78,11 +77,6 @@ def corrsteer(train: ItemSet) -> CorrSteerChoice:
     )
 
 
-def corrsteer_source(items: ItemSet, choice: CorrSteerChoice) -> StaticSource:
-    """The feature at CorrSteer's own coefficient, at every decision."""
-    return items.setting.static_source(choice.feature, choice.coefficient, "absolute")
-
-
 def _largest_activations(items: ItemSet, decoded: Decoded, rows: list[int]) -> Tensor:
     """Each feature's largest activation over the decisions of each row, [rows, n]."""
     model, site, dictionary = items.setting.model, items.setting.needed_site(), items.setting.needed_dictionary()
@@ -102,4 +96,8 @@ class CorrSteer(ArmKind):
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         choice = corrsteer(choosing.train)
-        return self.steered(lambda items, draw: corrsteer_source(items, choice), choice.to_json())
+
+        def source(items: ItemSet, draw: int) -> StaticSource:
+            return items.setting.static_source(choice.feature, choice.coefficient, "absolute")
+
+        return self.steered(source, asdict(choice))

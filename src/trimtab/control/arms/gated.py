@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -51,10 +51,6 @@ class GateFit:
     """C, chosen by validation reward; None where the training items were all of one kind."""
     reward: float
     """Mean on validation."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the weights."""
-        return {name: value for name, value in asdict(self).items() if name != "gate"}
 
 
 def fit_gate(train: ItemSet, validation: ItemSet, choice: StaticChoice) -> GateFit:
@@ -119,7 +115,7 @@ class Gated(BestStatic):
     def arms(self, choosing: Choosing) -> list[Arm]:
         choice = self.choice(choosing)
         fit = fit_gate(choosing.train, choosing.validation, choice)
-        about = choice.to_json() | {"gate": fit.to_json()}
+        about = asdict(choice) | {"gate": {name: value for name, value in asdict(fit).items() if name != "gate"}}
 
         def by_itself(items: ItemSet, scale: float) -> list[Answers]:
             return answers_under(items, [gated_source(items, choice, fit.gate)])

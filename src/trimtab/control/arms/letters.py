@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ class LetterBias:
     """Of always naming it, on validation."""
     prior: dict[int, tuple[float, ...]]
     """By number of options, the mean log-probability of each place."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def letter_bias(validation: ItemSet) -> LetterBias:
@@ -92,7 +89,7 @@ class Letters(ArmKind):
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         bias = letter_bias(choosing.validation)
-        about = bias.to_json()
+        about = asdict(bias)
         return [
             self.arm(
                 lambda items, scale: [Answers(always(items, bias.place))], about, name="letters: always the same"

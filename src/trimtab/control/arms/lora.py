@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
-
-from torch import nn
 
 from trimtab.control.adapter import Adapter, AdapterPositions
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
-from trimtab.control.learning import Learned, learn
+from trimtab.control.learning import Learnable, Learned, learn
 from trimtab.lm import PromptCache
 
 
-class LearnedAdapter:
+class LearnedAdapter(Learnable):
     """An adapter as an arm that can be trained."""
 
     def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
         self.adapter = adapter
-
-    @property
-    def module(self) -> nn.Module:
-        return self.adapter
 
     def applied(self, items: ItemSet) -> AbstractContextManager[Any]:
         return self.adapter.active()
@@ -31,22 +26,8 @@ class LearnedAdapter:
     def cache(self, items: ItemSet) -> PromptCache | None:
         return self.adapter.cache(items.cache)
 
-    def answer(
-        self,
-        items: ItemSet,
-        *,
-        repeats: int = 1,
-        seed: int | None = None,
-        temperature: float | None = None,
-        kl: bool = False,
-        scale: float = 1.0,
-    ) -> Answers:
-        """Decode under the adapter, its changes multiplied by `scale`."""
-        before, self.adapter.scale = self.adapter.scale, scale
-        try:
-            return items.answer(adapter=self.adapter, repeats=repeats, seed=seed, temperature=temperature, kl=kl)
-        finally:
-            self.adapter.scale = before
+    def changes(self, items: ItemSet) -> dict[str, Any]:
+        return {"adapter": self.adapter}
 
 
 def learn_adapter(
@@ -59,15 +40,15 @@ def learn_adapter(
     batch: int = 16,
     learning_rate: float = 1e-3,
     seed: int = 0,
-) -> tuple[LearnedAdapter, Learned]:
+) -> tuple[Adapter, Learned]:
     """Train a fresh adapter on the training items.
 
     Raises:
         UserError: the model's projections are not known.
     """
-    control = LearnedAdapter(Adapter(train.setting.model, rank=rank, positions=positions, seed=seed))
-    found = learn(control, train, validation, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
-    return control, found
+    adapter = Adapter(train.setting.model, rank=rank, positions=positions, seed=seed)
+    arm = LearnedAdapter(adapter)
+    return adapter, learn(arm, train, validation, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
 
 
 @register
@@ -92,10 +73,11 @@ class Lora(ArmKind):
             choosing.train, choosing.validation, rank=self.rank, positions=self.positions, steps=self.steps,
             batch=self.batch, seed=choosing.train.setting.seed,
         )  # fmt: skip
-        about = learned.to_json() | {"rank": self.rank, "positions": self.positions}
+        about = asdict(learned) | {"rank": self.rank, "positions": self.positions}
 
         def answer(items: ItemSet, scale: float) -> list[Answers]:
-            return [adapter.answer(items, kl=True, scale=scale)]
+            adapter.scale = scale
+            return [items.answer(adapter=adapter, kl=True)]
 
         matches: tuple[Match, ...] = ("own", "kl") if learned.best_step else ("own",)
         return [self.arm(answer, about, match=match) for match in matches]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, register
@@ -19,9 +19,6 @@ class PromptChoice:
     reward: float
     """Mean on validation."""
     tried: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def instructed(items: ItemSet, instruction: str) -> TaskPrompts:
@@ -62,4 +59,4 @@ class Prompting(ArmKind):
         def answer(items: ItemSet, scale: float) -> list[Answers]:
             return [items.answer(prompts=instructed(items, choice.instruction))]
 
-        return [self.arm(answer, choice.to_json())]
+        return [self.arm(answer, asdict(choice))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ class StaticChoice:
     doses_tried: tuple[float, ...]
     origins: dict[str, int]
     """Where the candidates came from, and how many each gave first."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def used_features(answers: Iterable[Answers], count: int) -> list[int]:
@@ -158,4 +155,4 @@ class BestStatic(ArmKind):
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         choice = self.choice(choosing)
-        return self.steered(lambda items, draw: static_source(items, choice), choice.to_json())
+        return self.steered(lambda items, draw: static_source(items, choice), asdict(choice))

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.control.answers import Answers, ItemSet
+from trimtab.control.answers import ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, register
-from trimtab.control.learning import Learned, learn
+from trimtab.control.learning import Learnable, Learned, learn
 from trimtab.errors import UserError
-from trimtab.lm import PromptCache, RowDelta, edited
+from trimtab.lm import RowDelta, edited
 from trimtab.lm.taps import site_width
 from trimtab.steering import VectorSource
 
 
-class LearnedVector(nn.Module):
+class LearnedVector(Learnable):
     """A vector whose direction alone counts.
 
     Args:
@@ -33,14 +33,9 @@ class LearnedVector(nn.Module):
         self.vector = nn.Parameter(vector / vector.norm())
         self.dose = dose
 
-    @property
-    def module(self) -> nn.Module:
-        return self
-
-    def source(self, items: ItemSet, dose: float | None = None) -> VectorSource:
-        """The vector at its dose or another, at every decision."""
-        dose = self.dose if dose is None else dose
-        return VectorSource(self.vector.detach().clone(), items.setting.needed_site(), dose, unit="relative")
+    def source(self, items: ItemSet) -> VectorSource:
+        """The vector at its dose, at every decision."""
+        return VectorSource(self.vector.detach().clone(), items.setting.needed_site(), self.dose, unit="relative")
 
     def applied(self, items: ItemSet) -> AbstractContextManager[Any]:
         def add(x: Tensor) -> RowDelta:
@@ -53,13 +48,8 @@ class LearnedVector(nn.Module):
 
         return edited(items.setting.model, {items.setting.needed_site(): add})
 
-    def cache(self, items: ItemSet) -> PromptCache:
-        return items.cache
-
-    def answer(
-        self, items: ItemSet, *, repeats: int = 1, seed: int | None = None, temperature: float | None = None
-    ) -> Answers:
-        return items.answer(self.source(items), repeats=repeats, seed=seed, temperature=temperature)
+    def changes(self, items: ItemSet) -> dict[str, Any]:
+        return {"source": self.source(items)}
 
 
 def learn_vector(
@@ -100,5 +90,5 @@ class Vector(ArmKind):
         vector, learned = learn_vector(
             train, validation, dose, steps=self.steps, batch=self.batch, seed=train.setting.seed
         )  # fmt: skip
-        about = learned.to_json() | {"relative_dose": dose}
+        about = asdict(learned) | {"relative_dose": dose}
         return self.steered(lambda items, draw: vector.source(items), about)
