@@ -1,4 +1,4 @@
-"""No code that only tests use: what `src` defines is used in it, by a benchmark or a recipe, or told of in the docs."""
+"""No code that only tests use: what `src` defines is used in it, by a benchmark, recipe or example, or is in docs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def used(tree: ast.AST) -> Iterator[str]:
 
 
 def unused(root: Path) -> set[str]:
-    code = [file for part in ("src", "benchmarks", "recipes") for file in root.glob(f"{part}/**/*.py")]
+    code = [file for part in ("src", "benchmarks", "recipes", "examples") for file in root.glob(f"{part}/**/*.py")]
     trees = {file: ast.parse(file.read_text()) for file in code}
     texts = [*root.glob("docs/**/*.md"), *root.glob("*.md"), *root.glob("recipes/**/*.md")]
     words = {word for file in texts for word in re.findall(r"\w+", file.read_text())}

@@ -1,3 +1,33 @@
 """trimtab finds the features that control a language model, puts them to use, and proves what they do."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trimtab.version import __version__
+
+if TYPE_CHECKING:
+    from trimtab.dictionaries import load_dictionary as load_sae
+    from trimtab.lm import load_model
+    from trimtab.selection import rank
+    from trimtab.steering import steer
+
+__all__ = ["__version__", "load_model", "load_sae", "rank", "steer"]
+
+_PLACES = {
+    "load_model": "lm.load_model",
+    "load_sae": "dictionaries.load_dictionary",
+    "rank": "selection.rank",
+    "steer": "steering.steer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What `import trimtab` offers, each loaded when it is asked for."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'trimtab' has no attribute {name!r}; there is {', '.join(_PLACES)}")
+    room, _, function = _PLACES[name].partition(".")
+    return getattr(import_module(f"trimtab.{room}"), function)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

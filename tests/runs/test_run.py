@@ -87,7 +87,7 @@ def test_a_failure_is_recorded_and_can_be_resumed(tmp_path: Path) -> None:
 
 def test_a_changed_version_is_noted_on_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(tmp_path).close()
-    monkeypatch.setattr(trimtab, "__version__", "99.0")
+    monkeypatch.setattr(trimtab.version, "__version__", "99.0")
     start(tmp_path).close()
     assert read_record(tmp_path)["resumptions"][0]["changed_versions"] == {"trimtab": "99.0"}
 

@@ -8,23 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_dictionary import make_dictionary
 
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.lm import DecodeConfig, LanguageModel, TokenBatch, capture, decode, site_width
+from trimtab.lm.layouts import head_count
 from trimtab.runs import read_typed
 from trimtab.steering import (
+    DirectionTable,
+    PatchSource,
     ReplayReport,
     StaticSource,
     SteerConfig,
     SteerResult,
+    TopActiveSource,
     Trace,
+    TracedSource,
+    VectorSource,
     replay,
+    replay_trace,
     run_steer,
     steer,
 )
+from trimtab.steering.replaying import SomeRowsSource
 
 PROMPTS = ("the sea and the ship", "an inn", "in the end, the trim tab turned the rudder")
 
@@ -224,3 +233,109 @@ def test_a_dictionary_of_another_width_or_model_is_refused(
     save_dictionary(foreign, tmp_path / "foreign")
     with pytest.raises(UserError, match="tiny-gemma3"):
         run_steer(SteerConfig(**{**on_disk, "sae": str(tmp_path / "foreign")}, prompt=("in",), feature=(3,)))
+
+
+def test_a_vector_of_any_shape_steers_at_any_site(any_tiny: LanguageModel) -> None:
+    """Against decoding with the same vectors as rows, which the tests of sources hold against hooks."""
+    generator = torch.Generator().manual_seed(0)
+    ids, decoding = [any_tiny.encode_text(p) for p in PROMPTS], DecodeConfig(max_new_tokens=6)
+    layer = any_tiny.layout.layers[2]
+    heads = head_count(layer, any_tiny.site("attn_z.2"))
+    width = site_width(any_tiny, any_tiny.site("attn_z.2"))
+    for site, shape, rows in (
+        ("resid_post.1", (32,), 1),
+        ("mlp_out.1", (1, 1, 32), 1),
+        ("resid_mid.1", (2, 32), 2),
+        ("attn_z.2", (heads, width // heads), 1),
+        ("attn_z.2", (width,), 1),
+        ("attn_v.2.0", (width // heads,), 1),
+    ):
+        vector = torch.randn(shape, generator=generator)
+        source = VectorSource(vector.reshape(rows, -1), site, 0.9)
+        for given in (vector, vector.numpy(), vector.tolist()):
+            result = steer(any_tiny, given, PROMPTS, site=site, dose=0.9, decoding=decoding, kl=False)
+            assert [c.text for c in result.unsteered.continuations] == decode(any_tiny, ids, decoding).texts
+            assert [c.text for c in result.steered[0].continuations] == decode(any_tiny, ids, decoding, source).texts
+            assert result.steered[0].realised.n_edits
+    assert "add a vector at attn_v.2.0" in shown(result)
+
+
+def test_a_vector_may_keep_its_length_or_be_swept(tiny_llama: LanguageModel) -> None:
+    vector = torch.full((32,), 0.5)
+    decoding = DecodeConfig(max_new_tokens=3)
+    kept = steer(tiny_llama, vector, "the sea", site="resid_post.1", keep_length=True, decoding=decoding)
+    assert kept.steered[0].realised.absolute == pytest.approx(float(vector.norm()), rel=1e-5)
+    swept = steer(tiny_llama, {"resid_post.1": vector, "resid_post.2": vector.tolist()}, "the sea", sweep=(0.1, 0.3))
+    assert [arm.realised.relative for arm in swept.arms] == pytest.approx([0, 0.1, 0.3], abs=1e-4)
+    assert swept.site == "resid_post.1, resid_post.2"
+    assert "add 2 vectors" in shown(swept)
+
+
+def test_any_source_steers_its_own_rows_alone(tiny: tuple[LanguageModel, Standard]) -> None:
+    """Per-row features, a draw, and a patch of values for each row, each against decoding with the source alone."""
+    model, sae = tiny
+    ids, decoding = [model.encode_text(p) for p in PROMPTS], DecodeConfig(max_new_tokens=6)
+    batch = TokenBatch.pad([model.encode_text(p[::-1]) for p in PROMPTS], model.pad_id, model.device)
+    values = capture(model, batch, ["resid_post.2"])
+
+    def sources() -> list[Any]:
+        return [
+            StaticSource(sae, torch.tensor([[3], [5], [8]]), 0.7),
+            TopActiveSource(sae, 0.7, over="context"),
+            PatchSource(values, positions=[-1], lengths=batch.lengths, keep_replacements=True),  # type: ignore[arg-type]
+        ]
+
+    for source, same in zip(sources(), sources(), strict=True):
+        result = steer(model, source, PROMPTS, decoding=decoding)
+        alone = decode(model, ids, decoding, same)
+        assert [c.text for c in result.unsteered.continuations] == decode(model, ids, decoding).texts
+        assert [c.text for c in result.steered[0].continuations] == alone.texts
+        assert result.steered[0].realised.n_edits == int((alone.edits.feature >= 0).any(dim=1).sum())
+        assert result.unsteered.kl_total == pytest.approx(0, abs=1e-5)
+        assert (result.steered[0].kl_total or 0) > 0.01
+        assert type(source).__name__ in shown(result)
+
+
+def test_the_trace_of_a_result_replays(tiny_llama: LanguageModel) -> None:
+    model = tiny_llama
+    vector = torch.ones(32)
+    result = steer(model, vector, PROMPTS, site="resid_post.1", dose=0.6, decoding=DecodeConfig(max_new_tokens=5))
+    assert result.trace is not None
+    assert result.trace.edits.num_rows == result.steered[0].realised.n_edits
+    source = TracedSource(result.trace, [DirectionTable(vector[None])])
+    assert replay_trace(model, result.trace, source).exact
+    assert "trace" not in result.to_json()
+
+
+BAD_DIRECTIONS: list[tuple[Any, dict[str, Any], str]] = [
+    (torch.ones(31), {"site": "resid_post.1"}, "a vector of shape 31: site resid_post.1 has width 32; give [width]"),
+    (torch.ones(32, 3), {"site": "resid_post.1"}, "a vector of shape 32×3: site resid_post.1 has width 32"),
+    (torch.ones(32), {}, "the site: the directions do not name the one they are for; give a site"),
+    (torch.zeros(32), {"site": "resid_post.1"}, "a steering vector: it is zero"),
+    ([math.nan] * 32, {"site": "resid_post.1"}, "directions: some values are not finite"),
+    (torch.ones(32), {"site": "resid_post.9"}, "site resid_post.9: tiny-llama has layers 0 to 3"),
+    (torch.ones(2, 32), {"site": "resid_post.1", "dose": [1, 2, 3]}, "3 doses: there are 2 features"),
+    (torch.ones(32), {"site": "resid_post.1", "keep_length": True, "unit": "relative"}, "keep their own length"),
+    (VectorSource(torch.ones(32), "resid_post.1"), {"site": "resid_post.1"}, "site beside VectorSource: the source"),
+    (VectorSource(torch.ones(32), "resid_post.1"), {"dose": 0.3}, "dose beside VectorSource: the source decides"),
+]
+
+
+@pytest.mark.parametrize(("directions", "options", "message"), BAD_DIRECTIONS)
+def test_directions_that_do_not_fit_are_refused(
+    tiny_llama: LanguageModel, directions: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        steer(tiny_llama, directions, "in", **options)
+    assert message in caught.value.line
+
+
+def test_rows_of_another_arm_would_be_seen(
+    tiny: tuple[LanguageModel, Standard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: the source takes rows by their place among all rows."""
+    monkeypatch.setattr(
+        SomeRowsSource, "start", lambda self, start: self.source.start(start) or setattr(self, "_index", start.row)
+    )
+    with pytest.raises((AssertionError, UserError)):
+        test_any_source_steers_its_own_rows_alone(tiny)

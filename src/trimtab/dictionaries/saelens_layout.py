@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab import __version__
 from trimtab.dictionaries.architectures import architecture_class
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.config_fields import GET_AGAIN, Fields
@@ -25,6 +24,7 @@ from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error, read_s
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site
+from trimtab.version import __version__
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"

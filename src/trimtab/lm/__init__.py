@@ -1,8 +1,9 @@
 """Load a language model; name, read and edit its sites; decode."""
 
+from trimtab.lm.applying import AppliedEdits, applied
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
-from trimtab.lm.capture import capture
+from trimtab.lm.capture import capture, last_activations
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.config import ModelConfig
 from trimtab.lm.decode import Decoded, decode
@@ -20,6 +21,7 @@ from trimtab.lm.stream import DecodeStep, DecodeStream
 from trimtab.lm.taps import RowDelta, site_width
 
 __all__ = [
+    "AppliedEdits",
     "DecodeConfig",
     "DecodeStart",
     "DecodeStep",
@@ -43,12 +45,14 @@ __all__ = [
     "Site",
     "TokenBatch",
     "activation_hash",
+    "applied",
     "cache_dir",
     "capture",
     "check_device",
     "decode",
     "edit_delta",
     "edited",
+    "last_activations",
     "list_models",
     "load_model",
     "pull",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
@@ -66,3 +67,18 @@ def capture(
         for handle in handles:
             handle.remove()
     return found
+
+
+def last_activations(model: LanguageModel, texts: Sequence[str], site: Site | str) -> Float[Tensor, "N width"]:
+    """The activation at each text's last token, as for a difference of means.
+
+    Args:
+        model: the model.
+        texts: one or more.
+        site: a name or a site.
+
+    Raises:
+        UserError: a text gives no token, or the site does not exist.
+    """
+    batch = TokenBatch.pad([model.encode_text(text) for text in texts], model.pad_id, model.device)
+    return capture(model, batch, [site])[model.site(site)][:, -1]

@@ -157,6 +157,7 @@ class FedRow(NamedTuple):
     number: int
     prompt_length: int
     fed: int  # tokens that went through the model
+    before: int = 0  # of them before the source was asked
 
 
 class SourceRunner:
@@ -280,7 +281,7 @@ class SourceRunner:
 
     def _check(self, rows: Sequence[FedRow], visits: list[list[int]]) -> None:
         """Every position that the rule asks for was shown to the source once per site, and none other."""
-        places = [(i, position) for i, row in enumerate(rows) for position in range(row.fed)]
+        places = [(i, position) for i, row in enumerate(rows) for position in range(row.before, row.fed)]
         which, position = torch.tensor(places).T
         selected = self.source.positions.selects(position, torch.tensor([row.prompt_length for row in rows])[which])
         asked = {(rows[i].number, at) for (i, at), kept in zip(places, selected.tolist(), strict=True) if kept}

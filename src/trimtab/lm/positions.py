@@ -54,6 +54,11 @@ class PositionRule:
             "choose one of them",
         )
 
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether it depends on where a row's prompt ends."""
+        return self.kind in ("generated", "prompt") or any(place < 0 for place in self.places)
+
     def __str__(self) -> str:
         if self.kind == "list":
             return ",".join(map(str, self.places))

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import trimtab
+from trimtab import version
 
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pyarrow")
 """Packages whose versions a run records, besides python and trimtab."""
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pyarrow")
 
 def versions() -> dict[str, str]:
     """Versions of python, trimtab and `PACKAGES`; a package that is not installed is left out."""
-    found = {"python": platform.python_version(), "trimtab": trimtab.__version__}
+    found = {"python": platform.python_version(), "trimtab": version.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

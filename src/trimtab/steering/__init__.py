@@ -1,5 +1,6 @@
 """Steer generation with features: doses, intervention sources, traces, replay."""
 
+from trimtab.steering.command import SteerConfig, run_steer
 from trimtab.steering.controls import RandomFeatureSource, TopActiveSource
 from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
@@ -11,7 +12,7 @@ from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.result import Arm, Continuation, SteerResult
 from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
-from trimtab.steering.steer import SteerConfig, SteerOptions, run_steer, steer
+from trimtab.steering.steered import SteerOptions, steer
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource

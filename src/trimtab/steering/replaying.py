@@ -196,6 +196,46 @@ class ForkSource:
         return _in_turn(parts, len(request.row))
 
 
+class SomeRowsSource:
+    """A source for some of the rows that are decoded together; the others are left alone.
+
+    Args:
+        source: learns of its own rows alone, counted from 0 in order.
+        mine: for each row, whether it is one of them.
+    """
+
+    def __init__(self, source: InterventionSource, mine: Sequence[bool]) -> None:
+        self.source, self._mine = source, torch.tensor(list(mine))
+        self._index = self._mine.long().cumsum(0) - 1
+        self.sites, self.positions = source.sites, source.positions
+        self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
+        self.keep_replacements = getattr(source, "keep_replacements", False)
+
+    def directions(self, site: Site) -> Float[Tensor, "n d"]:
+        return self.source.directions(site)
+
+    def blocks(self, site: Site) -> tuple[Block, ...]:
+        return blocks_of(self.source, site)
+
+    def start(self, start: DecodeStart) -> None:
+        self._mine, self._index = self._mine.to(start.device), self._index.to(start.device)
+        kept = self._mine[start.row].tolist()
+        prompts, n_inputs = (
+            [value for value, mine in zip(values, kept, strict=False) if mine]
+            for values in (start.prompts, start.n_inputs)
+        )
+        rows = self._index[start.row[self._mine[start.row]]]
+        self.source.start(start._replace(prompts=prompts, row=rows, n_inputs=n_inputs))
+
+    def choose(self, request: EditRequest) -> Edit | None:
+        where = self._mine[request.row].nonzero()[:, 0]
+        if len(where) == 0:
+            return None
+        part = request.take(where)
+        edit = self.source.choose(part._replace(row=self._index[part.row], shared=self._index[part.shared]))
+        return None if edit is None else _in_turn([(where, edit)], len(request.row))
+
+
 def _where(found: Bool[Tensor, " R"], edit: Edit, index: Int[Tensor, " R"]) -> Edit:
     """Some rows of an edit, empty where they are not `found`."""
     columns = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,8 @@ from rich.text import Text
 
 from trimtab.runs.tables import COUNT, Column, result_table
 from trimtab.steering.equal_dose import DoseSummary
-from trimtab.steering.operations import operation_named
+from trimtab.steering.operations import OPERATIONS
+from trimtab.steering.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,10 @@ class SteerResult:
     """Unsteered first, then one per dose."""
     run: str | None
     """Directory of the run, if one was written."""
+    steered_with: str = ""
+    """What steered, in words; results of earlier versions do not say it."""
+    trace: Trace | None = field(default=None, compare=False, repr=False)
+    """What was done at each token; None in what was read back from JSON alone."""
 
     @property
     def unsteered(self) -> Arm:
@@ -75,14 +80,15 @@ class SteerResult:
         return self.arms[1:]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, without the trace."""
+        return {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
 
     def render(self) -> RenderableType:
         """For the terminal: side by side at one dose, a table of doses at several."""
-        features = ", ".join(map(str, self.features))
-        dose = f", unit {self.unit}" if operation_named(self.operation).has_dose else ""
-        head = f"{self.operation} feature {features} at {self.site} of {self.model}{dose}, positions {self.positions}"
+        what = self.steered_with or f"feature {', '.join(map(str, self.features))}"
+        known = OPERATIONS.get(self.operation)
+        dose = f", unit {self.unit}" if known is not None and known.has_dose else ""
+        head = f"{self.operation} {what} at {self.site} of {self.model}{dose}, positions {self.positions}"
         parts: list[RenderableType] = [Text(head, style="bold")]
         if len(self.steered) == 1:
             parts += self._side_by_side()

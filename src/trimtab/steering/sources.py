@@ -254,13 +254,10 @@ def _choice(
     dose = torch.atleast_2d(torch.as_tensor(doses, dtype=torch.get_default_dtype()))
     if not add:
         check_each_once(feature, table)
-    try:
-        feature, dose = torch.broadcast_tensors(feature, dose)
-    except RuntimeError:
-        raise UserError(
-            f"{dose.shape[-1]} doses", f"there are {feature.shape[-1]} features", "give one dose, or one for each"
-        ) from None
-    return Choice(feature, dose)
+    count, n_doses = feature.shape[-1], dose.shape[-1]
+    if n_doses not in (1, count) or len({1, len(feature), len(dose)}) > 2:
+        raise UserError(f"{n_doses} doses", f"there are {count} features", "give one dose, or one for each")
+    return Choice(*torch.broadcast_tensors(feature, dose))
 
 
 class VectorSource(StaticSource):
@@ -295,11 +292,8 @@ class VectorSource(StaticSource):
         self.heads = head_shapes(given)
         most = for_each(tuple(given), max_activation, "max_activation")
         tables = {
-            at: DirectionTable(_rows(found, at), max_activation=most[at], keep_length=keep_length)
-            for at, found in given.items()
+            at: vector_table(found, at, max_activation=most[at], keep_length=keep_length) for at, found in given.items()
         }
-        if any(bool((table.rows == 0).all(dim=-1).any()) for table in tables.values()):
-            raise UserError("a steering vector", "it is zero, so it has no direction", "give another")
         features = {at: range(table.n) for at, table in tables.items()}
         default = 1.0 if keep_length else DEFAULT_DOSE
         super().__init__(tables, features, default if doses is None else doses, **options)
@@ -331,10 +325,42 @@ def check_heads(model: LanguageModel | None, heads: Mapping[Site, tuple[int, ...
             )
 
 
-def _rows(vectors: Tensor, site: Site) -> Float[Tensor, "n d"]:
-    """One row per vector; at all heads of a layer a vector has the shape `[heads, head_dim]`."""
-    own = 2 if site.kind in HEAD_KINDS and site.head is None and vectors.ndim > 1 else 1
-    return vectors.reshape(-1, vectors.shape[-own:].numel()) if vectors.ndim <= own + 1 else vectors
+def vector_table(
+    vectors: Tensor,
+    site: Site,
+    *,
+    width: int | None = None,
+    max_activation: Float[Tensor, " n"] | None = None,
+    keep_length: bool = False,
+) -> DirectionTable:
+    """Vectors as directions at a site.
+
+    Args:
+        vectors: one or several, as `VectorSource` takes them; of any shape whose last dimensions together hold the
+            width, if that is known.
+        site: where they steer.
+        width: of the site.
+        max_activation, keep_length: as in `DirectionTable`.
+
+    Raises:
+        UserError: the shape does not fit, or a vector is zero or not finite.
+    """
+    values = torch.as_tensor(vectors)
+    values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    if width is None:
+        # At all heads of a layer a vector has the shape [heads, head_dim].
+        own = 2 if site.kind in HEAD_KINDS and site.head is None and values.ndim > 1 else 1
+        rows = values.reshape(-1, values.shape[-own:].numel()) if values.ndim <= own + 1 else values
+    elif width in (values.shape[-own:].numel() for own in range(1, values.ndim + 1)):
+        rows = values.reshape(-1, width)
+    else:
+        shape = "×".join(map(str, values.shape)) or "()"
+        raise UserError(
+            f"a vector of shape {shape}", f"site {site} has width {width}", "give [width], or [n, width] for several"
+        )
+    if bool((rows == 0).all(dim=-1).any()):
+        raise UserError("a steering vector", "it is zero, so it has no direction", "give another")
+    return DirectionTable(rows, max_activation=max_activation, keep_length=keep_length)
 
 
 def check_each_once(feature: Int[Tensor, "R K"], table: DirectionTable) -> None:

@@ -1,0 +1,66 @@
+"""`trimtab steer`: load a model and an SAE, steer with its features, and write the trace into a run; or replay one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from trimtab.dictionaries import AnyModelConfig
+from trimtab.lm import DecodeConfig, DecodingConfig
+from trimtab.runs import Meter, Run, part_of, read_typed
+from trimtab.steering.replay import ReplayReport, replay
+from trimtab.steering.result import SteerResult
+from trimtab.steering.steered import SteerOptions, check_options, no_features, plan_steering, steered
+from trimtab.steering.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
+    """Continuations of prompts, unsteered and with features added, clamped or removed."""
+
+    prompt: tuple[str, ...] = ()
+    """Texts to continue."""
+    stop: tuple[str, ...] = ()
+    """End a text that contains one of these."""
+    seed: int = 0
+    """Of the sampling. All arms share the same draws."""
+    run: str | None = None
+    """Directory to write the trace to."""
+    replay: str | None = None
+    """Replay the run in this directory instead: apply its edits again and re-decide every token."""
+
+    @property
+    def decoding(self) -> DecodeConfig:
+        """How tokens are chosen."""
+        return self.decode_config(stop=self.stop)
+
+
+def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
+    """What `trimtab steer` does.
+
+    A run that is done is not done again: its result is read back.
+
+    Raises:
+        UserError: something in the config is wrong, or does not fit the model, the dictionary or the run directory.
+    """
+    if config.replay is not None:
+        with Meter(f"replaying {config.replay}") as meter:
+            return replay(config.replay, progress=meter.advance)
+    options = SteerOptions(**part_of(config, SteerOptions))
+    if not config.feature:
+        raise no_features()
+    check_options(options, len(config.prompt), config.decoding)
+    model, dictionary = config.load()
+    plan = plan_steering(options, model, dictionary, config.prompt, config.decoding)
+    if config.run is None:
+        return steered(plan, model)
+    with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run", "any_model")) as run:
+        run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
+        if run.done and run.results:
+            result = read_typed(SteerResult, run.results, f"run {config.run}")
+            return replace(result, trace=Trace.read(run.path))
+        result = replace(steered(plan, model, os.fspath(run.path)), run=os.fspath(run.path))
+        assert result.trace is not None
+        result.trace.write(run)
+        run.finish(results=result.to_json())
+        return result

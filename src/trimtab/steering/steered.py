@@ -1,0 +1,346 @@
+"""Steer: unsteered and steered continuations of the same prompts, with a trace of every edit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.dictionaries import Dictionary
+from trimtab.errors import UserError
+from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, Site, decode, site_width
+from trimtab.lm.rows import check_prompts
+from trimtab.runs import Meter, check_least
+from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
+from trimtab.steering.effects import TokenEffects, token_effects
+from trimtab.steering.equal_dose import dose_summary
+from trimtab.steering.operations import operation_named
+from trimtab.steering.replaying import SomeRowsSource
+from trimtab.steering.result import Arm, Continuation, SteerResult
+from trimtab.steering.sources import PerSite, StaticSource, by_site, vector_table
+from trimtab.steering.table import DirectionTable
+from trimtab.steering.trace import Trace
+
+UNSTEERED = "unsteered"
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerOptions:
+    """With which features, how strongly and where, and what is measured."""
+
+    feature: tuple[int, ...] = ()
+    """Features to steer with, all at once."""
+    dose: tuple[float, ...] = (DEFAULT_DOSE,)
+    """How strongly: one number, or one per feature."""
+    sweep: tuple[float, ...] = ()
+    """Doses to try one after the other, each for all features; instead of the dose."""
+    unit: str = DEFAULT_UNIT
+    """relative (to the activation's norm), max_activation (of the feature) or absolute (model units)."""
+    operation: str = "add"
+    """add the dose; clamp the feature to it; ablate the feature; scale it by the dose; overwrite the coordinate along
+    the feature's direction with the dose."""
+    combine: str = "each"
+    """With several features: each gets its dose, or together their total length is the dose."""
+    site: str | None = None
+    """Where to steer; by default the site that the SAE names."""
+    positions: str = "generated"
+    """Input positions to edit: generated (those that choose a token), prompt, all, START:STOP, or a list like 3,-1."""
+    chat: bool = False
+    """Put each prompt into the model's chat template, as one user turn."""
+    samples: int = 1
+    """Continuations per prompt; more than one needs a temperature."""
+    kl: bool = True
+    """Measure each edit's effect on the next-token distribution; takes one more pass over the texts."""
+
+
+def steer(
+    model: LanguageModel,
+    directions: PerSite[Dictionary | DirectionTable | Tensor] | InterventionSource,
+    prompts: Prompts,
+    features: int | Sequence[int] | None = None,
+    dose: float | Sequence[float] | None = None,
+    *,
+    keep_length: bool = False,
+    decoding: DecodeConfig | None = None,
+    **options: Any,
+) -> SteerResult:
+    """Continue prompts unsteered and steered.
+
+    Args:
+        model: the model.
+        directions: what steers: a dictionary, with some of its `features`; a vector, or several at once, whose last
+            dimensions together hold the site's width (`[d]`, `[n, d]`, `[heads, head_dim]`, …); one of these for each
+            of several sites, by name; or any source of interventions, which decides everything itself.
+        prompts: one text, several, or token ids.
+        features: one id, or several that are used at once; all rows of vectors by default.
+        dose: one for all features, or one each; 0.4 by default, with `keep_length` 1.
+        keep_length: doses are multiples of each vector as it is, so that 1 adds it; otherwise only directions count.
+        decoding: how tokens are chosen.
+        options: any further fields of `SteerOptions`, such as `site`, `unit`, `sweep`, `operation`, `positions` or
+            `samples`.
+
+    Returns:
+        Texts, realised doses and effects, the unsteered arm first, and the trace.
+
+    Raises:
+        UserError: a value is not allowed, or does not fit the model or the dictionary.
+    """
+    if keep_length:
+        options = {"unit": "absolute", **options}
+    dose = (1.0 if keep_length else DEFAULT_DOSE) if dose is None else dose
+    chosen = SteerOptions(
+        feature=() if features is None else (features,) if isinstance(features, int) else tuple(features),
+        dose=(dose,) if isinstance(dose, int | float) else tuple(dose),
+        **options,
+    )
+    given = [prompts] if isinstance(prompts, str) else prompts
+    decoding = decoding or DecodeConfig()
+    return steered(plan_steering(chosen, model, directions, given, decoding, keep_length=keep_length), model)
+
+
+def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerResult:
+    """Decode what is planned.
+
+    Args:
+        plan: of `plan_steering`.
+        model: its model.
+        run: name of the run in the trace.
+    """
+    config, rows, source = plan.options, plan.rows, plan.source
+    branches = [row.arm for row in rows]
+    with Meter("decoding", len(rows)) as meter:
+        decoded = decode(
+            model,
+            [plan.ids[row.prompt] for row in rows],
+            plan.decoding,
+            source,
+            samples=[row.key for row in rows],
+            branches=[0] * len(rows),  # arms share their draws
+            progress=meter.advance,
+        )
+    effects = None
+    if config.kl:
+        with Meter("measuring KL", len(rows)) as meter:
+            effects = token_effects(model, decoded, source, progress=meter.advance)
+    members = [[i for i, arm in enumerate(branches) if arm == index] for index in range(len(plan.names))]
+    return SteerResult(
+        model=model.name,
+        site=", ".join(map(str, source.sites)),
+        steered_with=plan.steered_with,
+        features=list(config.feature),
+        operation=source.operation,
+        unit=source.unit,
+        positions=plan.positions,
+        prompts=plan.texts,
+        arms=[
+            _arm(name, plan.doses[index], members[index], decoded, effects, rows)
+            for index, name in enumerate(plan.names)
+        ],
+        run=None,
+        trace=Trace.of(model, decoded, plan.decoding, source, effects=effects, run=run, branches=branches),
+    )
+
+
+class _Row(NamedTuple):
+    """One row to decode."""
+
+    prompt: int
+    sample: int  # of the prompt
+    key: int  # of its random draws, shared by all arms
+    arm: int
+
+
+class SteeringPlan(NamedTuple):
+    """What options come to, with a model and directions at hand."""
+
+    options: SteerOptions
+    texts: list[str]
+    ids: list[list[int]]
+    names: list[str]  # of the arms, unsteered first
+    doses: list[list[float] | None]  # per arm
+    rows: list[_Row]
+    source: InterventionSource
+    steered_with: str
+    positions: str
+    decoding: DecodeConfig
+
+
+def plan_steering(
+    config: SteerOptions,
+    model: LanguageModel,
+    directions: PerSite[Dictionary | DirectionTable | Tensor] | InterventionSource,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    decoding: DecodeConfig,
+    *,
+    keep_length: bool = False,
+) -> SteeringPlan:
+    """Everything that can be wrong is found here, before anything is written.
+
+    Raises:
+        UserError: as `steer`.
+    """
+    check_options(config, len(prompts), decoding)
+    decides = hasattr(directions, "sites")
+    tables = {} if decides else _tables(config, model, directions, keep_length)  # type: ignore[arg-type]
+    ids = [model.encode_text(p, chat=config.chat) if isinstance(p, str) else list(p) for p in prompts]
+    check_prompts(model, ids, decoding)
+    doses = [] if decides else _doses(config)
+    arms: list[list[float] | None] = [None, *(doses or [None])]
+    rows = [
+        _Row(prompt, sample, prompt * config.samples + sample, arm)
+        for prompt in range(len(ids))
+        for sample in range(config.samples)
+        for arm in range(len(arms))
+    ]
+    if decides:
+        source, what = _alone(config, directions, rows)  # type: ignore[arg-type]
+        names = [UNSTEERED, "steered"]
+    else:
+        source, what = _of_tables(config, tables, arms, rows)
+        names = [UNSTEERED, *(_name(config, dose) for dose in doses)]
+    return SteeringPlan(
+        options=config,
+        texts=[p if isinstance(p, str) else model.decode_ids(p, special=True) for p in prompts],
+        ids=ids,
+        names=names,
+        doses=arms,
+        rows=rows,
+        source=source,
+        steered_with=what,
+        positions=str(source.positions) if decides else config.positions,
+        decoding=decoding,
+    )
+
+
+def _arm(
+    name: str,
+    dose: list[float] | None,
+    members: list[int],
+    decoded: Decoded,
+    effects: TokenEffects | None,
+    rows: list[_Row],
+) -> Arm:
+    def mean(pick: Callable[[TokenEffects], list[list[float]]], sign: float = 1.0) -> float | None:
+        if effects is None:
+            return None
+        values = list(itertools.chain.from_iterable(pick(effects)[i] for i in members))
+        return sign * sum(values) / len(values)
+
+    mine = torch.isin(decoded.edits.row, torch.tensor(members))
+    return Arm(
+        name=name,
+        dose=None if dose is None else dose[0] if len(set(dose)) == 1 else dose,
+        realised=dose_summary(decoded.edits.take(mine)),
+        kl_local=mean(lambda e: e.kl_local),
+        kl_total=mean(lambda e: e.kl_total),
+        unsteered_nll=mean(lambda e: e.unsteered_logp, sign=-1.0),
+        continuations=[
+            Continuation(
+                prompt=rows[i].prompt,
+                sample=rows[i].sample,
+                text=decoded.texts[i],
+                n_tokens=len(decoded.token_ids[i]),
+                finish=decoded.finish[i],
+            )
+            for i in members
+        ],
+    )
+
+
+def _tables(
+    config: SteerOptions, model: LanguageModel, directions: PerSite[Dictionary | DirectionTable | Tensor], keep: bool
+) -> dict[Site, Dictionary | DirectionTable]:
+    """The directions at each site, once they fit it."""
+    found: dict[Site, Dictionary | DirectionTable] = {}
+    for site, given in by_site(directions, config.site).items():
+        width = site_width(model, model.site(site))
+        if isinstance(given, Dictionary):
+            if not config.feature:
+                raise no_features()
+            given.check_model(width, model.name, config.site)
+            given.check_features(list(config.feature))
+        elif not isinstance(given, DirectionTable):
+            given = vector_table(given, site, width=width, keep_length=keep)
+        found[site] = given
+    return found
+
+
+def _of_tables(
+    config: SteerOptions,
+    tables: Mapping[Site, Dictionary | DirectionTable],
+    arms: Sequence[list[float] | None],
+    rows: Sequence[_Row],
+) -> tuple[InterventionSource, str]:
+    """Features or vectors at each row's doses, and what to call them."""
+    still = [0.0] * max(len(arm) for arm in arms if arm is not None)
+    ids = {site: _features(config, table) for site, table in tables.items()}
+    source = StaticSource(
+        tables,
+        {site: torch.tensor([each if row.arm else [-1] * len(each) for row in rows]) for site, each in ids.items()},
+        torch.tensor([arms[row.arm] or still for row in rows]),
+        unit=config.unit,
+        operation=config.operation,
+        positions=config.positions,
+        combine=config.combine,
+    )
+    if config.feature:
+        return source, f"feature {', '.join(map(str, config.feature))}"
+    count = sum(map(len, ids.values()))
+    return source, "a vector" if count == 1 else f"{count} vectors"
+
+
+def _features(config: SteerOptions, table: Dictionary | DirectionTable) -> list[int]:
+    return list(config.feature or range(table.n if isinstance(table, DirectionTable) else 0))
+
+
+_OF_ANY_SOURCE = ("chat", "samples", "kl")
+
+
+def _alone(config: SteerOptions, source: InterventionSource, rows: Sequence[_Row]) -> tuple[InterventionSource, str]:
+    """A source that decides everything itself, in the steered rows."""
+    name, usual = type(source).__name__, SteerOptions()
+    for field in fields(config):
+        if field.name not in _OF_ANY_SOURCE and getattr(config, field.name) != getattr(usual, field.name):
+            raise UserError(f"{field.name} beside {name}", "the source decides that itself", "leave it out")
+    return SomeRowsSource(source, [row.arm == 1 for row in rows]), name
+
+
+def _doses(config: SteerOptions) -> list[list[float]]:
+    """Per steered arm, the dose of all features or each one's own."""
+    if not operation_named(config.operation).has_dose:
+        return [[0.0]]
+    return [[float(dose)] for dose in config.sweep] or [list(map(float, config.dose))]
+
+
+def _name(config: SteerOptions, dose: list[float]) -> str:
+    if not operation_named(config.operation).has_dose:
+        return config.operation.removesuffix("e") + "ed"
+    return "dose " + (f"{dose[0]:g}" if len(set(dose)) == 1 else ", ".join(f"{d:g}" for d in dose))
+
+
+def no_features() -> UserError:
+    """What is said where a dictionary is to steer with nothing."""
+    return UserError("the features", "there is none to steer with", "give at least one, like --feature 123")
+
+
+def check_options(config: SteerOptions, n_prompts: int, decoding: DecodeConfig) -> None:
+    """What can be known before a model is loaded.
+
+    Raises:
+        UserError: something is missing, or not allowed.
+    """
+    if not n_prompts:
+        raise UserError("the prompts", "there is none", "give at least one text")
+    check_least(config, 1, "samples")
+    if config.samples > 1 and decoding.temperature == 0:
+        raise UserError(
+            f"samples = {config.samples}", "greedy decoding gives the same text every time", "set a temperature"
+        )
+    check_doses(config.sweep or config.dose)
+    if config.sweep and not operation_named(config.operation).has_dose:
+        raise UserError("a sweep", f"operation {config.operation} has no dose", "leave it out, or use operation scale")
