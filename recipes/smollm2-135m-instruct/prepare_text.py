@@ -76,7 +76,7 @@ def reviews(data: Path, names: list[str]) -> Iterator[Document]:
 
 
 def stories(data: Path, names: list[str]) -> Iterator[Document]:
-    """TinyStories samples; misdecoded quotes and dashes are mended."""
+    """TinyStories samples; misdecoded quotes and dashes are corrected."""
     for name in names:
         for number, text in enumerate(json.loads((data / name).read_text("utf-8"))):
             for wrong, right in MISDECODED:

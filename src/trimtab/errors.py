@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: what is wrong, why, and how to mend it."""
+"""The one exception for a user's mistake: what is wrong, why, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something that the user can mend. The command line prints it as one line and exits with 2.
+    """Something that the user can fix. The command line prints it as one line and exits with 2.
 
     Args:
         what: the thing that is wrong, with its name and value ("site resid_post.99").
         why: the rule that it breaks ("the model has layers 0 to 29").
-        mend: what to do instead ("choose a layer below 30").
+        hint: what to do instead ("choose a layer below 30").
     """
 
-    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
-        self.what, self.why, self.mend = what, why, mend
-        super().__init__(": ".join(part for part in (what, why) if part) + (f"; {mend}" if mend else ""))
+    def __init__(self, what: str, why: str = "", hint: str = "") -> None:
+        self.what, self.why, self.hint = what, why, hint
+        super().__init__(": ".join(part for part in (what, why) if part) + (f"; {hint}" if hint else ""))
 
     @property
     def line(self) -> str:

@@ -47,7 +47,7 @@ def refused(path: Path | str, *parts: str) -> None:
         load_dictionary(path)
     for part in parts:
         assert part in caught.value.line, caught.value.line
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def saelens(monkeypatch) -> FakeSAELens:
 def message(call: Callable[[], object]) -> str:
     with pytest.raises(UserError) as caught:
         call()
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value.line
 
 

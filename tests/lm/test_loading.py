@@ -1,4 +1,4 @@
-"""Loading directories, GGUF files and hub ids: what works is quiet, what does not says why and how to mend it."""
+"""Loading directories, GGUF files and hub ids: what works is quiet, what does not says why and how to fix it."""
 
 from __future__ import annotations
 

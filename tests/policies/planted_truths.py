@@ -231,7 +231,7 @@ class BlindCritic(Critic):
 class Bottleneck:
     """A policy and its critic, trained where no feature leads to N.
 
-    Behind one cue a feature mends every wrong answer, behind the other nothing does.
+    Behind one cue a feature corrects every wrong answer, behind the other nothing does.
     """
 
     setup: Setup

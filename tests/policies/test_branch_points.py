@@ -55,7 +55,7 @@ def test_a_wrong_answer_that_a_choice_would_mend_counts_as_rescued(
         assert (found.rescued.estimate, found.rescued.n) == (share, 3)
 
 
-def test_a_random_feature_that_mends_an_answer_rescues_nothing(
+def test_a_random_feature_that_corrects_an_answer_rescues_nothing(
     choice: LanguageModel, choice_dictionary: Standard
 ) -> None:
     """The policy's candidates all push towards Y; eight features that are none of its actions would push back."""
@@ -64,8 +64,8 @@ def test_a_random_feature_that_mends_an_answer_rescues_nothing(
         back.W_dec[8:16] = -back.W_dec[:8]
     rollouts = play_of(letters_setup(choice, back), fixed_policy(back, [64, *PUSHING]), 3, wanted=False)
     found = branch_points(rollouts, items=3, tokens=LENGTH, candidates=8, draws=6, tolerance=0.3)
-    mended = {fork.item for fork in found.forks if fork.kind == "random" and fork.reward == 1}
-    assert mended, "no random feature helps"
+    corrected = {fork.item for fork in found.forks if fork.kind == "random" and fork.reward == 1}
+    assert corrected, "no random feature helps"
     assert found.rescued is not None
     assert (found.rescued.estimate, found.rescued.n) == (0.0, 3)
 

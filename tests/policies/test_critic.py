@@ -34,7 +34,7 @@ ITEMS, STEPS, WIDTH = 200, 3, 6
 
 
 class Planted2:
-    """Items of which half are wrong unsteered; whether the policy mends one is written in coordinate 1 of x."""
+    """Items of which half are wrong unsteered; whether the policy corrects one is written in coordinate 1 of x."""
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)

@@ -87,7 +87,7 @@ def test_an_error_in_the_body_leaves_the_old_file(tmp_path: Path, error: BaseExc
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota is used up")])
-def test_a_full_disk_is_the_users_to_mend(
+def test_a_full_disk_is_the_users_to_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int, words: str
 ) -> None:
     write_text(tmp_path / "f", "old")
@@ -96,7 +96,7 @@ def test_a_full_disk_is_the_users_to_mend(
         write_text(tmp_path / "f", "new")
     assert caught.value.line.startswith(f"cannot write {tmp_path / 'f'}: the disk")
     assert words in caught.value.line
-    assert caught.value.mend == "free some space or write elsewhere"
+    assert caught.value.hint == "free some space or write elsewhere"
     assert os.listdir(tmp_path) == ["f"]
     assert (tmp_path / "f").read_text() == "old"
 

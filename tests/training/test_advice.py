@@ -1,4 +1,4 @@
-"""What is said about a trained SAE: diverged, or short of its L0 and how to mend that."""
+"""What is said about a trained SAE: diverged, or short of its L0 and how to fix that."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_sound_training_is_told_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("l0", "weight", "mend"),
+    ("l0", "weight", "hint"),
     [
         (499.0, None, "train on more rows (--rows), or raise --l0"),
         (12.0, None, "train on more rows (--rows), or lower --l0: so many features do not fire"),
@@ -64,8 +64,8 @@ def test_a_sound_training_is_told_nothing() -> None:
         (12.0, 0.25, "train on more rows (--rows), or fix --sparsity-weight below 0.25, where it ended"),
     ],
 )
-def test_a_missed_l0_is_mended_in_its_direction(l0: float, weight: float | None, mend: str) -> None:
-    assert said(l0, 100, weight=weight) == f"L0 {l0:.2f} was reached, not the 100 asked for; {mend}"
+def test_a_missed_l0_is_fixed_in_its_direction(l0: float, weight: float | None, hint: str) -> None:
+    assert said(l0, 100, weight=weight) == f"L0 {l0:.2f} was reached, not the 100 asked for; {hint}"
 
 
 def test_an_explained_variance_stays_narrow() -> None:

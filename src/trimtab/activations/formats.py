@@ -116,14 +116,16 @@ def _read_jsonl(text: str, name: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"text {name}", f"line {number} is not JSON ({error.msg})", "mend the line") from error
+                raise UserError(
+                    f"text {name}", f"line {number} is not JSON ({error.msg})", "correct the line"
+                ) from error
 
 
 def _read_json(text: str, name: str) -> list[Any]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"text {name}", f"it is not JSON ({error})", "mend the file") from error
+        raise UserError(f"text {name}", f"it is not JSON ({error})", "correct the file") from error
     if not isinstance(rows, list):
         raise UserError(f"text {name}", "it is not a JSON list", "give a list of texts or of objects")
     return rows
@@ -149,7 +151,7 @@ def _rows(rows: Iterable[Any], name: str, text_field: str) -> Iterator[Record]:
             yield Record(row, f"{name}#{number:06d}", None, name)
             continue
         if not isinstance(row, dict):
-            raise UserError(f"text {name}", f"record {number} is neither a text nor an object", "mend the record")
+            raise UserError(f"text {name}", f"record {number} is neither a text nor an object", "correct the record")
         _check_field(text_field, row, name)
         text, own_id = row[text_field], row.get("id")
         if not isinstance(text, str):

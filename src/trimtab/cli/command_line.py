@@ -69,8 +69,8 @@ def _find_command(words: Sequence[str]) -> str:
     known = [name.split()[1] for name in group] or list(first)
     wrong = asked[0] if group else words[0]
     said = " ".join([words[0], wrong] if group else [wrong])
-    mend = did_you_mean(wrong, known, "see trimtab --help")
-    raise UserError(f"unknown command {said!r}", f"there is {', '.join(known)}", mend)
+    hint = did_you_mean(wrong, known, "see trimtab --help")
+    raise UserError(f"unknown command {said!r}", f"there is {', '.join(known)}", hint)
 
 
 def _overview(commands: dict[str, Callable[[], Job]], prefix: str = "") -> str:

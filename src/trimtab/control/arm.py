@@ -217,8 +217,8 @@ def find_kind(name: str) -> type[ArmKind]:
     if name in ARM_KINDS:
         return ARM_KINDS[name]
     if ":" not in name:
-        mend = did_you_mean(name, ARM_KINDS, "choose among them, or name your own as module:Class")
-        raise UserError(f"control {name!r}", f"there is {', '.join(ARM_KINDS)}", mend)
+        hint = did_you_mean(name, ARM_KINDS, "choose among them, or name your own as module:Class")
+        raise UserError(f"control {name!r}", f"there is {', '.join(ARM_KINDS)}", hint)
     found = find_class(name, "control")
     if not issubclass(found, ArmKind):
         raise UserError(

@@ -27,8 +27,8 @@ class Fields(NamedTuple):
         try:
             cfg = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            mend = f"give a directory that {writers} saved"
-            raise UserError(f"dictionary {path.parent}", f"it has no {path.name}", mend) from None
+            hint = f"give a directory that {writers} saved"
+            raise UserError(f"dictionary {path.parent}", f"it has no {path.name}", hint) from None
         except OSError as error:
             raise UserError(str(path), f"not readable ({error.strerror})", "check the file's permissions") from error
         except ValueError as error:
@@ -37,9 +37,9 @@ class Fields(NamedTuple):
             raise UserError(str(path), f"a JSON object was expected, not {type(cfg).__name__}", GET_AGAIN)
         return cls(cfg, str(path))
 
-    def error(self, name: str, why: str, mend: str = "") -> UserError:
+    def error(self, name: str, why: str, hint: str = "") -> UserError:
         what = self.inside + name + (f" = {self.cfg[name]!r}" if name in self.cfg else "")
-        return UserError(f"field {what} in {self.source}", why, mend or "correct the file, or use another dictionary")
+        return UserError(f"field {what} in {self.source}", why, hint or "correct the file, or use another dictionary")
 
     def positive_integer(self, name: str) -> int:
         value = self.cfg.get(name)

@@ -72,27 +72,27 @@ class FeatureStats:
             UserError: the file is missing or damaged, is another kind of table, or has not `n_features` rows.
         """
         path = Path(path)
-        mend = "compute the statistics again"
+        hint = "compute the statistics again"
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[b"trimtab.feature_stats"])
             if about["format"] != FORMAT:
-                raise UserError(str(path), f"it has format {about['format']}, this version reads {FORMAT}", mend)
+                raise UserError(str(path), f"it has format {about['format']}, this version reads {FORMAT}", hint)
             columns = {name: table.column(name).to_numpy().astype(dtype) for name, dtype in _COLUMNS.items()}
             stats = cls(**columns, **{name: kind(about[name]) for name, kind in _ABOUT.items()})
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(str(path), "no such file", mend) from None
+            raise UserError(str(path), "no such file", hint) from None
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0]
-            raise UserError(str(path), f"not readable as feature statistics ({reason})", mend) from error
+            raise UserError(str(path), f"not readable as feature statistics ({reason})", hint) from error
         if n_features is not None and stats.n_features != n_features:
-            raise UserError(str(path), f"it describes {stats.n_features} features, not {n_features}", mend)
+            raise UserError(str(path), f"it describes {stats.n_features} features, not {n_features}", hint)
         for name in _COLUMNS:
             values = getattr(stats, name)
             if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise UserError(f"column {name} of {path}", "it holds values that are negative or not finite", mend)
+                raise UserError(f"column {name} of {path}", "it holds values that are negative or not finite", hint)
         return stats
 
 

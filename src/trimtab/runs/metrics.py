@@ -26,7 +26,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [line for line in map(_parse, _whole_lines(file)) if line is not None]
 
 
-def mend_metrics(path: Path) -> None:
+def repair_metrics(path: Path) -> None:
     """Drop what follows the last whole line."""
     if not path.exists():
         return

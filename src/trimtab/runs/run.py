@@ -13,7 +13,7 @@ from trimtab.errors import UserError
 from trimtab.runs.atomic import is_partial, remove_partial_files, write_json
 from trimtab.runs.config import config_dict, config_difference, json_safe
 from trimtab.runs.lock import LOCK_NAME, RunLock
-from trimtab.runs.metrics import METRICS_NAME, append_metrics, cut_metrics, mend_metrics
+from trimtab.runs.metrics import METRICS_NAME, append_metrics, cut_metrics, repair_metrics
 from trimtab.runs.provenance import machine, sha256_ids, utc_now, versions
 from trimtab.runs.record import RECORD_NAME, SCHEMA, read_record
 
@@ -84,7 +84,7 @@ class Run:
                     if not _failed_with_nothing(directory, record):
                         raise
                     record = _new_record(command, asked, device)
-                mend_metrics(directory / METRICS_NAME)
+                repair_metrics(directory / METRICS_NAME)
                 run = cls(directory, record, lock, resumed=True)
                 if not run.done:
                     run._note_resumption()

@@ -82,8 +82,8 @@ def read_options(texts: Sequence[str], known: Mapping[str, Any], *, what: str, o
         if "=" not in text:
             raise UserError(f"{what} {text!r}", "it has no value", "write NAME=VALUE")
         if name not in known:
-            mend = did_you_mean(name, known, "choose one of them" if known else "leave it out")
-            raise UserError(f"{what} {name!r}", f"{owner} takes {', '.join(known) or 'none'}", mend)
+            hint = did_you_mean(name, known, "choose one of them" if known else "leave it out")
+            raise UserError(f"{what} {name!r}", f"{owner} takes {', '.join(known) or 'none'}", hint)
         if name in found:
             raise UserError(f"{what} {name!r}", "it is given twice", "give it once")
         found[name] = read_typed(known[name], _plain(value, known[name]), f"{what} {name}")

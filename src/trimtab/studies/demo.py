@@ -178,22 +178,22 @@ def read_prompts(path: Path | None) -> dict[str, list[str]]:
         UserError: the file is missing or has no two separate lists of texts.
     """
     file = Path(str(files("trimtab").joinpath("assets/demo_prompts.json"))) if path is None else path
-    mend = 'give JSON like {"validation": ["…"], "held_out": ["…"]}'
+    hint = 'give JSON like {"validation": ["…"], "held_out": ["…"]}'
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         prompts = {name: list(found[name]) for name in ("validation", "held_out")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"prompts {file}", f"not readable as two lists of prompts ({error})", mend) from error
+        raise UserError(f"prompts {file}", f"not readable as two lists of prompts ({error})", hint) from error
     for name, texts in prompts.items():
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"prompts {file}", f"{name} must be a list of texts, none of them empty", mend)
+            raise UserError(f"prompts {file}", f"{name} must be a list of texts, none of them empty", hint)
     everything = prompts["validation"] + prompts["held_out"]
     twice = next((text for text in everything if everything.count(text) > 1), None)
     if twice is not None:
         raise UserError(f"prompt {twice!r}", "it occurs twice, so that the splits are not apart", "remove one")
     for name, texts in prompts.items():
         if len(texts) < 2:
-            raise UserError(f"prompts {file}", f"{name} has one text, and an interval needs two or more", mend)
+            raise UserError(f"prompts {file}", f"{name} has one text, and an interval needs two or more", hint)
     return prompts
 
 

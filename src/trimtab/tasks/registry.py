@@ -50,8 +50,8 @@ def find_task(name: str) -> type[Task]:
     if name in TASKS:
         return TASKS[name]
     if ":" not in name:
-        mend = f"{did_you_mean(name, TASKS, '')} choose one, or name your own as module:Class"
-        raise UserError(f"task {name!r}", f"there are {', '.join(TASKS)}", mend.strip())
+        hint = f"{did_you_mean(name, TASKS, '')} choose one, or name your own as module:Class"
+        raise UserError(f"task {name!r}", f"there are {', '.join(TASKS)}", hint.strip())
     found = find_class(name, "task")
     if not issubclass(found, Task):
         raise UserError(f"task {name!r}", "it is no subclass of trimtab.tasks.Task", "derive it from Task")

@@ -22,9 +22,9 @@ class Row(NamedTuple):
     where: str
     """`FILE, row N` (rows are counted from 1, the header not among them)."""
 
-    def bad(self, why: str, mend: str = "mend the row") -> UserError:
+    def bad(self, why: str, hint: str = "correct the row") -> UserError:
         """The error for this row."""
-        return UserError(self.where, why, mend)
+        return UserError(self.where, why, hint)
 
     def get(self, column: str) -> Any:
         """A value that must be there, of any kind."""
@@ -114,12 +114,14 @@ class DataDirectory:
                 number += 1
                 where = f"{name}, row {number}"
                 if len(fields) != len(header):
-                    raise UserError(where, f"it has {len(fields)} fields, not {len(header)}", "mend the row")
+                    raise UserError(where, f"it has {len(fields)} fields, not {len(header)}", "correct the row")
                 yield Row(dict(zip(header, fields, strict=True)), where)
             if not number:
                 raise _no_rows(name)
         except csv.Error as error:
-            raise UserError(f"{name}, line {reader.line_num}", f"it is not CSV ({error})", "mend the line") from error
+            raise UserError(
+                f"{name}, line {reader.line_num}", f"it is not CSV ({error})", "correct the line"
+            ) from error
 
     def jsonl(self, file: Path) -> Iterator[Row]:
         """Objects of a file of JSON lines.
@@ -136,7 +138,7 @@ class DataDirectory:
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(where, f"it is not JSON ({error.msg})", "mend the row") from error
+                raise UserError(where, f"it is not JSON ({error.msg})", "correct the row") from error
             found = True
             yield _object_row(value, where)
         if not found:
@@ -152,7 +154,7 @@ class DataDirectory:
         try:
             values = json.loads(_read(file, name))
         except json.JSONDecodeError as error:
-            raise UserError(name, f"it is not JSON (line {error.lineno}: {error.msg})", "mend the file") from error
+            raise UserError(name, f"it is not JSON (line {error.lineno}: {error.msg})", "correct the file") from error
         if not isinstance(values, list):
             raise UserError(name, "it is not a JSON list", "put the benchmark's file there")
         if not values:
@@ -205,7 +207,7 @@ def _no_rows(name: str) -> UserError:
 
 def _object_row(value: object, where: str) -> Row:
     if not isinstance(value, Mapping):
-        raise UserError(where, "it is not an object with named values", "mend the row")
+        raise UserError(where, "it is not an object with named values", "correct the row")
     return Row(value, where)
 
 

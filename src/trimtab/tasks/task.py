@@ -58,7 +58,7 @@ class Outcome:
     def __post_init__(self) -> None:
         if not isinstance(self.reward, int | float) or not math.isfinite(self.reward):
             where = f" of item {self.item}" if self.item else ""
-            raise UserError(f"reward {self.reward!r}{where}", "it must be a finite number", "mend the task's reward")
+            raise UserError(f"reward {self.reward!r}{where}", "it must be a finite number", "correct the task's reward")
 
 
 class UnsuitedModelError(UserError):
@@ -295,7 +295,7 @@ class Task(ABC):
             except UserError as error:
                 if not error.what.startswith("reward "):
                     raise
-                raise UserError(f"task {self.name}, item {item.id}: {error.what}", error.why, error.mend) from error
+                raise UserError(f"task {self.name}, item {item.id}: {error.what}", error.why, error.hint) from error
         return outcomes
 
     def _logit_difference(self, item: Item, values: Sequence[float], permutation: int) -> float:

@@ -58,11 +58,11 @@ def read_bank_file(path: Path, options: type[Any]) -> BankFile:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"bank file {path}", f"it cannot be read ({error})", "name a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"bank file {path}", f"it is not TOML ({error})", "mend it") from error
+        raise UserError(f"bank file {path}", f"it is not TOML ({error})", "correct it") from error
     for table in content:
         if table not in ("defaults", "member"):
-            mend = "did you mean [[member]]?" if table.startswith("mem") else "did you mean [defaults]?"
-            raise UserError(f"{path}: {table}", "a bank file holds [defaults] and [[member]]", mend)
+            hint = "did you mean [[member]]?" if table.startswith("mem") else "did you mean [defaults]?"
+            raise UserError(f"{path}: {table}", "a bank file holds [defaults] and [[member]]", hint)
     defaults, members = content.get("defaults", {}), content.get("member", [])
     if not isinstance(defaults, dict):
         raise UserError(f"{path}: defaults", "it is no table", "write [defaults]")
@@ -100,6 +100,6 @@ def _values(place: str, key: str, value: Any, kinds: Mapping[str, Any], shared: 
 
 def _kind(place: str, key: str, kinds: Mapping[str, Any]) -> Any:
     if key not in kinds:
-        mend = did_you_mean(key, kinds, "see trimtab train --help")
-        raise UserError(f"{place}: {key}", "there is no such option", mend)
+        hint = did_you_mean(key, kinds, "see trimtab train --help")
+        raise UserError(f"{place}: {key}", "there is no such option", hint)
     return kinds[key]

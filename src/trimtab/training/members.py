@@ -92,7 +92,7 @@ def _check_known(place: str, arch: str) -> None:
     try:
         trainable_class(arch)
     except UserError as error:
-        raise UserError(f"{place}{error.what}", error.why, error.mend) from error
+        raise UserError(f"{place}{error.what}", error.why, error.hint) from error
 
 
 def _lacking(arch: str, values: Mapping[str, Any]) -> set[str]:

@@ -71,8 +71,8 @@ def _import(name: str) -> tuple[Any, Mapping[str, Any]]:
 
 def _unknown(what: str, why: str, asked: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(asked, list(known), n=3, cutoff=0.5)
-    mend = f"did you mean {' or '.join(close)}?" if close else f"write {PREFIX}RELEASE/SAE_ID"
-    return UserError(what, why, mend)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"write {PREFIX}RELEASE/SAE_ID"
+    return UserError(what, why, hint)
 
 
 def _not_loaded(name: str, error: Exception) -> UserError:
