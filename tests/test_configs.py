@@ -39,6 +39,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "policy analyze": {"run": (Path("a"),)},
     "policy compare": {"run": (Path("a"),)},
     "policy report": {"run": Path("a")},
+    "report": {"run": Path("a")},
 }
 """Values without which a command's config cannot be made."""
 

@@ -26,7 +26,7 @@ from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import CHECKPOINTS, fit, load_policy
 from trimtab.policies.trained import TrainedRun
-from trimtab.report import write_policy_report
+from trimtab.report import write_report
 from trimtab.runs import Run, read_record
 from trimtab.stats import Interval
 
@@ -124,7 +124,7 @@ def test_results_are_read_again_from_disk_and_reported(trained: TrainedRun) -> N
     assert all(0 < counted[feature] <= uses[feature] for feature in uses)
     rewards = [Interval.from_dict(dose["reward"]).estimate for dose in again["layers"][0]["doses"]]
     assert rewards == [row["reward"] for row in rows["layer_doses"]]
-    page = write_policy_report(trained.run.path).read_text()
+    page = write_report(trained.run.path).read_text()
     for said in ("Branch points were not looked for", "The critic was not judged", "There is no ledger"):
         assert said not in page
     for feature in uses:
@@ -157,7 +157,7 @@ def test_results_of_other_items_are_not_mixed(trained: TrainedRun) -> None:
     assert read(place)["ledger"] is None
     assert set(tables(place)) == {"critic_curve", "critic_auc"}
     assert not list(place.glob(".trimtab*"))
-    page = write_policy_report(trained.run.path).read_text()
+    page = write_report(trained.run.path).read_text()
     assert "There is no ledger" in page
 
 
@@ -179,7 +179,7 @@ def test_an_analysis_that_is_stopped_while_it_writes_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             analyze([trained], small(trained.run.path, parts=("critic",), split="train"))
     assert not (place / "analysis.json").exists()
-    write_policy_report(trained.run.path)
+    write_report(trained.run.path)
     analyze([trained], config)
     assert {**read(place), "seconds": 0} == {**whole, "seconds": 0}
 

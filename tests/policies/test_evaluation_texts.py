@@ -21,7 +21,7 @@ from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.policies.trained import TrainedRun
-from trimtab.report import write_policy_report
+from trimtab.report import write_report
 from trimtab.runs import Run, read_record
 from trimtab.steering import Trace, replay
 from trimtab.tasks import Item
@@ -102,7 +102,7 @@ def test_no_answer_can_be_read_from_the_files(entry: TrainedRun) -> None:
 
 def test_the_report_of_such_a_run_is_written(entry: TrainedRun) -> None:
     run_evaluation(entry)
-    page = write_policy_report(entry.run.path).read_text()
+    page = write_report(entry.run.path).read_text()
     assert "positions stand in place of texts" in page
     assert "feature 5" in page
 

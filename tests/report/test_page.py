@@ -2,87 +2,118 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from outline import Outline
 
-from trimtab.report.drawing import Mark, interval_plot, nice_ticks, rank_curve
-from trimtab.report.page import Column, Page, callout, details, escape, facts, figure, number, paragraph, table
+from trimtab.report import page as pages
+from trimtab.report.page import Table, cell, figure, number, render, tokens
+from trimtab.runs.figures import Mark, plot_intervals
+from trimtab.runs.tables import Column
 from trimtab.stats import Interval
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" <img src='http://x.example/y'>"
 VALUE = Interval(estimate=-0.25, low=-0.5, high=0.125, n=7)
+PAGE = """
+{% extends "page.html" %}
+{% from "parts.html" import absent, facts, figure, more, notes, table, verdict %}
+{% block content %}
+{{ verdict(evil, true) }}{{ absent(evil, evil) }}{{ facts([(evil, evil)]) }}{{ notes(evil, [evil]) }}
+{{ table(rows) }}{{ figure(drawn) }}{% call more(evil) %}{{ evil }}{{ table(none) }}{% endcall %}
+{% endblock %}
+"""
+
+
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A page with every part, all its texts hostile."""
+    for template in pages.TEMPLATES.iterdir():
+        (tmp_path / template.name).write_text(template.read_text())
+    (tmp_path / "all.html").write_text(PAGE)
+    monkeypatch.setattr(pages, "TEMPLATES", tmp_path)
+    pages._environment.cache_clear()
+    columns = [
+        Column(EVIL, "a", note=EVIL),
+        Column("b", "b", ".2f"),
+        Column("c", lambda row: tokens([row["a"], "\n"])),
+    ]
+    row: dict[str, Any] = {"a": EVIL, "b": VALUE}
+    values = {
+        "rows": Table(columns=columns, rows=[row], caption=EVIL, emphasis=row, group=lambda row: row["a"]),
+        "drawn": figure(plot_intervals, EVIL, EVIL, marks=[Mark(EVIL, VALUE, EVIL, (0.1,))], axis=EVIL),
+    }
+    found = render("all", title=EVIL, lead=EVIL, evil=EVIL, none=Table(columns=columns, rows=[]), **values)
+    pages._environment.cache_clear()
+    return found
 
 
 @pytest.fixture
-def page() -> Page:
-    page = Page(EVIL, EVIL)
-    page.add(callout(EVIL, good=True))
-    page.section(
-        EVIL,
-        paragraph(EVIL),
-        facts([(EVIL, EVIL)]),
-        table([Column(EVIL, EVIL, numeric=False), Column("b")], [[escape(EVIL), number(VALUE)]], EVIL, emphasis=0),
-        figure(interval_plot([Mark(EVIL, VALUE, (0.1,))], EVIL, EVIL), EVIL),
-        figure(rank_curve([0, 1, 2], [3.0, 1.0, -2.0], [(1, 1.0, EVIL)], EVIL, EVIL), EVIL),
-        details(EVIL, paragraph(EVIL)),
-    )
-    return page
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return write(tmp_path, monkeypatch)
 
 
-def test_nothing_that_was_given_becomes_markup(page: Page):
-    found = Outline(page.render())
-    assert "script" not in {tag for tag, _ in found.tags}
-    assert "img" not in {tag for tag, _ in found.tags}
-    assert EVIL in found.words  # it is there, as text
+def check_escaped(page: str) -> None:
+    found = Outline(page)
+    assert not {"script", "img"} & {tag for tag, _ in found.tags}
+    assert found.words.count(" ".join(EVIL.split())) >= 16  # it is there, as text
 
 
-def test_page_needs_nothing_but_itself(page: Page):
-    for tag, attributes in Outline(page.render()).tags:
+def test_nothing_that_was_given_becomes_markup(written: str) -> None:
+    check_escaped(written)
+
+
+def test_texts_that_are_not_escaped_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: templates do not escape."""
+    made = pages.Environment
+    monkeypatch.setattr(pages, "Environment", lambda **how: made(**{**how, "autoescape": False}))
+    with pytest.raises(AssertionError):
+        check_escaped(write(tmp_path, monkeypatch))
+
+
+def test_a_page_needs_nothing_but_itself(written: str) -> None:
+    for tag, attributes in Outline(written).tags:
         assert tag not in {"link", "script", "iframe", "object"}
-        assert not {"src", "href", "srcset", "onclick", "onload"} & set(attributes)
-    assert "url(" not in page.render()
-    assert "@import" not in page.render()
+        assert not {"src", "srcset", "onclick", "onload"} & set(attributes)
+        assert all(str(value).startswith("#") for name, value in attributes.items() if name.endswith("href"))
+    assert "@import" not in written
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'\"" in written
 
 
-def test_tables_and_figures_can_be_read_aloud(page: Page):
-    found = Outline(page.render())
+def test_tables_and_figures_can_be_read_aloud(written: str) -> None:
+    found = Outline(written)
     headings = [attributes["scope"] for tag, attributes in found.tags if tag == "th"]
-    assert headings == ["col", "col", "row"]
-    assert any(tag == "caption" for tag, _ in found.tags)
-    drawings = [attributes for tag, attributes in found.tags if tag == "svg"]
-    assert len(drawings) == 2
-    assert all(attributes["role"] == "img" and attributes["aria-label"] == EVIL for attributes in drawings)
-    assert found.tags[0][1] == {"lang": "en"}
+    assert headings == ["col", "col", "col", "rowgroup", "row"]
+    (drawing,) = [attributes for tag, attributes in found.tags if tag == "svg"]
+    assert (drawing["role"], drawing["aria-label"]) == ("img", EVIL)
+    assert ("html", {"lang": "en"}) in found.tags
+    assert [attributes.get("class") for tag, attributes in found.tags if tag == "tr"] == [None, "group", "emphasis"]
+    assert "<tbody></tbody>" not in written  # a table without rows is left out
 
 
-def test_numbers_carry_their_interval():
-    assert Outline(number(VALUE, 1, 100)).words == "−25.0 [−50.0, 12.5]"
-    assert Outline(number(VALUE, 2, signed=True)).words == "−0.25 [−0.50, +0.12]"
-    assert Outline(number(None)).words == "–"
-    alone = Interval(estimate=1.0, low=float("nan"), high=float("nan"), n=1)
-    assert Outline(number(alone, 0)).words == "1"
+def test_numbers_carry_their_interval() -> None:
+    row = {"v": VALUE, "json": VALUE.to_dict(), "none": None, "word": "3/8", "count": 12345}
+    found = [
+        cell(Column("", name, form, factor=factor), row)
+        for name, form, factor in (
+            ("v", ".1f", 100), ("json", "+.2f", 1), ("none", ".2f", 100), ("word", ".2f", 1), ("count", ",d", 1),
+        )
+    ]  # fmt: skip
+    words = ["−25.0 [−50.0, 12.5]", "−0.25 [−0.50, +0.12]", "–", "3/8", "12,345"]
+    assert [Outline(one).words for one in found] == words
+    assert number(VALUE.to_dict()) == "−0.250 [−0.500, 0.125]"
+    assert (
+        Outline(cell(Column("", "v", ".0f"), {"v": Interval(estimate=1, low=float("nan"), high=1, n=1)})).words == "1"
+    )
 
 
-def test_row_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="zip"):
-        table([Column("a"), Column("b")], [[escape("only one")]])
+def test_what_a_template_lacks_is_an_error() -> None:
+    with pytest.raises(Exception, match="'lead' is undefined"):
+        render("steer", title="t")
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.3, 12.7), (-5, -1), (0, 0), (1e-6, 3e-6), (-2000, 5120)])
-def test_ticks_cover_the_range_in_even_round_steps(low: float, high: float):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low + 1e-12
-    assert ticks[-1] >= high - 1e-12
-    steps = [b - a for a, b in itertools.pairwise(ticks)]
-    assert steps
-    assert all(step == pytest.approx(steps[0]) and step > 0 for step in steps)
-    assert len(ticks) <= 10
-
-
-def test_torch_stays_unloaded():
+def test_torch_stays_unloaded() -> None:
     code = "import sys, trimtab.report; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

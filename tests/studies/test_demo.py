@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.report import write_report
 from trimtab.studies import DemoConfig, DemoResult, demo, run_demo, texts
 
 SITE = "resid_post.1"
@@ -185,6 +187,40 @@ def test_wrong_dose_is_no_result(files: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(texts, "StaticSource", lambda d, f, dose, *a, **k: real(d, f, dose * (f % 3 + 1), *a, **k))
     with pytest.raises(RuntimeError, match=r"the ‖Δ‖/‖x‖ of .* not 0.8"):
         run_demo(config_of(files, tmp_path / "run"))
+
+
+def test_its_page_shows_what_it_found(done: DemoResult) -> None:
+    page = write_report(done.run).read_text(encoding="utf-8")
+    assert f">{html.escape(done.verdict)}<" in page
+    assert f'class="verdict {"yes" if done.passed else "no"}"' in page
+    for arm in done.results["arms"]:
+        for name, form in (("score", "+.1f"), ("in_band", ".0f"), ("repetition", ".1f")):
+            if arm[name] is not None:
+                estimate, low, high = (format(100 * arm[name][key], form) for key in ("estimate", "low", "high"))
+                assert f'<b>{estimate}</b> <span class="interval">[{low}, {high}]'.replace("-", "−") in page.replace(
+                    "&#43;", "+"
+                )
+    for example in done.results["examples"]["rows"]:
+        text = example["delta-confidence"]
+        fired = [token for token, fired in zip(text["tokens"], text["fired"], strict=True) if fired]
+        assert all(f"<mark>{html.escape(token)}</mark>" in page or token == text["tokens"][0] for token in fired)
+        assert page.count(html.escape(example["prompt"])) >= 1
+    assert page.count("<mark>") == sum(
+        sum(example[name]["fired"])
+        for example in done.results["examples"]["rows"]
+        for name in ("delta-confidence", "output-score", "random-1")
+    )
+    for features in done.results["features"].values():
+        for feature in features:
+            assert f'<th scope="row" class="words">{feature["feature"]}</th>' in page
+
+
+def test_the_first_sentence_names_the_best_control(done: DemoResult) -> None:
+    others = [d for d in done.results["differences"] if d["arm"] != "random"]
+    best = min(others, key=lambda d: d["interval"]["estimate"])
+    label = next(arm["label"] for arm in done.results["arms"] if arm["name"] == best["arm"])
+    first = done.verdict.partition(". ")[0]
+    assert f"“{label}” ({100 * best['interval']['estimate']:+.1f} points), the best control".replace("-", "−") in first
 
 
 def test_second_time_it_says_that_it_is_done(done: DemoResult, files: Path, monkeypatch: pytest.MonkeyPatch):

@@ -37,6 +37,14 @@ class ShowConfig:
     """Catalogue name, directory, or hub id in the hub's local cache."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write report.html of a run from what the run holds."""
+
+    run: Path
+    """Directory of the run."""
+
+
 def models_list() -> Job:
     """list the catalogue's models"""
     from trimtab.lm import list_models
@@ -135,16 +143,27 @@ def sae_convert() -> Job:
     return Job(ConvertConfig, convert_sae, ("source", "destination"))
 
 
+def report() -> Job:
+    """write the HTML page of a run: of train, rank, steer, evaluate core, policies or the demo"""
+    from trimtab.report import write_report
+
+    def run(config: ReportConfig) -> Printed:
+        page = write_report(config.run)
+        return Printed({"report": str(page)}, str(page))
+
+    return Job(ReportConfig, run, ("run",))
+
+
 def demo() -> Job:
     """find, choose and test steering features of the default model, train a small policy, with reports"""
-    from trimtab.report import write_demo_report, write_policy_report
+    from trimtab.report import write_report
     from trimtab.studies import DemoConfig, WholeDemo, run_whole_demo
 
     def run(config: DemoConfig) -> WholeDemo:
         result = run_whole_demo(config)
-        write_demo_report(result.run)
+        write_report(result.run)
         if result.policy is not None:
-            write_policy_report(result.policy.run)
+            write_report(result.policy.run)
         return result
 
     return Job(DemoConfig, run)
@@ -163,5 +182,6 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate ground-truth": evaluate_ground_truth,
     "sae info": sae_info,
     "sae convert": sae_convert,
+    "report": report,
     **POLICY_COMMANDS,
 }

@@ -28,11 +28,11 @@ def policy_train() -> Job:
     """train a policy that picks a feature at each token"""
     from trimtab.policies.config import PolicyConfig
     from trimtab.policies.train import TrainingSummary, train_policy
-    from trimtab.report import write_policy_report
+    from trimtab.report import write_report
 
     def run(config: PolicyConfig) -> TrainingSummary:
         summary = train_policy(config)
-        write_policy_report(summary.run)
+        write_report(summary.run)
         return summary
 
     return Job(PolicyConfig, run)
@@ -43,12 +43,12 @@ def policy_evaluate() -> Job:
     from trimtab.control.comparison import Comparison
     from trimtab.policies.evaluate import evaluate_policy
     from trimtab.policies.evaluate_config import EvaluateConfig
-    from trimtab.report import write_policy_report
+    from trimtab.report import write_report
 
     def run(config: EvaluateConfig) -> Comparison:
         evaluation = evaluate_policy(config)
         for path in config.run if config.out is None else (*config.run, config.out):
-            write_policy_report(path)
+            write_report(path)
         return evaluation
 
     return Job(EvaluateConfig, run, ("run",))
@@ -57,11 +57,11 @@ def policy_evaluate() -> Job:
 def policy_analyze() -> Job:
     """find where a policy's choices mattered, and what its critic knows"""
     from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
-    from trimtab.report import write_policy_report
+    from trimtab.report import write_report
 
     def run(config: AnalyzeConfig) -> PolicyAnalysis:
         analysis = analyze_policy(config)
-        write_policy_report(config.run[0])
+        write_report(config.run[0])
         return analysis
 
     return Job(AnalyzeConfig, run, ("run",))
@@ -69,10 +69,10 @@ def policy_analyze() -> Job:
 
 def policy_report() -> Job:
     """write the HTML report of a policy's run anew"""
-    from trimtab.report import write_policy_report
+    from trimtab.report import write_report
 
     def run(config: PolicyReportConfig) -> Printed:
-        page = write_policy_report(config.run)
+        page = write_report(config.run)
         return Printed({"report": str(page)}, str(page))
 
     return Job(PolicyReportConfig, run, ("run",))

@@ -10,6 +10,7 @@ sinks and special tokens are left as they are, and "every position spliced" is w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,7 @@ from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
-from trimtab.runs import Meter, check_least, check_values, json_safe
+from trimtab.runs import Meter, Run, check_least, check_values, json_safe
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
 
@@ -70,6 +71,8 @@ class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
     """Where to splice; by default the site that the SAE names."""
     text: tuple[str, ...] = ()
     """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
+    run: Path | None = None
+    """Directory to keep the result in, for `trimtab report`."""
     write_stats: Path | None = None
     """Also write the features' statistics on this text to this directory, as feature_stats.parquet."""
 
@@ -146,10 +149,19 @@ def run_core(config: CoreConfig) -> CoreResult:
     model, dictionary = config.load()
     corpus = config.corpus(config.text or (sample_text(),), model.tokenizer)
     packed = pack(corpus, config.split, config.holdout, config.context)
-    with Meter("evaluating", 2 * len(packed)) as meter:
+    with ExitStack() as stack:
+        run = None
+        if config.run is not None:
+            ignored = ("run", "write_stats", "any_model")
+            run = Run.open(config.run, "evaluate core", config, device=config.device, ignore_fields=ignored)
+            stack.enter_context(run)
+            run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint, "text": corpus.hash})
+        meter = stack.enter_context(Meter("evaluating", 2 * len(packed)))
         result, rebuilt = evaluate_core(model, dictionary, packed, config, site=config.site, progress=meter.advance)
-    if config.write_stats is not None:
-        rebuilt.stats.write(config.write_stats / "feature_stats.parquet")
+        if config.write_stats is not None:
+            rebuilt.stats.write(config.write_stats / "feature_stats.parquet")
+        if run is not None:
+            run.finish(result)
     return result
 
 

@@ -13,8 +13,8 @@ from trimtab.activations.rows import norms
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
 from trimtab.lm.token_statistics import kl_divergence
+from trimtab.lm.unembedding import Unembedding
 from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
-from trimtab.selection.unembedding import Unembedding
 
 Replacement = Callable[[Float[Tensor, "R d"]], Float[Tensor, "R d"]]
 """What activations are replaced by."""

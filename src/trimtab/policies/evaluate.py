@@ -22,6 +22,7 @@ from trimtab.control.comparison import Comparison, compare_on, few_trainings
 from trimtab.control.item_table import item_rows, write_item_rows
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
 from trimtab.control.task_prompts import TaskPrompts
+from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.evaluation_traces import write_traces
@@ -78,6 +79,8 @@ def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run
     orders = prompts.other_orders(setup.model) if config.every_order else []
     compared = compare_on(replicates, prompts, split, seed=config.seed, orders=orders)
     results = [compared.result]
+    chosen = [found["feature"] for arm in compared.result.arms for found in arm.chosen if "feature" in found]
+    name_features(home or entries[0].run, setup.model, setup.dictionary, chosen)
     rows = item_rows(task, split, compared.answered, replicates, keep_texts=config.keep_texts)
     if config.trace:
         write_traces(entries, compared, home, keep_texts=config.keep_texts)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from trimtab.control.comparison import Compared
+from trimtab.dictionaries.meanings import name_features
 from trimtab.lm import DecodeConfig
 from trimtab.policies.arms import PolicyArm
 from trimtab.policies.trained import TrainedRun
@@ -41,6 +42,7 @@ def write_traces(
         )
         if setup.task.hides_text and not keep_texts:
             trace = _without_texts(trace)
+        name_features(home or entry.run, setup.model, setup.dictionary, mine.edits.feature.unique().tolist())
         if home is None:
             trace.write(entry.run)
         elif len(entries) == 1:

@@ -1,147 +1,114 @@
-"""Build one self-contained HTML page: sections of text, tables with intervals, figures and texts.
+"""Pages from templates: one self-contained HTML file each, of sections, tables with intervals and figures.
 
 No script, no network, nothing but the file: it opens from disk, prints, and reads well in a screen reader. Every text
-that is given is escaped; only what this package builds is markup.
+that a run holds is escaped; only templates and this room's `Markup` are markup.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NewType
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trimtab.report.style import STYLE
-from trimtab.stats import Interval, number_text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-Html = NewType("Html", str)
-"""Markup that is safe to put into a page."""
+from trimtab.runs import figures
+from trimtab.runs.tables import Column
+from trimtab.stats import Interval, interval_of, number_text
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def escape(text: object) -> Html:
-    """A text as markup."""
-    return Html(html.escape(str(text), quote=True))
-
-
-def join(parts: Sequence[Html], separator: str = "") -> Html:
-    """Several pieces of markup as one."""
-    return Html(escape(separator).join(parts))
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def tag(name: str, *content: Html | str, **attributes: str) -> Html:
-    """An element. Content that is not `Html` is escaped by the caller; `class_` becomes `class`, `_` becomes `-`."""
-    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{given}>{''.join(content)}</{name}>")
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table whose first column names the row; left out where there is no row."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    caption: str = ""
+    emphasis: Any = None
+    """A row to set off."""
+    group: Callable[[Any], str] | None = None
+    """Rows that follow each other and share this text stand below it."""
 
 
-def paragraph(text: str) -> Html:
-    """A paragraph of plain text."""
-    return tag("p", escape(text))
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawing with its caption."""
+
+    drawing: Markup
+    caption: str
 
 
-def number(value: Interval | None, digits: int = 2, factor: float = 1.0, *, signed: bool = False) -> Html:
-    """An estimate with its interval beneath, or a dash."""
-    if value is None:
-        return tag("span", escape("–"), class_="none")
-    text = number_text(value.scaled(factor), f"{'+' if signed else ''}.{digits}f").replace("-", "−")
-    estimate, _, bounds = text.partition(" ")
-    shown = tag("b", escape(estimate))
-    return Html(f"{shown} {tag('span', escape(bounds), class_='interval')}") if bounds else shown
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table."""
-
-    title: str
-    note: str = ""
-    """A unit or a remark, below the title."""
-    numeric: bool = True
-
-
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Html]], caption: str = "", emphasis: int = -1) -> Html:
-    """A table whose first column names the row; nothing where there is no row.
+def figure(draw: Callable[..., None], title: str, caption: str, *, height: float = 2.8, **what: Any) -> Figure:
+    """A figure by one of the functions of `trimtab.runs.figures`.
 
     Args:
-        columns: titles.
-        rows: cells, as many as columns.
-        caption: what the table shows.
-        emphasis: a row to set off.
+        draw: the function.
+        title: read out in place of the drawing.
+        caption: stands below it.
+        height: in inches.
+        what: arguments of the function.
     """
-    if not rows:
-        return Html("")
-    head = join(
-        [
-            tag(
-                "th",
-                escape(c.title),
-                *([tag("small", escape(c.note))] if c.note else []),
-                scope="col",
-                class_="number" if c.numeric else "words",
-            )
-            for c in columns
-        ]
-    )
-    body: list[Html] = []
-    for i, row in enumerate(rows):
-        cells = [tag("th", row[0], scope="row", class_="words")]
-        cells += [
-            tag("td", cell, class_="number" if column.numeric else "words", data_label=column.title)
-            for cell, column in zip(row[1:], columns[1:], strict=True)
-        ]
-        body.append(tag("tr", *cells, **({"class_": "emphasis"} if i == emphasis else {})))
-    parts = [tag("caption", escape(caption))] if caption else []
-    parts += [tag("thead", tag("tr", head)), tag("tbody", *body)]
-    return tag("div", tag("table", *parts), class_="scroll", role="region", tabindex="0", aria_label=caption or "table")
+    bound: Callable[[Axes], None] = partial(draw, **what)
+    return Figure(drawing=Markup(figures.svg(bound, title, height=height)), caption=caption)
 
 
-def figure(svg: Html, caption: str) -> Html:
-    """A drawing with its caption."""
-    return tag("figure", svg, tag("figcaption", escape(caption)))
+def render(template: str, **values: Any) -> str:
+    """The whole file.
+
+    Args:
+        template: name of a file of `templates/`, without its ending.
+        values: what it shows; `title` and `lead`, one sentence below the title, among them.
+    """
+    return _environment().get_template(f"{template}.html").render(**values)
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> Html:
-    """Names and values, as a list."""
-    return tag("dl", *(Html(tag("dt", escape(k)) + tag("dd", escape(v))) for k, v in pairs), class_="facts")
+def number(value: Interval | Mapping[str, Any] | float | None, form: str = ".3f") -> str:
+    """A number, or an estimate with its interval, as text with a true minus; a dash for nothing."""
+    found = interval_of(dict(value)) if isinstance(value, Mapping) else value
+    return number_text(found, form).replace("-", "−")
 
 
-def callout(text: str, *, good: bool) -> Html:
-    """The page's answer, set off."""
-    return tag("p", escape(text), class_=f"verdict {'yes' if good else 'no'}", role="status")
+def cell(column: Column, row: Any) -> Markup:
+    """What a table holds: a text, a number, an estimate with its interval beneath, or a dash."""
+    value = column.cell(row)
+    if isinstance(value, str):
+        return escape(value)
+    text = number(value, column.form)
+    if text == "–":
+        return Markup('<span class="none">–</span>')
+    if not isinstance(value, Interval):
+        return escape(text)
+    estimate, _, bounds = text.partition(" ")
+    shown = Markup("<b>{}</b>").format(estimate)
+    return Markup('{} <span class="interval">{}</span>').format(shown, bounds) if bounds else shown
 
 
-def details(summary: str, *content: Html) -> Html:
-    """Something to unfold; nothing where it is empty."""
-    return Html("") if not any(content) else tag("details", tag("summary", escape(summary)), *content)
+def visible(token: str) -> str:
+    """A token's text with what is invisible made visible, outer blanks too."""
+    shown = token.replace("\n", "⏎").replace("\t", "⇥")
+    return shown if shown.strip() else "␣" * len(shown) or "∅"
 
 
-@dataclass
-class Page:
-    """A page of sections, in the order in which they are added."""
+def tokens(texts: Sequence[str]) -> Markup:
+    """Some tokens, each in a box."""
+    boxes = Markup("").join(Markup("<span>{}</span>").format(visible(text)) for text in texts)
+    return Markup('<span class="lens">{}</span>').format(boxes)
 
-    title: str
-    lead: str = ""
-    """One sentence below the title."""
 
-    def __post_init__(self) -> None:
-        self._parts: list[Html] = []
-
-    def add(self, *content: Html) -> None:
-        """Put content at the end."""
-        self._parts += content
-
-    def section(self, title: str, *content: Html) -> None:
-        """Put a titled section at the end."""
-        self._parts.append(tag("section", tag("h2", escape(title)), *content))
-
-    def render(self) -> str:
-        """The whole file."""
-        header = tag("header", tag("h1", escape(self.title)), *([tag("p", escape(self.lead))] if self.lead else []))
-        return (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # Nothing is fetched and nothing runs, whatever a model wrote into the page.
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-            f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-            f"{header}\n{''.join(f'{part}{chr(10)}' for part in self._parts)}</main>\n</body>\n</html>\n"
-        )
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters.update({"number": number, "visible": visible, "tokens": tokens})  # pyright: ignore[reportUnknownMemberType]
+    found.globals.update({"cell": cell, "style": Markup((TEMPLATES / "style.css").read_text("utf-8"))})  # pyright: ignore[reportUnknownMemberType]
+    return found

@@ -3,194 +3,196 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.report.drawing import Mark, interval_plot
-from trimtab.report.page import Column, Html, details, escape, figure, join, paragraph, table, tag
-from trimtab.report.policy_choices import choices
-from trimtab.report.policy_files import PolicyFiles
-from trimtab.report.policy_numbers import absent, cell, notes, plain_number, sentence
-from trimtab.stats import Interval, interval_of
+from markupsafe import Markup
 
-POINTS = 100.0
+from trimtab.report.page import Figure, Table, figure, number
+from trimtab.report.run_files import RunFiles, flat, plain
+from trimtab.runs.figures import ROW, Mark, plot_intervals
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column
+from trimtab.stats import Interval
 
-
-def evaluate_command(files: PolicyFiles) -> str:
-    """The command that makes this part."""
-    return f"trimtab policy evaluate {files.path}"
+GROUPS = {"own": "At their own strength", "dose": "At the policy's dose", "kl": "At the policy's divergence"}
+"""Arms by what their strength equals."""
 
 
-def evaluation_section(files: PolicyFiles) -> list[Html]:
-    """Tables of arms for the task and its companions, and what must be said beside them."""
-    found = files.evaluation
+def answer(files: RunFiles) -> tuple[str, bool]:
+    """What the page says first, and whether the policy is above all that it is compared with.
+
+    The first sentence names the best control: what another way of control gets as well is no gain of the policy's.
+    """
+    found, results = files.evaluation, files.results
     if found is None:
-        return [absent("The policy has not been evaluated beside its controls.", evaluate_command(files))]
-    content = _task(found["result"], found)
-    content += _groups(files.items, found["result"]["task"])
-    for companion in found["companions"]:
-        content.append(tag("h3", escape(f"Beside it: {companion['task']}, {companion['split']}")))
-        if companion["why"]:
-            content.append(paragraph(companion["why"]))
-        content += _task(companion, found)
-    content += notes("Missing", [f"{name}: {why}" for name, why in found["missing"].items()])
-    content += notes("Warnings", found["warnings"])
-    content += _settings(found)
-    if not files.hides_text:  # how arms were chosen quotes instructions
-        content += choices(found["result"]["arms"])
-    return content
-
-
-def above(result: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Labels of the arms that the policy is clearly above (the difference's 95% interval is), and of the others."""
-    clear: list[str] = []
-    others: list[str] = []
-    for arm in result["arms"]:
-        difference = interval_of(arm["difference"])
-        if difference is not None:
-            (clear if difference.low > 0 else others).append(arm["label"])
-    return clear, others
-
-
-def _task(result: dict[str, Any], found: dict[str, Any]) -> list[Html]:
-    arms: list[dict[str, Any]] = result["arms"]
-    compared = [arm for arm in arms if arm["difference"] is not None]
-    seeds = len(found["seeds"])
-    content: list[Html] = []
-    if compared:
-        marks = [
-            Mark(arm["label"], Interval.from_dict(arm["difference"]), strong=arm["name"] == "unsteered")
-            for arm in compared
-        ]
-        drawn = interval_plot(
-            marks, "reward of the policy minus the arm's (points of 100)", "Paired differences", factor=POINTS
+        if "best_validation_reward" not in results:
+            return "Not finished: the training goes on with the same command.", False
+        best, unsteered = (number(results[f"{name}_validation_reward"]) for name in ("best", "unsteered"))
+        return (
+            f"Validation reward {best} at iteration {results['best_iteration']}, which was chosen there; unsteered "
+            f"{unsteered}. Not evaluated on other items yet.",
+            False,
         )
-        content.append(figure(drawn, "The policy minus each arm, paired by item, with 95% intervals over items."))
-    columns = [
-        Column("Arm", numeric=False),
-        Column("Reward", "95%"),
-        Column("Policy − arm", "paired, 95%"),
-        Column("Accuracy", "95%"),
-        Column("Well-formed accuracy", "95%"),
-        Column("Malformed", "95%"),
-        Column("KL", "nats per answer"),
-        Column("‖Δ‖/‖x‖"),
-        Column("Edits"),
-    ]
-    rows = [
-        [
-            escape(arm["label"]),
-            cell(arm["reward"]),
-            cell(arm["difference"], signed=True),
-            cell(arm["accuracy"]),
-            cell(arm["accuracy_well_formed"]),
-            cell(arm["malformed"]),
-            plain_number(arm["kl"]),
-            _dose(arm),
-            escape("0" if arm["dose"] is None else f"{arm['dose']['n_edits']:,}"),
-        ]
-        for arm in arms
-    ]
-    own = next((i for i, arm in enumerate(arms) if arm["name"] == "policy"), -1)
-    content.append(
-        table(
-            columns,
-            rows,
-            f"{result['task']}, {result['split']}: {result['items']:,} items, {seeds} seed{'s' if seeds != 1 else ''}. "
-            "95% intervals, bootstrapped over items with seeds inside. ≠: not within 1% of the policy's dose or edits.",
-            emphasis=own,
-        )
-    )
-    content.append(paragraph(gain_line(result)))
-    content += notes("Doses that are not equal", [f"{a['label']}: {a['dose_note']}" for a in arms if a["dose_note"]])
-    content.append(_by_seed(arms))
-    return content
-
-
-def gain_line(result: dict[str, Any]) -> str:
-    """The gain over the unsteered model, divided into format and answers."""
-    gain = result["gain"]
+    result = found["result"]
+    own = next(arm for arm in result["arms"] if arm["name"] == "policy")
+    others = [arm for arm in result["arms"] if arm["difference"] is not None]
+    controls = [arm for arm in others if arm["name"] != "unsteered"] or others
+    not_above = [arm for arm in others if not _low(arm["difference"]) > 0]
+    where = f"on {result['items']:,} items ({result['split']}) its reward is {number(own['reward'])}"
+    gain = f"{number(result['gain']['total'], SIGNED)} over the unsteered model"
+    if not controls:
+        return f"{where.capitalize()}, {gain}.", _low(result["gain"]["total"]) > 0
+    best = max(controls, key=lambda arm: arm["reward"]["estimate"])
+    gap = Interval.from_dict(best["difference"])
+    ahead = "More than" if gap.low > 0 else "Less than" if gap.high < 0 else "Not shown to gain more than"
+    short = [arm["label"] for arm in not_above[:5]] + [f"{len(not_above) - 5} more"] * (len(not_above) > 5)
     said = (
-        f"The policy's gain over the unsteered model is {sentence(gain['total'])}: {sentence(gain['format'])} where "
-        f"the answer became well formed or malformed, {sentence(gain['answer'])} where that did not change."
+        f"{ahead} its best control, {best['label']}: {where}, the control's {number(best['reward'])}, the "
+        f"difference {number(gap, SIGNED)}. It is {gain}, and clearly above {len(others) - len(not_above)} of "
+        f"{len(others)} arms"
     )
-    if Interval.from_dict(gain["total"]).low > 0 and not Interval.from_dict(gain["answer"]).low > 0:
-        said += " Without the change of format the gain is not shown."
-    return said
+    said += f", not above: {', '.join(short)}." if not_above else "."
+    return said, not not_above
 
 
-def _dose(arm: dict[str, Any]) -> Html:
-    if arm["dose"] is None:
-        return plain_number(None)
-    shown = plain_number(arm["dose"]["relative"])
-    return join([shown, escape(" ≠")]) if arm["equal_dose"] is False else shown
+def _low(interval: Mapping[str, Any]) -> float:
+    return Interval.from_dict(dict(interval)).low
 
 
-def _by_seed(arms: list[dict[str, Any]]) -> Html:
-    rows = [
-        [
-            escape(arm["label"]),
-            escape(", ".join(f"{value:.3f}" for value in arm["by_seed"])),
-            escape(", ".join(f"{name} {value:.3f}" for name, value in arm["metrics"].items())),
-        ]
-        for arm in arms
-    ]
-    columns = [
-        Column("Arm", numeric=False),
-        Column("Reward", "by run and draw", numeric=False),
-        Column("Metrics of the task", numeric=False),
-    ]
-    return details("Every run and draw, and the task's own metrics", table(columns, rows))
+def arms(files: RunFiles, found: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's figure and tables, and what must be said beside them."""
+    rows = [arm | {"group": name} for match, name in GROUPS.items() for arm in result["arms"] if arm["match"] == match]
+    gain = result["gain"]
+    return {
+        **result,
+        "figure": _differences([arm for arm in rows if arm["difference"] is not None]),
+        "table": _table(rows, result, len(found["seeds"])),
+        "format_alone": _low(gain["total"]) > 0 and not _low(gain["answer"]) > 0,
+        "unequal": [f"{arm['label']}: {arm['dose_note']}" for arm in rows if arm["dose_note"]],
+        "by_seed": _by_seed(rows),
+        "groups": _by_group(files, result["task"]) if result is found["result"] else None,
+        # How arms were chosen quotes instructions.
+        "choices": None if files.hides_text else _choices(files, rows),
+        "settings": _settings(found["settings_compared"]) if result is found["result"] else None,
+    }
 
 
-def _groups(items: list[dict[str, Any]] | None, task: str) -> list[Html]:
-    """Mean reward of the unsteered model and the policy by group of items."""
-    if not items:
-        return []
-    rewards: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for item in items:
-        if item["task"] == task and item["arm"] in ("unsteered", "policy"):
-            rewards[item["group"] or "–", item["arm"]].append(item["reward"])
-    groups = sorted({group for group, _ in rewards})
-    if len(groups) < 2:
-        return []
-    rows: list[list[Html]] = []
-    for group in groups:
-        means = {arm: sum(of) / len(of) for arm in ("unsteered", "policy") if (of := rewards[group, arm])}
-        change = means["policy"] - means["unsteered"] if len(means) == 2 else None
-        rows.append(
-            [
-                escape(group),
-                escape(f"{len(rewards[group, 'unsteered']):,}"),
-                *(plain_number(means.get(arm), ".3f") for arm in ("unsteered", "policy")),
-                plain_number(change, "+.3f"),
-            ]
+def _differences(rows: Sequence[dict[str, Any]]) -> Figure | None:
+    if not rows:
+        return None
+    several = len({arm["group"] for arm in rows}) > 1
+    marks = [
+        Mark(
+            arm["label"], Interval.from_dict(arm["difference"]), arm["group"] if several else "",
+            strong=arm["name"] == "unsteered",
         )
+        for arm in rows
+    ]  # fmt: skip
+    lines = len(marks) + len({mark.group for mark in marks if mark.group})
+    caption = "The policy minus each arm, paired by item, with 95% intervals over items."
+    return figure(
+        plot_intervals, "Paired differences", caption, height=ROW * lines + 0.7, marks=marks,
+        axis="reward of the policy minus the arm's",
+    )  # fmt: skip
+
+
+def _table(rows: Sequence[dict[str, Any]], result: Mapping[str, Any], seeds: int) -> Table:
+    return Table(
+        columns=[
+            Column("Arm", "label"),
+            Column("Reward", "reward", INTERVAL, note="95%"),
+            Column("Policy − arm", "difference", SIGNED, note="paired, 95%"),
+            Column("Accuracy", "accuracy", INTERVAL, note="95%"),
+            Column("Well-formed accuracy", "accuracy_well_formed", INTERVAL, note="95%"),
+            Column("Malformed", "malformed", INTERVAL, note="95%"),
+            Column("KL", "kl", NUMBER, note="nats per answer"),
+            Column("‖Δ‖/‖x‖", _dose, NUMBER),
+            Column("Edits", lambda arm: 0 if arm["dose"] is None else arm["dose"]["n_edits"], COUNT),
+        ],
+        rows=rows,
+        caption=f"{result['task']}, {result['split']}: {result['items']:,} items, {seeds} seed{'s' * (seeds != 1)}. "
+        "95% intervals, bootstrapped over items with seeds inside. ≠: not within 1% of the policy's dose or edits.",
+        emphasis=next((arm for arm in rows if arm["name"] == "policy"), None),
+        group=(lambda arm: arm["group"]) if len({arm["group"] for arm in rows}) > 1 else None,
+    )  # fmt: skip
+
+
+def _dose(arm: dict[str, Any]) -> str:
+    return number(arm["dose"] and arm["dose"]["relative"], NUMBER) + " ≠" * (arm["equal_dose"] is False)
+
+
+def _by_seed(rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        columns=[
+            Column("Arm", "label"),
+            Column("Reward", lambda arm: ", ".join(map(number, arm["by_seed"])), note="by run and draw"),
+            Column(
+                "Metrics of the task",
+                lambda arm: ", ".join(f"{name} {number(value)}" for name, value in arm["metrics"].items()),
+            ),
+        ],
+        rows=rows,
+    )
+
+
+def _by_group(files: RunFiles, task: str) -> Table | None:
+    """Mean reward of the unsteered model and the policy by group of items."""
+    rewards: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for item in files.rows("evaluation_items.parquet", ("task", "arm", "group", "reward")) or []:
+        if item["task"] == task and item["arm"] in ("unsteered", "policy"):
+            rewards[item["group"] or "–"][item["arm"]].append(item["reward"])
+    if len(rewards) < 2:
+        return None
+    rows: list[dict[str, Any]] = []
+    for group, of in sorted(rewards.items()):
+        means = {arm: sum(found) / len(found) for arm, found in of.items()}
+        change = means["policy"] - means["unsteered"] if len(means) == 2 else None
+        rows.append({"group": group, "items": len(of["unsteered"]), **means, "change": change})
     columns = [
-        Column("Group", numeric=False),
-        Column("Items"),
-        Column("Unsteered"),
-        Column("Policy"),
-        Column("Policy − unsteered"),
+        Column("Group", "group"),
+        Column("Items", "items", COUNT),
+        Column("Unsteered", "unsteered", INTERVAL),
+        Column("Policy", "policy", INTERVAL),
+        Column("Policy − unsteered", "change", SIGNED),
     ]
-    return [
-        details(f"Mean reward by group ({len(groups)})", table(columns, rows, "Without intervals: groups are small."))
-    ]
+    return Table(columns=columns, rows=rows, caption="Without intervals: groups are small.")
 
 
-def _settings(found: dict[str, Any]) -> list[Html]:
-    compared: list[dict[str, Any]] = found["settings_compared"]
+def _settings(compared: Sequence[dict[str, Any]]) -> Table | None:
     if len(compared) < 2:
-        return []
+        return None
     names = [name for name in compared[0] if name != "validation_reward"]
-    columns = [Column(names[0].capitalize(), numeric=False)]
-    columns += [Column(name.capitalize(), numeric=False) for name in names[1:]] + [Column("Validation reward")]
-    rows = [
-        [*(escape(_shown(one[name])) for name in names), plain_number(one["validation_reward"], ".3f")]
-        for one in compared
-    ]
-    shown = table(columns, rows, "Settings compared on validation; the best is the one that is reported.")
-    return [tag("h3", escape("Settings")), shown]
+    columns = [Column(name.capitalize(), lambda one, name=name: plain(one[name])) for name in names]
+    columns.append(Column("Validation reward", "validation_reward", INTERVAL))
+    caption = "Settings compared on validation; the best is the one that is reported."
+    return Table(columns=columns, rows=compared, caption=caption)
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownArgumentType]
+def _choices(files: RunFiles, rows: Sequence[dict[str, Any]]) -> Table:
+    """How controls were chosen, trained and scaled: a row for each arm, or for each run where they differ."""
+    found: list[dict[str, Any]] = []
+    for arm in rows:
+        # One choice or match stands for all runs where they share the arm.
+        runs = range(max(len(arm["chosen"]), len(arm["kl_matches"])))
+        lines = [_chosen(files, arm["chosen"], run) + _matched(arm["kl_matches"], run) for run in runs]
+        if len(set(lines)) == 1:
+            found.append({"arm": arm["label"], "runs": "all" if len(lines) > 1 else "–", "lines": lines[0]})
+        else:
+            found += [{"arm": arm["label"], "runs": str(run), "lines": line} for run, line in enumerate(lines, start=1)]
+    columns = [Column("Arm", "arm"), Column("Run", "runs"), Column("Choice", "lines")]
+    return Table(columns=columns, rows=found, caption="On training and validation items.")
+
+
+def _chosen(files: RunFiles, chosen: Sequence[dict[str, Any]], run: int) -> Markup:
+    named = flat(chosen[min(run, len(chosen) - 1)]) if chosen else []
+    lines = [(name, files.feature(int(value)) if name == "feature" else value) for name, value in named]
+    return Markup("").join(Markup("<p>{}: {}</p>").format(*line) for line in lines)
+
+
+def _matched(matches: Sequence[dict[str, Any]], run: int) -> Markup:
+    if not matches:
+        return Markup("")
+    match = matches[min(run, len(matches) - 1)]
+    scale, reached, target = (number(match[name], ".4g") for name in ("scale", "reached", "target"))
+    said = f"doses × {scale}: KL {reached} nats on validation, the policy's {target}"
+    return Markup("<p>{}</p>").format(said + f"; not equal within {match['tolerance']:.0%}" * (not match["within"]))

@@ -27,6 +27,8 @@ ROW = 0.31
 """Inches of a row of intervals."""
 FEW = 40
 """Curves with at most as many points show them as dots."""
+MOST_TICKS = 8
+"""At most as many steps have a tick each."""
 _STYLE: Any = {
     "svg.hashsalt": "trimtab", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5,
     "axes.labelsize": 9.5, "axes.labelcolor": MUTED, "axes.edgecolor": RULE, "axes.axisbelow": True, "text.color": INK,
@@ -118,9 +120,45 @@ def plot_curves(
         _name_levels(ax, levels)
     if len(curves) > 1:
         ax.legend(ncols=min(3, len(curves)), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    ax.locator_params(axis="x", integer=True)
+    places = sorted({step for curve in curves for step in curve.steps})
+    if len(places) <= MOST_TICKS:
+        ax.set_xticks(places)
+    else:
+        ax.locator_params(axis="x", integer=True)
+    ax.ticklabel_format(axis="y", useOffset=False)
     ax.grid(axis="y")
     ax.set(xlabel=steps, ylabel=axis)
+
+
+def plot_ranks(ax: Axes, curve: Curve, axis: str, *, marked: Sequence[tuple[float, float]] = ()) -> None:
+    """Scores by rank, some ranks marked.
+
+    Args:
+        ax: to draw on.
+        curve: scores at ranks.
+        axis: what the scores are.
+        marked: rank and score of each mark.
+    """
+    ax.axhline(0, color=INK, linewidth=0.8)
+    ax.plot(curve.steps, curve.values, color=COLOURS[2], linewidth=1.6)
+    ax.scatter([rank for rank, _ in marked], [score for _, score in marked], s=26, color=ACCENT, zorder=3)
+    ax.locator_params(axis="x", integer=True)
+    ax.grid(axis="y")
+    ax.set(xlabel="rank", ylabel=axis)
+
+
+def plot_bars(ax: Axes, edges: Sequence[float], counts: Sequence[int], axis: str) -> None:
+    """A histogram.
+
+    Args:
+        ax: to draw on.
+        edges: bounds of the bins.
+        counts: in each bin.
+        axis: what is binned.
+    """
+    ax.stairs(counts, edges, fill=True, color=ACCENT)
+    ax.grid(axis="y")
+    ax.set(xlabel=axis, ylabel="features")
 
 
 def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:

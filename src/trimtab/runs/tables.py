@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.stats import Interval, interval_of, number_text
 
@@ -15,7 +15,8 @@ Cell = str | float | Interval | None
 """Words and texts stand as they are, numbers in their column's format, and a dash where there is none."""
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """What a column shows of a row, which is a mapping or an object with fields."""
 
     title: str
@@ -25,17 +26,27 @@ class Column(NamedTuple):
     """Format of its numbers, such as those below; empty for words, which stand on the left."""
     whole: bool = False
     """Never broken, such as sites and runs; the others give way to it, and are broken rather than cut."""
+    note: str = ""
+    """A unit or a remark, below the title on a page."""
+    factor: float = 1.0
+    """What numbers are multiplied by, such as 100 for points."""
 
     def cell(self, row: Any) -> Cell:
         """The value in a row; an interval that lies in JSON is made one again."""
-        if not isinstance(self.value, str):
-            return self.value(row)
+        found = self.value(row) if callable(self.value) else self._field(row)
+        found = interval_of(cast("dict[str, Any]", found)) if isinstance(found, Mapping) else found
+        if self.factor == 1 or found is None or isinstance(found, str):
+            return found
+        return found.scaled(self.factor) if isinstance(found, Interval) else found * self.factor
+
+    def _field(self, row: Any) -> Any:
+        assert isinstance(self.value, str)
         found = row
         for name in self.value.split("."):
             if found is not None:
                 mapping = isinstance(found, Mapping)
                 found = cast("Mapping[str, Any]", found).get(name) if mapping else getattr(found, name)
-        return interval_of(cast("dict[str, Any]", found)) if isinstance(found, Mapping) else found
+        return found
 
     def text(self, row: Any) -> str:
         """The same as text."""

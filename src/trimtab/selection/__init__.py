@@ -1,5 +1,6 @@
 """Which features steer: one file per criterion, and the last-token scorer that they share."""
 
+from trimtab.lm.logit_lens import LensTokens, logit_lens, token_texts
 from trimtab.selection.criterion import (
     NEUTRAL_PREFIX,
     Criterion,
@@ -11,7 +12,6 @@ from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.distribution import BaseDistribution, EditedDistributions, Reducer
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.kl import KLDivergence
-from trimtab.selection.logit_lens import LensTokens, logit_lens, token_texts
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.random import Random

@@ -14,8 +14,8 @@ from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.lm.logit_lens import check_token_count, logit_lens
 from trimtab.selection.distribution import Reducer
-from trimtab.selection.logit_lens import check_token_count, logit_lens
 
 NEUTRAL_PREFIX = "From my experience,"
 ALPHA = 10.0

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.lm.logit_lens import check_token_count
 from trimtab.selection.criterion import EffectCriterion, ScoringTarget
 from trimtab.selection.distribution import EditedDistributions, Reducer
-from trimtab.selection.logit_lens import check_token_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, site_width
+from trimtab.lm.logit_lens import token_texts
 from trimtab.selection.criterion import Criterion, ScoringTarget, feature_stats
-from trimtab.selection.logit_lens import token_texts
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.registry import make_criteria
 from trimtab.selection.scorer import BATCH_SIZE

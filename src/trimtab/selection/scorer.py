@@ -14,9 +14,9 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, RowDelta, Site
+from trimtab.lm.unembedding import Unembedding
 from trimtab.selection.distribution import BaseDistribution, EditedDistributions, Reducer
 from trimtab.selection.prefix import PrefixContinuation
-from trimtab.selection.unembedding import Unembedding
 
 BATCH_SIZE = 1024
 

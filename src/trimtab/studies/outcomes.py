@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean
+from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, number_text
 from trimtab.studies.choice import Band, BaseRates
 from trimtab.studies.texts import Texts
 
@@ -85,24 +85,21 @@ class TestOutcome:
         assert treated.score is not None
         stays = f"{treated.in_band.estimate:.0%} of their texts stay in the unsteered band"
         usual = f"(not steered: {arms['unsteered'].in_band.estimate:.0%})"
-        size = f"{100 * d.estimate:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]".replace("-", "−")
-        if self.yes:
-            head = (
-                "Yes: features ranked by delta-confidence and chosen on validation prompts control what is written. "
-                f"Steered with them, the unedited model finds them on {size} more of the new tokens than random "
-                "features at the same dose"
-            )
-        else:
-            head = (
-                "No: features ranked by delta-confidence and chosen on validation prompts do not demonstrably steer "
-                f"more than random features at the same dose ({size} of the new tokens)"
-            )
-        others = "; ".join(
-            f"{_compare(self.differences[name])} {LABELS[name]} ({100 * self.differences[name].estimate:+.1f} points)"
-            for name in self.differences
-            if name != CONTROL
+        size = number_text(d.scaled(100), "+.1f").replace(" ", " points ", 1).replace("-", "−")
+        others = sorted(set(self.differences) - {CONTROL}, key=lambda name: self.differences[name].estimate)
+        best, *rest = (self._beside(name) for name in others)  # the best leaves the smallest difference
+        does = "Yes: {} steer" if self.yes else "No: {} do not demonstrably steer"
+        features = "features ranked by delta-confidence and chosen on validation prompts"
+        return (
+            f"{does.format(features)} more than random features at the same dose (the unedited model finds them on "
+            f"{size} more of the new tokens), and they {best}, the best control; {stays} {usual}. Beside the other "
+            f"controls they {'; '.join(rest)}."
         )
-        return f"{head}; {stays} {usual}. Beside the other controls: {others}."
+
+    def _beside(self, name: str) -> str:
+        found = self.differences[name]
+        how = "steer more than" if found.low > 0 else "steer less than" if found.high < 0 else "do not differ from"
+        return f"{how} “{LABELS[name]}” ({number_text(100 * found.estimate, '+.1f')} points)".replace("-", "−")
 
     def by_feature(self, arm: str) -> dict[int, float]:
         """Mean score of each feature of an arm."""
@@ -259,9 +256,3 @@ def _check_equal_dose(steered: Mapping[str, Texts]) -> None:
         for what, asked, realised in zip(("‖Δ‖/‖x‖", "number of edits"), expected, found[name], strict=True):
             if abs(realised - asked) > DOSE_TOLERANCE * asked:
                 raise RuntimeError(f"the {what} of {name} is {realised:.6g}, not {asked:.6g}: arms cannot be compared")
-
-
-def _compare(difference: Interval) -> str:
-    if difference.low > 0:
-        return "more than"
-    return "less than" if difference.high < 0 else "not distinguishable from"

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 from rich.console import Group
 
+from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
 from trimtab.policies.analyses.branch_points import BranchPoints, branch_points
 from trimtab.policies.analyses.critic import CriticReport, Helped, helped_by_headroom, judge_critic
@@ -209,6 +210,8 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
         warnings=tuple(warnings),
         seconds=time.perf_counter() - began,
     )
+    used = [*(ledger.entries if ledger else ()), *(branches.forks if branches else ())]
+    name_features(first.run, setup.model, setup.dictionary, [one.feature for one in used])
     _write(first.run.file(DIRECTORY), analysis)
     return analysis
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel
 from trimtab.lm.layouts import text_config
+from trimtab.lm.model import LanguageModel
 from trimtab.lm.upper_layers import agree
 
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 96 << 20, 1 << 30

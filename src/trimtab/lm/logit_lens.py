@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel
-from trimtab.selection.unembedding import Unembedding
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.unembedding import Unembedding
 
 
 class LensTokens(NamedTuple):

@@ -1,0 +1,208 @@
+"""What a command left in its run directory, as its page needs it; parts that are not there are None."""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from trimtab.errors import UserError
+from trimtab.report.page import number, visible
+from trimtab.runs import read_json, read_metrics, read_record
+from trimtab.runs.figures import Curve
+
+STRIPS = 60
+"""Rows of a trace that are read."""
+
+
+class Row(NamedTuple):
+    """One decoded answer: its tokens in order, and the edits by the position of the edited token."""
+
+    sample: int
+    branch: int
+    tokens: list[dict[str, Any]]
+    edits: dict[int, list[dict[str, Any]]]
+
+
+class TokenTrace(NamedTuple):
+    """The first rows of a trace, and what there is in all."""
+
+    rows: list[Row]
+    n_rows: int
+    n_tokens: int
+    n_edits: int
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory. Files are read when they are asked for.
+
+    Raises:
+        UserError: there is no run, or a file is damaged.
+    """
+
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        return read_record(self.path)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self.record["config"]
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What the command came to; empty if it has not finished."""
+        found: Any = self.record["results"]
+        return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """The results.
+
+        Raises:
+            UserError: there are none yet.
+        """
+        if not self.results:
+            mend = "run the same command again, which goes on with it"
+            raise UserError(f"run {self.path}", "it has not finished", mend)
+        return self.results
+
+    @property
+    def lead(self) -> str:
+        """The run, what wrote it and when, in one line."""
+        version = f"trimtab {self.record['versions'].get('trimtab', '')}"
+        return f"run {self.path.name}; {version}; {str(self.record.get('updated', ''))[:10]}"
+
+    @property
+    def method(self) -> list[tuple[str, str]]:
+        """What a reader needs to run it again."""
+        record, config = self.record, self.config
+        openings = ", ".join(f"{one['split']} at {one['time']}" for one in record["test_split_openings"])
+        pairs = {
+            "Run": str(self.path),
+            "Status": record["status"],
+            "Model": config.get("model"),
+            "SAE": config.get("sae"),
+            "Seeds": ", ".join(map(str, record.get("seeds", []))),
+            "Items": ", ".join(f"{len(ids):,} {name}" for name, ids in record["splits"].items()),
+            "Openings of splits that chose nothing": openings,
+            "Hashes": ", ".join(f"{name} {value}" for name, value in record["hashes"].items()),
+            "Device": record.get("device"),
+            "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        }
+        return [(name, str(value)) for name, value in pairs.items() if value]
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """The config, fields of its parts behind the part's name."""
+        return flat(self.config)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+    @cached_property
+    def headroom(self) -> dict[str, Any] | None:
+        return read_json(self.path / "headroom.json")
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any] | None:
+        return read_json(self.path / "evaluation.json")
+
+    @cached_property
+    def analysis(self) -> dict[str, Any] | None:
+        return read_json(self.path / "analysis" / "analysis.json")
+
+    @cached_property
+    def trace(self) -> TokenTrace | None:
+        return _trace(self)
+
+    @cached_property
+    def task(self) -> str:
+        """Name of the task, "" if nothing says it."""
+        if "task" in self.config:
+            return str(self.config["task"])
+        return "" if self.evaluation is None else str(self.evaluation["result"]["task"])
+
+    @cached_property
+    def hides_text(self) -> bool:
+        """Whether prompts and answers must not be shown; where nothing says, they are hidden."""
+        said = self.record.get("hides_text")
+        return said if isinstance(said, bool) else True
+
+    @cached_property
+    def meanings(self) -> Mapping[int, Sequence[str]]:
+        """Tokens that stand for features, as the run knows them: by the logit lens."""
+        return {int(feature): tokens for feature, tokens in self.record.get("features", {}).items()}
+
+    def feature(self, feature: int) -> str:
+        """A feature with what it means; below 0 stands no edit."""
+        if feature < 0:
+            return "no edit"
+        tokens = self.meanings.get(feature, ())
+        return f"{feature} ({' '.join(visible(token).strip() for token in tokens[:3])})" if tokens else str(feature)
+
+    def curve(self, metric: str) -> Curve | None:
+        """A metric over its steps; None if it was never logged."""
+        pairs = [(float(m["step"]), float(m[metric])) for m in self.metrics if m.get(metric) is not None]
+        return Curve(metric, [step for step, _ in pairs], [value for _, value in pairs]) if pairs else None
+
+    def rows(self, name: str, columns: Sequence[str] | None = None, filters: Any = None) -> list[dict[str, Any]] | None:
+        """Rows of a Parquet file."""
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+        path = self.path / name
+        try:
+            names = None if columns is None else list(columns)
+            return parquet.read_table(path, columns=names, filters=filters).to_pylist()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # pyarrow's own errors are both
+            why = str(error).splitlines()[0]
+            raise UserError(str(path), f"not readable as Parquet ({why})", "run its command again") from error
+
+
+def flat(values: Mapping[str, Any], within: str = "") -> list[tuple[str, str]]:
+    """Names and values in words, those of inner mappings behind their own name."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in values.items():
+        label = within + name.replace("_", " ")
+        if isinstance(value, Mapping):
+            pairs += flat(cast("Mapping[str, Any]", value), f"{label}, ")
+        else:
+            pairs.append((label, plain(value)))
+    return pairs
+
+
+def plain(value: Any) -> str:
+    """A value of JSON in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, ".4g")
+    if isinstance(value, list):
+        return ", ".join(map(plain, cast("list[Any]", value))) or "none"
+    return "–" if value is None else str(value)
+
+
+def _trace(files: RunFiles) -> TokenTrace | None:
+    names = files.rows("tokens.parquet", ("sample", "branch"))
+    edited = files.rows("edits.parquet", ("feature",))
+    if names is None or edited is None:
+        return None
+    keys = list(dict.fromkeys((name["sample"], name["branch"]) for name in names))
+    first = keys[:STRIPS]
+    only = [("sample", "in", sorted({sample for sample, _ in first}))] if first else None
+    tokens: defaultdict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    edits: defaultdict[tuple[int, int], dict[int, list[dict[str, Any]]]] = defaultdict(dict)
+    for token in files.rows("tokens.parquet", filters=only) or []:
+        tokens[token["sample"], token["branch"]].append(token)
+    for edit in files.rows("edits.parquet", filters=only) or []:
+        edits[edit["sample"], edit["branch"]].setdefault(edit["position"], []).append(edit)
+    rows = [Row(*key, sorted(tokens[key], key=lambda token: token["position"]), edits[key]) for key in first]
+    return TokenTrace(rows, len(keys), len(names), sum(edit["feature"] >= 0 for edit in edited))

@@ -1,0 +1,43 @@
+"""The page of `trimtab steer`: unsteered and steered texts, and what was done at each token."""
+
+from __future__ import annotations
+
+from trimtab.report.page import Table, render
+from trimtab.report.run_files import RunFiles
+from trimtab.runs.tables import COUNT, INTERVAL, Column
+
+
+def steer_page(files: RunFiles) -> str:
+    """Texts by dose, their doses and divergences."""
+    results = files.finished
+    doses = Table(
+        columns=[
+            Column("Arm", "name"),
+            Column("Edits", "realised.n_edits", COUNT),
+            Column("‖Δ‖/‖x‖", "realised.relative", INTERVAL),
+            Column("KL local", "kl_local", INTERVAL, note="nats per token"),
+            Column("KL total", "kl_total", INTERVAL, note="nats per token"),
+            Column("NLL unsteered", "unsteered_nll", INTERVAL, note="nats per token"),
+        ],
+        rows=results["arms"],
+        caption="What was done, means over tokens. KL local: to the same token without its own edit; total: to the "
+        "unsteered model.",
+    )
+    texts = [
+        {
+            "prompt": results["prompts"][one["prompt"]],
+            "sample": one["sample"],
+            "arms": [(arm["name"], arm["continuations"][i]["text"]) for arm in results["arms"]],
+        }
+        for i, one in enumerate(results["arms"][0]["continuations"])
+    ]
+    features = ", ".join(map(files.feature, results["features"]))
+    return render(
+        "steer",
+        files=files,
+        lead=files.lead,
+        title=f"What does steering with feature {features} write?",
+        results=results,
+        doses=doses,
+        texts=texts,
+    )
