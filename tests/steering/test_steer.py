@@ -251,7 +251,7 @@ def test_a_vector_of_any_shape_steers_at_any_site(any_tiny: LanguageModel) -> No
         ("attn_v.2.0", (width // heads,), 1),
     ):
         vector = torch.randn(shape, generator=generator)
-        source = VectorSource(vector.reshape(rows, -1), site, 0.9)
+        source = StaticSource(DirectionTable(vector.reshape(rows, -1)), range(rows), 0.9, site)
         for given in (vector, vector.numpy(), vector.tolist()):
             result = steer(any_tiny, given, PROMPTS, site=site, dose=0.9, decoding=decoding, kl=False)
             assert [c.text for c in result.unsteered.continuations] == decode(any_tiny, ids, decoding).texts
@@ -310,6 +310,7 @@ def test_the_trace_of_a_result_replays(tiny_llama: LanguageModel) -> None:
 BAD_DIRECTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (torch.ones(31), {"site": "resid_post.1"}, "a vector of shape 31: site resid_post.1 has width 32; give [width]"),
     (torch.ones(32, 3), {"site": "resid_post.1"}, "a vector of shape 32×3: site resid_post.1 has width 32"),
+    (torch.ones(2, 16), {"site": "attn_z.1"}, "values of attn_z.1 for 2 heads of 16: tiny-llama has 4 heads of 8"),
     (torch.ones(32), {}, "the site: the directions do not name the one they are for; give a site"),
     (torch.zeros(32), {"site": "resid_post.1"}, "a steering vector: it is zero"),
     ([math.nan] * 32, {"site": "resid_post.1"}, "directions: some values are not finite"),

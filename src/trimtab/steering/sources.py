@@ -288,7 +288,7 @@ class VectorSource(StaticSource):
     ) -> None:
         if keep_length:
             options.setdefault("unit", "absolute")
-        given = by_site(vectors, site)
+        given = {at: torch.as_tensor(found) for at, found in by_site(vectors, site).items()}
         self.heads = head_shapes(given)
         most = for_each(tuple(given), max_activation, "max_activation")
         tables = {

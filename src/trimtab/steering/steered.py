@@ -21,7 +21,7 @@ from trimtab.steering.equal_dose import dose_summary
 from trimtab.steering.operations import operation_named
 from trimtab.steering.replaying import SomeRowsSource
 from trimtab.steering.result import Arm, Continuation, SteerResult
-from trimtab.steering.sources import PerSite, StaticSource, by_site, vector_table
+from trimtab.steering.sources import PerSite, StaticSource, by_site, check_heads, head_shapes, vector_table
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 
@@ -265,6 +265,9 @@ def _tables(
             given.check_model(width, model.name, config.site)
             given.check_features(list(config.feature))
         elif not isinstance(given, DirectionTable):
+            given = torch.as_tensor(given)
+            if given.shape[-1:] != (width,):
+                check_heads(model, head_shapes({site: given}))
             given = vector_table(given, site, width=width, keep_length=keep)
         found[site] = given
     return found
