@@ -27,7 +27,7 @@ from trimtab.activations import (
 from trimtab.activations import forwards as forwards_module
 from trimtab.activations import shard_writer as writer_module
 from trimtab.activations import shards as shards_module
-from trimtab.activations.harvest import split_corpus
+from trimtab.activations.harvesting import split_corpus
 from trimtab.activations.shard_writer import ShardWriter, store_rows
 from trimtab.activations.shards import Shard, StreamPosition
 from trimtab.errors import UserError

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from trimtab.control.adapter import Adapter
 from trimtab.control.answers import EditSchedule, ItemSet, MatchedSource
 from trimtab.control.arms.corrsteer import corrsteer
-from trimtab.control.arms.gated import fit_gate, gated_like_reference, gated_source
+from trimtab.control.arms.gated_static import fit_gate, gated_like_reference, gated_source
 from trimtab.control.arms.letters import always, letter_bias, without_prior
 from trimtab.control.arms.lora import learn_adapter
 from trimtab.control.arms.prompting import best_instruction, instructed

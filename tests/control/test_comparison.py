@@ -17,7 +17,7 @@ from rich.console import Console
 from trimtab.control import answers, comparison, replicates
 from trimtab.control.answers import Answers, EditSchedule, ItemSet, MatchedSource
 from trimtab.control.arm import ARM_KINDS, Arm, ArmKind, Choosing, answers_under, arm_kinds, register
-from trimtab.control.arms import BestStatic, Gated, Lora, Prompting, RandomFeatures, Vector
+from trimtab.control.arms import BestStatic, GatedStatic, Lora, Prompting, RandomFeatures, Vector
 from trimtab.control.comparison import Comparison, compare, compare_on
 from trimtab.control.item_table import ITEM_SCHEMA, item_rows
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
@@ -308,7 +308,7 @@ def test_any_arm_can_be_the_reference(planted: LanguageModel, planted_dictionary
 
 def test_what_a_setting_lacks_makes_arms_missing_and_no_other(planted: LanguageModel) -> None:
     setting = Setting(model=planted, dictionary=None, site=None)
-    arms = [BestStatic(), Gated(), RandomFeatures(), Vector(), Lora(steps=1), Prompting(instruction=("a", "b"))]
+    arms = [BestStatic(), GatedStatic(), RandomFeatures(), Vector(), Lora(steps=1), Prompting(instruction=("a", "b"))]
     found = compare(setting, splits(planted), arms)
     assert [arm.label for arm in found.result.arms] == ["unsteered", "lora", "prompting"]
     why = "this arm: it needs a dictionary, and the setting has none"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, read_documents, tokenise
-from trimtab.activations.harvest import pack_splits
+from trimtab.activations.harvesting import pack_splits
 from trimtab.dictionaries import SAE, Gated, JumpReLU, Standard, TopK, load_dictionary, save_dictionary
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.errors import UserError

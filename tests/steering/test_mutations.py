@@ -51,8 +51,8 @@ from trimtab.steering import (
     ReplaySource,
     StaticSource,
     VectorSource,
+    composed_sources,
     operations,
-    replaying,
 )
 
 Patch = pytest.MonkeyPatch
@@ -314,13 +314,13 @@ def replay_another_activation(patch: Patch, *_: object) -> None:
 
 
 def fork_without_what_was_replaced(patch: Patch, *_: object) -> None:
-    original = replaying._in_turn
+    original = composed_sources._in_turn
 
     def in_turn(parts, rows):  # type: ignore[no-untyped-def]
         edit = original(parts, rows)
         return edit and edit._replace(replacement=None)
 
-    patch.setattr(replaying, "_in_turn", in_turn)
+    patch.setattr(composed_sources, "_in_turn", in_turn)
 
 
 def of_kind(kind: str, check: Callable[..., object], *more: object) -> Callable[[LanguageModel, Standard], object]:

@@ -33,7 +33,7 @@ from trimtab.steering import (
     run_steer,
     steer,
 )
-from trimtab.steering.replaying import SomeRowsSource
+from trimtab.steering.composed_sources import SomeRowsSource
 
 PROMPTS = ("the sea and the ship", "an inn", "in the end, the trim tab turned the rudder")
 

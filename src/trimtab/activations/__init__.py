@@ -1,8 +1,8 @@
 """Text → packed tokens → activations → shards on disk or a live stream."""
 
+from trimtab.activations.command import HarvestConfig, harvest_text, run_harvest
 from trimtab.activations.config import TextConfig
-from trimtab.activations.from_names import HarvestConfig, harvest_text, run_harvest
-from trimtab.activations.harvest import HarvestProgress, HarvestResult, harvest
+from trimtab.activations.harvesting import HarvestProgress, HarvestResult, harvest
 from trimtab.activations.live import LiveSource
 from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
 from trimtab.activations.sequences import HarvestOptions

@@ -15,7 +15,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from trimtab.activations.packing import PackedText, SequenceBatch
-from trimtab.activations.rows import Candidates, candidates, capture_rows, norms
+from trimtab.activations.row_selection import Candidates, candidates, capture_rows, norms
 from trimtab.activations.sequences import HarvestOptions, batch_order
 from trimtab.activations.shards import Split
 from trimtab.distributed import Ranks, Transfer

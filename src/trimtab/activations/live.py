@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.activations.forwards import Forwards
 from trimtab.activations.packing import TokenisedCorpus, tokenise
-from trimtab.activations.rows import candidates, capture_rows, norms
+from trimtab.activations.row_selection import candidates, capture_rows, norms
 from trimtab.activations.sequences import HarvestOptions, pack_splits
 from trimtab.activations.shards import Split
 from trimtab.activations.stream import PooledOrder, PooledSource

@@ -24,7 +24,7 @@ from trimtab.lm import (
     capture,
     decode,
 )
-from trimtab.lm.decode import Observe
+from trimtab.lm.decoding import Observe
 from trimtab.tasks import Item, Outcome, Task
 
 

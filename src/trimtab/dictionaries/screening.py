@@ -45,7 +45,7 @@ UNIT = 2.0**-8
 """Relative error of rounding to bfloat16."""
 
 
-class Candidates(NamedTuple):
+class ScreenedFeatures(NamedTuple):
     """For every row the features whose rounded pre-activations are largest."""
 
     feature: Int[Tensor, "B m"]
@@ -127,7 +127,7 @@ class Screen:
         self.W_norm, self.W_error = torch.linalg.vector_norm(W, dim=1).amax(), error.amax()
         self.b_max = b.abs().amax()
 
-    def candidates(self, z: Float[Tensor, "B d"], count: int, block_rows: int) -> Candidates:
+    def candidates(self, z: Float[Tensor, "B d"], count: int, block_rows: int) -> ScreenedFeatures:
         """The `count` features of every row whose rounded pre-activations are largest."""
         rounded = self._rounded(z)
         h = torch.empty(min(block_rows, len(z)), self.n, dtype=torch.bfloat16, device=z.device)
@@ -138,7 +138,7 @@ class Screen:
             features.append(found.indices)
             edges.append(found.values.amin(1))
         edge = torch.cat(edges).float()
-        return Candidates(torch.cat(features), edge + UNIT * edge.abs() + self._error(z, rounded[:, :-2]))
+        return ScreenedFeatures(torch.cat(features), edge + UNIT * edge.abs() + self._error(z, rounded[:, :-2]))
 
     def candidates_above(self, z: Float[Tensor, "B d"], most: int, block_rows: int) -> ActivePairs | None:
         """All entries that may be above 0; None if the first block has more than `most` of them a row.

@@ -54,7 +54,7 @@ def check_active(name: str, value: float, n_features: int) -> None:
         )
 
 
-class Reconstruction(NamedTuple):
+class ErrorGradient(NamedTuple):
     """The squared error of a batch, and its gradient by the codes."""
 
     loss: Float[Tensor, ""]
@@ -101,14 +101,14 @@ class TopKLike(TrainableSAE):
         """Choose the active features of encoder inputs z, and their codes."""
         raise NotImplementedError
 
-    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
+    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> ErrorGradient:
         """The reconstruction loss of the codes `active.h`; sets the gradients by the decoder and its bias."""
         decoded = active.decode(active.h, self.W_dec)
         error = decoded.x + self.b_dec - x
         grad = error * (2 / x.shape[0])
         squared_error = error.square().sum() / x.shape[0]
         self.W_dec.grad, self.b_dec.grad = active.collect(active.h, grad), grad.sum(0)
-        return Reconstruction(squared_error, squared_error, -error, decoded.dot(grad))
+        return ErrorGradient(squared_error, squared_error, -error, decoded.dot(grad))
 
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> Loss:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.activations import PackedText, TokenisedCorpus
 from trimtab.activations.packing import SequenceBatch
-from trimtab.activations.rows import candidates
+from trimtab.activations.row_selection import candidates
 from trimtab.errors import UserError
 from trimtab.lm import TokenBatch
 
@@ -41,7 +41,7 @@ def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int
     Raises:
         UserError: the split does not fill one sequence.
     """
-    from trimtab.activations.harvest import split_corpus
+    from trimtab.activations.harvesting import split_corpus
 
     chosen = np.ones(len(corpus.ids), dtype=bool)
     if split != "all":

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations import PackedText
-from trimtab.activations.rows import norms
+from trimtab.activations.row_selection import norms
 from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.metrics import CoreMetricsAccumulator, DocumentTotals

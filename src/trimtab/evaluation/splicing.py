@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.activations import PackedText
-from trimtab.activations.rows import norms
+from trimtab.activations.row_selection import norms
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
 from trimtab.lm.token_statistics import kl_divergence

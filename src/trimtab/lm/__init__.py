@@ -3,10 +3,10 @@
 from trimtab.lm.applying import AppliedEdits, applied
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
-from trimtab.lm.capture import capture, last_activations
+from trimtab.lm.capturing import capture, last_activations
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.config import ModelConfig
-from trimtab.lm.decode import Decoded, decode
+from trimtab.lm.decoding import Decoded, decode
 from trimtab.lm.describing import ModelDetails, show
 from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, JoinableSource, edited
 from trimtab.lm.edits import Edit, EditLog, activation_hash, edit_delta
@@ -15,7 +15,7 @@ from trimtab.lm.loading import check_device, load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.rows import DecodeConfig, DecodingConfig, Row
+from trimtab.lm.row import DecodeConfig, DecodingConfig, Row
 from trimtab.lm.sites import Site
 from trimtab.lm.stream import DecodeStep, DecodeStream
 from trimtab.lm.taps import RowDelta, site_width

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.lm.batch import TokenBatch
-from trimtab.lm.capture import capture
+from trimtab.lm.capturing import capture
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, tap

@@ -1,6 +1,7 @@
 """Which features steer: one file per criterion, and the last-token scorer that they share."""
 
 from trimtab.lm.logit_lens import LensTokens, logit_lens, token_texts
+from trimtab.selection.command import RankConfig, RankResult, run_rank
 from trimtab.selection.criterion import (
     NEUTRAL_PREFIX,
     Criterion,
@@ -15,7 +16,6 @@ from trimtab.selection.kl import KLDivergence
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.random import Random
-from trimtab.selection.rank import RankConfig, RankResult, run_rank
 from trimtab.selection.ranking import rank, rank_by
 from trimtab.selection.registry import CRITERIA, make_criteria
 from trimtab.selection.scorer import LastTokenScorer

@@ -1,6 +1,7 @@
 """Steer generation with features: doses, intervention sources, traces, replay."""
 
 from trimtab.steering.command import SteerConfig, run_steer
+from trimtab.steering.composed_sources import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.controls import RandomFeatureSource, TopActiveSource
 from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
@@ -8,13 +9,12 @@ from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
 from trimtab.steering.operations import OPERATIONS, Slots, operation
 from trimtab.steering.replacing import PatchSource, ReconstructionSource
-from trimtab.steering.replay import Mismatch, ReplayReport, replay, replay_trace
-from trimtab.steering.replaying import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.result import Arm, Continuation, SteerResult
 from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
 from trimtab.steering.steered import SteerOptions, steer
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
+from trimtab.steering.trace_replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.traced import TracedSource
 
 __all__ = [

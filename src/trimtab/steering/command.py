@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.lm import DecodeConfig, DecodingConfig
 from trimtab.runs import Meter, Run, part_of, read_typed
-from trimtab.steering.replay import ReplayReport, replay
 from trimtab.steering.result import SteerResult
 from trimtab.steering.steered import SteerOptions, check_options, no_features, plan_steering, steered
 from trimtab.steering.trace import Trace
+from trimtab.steering.trace_replay import ReplayReport, replay
 
 
 @dataclass(frozen=True, kw_only=True)

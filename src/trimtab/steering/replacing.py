@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.sites import HEAD_KINDS
-from trimtab.steering.sources import Block, PerSite, by_site, check_heads, head_shapes
+from trimtab.steering.sources import DirectionBlock, PerSite, by_site, check_heads, head_shapes
 
 if TYPE_CHECKING:
     from trimtab.dictionaries.base import Dictionary
@@ -50,8 +50,8 @@ class ReplacingSource:
     def directions(self, site: Site) -> Float[Tensor, "1 d"]:
         return self._nothing[site]
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
-        return (Block(0, 1, self.unit, self.operation, self.hashes[site], replaces=True),)
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
+        return (DirectionBlock(0, 1, self.unit, self.operation, self.hashes[site], replaces=True),)
 
     places: Int[Tensor, "N P"] | None = None
     """Each row's own positions, where they have them."""

@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     dose: Float[Tensor, "R K"]
 
 
-class Block(NamedTuple):
+class DirectionBlock(NamedTuple):
     """A range of a source's directions that share what a trace says about them."""
 
     start: int
@@ -110,10 +110,10 @@ class DirectionSource:
         """The table's unit rows."""
         return self.tables[site].rows
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
         """All rows at a site are of one kind."""
         table = self.tables[site]
-        return (Block(0, table.n, self.unit, self.operation, table.hash),)
+        return (DirectionBlock(0, table.n, self.unit, self.operation, table.hash),)
 
     def start(self, start: DecodeStart) -> None:
         """Move the directions to where decoding happens."""

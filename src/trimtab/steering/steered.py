@@ -13,13 +13,13 @@ from torch import Tensor
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, Site, decode, site_width
-from trimtab.lm.rows import check_prompts
+from trimtab.lm.row import check_prompts
 from trimtab.runs import Meter, check_least
+from trimtab.steering.composed_sources import SomeRowsSource
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
 from trimtab.steering.operations import operation_named
-from trimtab.steering.replaying import SomeRowsSource
 from trimtab.steering.result import Arm, Continuation, SteerResult
 from trimtab.steering.sources import PerSite, StaticSource, by_site, check_heads, head_shapes, vector_table
 from trimtab.steering.table import DirectionTable

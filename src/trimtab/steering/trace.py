@@ -22,10 +22,10 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, Site
 from trimtab.runs import Run, read_record, read_typed, write_table
+from trimtab.steering.composed_sources import blocks_of
 from trimtab.steering.effects import TokenEffects, TopTokens
 from trimtab.steering.kept_activations import hash_from_hex, hex_of_hash, read_activations, write_activations
-from trimtab.steering.replaying import blocks_of
-from trimtab.steering.sources import Block
+from trimtab.steering.sources import DirectionBlock
 
 TOKENS_FILE, EDITS_FILE, REPLACEMENTS_FILE = "tokens.parquet", "edits.parquet", "replacements.safetensors"
 
@@ -338,7 +338,7 @@ def _edit_table(
     return pa.Table.from_pylist(rows, schema=EDIT_SCHEMA)
 
 
-def _block(blocks: Sequence[Block], feature: int) -> Block:
+def _block(blocks: Sequence[DirectionBlock], feature: int) -> DirectionBlock:
     return next((b for b in blocks if b.start <= feature < b.start + b.n), blocks[0])
 
 

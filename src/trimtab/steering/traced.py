@@ -13,7 +13,7 @@ from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.edits import not_kept
 from trimtab.steering.kept_activations import hash_from_hex
-from trimtab.steering.sources import Block
+from trimtab.steering.sources import DirectionBlock
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 
@@ -41,12 +41,12 @@ class TracedSource:
         self.unit, self.operation = facts["unit"], facts["operation"]
         self.dictionary_hash = "+".join(by_hash)
         self._rows: dict[Site, Tensor] = {}
-        self._blocks: dict[Site, tuple[Block, ...]] = {}
+        self._blocks: dict[Site, tuple[DirectionBlock, ...]] = {}
         names = ["site", "unit", "operation", "dictionary_hash"]
         kinds = trace.edits.group_by(names).aggregate([("replacement_hash", "min")]).to_pylist()
         kinds.sort(key=lambda kind: kind["operation"] == "none")
         for site in self.sites:
-            rows, blocks = [torch.zeros(0)], list[Block]()
+            rows, blocks = [torch.zeros(0)], list[DirectionBlock]()
             for kind in (kind for kind in kinds if kind["site"] == str(site)):
                 if blocks and kind["operation"] == "none":
                     continue  # where nothing was edited, the directions of the edits will do
@@ -64,14 +64,14 @@ class TracedSource:
                         "give the dictionary or the table that the run used",
                     )
                 start = blocks[-1].start + blocks[-1].n if blocks else 0
-                blocks.append(Block(start, len(found), unit, operation, key, replaces=replacement is not None))
+                blocks.append(DirectionBlock(start, len(found), unit, operation, key, replaces=replacement is not None))
                 rows = [*rows, found] if blocks[1:] else [found]
             self._rows[site], self._blocks[site] = rows[0] if len(rows) == 1 else torch.cat(rows), tuple(blocks)
 
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         return self._rows[site]
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
         return self._blocks[site]
 
     def start(self, start: DecodeStart) -> None:

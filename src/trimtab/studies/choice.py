@@ -77,7 +77,7 @@ class Cell(NamedTuple):
     n_rows: int
 
 
-class Choice(NamedTuple):
+class ValidationChoice(NamedTuple):
     """What validation chose."""
 
     dose: float
@@ -94,7 +94,7 @@ def choose(
     lists: Mapping[str, tuple[str, str]],
     sizes: Sequence[int],
     doses: Sequence[float],
-) -> Choice:
+) -> ValidationChoice:
     """Choose from a grid.
 
     Args:
@@ -132,7 +132,7 @@ def choose(
         return max((c for c in grid if c.criterion == criterion and c.dose == dose), key=lambda c: c.utility)
 
     dose = max(doses, key=lambda d: sum(best(criterion, d).utility for criterion in criteria))
-    return Choice(dose, {criterion: best(criterion, dose) for criterion in criteria}, tuple(grid))
+    return ValidationChoice(dose, {criterion: best(criterion, dose) for criterion in criteria}, tuple(grid))
 
 
 def best_features(texts: Texts, utility: ndarray, rows: ndarray, size: int) -> tuple[int, ...]:

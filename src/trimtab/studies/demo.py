@@ -44,7 +44,7 @@ from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
 from trimtab.selection import write_feature_tables as write_rankings
 from trimtab.selection.ranking import dictionary_site, features_to_rank
-from trimtab.studies.choice import Band, BaseRates, Choice, choose
+from trimtab.studies.choice import Band, BaseRates, ValidationChoice, choose
 from trimtab.studies.outcomes import TestOutcome, summarise
 from trimtab.studies.readback import most_active
 from trimtab.studies.texts import Assignment, Texts, write_texts
@@ -267,7 +267,7 @@ class _Demo:
         random = rng.choice(np.sort(confidence.feature), size=most, replace=False)
         return {**{name: table.feature.tolist() for name, table in found.items()}, "chosen-random": random.tolist()}
 
-    def choose(self, candidates: Mapping[str, list[int]]) -> Choice:
+    def choose(self, candidates: Mapping[str, list[int]]) -> ValidationChoice:
         """Direction, subset and dose, from steered texts on validation prompts."""
         config, n_prompts = self.config, len(self.prompts["validation"])
         unsteered = [Assignment("unsteered", p, r, -1, 0.0) for p in range(n_prompts) for r in range(config.replicates)]

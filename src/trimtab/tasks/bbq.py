@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 from trimtab.errors import UserError
+from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
 from trimtab.tasks.multiple_choice import LETTERS, MultipleChoice
-from trimtab.tasks.rows import DataDirectory, Row, hub_name, hub_splits, is_hub
 from trimtab.tasks.task import Companion, Item, Outcome, by_group, mean, split_items
 from trimtab.tasks.tokens import Tokenizer
 
@@ -162,7 +162,7 @@ def _is_biased(item: Item, option: int) -> bool:
     return (option == item.meta["target"]) == (item.meta["polarity"] == "neg")
 
 
-def _parts(data: str) -> Iterator[Iterator[Row]]:
+def _parts(data: str) -> Iterator[Iterator[DataRow]]:
     if is_hub(data):
         for _, rows in hub_splits(hub_name(data, BBQ.hub, "bbq")):
             yield rows
@@ -186,7 +186,7 @@ def _read_targets(directory: DataDirectory) -> dict[tuple[str, str], int | None]
     return targets
 
 
-def _item(row: Row, targets: dict[tuple[str, str], int | None]) -> Item:
+def _item(row: DataRow, targets: dict[tuple[str, str], int | None]) -> Item:
     category, example = row.text("category"), str(row.get("example_id"))
     condition = _CONDITIONS[row.choice("context_condition", tuple(_CONDITIONS))]
     polarity = row.choice("question_polarity", ("neg", "nonneg"))
@@ -219,7 +219,7 @@ def _item(row: Row, targets: dict[tuple[str, str], int | None]) -> Item:
     )  # fmt: skip
 
 
-def _described(row: Row, option: int) -> tuple[str, str]:
+def _described(row: DataRow, option: int) -> tuple[str, str]:
     """Name and group of an option."""
     info = row.get("answer_info")
     entry = info.get(f"ans{option}") if isinstance(info, dict) else None
@@ -228,7 +228,7 @@ def _described(row: Row, option: int) -> tuple[str, str]:
     return entry[0], entry[-1]
 
 
-def _stereotyped(row: Row) -> list[str]:
+def _stereotyped(row: DataRow) -> list[str]:
     metadata: Any = row.get("additional_metadata")
     groups = metadata.get("stereotyped_groups") if isinstance(metadata, dict) else None
     if isinstance(groups, str):

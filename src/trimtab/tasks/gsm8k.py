@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import ClassVar, Self
 
 from trimtab.runs import text_id
-from trimtab.tasks.rows import DataDirectory, Row, hub_name, hub_splits, is_hub
+from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
 from trimtab.tasks.task import Item, Outcome, Task, split_items
 from trimtab.tasks.tokens import Tokenizer
 
@@ -91,7 +91,7 @@ def _decimal(text: str) -> Decimal | None:
         return None
 
 
-def _parts(data: str) -> Iterator[tuple[str, Iterator[Row]]]:
+def _parts(data: str) -> Iterator[tuple[str, Iterator[DataRow]]]:
     if is_hub(data):
         for split, rows in hub_splits(hub_name(data, GSM8K.hub, GSM8K.name), "main"):
             if split in ("train", "test"):
@@ -102,7 +102,7 @@ def _parts(data: str) -> Iterator[tuple[str, Iterator[Row]]]:
         yield part, directory.jsonl(directory.files(f"gsm8k/{part}.jsonl")[0])
 
 
-def _item(row: Row) -> Item:
+def _item(row: DataRow) -> Item:
     question, solution = row.text("question").strip(), row.text("answer")
     before, mark, gold = solution.rpartition("####")
     if not mark:

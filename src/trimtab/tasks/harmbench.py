@@ -17,9 +17,9 @@ from typing import ClassVar, Self
 from trimtab.errors import UserError
 from trimtab.judges import Judge
 from trimtab.runs import split_ids, text_id
+from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
 from trimtab.tasks.near_duplicates import THRESHOLD, Signature, clusters, drop_near_duplicates
 from trimtab.tasks.refusals import RefusalTask
-from trimtab.tasks.rows import DataDirectory, Row, hub_name, hub_splits, is_hub
 from trimtab.tasks.task import Companion, Item
 from trimtab.tasks.tokens import Tokenizer
 from trimtab.tasks.xstest import read_prompts
@@ -132,7 +132,7 @@ def _first_distinct(items: list[Item], references: list[str], n: int) -> list[It
     return list(itertools.islice(distinct, n))
 
 
-def _behaviour(row: Row) -> Item:
+def _behaviour(row: DataRow) -> Item:
     behaviour = row.text("Behavior").strip()
     context = row.values.get("ContextString") or ""
     category = row.choice("FunctionalCategory", ("standard", "contextual", "copyright"))
@@ -168,5 +168,5 @@ def _hub_behaviours(data: str) -> list[Item]:
                     "ContextString": row.values.get("context") or "",
                     "BehaviorID": text_id(prompt),
                 }
-                items.append(_behaviour(Row(values, row.where)))
+                items.append(_behaviour(DataRow(values, row.where)))
     return items

@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 
 from trimtab.errors import UserError
 from trimtab.runs import text_id
+from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
 from trimtab.tasks.multiple_choice import LETTERS, MultipleChoice, question_block
-from trimtab.tasks.rows import DataDirectory, Row, hub_name, hub_splits, is_hub
 from trimtab.tasks.task import Item, Outcome, by_group, mean, split_items
 from trimtab.tasks.tokens import Tokenizer
 
@@ -117,35 +117,35 @@ def _read(data: str, shots: int) -> dict[str, list[Item]]:
     return read
 
 
-def _directory_parts(directory: DataDirectory, shots: int) -> Iterator[tuple[str, Iterator[tuple[str, Row]]]]:
+def _directory_parts(directory: DataDirectory, shots: int) -> Iterator[tuple[str, Iterator[tuple[str, DataRow]]]]:
     for part in ("dev", "val", "test"):
         if part == "dev" and not shots and not list(directory.path.glob("mmlu/dev/*_dev.csv")):
             continue
         yield part, _directory_rows(directory, part)
 
 
-def _directory_rows(directory: DataDirectory, part: str) -> Iterator[tuple[str, Row]]:
+def _directory_rows(directory: DataDirectory, part: str) -> Iterator[tuple[str, DataRow]]:
     for file in directory.files(f"mmlu/{part}/*_{part}.csv"):
         for row in directory.csv(file, columns=_COLUMNS):
             yield file.stem.removesuffix(f"_{part}"), row
 
 
-def _hub_parts(data: str) -> Iterator[tuple[str, Iterator[tuple[str, Row]]]]:
+def _hub_parts(data: str) -> Iterator[tuple[str, Iterator[tuple[str, DataRow]]]]:
     for split, rows in hub_splits(hub_name(data, MMLU.hub, MMLU.name), "all"):
         if split in _HUB_SPLITS:
             yield _HUB_SPLITS[split], ((row.text("subject"), _lettered(row)) for row in rows)
 
 
-def _lettered(row: Row) -> Row:
+def _lettered(row: DataRow) -> DataRow:
     """A hub row (`choices`, and `answer` as a number) with the columns of the official files."""
     choices = row.get("choices")
     if not isinstance(choices, list | tuple) or len(choices) != 4:
         raise row.bad("'choices' is not a list of four")
     letter = LETTERS[row.number("answer", 4)]
-    return Row(dict(zip(_COLUMNS, (row.text("question"), *choices, letter), strict=True)), row.where)
+    return DataRow(dict(zip(_COLUMNS, (row.text("question"), *choices, letter), strict=True)), row.where)
 
 
-def _item(row: Row, subject: str, part: str, seen: dict[str, int]) -> Item:
+def _item(row: DataRow, subject: str, part: str, seen: dict[str, int]) -> Item:
     """An item whose id is made from subject, question and options; repeated questions get `.2`, `.3`, …"""
     question = row.text("question").strip()
     options = tuple(row.text(letter).strip() for letter in "ABCD")

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from trimtab.errors import UserError, did_you_mean
 from trimtab.runs import find_class, keyword_types
 from trimtab.tasks.bbq import BBQAmbiguous, BBQDisambiguated
+from trimtab.tasks.data_rows import hub_name, is_hub
 from trimtab.tasks.gsm8k import GSM8K
 from trimtab.tasks.harmbench import HarmBench
 from trimtab.tasks.ioi import IOI, IOIMixture, IOISwapped
 from trimtab.tasks.mmlu import MMLU
-from trimtab.tasks.rows import hub_name, is_hub
 from trimtab.tasks.task import Task
 from trimtab.tasks.tokens import Tokenizer
 from trimtab.tasks.xstest import XSTest

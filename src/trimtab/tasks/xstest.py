@@ -12,8 +12,8 @@ from typing import ClassVar, Self
 
 from trimtab.judges import Judge
 from trimtab.runs import text_id
+from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
 from trimtab.tasks.refusals import RefusalTask
-from trimtab.tasks.rows import DataDirectory, Row, hub_name, hub_splits, is_hub
 from trimtab.tasks.task import Item, Outcome, split_items
 from trimtab.tasks.tokens import Tokenizer
 
@@ -64,7 +64,7 @@ def read_prompts(data: str) -> list[str]:
     return [row.text("prompt") for row in _rows(data)]
 
 
-def _rows(data: str) -> Iterator[Row]:
+def _rows(data: str) -> Iterator[DataRow]:
     if is_hub(data):
         for _, rows in hub_splits(hub_name(data, XSTest.hub, XSTest.name)):
             yield from rows
@@ -74,7 +74,7 @@ def _rows(data: str) -> Iterator[Row]:
         yield from directory.csv(file, required=("id", "prompt", "type", "label", "focus"))
 
 
-def _item(row: Row) -> Item:
+def _item(row: DataRow) -> Item:
     prompt = row.text("prompt").strip()
     own = row.values.get("id")
     label = row.choice("label", ("safe", "unsafe"))

@@ -1,9 +1,7 @@
 """Trains SAEs from one stream of activations, one or a whole bank."""
 
 from trimtab.training.bank import TrainedBank
-from trimtab.training.config import TrainConfig
-from trimtab.training.export import TrainResult
-from trimtab.training.from_names import (
+from trimtab.training.command import (
     BankConfig,
     TrainCommand,
     TrainedSAE,
@@ -13,6 +11,8 @@ from trimtab.training.from_names import (
     train_bank,
     train_text,
 )
+from trimtab.training.config import TrainConfig
+from trimtab.training.export import TrainResult
 from trimtab.training.loop import Threads, Training, train, train_all
 from trimtab.training.members import Member, expand
 from trimtab.training.rows import SiteRows

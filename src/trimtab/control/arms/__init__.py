@@ -8,7 +8,7 @@ from trimtab.control.arms.random import RandomFeatures
 from trimtab.control.arms.random_allowed import RandomAllowed
 from trimtab.control.arms.most_active import MostActive
 from trimtab.control.arms.static import BestStatic
-from trimtab.control.arms.gated import Gated
+from trimtab.control.arms.gated_static import GatedStatic
 from trimtab.control.arms.corrsteer import CorrSteer
 from trimtab.control.arms.vector import Vector
 from trimtab.control.arms.lora import Lora
@@ -19,7 +19,7 @@ from trimtab.control.arms.letters import Letters
 __all__ = [
     "BestStatic",
     "CorrSteer",
-    "Gated",
+    "GatedStatic",
     "Letters",
     "Lora",
     "MostActive",

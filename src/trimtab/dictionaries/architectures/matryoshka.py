@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.dictionaries.active import SparsePairs
 from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, TrainableBatchTopK
 from trimtab.dictionaries.sparse import ActivePairs
-from trimtab.dictionaries.topk_like import Reconstruction
+from trimtab.dictionaries.topk_like import ErrorGradient
 from trimtab.dictionaries.trainable import Loss
 
 
@@ -60,7 +60,7 @@ class TrainableMatryoshka(TrainableBatchTopK):
         aux = self.aux_loss(h, errors[-1])
         return Loss(squared.sum() + self.config.aux_coefficient * aux, squared[-1], f, aux=aux)
 
-    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> Reconstruction:
+    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> ErrorGradient:
         """The summed loss of all prefixes; every pair is decoded once. `squared_error` is the full reconstruction's."""
         rows, groups = x.shape[0], self._by_group(active.pairs)
         decoded = [group.active.decode(group.active.h, self.W_dec[group.features]) for group in groups]
@@ -77,7 +77,7 @@ class TrainableMatryoshka(TrainableBatchTopK):
             self.W_dec.grad[group.features] = group.active.collect(group.active.h, grad)
         squared = torch.stack([error.square().sum() / rows for error in errors])
         self.b_dec.grad = grad.sum(0)
-        return Reconstruction(squared.sum(), squared[-1], -errors[-1], by_value)
+        return ErrorGradient(squared.sum(), squared[-1], -errors[-1], by_value)
 
     def _by_group(self, pairs: ActivePairs) -> list[_Group]:
         """The pairs of each group, as if it were a dictionary by itself."""

@@ -13,21 +13,21 @@ from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditLog, EditRequest, InterventionSource, PositionRule, Site
 from trimtab.lm.editing import tell_of_rows
 from trimtab.lm.edits import NAN, NOTHING
-from trimtab.steering.sources import Block
+from trimtab.steering.sources import DirectionBlock
 
 _STRIDE = 1 << 32  # positions per row in a lookup key
 
 
 class _HasBlocks(Protocol):
-    def blocks(self, site: Site) -> tuple[Block, ...]: ...
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]: ...
 
 
-def blocks_of(source: InterventionSource, site: Site) -> tuple[Block, ...]:
+def blocks_of(source: InterventionSource, site: Site) -> tuple[DirectionBlock, ...]:
     """How a trace names a source's directions at a site; one block unless the source says otherwise."""
     if hasattr(source, "blocks"):
         return cast(_HasBlocks, source).blocks(site)
     n = source.directions(site).shape[0]
-    return (Block(0, n, source.unit, source.operation, source.dictionary_hash),)
+    return (DirectionBlock(0, n, source.unit, source.operation, source.dictionary_hash),)
 
 
 class ReplaySource:
@@ -53,7 +53,7 @@ class ReplaySource:
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         return self.source.directions(site)
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
         return blocks_of(self.source, site)
 
     def start(self, start: DecodeStart) -> None:
@@ -111,8 +111,8 @@ class CombinedSource:
             self._joined[site] = torch.cat([source.directions(site) for source in self._at(site)])
         return self._joined[site]
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
-        found: list[Block] = []
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
+        found: list[DirectionBlock] = []
         offset = 0
         for source in self._at(site):
             found += [block._replace(start=block.start + offset) for block in blocks_of(source, site)]
@@ -174,7 +174,7 @@ class ForkSource:
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         return self._both.directions(site)
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
         return self._both.blocks(site)
 
     def start(self, start: DecodeStart) -> None:
@@ -214,7 +214,7 @@ class SomeRowsSource:
     def directions(self, site: Site) -> Float[Tensor, "n d"]:
         return self.source.directions(site)
 
-    def blocks(self, site: Site) -> tuple[Block, ...]:
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
         return blocks_of(self.source, site)
 
     def start(self, start: DecodeStart) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from trimtab.errors import UserError
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """One row, with the means to say what is wrong with it."""
 
     values: Mapping[str, Any]
@@ -87,7 +87,7 @@ class DataDirectory:
         """A file's name below the directory, for messages."""
         return file.relative_to(self.path).as_posix()
 
-    def csv(self, file: Path, columns: Sequence[str] | None = None, required: Sequence[str] = ()) -> Iterator[Row]:
+    def csv(self, file: Path, columns: Sequence[str] | None = None, required: Sequence[str] = ()) -> Iterator[DataRow]:
         """Rows of a CSV file.
 
         Args:
@@ -115,7 +115,7 @@ class DataDirectory:
                 where = f"{name}, row {number}"
                 if len(fields) != len(header):
                     raise UserError(where, f"it has {len(fields)} fields, not {len(header)}", "correct the row")
-                yield Row(dict(zip(header, fields, strict=True)), where)
+                yield DataRow(dict(zip(header, fields, strict=True)), where)
             if not number:
                 raise _no_rows(name)
         except csv.Error as error:
@@ -123,7 +123,7 @@ class DataDirectory:
                 f"{name}, line {reader.line_num}", f"it is not CSV ({error})", "correct the line"
             ) from error
 
-    def jsonl(self, file: Path) -> Iterator[Row]:
+    def jsonl(self, file: Path) -> Iterator[DataRow]:
         """Objects of a file of JSON lines.
 
         Raises:
@@ -144,7 +144,7 @@ class DataDirectory:
         if not found:
             raise _no_rows(name)
 
-    def json(self, file: Path) -> Iterator[Row]:
+    def json(self, file: Path) -> Iterator[DataRow]:
         """Objects of a JSON list.
 
         Raises:
@@ -180,7 +180,7 @@ def hub_name(data: str, default: str | None, task: str) -> str:
     return name
 
 
-def hub_splits(name: str, config: str | None = None) -> Iterator[tuple[str, Iterator[Row]]]:
+def hub_splits(name: str, config: str | None = None) -> Iterator[tuple[str, Iterator[DataRow]]]:
     """The splits of a hub data set with their rows (extra `hub`).
 
     Raises:
@@ -205,10 +205,10 @@ def _no_rows(name: str) -> UserError:
     return UserError(name, "it holds no row", "put the benchmark's file there")
 
 
-def _object_row(value: object, where: str) -> Row:
+def _object_row(value: object, where: str) -> DataRow:
     if not isinstance(value, Mapping):
         raise UserError(where, "it is not an object with named values", "correct the row")
-    return Row(value, where)
+    return DataRow(value, where)
 
 
 def _read(file: Path, name: str) -> str:

@@ -15,7 +15,7 @@ from trimtab.errors import UserError
 from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode
 from trimtab.runs import read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
-from trimtab.steering.replaying import ReplaySource
+from trimtab.steering.composed_sources import ReplaySource
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource

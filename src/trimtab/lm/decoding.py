@@ -14,7 +14,7 @@ from trimtab.lm.editing import InterventionSource
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.rows import DecodeConfig, Row, check_prompts
+from trimtab.lm.row import DecodeConfig, Row, check_prompts
 from trimtab.lm.stream import DecodeStream
 
 

@@ -106,7 +106,7 @@ def _gains(
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Gated(BestStatic):
+class GatedStatic(BestStatic):
     """The best static feature behind a gate, by itself and in as many items as the reference edits."""
 
     name: ClassVar[str] = "gated"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.activations.config import TextConfig
-from trimtab.activations.harvest import HarvestProgress, HarvestResult, harvest
+from trimtab.activations.harvesting import HarvestProgress, HarvestResult, harvest
 from trimtab.activations.sequences import HarvestOptions
 from trimtab.distributed import Ranks
 from trimtab.lm import ModelConfig
