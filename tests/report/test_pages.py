@@ -85,7 +85,8 @@ def test_steered_texts_stand_on_their_page(made: Make) -> None:
         assert found.row(arm["name"])[1:] == numbers
         for one in arm["continuations"]:
             assert " ".join(one["text"].split()) in found.words
-    assert found.words.startswith("What does steering with feature 3")
+    assert re.match(r"What does steering with feature 3 \(.+?\), 5 \(.+?\) write\?", found.words)
+    assert read_record(path)["features"].keys() == {"3", "5"}
 
 
 def test_core_metrics_stand_on_their_page(made: Make) -> None:

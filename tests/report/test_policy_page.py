@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -199,6 +200,18 @@ def test_tokens_show_their_own_edit_and_what_its_feature_means(whole: Path, read
     assert f"‖Δ‖/‖x‖ {abs(edits[0]['relative_dose']):.3g}" in first
     assert f"KL of this edit {tokens[0]['kl_local']:.3g} nats" in first
     assert f"The first {len(tokens)} of {len(tokens)} answers, not picked; {len(edits)} edits" in read.words
+
+
+def test_strips_are_bounded(copied: Path) -> None:
+    table = pq.read_table(copied / "tokens.parquet")
+    (token, *_) = table.to_pylist()
+    for answers, length, shown in ((90, 300, 38), (90, 1, 60)):
+        rows = [token | {"sample": i, "position": j} for i in range(answers) for j in range(length)]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), copied / "tokens.parquet")
+        found = page(copied)
+        assert f"The first {shown} of 90 answers" in found.words
+        assert len(found.titles("k")) == min(6_000, 60 * length)
+        assert ("… 140 more" in found.words) == (length == 300)
 
 
 def test_analysis_numbers_are_on_the_page(read: Outline, made: Callable[[str], Made]) -> None:

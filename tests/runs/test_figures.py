@@ -10,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trimtab.runs import figures
 from trimtab.runs.figures import Curve, Level, Mark, plot_curves, plot_intervals, svg
 from trimtab.stats import Interval
 
@@ -44,6 +45,13 @@ def test_a_drawing_is_the_same_bytes_every_time_with_its_words_as_words() -> Non
     root = ElementTree.fromstring(first)
     assert root.get("aria-label") == 'who & <what> "said"'
     assert root.get("width") is None
+
+
+def test_bytes_that_change_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: names inside a drawing are drawn at random, as matplotlib does by itself."""
+    monkeypatch.setitem(figures._STYLE, "svg.hashsalt", None)
+    draw = partial(plot_intervals, marks=MARKS, axis="reward")
+    assert svg(draw, "t") != svg(draw, "t")
 
 
 def check_numbers_cover_nothing() -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from trimtab.dictionaries import AnyModelConfig
+from trimtab.dictionaries.meanings import name_features
 from trimtab.lm import DecodeConfig, DecodingConfig
 from trimtab.runs import Meter, Run, part_of, read_typed
 from trimtab.steering.result import SteerResult
@@ -56,6 +57,7 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
         return steered(plan, model)
     with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run", "any_model")) as run:
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
+        name_features(run, model, dictionary, config.feature)
         if run.done and run.results:
             result = read_typed(SteerResult, run.results, f"run {config.run}")
             return replace(result, trace=Trace.read(run.path))
