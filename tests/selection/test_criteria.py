@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.selection import (
     CRITERIA,
+    NEUTRAL_PREFIX,
     BaseDistribution,
     DeltaConfidence,
     EditedDistributions,
@@ -248,3 +251,24 @@ def test_scores_that_overflow(tiny_llama: LanguageModel, make_rows: Callable[...
         UserError, match=r"criterion kl: .* not finite: .* overflow, feature 1's dose being the largest"
     ):
         score_features(ScoringTarget(tiny_llama, dictionary, torch.arange(3)), "resid_post.1", [KLDivergence()])
+
+
+def test_a_criterion_of_ones_own_is_one_class_in_a_file(
+    any_tiny: LanguageModel, make_rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of docs/ranking.md, against its definition."""
+    page = (Path(__file__).parents[2] / "docs" / "ranking.md").read_text("utf-8")
+    (tmp_path / "my_own_criteria.py").write_text(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], "utf-8")
+    monkeypatch.chdir(tmp_path)
+    dictionary = make_rows(12)
+    (criterion,) = make_criteria(["my_own_criteria:TopProbability"], {"alpha": 3.0})
+    table = rank(any_tiny, dictionary, criterion)
+    assert table.criterion == "top-probability(alpha=3)"
+    base = amplified(any_tiny, NEUTRAL_PREFIX, 1, torch.zeros(any_tiny.d_model)).max()
+    for feature, score in zip(table.feature, table.score, strict=True):
+        delta = 3.0 * float(dictionary.feature_stats.max_activation[feature]) * dictionary.directions[feature]
+        expected = amplified(any_tiny, NEUTRAL_PREFIX, 1, delta).max() - base
+        assert score == pytest.approx(float(expected), abs=1e-5)
+    for name, why in (("my_own_criteria:Other", "has no class Other"), ("pathlib:Path", "no dataclass with a name")):
+        with pytest.raises(UserError, match=why):
+            make_criteria([name])

@@ -28,7 +28,8 @@ class RankConfig(AnyModelConfig):
     """A ranking of an SAE's features."""
 
     criterion: tuple[str, ...] = ("delta-confidence",)
-    """delta-confidence, output-score, kl, max-activation, firing-rate, random; several rank side by side."""
+    """delta-confidence, output-score, kl, max-activation, firing-rate, random, or your own as module:Class; several
+    rank side by side."""
     site: str | None = None
     """Where features are amplified; by default the site that the SAE names."""
     prefix: tuple[str, ...] | None = None

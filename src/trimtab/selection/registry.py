@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.errors import UserError
+from trimtab.runs.named import find_class
 from trimtab.selection.criterion import Criterion
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.firing_rate import FiringRate
@@ -24,7 +25,7 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
     """Criteria by name, sharing settings.
 
     Args:
-        names: keys of `CRITERIA`, each once.
+        names: keys of `CRITERIA`, or `module:Class` for one's own, each once.
         settings: fields by name (`k`, `alpha`, `prefixes`, `seed`, …). Each criterion takes those that it has; None
             leaves its default.
 
@@ -33,18 +34,45 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
     """
     if not names:
         raise UserError("the criteria", "there is none", f"choose among {', '.join(CRITERIA)}")
-    for i, name in enumerate(names):
-        if name not in CRITERIA:
-            raise UserError(f"criterion {name!r}", f"there are {', '.join(CRITERIA)}", "choose one of them")
-        if name in names[:i]:
-            raise UserError(f"criterion {name!r}", "it is given twice", "give it once")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"criterion {twice!r}", "it is given twice", "give it once")
+    classes = [criterion_class(name) for name in names]
     given = {name: value for name, value in (settings or {}).items() if value is not None}
-    taken = {name: {f.name for f in dataclasses.fields(CRITERIA[name])} for name in names}
+    taken = [{field.name for field in dataclasses.fields(criterion)} for criterion in classes]
     for setting in given:
-        if not any(setting in fields for fields in taken.values()):
+        if not any(setting in fields for fields in taken):
             raise UserError(
                 f"setting {setting}",
                 f"none of the criteria {', '.join(names)} has it",
                 "leave it out or add a criterion that does",
             )
-    return [CRITERIA[name](**{k: v for k, v in given.items() if k in taken[name]}) for name in names]
+    return [
+        criterion(**{name: value for name, value in given.items() if name in fields})
+        for criterion, fields in zip(classes, taken, strict=True)
+    ]
+
+
+def criterion_class(name: str) -> type[Any]:
+    """The class of a criterion, shipped or one's own.
+
+    Raises:
+        UserError: an unknown name, or a class that is no dataclass with `name`, `signed`, and `reducer` or `scores`.
+    """
+    if name in CRITERIA:
+        return CRITERIA[name]
+    if ":" not in name:
+        raise UserError(
+            f"criterion {name!r}",
+            f"there are {', '.join(CRITERIA)}",
+            "choose one of them, or name your own as module:Class",
+        )
+    found = find_class(name, "criterion")
+    scores = hasattr(found, "reducer") or hasattr(found, "scores")
+    if not (dataclasses.is_dataclass(found) and hasattr(found, "name") and hasattr(found, "signed") and scores):
+        raise UserError(
+            f"criterion {name!r}",
+            "it is no dataclass with a name, signed, and reducer or scores",
+            "derive it from trimtab.selection.EffectCriterion",
+        )
+    return found
