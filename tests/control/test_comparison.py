@@ -293,7 +293,7 @@ def test_without_a_reference_arms_are_compared_with_the_unsteered_model(
     assert [arm.label for arm in found.result.arms] == ["unsteered", "prompting", "vector"]
     assert found.result.reference == "unsteered"
     assert found.result.arm("vector").chosen[0]["relative_dose"] == 2.0
-    assert found.missing == {"arms at equal dose and equal KL": "the unsteered edits none of the validation items"}
+    assert found.missing == {"arms at equal dose and equal KL": "unsteered edits none of the validation items"}
     assert "gain" not in text_of(found)
 
 
@@ -402,7 +402,7 @@ class Odd(FeatureSeven):
             ),
             ["odd"], "equal dose: only what adds a direction at one site can take another's doses",
         ),
-        (None, [], "equal KL: its answers say nothing of their divergence"),
+        (None, [], "equal KL: its answers do not measure their divergence"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_matched_is_missing_before_a_test_item_is_answered(
@@ -421,7 +421,7 @@ def test_a_reference_of_no_known_divergence_is_named(planted: LanguageModel, pla
             return [replace(arm, answer=lambda items, scale: [arm.answer(items, scale)[0]._replace(kl=None)])]
 
     found = run(planted, planted_dictionary, ["random"], reference=Silent())
-    assert found.missing == {"random at equal kl": "the chooser says nothing of its divergence on validation"}
+    assert found.missing == {"random at equal kl": "chooser does not measure its divergence on validation"}
 
 
 def test_test_items_are_none_that_something_was_chosen_on(planted: LanguageModel, planted_dictionary: Standard) -> None:

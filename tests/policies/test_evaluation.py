@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from trimtab.control.results import AnsweredArm, task_result
 from trimtab.control.tables import gain_line
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel
+from trimtab.lm import EditLog, LanguageModel
 from trimtab.policies.evaluate import evaluate
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.stats import bootstrap_mean, crossed_mean
@@ -82,11 +84,62 @@ def test_a_divergence_that_is_equal_on_validation_alone_is_marked() -> None:
         arm("unsteered", rewards),
         arm("policy", rewards, kl=0.5),
         arm("random", rewards, "kl", 0.54),
-        arm("static", rewards, "kl", 0.6),
+        arm("static", rewards, "kl", 0.58),
         arm("vector", rewards, "own", 3.0),
     ]
     result = task_result(Planted.load(), "test", arms, reference="policy")
     assert [one.equal_kl for one in result.arms] == [None, None, True, False, None]
+
+
+def edited(dose: float, n: int) -> Answers:
+    """Answers to three items, n of them edited."""
+    log = EditLog.empty()
+    ones, rows = torch.ones(n), torch.arange(n)
+    log = replace(
+        log, site=0 * rows, row=rows, position=0 * rows, feature=rows[:, None], coefficient=ones[:, None],
+        requested=ones[:, None], x_norm=ones, delta_norm=dose * ones, action_logp=ones, n_allowed=rows, value=ones,
+        target=ones[:, None] * torch.nan, replaced=0 * rows,
+    )  # fmt: skip
+    return Answers(outcomes([1.0, 0.0, 1.0]), SimpleNamespace(edits=log))  # pyright: ignore[reportArgumentType]
+
+
+def test_doses_are_equal_only_if_they_are_in_every_training() -> None:
+    """Two trainings; their mean dose and their edits are pooled by their numbers."""
+    runs = [[edited(0.5, 3)], [edited(0.8, 1)]]
+
+    def one(name: str, runs: list[list[Answers]], match: Match = "own") -> AnsweredArm:
+        return AnsweredArm([Arm(name=name, match=match, answer=lambda items, scale: []) for _ in runs], runs)
+
+    arms = [
+        one("unsteered", [[Answers(outcomes([0.0, 1.0, 1.0]))]]),
+        one("policy", runs),
+        one("same", [[edited(0.502, 3)], [edited(0.8, 1)]], "dose"),
+        one("stronger", [[edited(0.5, 3)], [edited(0.81, 1)]], "dose"),
+        one("oftener", [[edited(0.5, 3)], [edited(0.8, 2)]], "dose"),
+        one("drawn", [[edited(0.5, 3)] * 2, [edited(0.8, 1), edited(0.7, 1)]], "dose"),
+    ]
+    result = task_result(Planted.load(), "test", arms, reference="policy")
+    found = {arm.label.removesuffix(" at equal dose"): arm for arm in result.arms}
+    assert [found[name].equal_dose for name in found] == [None, None, True, False, False, False]
+    assert found["stronger"].dose_note == "relative is 0.8 for the policy and 0.81 for stronger"
+    assert found["oftener"].dose_note == "n_edits is 1 for the policy and 2 for oftener"
+    dose = found["policy"].dose
+    assert dose is not None
+    assert (dose.n_edits, dose.relative) == (4, pytest.approx((3 * 0.5 + 0.8) / 4))
+    assert (dose.relative_min, dose.relative_max) == (pytest.approx(0.5), pytest.approx(0.8))
+
+
+def test_what_is_known_is_right_in_the_first_order_too_and_compared_with_the_reference() -> None:
+    """Half of the items are right in both orders under the policy, a quarter without it."""
+    first = {"unsteered": [1, 1, 1, 0], "policy": [1, 1, 0, 1]}
+    second = {"unsteered": [1, 0, 0, 1], "policy": [1, 1, 1, 0]}
+    answered, other = ([arm(name, [[rewards]]) for name, rewards in order.items()] for order in (first, second))
+    result = task_result(TwoOrders.load(), "test", answered, reference="policy", other_orders=[other])
+    known = [result.arm(name).known for name in first]
+    assert [None if interval is None else interval.estimate for interval in known] == [0.25, 0.5]
+    difference = result.arm("unsteered").known_difference
+    assert difference is not None
+    assert difference.estimate == 0.25
 
 
 class Shown(Planted):

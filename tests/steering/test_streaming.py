@@ -354,11 +354,11 @@ def test_bad_rows_are_refused_and_the_stream_goes_on(tiny_llama: LanguageModel, 
 def test_rows_are_added_once_and_cancelled_where_they_are(tiny_llama: LanguageModel) -> None:
     config = DecodeConfig(max_new_tokens=3, stop_at_eos=False)
     stream, row, twin = DecodeStream(tiny_llama), Row([7, 8], config), Row([7, 8], config)
-    with pytest.raises(UserError, match="a row that was added before: it holds what came of it; make another one"):
+    with pytest.raises(UserError, match="the row: it was added before and holds its results; make another Row"):
         stream.add(twin, twin)
     stream.add(row)
     for _ in stream:
-        with pytest.raises(UserError, match="a row that was added before"):
+        with pytest.raises(UserError, match="the row: it was added before"):
             stream.add(row)
     other = Row([7, 8], config)
     DecodeStream(tiny_llama).add(other)
@@ -368,7 +368,7 @@ def test_rows_are_added_once_and_cancelled_where_they_are(tiny_llama: LanguageMo
     assert (len(row.token_ids), len(stream)) == (3, 0)
     stream.cancel(row)  # has ended by itself
     assert row.finish == "length"
-    with pytest.raises(UserError, match="a row that was added before"):
+    with pytest.raises(UserError, match="the row: it was added before"):
         stream.add(row)
 
 

@@ -206,7 +206,7 @@ def test_traces_of_earlier_versions_are_read(tiny_llama: LanguageModel, tmp_path
     assert read.edits.equals(trace.edits)
     assert replay_trace(tiny_llama, read, source).exact
     elsewhere = StaticSource(make_dictionary(tiny_llama), 3, 0.4, "resid_post.2")
-    with pytest.raises(UserError, match=r"edits at resid_post.1: the source at hand has no such site"):
+    with pytest.raises(UserError, match=r"edits at resid_post.1: the given source has no such site"):
         read.edit_log(elsewhere)
 
 

@@ -1,4 +1,4 @@
-"""Items of a split under a setting, what comes of them under an arm, and where a reference arm edited them."""
+"""Items of a split under a setting, an arm's answers to them, and where a reference arm edited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trimtab.tasks import Outcome
 
 
 class Answers(NamedTuple):
-    """What came of items under an arm: one outcome per item and repeat, copies side by side."""
+    """An arm's answers: one outcome per item and repeat, copies side by side."""
 
     outcomes: list[Outcome]
     decoded: Decoded | None = None

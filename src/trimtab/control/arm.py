@@ -49,7 +49,7 @@ class Arm:
         return self.name if self.match == "own" else f"{self.name} at equal {self.match}"
 
     def answers(self, items: ItemSet) -> list[Answers]:
-        """What comes of items under the arm, at its scale."""
+        """Answer items under the arm, at its scale."""
         return self.answer(items, self.scale)
 
 
@@ -97,7 +97,7 @@ class ArmKind(ABC):
         """Choose or train, and give the arms; those of equal KL are scaled afterwards.
 
         Raises:
-            UserError: it cannot be had here; the comparison then says why it is missing.
+            UserError: the arm cannot be made here; the comparison says why it is missing.
         """
 
     def arm(
@@ -169,7 +169,7 @@ class ArmKind(ABC):
 
 
 def answers_under(items: ItemSet, sources: Iterable[InterventionSource]) -> list[Answers]:
-    """What comes of items under each of some sources, with the divergence from the unsteered model."""
+    """Answers to items under each of several sources, with the divergence from the unsteered model."""
     return [items.answer(source, kl=True) for source in sources]
 
 
@@ -191,7 +191,7 @@ _Kind = TypeVar("_Kind", bound=type[ArmKind])
 def register(kind: _Kind, *, before: str | None = None) -> _Kind:
     """Make a kind of arm known by its name; as a decorator, or as a call for one that is shown before another.
 
-    A class that is defined again, as in a notebook, takes its own place.
+    A class that is defined again, as in a notebook, replaces itself.
 
     Raises:
         UserError: another kind has the name.
@@ -218,7 +218,7 @@ def find_kind(name: str) -> type[ArmKind]:
         return ARM_KINDS[name]
     if ":" not in name:
         hint = did_you_mean(name, ARM_KINDS, "choose among them, or name your own as module:Class")
-        raise UserError(f"control {name!r}", f"there is {', '.join(ARM_KINDS)}", hint)
+        raise UserError(f"control {name!r}", f"known are {', '.join(ARM_KINDS)}", hint)
     found = find_class(name, "control")
     if not issubclass(found, ArmKind):
         raise UserError(

@@ -38,7 +38,7 @@ class Comparison:
     settings_compared: tuple[dict[str, Any], ...] = ()
     """Every setting among those given, with its reward on validation; the best is reported."""
     missing: dict[str, str]
-    """Arms and companions that could not be had, and why."""
+    """Arms and companions that are missing, and why."""
     warnings: tuple[str, ...]
     seconds: float
 
@@ -152,7 +152,7 @@ def compare(
 
     Raises:
         UserError: there is no kind of a name, a split is missing, test items are among those that arms are chosen on,
-            settings differ in more than their seeds or not in these, or the reference cannot be had.
+            settings differ in more than their seeds or share one, or the reference cannot be made.
     """
     began = time.perf_counter()
     settings = [settings] if isinstance(settings, Setting) else list(settings)

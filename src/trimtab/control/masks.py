@@ -200,7 +200,7 @@ def build_mask(
         UserError: there is no mask of that name, or the list is missing, empty or names an unknown feature.
     """
     if kind not in MASKS:
-        raise UserError(f"mask {kind!r}", f"there is {', '.join(MASKS)}", "choose one of them")
+        raise UserError(f"mask {kind!r}", f"allowed are {', '.join(MASKS)}", "choose one of them")
     if kind == "current":
         return CurrentMask(dictionary)
     if kind == "accumulated":

@@ -41,10 +41,10 @@ class Replicate:
     validation: ItemSet
     """With the reference's schedule."""
     answers: Answers
-    """What came of validation items under the reference."""
+    """The reference's answers to the validation items."""
     name: str = ""
     arms: list[Arm] = field(default_factory=list)
-    """The unsteered model, the reference, and what stands beside them."""
+    """The unsteered model, the reference, and the arms compared with it."""
 
     @classmethod
     def of(
@@ -59,7 +59,7 @@ class Replicate:
         """Answer the validation items under a reference, chosen among candidates if it is a static one.
 
         Raises:
-            UserError: the reference cannot be had, or draws at random.
+            UserError: the reference cannot be made, or draws at random.
         """
         asked, checked = ItemSet.of(setting, train), ItemSet.of(setting, validation)
         choosing = Choosing(train=asked, validation=checked, candidates=candidates or {})
@@ -104,7 +104,7 @@ def choose_arms(
         equal_kl: how arms of equal divergence are scaled; None leaves them out.
 
     Returns:
-        Arms that could not be had, and why.
+        Arms that could not be made, and why.
 
     Raises:
         UserError: two kinds have the same name.
@@ -127,7 +127,7 @@ def choose_arms(
     with Meter("choosing and training arms", len(replicates)) as meter:
         for replicate, choosing in zip(replicates, every, strict=True):
             if not replicate.edits:
-                missing["arms at equal dose and equal KL"] = f"the {name} edits none of the validation items"
+                missing["arms at equal dose and equal KL"] = f"{name} edits none of the validation items"
             arms = [*Unsteered().arms(choosing)] if name != Unsteered.name else []
             arms.append(replicate.reference)
             for kind in kinds:
@@ -138,7 +138,7 @@ def choose_arms(
     for replicate in replicates:
         for arm in replicate.arms:
             if arm.label not in common:
-                missing[arm.label] = "not to be had in every run"
+                missing[arm.label] = "it could not be made in every run"
         replicate.arms = [arm for arm in replicate.arms if arm.label in common]
     return missing
 
@@ -154,7 +154,7 @@ def _arms(kind: ArmKind, choosing: Choosing, missing: dict[str, str]) -> list[Ar
 def _matched(replicate: Replicate, arms: Sequence[Arm], equal_kl: EqualKl | None, missing: dict[str, str]) -> list[Arm]:
     """The arms that the reference's edits allow, those of equal KL at the scale that validation items ask for.
 
-    Each is tried on validation: what cannot take another's strength shows before a test item is answered.
+    Each is tried on validation, so that what cannot take the reference's strength shows before a test item is answered.
     """
     arms = [arm for arm in arms if replicate.edits or not arm.scheduled]
     arms = [arm for arm in arms if equal_kl is not None or arm.match != "kl"]
@@ -172,8 +172,8 @@ def _matched(replicate: Replicate, arms: Sequence[Arm], equal_kl: EqualKl | None
                     arm.answers(few.take([0]))
                 found.append(arm)
             elif replicate.edits:
-                why = "changes no distribution" if target == 0 else "says nothing of its divergence"
-                missing[arm.label] = f"the {replicate.reference.name} {why} on validation"
+                why = "changes no distribution" if target == 0 else "does not measure its divergence"
+                missing[arm.label] = f"{replicate.reference.name} {why} on validation"
         except UserError as error:
             missing[arm.label] = f"{error.what}: {error.why}"
     return found
@@ -189,7 +189,7 @@ def scale_to_kl(arm: Arm, validation: ItemSet, target: float, *, tolerance: floa
     def divergence(scale: float) -> float:
         kl = mean_kl(arm.answer(validation, scale))
         if math.isnan(kl):
-            raise UserError("equal KL", "its answers say nothing of their divergence", "answer with kl=True")
+            raise UserError("equal KL", "its answers do not measure their divergence", "answer with kl=True")
         return kl
 
     found = match_kl(divergence, target, tolerance=tolerance)

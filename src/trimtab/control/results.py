@@ -35,7 +35,7 @@ METRIC_RESAMPLES = 1_000
 
 
 class AnsweredArm(NamedTuple):
-    """An arm and what came of it, by training of the reference; one that no training changes answered once."""
+    """An arm and its answers, one list per training of the reference; one that no training changes answers once."""
 
     arms: list[Arm]
     """Each training's."""
@@ -197,7 +197,7 @@ def _arm_result(
     correct = _array(one, lambda o: o.correct) if judged else None
     difference, by_run, known_difference = None, np.empty((0, 0)), None
     if others:
-        difference = bootstrap_difference(_by_run(reference, one), _by_run(one, reference), seed=seed)
+        difference = bootstrap_difference(_runs(reference), _runs(one), seed=seed)
         by_run = _runs(reference) - _runs(one)
         if arm.label in known:
             known_difference = bootstrap_difference(known[reference.arm.label], known[arm.label], seed=seed)
@@ -234,12 +234,6 @@ def _arm_result(
 def _array(one: AnsweredArm, value: Callable[[Outcome], float | bool | None]) -> NDArray[np.float64]:
     """[S, P]: a number of every outcome, one row per training and draw."""
     return np.array([[value(o) for o in outcomes] for outcomes in one.outcomes], dtype=np.float64)
-
-
-def _by_run(one: AnsweredArm, other: AnsweredArm) -> NDArray[np.float64]:
-    """[trainings, P] mean rewards over draws; one row if either arm answered once for all."""
-    rows = _runs(one)
-    return rows if len(one.runs) == len(other.runs) else rows.mean(0, keepdims=True)
 
 
 def _runs(one: AnsweredArm) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Judges by name: `rules`, `classifier:PATH`, `endpoint:MODEL@URL`, or `module:Class` of one's own."""
+"""Judges by name: `rules`, `classifier:PATH`, `endpoint:MODEL@URL`, or `module:Class` of your own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_judge(
             takes the options that its constructor takes by keyword alone.
         transcript: file that keeps an endpoint's replies.
         keep_requests: whether that file holds what was asked, too.
-        options: further fields of `ClassifierJudge` or `EndpointConfig`, or of one's own judge.
+        options: further fields of `ClassifierJudge` or `EndpointConfig`, or of your own judge.
 
     Raises:
         UserError: no such judge or option, or what it needs is not installed.

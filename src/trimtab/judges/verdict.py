@@ -25,7 +25,7 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if self.refused and self.gibberish:
-            raise UserError("a verdict", "an answer cannot be both a refusal and gibberish", "let gibberish prevail")
+            raise UserError("a verdict", "an answer cannot be both a refusal and gibberish", "call it gibberish")
         if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
             raise UserError(f"a verdict's score {self.score}", "it must be a probability", "give 0 to 1, or None")
 
@@ -53,7 +53,7 @@ def only_verdicts(judged: Sequence[Verdict | Unjudged], judge: str) -> list[Verd
         raise UserError(
             f"judge {judge}",
             f"it gave no verdict on {len(gaps)} of {len(judged)} answers: {gaps[0]}",
-            "run the command again, which asks for nothing twice, or choose another judge",
+            "run the command again (what got a verdict is not asked again), or choose another judge",
         )
     return verdicts
 

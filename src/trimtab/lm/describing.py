@@ -22,7 +22,7 @@ from trimtab.runs.tables import named_values
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDetails:
-    """What is known of a model. Sites and config are there only if its files are at hand."""
+    """What is known about a model. Sites and config are there only if its files are here."""
 
     name: str
     path: Path | None
@@ -67,7 +67,7 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     """Describe a catalogue model, a model directory, or a hub model that is in the hub's local cache.
 
     Raises:
-        UserError: there is no such model at hand, or its config cannot be read.
+        UserError: the model is not here, or its config cannot be read.
     """
     name = os.fspath(name_or_path)
     entry = find_entry(name)

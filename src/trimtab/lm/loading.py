@@ -1,4 +1,4 @@
-"""Load a model by catalogue name, directory, GGUF file or hub id, quietly; say plainly why one cannot be had."""
+"""Load a model by catalogue name, directory, GGUF file or hub id; say why one cannot be loaded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_model(
         progress: say on stderr what takes long.
 
     Raises:
-        UserError: there is no such model, it cannot be had, or its files cannot be read.
+        UserError: there is no such model, it cannot be fetched, or its files cannot be read.
     """
     name = os.fspath(name_or_path)
     torch_dtype, torch_device = _dtype(dtype), check_device(device)

@@ -89,7 +89,7 @@ class LanguageModel:
         if found is None or getattr(self.hf, "_is_stateful", False) or kinds & {"linear_attention", "conv", "mamba"}:
             raise UserError(
                 f"decoding with {self.name}",
-                f"{type(self.hf).__name__} has layers that keep another state than keys and values",
+                f"{type(self.hf).__name__} has layers with a state other than keys and values",
                 "use a model whose layers are all attention",
             )
         return found

@@ -1,4 +1,4 @@
-"""One row of a decode: what is asked for, and what has come of it."""
+"""One row of a decode: its settings and its results."""
 
 from __future__ import annotations
 

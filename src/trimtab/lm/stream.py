@@ -45,7 +45,7 @@ class DecodeStream:
         for step in stream:
             ...  # rows may be added and cancelled here
 
-    What becomes of a row does not depend on when it joins and on the others, up to rounding. A row that has ended holds
+    A row's results do not depend on when it joins or on other rows, up to rounding. A row that has ended holds
     all that is known of it; the stream keeps nothing.
 
     Args:
@@ -93,7 +93,7 @@ class DecodeStream:
         """Let a row begin at the next step, or as soon as there is room.
 
         Args:
-            row: how to decode it; what becomes of it is filled in.
+            row: how to decode it; results are filled in.
             copies: more rows of the same prompt and forced tokens, which are then fed once for all of them. They may be
                 edited differently from the token before the first free one on; what lies below the first edited site
                 is computed once for all of them there, too.
@@ -106,7 +106,7 @@ class DecodeStream:
         rows, model = [row, *copies], self.model
         assert all(copy.prefix == row.prefix for copy in copies), "copies have the same prompt and forced tokens"
         if any(added.number >= 0 for added in rows) or len(set(map(id, rows))) < len(rows):
-            raise UserError("a row that was added before", "it holds what came of it", "make another one")
+            raise UserError("the row", "it was added before and holds its results", "make another Row")
         check_prompt(model, "the prompt", row.prompt, row.forced, max(added.config.max_new_tokens for added in rows))
         free, unused = sorted(self._free), self._size + len(self._free)
         for place, added in enumerate(rows):

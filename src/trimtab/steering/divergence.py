@@ -95,7 +95,7 @@ class DivergenceRecorder:
         """KL(steered ‖ unsteered) of each choice, in nats; 0 behind the end of a row. On the CPU.
 
         Args:
-            decoded: what came of the call that was recorded; T is its longest row.
+            decoded: the result of the recorded call; T is its longest row.
             prompt_cache: of the call.
         """
         kl, cache = torch.zeros(len(decoded), max(map(len, decoded.token_ids))), prompt_cache or PromptCache(self.model)

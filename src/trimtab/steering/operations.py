@@ -1,7 +1,7 @@
 """What a choice of features and doses does to an activation: one small function per operation.
 
 An operation gets `Slots` and gives coefficients along the features' unit directions. `@operation` puts it into
-`OPERATIONS`, under its name; sources, traces, replays and the command line take whatever stands there.
+`OPERATIONS`, under its name; sources, traces, replays and the command line take all that are there.
 """
 
 from __future__ import annotations

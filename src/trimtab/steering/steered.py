@@ -156,7 +156,7 @@ class _Row(NamedTuple):
 
 
 class SteeringPlan(NamedTuple):
-    """What options come to, with a model and directions at hand."""
+    """Checked options, with the model and directions."""
 
     options: SteerOptions
     texts: list[str]

@@ -188,7 +188,7 @@ class Trace:
         sites = [Site.parse(site) for site in self.facts["sites"]]
         if missing := [str(site) for site in sites if site not in source.sites]:
             raise UserError(
-                f"edits at {', '.join(missing)}", "the source at hand has no such site", "give the run's source"
+                f"edits at {', '.join(missing)}", "the given source has no such site", "give the run's source"
             )
         place = {str(site): source.sites.index(site) for site in sites}
         blocks = {(str(site), *block[2:5]): block.start for site in sites for block in blocks_of(source, site)}
@@ -211,7 +211,7 @@ class Trace:
                 if key not in blocks:
                     raise UserError(
                         f"edits of dictionary {edit['dictionary_hash']} ({edit['operation']}, {edit['unit']})",
-                        f"the source at hand has {', '.join(sorted({b[3] for b in blocks}))}",
+                        f"the given source has {', '.join(sorted({b[3] for b in blocks}))}",
                         "give the source or dictionary that the run used",
                     )
                 feature[i, edit["slot"]] = edit["feature"] + blocks[key]

@@ -60,7 +60,7 @@ class TracedSource:
                 else:
                     raise UserError(
                         f"directions {key} at {site}",
-                        f"those at hand are {', '.join(by_hash) or 'none'}",
+                        f"those given are {', '.join(by_hash) or 'none'}",
                         "give the dictionary or the table that the run used",
                     )
                 start = blocks[-1].start + blocks[-1].n if blocks else 0

@@ -38,7 +38,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one answer."""
+    """How one answer was read and rewarded."""
 
     reward: float
     """What a policy is trained on; finite."""
@@ -62,11 +62,11 @@ class Outcome:
 
 
 class UnsuitedModelError(UserError):
-    """A task cannot be had with this model, because of its tokenizer; another model is needed."""
+    """This model's tokenizer does not suit the task; another model is needed."""
 
 
 class Companion(NamedTuple):
-    """A task whose results must stand beside another's, because that one's reward can be had by doing harm here."""
+    """A task whose results must stand beside another's, since a policy can earn that one's reward by harm here."""
 
     task: str
     split: str

@@ -37,7 +37,9 @@ def continuation_token(tokenizer: Tokenizer, context: str, text: str) -> int:
     before, whole = encode(tokenizer, context) if context else [], encode(tokenizer, context + text)
     if len(whole) != len(before) + 1 or whole[: len(before)] != before:
         raise UserError(
-            f"option {text!r}", f"this tokenizer does not make it one token behind {context[-12:]!r}", "do not restrict"
+            f"option {text!r}",
+            f"this tokenizer does not make it one token behind {context[-12:]!r}",
+            "decode without restriction",
         )
     return whole[-1]
 

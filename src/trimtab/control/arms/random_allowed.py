@@ -1,6 +1,6 @@
 """A random feature at each decision, of those that the setting's mask allows there.
 
-Beside it a policy's choice stands alone: a mask by itself may leave only features that matter here.
+It isolates a policy's choice: a mask by itself may leave only features that matter here.
 """
 
 from __future__ import annotations
