@@ -17,7 +17,7 @@ from trimtab.runs import Meter, Run, part_of
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestConfig(HarvestOptions, TextConfig, ModelConfig):
-    """A harvest by names and paths."""
+    """Write a model's activations over text to disk, for trainings to read."""
 
     text: tuple[str, ...]
     """Files, directories or hub:NAME[:SPLIT] to read."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
 
 from trimtab import __doc__ as PURPOSE
 from trimtab import __version__
 from trimtab.cli.commands import COMMANDS
 from trimtab.cli.job import Job
+from trimtab.cli.options import parse
 from trimtab.errors import UserError, did_you_mean
 
 
@@ -90,7 +86,7 @@ def _overview(commands: dict[str, Callable[[], Job]], prefix: str = "") -> str:
 
 def _run(command: str, words: Sequence[str]) -> int:
     job = COMMANDS[command]()
-    as_json, config = _parse(command, job, words)
+    as_json, config = parse(command, job, words)
     result = job.run(config)
     if result is None:  # another rank speaks
         return 0
@@ -110,94 +106,6 @@ def _run(command: str, words: Sequence[str]) -> int:
     if problem is not None:  # part of the work could not be done
         raise problem
     return 0
-
-
-def _parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
-    """The words as the job's config, and whether --json is among them."""
-    import tyro
-
-    flag = Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="Print the result as one JSON object.")]
-    usual = {"default": job.defaults(words)} if job.defaults else {}
-    config = _with_positional(job.config, job.positional)
-    shape = dataclasses.make_dataclass(
-        "Arguments",
-        [
-            ("config", Annotated[config, tyro.conf.arg(name="")], dataclasses.field(**usual)),
-            ("json", flag, dataclasses.field(default=False)),
-        ],
-    )
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
-                shape,
-                prog=f"trimtab {command}",
-                description=(job.config.__doc__ or "").strip(),
-                args=_prompts_first(words, job),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_without_box(said.getvalue())) from None
-    sys.stderr.write(said.getvalue())
-    return parsed.json, parsed.config
-
-
-def _with_positional(config: type[Any], names: Sequence[str]) -> type[Any]:
-    """The config with some fields taken by place: their types are marked, all else is inherited."""
-    if not names:
-        return config
-    import tyro
-
-    from trimtab.runs import field_types
-
-    hints = field_types(config)
-    marked = []
-    for field in dataclasses.fields(config):
-        if field.name in names:
-            kind = Annotated[tyro.conf.Positional[hints[field.name]], tyro.conf.arg(metavar=field.name.upper())]
-            marked.append((field.name, kind, dataclasses.field(default=field.default)))
-    return dataclasses.make_dataclass(config.__name__, marked, bases=(config,), frozen=True, kw_only=True)
-
-
-def _prompts_first(words: Sequence[str], job: Job) -> list[str]:
-    """The words, with texts that follow the numbers of an option moved to the front: `--feature 3 14 "Once upon"`."""
-    from trimtab.runs import field_types
-
-    hints = field_types(job.config) if job.positional else {}
-    of_numbers = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint in _NUMBERS}
-    texts: list[str] = []
-    rest: list[str] = []
-    option, numbers = "", 0
-    for word in words:
-        if word.startswith("--"):
-            option, numbers = word, 0
-        elif _is_number(word):
-            numbers += 1
-        elif option in of_numbers and numbers:
-            texts.append(word)
-            continue
-        rest.append(word)
-    return [*texts, *rest]
-
-
-_NUMBERS = (tuple[int, ...], tuple[float, ...])
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _without_box(text: str) -> str:
-    """What the parser says in a box of several lines, as one line; help texts are left to --help."""
-    text = re.sub(r"\A[^\n]*\n *-{3}[^\n]*\n", "", text)  # a title, where the terminal cannot draw boxes
-    lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in text.splitlines()]
-    joined = " ".join(line for line in lines if line and not re.match(r"^([─╭╰┌└+]|-{3})", line))
-    return re.sub(r" Argument helptext:.*?(?= For full helptext|$)", "", joined).replace(" For full", "; for full")
 
 
 def _after_a_stop(words: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ def models_pull() -> Job:
         place = pull(config.name, path=config.path, accept_terms=config.accept_terms, again=config.again)
         return Printed({"name": config.name, "path": str(place)}, str(place))
 
-    return Job(PullConfig, run, ("name",))
+    return Job(PullConfig, run, ("name",), "gemma-3-270m --accept-terms")
 
 
 def models_show() -> Job:
@@ -75,7 +75,7 @@ def models_show() -> Job:
         text = f"{details.render()}\n{named_values({'shipped SAEs': ', '.join(saes) or 'none'})}"
         return Printed(details.to_json() | {"saes": saes}, text)
 
-    return Job(ShowConfig, run, ("name",))
+    return Job(ShowConfig, run, ("name",), "smollm2-135m-instruct")
 
 
 def harvest() -> Job:
@@ -91,56 +91,58 @@ def harvest() -> Job:
         rows = f"{result.train_rows:,} training and {result.holdout_rows:,} held-out rows"
         return Printed(json_safe(result._asdict()), f"{rows} in {result.directory}; left out: {dropped}")
 
-    return Job(HarvestConfig, run)
+    return Job(HarvestConfig, run, example="--text my_texts/ --sites resid_post.10 resid_post.15 --out harvests/mine")
 
 
 def train() -> Job:
     """train an SAE, or a bank of them, on a model's activations"""
     from trimtab.training import TrainCommand, command_defaults, run_train
 
-    return Job(TrainCommand, run_train, defaults=command_defaults)
+    example = "--text my_texts/ --site resid_post.15 --arch topk --n-features 8192 --l0 32"
+    return Job(TrainCommand, run_train, example=example, defaults=command_defaults)
 
 
 def rank() -> Job:
     """rank an SAE's features by what amplifying them does"""
     from trimtab.selection import RankConfig, run_rank
 
-    return Job(RankConfig, run_rank)
+    return Job(RankConfig, run_rank, example="--criterion delta-confidence output-score --limit 8")
 
 
 def steer() -> Job:
     """steer generation with features, or replay a steered run"""
     from trimtab.steering import SteerConfig, run_steer
 
-    return Job(SteerConfig, run_steer, ("prompt",))
+    return Job(SteerConfig, run_steer, ("prompt",), '"Yesterday I went to the" --feature 3547 --dose 0.4')
 
 
 def evaluate_core() -> Job:
     """measure how faithful an SAE is, and what it costs the model"""
     from trimtab.evaluation import CoreConfig, run_core
 
-    return Job(CoreConfig, run_core)
+    return Job(CoreConfig, run_core, example="--sae runs/train-1234abcd/sae --text held_out.jsonl")
 
 
 def evaluate_ground_truth() -> Job:
     """rank SAE architectures on data whose features are known"""
     from trimtab.evaluation import GroundTruthConfig, run_ground_truth
 
-    return Job(GroundTruthConfig, run_ground_truth)
+    return Job(GroundTruthConfig, run_ground_truth, example="--arch topk jumprelu --data-sets 3 --run runs/known")
 
 
 def sae_info() -> Job:
     """describe an SAE, whoever trained it"""
     from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
 
-    return Job(SAEInfoConfig, describe_sae, ("sae",))
+    return Job(SAEInfoConfig, describe_sae, ("sae",), "smollm2-135m-instruct/resid_post.15")
 
 
 def sae_convert() -> Job:
     """save an SAE of another library in trimtab's and SAELens's layout"""
     from trimtab.dictionaries.converting import ConvertConfig, convert_sae
 
-    return Job(ConvertConfig, convert_sae, ("source", "destination"))
+    example = "downloads/their-sae my-sae --model gpt2 --site resid_pre.8"
+    return Job(ConvertConfig, convert_sae, ("source", "destination"), example)
 
 
 def report() -> Job:
@@ -151,7 +153,7 @@ def report() -> Job:
         page = write_report(config.run)
         return Printed({"report": str(page)}, str(page))
 
-    return Job(ReportConfig, run, ("run",))
+    return Job(ReportConfig, run, ("run",), "runs/demo")
 
 
 def demo() -> Job:
@@ -166,7 +168,7 @@ def demo() -> Job:
             write_report(result.policy.run)
         return result
 
-    return Job(DemoConfig, run)
+    return Job(DemoConfig, run, example="--no-policy")
 
 
 COMMANDS: dict[str, Callable[[], Job]] = {

@@ -14,6 +14,8 @@ class Job:
     config: type[Any]
     run: Callable[[Any], Any]
     positional: tuple[str, ...] = ()
+    example: str = ""
+    """Words behind the command's name that are worth trying, for its help."""
     defaults: Callable[[Sequence[str]], Any] | None = None
     """Gives the config that holds unless the words say otherwise, where they name a file that does."""
 

@@ -21,7 +21,7 @@ def policy_headroom() -> Job:
     """measure what one edit could gain on a task, before training a policy"""
     from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
 
-    return Job(HeadroomConfig, run_headroom)
+    return Job(HeadroomConfig, run_headroom, example="--task ioi-mixture --dose 0.5 1 --masks none accumulated")
 
 
 def policy_train() -> Job:
@@ -35,7 +35,7 @@ def policy_train() -> Job:
         write_report(summary.run)
         return summary
 
-    return Job(PolicyConfig, run)
+    return Job(PolicyConfig, run, example="--task ioi-mixture --dose 1 --iterations 60 --run runs/mine")
 
 
 def policy_evaluate() -> Job:
@@ -51,7 +51,7 @@ def policy_evaluate() -> Job:
             write_report(path)
         return evaluation
 
-    return Job(EvaluateConfig, run, ("run",))
+    return Job(EvaluateConfig, run, ("run",), "runs/mine --items 96 --controls random static vector")
 
 
 def policy_analyze() -> Job:
@@ -64,7 +64,7 @@ def policy_analyze() -> Job:
         write_report(config.run[0])
         return analysis
 
-    return Job(AnalyzeConfig, run, ("run",))
+    return Job(AnalyzeConfig, run, ("run",), "runs/mine --items 64")
 
 
 def policy_report() -> Job:
@@ -75,14 +75,14 @@ def policy_report() -> Job:
         page = write_report(config.run)
         return Printed({"report": str(page)}, str(page))
 
-    return Job(PolicyReportConfig, run, ("run",))
+    return Job(PolicyReportConfig, run, ("run",), "runs/mine")
 
 
 def policy_compare() -> Job:
     """put several runs of one task side by side: masks, layers, doses, seeds"""
     from trimtab.policies.compare import CompareConfig, compare_runs
 
-    return Job(CompareConfig, compare_runs, ("run",))
+    return Job(CompareConfig, compare_runs, ("run",), "runs/mine runs/other")
 
 
 POLICY_COMMANDS: dict[str, Callable[[], Job]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.sae import SAE
@@ -30,7 +30,7 @@ class DictionaryConfig(ModelConfig):
 class AnyModelConfig(DictionaryConfig):
     """The same where the SAE may be another model's."""
 
-    any_model: bool = False
+    any_model: bool = field(default=False, metadata={"heading": "model"})
     """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
 
     def load_dictionary(self, model: LanguageModel) -> SAE:

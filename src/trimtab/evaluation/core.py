@@ -65,7 +65,7 @@ DEFAULT_OPTIONS = CoreOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
-    """An evaluation by names and paths."""
+    """Measure how faithful an SAE is to a model's activations, and what it costs the model when spliced in."""
 
     site: str | None = None
     """Where to splice; by default the site that the SAE names."""

@@ -33,7 +33,7 @@ OPTIONS = architecture_options(**LEFT_OUT_AT_DEFAULT)
 @with_options(OPTIONS)
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthConfig(SyntheticConfig):
-    """A ground-truth benchmark: the data, the architectures and their options, their training."""
+    """Rank SAE architectures by what they find in synthetic activations whose features are known."""
 
     arch: tuple[str, ...] = ()
     """Architectures to train; by default all."""

@@ -42,7 +42,7 @@ from trimtab.tasks import TaskConfig
 
 @dataclass(frozen=True, kw_only=True)
 class HeadroomConfig(TaskConfig, ModelConfig):
-    """What an edit could gain on a task, by SAE, dose and mask, before any policy is trained."""
+    """Measure what an edit could gain on a task, by SAE, dose and mask, before any policy is trained."""
 
     sae: tuple[str, ...] = ("default",)
     """SAEs, of one layer or of several: directories or shipped names."""

@@ -19,7 +19,7 @@ from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
 from trimtab.runs.run import Run, Status
 from trimtab.runs.splits import split_ids, text_id
-from trimtab.runs.typed import field_types, option_name, read_options, read_typed, takes_list
+from trimtab.runs.typed import field_docs, field_types, option_name, read_options, read_typed, takes_list
 
 __all__ = [
     "LEFT_OUT_AT_DEFAULT",
@@ -38,6 +38,7 @@ __all__ = [
     "config_dict",
     "config_difference",
     "config_directory",
+    "field_docs",
     "field_types",
     "find_class",
     "json_safe",

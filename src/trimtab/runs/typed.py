@@ -6,19 +6,24 @@ not 1. A mistake is a `UserError` that names the field and says what it must be.
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import inspect
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from cattrs import Converter, ForbiddenExtraKeysError, transform_error
 from cattrs.cols import list_structure_factory
 from cattrs.gen import make_dict_structure_fn
+from typing_extensions import Doc
 
 from trimtab.errors import UserError, did_you_mean
 
@@ -100,6 +105,25 @@ def field_types(config: type[Any]) -> Mapping[str, Any]:
     """The types of a dataclass's fields by name."""
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in fields(config)}
+
+
+def field_docs(config: type[Any]) -> Mapping[str, str]:
+    """What is said of a dataclass's fields, inherited ones included: below each in its source, or as a `Doc`."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        except (OSError, TypeError):  # built in, or made where there is no file
+            continue
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(below.value)).split())
+    for name, hint in typing.get_type_hints(config, include_extras=True).items():
+        for about in getattr(hint, "__metadata__", ()):
+            if isinstance(about, Doc):
+                found[name] = about.documentation
+    return found
 
 
 def takes_list(kind: Any) -> bool:

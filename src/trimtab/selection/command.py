@@ -25,7 +25,7 @@ TABLE_FILE = "features.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig(AnyModelConfig):
-    """A ranking of an SAE's features."""
+    """Rank an SAE's features by what amplifying them does to the next token."""
 
     criterion: tuple[str, ...] = ("delta-confidence",)
     """delta-confidence, output-score, kl, max-activation, firing-rate, random, or your own as module:Class; several

@@ -17,7 +17,7 @@ from trimtab.steering.trace_replay import ReplayReport, replay
 
 @dataclass(frozen=True, kw_only=True)
 class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
-    """Continuations of prompts, unsteered and with features added, clamped or removed."""
+    """Continue prompts, unsteered and with features added, clamped or removed; or replay such a run."""
 
     prompt: tuple[str, ...] = ()
     """Texts to continue."""

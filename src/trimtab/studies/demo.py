@@ -64,7 +64,7 @@ RANDOM_CANDIDATES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(DecodingConfig, DictionaryConfig):
-    """The demo study."""
+    """Find, choose and test steering features of a model, with controls, and train a small policy."""
 
     run: Path = Path("runs/demo")
     """Directory to write."""

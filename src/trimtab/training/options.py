@@ -5,12 +5,8 @@ What an architecture's file states becomes an option of `trimtab train`, of bank
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 from typing_extensions import Doc
@@ -19,7 +15,7 @@ from trimtab.dictionaries.architectures import TRAINABLE, trainable_class
 from trimtab.dictionaries.topk_like import check_active
 from trimtab.dictionaries.trainable import TrainableConfig
 from trimtab.errors import UserError, did_you_mean
-from trimtab.runs import field_types
+from trimtab.runs import field_docs, field_types
 
 SPARSITY = ("l0", "k", "sparsity_weight")
 """Fields that say how sparse codes become."""
@@ -76,7 +72,8 @@ def architecture_options(**metadata: Any) -> list[Option]:
             whose = "" if len(having) == len(TRAINABLE) else f"{', '.join(having)}: "
             usual = "" if field.default is None else f" By default {field.default}."
             doc = f"{whose}{docs.get(field.name, '')}{usual}"
-            option = Option(field.name, kinds[field.name] | None, doc, metadata={**field.metadata, **metadata})
+            about = {**field.metadata, **metadata, "heading": "architecture"}
+            option = Option(field.name, kinds[field.name] | None, doc, metadata=about)
             if found.setdefault(field.name, option).kind != option.kind:
                 raise TypeError(f"option {field.name} of architecture {arch} has another type in {having[0]}")
     return list(found.values())
@@ -91,21 +88,6 @@ def several(config: type[Any], names: Iterable[str]) -> list[Option]:
         kind = next((part for part in get_args(kinds[name]) if part is not type(None)), kinds[name])
         default = () if usual[name] is None else (usual[name],)
         found.append(Option(name, tuple[kind, ...], f"{docs[name].removesuffix('.')}; several make a bank.", default))
-    return found
-
-
-def field_docs(config: type[Any]) -> Mapping[str, str]:
-    """What stands below each field of a dataclass in its source, inherited fields included."""
-    found: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        try:
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        except (OSError, TypeError):  # built in, or made where there is no file
-            continue
-        assert isinstance(tree, ast.ClassDef)
-        for field, below in pairwise(tree.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(below.value)).split())
     return found
 
 
