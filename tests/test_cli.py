@@ -269,3 +269,8 @@ def test_from_text_to_a_steered_and_replayed_run(tiny_llama: LanguageModel, tmp_
     shown = run_json(capsys, "models", "show", model)
     assert (shown["n_layers"], shown["d_model"], shown["saes"]) == (4, 32, [])
     assert "attn_k.0-3.0-1" in shown["sites"]
+
+
+def test_training_on_nothing_says_what_to_give(capsys):
+    says = "--text and --activations: neither is given; give text to harvest, or finished harvests"
+    assert failure(capsys, ["train"]) == says

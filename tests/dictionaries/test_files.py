@@ -356,3 +356,11 @@ def test_a_site_that_the_model_lacks_is_refused(random_sae, tiny_llama, tmp_path
     save_dictionary(sae, tmp_path / "sae")
     with pytest.raises(UserError, match=message):
         load_dictionary(tmp_path / "sae", model=tiny_llama)
+
+
+def test_the_same_dictionary_is_saved_as_the_same_bytes(random_sae, tmp_path):
+    """The header of safetensors is written in the order of a hash map that is another at each call."""
+    sae = random_sae("topk", n=6)
+    saved = [save_dictionary(sae, tmp_path / str(i), stats_of(6)) for i in range(12)]
+    for name in ("cfg.json", "sae_weights.safetensors", "feature_stats.parquet"):
+        assert len({(path / name).read_bytes() for path in saved}) == 1, name

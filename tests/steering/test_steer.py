@@ -143,6 +143,14 @@ def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path
         run_steer(SteerConfig(**{**vars(config), "temperature": 0.5}))
 
 
+@pytest.mark.parametrize(
+    ("given", "named"), [({"prompt": ("Another text",)}, "prompt"), ({"max_new_tokens": 3}, "--max-new-tokens")]
+)
+def test_a_replay_takes_nothing_but_the_run(given: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{named} with --replay: a replay takes it from the run; leave it out"):
+        run_steer(SteerConfig(replay=str(tmp_path), **given))
+
+
 @pytest.mark.parametrize("operation", ["ablate", "clamp", "scale", "overwrite"])
 def test_other_operations_replay_too(on_disk: dict[str, Any], tmp_path: Path, operation: str) -> None:
     config = SteerConfig(

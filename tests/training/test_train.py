@@ -315,3 +315,12 @@ def test_resuming_with_rows_of_another_width_is_refused(tmp_path: Path) -> None:
 def test_impossible_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         small(**settings)
+
+
+def test_equal_trainings_give_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with Run.open(tmp_path / name, "train", small()) as run:
+            train(small(), MemorySource(Planted(12, 8, 2.0).rows(600)), run)
+    first, second = (sorted((tmp_path / name / "sae").iterdir()) for name in ("a", "b"))
+    assert [path.name for path in first] == ["cfg.json", "feature_stats.parquet", "sae_weights.safetensors"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

@@ -110,6 +110,7 @@ def save_dictionary(
             names = (CONFIG_FILE, *[STATS_FILE] * (stats is not None), WEIGHTS_FILE)
             partial = {name: stack.enter_context(atomic_path(path / name)) for name in names}
             save_file(weights, partial[WEIGHTS_FILE], metadata={"format": "pt", DIGEST: digest(weights)})
+            _sort_header(partial[WEIGHTS_FILE])
             partial[CONFIG_FILE].write_text(config)
             if stats is not None:
                 stats.write(partial[STATS_FILE])
@@ -120,6 +121,16 @@ def save_dictionary(
             path.rmdir()
         raise
     return path
+
+
+def _sort_header(path: Path) -> None:
+    """Put a safetensors file's metadata in order, which the library writes in that of a hash map, another each time."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        file.seek(8)
+        file.write(json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def check_fit(sae: SAE, model: LanguageModel, *, any_model: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,7 +123,7 @@ def command_defaults(words: Sequence[str]) -> TrainCommand:
     Raises:
         UserError: there is something wrong with the bank file.
     """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         name, _, value = word.partition("=")
         if name == "--bank" and (value or following):
             path = Path(value or following)
