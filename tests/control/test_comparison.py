@@ -478,6 +478,64 @@ def test_a_reference_that_looks_at_prompts_but_edits_answers_has_a_schedule(
     assert (schedule.edits, schedule.mean) == (24, pytest.approx(0.5, rel=1e-5))
 
 
+def test_a_schedule_has_signs_and_ends_with_the_references_answers(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    """A dose below 0 is taken with its sign, its mean without; behind the reference's last token nothing is edited."""
+    prompts = readout_prompts(planted, Planted, "test", tokens=3).take(range(6))
+    items = ItemSet.of(readout_setting(planted, planted_dictionary), prompts)
+    doses = torch.tensor([[-0.5], [0.5], [-0.5], [0.5], [-0.5], [-0.5]])
+    schedule = EditSchedule.of(items.answer(items.setting.static_source(torch.full((6, 1), 5), doses)))
+    assert schedule.relative[:, 0].numpy() == pytest.approx(doses[:, 0].numpy(), rel=1e-5)
+    assert schedule.mean == pytest.approx(0.5, rel=1e-5)
+    first = EditSchedule(schedule.relative[:, :1])
+    log = items.answer(MatchedSource(items.setting.static_source(7, 1.0), first)).edits
+    log = log.take(log.feature[:, 0] >= 0)
+    assert len(log) == first.edits == 6
+    assert log.coefficient[:, 0].sign().tolist() == doses[:, 0].sign().tolist()
+
+
+def test_draws_of_a_random_arm_differ(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    prompts = splits(planted)
+    made = Replicate.of(
+        readout_setting(planted, planted_dictionary), Reference(), prompts["train"], prompts["validation"]
+    )
+    choose_arms([made], [RandomFeatures(draws=3)], equal_kl=None)
+    (random,) = (arm for arm in made.arms if arm.label == "random at equal dose")
+    drawn = {tuple(one.edits.feature[:, 0].tolist()) for one in random.answers(made.validation)}
+    assert len(drawn) == 3
+
+
+def test_arms_that_one_training_lacks_are_missing_and_divergence_is_of_as_many_items_as_asked(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    asked: list[int] = []
+
+    class Sometimes(FeatureSeven):
+        name = "sometimes"
+        per_training = True
+
+        def arms(self, choosing: Choosing) -> list[Arm]:
+            if choosing.train.setting.seed == 1:
+                raise UserError("this arm", "it was unlucky")
+            return super().arms(choosing)
+
+    class Counting(FeatureSeven):
+        name = "counting"
+
+        def arms(self, choosing: Choosing) -> list[Arm]:
+            def answer(items: ItemSet, scale: float) -> list[Answers]:
+                asked.append(len(items))
+                return answers_under(items, [items.setting.static_source(7, scale)])
+
+            return [self.arm(answer, match="kl")]
+
+    found = run(planted, planted_dictionary, [Sometimes(), Counting()], 2, equal_kl=EqualKl(items=5))
+    assert [arm.label for arm in found.result.arms] == ["unsteered", "chooser", "counting at equal kl"]
+    assert found.missing["sometimes"] == "it could not be made in every run"
+    assert set(asked) == {5, 24}  # on validation, and on all test items
+
+
 def test_a_schedule_is_of_the_items_that_are_answered(planted: LanguageModel, planted_dictionary: Standard) -> None:
     items = ItemSet.of(readout_setting(planted, planted_dictionary), splits(planted)["test"])
     with pytest.raises(AssertionError, match="a row for each item"):

@@ -142,6 +142,23 @@ def test_what_is_known_is_right_in_the_first_order_too_and_compared_with_the_ref
     assert difference.estimate == 0.25
 
 
+def test_accuracy_is_of_judged_answers_and_of_well_formed_ones() -> None:
+    """A malformed answer that counts as right does not count among the well formed; one without a verdict, nowhere."""
+    made = [
+        Outcome(reward=1.0, correct=True, malformed=True),
+        Outcome(reward=1.0, correct=True),
+        Outcome(reward=0.0, correct=False),
+    ]
+    whole = AnsweredArm([Arm(name="unsteered", answer=lambda items, scale: [])], [[Answers(made)]])
+    (found,) = task_result(Planted.load(), "test", [whole], reference="unsteered").arms
+    assert found.accuracy is not None
+    assert found.accuracy_well_formed is not None
+    assert (found.accuracy.estimate, found.accuracy_well_formed.estimate) == (pytest.approx(2 / 3), 0.5)
+    partly = whole._replace(runs=[[Answers([*made[:2], Outcome(reward=0.0, correct=None)])]])
+    (found,) = task_result(Planted.load(), "test", [partly], reference="unsteered").arms
+    assert found.accuracy is None
+
+
 class Shown(Planted):
     name = "shown"
     shown_metrics = ("accuracy", "not-there")
