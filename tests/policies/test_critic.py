@@ -24,8 +24,8 @@ from trimtab.policies.analyses.critic import (
     helped_by_headroom,
     judge_critic,
 )
+from trimtab.policies.analyses.diagnosis import diagnose
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
-from trimtab.policies.analyses.verdict import verdict
 from trimtab.policies.headroom import HeadroomTable, headroom_table
 from trimtab.policies.networks import Policy
 from trimtab.stats import Interval, wilson_interval
@@ -69,14 +69,14 @@ def test_actions_that_were_not_tried_may_help() -> None:
     """A policy is not called limited by a lower bound, neither where the critic knows nor where it is not tested."""
     knows = wilson_interval(48, 60)
     for critic, label in ((knows, "undecided"), (None, "critic_untested")):
-        found = verdict(
+        found = diagnose(
             "unsteered wrong", critic=critic, probe=None, difference=None, helped=wilson_interval(0, 24),
             lower_bound=True,
         )  # fmt: skip
         assert found.label == label
         assert "the actions tried do not help most of those that end wrong, and others were not tried" in found.reason
         assert found.helped_is_lower_bound
-    helps = verdict(
+    helps = diagnose(
         "unsteered wrong", critic=knows, probe=None, difference=None, helped=wilson_interval(23, 24), lower_bound=True
     )
     assert helps.label == "improvable"
@@ -174,11 +174,11 @@ def test_the_probe_does_not_see_the_items_it_scores() -> None:
 
 
 def test_one_kind_of_outcome_tests_no_critic() -> None:
-    none = verdict("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 24))
+    none = diagnose("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 24))
     assert none.label == "critic_untested"
     assert none.reason.endswith("no action helps most of those that end wrong")
     assert "not tested" in none.reason
-    few = verdict("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 1))
+    few = diagnose("unsteered wrong", critic=None, probe=None, difference=None, helped=wilson_interval(0, 1))
     assert few.label == "critic_untested"
     assert few.reason.endswith("not clear of a half")
 

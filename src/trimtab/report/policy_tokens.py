@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.page import number, visible
-from trimtab.report.run_files import Row, RunFiles
+from trimtab.report.run_files import AnswerTokens, RunFiles
 
 BOUNDS = (0.001, 0.01, 0.1, 1.0)
 """Local divergences, in nats, at which the colour changes."""
@@ -39,7 +39,7 @@ def strips(files: RunFiles) -> dict[str, Any] | None:
 
 
 def _strip(
-    files: RunFiles, row: Row, shown: Sequence[dict[str, Any]], branching: set[tuple[str, int]]
+    files: RunFiles, row: AnswerTokens, shown: Sequence[dict[str, Any]], branching: set[tuple[str, int]]
 ) -> dict[str, Any]:
     item = _item(files, row.sample)
     label = f"{row.sample}" + f".{row.branch}" * bool(row.branch)

@@ -19,7 +19,7 @@ STRIPS = 60
 """Rows of a trace that are read."""
 
 
-class Row(NamedTuple):
+class AnswerTokens(NamedTuple):
     """One decoded answer: its tokens in order, and the edits by the position of the edited token."""
 
     sample: int
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 class TokenTrace(NamedTuple):
     """The first rows of a trace, and what there is in all."""
 
-    rows: list[Row]
+    rows: list[AnswerTokens]
     n_rows: int
     n_tokens: int
     n_edits: int
@@ -204,5 +204,5 @@ def _trace(files: RunFiles) -> TokenTrace | None:
         tokens[token["sample"], token["branch"]].append(token)
     for edit in files.rows("edits.parquet", filters=only) or []:
         edits[edit["sample"], edit["branch"]].setdefault(edit["position"], []).append(edit)
-    rows = [Row(*key, sorted(tokens[key], key=lambda token: token["position"]), edits[key]) for key in first]
+    rows = [AnswerTokens(*key, sorted(tokens[key], key=lambda token: token["position"]), edits[key]) for key in first]
     return TokenTrace(rows, len(keys), len(names), sum(edit["feature"] >= 0 for edit in edited))

@@ -9,7 +9,7 @@ from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
 from trimtab.steering.operations import OPERATIONS, Slots, operation
 from trimtab.steering.replacing import PatchSource, ReconstructionSource
-from trimtab.steering.result import Arm, Continuation, SteerResult
+from trimtab.steering.result import Continuation, DoseResult, SteerResult
 from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
 from trimtab.steering.steered import SteerOptions, steer
 from trimtab.steering.table import DirectionTable
@@ -20,13 +20,13 @@ from trimtab.steering.traced import TracedSource
 __all__ = [
     "OPERATIONS",
     "UNITS",
-    "Arm",
     "Choice",
     "CombinedSource",
     "Continuation",
     "DirectionSource",
     "DirectionTable",
     "DivergenceRecorder",
+    "DoseResult",
     "DoseSummary",
     "ForkSource",
     "Mismatch",

@@ -31,7 +31,7 @@ class Continuation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class DoseResult:
     """All continuations at one dose; the first arm is unsteered."""
 
     name: str
@@ -60,7 +60,7 @@ class SteerResult:
     positions: str
     prompts: list[str]
     """The prompts as text."""
-    arms: list[Arm]
+    arms: list[DoseResult]
     """Unsteered first, then one per dose."""
     run: str | None
     """Directory of the run, if one was written."""
@@ -70,12 +70,12 @@ class SteerResult:
     """What was done at each token; None in what was read back from JSON alone."""
 
     @property
-    def unsteered(self) -> Arm:
+    def unsteered(self) -> DoseResult:
         """The arm without edits."""
         return self.arms[0]
 
     @property
-    def steered(self) -> list[Arm]:
+    def steered(self) -> list[DoseResult]:
         """One arm per dose."""
         return self.arms[1:]
 

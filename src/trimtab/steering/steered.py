@@ -20,7 +20,7 @@ from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
 from trimtab.steering.operations import operation_named
-from trimtab.steering.result import Arm, Continuation, SteerResult
+from trimtab.steering.result import Continuation, DoseResult, SteerResult
 from trimtab.steering.sources import PerSite, StaticSource, by_site, check_heads, head_shapes, vector_table
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
@@ -224,7 +224,7 @@ def _arm(
     decoded: Decoded,
     effects: TokenEffects | None,
     rows: list[_Row],
-) -> Arm:
+) -> DoseResult:
     def mean(pick: Callable[[TokenEffects], list[list[float]]], sign: float = 1.0) -> float | None:
         if effects is None:
             return None
@@ -232,7 +232,7 @@ def _arm(
         return sign * sum(values) / len(values)
 
     mine = torch.isin(decoded.edits.row, torch.tensor(members))
-    return Arm(
+    return DoseResult(
         name=name,
         dose=None if dose is None else dose[0] if len(set(dose)) == 1 else dose,
         realised=dose_summary(decoded.edits.take(mine)),

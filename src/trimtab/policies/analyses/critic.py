@@ -17,8 +17,8 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import StratifiedKFold
 
 from trimtab.errors import UserError
+from trimtab.policies.analyses.diagnosis import Diagnosis, diagnose
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, as_numpy, right, spread
-from trimtab.policies.analyses.verdict import Verdict, verdict
 from trimtab.policies.headroom_candidates import COUNT
 from trimtab.policies.setup_headroom import setup_headroom
 from trimtab.stats import Interval, best_of_some, bootstrap_statistic, wilson_interval
@@ -80,7 +80,7 @@ class CriticReport:
     """Items by group."""
     curve: tuple[CurvePoint, ...]
     separations: tuple[Separation, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Diagnosis, ...]
     helped: Helped
 
 
@@ -121,7 +121,7 @@ def critic_report(
                 sd = float(mine.std(ddof=1)) if len(mine) > 1 else float("nan")
                 curve.append(CurvePoint(group, step, len(mine), float(mine.mean()), sd))
     separations: list[Separation] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[Diagnosis] = []
     weight = valid / np.maximum(1, valid.sum(1, keepdims=True))
     for group, members in (("unsteered right", before), ("unsteered wrong", ~before)):
         if not members.any():
@@ -140,7 +140,7 @@ def critic_report(
         failing = int((members & ~after).sum())
         kept = wilson_interval(failing, failing) if failing else None
         verdicts.append(
-            verdict(
+            diagnose(
                 group,
                 critic=whole.critic,
                 probe=whole.probe,

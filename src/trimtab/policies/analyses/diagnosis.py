@@ -16,7 +16,7 @@ CHANCE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Diagnosis:
     """A judgement with the numbers that it rests on."""
 
     group: str
@@ -38,7 +38,7 @@ class Verdict:
     """Whether actions that were not tried may help more of them."""
 
 
-def verdict(
+def diagnose(
     group: str,
     *,
     critic: Interval | None,
@@ -46,7 +46,7 @@ def verdict(
     difference: Interval | None,
     helped: Interval | None,
     lower_bound: bool = False,
-) -> Verdict:
+) -> Diagnosis:
     """Judge one group of items.
 
     Args:
@@ -57,7 +57,7 @@ def verdict(
         helped: share of the items that end wrong which some action helps; None if that was not measured.
         lower_bound: not every action was tried, so that more items may be helped.
     """
-    known = Verdict(
+    known = Diagnosis(
         group=group, label="undecided", reason="", critic=critic, probe=probe, difference=difference, helped=helped,
         helped_is_lower_bound=lower_bound,
     )  # fmt: skip
@@ -65,7 +65,7 @@ def verdict(
     return replace(known, label=label, reason=reason)
 
 
-def _judge(known: Verdict) -> tuple[Label, str]:
+def _judge(known: Diagnosis) -> tuple[Label, str]:
     critic, probe, difference = known.critic, known.probe, known.difference
     if critic is not None and not critic.low > CHANCE:
         told = probe is not None and probe.low > CHANCE
