@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from planted_readout import HalfHurt, Planted, readout_prompts, readout_setting
 from rich.console import Console
 
@@ -304,6 +305,21 @@ def test_any_arm_can_be_the_reference(planted: LanguageModel, planted_dictionary
     )
     assert [arm.label for arm in found.result.arms] == ["unsteered", "static", "random at equal dose"]
     assert found.result.reference == "static"
+
+
+def test_a_comparison_is_a_frame_and_a_figure(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    comparison = run(planted, planted_dictionary, ["random"], reference="static")
+    arms = comparison.result.arms
+    frame = comparison.to_frame()
+    assert frame.label.tolist() == [arm.label for arm in arms]
+    assert frame.reward.tolist() == [arm.reward.estimate for arm in arms]
+    assert frame.difference_low.dropna().tolist() == [arm.difference.low for arm in arms if arm.difference]
+    ax = comparison.plot(Figure().add_subplot())
+    drawn = [label.get_text() for label in ax.get_yticklabels()]
+    assert drawn == [arm.label for arm in arms if arm.difference]
+    whiskers = [tuple(map(float, line.get_xdata())) for line in ax.lines[1:]]  # type: ignore[arg-type]
+    assert whiskers == [(arm.difference.low, arm.difference.high) for arm in arms if arm.difference]
+    assert "static beside" in repr(comparison)
 
 
 def test_what_a_setting_lacks_makes_arms_missing_and_no_other(planted: LanguageModel) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, read_documents, tokenise
@@ -286,6 +287,13 @@ def test_density_counts_every_feature_on_every_evaluated_row(tiny_llama: Languag
     assert density.quantiles["0.5"] == pytest.approx(np.median(np.log10(rate[rate > 0])))
     assert result.to_json()["density"]["counts"] == list(density.counts)
     assert density.render() in result.render()
+    assert result.plot(Figure().add_subplot()).patches[0].get_data().values.tolist() == list(density.counts)  # type: ignore[attr-defined]
+    frame = result.to_frame()
+    assert frame.label.tolist() == [metric.label for metric in result.metrics]
+    assert frame.value.dropna().tolist() == [
+        m.value.estimate for m in result.metrics if m.value.estimate == m.value.estimate
+    ]
+    assert "48 features" in repr(result)
 
 
 def test_coherence_is_of_the_decoder(tiny_llama: LanguageModel):

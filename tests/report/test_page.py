@@ -11,9 +11,9 @@ import pytest
 from outline import Outline
 
 from trimtab.report import page as pages
-from trimtab.report.page import Table, cell, figure, number, render, tokens
+from trimtab.report.page import cell, figure, number, render, tokens
 from trimtab.runs.figures import Mark, plot_intervals
-from trimtab.runs.tables import Column
+from trimtab.runs.tables import Column, Table
 from trimtab.stats import Interval
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" <img src='http://x.example/y'>"

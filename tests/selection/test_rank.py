@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from trimtab.dictionaries import DictionaryInfo, Standard, save_dictionary
@@ -48,7 +50,7 @@ def on_disk(tiny_llama: LanguageModel, make_rows: Callable[..., Any], tmp_path: 
 def test_rank_command_writes_what_it_prints(on_disk: dict[str, Any]) -> None:
     config = RankConfig(**on_disk, criterion=("delta-confidence", "max-activation"), k=2, limit=4)
     result = run_rank(config)
-    assert [table.criterion for table in result.tables] == ["delta-confidence(k=2)", "max-activation"]
+    assert [table.criterion for table in result.rankings] == ["delta-confidence(k=2)", "max-activation"]
     rows = pq.read_table(result.table_path).to_pylist()
     assert len(rows) == 2 * 18  # without the dead
     assert not {3, 11} & {row["feature"] for row in rows}
@@ -74,6 +76,18 @@ def test_rank_command_writes_what_it_prints(on_disk: dict[str, Any]) -> None:
     assert f" {first['feature']} " in printed
 
 
+def test_a_ranking_is_a_frame_and_a_figure(on_disk: dict[str, Any]) -> None:
+    result = run_rank(RankConfig(**on_disk, limit=3))
+    (ranking,) = result.rankings
+    frame, file = ranking.to_frame(), pq.read_table(result.table_path).to_pandas()
+    pd.testing.assert_frame_equal(frame, file)
+    assert ranking.to_frame("smallest").feature.tolist() == frame.feature.tolist()[:-11:-1]
+    assert result.to_frame("delta-confidence, largest first").score.tolist() == frame.score.tolist()[:3]
+    scores = [line.get_ydata() for line in ranking.plot(Figure().add_subplot()).lines if len(line.get_ydata()) > 2]
+    assert [values.tolist() for values in scores] == [frame.score.tolist()]
+    assert repr(ranking) == "<FeatureTable: 18 features by delta-confidence>"
+
+
 def test_rank_command_again_reads_back(on_disk: dict[str, Any]) -> None:
     first = run_rank(RankConfig(**on_disk))
     written = first.table_path.stat().st_mtime_ns
@@ -81,7 +95,7 @@ def test_rank_command_again_reads_back(on_disk: dict[str, Any]) -> None:
     assert again.resumed
     assert not first.resumed
     assert again.table_path.stat().st_mtime_ns == written
-    assert_same_table(first.tables[0], again.tables[0])
+    assert_same_table(first.rankings[0], again.rankings[0])
 
 
 def test_rank_command_with_a_changed_config(on_disk: dict[str, Any]) -> None:

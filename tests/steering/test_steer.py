@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from tiny_dictionary import make_dictionary
 
@@ -348,3 +349,36 @@ def test_rows_of_another_arm_would_be_seen(
     )
     with pytest.raises((AssertionError, UserError)):
         test_any_source_steers_its_own_rows_alone(tiny)
+
+
+def test_a_result_is_frames_and_a_figure(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    decoding = DecodeConfig(max_new_tokens=5, temperature=1.0)
+    result = steer(model, sae, PROMPTS[:2], 3, sweep=(0.3, 0.9), samples=2, decoding=decoding)
+    texts, doses = result.to_frame(), result.to_frame("doses")
+    arms = [arm.name for arm in result.arms]
+    for arm in result.arms:
+        mine = texts[texts.arm == arm.name]
+        assert mine.text.tolist() == [one.text for one in arm.continuations]
+        assert mine.prompt.tolist() == [PROMPTS[one.prompt] for one in arm.continuations]
+    assert doses.name.tolist() == arms
+    assert doses.realised_relative.tolist() == [arm.realised.relative for arm in result.arms]
+    assert result.trace is not None
+    tokens, edits = result.trace.to_frame(), result.trace.to_frame("edits")
+    assert len(edits) == sum(arm.realised.n_edits for arm in result.arms)
+    lines = result.plot(Figure().add_subplot()).lines
+    assert [line.get_label() for line in lines] == arms[1:]
+    first = tokens.groupby(["sample", "branch"]).kl_total.first().groupby("branch").mean()
+    assert [line.get_ydata()[0] for line in lines] == pytest.approx(first.tolist()[1:])  # type: ignore[index]
+    shown = result._repr_html_()
+    assert shown.count("<tr>") == 1 + len(texts) + 1 + len(arms)
+    assert (
+        repr(result) == "<SteerResult: add feature 3 at resid_post.1 of tiny-llama, unit relative, positions generated>"
+    )
+
+
+def test_what_has_no_divergences_is_not_drawn(tiny: tuple[LanguageModel, Standard]) -> None:
+    model, sae = tiny
+    result = steer(model, sae, "in", 3, decoding=DecodeConfig(max_new_tokens=2), kl=False)
+    with pytest.raises(UserError, match="a plot of steering: its KL was not measured; steer with kl=True"):
+        result.plot()

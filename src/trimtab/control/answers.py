@@ -31,6 +31,9 @@ class Answers(NamedTuple):
     kl: Float[Tensor, " P"] | None = None
     """KL to the unsteered model of each answer, in nats, where it was measured."""
 
+    def __repr__(self) -> str:
+        return f"<Answers: {len(self.outcomes)}, mean reward {self.reward.mean():.3f}>"
+
     @property
     def reward(self) -> NDArray[np.float64]:
         """Of each outcome."""

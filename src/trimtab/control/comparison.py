@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
@@ -20,11 +20,17 @@ from trimtab.control.tables import arms_table, gain_line, metrics_table
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
 from trimtab.runs import Meter, json_safe
+from trimtab.runs.figures import Mark, plot_intervals
+from trimtab.runs.results import Result
+from trimtab.runs.tables import Table
 from trimtab.tasks import Companion
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Result):
     """Arms beside a reference, on a task and the tasks that must stand beside it."""
 
     result: TaskResult
@@ -45,6 +51,26 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain values; intervals as dicts."""
         return json_safe(asdict(self))
+
+    def headline(self) -> str:
+        result, n = self.result, len(self.seeds)
+        beside = f"{result.reference} beside {len(result.arms) - 1} arms on {result.items} items of {result.task}"
+        return f"{beside}, {n} training{'s' if n > 1 else ''}"
+
+    def tables(self) -> dict[str, Table]:
+        """The arms of the task and of each companion, and their tasks' own metrics."""
+        found: dict[str, Table] = {}
+        for result in (self.result, *self.companions):
+            name = "arms" if result is self.result else result.task
+            metrics = metrics_table(result)
+            found |= {name: arms_table(result, self.seeds), **({f"{name}, metrics": metrics} if metrics else {})}
+        return found
+
+    def draw(self, ax: Axes) -> None:
+        """The reference's paired difference to each arm, with 95% intervals over items."""
+        reference = self.result.reference
+        marks = [Mark(arm.label, arm.difference) for arm in self.result.arms if arm.difference is not None]
+        plot_intervals(ax, marks, f"reward of {reference} minus the arm's")
 
     def render(self) -> Group:
         """A table for the task and each companion, and what must be said beside them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.control.masks import FeatureMask, MaskKind, PromptFirings, build_mask
@@ -29,7 +29,7 @@ class Setting:
     """Which features may be chosen at a token."""
     mask_features: tuple[int, ...] = ()
     """Features of the mask `top-confidence`."""
-    firings: PromptFirings | None = None
+    firings: PromptFirings | None = field(default=None, repr=False)
     """For the mask `accumulated`: counts the features that fire in prompts, too."""
     seed: int = 0
     """Of all draws."""
@@ -37,7 +37,7 @@ class Setting:
     """Of tokens."""
     batch_size: int = 64
     """Rows decoded together."""
-    prompt_cache: PromptCache | None = None
+    prompt_cache: PromptCache | None = field(default=None, repr=False)
     """Keeps prompts' keys and values between arms."""
 
     @property

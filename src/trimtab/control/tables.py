@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rich.table import Table
-
 from trimtab.control.results import ArmResult, TaskResult
-from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, result_table
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, Table
 from trimtab.stats import Interval, number_text
 
 
@@ -41,9 +39,9 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
         Column("edits", lambda arm: 0 if arm.dose is None else arm.dose.n_edits, COUNT),
     ]
     title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
-    return result_table(
-        columns,
-        result.arms,
+    return Table(
+        columns=columns,
+        rows=result.arms,
         title=title + (f" ({result.why})" if result.why else ""),
         caption="95% intervals, bootstrapped over items with seeds inside; over trainings: of other runs, too. KL in "
         "nats per answer. ≠ beside a dose: "
@@ -77,9 +75,9 @@ def metrics_table(result: TaskResult) -> Table | None:
             Column("known", "known", INTERVAL),
             Column(f"{result.reference} − arm", "known_difference", SIGNED),
         ]
-    return result_table(
-        columns,
-        arms,
+    return Table(
+        columns=columns,
+        rows=arms,
         title=f"{result.task}, {result.split}: the task's own metrics",
         caption="95% intervals over items." + " known: right under every cyclic order of the options." * known,
     )

@@ -42,6 +42,9 @@ class TaskPrompts:
     permutation: int = 0
     """The cyclic order in which all items' options are shown."""
 
+    def __repr__(self) -> str:
+        return f"<TaskPrompts: {len(self)} items of {self.task.name}>"
+
     @classmethod
     def of(
         cls,

@@ -58,6 +58,10 @@ class Dictionary(nn.Module):
         self.name = ""
         self.feature_stats: FeatureStats | None = None
 
+    def __repr__(self) -> str:
+        place = " of ".join(part for part in (self.info.site, self.info.model) if part)
+        return f"<{type(self).__name__}: {self.n_features:,} features of width {self.d_in}{place and f', {place}'}>"
+
     @property
     def settings(self) -> dict[str, Any]:
         """What decides, beside the weights, what `encode` computes: constructor arguments, and fields of the config."""

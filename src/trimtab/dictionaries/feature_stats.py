@@ -44,6 +44,9 @@ class FeatureStats:
     sink_filter: str = ""
     """Which activations were left out, in words ("position 0; norm > 10 × median"); empty if none."""
 
+    def __repr__(self) -> str:
+        return f"<FeatureStats: {self.live.sum():,} of {self.n_features:,} features fired on {self.n_tokens:,} tokens>"
+
     @property
     def n_features(self) -> int:
         return len(self.firing_rate)

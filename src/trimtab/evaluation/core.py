@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,14 @@ from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
 from trimtab.runs import Meter, Run, check_least, check_values, json_safe
+from trimtab.runs.figures import plot_bars
+from trimtab.runs.results import Result
+from trimtab.runs.tables import Column, Table
 from trimtab.selection.ranking import dictionary_site
 from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +97,8 @@ class Metric:
         return number_text(self.value, f".{self.digits}f")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CoreResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CoreResult(Result):
     """Core metrics of one dictionary on one text, with 95% intervals bootstrapped over documents."""
 
     model: str
@@ -120,12 +126,24 @@ class CoreResult:
     def __getitem__(self, name: str) -> Interval:
         return next(m.value for m in self.metrics if m.name == name)
 
+    def headline(self) -> str:
+        return f"{self.sae} ({self.architecture}, {self.n_features:,} features) at {self.site} of {self.model}"
+
+    def tables(self) -> dict[str, Table]:
+        columns = [Column("measure", "label"), Column("value", "value", ".3f")]
+        caption = f"{self.tokens:,} tokens of {self.documents:,} documents; 95% intervals over documents"
+        return {"metrics": Table(columns=columns, rows=self.metrics, caption=caption)}
+
+    def draw(self, ax: Axes) -> None:
+        """Features by how often they fire."""
+        plot_bars(ax, self.density.log10_edges, self.density.counts, "log10 of the firing rate")
+
     def render(self) -> str:
         """The result as a table of text."""
         width = max(len(m.label) for m in self.metrics)
         left = ", ".join(f"{count:,} {reason}" for reason, count in self.excluded.items())
         lines = [
-            f"{self.sae} ({self.architecture}, {self.n_features:,} features) at {self.site} of {self.model}",
+            self.headline(),
             f"{self.tokens:,} tokens of {self.documents:,} documents; left untouched: {left}",
             "",
             *(f"  {m.label:<{width}}  {m}" for m in self.metrics),

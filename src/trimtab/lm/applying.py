@@ -89,6 +89,9 @@ class AppliedEdits:
         self._cache: Any = None
         self._last_keys: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"<AppliedEdits of {self.source!r}: {len(self.edits):,} edits>"
+
     def before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See what the coming forward pass holds."""
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}

@@ -53,6 +53,9 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __repr__(self) -> str:
+        return f"<Decoded: {sum(map(len, self.token_ids)):,} tokens in {len(self)} rows, {len(self.edits):,} edits>"
+
     def first_position(self, row: int) -> int:
         """Absolute position of a row's first token in `token_ids`."""
         return len(self.prompts[row]) + len(self.forced[row])

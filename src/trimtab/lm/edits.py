@@ -101,6 +101,9 @@ class EditLog:
     def __len__(self) -> int:
         return int(self.row.shape[0])
 
+    def __repr__(self) -> str:
+        return f"<EditLog: {len(self):,} edits>"
+
     @property
     def columns(self) -> dict[str, Tensor]:
         """Every column by name."""

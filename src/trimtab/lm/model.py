@@ -34,6 +34,10 @@ class LanguageModel:
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.layout: Layout = find_layout(hf)
 
+    def __repr__(self) -> str:
+        kind, dtype = type(self.hf).__name__, str(self.dtype).removeprefix("torch.")
+        return f"<LanguageModel {self.name}: {kind}, {self.n_layers} layers of width {self.d_model}, {dtype}>"
+
     @classmethod
     def from_hf(cls, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model") -> LanguageModel:
         """Wrap a model that is already in memory."""

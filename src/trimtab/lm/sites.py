@@ -24,6 +24,9 @@ class Site(NamedTuple):
     layer: int
     head: int | None = None
 
+    def __repr__(self) -> str:
+        return f"Site({str(self)!r})"
+
     @classmethod
     def parse(cls, text: str | Site) -> Site:
         """Read `resid_post.15` or `attn_z.9.6`.

@@ -129,6 +129,11 @@ class Policy(nn.Module):
         super().__init__()
         self.actor, self.critic, self.normaliser = actor, critic, normaliser
 
+    def __repr__(self) -> str:
+        return (
+            f"<Policy over {self.actor.n_features:,} features: {sum(p.numel() for p in self.parameters()):,} weights>"
+        )
+
     @classmethod
     def build(
         cls,

@@ -7,10 +7,10 @@ from typing import Any
 from markupsafe import Markup
 
 from trimtab.errors import UserError
-from trimtab.report.page import Figure, Table, figure, render, tokens
+from trimtab.report.page import Figure, figure, render, tokens
 from trimtab.report.run_files import RunFiles
 from trimtab.runs.figures import ROW, Curve, Mark, plot_intervals, plot_ranks
-from trimtab.runs.tables import COUNT, NUMBER, Column
+from trimtab.runs.tables import COUNT, NUMBER, Column, Table
 from trimtab.stats import Interval
 
 NAMES = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from trimtab.report.page import Figure, Table, figure, number, render, tokens
+from trimtab.report.page import Figure, figure, number, render, tokens
 from trimtab.report.run_files import RunFiles
 from trimtab.runs.figures import Curve, plot_bars, plot_curves, plot_ranks
-from trimtab.runs.tables import COUNT, NUMBER, SHARE, Column
+from trimtab.runs.tables import COUNT, NUMBER, SHARE, Column, Table
 
 ENDS = 25
 """Features of each end of a ranking that are listed."""

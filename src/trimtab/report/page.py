@@ -26,19 +26,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table whose first column names the row; left out where there is no row."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Any]
-    caption: str = ""
-    emphasis: Any = None
-    """A row to set off."""
-    group: Callable[[Any], str] | None = None
-    """Rows that follow each other and share this text stand below it."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Figure:
     """A drawing with its caption."""
 

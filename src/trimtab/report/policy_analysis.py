@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.report.page import Figure, Table, figure, tokens, visible
+from trimtab.report.page import Figure, figure, tokens, visible
 from trimtab.report.run_files import RunFiles
 from trimtab.runs.figures import Curve, plot_curves
-from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, Table
 
 ROWS = 40
 """Rows of a table at most; the files hold all."""

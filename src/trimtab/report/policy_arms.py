@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trimtab.report.page import Figure, Table, figure, number
+from trimtab.report.page import Figure, figure, number
 from trimtab.report.run_files import RunFiles, flat, plain
 from trimtab.runs.figures import ROW, Mark, plot_intervals
-from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, Table
 from trimtab.stats import Interval
 
 GROUPS = {"own": "At their own strength", "dose": "At the policy's dose", "kl": "At the policy's divergence"}

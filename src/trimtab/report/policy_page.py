@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from trimtab.report.page import Figure, Table, figure, number, render
+from trimtab.report.page import Figure, figure, number, render
 from trimtab.report.policy_analysis import analysis
 from trimtab.report.policy_arms import answer, arms
 from trimtab.report.policy_tokens import strips
 from trimtab.report.run_files import RunFiles
 from trimtab.runs.figures import Level, plot_curves
-from trimtab.runs.tables import COUNT, INTERVAL, Column
+from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
 
 LINES = {
     "unsteered": "unsteered",

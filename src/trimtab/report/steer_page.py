@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trimtab.report.page import Table, render
+from trimtab.report.page import render
 from trimtab.report.run_files import RunFiles
-from trimtab.runs.tables import COUNT, INTERVAL, Column
+from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
 
 
 def steer_page(files: RunFiles) -> str:

@@ -180,6 +180,22 @@ def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:
     names.spines["right"].set_visible(False)
 
 
+def own_axis(draw: Callable[[Axes], None], ax: Axes | None = None) -> Axes:
+    """Draw on an axis, or on that of a new figure, which a notebook shows.
+
+    Args:
+        draw: draws on an axis.
+        ax: the axis.
+    """
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_STYLE):
+        if ax is None:
+            ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")[1]
+        draw(ax)
+    return ax
+
+
 def svg(draw: Callable[[Axes], None], title: str, *, height: float = 2.8, width: float = WIDTH) -> str:
     """A drawing as inline SVG, the same bytes every time.
 

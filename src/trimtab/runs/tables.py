@@ -1,7 +1,13 @@
-"""Results as tables: columns say which fields of a row they show, and here alone values become text."""
+"""Results as tables: columns say which fields of a row they show, and here alone values become text.
+
+A `Table` is shown by terminals, notebooks and pages, and is a frame of pandas.
+"""
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
@@ -9,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from trimtab.stats import Interval, interval_of, number_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    import pandas as pd
+    from rich.table import Table as RichTable
 
 Cell = str | float | Interval | None
 """Words and texts stand as they are, numbers in their column's format, and a dash where there is none."""
@@ -53,9 +60,67 @@ class Column:
         cell = self.cell(row)
         return cell if isinstance(cell, str) else number_text(cell, self.form)
 
+    @property
+    def name(self) -> str:
+        """What a frame calls it: the field, or else the title."""
+        return self.title if callable(self.value) else self.value.replace(".", "_")
+
 
 COUNT, NUMBER, SHARE, INTERVAL, SIGNED = ",d", ".3g", ".1%", ".3f", "+.3f"
 """Formats of most columns; an interval has its bounds beside it in the same format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows and what is shown of them; on pages the first column names the row."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    caption: str = ""
+    title: str = ""
+    emphasis: Any = None
+    """A row to set off."""
+    group: Callable[[Any], str] | None = None
+    """Rows that follow each other and share this text stand below it."""
+
+    def __rich__(self) -> RichTable:
+        return result_table(self.columns, self.rows, title=self.title, caption=self.caption)
+
+    def _repr_html_(self) -> str:
+        """The table as a notebook shows it."""
+        styles = [f"text-align:{'right' if column.form else 'left; white-space:pre-wrap'}" for column in self.columns]
+        heads = (column.title for column in self.columns)
+        lines = [_html_row("th", heads, styles), *(_html_row("td", self._texts(row), styles) for row in self.rows)]
+        about = [part for part in (self.title, self.caption) if part]
+        said = f"<caption>{html.escape('. '.join(about))}</caption>" if about else ""
+        return f"<table>{said}{''.join(lines)}</table>"
+
+    def _texts(self, row: Any) -> Iterable[str]:
+        return (column.text(row) for column in self.columns)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The values under their fields' names; an interval has three columns, its bounds as `_low` and `_high`."""
+        import pandas as pd
+
+        return pd.DataFrame([self._values(row) for row in self.rows], columns=None if self.rows else self._names())
+
+    def _names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    def _values(self, row: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for column in self.columns:
+            cell = column.cell(row)
+            ends = (
+                {"": cell.estimate, "_low": cell.low, "_high": cell.high} if isinstance(cell, Interval) else {"": cell}
+            )
+            found |= {f"{column.name}{end}": value for end, value in ends.items()}
+        return found
+
+
+def _html_row(tag: str, texts: Iterable[str], styles: Sequence[str]) -> str:
+    cells = (f'<{tag} style="{style}">{html.escape(text)}</{tag}>' for text, style in zip(texts, styles, strict=True))
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def result_table(
@@ -65,7 +130,7 @@ def result_table(
     title: str = "",
     caption: str = "",
     framed: bool = True,
-) -> Table:
+) -> RichTable:
     """A table for the terminal that loses nothing where it is narrow.
 
     Args:
@@ -76,10 +141,10 @@ def result_table(
         framed: with lines around and between.
     """
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(title=escape(title) or None, caption=escape(caption) or None)
+    table = RichTable(title=escape(title) or None, caption=escape(caption) or None)
     if not framed:
         table.box, table.pad_edge = None, False
     for column in columns:

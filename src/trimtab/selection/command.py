@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.runs import Meter, Run, check_least, config_directory
-from trimtab.runs.tables import Column, result_table
+from trimtab.runs.results import Result
+from trimtab.runs.tables import Table
 from trimtab.selection.criterion import Criterion
 from trimtab.selection.kl import KLDirection
 from trimtab.selection.ranking import TOP_TOKENS, dictionary_site, features_to_rank, rank_by
@@ -75,9 +76,9 @@ _NOT_THE_RESULT = ("run", "limit", "batch_size", "any_model")
 """Fields that may differ between openings of one run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankResult:
-    """What was ranked, and the tables, one per criterion."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RankResult(Result):
+    """What was ranked, and the rankings, one per criterion."""
 
     model: str
     sae: str
@@ -86,7 +87,7 @@ class RankResult:
     """Features of the SAE."""
     n_ranked: int
     """Features that were ranked."""
-    tables: tuple[FeatureTable, ...]
+    rankings: tuple[FeatureTable, ...]
     limit: int
     run: Path
     resumed: bool
@@ -97,22 +98,21 @@ class RankResult:
         return self.run / TABLE_FILE
 
     def __getitem__(self, criterion: str) -> FeatureTable:
-        return next(table for table in self.tables if table.criterion == criterion)
+        return next(table for table in self.rankings if table.criterion == criterion)
+
+    def headline(self) -> str:
+        return f"{self.n_ranked:,} of {self.n_features:,} features of {self.sae} at {self.site} of {self.model}"
+
+    def tables(self) -> dict[str, Table]:
+        """Both ends of each signed ranking, the upper end of the others."""
+        found = (ranking.ends(self.limit) for ranking in self.rankings)
+        return {table.title: table for ends in found for table in ends.values()}
 
     def render(self) -> RenderableType:
-        """Both ends of each signed ranking, the upper end of the others, for `rich.console.Console.print`."""
         from rich.console import Group
         from rich.text import Text
 
-        done = " (done before)" if self.resumed else ""
-        head = f"{self.n_ranked:,} of {self.n_features:,} features of {self.sae} at {self.site} of {self.model}"
-        parts: list[RenderableType] = [Text(head)]
-        for table in self.tables:
-            ends = {"largest": table.top(self.limit)}
-            if table.signed:
-                ends["smallest"] = table.bottom(self.limit)
-            parts += [_rich_table(f"{table.criterion}, {end} first", rows) for end, rows in ends.items()]
-        return Group(*parts, Text(f"{self.table_path}{done}"))
+        return Group(super().render(), Text(f"{self.table_path}{' (done before)' if self.resumed else ''}"))
 
     def to_json(self) -> dict[str, Any]:
         """Both ends of each ranking as plain values; all rows are in the Parquet table."""
@@ -125,8 +125,8 @@ class RankResult:
             "table": str(self.table_path),
             "resumed": self.resumed,
             "criteria": {
-                table.criterion: {"top": _records(table.top(self.limit)), "bottom": _records(table.bottom(self.limit))}
-                for table in self.tables
+                table.criterion: {"top": table.top(self.limit).records(), "bottom": table.bottom(self.limit).records()}
+                for table in self.rankings
             },
         }
 
@@ -165,7 +165,7 @@ def run_rank(config: RankConfig) -> RankResult:
             site=str(site),
             n_features=dictionary.n_features,
             n_ranked=len(ids),
-            tables=tuple(tables),
+            rankings=tuple(tables),
             limit=config.limit,
             run=run.path,
             resumed=run.done,
@@ -173,26 +173,3 @@ def run_rank(config: RankConfig) -> RankResult:
         if not run.done:
             run.finish(result.to_json())
     return result
-
-
-def _rich_table(title: str, rows: FeatureTable) -> RenderableType:
-    columns = [
-        Column("feature", "feature", "d", whole=True),
-        Column("score", "score", ".4g", whole=True),
-        Column("dose ‖Δ‖/‖x‖", "relative_dose", ".2f", whole=True),
-        Column("fires on", "firing_rate", ".3%", whole=True),
-        Column("largest", "max_activation", ".4g", whole=True),
-        Column("tokens by logit lens", lambda row: "  ".join(map(_visible, row["top_tokens"])), whole=True),
-    ]
-    table = result_table(columns, _records(rows), title=title)
-    table.title_justify, table.title_style, table.expand = "left", "bold", True
-    table.columns[-1].ratio, table.columns[-1].overflow = 1, "ellipsis"
-    return table
-
-
-def _records(rows: FeatureTable) -> list[dict[str, Any]]:
-    return rows.to_arrow().drop_columns(["criterion", "rank"]).to_pylist()
-
-
-def _visible(token: str) -> str:
-    return token.replace("\n", "⏎").replace("\t", "⇥").strip() or "␣"

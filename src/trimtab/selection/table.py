@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,13 @@ from numpy.typing import NDArray
 
 from trimtab.errors import UserError
 from trimtab.runs import write_table
+from trimtab.runs.figures import Curve, plot_ranks
+from trimtab.runs.results import Result
+from trimtab.runs.tables import Column, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 _SCHEMA = pa.schema(
     [
@@ -32,8 +39,8 @@ _SCHEMA = pa.schema(
 _COLUMNS = ("feature", "score", "relative_dose", "firing_rate", "max_activation")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureTable:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FeatureTable(Result):
     """Features ranked by one criterion, largest score first. All columns have n rows."""
 
     criterion: str
@@ -85,6 +92,32 @@ class FeatureTable:
         }
         return pa.table(columns, schema=_SCHEMA)
 
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping per feature."""
+        return self.to_arrow().drop_columns(["criterion", "rank"]).to_pylist()
+
+    def headline(self) -> str:
+        return f"{len(self):,} features by {self.criterion}"
+
+    def tables(self) -> dict[str, Table]:
+        return self.ends(SHOWN)
+
+    def ends(self, count: int) -> dict[str, Table]:
+        """The features of largest score and, where negative scores are an end of their own, of smallest."""
+        ends = {"largest": self.top(count), **({"smallest": self.bottom(count)} if self.signed else {})}
+        return {
+            end: Table(columns=_SHOWN_COLUMNS, rows=found.records(), title=f"{self.criterion}, {end} first")
+            for end, found in ends.items()
+        }
+
+    def to_frame(self, table: str = "") -> pd.DataFrame:
+        """All rows, or those that a table shows."""
+        return super().to_frame(table) if table else self.to_arrow().to_pandas()
+
+    def draw(self, ax: Axes) -> None:
+        """Scores by rank."""
+        plot_ranks(ax, Curve(self.criterion, range(len(self)), self.score.tolist()), self.criterion)
+
     @classmethod
     def ranked(cls, *, criterion: str, signed: bool, order_by: NDArray[np.float64], **columns: object) -> FeatureTable:
         """A table sorted by score; equal scores keep the order they came in."""
@@ -120,6 +153,22 @@ def read_feature_tables(path: str | Path) -> list[FeatureTable]:
         tokens = tuple(tuple(row) for row in part["top_tokens"].to_pylist())
         found.append(FeatureTable(criterion=criterion, signed=is_signed, top_tokens=tokens, **columns))
     return found
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "⏎").replace("\t", "⇥").strip() or "␣"
+
+
+SHOWN = 10
+"""Features of each end that a ranking shows of itself."""
+_SHOWN_COLUMNS = (
+    Column("feature", "feature", "d", whole=True),
+    Column("score", "score", ".4g", whole=True),
+    Column("dose ‖Δ‖/‖x‖", "relative_dose", ".2f", whole=True),
+    Column("fires on", "firing_rate", ".3%", whole=True),
+    Column("largest", "max_activation", ".4g", whole=True),
+    Column("tokens by logit lens", lambda row: "  ".join(map(_visible, row["top_tokens"]))),
+)
 
 
 def _nullable(values: NDArray[np.number]) -> pa.Array:

@@ -43,6 +43,10 @@ class ReplacingSource:
         # One direction that adds nothing, and moves no bit (−0 is what may be added to 0 and to −0): it names the edit.
         self._nothing = {site: torch.full((1, width), -0.0) for site, width in widths.items()}
 
+    def __repr__(self) -> str:
+        where = ", ".join(map(str, self.sites))
+        return f"<{type(self).__name__}: {self.operation} at {where}, positions {self.positions}>"
+
     @property
     def dictionary_hash(self) -> str:
         return "+".join(dict.fromkeys(self.hashes.values()))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from trimtab.runs.tables import COUNT, Column, result_table
+from trimtab.errors import UserError
+from trimtab.runs.figures import Curve, plot_curves
+from trimtab.runs.results import Result
+from trimtab.runs.tables import COUNT, Column, Table
 from trimtab.steering.equal_dose import DoseSummary
 from trimtab.steering.operations import OPERATIONS
 from trimtab.steering.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +54,8 @@ class DoseResult:
     continuations: list[Continuation]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SteerResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SteerResult(Result):
     """Unsteered and steered continuations of the same prompts."""
 
     model: str
@@ -83,18 +89,43 @@ class SteerResult:
         """Plain values, without the trace."""
         return {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
 
-    def render(self) -> RenderableType:
-        """For the terminal: side by side at one dose, a table of doses at several."""
+    def headline(self) -> str:
         what = self.steered_with or f"feature {', '.join(map(str, self.features))}"
         known = OPERATIONS.get(self.operation)
         dose = f", unit {self.unit}" if known is not None and known.has_dose else ""
-        head = f"{self.operation} {what} at {self.site} of {self.model}{dose}, positions {self.positions}"
-        parts: list[RenderableType] = [Text(head, style="bold")]
-        if len(self.steered) == 1:
-            parts += self._side_by_side()
-        else:
-            parts += self._texts_by_dose()
-        parts.append(self._dose_table())
+        return f"{self.operation} {what} at {self.site} of {self.model}{dose}, positions {self.positions}"
+
+    def tables(self) -> dict[str, Table]:
+        """Texts, one row each, and what was done, one row an arm."""
+        rows = [
+            {"prompt": self.prompts[one.prompt], "sample": one.sample, "arm": arm.name, "text": one.text}
+            for places in zip(*(arm.continuations for arm in self.arms), strict=True)
+            for arm, one in zip(self.arms, places, strict=True)
+        ]
+        several = any(row["sample"] for row in rows)
+        names = ["prompt", *["sample"] * several, "arm", "text"]
+        columns = [Column(name, name, "d" if name == "sample" else "") for name in names]
+        return {"texts": Table(columns=columns, rows=rows), "doses": Table(**_DOSES, rows=self.arms)}
+
+    def draw(self, ax: Axes) -> None:
+        """KL to the unsteered model at each token of a continuation, mean over texts, an arm each."""
+        if self.trace is None or not any(arm.kl_total is not None for arm in self.arms):
+            raise UserError("a plot of steering", "its KL was not measured", "steer with kl=True")
+        branches = [row["branch"] for row in self.trace.facts["rows"]]
+        kl = self.trace.per_row("kl_total")
+        curves = []
+        for number, arm in enumerate(self.arms):
+            rows = [values for branch, values in zip(branches, kl, strict=True) if branch == number]
+            steps = range(max(map(len, rows)))
+            means = [mean(values[i] for values in rows if i < len(values)) for i in steps]
+            curves += [Curve(arm.name, [i + 1 for i in steps], means)] if number else []
+        plot_curves(ax, curves, "KL to unsteered, nats", steps="token")
+
+    def render(self) -> RenderableType:
+        """For the terminal: side by side at one dose, a table of doses at several."""
+        parts: list[RenderableType] = [Text(self.headline(), style="bold")]
+        parts += self._side_by_side() if len(self.steered) == 1 else self._texts_by_dose()
+        parts.append(self.tables()["doses"])
         if self.run:
             parts.append(Text(f"run {self.run}", style="dim"))
         return Group(*parts)
@@ -103,7 +134,7 @@ class SteerResult:
         parts: list[RenderableType] = []
         unsteered, steered = self.arms
         for before, after in zip(unsteered.continuations, steered.continuations, strict=True):
-            table = Table(expand=True, title=self._title(before), title_justify="left", show_lines=True)
+            table = RichTable(expand=True, title=self._title(before), title_justify="left", show_lines=True)
             table.add_column(unsteered.name, ratio=1)
             table.add_column(steered.name, ratio=1)
             table.add_row(Text(before.text), Text(after.text))
@@ -113,7 +144,9 @@ class SteerResult:
     def _texts_by_dose(self) -> list[RenderableType]:
         parts: list[RenderableType] = []
         for index, first in enumerate(self.unsteered.continuations):
-            table = Table("dose", "text", expand=True, title=self._title(first), title_justify="left", show_lines=True)
+            table = RichTable(
+                "dose", "text", expand=True, title=self._title(first), title_justify="left", show_lines=True
+            )
             for arm in self.arms:
                 table.add_row(arm.name, Text(arm.continuations[index].text))
             parts.append(table)
@@ -124,14 +157,15 @@ class SteerResult:
         sample = f" (sample {continuation.sample})" if several else ""
         return Text(self.prompts[continuation.prompt] + sample)
 
-    def _dose_table(self) -> RenderableType:
-        columns = [
-            Column("arm", "name"),
-            Column("edits", "realised.n_edits", COUNT),
-            Column("‖Δ‖/‖x‖", "realised.relative", ".3f"),
-            Column("KL local", "kl_local", ".3f"),
-            Column("KL total", "kl_total", ".3f"),
-            Column("NLL unsteered", "unsteered_nll", ".3f"),
-        ]
-        table = result_table(columns, self.arms)
-        return Panel.fit(table, title="what was done, mean over tokens (KL and NLL in nats)", title_align="left")
+
+_DOSES: dict[str, Any] = {
+    "columns": [
+        Column("arm", "name"),
+        Column("edits", "realised.n_edits", COUNT),
+        Column("‖Δ‖/‖x‖", "realised.relative", ".3f"),
+        Column("KL local", "kl_local", ".3f"),
+        Column("KL total", "kl_total", ".3f"),
+        Column("NLL unsteered", "unsteered_nll", ".3f"),
+    ],
+    "caption": "what was done, mean over tokens (KL and NLL in nats)",
+}

@@ -100,6 +100,10 @@ class DirectionSource:
         self.operation, self.combine = operation, combine
         self.dictionary_hash = "+".join(dict.fromkeys(table.hash for table in self.tables.values()))
 
+    def __repr__(self) -> str:
+        where = ", ".join(map(str, self.sites))
+        return f"<{type(self).__name__}: {self.operation} at {where}, positions {self.where}>"
+
     @property
     def table(self) -> DirectionTable:
         """The directions of a source with one site."""

@@ -80,6 +80,9 @@ class DirectionTable:
             raise UserError(f"dimensions {', '.join(map(str, dims))}", "one is named twice", "name each once")
         return cls(torch.eye(d)[list(dims)])
 
+    def __repr__(self) -> str:
+        return f"<DirectionTable: {self.n:,} directions of width {self.width}>"
+
     @property
     def n(self) -> int:
         return self.rows.shape[0]

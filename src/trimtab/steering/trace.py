@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,9 @@ from trimtab.steering.composed_sources import blocks_of
 from trimtab.steering.effects import TokenEffects, TopTokens
 from trimtab.steering.kept_activations import hash_from_hex, hex_of_hash, read_activations, write_activations
 from trimtab.steering.sources import DirectionBlock
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TOKENS_FILE, EDITS_FILE, REPLACEMENTS_FILE = "tokens.parquet", "edits.parquet", "replacements.safetensors"
 
@@ -163,6 +166,16 @@ class Trace:
             raise UserError(f"run {path}", "it holds no trace", "name a run that `trimtab steer` finished")
         tokens, edits = _read(Path(path) / TOKENS_FILE, TOKEN_SCHEMA), _read(Path(path) / EDITS_FILE, EDIT_SCHEMA)
         return cls(tokens, edits, facts, read_activations(Path(path) / REPLACEMENTS_FILE))
+
+    def __repr__(self) -> str:
+        rows, edits = len(self.facts["rows"]), self.edits.num_rows
+        return f"<Trace: {self.tokens.num_rows:,} tokens in {rows:,} rows, {edits:,} edits>"
+
+    def to_frame(self, table: str = "tokens") -> pd.DataFrame:
+        """One of its tables, `tokens` or `edits`, as a frame of pandas."""
+        if table not in ("tokens", "edits"):
+            raise UserError(f"table {table!r} of a trace", "there is tokens, edits", "choose one of them")
+        return (self.tokens if table == "tokens" else self.edits).to_pandas()
 
     @property
     def decoding(self) -> DecodeConfig:

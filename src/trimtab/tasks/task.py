@@ -130,6 +130,10 @@ class Task(ABC):
         if count > 1:
             raise UserError(f"task {self.name}, item {doubled}", f"this id occurs {count} times", "make ids unique")
 
+    def __repr__(self) -> str:
+        counts = (f"{len(items):,} {split}" for split, items in self._items.items())
+        return f"<{type(self).__name__} {self.name}: {', '.join(counts)} items>"
+
     @classmethod
     def load(cls, data: str | None = None, tokenizer: Tokenizer | None = None) -> Self:
         """Make the task's items. Subclasses add keyword-only options of their own.
