@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimtab.lm import Decoded
+from trimtab.control.setting import Setting
+from trimtab.dictionaries import Dictionary
+from trimtab.lm import Decoded, LanguageModel
 from trimtab.policies.source import PolicySource
 
 SITE = "resid_post.1"
@@ -21,3 +23,9 @@ class Rollout:
 
 
 RollOut = Callable[..., Rollout]
+
+
+def setting(model: LanguageModel, dictionary: Dictionary, site: str = SITE, **values: object) -> Setting:
+    """A dictionary's features at a site, at dose 1 unless said otherwise."""
+    given: dict[str, object] = {"dose": 1.0, **values}
+    return Setting(model=model, dictionary=dictionary, site=model.site(site), **given)  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from trimtab.dictionaries import Standard
 from trimtab.lm import LanguageModel
-from trimtab.policies import setup_headroom
+from trimtab.policies.analyses import critic as module
 from trimtab.policies.analyses.critic import (
     MEAN,
     CriticReport,
@@ -26,7 +26,8 @@ from trimtab.policies.analyses.critic import (
 )
 from trimtab.policies.analyses.diagnosis import diagnose
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
-from trimtab.policies.headroom import HeadroomTable, headroom_table
+from trimtab.policies.headroom.table import HeadroomTable
+from trimtab.policies.headroom.trials import own_headroom
 from trimtab.policies.networks import Policy
 from trimtab.stats import Interval, wilson_interval
 
@@ -234,7 +235,7 @@ def test_random_directions_are_as_many_as_the_mask_allows_features(
     rng, expected, any_of_all = np.random.default_rng(4), [], []
 
     def table(*args: Any, **options: Any) -> HeadroomTable:
-        found = headroom_table(*args, **options)
+        found = own_headroom(*args, **options)
         items, n = found.reward.shape
         m, k = np.arange(items) % 5, np.arange(items) % 4
         expected[:] = [1 - comb(n - y, x) / comb(n, x) for x, y in zip(m.tolist(), k.tolist(), strict=True)]
@@ -242,7 +243,7 @@ def test_random_directions_are_as_many_as_the_mask_allows_features(
         allowed, random = (rng.random((items, n)).argsort(1) < count[:, None] for count in (m, k))
         return found._replace(allowed=allowed, random=random.astype(np.float32))
 
-    monkeypatch.setattr(setup_headroom, "headroom_table", table)
+    monkeypatch.setattr(module, "own_headroom", table)
     helped = helped_by_headroom(rollouts, items=1000)
     assert helped.random is not None
     assert helped.random.estimate == pytest.approx(np.mean(expected))
@@ -257,11 +258,11 @@ def test_random_directions_that_all_help_are_counted_whole(
     rollouts = play_of(planted, planted_dictionary, Planted)
 
     def table(*args: Any, **options: Any) -> HeadroomTable:
-        found = headroom_table(*args, **options)
+        found = own_headroom(*args, **options)
         allowed = np.broadcast_to(np.arange(found.reward.shape[1]) < 7, found.reward.shape)
         return found._replace(random=np.ones((len(allowed), 100), np.float32), allowed=allowed)
 
-    monkeypatch.setattr(setup_headroom, "headroom_table", table)
+    monkeypatch.setattr(module, "own_headroom", table)
     helped = helped_by_headroom(rollouts, items=1000)
     assert helped.random is not None
     assert helped.random.estimate == pytest.approx(1)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from first_letter import FirstLetter
-from policy_rollouts import SITE
+from policy_rollouts import SITE, setting
 
-from trimtab.control.masks import build_mask
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies import headroom as module
-from trimtab.policies.headroom import HeadroomTable, cross_fit, headroom, headroom_table
+from trimtab.policies.headroom import lines as module
+from trimtab.policies.headroom import table as measuring
+from trimtab.policies.headroom.candidates import Candidates
+from trimtab.policies.headroom.lines import cross_fit, headroom
+from trimtab.policies.headroom.table import HeadroomTable, headroom_table
+from trimtab.policies.headroom.trials import Trials
 from trimtab.policies.rollout import roll_out
+from trimtab.selection.scorer import LastTokenScorer
 from trimtab.stats import best_of_some
 from trimtab.steering import StaticSource
 
@@ -28,7 +33,8 @@ def table(reward: np.ndarray, **parts: np.ndarray) -> HeadroomTable:
     items, n = reward.shape
     zeros = np.zeros((items, n), dtype=np.float32)
     values = {"random": zeros, "unsteered": np.zeros(items), "x": np.zeros((items, 4)), "strength": zeros}
-    return HeadroomTable(reward=reward.astype(np.float32), allowed=parts.pop("allowed", None), **(values | parts))
+    values["allowed"] = np.ones((items, n), dtype=bool)
+    return HeadroomTable(reward=reward.astype(np.float32), candidates=Candidates.all(n), **(values | parts))
 
 
 def two_contexts(items: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -157,8 +163,8 @@ def test_the_table_is_what_decoding_with_each_feature_gives(
 ) -> None:
     task = FirstLetter.load()
     prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:6], options_only=options_only)
-    mask = build_mask("current", sae)
-    found = headroom_table(tiny_llama, sae, prompts, site=SITE, dose=2.0, mask=mask)
+    ground = setting(tiny_llama, sae, dose=2.0, mask="current")
+    found = Trials.of(ground, prompts).tables()["current"]
     assert found.unsteered.tolist() == [o.reward for o in roll_out(tiny_llama, None, prompts).outcomes]
     disagreements = 0
     for feature in range(0, 64, 7):
@@ -166,7 +172,6 @@ def test_the_table_is_what_decoding_with_each_feature_gives(
         rewards = [o.reward for o in roll_out(tiny_llama, source, prompts).outcomes]
         disagreements += int((found.reward[:, feature] != rewards).sum())
     assert disagreements == 0
-    assert found.allowed is not None
     codes = sae.encode(torch.from_numpy(found.x))
     assert np.array_equal(found.allowed, (codes > 0).numpy())
     if options_only:
@@ -177,13 +182,16 @@ def test_answers_of_several_tokens_are_refused(tiny_llama: LanguageModel, sae: S
     task = FirstLetter.load()
     prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:2], max_new_tokens=3)
     with pytest.raises(UserError, match="headroom of first-letter: its answers take up to 3 tokens"):
-        headroom_table(tiny_llama, sae, prompts, site=SITE, dose=1.0)
+        headroom_table(setting(tiny_llama, sae), prompts)
 
 
-def test_progress_is_told_in_parts_of_an_item(tiny_llama: LanguageModel, sae: Standard) -> None:
+def test_progress_is_told_in_parts_of_an_item(
+    tiny_llama: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever tries features on a few items must not wait for a whole one to learn how long it takes."""
     task = FirstLetter.load()
     prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:3])
     told: list[float] = []
-    headroom_table(tiny_llama, sae, prompts, site=SITE, dose=1.0, batch_size=16, progress=told.append)
+    monkeypatch.setattr(measuring, "LastTokenScorer", partial(LastTokenScorer, batch_size=16))
+    headroom_table(setting(tiny_llama, sae), prompts, progress=told.append)
     assert told == [1 / 8] * 24  # 64 features and 64 random directions, 16 at a time

@@ -8,23 +8,19 @@ import torch
 from first_letter import FirstLetter
 from planted_choice import LENGTH, PUSHING, Letters, choice_sae
 from planted_choice import SITE as CHOICE_SITE
-from policy_rollouts import SITE
+from policy_rollouts import SITE, setting
 
-from trimtab.control.masks import build_mask
-from trimtab.control.task_prompts import TaskPrompts
+from trimtab.control.masks import MaskKind
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture, decode
-from trimtab.policies.headroom import chosen_features, headroom, headroom_table, random_directions
-from trimtab.policies.headroom_by_decoding import DecodingPlan, headroom_by_decoding, last_prompt_activations
-from trimtab.policies.headroom_candidates import (
-    Candidates,
-    NothingAllowedError,
-    candidate_order,
-    check_count,
-    first_allowed,
-)
+from trimtab.policies.headroom.candidates import Candidates, NothingAllowedError, candidate_order, first_allowed
+from trimtab.policies.headroom.lines import chosen_features, headroom
+from trimtab.policies.headroom.table import headroom_table, random_directions
+from trimtab.policies.headroom.trials import Trials
 from trimtab.policies.rollout import roll_out
 from trimtab.selection import rank
 from trimtab.steering import StaticSource, VectorSource
@@ -44,15 +40,19 @@ def letters(model: LanguageModel, items: int) -> TaskPrompts:
     return TaskPrompts.of(model, task, task.items("train")[:items], options_only=True, max_new_tokens=LENGTH)
 
 
+def pushed(model: LanguageModel, sae: Standard, **values: object) -> Setting:
+    return setting(model, sae, CHOICE_SITE, **{"dose": -3.0, **values})
+
+
 def test_a_planted_feature_flips_the_answer_at_its_third_token(choice: LanguageModel) -> None:
     """Unsteered no answer is N there, pushed every one is; an edit of the prompt's last token alone changes nothing."""
     sae, prompts = choice_sae(choice), letters(choice, 12)
     candidates = Candidates((40, 3, 20, 5), 64, "random")
-    table = headroom_by_decoding(choice, sae, prompts, candidates, site=CHOICE_SITE, dose=-3.0, batch_size=7)
+    table = headroom_table(pushed(choice, sae, batch_size=7), prompts, candidates)
     assert not table.unsteered.any()
     for column, feature in enumerate(candidates.features):
         assert table.reward[:, column].tolist() == [float(feature in PUSHING)] * 12, feature
-    assert chosen_features(table, 2) == [(3, 1.0), (5, 1.0)]
+    assert chosen_features(table, 2) == [3, 5]
     lines = headroom(table, site=CHOICE_SITE, dose=-3.0, unit="relative", mask="none")
     assert lines.ceiling.estimate == lines.static.estimate == 1
     assert (lines.features, lines.of_features, lines.candidates) == (4, 64, "random")
@@ -65,9 +65,8 @@ def test_a_planted_feature_flips_the_answer_at_its_third_token(choice: LanguageM
 
 
 def test_without_the_planted_features_nothing_is_seen_and_no_more_is_claimed(choice: LanguageModel) -> None:
-    table = headroom_by_decoding(
-        choice, choice_sae(choice), letters(choice, 12), Candidates((40, 20), 64, "random"), site=CHOICE_SITE, dose=-3.0
-    )
+    ground = pushed(choice, choice_sae(choice))
+    table = headroom_table(ground, letters(choice, 12), Candidates((40, 20), 64, "random"))
     lines = headroom(table, site=CHOICE_SITE, dose=-3.0, unit="relative", mask="none")
     assert lines.ceiling.estimate == lines.unsteered.estimate < 1
     assert lines.warnings() == (
@@ -85,10 +84,8 @@ def test_every_row_is_what_decoding_with_its_direction_alone_gives(
     prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:5], options_only=True, max_new_tokens=3)
     task.parse = _share_of_x  # type: ignore[method-assign]
     features, dose = (9, 41, 2, 30), 2.0 if unit == "relative" else 9.0
-    table = headroom_by_decoding(
-        tiny_llama, sae, prompts, Candidates(features, 64, "random"), site=SITE, dose=dose, unit=unit, randoms=3,
-        seed=5, batch_size=8,
-    )  # fmt: skip
+    ground = setting(tiny_llama, sae, dose=dose, unit=unit, seed=5, batch_size=8)
+    table = headroom_table(ground, prompts, Candidates(features, 64, "random"), randoms=3)
     length = float(sae.feature_stats.max_activation[list(features)].mean()) * dose
     noise = random_directions(sae, 5)
     sources = [StaticSource(sae, feature, dose, SITE, unit=unit) for feature in features]
@@ -108,23 +105,21 @@ def _share_of_x(item: Item, text: str, permutation: int = 0) -> Outcome:
     return Outcome(reward=reward, correct=None, answer=text)
 
 
-@pytest.mark.parametrize(("mask", "dose"), [(None, -2.0), ("current", 2.0)])
+@pytest.mark.parametrize(("mask", "dose"), [("none", -2.0), ("current", 2.0)])
 def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
-    tiny_llama: LanguageModel, sae: Standard, mask: str | None, dose: float
+    tiny_llama: LanguageModel, sae: Standard, mask: MaskKind, dose: float
 ) -> None:
     task = FirstLetter.load()
     prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:6], options_only=True)
-    kept = build_mask(mask, sae) if mask else None  # pyright: ignore[reportArgumentType]
-    expected = headroom_table(tiny_llama, sae, prompts, site=SITE, dose=dose, mask=kept, seed=3)
+    trials = Trials.of(setting(tiny_llama, sae, dose=dose, seed=3, mask=mask), prompts)
     every = Candidates(tuple(range(64)), 64, "random")
-    found = headroom_by_decoding(tiny_llama, sae, prompts, every, site=SITE, dose=dose, mask=kept, seed=3)
+    expected, found = (one.tables()[mask] for one in (trials, trials._replace(candidates={mask: every})))
     for name in ("reward", "random", "unsteered", "x", "strength"):
         one, other = getattr(found, name), getattr(expected, name)
         # Rows together and alone differ by float32 rounding of large x, also in codes that are close to 0.
         assert np.allclose(one, other, rtol=0, atol=2e-6 * max(1, np.abs(other).max())), name
-    assert (found.allowed is None and expected.allowed is None) or np.array_equal(found.allowed, expected.allowed)
-    about = {"site": SITE, "dose": dose, "unit": "relative", "mask": str(mask)}
-    one, other = headroom(found, **about), headroom(expected, **about)  # pyright: ignore[reportArgumentType]
+    assert np.array_equal(found.allowed, expected.allowed)
+    one, other = headroom(found, **trials.setting.about), headroom(expected, **trials.setting.about)
     for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "allowed_per_item"):
         assert getattr(one, name) == getattr(other, name), name
     assert not one.ceiling_is_lower_bound
@@ -133,10 +128,8 @@ def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
 
 def test_the_same_seed_gives_the_same_table_and_another_other_directions(choice: LanguageModel) -> None:
     def run(seed: int) -> np.ndarray:
-        table = headroom_by_decoding(
-            choice, choice_sae(choice), letters(choice, 8), Candidates((1, 50), 64, "random"), site=CHOICE_SITE,
-            dose=2.0, seed=seed, randoms=12,
-        )  # fmt: skip
+        ground = pushed(choice, choice_sae(choice), dose=2.0, seed=seed)
+        table = headroom_table(ground, letters(choice, 8), Candidates((1, 50), 64, "random"), randoms=12)
         return np.hstack([table.reward, table.random])
 
     assert np.array_equal(run(0), run(0))
@@ -159,18 +152,19 @@ def test_no_more_is_decoded_than_was_said_and_each_prompt_is_fed_once(
 
     monkeypatch.setattr(task_prompts, "decode", counted)
     cache, done = PromptCache(choice), []
-    headroom_by_decoding(
-        choice, choice_sae(choice), letters(choice, 5), Candidates((1, 50, 51), 64, "random"), site=CHOICE_SITE,
-        dose=2.0, randoms=2, batch_size=4, prompt_cache=cache, progress=done.append,
-    )  # fmt: skip
-    plan = DecodingPlan(5, 3, 2, 1, LENGTH)
-    assert (plan.answers, plan.tokens) == (30, 120)
-    assert decoded_tokens == plan.tokens  # no answer ends early: there are only letters
-    assert sum(done) == plan.answers
+    ground = pushed(choice, choice_sae(choice), dose=2.0, batch_size=4, prompt_cache=cache)
+    trials = Trials.of(ground, letters(choice, 5), rule="random")._replace(
+        candidates={"none": Candidates((1, 50, 51), 64, "random")}
+    )
+    trials.tables(done.append)
+    assert trials.answers(1) == 35
+    assert decoded_tokens == 35 * LENGTH  # no answer ends early: there are only letters
+    assert sum(done) == pytest.approx(5)  # items
+    assert len(done) == -(-35 // 4)
     assert cache.computed == len({prompt[:-1] for prompt in letters(choice, 5).ids}) > 1
-    assert plan.describe() == (
-        "up to 120 tokens will be decoded: 30 answers of up to 4 tokens (5 items without an edit, with 3 features and "
-        "with 2 random directions, at 1 dose)"
+    assert trials.describe(2) == (
+        "up to 280 tokens will be decoded: 70 answers of up to 4 tokens (5 items without an edit, with 3 features and "
+        "with 3 random directions, at 2 doses)"
     )
 
 
@@ -186,15 +180,16 @@ def test_activations_behind_a_cache_are_those_of_whole_prompts(tiny_llama: Langu
 
 def test_rules_order_the_features_that_fire_and_masks_take_the_first(tiny_llama: LanguageModel, sae: Standard) -> None:
     sae.feature_stats = statistics(64)
-    order = candidate_order(tiny_llama, sae, "top-confidence", site=SITE)
+    ground, second = setting(tiny_llama, sae, seed=1), setting(tiny_llama, sae, seed=2)
+    order = candidate_order(ground, "top-confidence")
     table = rank(tiny_llama, sae, "delta-confidence", site=SITE)
     score = dict(zip(table.feature.tolist(), np.asarray(table.score).tolist(), strict=True))
     assert [score[f] for f in order] == sorted(score.values(), reverse=True)
-    drawn = candidate_order(tiny_llama, sae, "random", site=SITE, seed=1)
+    drawn = candidate_order(ground, "random")
     live = [feature for feature in range(64) if feature % 4]
     assert sorted(order) == sorted(drawn) == live
-    assert drawn not in (live, candidate_order(tiny_llama, sae, "random", site=SITE, seed=2))
-    assert drawn == candidate_order(tiny_llama, sae, "random", site=SITE, seed=1)
+    assert drawn not in (live, candidate_order(second, "random"))
+    assert drawn == candidate_order(ground, "random")
     allowed = np.zeros((3, 64), dtype=bool)
     allowed[0, [6, 8]] = allowed[2, [6, 33]] = True  # 8 never fires
     found = first_allowed(order, 5, allowed, rule="top-confidence", mask="current", site=SITE)
@@ -203,19 +198,17 @@ def test_rules_order_the_features_that_fire_and_masks_take_the_first(tiny_llama:
 
 
 def test_lines_of_a_mask_are_drawn_from_its_own_candidates(choice: LanguageModel) -> None:
-    table = headroom_by_decoding(
-        choice, choice_sae(choice), letters(choice, 6), Candidates((40, 3, 20), 64, "random"), site=CHOICE_SITE,
-        dose=-3.0,
-    )  # fmt: skip
-    own = table.under(Candidates((20, 40), 64, "random"))
+    ground, rng = pushed(choice, choice_sae(choice)), np.random.default_rng(0)
+    table = headroom_table(ground, letters(choice, 6), Candidates((40, 3, 20), 64, "random"))
+    allowed = rng.random((6, 64)) < 0.5
+    own = table.under(Candidates((20, 40), 64, "random"), allowed)
+    assert np.array_equal(own.allowed, allowed[:, [20, 40]])
     assert np.array_equal(own.reward, table.reward[:, [2, 0]])
     assert np.array_equal(own.random, table.random[:, :2])
     assert np.array_equal(own.strength, table.strength[:, [2, 0]])
 
 
 def test_bad_counts_masks_and_missing_statistics_are_said(tiny_llama: LanguageModel, sae: Standard) -> None:
-    with pytest.raises(UserError, match="features 0: at least one must be tried; give 1 or more"):
-        check_count(0)
     with pytest.raises(UserError, match="features 65: the SAE has 64; give at most 64"):
         first_allowed([1], 65, np.ones((2, 64), dtype=bool), rule="random", mask="none", site=SITE)
     with pytest.raises(NothingAllowedError) as caught:
@@ -225,7 +218,7 @@ def test_bad_counts_masks_and_missing_statistics_are_said(tiny_llama: LanguageMo
         "items; choose another mask, or an SAE trained at this site of this model"
     )
     with pytest.raises(UserError, match="the order by delta-confidence: the SAE comes without feature statistics"):
-        candidate_order(tiny_llama, sae, "top-confidence", site=SITE)
+        candidate_order(setting(tiny_llama, sae), "top-confidence")
 
 
 def test_a_task_may_reward_with_whole_numbers(tiny_llama: LanguageModel) -> None:

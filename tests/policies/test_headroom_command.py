@@ -16,8 +16,9 @@ from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies import headroom_command as module
-from trimtab.policies.headroom_command import HeadroomConfig, HeadroomResult, run_headroom
+from trimtab.policies.headroom import command as module
+from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
+from trimtab.policies.headroom.result import HeadroomResult
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_all_features_leave_no_lower_bound(sae: Standard) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": 0}, "features 0: at least one must be tried; give 1 or more"),
+        ({"features": 0}, "features 0: it must be at least 1; change it"),
         ({"features": 65}, "features 65: the SAE has 64; give at most 64"),
         ({"features": 5, "max_new_tokens": 1},
          "features 5: answers of letters are one token, and every feature is tried; leave it out"),
@@ -161,7 +162,6 @@ def test_a_mask_that_allows_nothing_is_refused_before_anything_is_tried(
     sae: Standard, tokens: int, mask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae.b_enc.data.fill_(-1e6)
-    for name in ("headroom_table", "headroom_by_decoding"):
-        monkeypatch.setattr(module, name, lambda *_a, **_k: pytest.fail("tried"))
+    monkeypatch.setattr(module, "try_features", lambda *_a, **_k: pytest.fail("tried"))
     with pytest.raises(UserError, match=f"mask {mask}: it allows no live feature at resid_post.3.*any of 6"):
         run_headroom(config(max_new_tokens=tokens, masks=("none", mask)))

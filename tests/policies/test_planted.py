@@ -25,7 +25,7 @@ from planted_truths import (
 
 from trimtab.dictionaries import Standard
 from trimtab.lm import EditRequest, LanguageModel
-from trimtab.policies import ppo, rollout, setup_headroom, source, train
+from trimtab.policies import ppo, rollout, source, train
 from trimtab.policies.analyses import branch_points, critic, forks
 from trimtab.policies.networks import ObservationNormaliser, Policy
 from trimtab.policies.rollout import Rollouts
@@ -256,23 +256,23 @@ def count_ties_as_told(patch: Patch) -> None:
 
 def count_what_is_equal_as_helped(patch: Patch) -> None:
     """An action that leaves the reward as it was counts as one that helps."""
-    original = setup_headroom.headroom_table
+    original = critic.own_headroom
 
     def table(*args: Any, **options: Any) -> Any:
         found = original(*args, **options)
         return found._replace(reward=found.reward + 1e-3)
 
-    patch.setattr(setup_headroom, "headroom_table", table)
+    patch.setattr(critic, "own_headroom", table)
 
 
 def try_no_action(patch: Patch) -> None:
-    original = setup_headroom.headroom_table
+    original = critic.own_headroom
 
     def table(*args: Any, **options: Any) -> Any:
         found = original(*args, **options)
         return found._replace(reward=np.repeat(found.unsteered[:, None], found.reward.shape[1], 1))
 
-    patch.setattr(setup_headroom, "headroom_table", table)
+    patch.setattr(critic, "own_headroom", table)
 
 
 def one_in_a_thousand(case: Case) -> None:

@@ -11,7 +11,7 @@ import pytest
 from trimtab.errors import UserError
 from trimtab.lm import ModelConfig
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
+from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
 from trimtab.policies.setup import Setup
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from trimtab.policies.headroom import HeadroomTable, headroom
-from trimtab.policies.headroom_command import HeadroomResult
+from trimtab.policies.headroom.candidates import Candidates
+from trimtab.policies.headroom.lines import headroom
+from trimtab.policies.headroom.result import HeadroomResult
+from trimtab.policies.headroom.table import HeadroomTable
 
 SITES = ("resid_post.15", "resid_post.22")
 
@@ -23,7 +25,10 @@ def shown(what: RenderableType, width: int) -> str:
 def result(*sites: str) -> HeadroomResult:
     reward = np.random.default_rng(0).integers(0, 2, (20, 8)).astype(np.float32)
     zeros = np.zeros((20, 8), dtype=np.float32)
-    table = HeadroomTable(reward=reward, random=zeros, unsteered=zeros[:, 0], x=zeros, strength=zeros, allowed=None)
+    table = HeadroomTable(
+        reward=reward, random=zeros, unsteered=zeros[:, 0], x=zeros, strength=zeros,
+        allowed=np.ones((20, 8), dtype=bool), candidates=Candidates.all(8),
+    )  # fmt: skip
     lines = tuple(
         headroom(table, site=site, dose=0.5, unit="relative", mask=mask)
         for site in sites

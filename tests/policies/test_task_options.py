@@ -20,7 +20,7 @@ from trimtab.policies.analyses.command import AnalyzeConfig, analyze_policy
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
+from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import train_policy

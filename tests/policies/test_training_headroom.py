@@ -11,15 +11,16 @@ import torch
 from first_letter import FirstLetter
 from first_letter_training import letter_config, train
 
+from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.policies import training_headroom as module
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.headroom import headroom, headroom_table
-from trimtab.policies.headroom_by_decoding import headroom_by_decoding, last_prompt_activations
-from trimtab.policies.headroom_candidates import Candidates, candidate_order
+from trimtab.policies.headroom import training as module
+from trimtab.policies.headroom.candidates import Candidates, candidate_order
+from trimtab.policies.headroom.lines import headroom
+from trimtab.policies.headroom.table import headroom_table
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import CHECKPOINTS, fit
 from trimtab.runs import Run
@@ -29,6 +30,11 @@ from trimtab.training.checkpoint import latest_checkpoint
 def small(run: Path, **settings: object) -> PolicyConfig:
     values: dict[str, object] = {"mask": "current", "iterations": 1, "items_per_iteration": 6, "repeats": 2}
     return letter_config(run, **(values | settings))
+
+
+def firing(setup: Setup, prompts: TaskPrompts) -> np.ndarray:
+    x = last_prompt_activations(setup.model, prompts, setup.site)
+    return (setup.dictionary.encode(torch.from_numpy(x)) > 0).numpy()
 
 
 def test_lines_are_those_of_validation_items_and_change_nothing(
@@ -42,10 +48,11 @@ def test_lines_are_those_of_validation_items_and_change_nothing(
     assert not (tmp_path / "plain/headroom.json").exists()
     (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
-    table = headroom_table(
-        tiny_llama, sae, setup.prompts("validation", 5), site=setup.site, dose=2.0, mask=setup.fresh_mask()
+    few = setup.prompts("validation", 5)
+    table = headroom_table(setup, few)
+    found = headroom(
+        table._replace(allowed=firing(setup, few)), site=str(setup.site), dose=2.0, unit="relative", mask="current"
     )
-    found = headroom(table, site=str(setup.site), dose=2.0, unit="relative", mask="current")
     assert line["items"] == 5
     for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "readout"):
         assert line[name]["estimate"] == getattr(found, name).estimate, name
@@ -66,7 +73,7 @@ def test_what_cannot_be_measured_stops_training_only_if_it_was_asked_for(
     def refuse(*_args: object, **_options: object) -> None:
         raise UserError("layer 2", "it cannot be called alone", "use another model")
 
-    monkeypatch.setattr(module, "setup_headroom", refuse)
+    monkeypatch.setattr(module, "own_headroom", refuse)
     done = train(tiny_llama, sae, small(tmp_path / "default"))
     assert "headroom was not measured: it cannot be called alone" in done.warnings
     with pytest.raises(UserError, match="layer 2: it cannot be called alone"):
@@ -106,7 +113,7 @@ def test_lines_are_measured_once_and_their_warnings_are_kept(
     config = small(tmp_path / "run", headroom_items=2)
     with Run.open(tmp_path / "run", "policy train", config) as run:
         (run.path / "headroom.json").write_text(json.dumps({"lines": [{"warnings": ["nothing to learn: so"]}]}))
-        monkeypatch.setattr(module, "setup_headroom", lambda *_a, **_k: pytest.fail("measured again"))
+        monkeypatch.setattr(module, "own_headroom", lambda *_a, **_k: pytest.fail("measured again"))
         done = fit(Setup.with_parts(config, tiny_llama, sae, FirstLetter.load()), run)
         assert run.record_dict["hides_text"] is False
     assert "nothing to learn: so" in done.warnings
@@ -117,16 +124,21 @@ def test_longer_answers_are_decoded_with_some_features(
 ) -> None:
     config = small(tmp_path / "run", headroom_items=3, max_new_tokens=2, mask="current")
     train(tiny_llama, sae, config)
-    assert "trimtab: headroom: up to " in capsys.readouterr().err
+    assert "trimtab: headroom at resid_post.1: up to " in capsys.readouterr().err
     (line,) = json.loads((tmp_path / "run/headroom.json").read_text())["lines"]
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
     few = setup.prompts("validation", 3)
-    x = last_prompt_activations(tiny_llama, few, setup.site)
-    fires = (sae.encode(torch.from_numpy(x)) > 0).numpy()
-    order = [f for f in candidate_order(tiny_llama, sae, "random", site=setup.site) if fires[:, f].any()]
+    fires = firing(setup, few)
+    order = [feature for feature in candidate_order(setup, "random") if fires[:, feature].any()]
     candidates = Candidates(tuple(order[:48]), 64, "random")
-    table = headroom_by_decoding(tiny_llama, sae, few, candidates, site=setup.site, dose=2.0, mask=setup.fresh_mask())
-    found = headroom(table, site=str(setup.site), dose=2.0, unit="relative", mask="current")
+    table = headroom_table(setup, few, candidates)
+    found = headroom(
+        table._replace(allowed=fires[:, list(candidates.features)]),
+        site=str(setup.site),
+        dose=2.0,
+        unit="relative",
+        mask="current",
+    )
     for name in ("unsteered", "ceiling", "random_ceiling", "static", "most_active", "readout"):
         assert line[name]["estimate"] == getattr(found, name).estimate, name
     assert (line["features"], line["of_features"], line["candidates"]) == (len(candidates.features), 64, "random")

@@ -19,7 +19,7 @@ class PolicyReportConfig:
 
 def policy_headroom() -> Job:
     """measure what one edit could gain on a task, before training a policy"""
-    from trimtab.policies.headroom_command import HeadroomConfig, run_headroom
+    from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
 
     return Job(HeadroomConfig, run_headroom, example="--task ioi-mixture --dose 0.5 1 --masks none accumulated")
 

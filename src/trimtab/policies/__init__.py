@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from trimtab.policies.config import PolicyConfig
     from trimtab.policies.evaluate import evaluate_policy
     from trimtab.policies.evaluate_config import EvaluateConfig
-    from trimtab.policies.headroom import Headroom, HeadroomTable, headroom_table
-    from trimtab.policies.headroom_command import HeadroomConfig, HeadroomResult, run_headroom
+    from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
+    from trimtab.policies.headroom.result import Headroom, HeadroomResult
+    from trimtab.policies.headroom.table import HeadroomTable, headroom_table
     from trimtab.policies.networks import Policy
     from trimtab.policies.ppo import PPOConfig
     from trimtab.policies.rollout import Rollouts, roll_out
@@ -58,8 +59,9 @@ _PLACES = {
     "config": ("PolicyConfig",),
     "evaluate": ("evaluate_policy",),
     "evaluate_config": ("EvaluateConfig",),
-    "headroom": ("Headroom", "HeadroomTable", "headroom_table"),
-    "headroom_command": ("HeadroomConfig", "HeadroomResult", "run_headroom"),
+    "headroom.command": ("HeadroomConfig", "run_headroom"),
+    "headroom.result": ("Headroom", "HeadroomResult"),
+    "headroom.table": ("HeadroomTable", "headroom_table"),
     "networks": ("Policy",),
     "ppo": ("PPOConfig",),
     "rollout": ("Rollouts", "roll_out"),

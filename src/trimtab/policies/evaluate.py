@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ from trimtab.errors import UserError
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.evaluation_traces import write_traces
 from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
-from trimtab.policies.headroom import chosen_features
-from trimtab.policies.setup_headroom import setup_headroom
+from trimtab.policies.headroom.lines import chosen_features
+from trimtab.policies.headroom.trials import own_headroom
 from trimtab.policies.trained import TrainedRun, open_trained, setting_of
 from trimtab.runs import Run, config_dict, read_record, write_json
 from trimtab.runs.record import RECORD_NAME
@@ -153,8 +154,8 @@ def _choose(entries: Sequence[TrainedRun], replicates: Sequence[Replicate], conf
         validation = replicates[0].validation.prompts
         few = validation.take(range(min(config.headroom_items, len(validation))))
         try:
-            table = setup_headroom(setup, few, count=config.headroom_features, masked=False)
-            candidates["headroom"] = [feature for feature, _ in chosen_features(table, 4 * config.finalists)]
+            table = own_headroom(replace(setup, mask="none"), few, count=config.headroom_features)
+            candidates["headroom"] = chosen_features(table, 4 * config.finalists)
         except UserError as error:
             missing["the best features of the headroom as the static one"] = f"{error.what}: {error.why}"
             candidates["headroom"] = []

@@ -9,7 +9,7 @@ from trimtab.control.adapter import AdapterPositions
 from trimtab.control.arm import find_kind
 from trimtab.errors import UserError
 from trimtab.policies.arms import control_names
-from trimtab.policies.headroom_candidates import COUNT, check_count
+from trimtab.policies.headroom.candidates import COUNT
 from trimtab.runs import check_choices, check_least, check_values
 
 
@@ -81,9 +81,8 @@ class EvaluateConfig:
         check_choices(self)
         for name in self.controls:
             find_kind(name)
-        check_least(self, 1, "kl_items", "finalists", "draws", "train_items", "lora_rank", "items")
+        check_least(self, 1, "kl_items", "finalists", "draws", "train_items", "lora_rank", "items", "headroom_features")
         check_least(self, 0, "skip", "used", "sample", "headroom_items", "vector_steps", "lora_steps")
-        check_count(self.headroom_features)
         check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance")
         if not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")

@@ -22,12 +22,12 @@ from torch import Tensor
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
+from trimtab.policies.headroom.training import training_headroom
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import Learner, UpdateReport
 from trimtab.policies.rollout import Rollouts, roll_out
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import Decisions
-from trimtab.policies.training_headroom import training_headroom
 from trimtab.runs import Meter, Run
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint

@@ -18,7 +18,7 @@ from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import evaluate_policy
 from trimtab.policies.evaluate_config import EvaluateConfig
 from trimtab.policies.files import EVALUATION_FILE
-from trimtab.policies.headroom_candidates import NothingAllowedError
+from trimtab.policies.headroom.candidates import NothingAllowedError
 from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import train_policy

@@ -21,7 +21,7 @@ from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, lay
 from trimtab.policies.analyses.ledger import Ledger, feature_ledger
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.rendering import rendered
-from trimtab.policies.headroom_candidates import COUNT, check_count
+from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.reading import read_policy_config
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.policies.trained import TrainedRun, open_trained
@@ -95,10 +95,8 @@ class AnalyzeConfig:
         check_choices(self)
         check_least(
             self, 1, "items", "branch_items", "branch_tokens", "branch_candidates", "branch_draws", "critic_steps",
-            "headroom_items", "layer_items", "text_rows", "live_sample",
+            "headroom_items", "headroom_features", "layer_items", "text_rows", "live_sample",
         )  # fmt: skip
-        if self.headroom_features is not None:
-            check_count(self.headroom_features)
         check_least(self, 0, "ablated", "contexts")
         check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance", "false_discovery_rate")
         if not self.parts or not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):

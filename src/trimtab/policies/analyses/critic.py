@@ -8,7 +8,7 @@ items, its penalty chosen by leave-one-out error among those.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -19,8 +19,8 @@ from sklearn.model_selection import StratifiedKFold
 from trimtab.errors import UserError
 from trimtab.policies.analyses.diagnosis import Diagnosis, diagnose
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, as_numpy, right, spread
-from trimtab.policies.headroom_candidates import COUNT
-from trimtab.policies.setup_headroom import setup_headroom
+from trimtab.policies.headroom.candidates import COUNT
+from trimtab.policies.headroom.trials import own_headroom
 from trimtab.stats import Interval, best_of_some, bootstrap_statistic, wilson_interval
 
 GROUPS = ("correct", "corrected", "misguided", "incorrect")
@@ -193,16 +193,17 @@ def helped_by_headroom(rollouts: PolicyRollouts, *, items: int = 24, features: i
     if not wrong:
         return Helped(None, None, "no answer is wrong with and without the policy")
     try:
-        table = setup_headroom(rollouts.setup, rollouts.prompts.take(wrong), count=features, seed=seed)
+        table = own_headroom(replace(rollouts.setup, seed=seed), rollouts.prompts.take(wrong), count=features)
     except UserError as error:
         return Helped(None, None, f"not measured: {error.why}")
     own = rollouts.outcomes
     reached = np.array([own[i].reward for i in wrong]) + 1e-6
-    helps = np.where(table.open, table.reward, -np.inf).max(1) > reached
+    helps = np.where(table.allowed, table.reward, -np.inf).max(1) > reached
     helping = (table.random > reached[:, None]).astype(np.float64)
     random = best_of_some(helping, table.random_counts).clip(max=1)
     tried = "every feature that the mask allows"
-    if table.candidates is not None:
+    some = table.scheme == "every answer token"
+    if some:
         tried = (
             f"those that the mask allows of {len(table.candidates.features)} features ({table.candidates.rule}), each "
             "held over the whole answer"
@@ -211,7 +212,7 @@ def helped_by_headroom(rollouts: PolicyRollouts, *, items: int = 24, features: i
         wilson_interval(int(helps.sum()), len(wrong)),
         wilson_interval(float(random.sum()), len(wrong)),
         f"{tried}, on {len(wrong)} items that are wrong with and without the policy",
-        lower_bound=table.candidates is not None,
+        lower_bound=some,
     )
 
 

@@ -6,14 +6,14 @@ import json
 
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
-from trimtab.policies.headroom import headroom
-from trimtab.policies.headroom_candidates import NothingAllowedError
-from trimtab.policies.headroom_command import HeadroomResult
+from trimtab.policies.files import HEADROOM_FILE
+from trimtab.policies.headroom.candidates import NothingAllowedError
+from trimtab.policies.headroom.lines import headroom
+from trimtab.policies.headroom.result import HeadroomResult
+from trimtab.policies.headroom.trials import allowed_at_first, own_headroom, with_own_caches
 from trimtab.policies.setup import Setup
-from trimtab.policies.setup_headroom import allowed_by, setup_headroom
-from trimtab.runs import Run, json_safe, write_json
+from trimtab.runs import Run, write_json
 
-HEADROOM_FILE = "headroom.json"
 PROMPTS_TOGETHER = 16
 ITEMS = 8
 """Items for one-token answers, if nothing else was asked for."""
@@ -47,35 +47,31 @@ def training_headroom(setup: Setup, run: Run, validation: TaskPrompts) -> tuple[
         return warnings
     path = run.file(HEADROOM_FILE)
     if not path.exists():
-        few = validation.take(range(min(wanted, len(validation))))
         try:
-            table = setup_headroom(setup, few)
+            table = own_headroom(setup, validation.take(range(min(wanted, len(validation)))))
         except UserError as error:
             if config.headroom_items is not None and not isinstance(error, NothingAllowedError):
                 raise
             return (*warnings, f"headroom was not measured: {error.why}")
-        line = headroom(
-            table, site=str(setup.site), dose=config.dose, unit=config.unit, mask=config.mask, seed=config.seed
-        )
         result = HeadroomResult(
-            task=setup.task.name, model=setup.model.name, split="validation", lines=(line,),
-            task_option=config.task_option, judge=config.judge,
+            task=setup.task.name, model=setup.model.name, split="validation", task_option=config.task_option,
+            judge=config.judge, lines=(headroom(table, **setup.about, seed=setup.seed),),
         )  # fmt: skip
-        write_json(path, json_safe(result.to_json()))
+        write_json(path, result.to_json())
     lines = json.loads(path.read_text(encoding="utf-8"))["lines"]
     return tuple(dict.fromkeys([*warnings, *(warning for line in lines for warning in line["warnings"])]))
 
 
 def _mask_warnings(setup: Setup, validation: TaskPrompts) -> tuple[str, ...]:
     """Whether the mask allows anything where answers begin; items are looked at until one says so."""
-    kind = setup.config.mask
-    if kind not in ("current", "accumulated"):  # the others are lists, which are never empty
+    if setup.mask not in ("current", "accumulated"):  # the others are lists, which are never empty
         return ()
+    apart = with_own_caches(setup)
     for start in range(0, len(validation), PROMPTS_TOGETHER):
         few = validation.take(range(start, min(start + PROMPTS_TOGETHER, len(validation))))
-        if allowed_by(setup, few).any():
+        if allowed_at_first(apart, few).any():
             return ()
-    nothing = NothingAllowedError(kind, setup.site, len(validation))
+    nothing = NothingAllowedError(setup.mask, setup.site, len(validation))
     if validation.max_new_tokens == 1:
         raise nothing
     return (f"{nothing.what}: {nothing.why}",)
