@@ -21,12 +21,10 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.compare import SETTINGS, CompareConfig, RunComparison, compare_runs
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
-from trimtab.policies.evaluate import evaluate
-from trimtab.policies.evaluate_config import EvaluateConfig
-from trimtab.policies.reading import read_policy_config
+from trimtab.policies.evaluate import EvaluateConfig, evaluate
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import fit, load_policy
-from trimtab.policies.trained import TrainedRun
+from trimtab.policies.trained import TrainedRun, read_policy_config
 from trimtab.runs import Run
 
 MASKS = ("none", "current")

@@ -22,13 +22,11 @@ from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.evaluate import evaluate, evaluate_policy
-from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluate import EvaluateConfig, evaluate, evaluate_policy
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
-from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
-from trimtab.policies.trained import TrainedRun
+from trimtab.policies.trained import TrainedRun, read_policy_config
 from trimtab.runs import Run, config_dict, read_record, read_typed
 from trimtab.steering import Trace
 from trimtab.tasks import Companion, Outcome, Task

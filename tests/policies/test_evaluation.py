@@ -21,8 +21,7 @@ from trimtab.control.tables import gain_line
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import EditLog, LanguageModel
-from trimtab.policies.evaluate import evaluate
-from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluate import EvaluateConfig, evaluate
 from trimtab.stats import bootstrap_mean, crossed_mean
 from trimtab.tasks import Item, Outcome
 

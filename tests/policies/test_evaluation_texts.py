@@ -16,8 +16,7 @@ from trimtab.errors import UserError
 from trimtab.judges import Verdict
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.evaluate import evaluate
-from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluate import EvaluateConfig, evaluate
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.policies.trained import TrainedRun

@@ -18,12 +18,11 @@ from trimtab.judges import Judge, make_judge
 from trimtab.lm import LanguageModel, ModelConfig
 from trimtab.policies.analyses.command import AnalyzeConfig, analyze_policy
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.evaluate import evaluate_policy
-from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
 from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
-from trimtab.policies.reading import read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import train_policy
+from trimtab.policies.trained import read_policy_config
 from trimtab.runs import config_dict, read_record
 from trimtab.tasks import config as task_config
 

@@ -14,17 +14,16 @@ import torch
 from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, load_dictionary, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch, capture
-from trimtab.studies import DemoConfig, DemoPolicyConfig, demo_policy, run_whole_demo
+from trimtab.studies import DemoConfig, demo_policy, run_whole_demo
 from trimtab.studies.demo import DemoResult
 
 SITE = "resid_post.1"
-SIZES = DemoPolicyConfig(
+SMALL = replace(
+    demo_policy.POLICY,
     task="first_letter:FirstLetter",
-    mask="accumulated",
     headroom_items=2,
     train_items=8,
     validation_items=4,
-    test_items=6,
     iterations=2,
     initial_no_edit=0.0,
 )
@@ -62,14 +61,14 @@ def config(
 def test_the_policy_stands_beside_its_controls_and_is_read_back(
     config: DemoConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run_whole_demo(config, SIZES)
+    whole = run_whole_demo(config, SMALL, 6)
     assert whole.policy is not None
     found = whole.to_json()["policy"]
     assert {"unsteered", "policy", "static", "random at equal dose"} <= set(found["reward"])
     assert found["items"] == 6
     assert "policy − this" in whole.render()
     monkeypatch.setattr(demo_policy, "evaluate_policy", None)  # not called again
-    again = run_whole_demo(config, SIZES)
+    again = run_whole_demo(config, SMALL, 6)
     assert again.policy is not None
     assert again.policy.to_json() == whole.policy.to_json()
 
@@ -85,7 +84,7 @@ def test_an_sae_of_which_nothing_may_be_chosen_leaves_the_part_out(config: DemoC
     sae = load_dictionary(config.sae)
     sae.b_enc.data.fill_(-1e6)
     save_dictionary(sae, config.sae)
-    whole = run_whole_demo(config, SIZES)
+    whole = run_whole_demo(config, SMALL, 6)
     assert whole.policy is None
     assert "no policy: mask accumulated: it allows no live feature at resid_post.1" in whole.render()
 
@@ -104,11 +103,11 @@ def test_any_other_mistake_is_no_reason_to_leave_the_part_out(
 
     monkeypatch.setattr(demo_policy, part, fills_up)
     with pytest.raises(UserError, match=r"cannot write .*: the disk is full; free some space or write elsewhere"):
-        run_whole_demo(config, SIZES)
+        run_whole_demo(config, SMALL, 6)
     monkeypatch.setattr(demo_policy, part, real)
-    assert run_whole_demo(config, SIZES).policy is not None
+    assert run_whole_demo(config, SMALL, 6).policy is not None
     with pytest.raises(UserError, match="iterations was 2 and is now 3"):
-        run_whole_demo(config, replace(SIZES, iterations=3))
+        run_whole_demo(config, replace(SMALL, iterations=3))
 
 
 def _raiser(error: Exception) -> Callable[..., None]:

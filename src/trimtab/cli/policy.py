@@ -41,8 +41,7 @@ def policy_train() -> Job:
 def policy_evaluate() -> Job:
     """show trained policies beside their controls, on items that chose nothing"""
     from trimtab.control.comparison import Comparison
-    from trimtab.policies.evaluate import evaluate_policy
-    from trimtab.policies.evaluate_config import EvaluateConfig
+    from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
     from trimtab.report import write_report
 
     def run(config: EvaluateConfig) -> Comparison:

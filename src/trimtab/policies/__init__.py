@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
     from trimtab.policies.compare import CompareConfig, RunComparison, compare_runs
     from trimtab.policies.config import PolicyConfig
-    from trimtab.policies.evaluate import evaluate_policy
-    from trimtab.policies.evaluate_config import EvaluateConfig
+    from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
     from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
     from trimtab.policies.headroom.result import Headroom, HeadroomResult
     from trimtab.policies.headroom.table import HeadroomTable, headroom_table
@@ -57,8 +56,7 @@ _PLACES = {
     "analyses.command": ("AnalyzeConfig", "PolicyAnalysis", "analyze_policy"),
     "compare": ("CompareConfig", "RunComparison", "compare_runs"),
     "config": ("PolicyConfig",),
-    "evaluate": ("evaluate_policy",),
-    "evaluate_config": ("EvaluateConfig",),
+    "evaluate": ("EvaluateConfig", "evaluate_policy"),
     "headroom.command": ("HeadroomConfig", "run_headroom"),
     "headroom.result": ("Headroom", "HeadroomResult"),
     "headroom.table": ("HeadroomTable", "headroom_table"),

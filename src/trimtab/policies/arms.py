@@ -10,7 +10,7 @@ import torch
 
 from trimtab.control import arms  # registers what the shuffled policy stands among
 from trimtab.control.answers import Answers, ItemSet
-from trimtab.control.arm import ARM_KINDS, Arm, ArmKind, Choosing, answers_under, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, answers_under, register
 from trimtab.control.arms.random import draw_seed
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
@@ -62,11 +62,6 @@ class Shuffled(ArmKind):
 
 
 register(Shuffled, before=arms.Vector.name)
-
-
-def control_names() -> tuple[str, ...]:
-    """What may stand beside a policy, in the order in which it is shown."""
-    return tuple(ARM_KINDS)
 
 
 def shuffled_table(dictionary: Dictionary, seed: int) -> DirectionTable:

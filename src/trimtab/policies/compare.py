@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -137,14 +137,6 @@ class RunComparison:
         return Group(table, *(Text(f"warning: {warning}") for warning in self.warnings))
 
 
-class _Evaluated(NamedTuple):
-    split: str
-    rewards: list[float]
-    reward: float
-    unsteered: float | None
-    kl: float | None
-
-
 def compare_runs(config: CompareConfig) -> RunComparison:
     """Read runs and put them side by side.
 
@@ -176,31 +168,24 @@ def _compared(path: Path, record: Mapping[str, Any], places: Sequence[Path]) -> 
     metrics = read_metrics(path)
     kept, choices = _kept(metrics)
     evaluated = next(filter(None, (_evaluated(path, config["seed"], place) for place in (path, *places))), None)
-    if evaluated is None:
-        split, items = "validation", len(record["splits"].get("validation", ())) or None
-        reward, unsteered = kept.get("validation/reward"), results.get("unsteered_validation_reward")
-        kl, interval = choices.get("kl_unsteered"), None
-    else:
-        split, reward, unsteered, kl = evaluated.split, evaluated.reward, evaluated.unsteered, evaluated.kl
-        items = len(evaluated.rewards) or None
-        interval = bootstrap_mean(evaluated.rewards) if evaluated.rewards else None
+    validated = {
+        "split": "validation",
+        "items": len(record["splits"].get("validation", ())) or None,
+        "reward": kept.get("validation/reward"),
+        "interval": None,
+        "unsteered": results.get("unsteered_validation_reward"),
+        "kl": choices.get("kl_unsteered"),
+    }
     return ComparedRun(
         run=str(path),
         status=record["status"],
         settings={name: _setting(config.get(name)) for name in SETTINGS},
-        split=split,
-        items=items,
-        reward=reward,
-        interval=interval,
-        unsteered=unsteered,
         checkpoint=kept.get("step"),
-        effective_features=choices.get("effective_features"),
-        allowed=choices.get("allowed"),
-        no_edit_share=choices.get("no_edit_share"),
-        kl=kl,
         headroom=_inside(path, config),
         iterations=max((line["step"] for line in metrics), default=0),
         seconds=results.get("seconds"),
+        **{name: choices.get(name) for name in ("effective_features", "allowed", "no_edit_share")},
+        **(evaluated or validated),
     )
 
 
@@ -224,8 +209,8 @@ def _kept(metrics: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapp
     return kept, found
 
 
-def _evaluated(path: Path, seed: int, place: Path) -> _Evaluated | None:
-    """What an evaluation that lies in a directory says of a run; None if it is not about it."""
+def _evaluated(path: Path, seed: int, place: Path) -> dict[str, Any] | None:
+    """What an evaluation that lies in a directory says of a run, by fields; None if it is not about it."""
     evaluation = read_json(place / EVALUATION_FILE)
     if evaluation is None:
         return None
@@ -239,14 +224,14 @@ def _evaluated(path: Path, seed: int, place: Path) -> _Evaluated | None:
     result = evaluation["result"]
     arms = {arm["label"]: arm for arm in result["arms"]}
     rewards, kls = _items(place / ITEMS_FILE, result, seed)
-    by_seed = arms["policy"]["by_seed"][evaluation["seeds"].index(seed)]
-    return _Evaluated(
-        split=result["split"],
-        rewards=rewards,
-        reward=float(np.mean(rewards)) if rewards else by_seed,
-        unsteered=arms["unsteered"]["reward"]["estimate"] if "unsteered" in arms else None,
-        kl=float(np.mean(kls)) if kls else None,
-    )
+    return {
+        "split": result["split"],
+        "items": len(rewards) or None,
+        "reward": float(np.mean(rewards or arms["policy"]["by_seed"][evaluation["seeds"].index(seed)])),
+        "interval": bootstrap_mean(rewards) if rewards else None,
+        "unsteered": arms["unsteered"]["reward"]["estimate"] if "unsteered" in arms else None,
+        "kl": float(np.mean(kls)) if kls else None,
+    }
 
 
 def _items(path: Path, result: Mapping[str, Any], seed: int) -> tuple[list[float], list[float]]:
@@ -264,18 +249,17 @@ def _items(path: Path, result: Mapping[str, Any], seed: int) -> tuple[list[float
 def _inside(path: Path, config: Mapping[str, Any]) -> InsideMask | None:
     """Headroom inside the run's own mask and at its dose, if it was measured."""
     measured = read_json(path / HEADROOM_FILE) or {"lines": []}
-    own = ("mask", "dose", "unit")
-    for line in measured["lines"]:
-        if all(line[name] == config[name] for name in own):
-            values = {name: line[name]["estimate"] for name in ("unsteered", "static", "ceiling")}
-            return InsideMask(
-                split=measured["split"],
-                items=line["items"],
-                over_static=line["over_static"],
-                lower_bound=line.get("ceiling_is_lower_bound", False),
-                **values,
-            )
-    return None
+    own = [line for line in measured["lines"] if all(line[name] == config[name] for name in ("mask", "dose", "unit"))]
+    if not own:
+        return None
+    line = own[0]
+    return InsideMask(
+        split=measured["split"],
+        items=line["items"],
+        over_static=line["over_static"],
+        lower_bound=line.get("ceiling_is_lower_bound", False),
+        **{name: line[name]["estimate"] for name in ("unsteered", "static", "ceiling")},
+    )
 
 
 def _warnings(runs: Sequence[ComparedRun], records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trimtab.errors import UserError
 from trimtab.policies.arms import PolicyArm
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.networks import Policy
-from trimtab.policies.reading import COMMAND, read_policy_config
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import last_checkpoint, load_policy
-from trimtab.runs import Run, config_dict
+from trimtab.runs import Run, config_dict, read_record, read_typed
 from trimtab.tasks import TASK_FIELDS
+
+COMMAND = "policy train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,25 @@ class TrainedRun:
     def arm(self) -> PolicyArm:
         """The policy as an arm."""
         return PolicyArm(setup=self.setup, policy=self.policy)
+
+
+def read_policy_config(run: Path) -> PolicyConfig:
+    """The config of a run of `policy train`, its directory being where it lies now.
+
+    Raises:
+        UserError: there is no run, it is another command's, or it was written by another version.
+    """
+    record = read_record(run)
+    if record["command"] != COMMAND:
+        raise UserError(
+            f"run {run}", f"it belongs to `{record['command']}`, not `{COMMAND}`", "name a run of `policy train`"
+        )
+    try:
+        return replace(read_typed(PolicyConfig, record["config"]), run=run)
+    except UserError as error:
+        raise UserError(
+            f"run {run}", f"its config is not one of this version ({error})", "use the version that wrote it"
+        ) from error
 
 
 def open_trained(paths: Sequence[Path], stack: ExitStack) -> list[TrainedRun]:

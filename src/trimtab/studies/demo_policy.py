@@ -9,19 +9,18 @@ Runs, controls and files are those of `trimtab policy train` and `policy evaluat
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.control.masks import MaskKind
+from trimtab.dictionaries import DictionaryConfig
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.evaluate import evaluate_policy
-from trimtab.policies.evaluate_config import EvaluateConfig
+from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
 from trimtab.policies.files import EVALUATION_FILE
 from trimtab.policies.headroom.candidates import NothingAllowedError
-from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import train_policy
+from trimtab.runs import part_of
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, text_table
 from trimtab.studies.demo import DemoConfig, DemoResult, run_demo
 from trimtab.tasks import UnsuitedModelError
@@ -30,34 +29,20 @@ ARMS = ("unsteered", "random at equal dose", "static", "static at equal dose", "
 """Arms that the summary shows, where they could be had."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoPolicyConfig:
-    """The demo's policy: as `trimtab policy train`, with sizes for a few minutes on two cores."""
-
-    task: str = "ioi-mixture"
-    """Task whose answers are one token."""
-    dose: float = 1.0
-    """Dose of the edit, in units of the residual's norm."""
-    mask: MaskKind = "accumulated"
-    """Features that the policy may choose: those that fired so far in the prompt."""
-    head: Head = "decoder"
-    """A query against decoder rows: what one feature earned speaks for those that point the same way."""
-    initial_no_edit: float = 0.25
-    """How likely no edit is before training."""
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(clip=0.3, entropy_bonus=0.05))
-    """How it learns."""
-    headroom_items: int = 4
-    """Validation items on which every feature is tried before training."""
-    train_items: int = 96
-    """Items to train on; their prompts are computed once."""
-    validation_items: int = 48
-    """Items on which the checkpoint is chosen."""
-    test_items: int = 96
-    """Items that the result is reported on."""
-    iterations: int = 36
-    """Batches of rollouts."""
-    repeats: int = 12
-    """Rollouts of each item of a batch."""
+POLICY = PolicyConfig(
+    task="ioi-mixture",
+    dose=1.0,
+    head="decoder",  # what one feature earned speaks for those that point the same way
+    ppo=PPOConfig(clip=0.3, entropy_bonus=0.05),
+    headroom_items=4,
+    train_items=96,
+    validation_items=48,
+    iterations=36,
+    repeats=12,
+)
+"""As `trimtab policy train`, with sizes for a few minutes on two cores; model, SAE, device and seed are the demo's."""
+TEST_ITEMS = 96
+"""Items that the result is reported on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +112,13 @@ class WholeDemo:
         return {**self.features.to_json(), "policy": policy, "policy_left_out": self.left_out}
 
 
-def run_whole_demo(config: DemoConfig, sizes: DemoPolicyConfig | None = None) -> WholeDemo:
+def run_whole_demo(config: DemoConfig, policy: PolicyConfig = POLICY, test_items: int = TEST_ITEMS) -> WholeDemo:
     """Run what is left of the demo: its features and, if the config asks for it, a policy.
 
     Args:
         config: of the demo.
-        sizes: of the policy's part.
+        policy: how the policy is trained.
+        test_items: items that it is evaluated on.
 
     Raises:
         UserError: see `run_demo`, `train_policy` and `evaluate_policy`. The policy's part alone is left out where its
@@ -141,42 +127,27 @@ def run_whole_demo(config: DemoConfig, sizes: DemoPolicyConfig | None = None) ->
     features = run_demo(config)
     if not config.policy:
         return WholeDemo(features=features, policy=None)
+    own = part_of(config, DictionaryConfig)
     try:
-        policy = run_demo_policy(
-            sizes or DemoPolicyConfig(), config.run / "policy", model=config.model, sae=config.sae,
-            device=config.device, seed=config.seed,
-        )  # fmt: skip
+        found = run_demo_policy(replace(policy, **own, seed=config.seed, run=config.run / "policy"), test_items)
     except (UnsuitedModelError, NothingAllowedError) as error:
         return WholeDemo(features=features, policy=None, left_out=f"no policy: {error.line}")
-    return WholeDemo(features=features, policy=policy)
+    return WholeDemo(features=features, policy=found)
 
 
-def run_demo_policy(config: DemoPolicyConfig, run: Path, *, model: str, sae: str, device: str, seed: int) -> DemoPolicy:
+def run_demo_policy(config: PolicyConfig, test_items: int) -> DemoPolicy:
     """Train and evaluate, or read back what is there.
-
-    Args:
-        config: sizes.
-        run: directory of the policy's run.
-        model, sae, device, seed: as the demo has them.
 
     Raises:
         UserError: see `train_policy` and `evaluate_policy`.
     """
-    summary = train_policy(
-        PolicyConfig(
-            task=config.task, model=model, sae=sae, device=device, seed=seed, run=run, dose=config.dose,
-            mask=config.mask, head=config.head, ppo=config.ppo, repeats=config.repeats,
-            initial_no_edit=config.initial_no_edit,
-            train_items=config.train_items, validation_items=config.validation_items,
-            headroom_items=config.headroom_items, iterations=config.iterations,
-        )
-    )  # fmt: skip
-    file = run / EVALUATION_FILE
+    summary = train_policy(config)
+    file = summary.run / EVALUATION_FILE
     if not file.exists():
         evaluate_policy(
             EvaluateConfig(
-                run=(run,), items=config.test_items, controls=("random", "static"), equal_kl=False, draws=1,
-                used=16, sample=16, companions=False, seed=seed,
+                run=(summary.run,), items=test_items, controls=("random", "static"), equal_kl=False, draws=1,
+                used=16, sample=16, companions=False, seed=config.seed,
             )
         )  # fmt: skip
-    return DemoPolicy(run=run, training=summary.results, result=json.loads(file.read_text())["result"])
+    return DemoPolicy(run=summary.run, training=summary.results, result=json.loads(file.read_text())["result"])

@@ -22,9 +22,8 @@ from trimtab.policies.analyses.ledger import Ledger, feature_ledger
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.rendering import rendered
 from trimtab.policies.headroom.candidates import COUNT
-from trimtab.policies.reading import read_policy_config
 from trimtab.policies.train import CHECKPOINTS
-from trimtab.policies.trained import TrainedRun, open_trained
+from trimtab.policies.trained import TrainedRun, open_trained, read_policy_config
 from trimtab.runs import Meter, Run, check_choices, check_least, check_values, json_safe, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.runs.tables import flat_row
