@@ -71,6 +71,15 @@ def test_the_planted_static_feature_is_found_and_solves_everything(
     assert np.array_equal(others.reward, test.answer().reward)
 
 
+def test_finalists_are_compared_on_all_items(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    """N is right in the first ten items, Y in the thirty behind them."""
+    every = readout_items(planted, planted_dictionary, HalfHurt, "train")
+    yes, no = (np.flatnonzero(gold(every) == right) for right in (True, False))
+    validation = every.take([*no[:10].tolist(), *yes[:30].tolist()])
+    assert best_static(validation, {"all": [1, 0, 7]}, factors=(1.0,), first_items=10, finalists=3).feature == 0
+    assert best_static(validation, {"all": [1, 0, 7]}, factors=(1.0,), first_items=10, finalists=1).feature == 1
+
+
 def test_allowed_features_are_drawn_evenly_where_the_reference_edits(
     planted: LanguageModel, planted_dictionary: Standard
 ) -> None:
@@ -238,6 +247,9 @@ def test_all_heads_of_a_layer_are_one_activation(planted: LanguageModel) -> None
     x = capture(planted, TokenBatch.full(torch.tensor([ids])), [site])[site][0].flatten(1)
     assert train.activations()[0] == pytest.approx(x[-1].numpy(), abs=1e-5)
     assert torch.equal(firings([ids])[0], (sae.encode(x[1:-1]) > 0).any(0))
+    assert firings([[7, 9, 8]]).any()
+    special = planted.tokenizer.eos_token_id
+    assert not firings([[7, special, 8]]).any(), "a special token counts"
     assert corrsteer(train).items == 90
     choice = best_static(validation, {"some": [3, 4]}, factors=(1.0,))
     assert fit_gate(train, validation, choice).items == 90

@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm.editing import (
     DecodeStart,
-    FedRow,
+    EndedRow,
     InterventionSource,
     JoinableSource,
     RowColumns,
@@ -127,7 +127,7 @@ class AppliedEdits:
             return
         self.source.positions.check([[0] * length for length in lengths], fed)
         known = zip(lengths, fed, self._before.tolist(), strict=True)
-        logs = self.runner.leave([FedRow(i, length, n, before) for i, (length, n, before) in enumerate(known)])
+        logs = self.runner.leave([EndedRow(i, length, n, before) for i, (length, n, before) in enumerate(known)])
         self.edits, self._rows = EditLog.cat(logs), None
 
     def _real(self, mask: Any, ids: Int[Tensor, "B T"], past: int) -> Bool[Tensor, "B P"]:

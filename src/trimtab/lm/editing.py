@@ -151,7 +151,7 @@ class RowColumns(NamedTuple):
         return RowColumns(*(column[index] for column in self))
 
 
-class FedRow(NamedTuple):
+class EndedRow(NamedTuple):
     """A row that has ended."""
 
     number: int
@@ -256,7 +256,7 @@ class SourceRunner:
         )
         self._parts += [replace(log, row=number) for number in self._number.unbind(1)]
 
-    def leave(self, rows: Sequence[FedRow]) -> list[EditLog]:
+    def leave(self, rows: Sequence[EndedRow]) -> list[EditLog]:
         """The edits of rows that have ended, one log for each, ordered by position and site, on the CPU.
 
         Raises:
@@ -279,7 +279,7 @@ class SourceRunner:
         self._parts = [] if bool(logged.all()) else [log.take(~logged)]
         return visits[:, shown], log.take(logged)
 
-    def _check(self, rows: Sequence[FedRow], visits: list[list[int]]) -> None:
+    def _check(self, rows: Sequence[EndedRow], visits: list[list[int]]) -> None:
         """Every position that the rule asks for was shown to the source once per site, and none other."""
         places = [(i, position) for i, row in enumerate(rows) for position in range(row.before, row.fed)]
         which, position = torch.tensor(places).T

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.editing import DecodeStart, FedRow, InterventionSource, SourceRunner, tell_of_rows
+from trimtab.lm.editing import DecodeStart, EndedRow, InterventionSource, SourceRunner, tell_of_rows
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.restriction import choose_allowed
@@ -258,7 +258,7 @@ class DecodeStream:
         """Hand rows that have ended what is known of them, and keep nothing of it."""
         fed = [row for row in ended if row.token_ids]
         if self._runner is not None and fed:
-            logs = self._runner.leave([FedRow(row.number, len(row.prompt), row.length - 1) for row in fed])
+            logs = self._runner.leave([EndedRow(row.number, len(row.prompt), row.length - 1) for row in fed])
             for row, log in zip(fed, logs, strict=True):
                 row.edits = log
         for row in ended:

@@ -69,17 +69,19 @@ def read_letter(text: str, options: Sequence[str]) -> int | None:
     of exactly one option as the whole answer or as its beginning. A letter that no option has is no answer.
     """
     letters = LETTERS[: len(options)]
-    opening = re.match(r"[\s*_`\"'(\[]*([A-Z])(?=$|[\s*_`\"']*(?:$|[\n.,:;)\]]))", text)
-    if opening:
-        letter = opening.group(1)
+    first = re.match(r"[\s*_`\"'(\[]*([A-Z])(?=$|[\s*_`\"']*(?:$|[\n.,:;)\]]))", text)
+    if first:
+        letter = first.group(1)
         return letters.index(letter) if letter in letters else None
     named = set(re.findall(r"(?i:\b(?:answer|option|choice)(?: is)?:?)[\s*_`\"'(\[]*([A-Z])\b(?!')", text))
     if named:
         return letters.index(named.pop()) if len(named) == 1 and named <= set(letters) else None
     said = _plain(text)
     whole = [i for i, option in enumerate(options) if said == _plain(option)]
-    begun = [i for i, option in enumerate(options) if _plain(option) and (said + " ").startswith(_plain(option) + " ")]
-    for found in (whole, begun):
+    continued = [
+        i for i, option in enumerate(options) if _plain(option) and (said + " ").startswith(_plain(option) + " ")
+    ]
+    for found in (whole, continued):
         if len(found) == 1:
             return found[0]
     return None

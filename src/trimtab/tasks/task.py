@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from trimtab.errors import UserError
 from trimtab.runs import split_ids, text_id
-from trimtab.tasks.tokens import Tokenizer, chat_opening, continuation_token
+from trimtab.tasks.tokens import Tokenizer, chat_answer_prefix, continuation_token
 
 if TYPE_CHECKING:
     from trimtab.judges import Judge
@@ -216,9 +216,9 @@ class Task(ABC):
             raise UserError(f"task {self.name}", "its answers are not options", "decode without restriction")
         blank = None
         if context is None and self.chat:
-            opening = chat_opening(tokenizer)
-            if opening is not None:
-                context, blank = opening
+            prefix = chat_answer_prefix(tokenizer)
+            if prefix is not None:
+                context, blank = prefix
             elif not hasattr(tokenizer, "chat_template"):
                 context = "\n"
         if context is None:

@@ -44,22 +44,22 @@ def continuation_token(tokenizer: Tokenizer, context: str, text: str) -> int:
     return whole[-1]
 
 
-def chat_opening(tokenizer: Tokenizer) -> tuple[str, str] | None:
+def chat_answer_prefix(tokenizer: Tokenizer) -> tuple[str, str] | None:
     """What stands before a chat model's answer, and the blank with which its template begins the answer, if any.
 
-    The template is asked itself: the text that opens the model's turn, compared with a turn that is already answered.
+    The template is asked itself: the text that begins the model's turn, compared with a turn that is already answered.
 
     Returns:
-        The end of the opening and the blank (`("…assistant\\n", "")`); None for a tokenizer without a chat template.
+        The end of that text and the blank (`("…assistant\\n", "")`); None for a tokenizer without a chat template.
     """
     apply = getattr(tokenizer, "apply_chat_template", None)
     if apply is None or not getattr(tokenizer, "chat_template", None):
         return None
     turns = [{"role": "user", "content": "Q"}]
-    opening = str(apply(turns, add_generation_prompt=True, tokenize=False))
+    prefix = str(apply(turns, add_generation_prompt=True, tokenize=False))
     answered = str(apply([*turns, {"role": "assistant", "content": "Z"}], tokenize=False))
-    between = answered.removeprefix(opening).partition("Z")[0] if answered.startswith(opening) else ""
-    return opening[-24:], between if between.isspace() else ""
+    between = answered.removeprefix(prefix).partition("Z")[0] if answered.startswith(prefix) else ""
+    return prefix[-24:], between if between.isspace() else ""
 
 
 def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
