@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +19,11 @@ from trimtab.control.arms.letters import always, letter_bias, without_prior
 from trimtab.control.arms.lora import learn_adapter
 from trimtab.control.arms.prompting import best_instruction, instructed
 from trimtab.control.arms.random_allowed import AllowedRandomSource
-from trimtab.control.arms.static import best_static, static_source
+from trimtab.control.arms.static import best_static, sample_of_live, static_source
 from trimtab.control.arms.vector import learn_vector
 from trimtab.control.learning import CROSS_ENTROPY, REINFORCE
 from trimtab.control.masks import PromptFirings
-from trimtab.dictionaries import Standard
+from trimtab.dictionaries import FeatureStats, Standard
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.errors import UserError
 from trimtab.lm import EditRequest, LanguageModel, PromptCache, TokenBatch, capture
@@ -78,6 +79,19 @@ def test_finalists_are_compared_on_all_items(planted: LanguageModel, planted_dic
     validation = every.take([*no[:10].tolist(), *yes[:30].tolist()])
     assert best_static(validation, {"all": [1, 0, 7]}, factors=(1.0,), first_items=10, finalists=3).feature == 0
     assert best_static(validation, {"all": [1, 0, 7]}, factors=(1.0,), first_items=10, finalists=1).feature == 1
+
+
+def test_candidates_are_features_that_fire(planted: LanguageModel, planted_dictionary: Standard) -> None:
+    sae = copy.copy(planted_dictionary)
+    rate = np.where(np.arange(32) % 5 == 0, 0.1, 0.0)
+    sae.feature_stats = FeatureStats(
+        max_activation=np.ones(32, np.float32), mean_activation=np.ones(32, np.float32), firing_rate=rate, n_tokens=9
+    )
+    setting = readout_items(planted, sae, Planted, "test").setting
+    assert sorted(sample_of_live(setting, 96, 0)) == list(range(0, 32, 5))
+    few = sample_of_live(setting, 3, 0)
+    assert len(set(few)) == 3
+    assert few != sample_of_live(setting, 3, 1)
 
 
 def test_allowed_features_are_drawn_evenly_where_the_reference_edits(
@@ -361,8 +375,6 @@ def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
 
 def test_a_lora_adds_its_product_to_the_projection(any_tiny: LanguageModel) -> None:
     """Against the same product merged into the weights."""
-    import copy
-
     adapter = Adapter(any_tiny, rank=3, positions="all", seed=1)
     with torch.no_grad():
         for up in adapter.up:

@@ -298,6 +298,13 @@ def test_without_a_reference_arms_are_compared_with_the_unsteered_model(
     assert "gain" not in text_of(found)
 
 
+def test_a_vector_has_the_dose_that_the_reference_has_on_validation(
+    planted: LanguageModel, planted_dictionary: Standard
+) -> None:
+    found = run(planted, planted_dictionary, [Vector(steps=0)], reference=Reference(dose=0.7), equal_kl=None)
+    assert found.result.arm("vector").chosen[0]["relative_dose"] == pytest.approx(0.7, rel=1e-5)
+
+
 def test_any_arm_can_be_the_reference(planted: LanguageModel, planted_dictionary: Standard) -> None:
     static = BestStatic(dose_factor=(1.0,))
     found = run(
