@@ -1,4 +1,4 @@
-"""The ground for every way of control: arms, their choice, equal dose and equal KL, paired comparison.
+"""Compare ways of control: arms, their choice on validation, equal dose and equal KL, paired differences.
 
 Names are loaded when they are first asked for: what only reads results needs no torch.
 """

@@ -1,6 +1,6 @@
 """What an arm is, and how one is added: a kind of arm chooses on train and validation, and its arms answer items.
 
-Every arm stands under the names of what its strength equals. `own` is the arm as it would be used by itself. `dose`
+An arm may be compared at three strengths. `own` is the arm as it would be used by itself. `dose`
 edits at the reference arm's decisions with its relative doses, so that ‖Δ‖/‖x‖ and the number of edits agree. `kl` is
 the same with all doses multiplied by one number, found on validation, at which the mean divergence from the unsteered
 model is the reference's.

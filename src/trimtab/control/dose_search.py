@@ -1,4 +1,4 @@
-"""Equal strength by divergence: the doses at which arms, or single edits, diverge from the unsteered model as another.
+"""Equal strength by divergence: doses at which arms or single edits diverge as far from the unsteered model as others.
 
 KL grows with the square of a small dose, so the first steps of a search follow that law; as soon as the target lies
 between two doses tried, the search bisects their logarithms.

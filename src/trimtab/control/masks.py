@@ -1,4 +1,4 @@
-"""Which features may be chosen at a token. No intervention is always allowed besides.
+"""Which features may be chosen at a token. Leaving the activation alone is always allowed, too.
 
 - `none`: every feature;
 - `current`: those that fire at this token;
@@ -6,8 +6,8 @@
   (arXiv 2602.10437), whose definition is not published;
 - `top-confidence`: a fixed list, such as the m features with the largest delta-confidence; our own.
 
-A rollout must be learnt from under the very masks it was made with, without a table of tokens × features: each mask
-leaves a compact record from which its rows are rebuilt bit for bit.
+Learning needs the masks that a rollout was made with, but not as a table of tokens × features: each mask keeps a
+compact record from which its rows are rebuilt bit for bit.
 """
 
 from __future__ import annotations

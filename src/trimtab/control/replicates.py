@@ -1,4 +1,4 @@
-"""Choosing arms beside a reference: once for all its trainings, or anew for each, on train and validation alone."""
+"""Choose the arms to compare, on train and validation alone: once for all trainings of the reference, or for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record of what a chat model was asked and replied: the same question is never paid for twice, and can be read."""
+"""A record of what a chat model was asked and replied, so that no question is paid for twice and all can be read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Run a model from a layer up: what the layers below gave is at hand, and tokens may go on as several copies.
+"""Run a model from a layer up on given hidden states, and several copies of a token side by side.
 
 Nothing of a model is rewritten, and it makes masks, positions and rotary embeddings itself. The layers below are not
-run; each gives the hidden states at hand. Copies of a token stand side by side at its position: each sees what the
+run; each returns the given hidden states. Copies of a token stand side by side at its position: each sees what the
 token saw and itself in the token's place, but no other copy. The contexts here go together with each other, with
 `edited`, and with `capture`, which stops before the final norm.
 """

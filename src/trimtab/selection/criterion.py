@@ -1,4 +1,4 @@
-"""What a criterion is: a score per feature, from what amplifying it does to the next token, or from its statistics."""
+"""A criterion: a score per feature, from what amplifying it does to the next token, or from its statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controls that every claim about chosen features stands beside: random features, the most active.
+"""Controls for every claim about chosen features: random features, the most active ones.
 
 Each takes the dose that the claim uses, so that ‖Δ‖/‖x‖ and the number of edits agree; `equal_dose` checks it.
 """

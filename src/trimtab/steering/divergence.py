@@ -1,4 +1,4 @@
-"""KL(steered ‖ unsteered) along decoded answers, at little more than the one pass that it cannot do without.
+"""KL(steered ‖ unsteered) along decoded answers, for little more than one pass over them.
 
 Decoding has computed half of it already: the logits of every choice, and every activation below the first edited site,
 which depends on the tokens alone and is therefore the unsteered model's as well. Both are kept. What is left is the

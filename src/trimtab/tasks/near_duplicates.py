@@ -1,4 +1,4 @@
-"""Prompts that say nearly the same: what was trained on must not stand in a test in other words."""
+"""Prompts that say nearly the same: a test must not repeat training prompts in other words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines for tasks with options that know nothing of the question.
+"""Baselines that ignore the question, for tasks with options.
 
 `always` names the same place every time, the best on validation. `prior removed` takes from each option's
 log-probability the mean of its place over validation items (after Zhao et al. 2021, arXiv 2102.09690), which undoes a

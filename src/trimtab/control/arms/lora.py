@@ -1,4 +1,4 @@
-"""A LoRA trained on the training prompts: what changing weights does where others change activations."""
+"""A LoRA trained on the training prompts: changes of weights, to compare with changes of activations."""
 
 from __future__ import annotations
 
