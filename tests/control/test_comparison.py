@@ -147,6 +147,12 @@ def test_rows_of_items_say_run_and_draw(
     assert [row["item"] for row in of["seven"]] == [item.id for item in prompts["test"].items]
     expected = {(f"run{s}", s, draw) for s in (3, 4) for draw in (0, 1)}
     assert {(row["run"], row["seed"], row["draw"]) for row in of["random at equal dose"]} == expected
+    (drawn,) = (one for one in compared.answered if one.arm.label == "random at equal dose")
+    for seed, run in zip((3, 4), drawn.runs, strict=True):
+        for draw, answers_of_draw in enumerate(run):
+            mine = [row for row in of["random at equal dose"] if (row["seed"], row["draw"]) == (seed, draw)]
+            assert answers_of_draw.kl is not None
+            assert [row["kl"] for row in mine] == answers_of_draw.kl.tolist()
 
 
 def check_matched_to_the_items_own_schedule(model: LanguageModel, dictionary: Standard) -> None:

@@ -79,6 +79,8 @@ def test_rows_end_at_a_stop_string_across_tokens(tiny_llama: LanguageModel) -> N
     assert decoded.texts == ["xya", "xy"]
     assert decoded.finish == ["stop", "length"]
     assert model.decode_ids(decoded.token_ids[0]) == "xyab c"
+    both = decode(model, prompts_of((4,)), replace(config, stop=("b c", "ab c")), teacher=[text])
+    assert (both.texts, both.finish) == (["xy"], ["stop"])  # up to the first of them
 
 
 def test_forced_tokens_begin_the_text(any_tiny: LanguageModel) -> None:

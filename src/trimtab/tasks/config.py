@@ -1,4 +1,4 @@
-"""The part of a command's config that names a task and the judge of its answers, inherited by every command that needs one."""
+"""The part of a config that names a task and the judge of its answers, inherited by every command that needs one."""
 
 from __future__ import annotations
 
