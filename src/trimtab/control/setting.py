@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from trimtab.control.masks import FeatureMask, MaskKind, PromptFirings, build_mask
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, Site
 from trimtab.steering import StaticSource, Unit
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +48,12 @@ class Setting:
         return {"site": str(self.site), "dose": self.dose, "unit": self.unit, "mask": self.mask}
 
     def needed_dictionary(self) -> Dictionary:
-        """The dictionary.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self.dictionary is None:
-            raise UserError("this arm", "it needs a dictionary, and the setting has none", "give the setting one")
-        return self.dictionary
+        """The dictionary; a `UserError` if there is none."""
+        return _needed(self.dictionary, "dictionary")
 
     def needed_site(self) -> Site:
-        """The site.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self.site is None:
-            raise UserError("this arm", "it needs a site, and the setting has none", "give the setting one")
-        return self.site
+        """The site; a `UserError` if there is none."""
+        return _needed(self.site, "site")
 
     def static_source(self, feature: Any, dose: Any, unit: Unit | None = None) -> StaticSource:
         """Features of the dictionary at the site, as `StaticSource` takes them; in the setting's unit by default."""
@@ -77,3 +67,9 @@ class Setting:
             prompt_firings=self.firings,
             features=self.mask_features or None,
         )
+
+
+def _needed(value: _T | None, name: str) -> _T:
+    if value is None:
+        raise UserError("this arm", f"it needs a {name}, and the setting has none", "give the setting one")
+    return value

@@ -127,19 +127,11 @@ class TaskPrompts:
         progress: Callable[[int], None] | None = None,
         observe: Observe | None = None,
     ) -> Decoded:
-        """Decode all items.
+        """Decode all items; arguments are those of `lm.decode` and `DecodeConfig`.
 
         Args:
             model: the model that they were tokenised for.
-            source: what steers; None for the model as it is.
-            repeats: rows per item, side by side.
-            seed: of all draws.
-            temperature: of tokens.
-            batch_size: rows decoded together.
             first_sample: key of the first item's draws; the others follow.
-            prompt_cache: keeps prompts' keys and values from call to call.
-            progress: called with the number of rows whenever some have ended.
-            observe: shown the logits of every choice, as in `lm.decode`.
         """
         config = DecodeConfig(
             max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
