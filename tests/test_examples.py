@@ -5,12 +5,20 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import sys
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import trimtab
+from trimtab.activations import read_documents, top_contexts
+from trimtab.dictionaries import DictionaryInfo, Standard, load_dictionary
+from trimtab.evaluation import evaluate
 from trimtab.lm import LanguageModel
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -64,3 +72,37 @@ def test_generate_with_a_vector(run: Any, tiny_llama: LanguageModel, capsys: pyt
     unsteered = tiny_llama.hf.generate(**made["inputs"], max_new_tokens=20)
     assert made["tokens"].tolist() != unsteered.tolist()
     assert "Yesterday I went to the" in capsys.readouterr().out
+
+
+def test_train_an_sae(run: Any, tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.activations.read_documents", lambda paths: islice(read_documents(paths), 8))
+    made = run("train_an_sae")
+    again = load_dictionary("my_sae", model=tiny_llama)
+    assert torch.equal(again.W_dec, made["trained"].sae.W_dec)
+    strongest = top_contexts(tiny_llama, again, made["texts"], made["feature"])
+    assert len(strongest.contexts) == 10
+    assert again.feature_stats is not None
+    assert again.feature_stats.max_activation[made["feature"]] == again.feature_stats.max_activation.max()
+
+
+def test_evaluate_an_sae_object(run: Any, tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for SAELens that gives an SAE for the tiny model."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "dictionaries")
+    classes = import_module("foreign_classes")
+    weights = make_weights(tiny_llama)
+    metadata = classes.SAEMetadata(hook_name="blocks.1.hook_resid_post")
+    theirs = classes.StandardSAE(classes.StandardSAEConfig(d_in=32, d_sae=64, metadata=metadata), weights)
+    package = ModuleType("sae_lens")
+    package.SAE = SimpleNamespace(from_pretrained=lambda release, sae_id: theirs)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sae_lens", package)
+    made = run("evaluate_an_sae_object")
+    own = Standard(**weights, info=DictionaryInfo(architecture="standard", site="resid_post.1"))
+    assert made["result"]["explained_variance"] == evaluate(tiny_llama, own)["explained_variance"]
+    assert made["result"].sae == "StandardSAE in memory"
+
+
+def make_weights(model: LanguageModel) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    W_dec = torch.nn.functional.normalize(torch.randn(64, model.d_model, generator=generator), dim=1)
+    b_enc, b_dec = torch.full((64,), -0.2), torch.zeros(model.d_model)
+    return {"W_enc": W_dec.T.contiguous(), "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}

@@ -7,17 +7,21 @@ from trimtab.version import __version__
 
 if TYPE_CHECKING:
     from trimtab.dictionaries import load_dictionary as load_sae
+    from trimtab.evaluation import evaluate
     from trimtab.lm import load_model
     from trimtab.selection import rank
     from trimtab.steering import steer
+    from trimtab.training import train_sae
 
-__all__ = ["__version__", "load_model", "load_sae", "rank", "steer"]
+__all__ = ["__version__", "evaluate", "load_model", "load_sae", "rank", "steer", "train_sae"]
 
 _PLACES = {
+    "evaluate": "evaluation.evaluate",
     "load_model": "lm.load_model",
     "load_sae": "dictionaries.load_dictionary",
     "rank": "selection.rank",
     "steer": "steering.steer",
+    "train_sae": "training.train_sae",
 }
 
 

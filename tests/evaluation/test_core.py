@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from trimtab.activations import Document, HarvestOptions, read_documents, tokenise
+from trimtab.activations import Document, HarvestOptions, read_documents, sample_text, tokenise
 from trimtab.activations.harvesting import pack_splits
 from trimtab.dictionaries import SAE, Gated, JumpReLU, Standard, TopK, load_dictionary, save_dictionary
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
@@ -20,10 +20,10 @@ from trimtab.errors import UserError
 from trimtab.evaluation import (
     CoreConfig,
     CoreOptions,
+    evaluate,
     evaluate_core,
     pack,
     run_core,
-    sample_text,
 )
 from trimtab.lm import LanguageModel, RowDelta, edited
 
@@ -294,6 +294,17 @@ def test_density_counts_every_feature_on_every_evaluated_row(tiny_llama: Languag
         m.value.estimate for m in result.metrics if m.value.estimate == m.value.estimate
     ]
     assert "48 features" in repr(result)
+
+
+def test_evaluate_takes_texts(tiny_llama: LanguageModel):
+    options = {"context": CONTEXT, "n_resamples": 50}
+    result = evaluate(tiny_llama, random_sae("topk"), TEXTS, **options)
+    documents = [Document(f"text#{i:06d}", text, "text") for i, text in enumerate(TEXTS)]
+    packed = pack(tokenise(documents, tiny_llama.tokenizer), "all", 0.05, CONTEXT)
+    same, _ = evaluate_core(tiny_llama, random_sae("topk"), packed, CoreOptions(**options))
+    assert json.dumps(result.to_json()) == json.dumps(same.to_json())
+    with pytest.raises(UserError, match="it does not fill one sequence of 256"):
+        evaluate(tiny_llama, random_sae("topk"), TEXTS[:1])
 
 
 def test_coherence_is_of_the_decoder(tiny_llama: LanguageModel):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.activations import sample_text
 from trimtab.cli import main
 from trimtab.dictionaries import load_dictionary
-from trimtab.evaluation import CoreConfig, run_core, sample_text
+from trimtab.evaluation import CoreConfig, run_core
 from trimtab.lm import LanguageModel
 
 pytestmark = pytest.mark.real

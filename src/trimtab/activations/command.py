@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from trimtab.activations.harvesting import HarvestProgress, HarvestResult, harve
 from trimtab.activations.sequences import HarvestOptions
 from trimtab.distributed import Ranks
 from trimtab.lm import ModelConfig
-from trimtab.runs import Meter, Run, part_of
+from trimtab.runs import Run, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,7 @@ def harvest_text(
         if run is not None:
             run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
         options = HarvestOptions(**part_of(config, HarvestOptions))
-        with _Bar() as bar:
-            result = harvest(model, config.sites, corpus, config.out, options, progress or bar.show, ranks)
+        result = harvest(model, config.sites, corpus, config.out, options, progress, ranks)
         if run is not None and not run.done:
             run.finish(result._asdict())
     return result
@@ -74,14 +73,3 @@ def _open_run(config: HarvestConfig, ranks: Ranks) -> AbstractContextManager[Run
     if not ranks.is_first:
         return nullcontext()
     return Run.open(config.out, "harvest", config, seeds=[config.seed], device=config.device)
-
-
-class _Bar(ExitStack):
-    """A bar on stderr, whose length is known once the harvest has packed its text."""
-
-    meter: Meter | None = None
-
-    def show(self, state: HarvestProgress) -> None:
-        if self.meter is None:
-            self.meter = self.enter_context(Meter("harvesting, sequences", state.total_sequences))
-        self.meter.advance(state.sequences - self.meter.completed)

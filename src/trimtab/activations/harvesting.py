@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,7 @@ from trimtab.activations.text import Document
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
+from trimtab.runs import Meter
 
 __all__ = [
     "SPLITS",
@@ -96,23 +98,35 @@ def harvest(
         documents: the text, or its tokens; the same on every rank.
         out_dir: where to write. Only rank 0 does.
         options: which rows.
-        progress: called after every forward batch, on rank 0.
+        progress: called after every forward batch, on rank 0; by default a bar on stderr.
         ranks: processes that share the forward passes; the files do not depend on how many there are.
 
     Raises:
         UserError: a site is unknown, there is too little text, the directory holds another harvest, the disk is full,
             or another rank was lost (`RankLostError`).
     """
-    harvester = _Harvester(
-        model,
-        [model.site(s) for s in sites],
-        documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer),
-        Path(out_dir),
-        options or HarvestOptions(),
-        progress,
-        ranks or Ranks(),
-    )
-    return harvester.run()
+    with _Bar() as bar:
+        harvester = _Harvester(
+            model,
+            [model.site(s) for s in sites],
+            documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer),
+            Path(out_dir),
+            options or HarvestOptions(),
+            progress or bar.show,
+            ranks or Ranks(),
+        )
+        return harvester.run()
+
+
+class _Bar(ExitStack):
+    """A bar on stderr, whose length is known once the harvest has packed its text."""
+
+    meter: Meter | None = None
+
+    def show(self, state: HarvestProgress) -> None:
+        if self.meter is None:
+            self.meter = self.enter_context(Meter("harvesting, sequences", state.total_sequences))
+        self.meter.advance(state.sequences - self.meter.completed)
 
 
 class _Harvester:
@@ -123,7 +137,7 @@ class _Harvester:
         corpus: TokenisedCorpus,
         directory: Path,
         options: HarvestOptions,
-        progress: Callable[[HarvestProgress], None] | None,
+        progress: Callable[[HarvestProgress], None],
         ranks: Ranks,
     ) -> None:
         if not sites or len(set(sites)) != len(sites):
@@ -306,8 +320,6 @@ class _Harvester:
 
     def _report(self, batch: BatchRows, filled: int) -> None:
         self.sequences_done += len(batch.sequences.tokens)
-        if self.progress is None:
-            return
         packed = self.forwards.packed
         before = sum(len(packed[s]) for s in SPLITS[: SPLITS.index(batch.split)])
         rate = self.sequences_done * self.options.context / (time.perf_counter() - self.started)

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -74,6 +75,17 @@ def read_documents(
             yield document
         if not found:
             raise UserError(f"text {path}", "there is no text in it", "give a file with text")
+
+
+def sample_text() -> str:
+    """Directory of the text that ships with trimtab."""
+    return str(files("trimtab").joinpath("assets/sample_text"))
+
+
+def as_documents(texts: str | Iterable[str | Document]) -> Iterator[Document]:
+    """Texts in memory as documents, each a document of its own, named by its place."""
+    for number, text in enumerate([texts] if isinstance(texts, str) else texts):
+        yield text if isinstance(text, Document) else Document(f"text#{number:06d}", text, "text")
 
 
 def corpus_hash(documents: Iterable[Document]) -> str:

@@ -1,4 +1,4 @@
-"""Dictionaries on disk: read from any format that is known, written in SAELens's layout.
+"""Dictionaries of any format that is known, on disk or an object of another library; written in SAELens's layout.
 
 `cfg.json` and `sae_weights.safetensors` are as SAELens 6 reads and writes them, `feature_stats.parquet` lies beside
 them. Nothing is ever unpickled. A dictionary appears whole: it is written beside its place and moved there.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,27 +19,29 @@ from torch import Tensor
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.folding import fold_norms
 from trimtab.dictionaries.foreign import FORMATS, format_of
+from trimtab.dictionaries.foreign.objects import check_same, found_in_object
 from trimtab.dictionaries.foreign.saelens_registry import PREFIX, read_from_registry
 from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest, write_config
 from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, site_width
+from trimtab.lm import LanguageModel, Site, site_width
 from trimtab.runs import atomic_path
 
 STATS_FILE = "feature_stats.parquet"
 
 
 def load_dictionary(
-    path_or_name: str | Path,
+    path_or_name: str | Path | Any,
     *,
+    site: str = "",
     model: LanguageModel | None = None,
     any_model: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SAE:
-    """Load an SAE that trimtab or another library saved.
+    """Load an SAE that trimtab or another library saved, or take one of another library that is in memory.
 
     A TopK SAE that rescales by decoder norms, and an `AutoEncoder` of dictionary_learning, come with the norms folded
     into the encoder: the same function, with unit rows. Every other SAE keeps its rows as they are.
@@ -49,7 +52,9 @@ def load_dictionary(
             one of dictionary_learning (`config.json`, `ae.pt`), sparsify (`cfg.json`, `sae.safetensors`) or Gemma Scope
             (`params.npz`);
             the name of a dictionary that ships with trimtab ("default", "smollm2-135m-instruct/resid_post.15");
-            `saelens:RELEASE/SAE_ID`, any id of SAELens's registry, with the extra `saelens`.
+            `saelens:RELEASE/SAE_ID`, any id of SAELens's registry, with the extra `saelens`;
+            an SAE object of SAELens or dictionary_learning, whose weights are copied.
+        site: where it reads, if it does not say so itself.
         model: a model that the dictionary must fit in width, site and name; no check without it.
         any_model: accept a dictionary trained on a model of another name or fingerprint (a fine-tune's base, say).
         device: where the weights go.
@@ -59,13 +64,21 @@ def load_dictionary(
         UserError: nothing there, a damaged or foreign file, a config that asks for what trimtab does not compute, or a
             dictionary that does not fit the model. The message names the file and the field or tensor.
     """
-    if str(path_or_name).startswith(PREFIX):
+    if not isinstance(path_or_name, str | Path):
+        sae, stats = _built(found_in_object(path_or_name)), None
+        check_same(sae, path_or_name)
+        path_or_name = f"{type(path_or_name).__name__} in memory"
+    elif str(path_or_name).startswith(PREFIX):
         sae, stats = _built(read_from_registry(str(path_or_name))), None
     else:
         path = _locate(path_or_name)
         sae, stats = _built(format_of(path).read(path)), path / STATS_FILE
     sae = sae.to(device, dtype)
     sae.name = str(path_or_name)
+    if site:
+        name = str(Site.parse(site))
+        sae.check_model(sae.d_in, sae.info.model, name)
+        sae.info = replace(sae.info, site=name)
     if stats is not None and stats.exists():
         sae.feature_stats = FeatureStats.read(stats, n_features=sae.n_features)
     if model is not None:

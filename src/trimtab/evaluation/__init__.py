@@ -1,6 +1,6 @@
 """What a dictionary is worth: core metrics on a model, scores where its features are known."""
 
-from trimtab.evaluation.core import CoreConfig, CoreOptions, CoreResult, Metric, evaluate_core, run_core, sample_text
+from trimtab.evaluation.core import CoreConfig, CoreOptions, CoreResult, Metric, evaluate, evaluate_core, run_core
 from trimtab.evaluation.documents import pack
 from trimtab.evaluation.ground_truth import GroundTruthConfig, run_ground_truth
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
@@ -15,10 +15,10 @@ __all__ = [
     "GroundTruthScores",
     "Metric",
     "Scored",
+    "evaluate",
     "evaluate_core",
     "pack",
     "run_core",
     "run_ground_truth",
-    "sample_text",
     "score",
 ]

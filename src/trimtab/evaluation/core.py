@@ -9,16 +9,23 @@ sinks and special tokens are left as they are, and "every position spliced" is w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.activations import PackedText, TextConfig
+from trimtab.activations import (
+    Document,
+    PackedText,
+    TextConfig,
+    as_documents,
+    read_documents,
+    sample_text,
+    tokenise,
+)
 from trimtab.dictionaries import AnyModelConfig, Dictionary
 from trimtab.dictionaries.coherence import decoder_coherence
 from trimtab.dictionaries.density import FeatureDensity, feature_density
@@ -183,9 +190,31 @@ def run_core(config: CoreConfig) -> CoreResult:
     return result
 
 
-def sample_text() -> str:
-    """Directory of the text that ships with trimtab."""
-    return str(files("trimtab").joinpath("assets/sample_text"))
+def evaluate(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    texts: Iterable[str | Document] | None = None,
+    *,
+    site: str | None = None,
+    **options: Any,
+) -> CoreResult:
+    """How faithful a dictionary is to a model's activations over texts, and what splicing it in costs the model.
+
+    Args:
+        model: the model.
+        dictionary: any; `load_dictionary` also takes SAE objects of other libraries.
+        texts: each is a document, which intervals resample as a whole; by default a sample that ships with trimtab.
+        site: where to splice; by default the site that the dictionary names.
+        options: fields of `CoreOptions`, such as `context`, `batch_size` and `n_resamples`.
+
+    Raises:
+        UserError: the dictionary does not fit the model or the site, or there is too little text.
+    """
+    chosen = CoreOptions(**options)
+    documents = read_documents([sample_text()]) if texts is None else as_documents(texts)
+    packed = pack(tokenise(documents, model.tokenizer), chosen.split, chosen.holdout, chosen.context)
+    with Meter("evaluating", 2 * len(packed)) as meter:
+        return evaluate_core(model, dictionary, packed, chosen, site=site, progress=meter.advance)[0]
 
 
 def evaluate_core(

@@ -94,7 +94,7 @@ def steer(
         options = {"unit": "absolute", **options}
     dose = (1.0 if keep_length else DEFAULT_DOSE) if dose is None else dose
     chosen = SteerOptions(
-        feature=() if features is None else (features,) if isinstance(features, int) else tuple(features),
+        feature=() if features is None else tuple(torch.as_tensor(features).reshape(-1).tolist()),
         dose=(dose,) if isinstance(dose, int | float) else tuple(dose),
         **options,
     )

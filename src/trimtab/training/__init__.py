@@ -4,7 +4,6 @@ from trimtab.training.bank import TrainedBank
 from trimtab.training.command import (
     BankConfig,
     TrainCommand,
-    TrainedSAE,
     TrainTextConfig,
     command_defaults,
     run_train,
@@ -16,6 +15,7 @@ from trimtab.training.export import TrainResult
 from trimtab.training.loop import Threads, Training, train, train_all
 from trimtab.training.members import Member, expand
 from trimtab.training.rows import SiteRows
+from trimtab.training.single import TrainedSAE, train_sae
 
 __all__ = [
     "BankConfig",
@@ -35,5 +35,6 @@ __all__ = [
     "train",
     "train_all",
     "train_bank",
+    "train_sae",
     "train_text",
 ]

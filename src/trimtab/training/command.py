@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,18 +13,14 @@ from typing_extensions import Doc
 
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
-from trimtab.runs import Run, config_dict, config_directory, json_safe, part_of, read_typed
-from trimtab.training.advice import variance_text
+from trimtab.runs import Run, config_dict, config_directory, json_safe, part_of
 from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
 from trimtab.training.bank_file import BankFile, read_bank_file
-from trimtab.training.checkpoint import discard_checkpoints
 from trimtab.training.config import Recipe, TrainConfig
-from trimtab.training.export import TrainResult
-from trimtab.training.loop import Training, train_all
 from trimtab.training.members import DEFAULT_SITE, MULTIPLIED, Member, chosen, expand
 from trimtab.training.options import several, with_options
+from trimtab.training.single import TrainedSAE, train_one
 from trimtab.training.sources import SHARDS, RowsConfig, open_rows
-from trimtab.training.trainer import CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,36 +128,6 @@ def command_defaults(words: Sequence[str]) -> TrainCommand:
     return TrainCommand()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedSAE:
-    """What `trimtab train` made."""
-
-    result: TrainResult
-    run: Path
-    resumed: bool
-    """Whether the run was done before."""
-
-    def render(self) -> str:
-        """The result in a few lines."""
-        r = self.result
-        where = "held-out" if r.heldout else "training"
-        done = " (done before)" if self.resumed else ""
-        return "\n".join(
-            (
-                f"{r.sae}{done}",
-                f"  trained on {r.rows:,} rows in {r.steps:,} steps, {r.seconds:.0f} s",
-                f"  on {r.measured_rows:,} {where} rows: explained variance {variance_text(r.explained_variance)}, "
-                f"L0 {r.l0:.2f}, dead {r.dead_share:.2%}, dense {r.dense_share:.2%}",
-                *([f"  {r.advice}"] if r.advice else []),
-                f"  next: trimtab evaluate core --sae {r.sae}",
-            )
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as plain values."""
-        return {**json_safe(asdict(self.result)), "run": str(self.run), "resumed": self.resumed}
-
-
 def run_train(command: TrainCommand) -> TrainedSAE | TrainedBank | None:
     """Train what the command says; under torchrun together with the other processes.
 
@@ -202,14 +168,8 @@ def train_text(config: TrainTextConfig, ranks: Ranks | None = None) -> TrainedSA
         resumed = ranks.broadcast(run.done)
         if not resumed:
             rows = open_rows(config, [config.site], run.file(SHARDS), ranks)[config.site]
-            training = Training(config, rows, run)
-            train_all([training], device=ranks.device(config.device))
-            if training.error is not None:
-                raise training.error
-            run.finish(json_safe(training.result))
-            discard_checkpoints(run.file(CHECKPOINTS))
-        result = read_typed(TrainResult, run.results, f"run {run.path}")
-        return TrainedSAE(result=result, run=run.path, resumed=resumed)
+            train_one(run, config, rows, ranks.device(config.device))
+        return TrainedSAE.of(run, resumed=resumed)
 
 
 def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | None:

@@ -83,13 +83,14 @@ def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ran
         rows = {sites[0]: _live_rows(config, sites)}
     else:
         directories = list(config.activations) or [_harvest(config, sites, shards, ranks)]
-        rows = {site: _shard_rows(directories, site, config.data_seed) for site in sites}
+        rows = {site: shard_rows(directories, site, config.data_seed) for site in sites}
     if ranks.is_first and config.holdout and any(one.heldout is None for one in rows.values()):
         print(NOTHING_HELD_OUT, file=sys.stderr, flush=True)
     return rows
 
 
-def _shard_rows(directories: list[Path], site: str, seed: int) -> SiteRows:
+def shard_rows(directories: list[Path], site: str, seed: int) -> SiteRows:
+    """The rows of a site from finished harvests, held-out ones apart."""
     source = ShardSource(directories, site=site, seed=seed)
     has_heldout = any(index.rows("holdout") for index in source.indexes)
     return SiteRows(source, ShardSource(directories, site=site, split="holdout", seed=seed) if has_heldout else None)

@@ -70,24 +70,35 @@ def read(path: Path) -> FoundSAE:
     """
     config = Fields.read(path / CONFIG_FILE, _WRITER)
     trainer = config.part("trainer")
+    found = found_in_trainer(trainer, _load(path / WEIGHTS_FILE), path / WEIGHTS_FILE)
+    return found._replace(info=_info(config, trainer, found.architecture))
+
+
+def found_in_trainer(trainer: Fields, tensors: Mapping[str, Tensor], file: Path | str) -> FoundSAE:
+    """Understand what a trainer's config says of a dictionary, and its tensors, wherever they come from.
+
+    Raises:
+        UserError: a field is missing or of a kind that trimtab does not compute, or a tensor does not fit (`file` is
+            where it is from); the message names it.
+    """
     name = trainer.cfg.get("dict_class")
     if not isinstance(name, str) or name not in CLASSES:
         why = f"trimtab reads {', '.join(CLASSES)}" if "dict_class" in trainer.cfg else "it is missing"
         raise trainer.error("dict_class", why, "use a dictionary of another class")
     known = CLASSES[name]
     n, d = trainer.positive_integer("dict_size"), trainer.positive_integer("activation_dim")
-    file = path / WEIGHTS_FILE
-    tensors = _load(file)
     weights = take_weights(
         tensors, file, known.architecture, n=n, d=d, stated=("trainer.dict_class", name), names=known.names,
         optional=known.buffers,
     )  # fmt: skip
-    settings: dict[str, Any] = {"apply_b_dec_to_input": known.subtracts_b_dec}
+    subtracts = trainer.boolean("apply_b_dec_to_input", known.subtracts_b_dec)
+    settings: dict[str, Any] = {"apply_b_dec_to_input": subtracts}
     if known.architecture is TopK:
         settings["k"] = _k(trainer, tensors, n)
     if known.architecture is JumpReLU and "threshold" not in weights:
         weights["threshold"] = _threshold(tensors, file, name).expand(n).clone()
-    return FoundSAE(known.architecture, weights, settings, _info(config, trainer, known), known.unit_rows)
+    info = DictionaryInfo(architecture=known.architecture.architecture)
+    return FoundSAE(known.architecture, weights, settings, info, known.unit_rows)
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -114,7 +125,7 @@ def _k(trainer: Fields, tensors: Mapping[str, Tensor], n: int) -> int:
     return k
 
 
-def _threshold(tensors: Mapping[str, Tensor], file: Path, name: str) -> Tensor:
+def _threshold(tensors: Mapping[str, Tensor], file: Path | str, name: str) -> Tensor:
     threshold = tensors.get("threshold")
     if threshold is None or threshold.numel() != 1 or not bool(torch.isfinite(threshold).all()):
         raise UserError(
@@ -131,12 +142,12 @@ def _threshold(tensors: Mapping[str, Tensor], file: Path, name: str) -> Tensor:
     return threshold.reshape(()).float().clamp_min(0)
 
 
-def _info(config: Fields, trainer: Fields, known: DictClass) -> DictionaryInfo:
+def _info(config: Fields, trainer: Fields, architecture: type[SAE]) -> DictionaryInfo:
     buffer = config.cfg.get("buffer")
     reads_output = not isinstance(buffer, dict) or buffer.get("io") in (None, "out")
     submodule, layer = trainer.cfg.get("submodule_name"), trainer.cfg.get("layer")
     return DictionaryInfo(
-        architecture=known.architecture.architecture,
+        architecture=architecture.architecture,
         model=str(trainer.cfg.get("lm_name") or ""),
         site=site_of_submodule(submodule, layer) if isinstance(submodule, str) and reads_output else "",
         metadata={"read_from": _WRITER, _WRITER: dict(config.cfg)},

@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from trimtab.activations import read_documents, tokenise
+from trimtab.activations import read_documents, sample_text, tokenise
 from trimtab.control.answers import ItemSet
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
-from trimtab.evaluation import sample_text
 from trimtab.evaluation.documents import batches, pack
 from trimtab.lm import LanguageModel, Site, capture
 from trimtab.policies.analyses.variance_shares import variance_share

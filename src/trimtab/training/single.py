@@ -1,0 +1,182 @@
+"""Training of one SAE: in a run, or on texts in memory, where nothing is kept unless asked for."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.activations import Document, HarvestOptions, as_documents, harvest, tokenise
+from trimtab.dictionaries import SAE, load_dictionary
+from trimtab.lm import LanguageModel, Site
+from trimtab.runs import Run, config_dict, json_safe, read_metrics, read_typed
+from trimtab.runs.figures import Curve, plot_curves
+from trimtab.runs.results import Result
+from trimtab.runs.tables import COUNT, SHARE, Column, Table
+from trimtab.training.advice import variance_text
+from trimtab.training.bank import NOT_THE_RESULT
+from trimtab.training.checkpoint import discard_checkpoints
+from trimtab.training.config import TrainConfig
+from trimtab.training.export import TrainResult
+from trimtab.training.loop import Training, train_all
+from trimtab.training.rows import SiteRows
+from trimtab.training.sources import SHARDS, shard_rows
+from trimtab.training.trainer import CHECKPOINTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainedSAE(Result):
+    """A trained SAE and what it does on held-out rows."""
+
+    result: TrainResult
+    run: Path
+    """Where files are."""
+    kept: bool = True
+    """Whether they stay when this object goes."""
+    resumed: bool = False
+    """Whether the run was done before."""
+
+    @classmethod
+    def of(cls, run: Run, *, resumed: bool, kept: bool = True) -> TrainedSAE:
+        """What a run that is done holds."""
+        result = read_typed(TrainResult, run.results, f"run {run.path}")
+        return cls(result=result, run=run.path, resumed=resumed, kept=kept)
+
+    @cached_property
+    def sae(self) -> SAE:
+        """The SAE, with its statistics."""
+        return load_dictionary(self.result.sae)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged while it was trained."""
+        return read_metrics(self.run)
+
+    def headline(self) -> str:
+        r = self.result
+        where = "held-out" if r.heldout else "training"
+        return (
+            f"explained variance {variance_text(r.explained_variance)}, L0 {r.l0:.2f}, dead {r.dead_share:.2%}, "
+            f"dense {r.dense_share:.2%} on {r.measured_rows:,} {where} rows"
+        )
+
+    def tables(self) -> dict[str, Table]:
+        return {"result": Table(columns=_COLUMNS, rows=[self.result], caption=self.result.advice)}
+
+    def to_frame(self, table: str = "") -> pd.DataFrame:
+        """What was logged, one row for each logged step; or the table `result`."""
+        import pandas as pd
+
+        return super().to_frame(table) if table else pd.DataFrame(self.metrics)
+
+    def draw(self, ax: Axes) -> None:
+        """Explained variance over the training."""
+        points = [(line["step"], line["explained_variance"]) for line in self.metrics]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        plot_curves(ax, [Curve("explained variance", steps, values)], "explained variance", steps="step")
+
+    def render(self) -> str:
+        """The result in a few lines."""
+        r = self.result
+        lines = [
+            f"{r.sae if self.kept else self.sae.name}{' (done before)' if self.resumed else ''}",
+            f"  trained on {r.rows:,} rows in {r.steps:,} steps, {r.seconds:.0f} s",
+            f"  {self.headline()}",
+            *([f"  {r.advice}"] if r.advice else []),
+            *([f"  next: trimtab evaluate core --sae {r.sae}"] if self.kept else []),
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {**json_safe(asdict(self.result)), "run": str(self.run), "resumed": self.resumed}
+
+
+_COLUMNS = [
+    Column("explained variance", "explained_variance", ".4f"),
+    Column("L0", "l0", ".2f"),
+    Column("L0 asked for", "l0_target", "g"),
+    Column("dead", "dead_share", SHARE),
+    Column("dense", "dense_share", SHARE),
+    Column("rows", "rows", COUNT),
+    Column("steps", "steps", COUNT),
+    Column("seconds", "seconds", ".0f"),
+]
+
+
+def train_one(run: Run, config: TrainConfig, rows: SiteRows, device: str) -> None:
+    """Train an SAE in an open run, and finish the run.
+
+    Raises:
+        UserError: as `train`.
+    """
+    training = Training(config, rows, run)
+    train_all([training], device=device)
+    if training.error is not None:
+        raise training.error
+    run.finish(json_safe(training.result))
+    discard_checkpoints(run.file(CHECKPOINTS))
+
+
+def train_sae(
+    model: LanguageModel,
+    texts: Iterable[str | Document],
+    site: Site | str,
+    *,
+    harvest_options: HarvestOptions | None = None,
+    run: Path | str | None = None,
+    **options: Any,
+) -> TrainedSAE:
+    """Train an SAE on a model's activations over texts.
+
+    Args:
+        model: the model; training computes where it is.
+        texts: each is a document, which is trained on or held out as a whole.
+        site: where to read.
+        harvest_options: which rows: context, share held out, outliers.
+        run: directory to keep harvest, metrics and SAE in; the same call again goes on from there. Without one nothing
+            is kept but what is returned.
+        options: fields of `TrainConfig`, such as `arch`, `n_features`, `l0`, `epochs`, `lr` and `seed`, and the
+            architecture's own.
+
+    Returns:
+        The SAE in `sae`, what it does on held-out rows, what was logged in `metrics`.
+
+    Raises:
+        UserError: a value is not allowed, there is too little text, rows are not finite, or the run is of other
+            settings.
+    """
+    config, rows_of = TrainConfig(**options), harvest_options or HarvestOptions()
+    place, corpus = model.site(site), tokenise(as_documents(texts), model.tokenizer)
+    described = {"site": str(place), **config_dict(config), "harvest": asdict(rows_of)}
+    path = Path(tempfile.mkdtemp(prefix="trimtab-")) if run is None else Path(run)
+    try:
+        with Run.open(
+            path, "train", described, seeds=[config.seed], device=str(model.device), ignore_fields=NOT_THE_RESULT
+        ) as opened:
+            opened.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
+            resumed = opened.done
+            if not resumed:
+                harvest(model, [place], corpus, opened.file(SHARDS), rows_of)
+                train_one(
+                    opened, config, shard_rows([opened.file(SHARDS)], str(place), rows_of.seed), str(model.device)
+                )
+            trained = TrainedSAE.of(opened, resumed=resumed, kept=run is not None)
+    except BaseException:
+        if run is None:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    if run is None:
+        shutil.rmtree(path / SHARDS, ignore_errors=True)
+        trained.sae.name = f"{config.arch} SAE of {config.n_features:,} features"
+        weakref.finalize(trained, shutil.rmtree, path, ignore_errors=True)
+    return trained
