@@ -104,7 +104,9 @@ def main() -> None:
     model = load_model(args.model, dtype=args.dtype, device=args.device)
     sites = [model.site(name) for name in args.sites]
     corpus = read_corpus(model, args.text, args.tokens)
-    options = HarvestOptions(context=args.context, batch=args.batch, shard_rows=args.shard_rows, autocast=args.autocast)
+    options = HarvestOptions(
+        context=args.context, batch_size=args.batch, shard_rows=args.shard_rows, autocast=args.autocast
+    )
     packed = pack_splits(corpus, options)
     batches = [packed[split].batch(b).tokens for split in SPLITS for b in batch_order(packed[split], options, split)]
     tokens = sum(batch.size for batch in batches)

@@ -47,7 +47,7 @@ WORDING = "advice convention description dose_note how missing note objective re
 LEFT_OUT = {*TIMES.split(), *PLACES.split(), *WORDING.split(), "adam"}
 """Keys and columns that are not hashed, with all below them. `adam` of checkpoints goes by the order of parameters."""
 
-RANKED = "--batch-size 200 --run @out --features " + " ".join(map(str, range(0, 5120, 10)))
+RANKED = "--batch-size 200 --run @out --feature " + " ".join(map(str, range(0, 5120, 10)))
 STEERED = "steer 'Yesterday I went to the' 'The captain' --max-new-tokens 8 --run @out"
 TRAINED = "--activations @harvest --n-features 512 --l0 16 --batch-size 128 --rows 25600 --run @out"
 POLICY = "--iterations 5 --repeats 4 --validate-every 1 --initial-no-edit 0 --run @out"
@@ -62,14 +62,14 @@ PINS = {
         for name in ("delta-confidence", "output-score", "kl", "max-activation", "firing-rate", "random")
     },
     "rank-options": "rank --criterion kl delta-confidence output-score --prefix 'Once upon a time' 'In 1890, the' "
-    "--alpha 5 --k 3 --n-tokens 5 --kl-direction base-steered --no-live-only --features 1 2 3 5 8 13 21 --run @out",
+    "--dose 5 --k 3 --n-tokens 5 --kl-direction base-steered --no-live-only --feature 1 2 3 5 8 13 21 --run @out",
     "steer-add": f"{STEERED} --feature 3547 329 --sweep 0.2 0.5 --temperature 0.8 --top-p 0.95 --samples 2",
     "steer-clamp": f"{STEERED} --feature 3547 329 --operation clamp --dose 0.5 1 --unit max_activation",
     "steer-ablate": f"{STEERED} --feature 2536 329 1684 --operation ablate",
     "steer-scale": f"{STEERED} --feature 2536 329 1684 --operation scale --dose 3",
     "steer-all": f"{STEERED} --feature 3547 329 --positions all --dose 20 --unit absolute --combine total --chat",
     "steer-replay": "steer --replay @steer-add",
-    "harvest": "harvest --text text.jsonl --out @out --context 64 --holdout 0.2",
+    "harvest": "harvest --text text.jsonl --run @out --context 64 --holdout 0.2",
     **{
         f"train-{name}": f"train --arch {name} {TRAINED}"
         for name in ("topk", "batchtopk", "matryoshka", "relu", "panneal", "gated", "jumprelu")

@@ -29,12 +29,12 @@ TRAIN = "train --activations @harvest --n-features 2048 --l0 32 --batch-size 512
 POLICY = "policy train --task ioi-swapped --dose 1 --headroom-items 0 --train-items 32 --validation-items 8 --run @out"
 JOBS = {
     "start": "rank --help",
-    "harvest": "harvest --text text.jsonl --sites resid_post.15 --holdout 0.2 --out @out",
+    "harvest": "harvest --text text.jsonl --site resid_post.15 --holdout 0.2 --run @out",
     **{
         f"train-{name}": f"{TRAIN} --arch {name}"
         for name in ("topk", "batchtopk", "matryoshka", "relu", "panneal", "gated", "jumprelu")
     },
-    "rank": "rank --criterion delta-confidence --batch-size 200 --run @out --features "
+    "rank": "rank --criterion delta-confidence --batch-size 200 --run @out --feature "
     + " ".join(str(feature) for feature in range(0, 5120, 4)),
     "steer": "steer 'Yesterday I went to the' --samples 64 --temperature 1 --max-new-tokens 96 --feature 3547 "
     "--dose 0.3 --run @out",

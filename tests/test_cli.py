@@ -261,8 +261,8 @@ def test_from_text_to_a_steered_and_replayed_run(tiny_llama: LanguageModel, tmp_
     assert core["site"] == "resid_post.1"
 
     harvested = run_json(
-        capsys, "harvest", "--model", model, "--sites", "resid_post.1", "--text", text, "--context", 32,
-        "--out", tmp_path / "shards",
+        capsys, "harvest", "--model", model, "--site", "resid_post.1", "--text", text, "--context", 32,
+        "--run", tmp_path / "shards",
     )  # fmt: skip
     assert harvested["train_rows"] > 0
 

@@ -53,6 +53,7 @@ def test_options_of_a_part_stand_under_its_name_in_every_command(capsys, monkeyp
 def test_help_has_an_example_that_can_be_given(command, capsys, monkeypatch):
     job = cli.COMMANDS[command]()
     shown = help_of(command, capsys, monkeypatch)
+    monkeypatch.setattr("trimtab.dictionaries.files.trained_on", lambda sae: "a-model")
     assert f"\n  trimtab {command} {job.example}".rstrip() in shown
     as_json, config = parse(command, job, shlex.split(job.example))
     assert isinstance(config, job.config)

@@ -36,7 +36,7 @@ from trimtab.lm import config as lm_config
 from trimtab.runs import split_ids
 
 Eventually = Callable[[Callable[[], bool]], None]
-OPTIONS = HarvestOptions(context=16, batch=4, shard_rows=500, holdout=0.2, seed=3)
+OPTIONS = HarvestOptions(context=16, batch_size=4, shard_rows=500, holdout=0.2, seed=3)
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -196,7 +196,7 @@ home = Path({str(tmp_path)!r})
 model = LanguageModel.from_hf(AutoModelForCausalLM.from_pretrained(home / "model"),
                               AutoTokenizer.from_pretrained(home / "model"), "tiny-llama")
 documents = [Document(*d) for d in json.loads((home / "documents.json").read_text())]
-harvest(model, ["resid_post.1"], documents, home / "out", HarvestOptions(context=16, batch=4, shard_rows=500,
+harvest(model, ["resid_post.1"], documents, home / "out", HarvestOptions(context=16, batch_size=4, shard_rows=500,
         holdout=0.2, seed=3), lambda progress: time.sleep(0.05))
 """
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -381,7 +381,7 @@ def test_harvest_text_is_a_run(
     monkeypatch.setattr(lm_config, "load_model", lambda name, dtype, device: tiny_llama)
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps(d._asdict()) for d in documents))
-    config = HarvestConfig(text=(str(text),), out=tmp_path / "run", sites=("resid_post.1",), context=16, holdout=0.2)
+    config = HarvestConfig(text=(str(text),), run=tmp_path / "run", site=("resid_post.1",), context=16, holdout=0.2)
     first, again = harvest_text(config), harvest_text(config)
     assert again._replace(seconds=0, tokens_per_second=0) == first._replace(seconds=0, tokens_per_second=0)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -389,6 +389,6 @@ def test_harvest_text_is_a_run(
     with pytest.raises(UserError, match="seed"):
         harvest_text(
             HarvestConfig(
-                text=(str(text),), out=tmp_path / "run", sites=("resid_post.1",), context=16, holdout=0.2, seed=1
+                text=(str(text),), run=tmp_path / "run", site=("resid_post.1",), context=16, holdout=0.2, seed=1
             )
         )

@@ -18,7 +18,7 @@ from trimtab.activations.shards import read_index
 from trimtab.lm import LanguageModel
 
 Start = Callable[..., list[subprocess.Popen[str]]]
-OPTIONS = HarvestOptions(context=16, batch=4, shard_rows=500, holdout=0.2, seed=3)
+OPTIONS = HarvestOptions(context=16, batch_size=4, shard_rows=500, holdout=0.2, seed=3)
 SITES = ["resid_post.1", "attn_z.2"]
 SCRIPT = """
 import json, sys, time
@@ -32,7 +32,7 @@ ranks = Ranks.from_environment()
 model = LanguageModel.from_hf(AutoModelForCausalLM.from_pretrained(home / "model"),
                               AutoTokenizer.from_pretrained(home / "model"), "tiny-llama")
 documents = [Document(*d) for d in json.loads((home / "documents.json").read_text())]
-options = HarvestOptions(context=16, batch=4, shard_rows=500, holdout=0.2, seed=3)
+options = HarvestOptions(context=16, batch_size=4, shard_rows=500, holdout=0.2, seed=3)
 def run(out, progress=None):
     return harvest(model, {sites!r}, documents, home / out, options, progress, ranks)
 """
@@ -136,11 +136,11 @@ def test_torchrun(home: Path, tiny_llama: LanguageModel, documents: list[Documen
     text = home / "text.jsonl"
     text.write_text("\n".join(json.dumps(d._asdict()) for d in documents))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["--text", text, "--model", home / "model", "--sites", "resid_post.1", "--context", 16, "--batch", 4]
+    words = ["--text", text, "--model", home / "model", "--site", "resid_post.1", "--context", 16, "--batch-size", 4]
     words += ["--shard-rows", 500, "--holdout", 0.2, "--seed", 3, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, "-m", "trimtab", "harvest", *map(str, words), "--out", str(home / "run")],
+        [*torchrun, "-m", "trimtab", "harvest", *map(str, words), "--run", str(home / "run")],
         capture_output=True,
         text=True,
         env=environment,

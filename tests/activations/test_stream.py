@@ -23,7 +23,7 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 
 Eventually = Callable[[Callable[[], bool]], None]
-OPTIONS = HarvestOptions(context=16, batch=4, shard_rows=300, holdout=0.2)
+OPTIONS = HarvestOptions(context=16, batch_size=4, shard_rows=300, holdout=0.2)
 
 
 @pytest.fixture(scope="module")

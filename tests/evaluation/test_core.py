@@ -20,8 +20,10 @@ from trimtab.errors import UserError
 from trimtab.evaluation import (
     CoreConfig,
     CoreOptions,
+    SAEStatsConfig,
     evaluate,
     evaluate_core,
+    measure_stats,
     pack,
     run_core,
 )
@@ -424,16 +426,24 @@ def save_tiny(model: LanguageModel, folder: Path) -> tuple[str, str]:
     return str(folder / "model"), str(folder / "sae")
 
 
-def test_run_from_names_writes_statistics(tiny_llama: LanguageModel, tmp_path: Path):
+def test_statistics_are_those_of_the_rows_that_core_metrics_are_of(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model, sae = save_tiny(tiny_llama, tmp_path)
-    options = {"context": 64, "batch_size": 16, "n_resamples": 100, "limit_tokens": 3_000}
-    result = run_core(CoreConfig(model=model, sae=sae, write_stats=tmp_path / "sae", **options))
+    options = {"model": model, "sae": sae, "context": 64, "batch_size": 16, "limit_tokens": 3_000}
+    result = run_core(CoreConfig(**options, n_resamples=100))
     assert result.tokens > 2_000
     assert result.sae == sae
+    monkeypatch.delattr("trimtab.evaluation.core.splice_losses")  # what takes most of the time is not needed
+    found = measure_stats(SAEStatsConfig(**options))
     stats = load_dictionary(sae).feature_stats
     assert stats is not None
-    assert stats.n_tokens == result.tokens
-    assert stats.corpus_hash == result.corpus_hash
+    assert (stats.n_tokens, stats.corpus_hash) == (result.tokens, result.corpus_hash)
+    assert found.firing.l0 == pytest.approx(result["l0"].estimate)
+    assert found.path == str(tmp_path / "sae" / "feature_stats.parquet")
+    assert measure_stats(SAEStatsConfig(**options, into=tmp_path / "stats")).path.startswith(str(tmp_path / "stats"))
+    with pytest.raises(UserError, match=r"^sae 'default': it is no directory to write statistics to; name a directory"):
+        measure_stats(SAEStatsConfig(sae="default"))
 
 
 def test_the_result_names_the_dictionary_as_it_was_loaded_or_as_the_user_calls_it(

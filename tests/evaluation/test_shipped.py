@@ -37,7 +37,7 @@ def test_it_reaches_what_it_was_trained_for():
 
 def test_rank_steer_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ids = [str(i) for i in range(64)]
-    assert main(["rank", "--features", *ids, "--run", str(tmp_path / "rank"), "--json"]) == 0
+    assert main(["rank", "--feature", *ids, "--run", str(tmp_path / "rank"), "--json"]) == 0
     best = json.loads(capsys.readouterr().out)["criteria"]["delta-confidence"]["top"][0]["feature"]
     run = str(tmp_path / "steer")
     words = ["steer", "Yesterday I went to the", "--feature", str(best), "--dose", "0.4", "--max-new-tokens", "8"]

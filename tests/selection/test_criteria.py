@@ -73,7 +73,7 @@ def test_the_planted_direction_flattens_most_where_its_token_was_sure(planted: A
 
     handle = planted.model.layout.layers[1].module.register_forward_hook(add_u)
     try:
-        table = rank(planted.model, planted.dictionary, DeltaConfidence(alpha=-10.0))
+        table = rank(planted.model, planted.dictionary, DeltaConfidence(dose=-10.0))
     finally:
         handle.remove()
     assert table.feature[0] == planted.feature
@@ -103,7 +103,7 @@ class _FakeModel:
 
 def test_delta_confidence_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any]) -> None:
     dictionary, prefix, k = make_rows(12), "The sea is", 3
-    criterion = DeltaConfidence(k=k, alpha=4.0, prefixes=(prefix,))
+    criterion = DeltaConfidence(k=k, dose=4.0, prefixes=(prefix,))
     found = score_features(ScoringTarget(any_tiny, dictionary, torch.arange(12)), "resid_post.1", [criterion])[0].score
 
     def c_k(p: Tensor) -> float:
@@ -114,6 +114,25 @@ def test_delta_confidence_equals_its_definition(any_tiny: LanguageModel, make_ro
         row = dictionary.W_dec[i] / dictionary.W_dec[i].norm()
         p = amplified(any_tiny, prefix, 1, 4.0 * float(dictionary.feature_stats.max_activation[i]) * row)
         assert float(found[i]) == pytest.approx(c_k(p) - base, abs=1e-4)
+
+
+@pytest.mark.parametrize("unit", ["relative", "absolute"])
+def test_a_dose_that_needs_no_statistics_is_of_the_norm_or_as_it_is(
+    any_tiny: LanguageModel, make_rows: Callable[..., Any], unit: Any
+) -> None:
+    dictionary, prefix = make_rows(12), "The sea is"
+    dictionary.feature_stats = None
+    table = rank(
+        any_tiny, dictionary, KLDivergence(dose=0.3, unit=unit, prefixes=(prefix,)), site="resid_post.1", top_tokens=3
+    )
+    assert sorted(table.feature) == list(range(12))  # which ones are dead is unknown
+    x = any_tiny.hf(torch.tensor([any_tiny.encode_text(prefix)]), output_hidden_states=True).hidden_states[2][0, -1]
+    strength = 0.3 * float(x.norm()) if unit == "relative" else 0.3
+    base = amplified(any_tiny, prefix, 1, torch.zeros(any_tiny.d_model))
+    for i, score, relative in zip(table.feature, table.score, table.relative_dose, strict=True):
+        p = amplified(any_tiny, prefix, 1, strength * dictionary.W_dec[i] / dictionary.W_dec[i].norm())
+        assert score == pytest.approx(float((p * (p / base).log()).sum()), abs=1e-5)
+        assert relative == pytest.approx(strength / float(x.norm()), rel=1e-5)
 
 
 def test_output_score_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any]) -> None:
@@ -136,7 +155,7 @@ def test_output_score_equals_its_definition(any_tiny: LanguageModel, make_rows: 
 @pytest.mark.parametrize("direction", ["steered-base", "base-steered"])
 def test_kl_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any], direction: Any) -> None:
     dictionary, prefix = make_rows(8), "From my experience,"
-    criterion = KLDivergence(kl_direction=direction, alpha=2.0)
+    criterion = KLDivergence(kl_direction=direction, dose=2.0)
     found = score_features(ScoringTarget(any_tiny, dictionary, torch.arange(8)), "resid_post.1", [criterion])[0].score
     base = amplified(any_tiny, prefix, 1, torch.zeros(any_tiny.d_model))
     for i in range(8):
@@ -182,7 +201,7 @@ def test_criteria_of_one_dose_and_prefix_share_a_pass(
 
     monkeypatch.setattr(scoring, "LastTokenScorer", counted)
     dictionary, ids = make_rows(5), torch.arange(5)
-    criteria = [DeltaConfidence(), OutputScore(), Random(), KLDivergence(), DeltaConfidence(alpha=2.0)]
+    criteria = [DeltaConfidence(), OutputScore(), Random(), KLDivergence(), DeltaConfidence(dose=2.0)]
     together = score_features(ScoringTarget(tiny_llama, dictionary, ids), "resid_post.1", criteria)
     assert len(made) == len(scoring.passes(criteria)) == 2
     for criterion, result in zip(criteria, together, strict=True):
@@ -193,8 +212,8 @@ def test_criteria_of_one_dose_and_prefix_share_a_pass(
 
 def test_labels_name_what_is_not_the_default() -> None:
     assert DeltaConfidence().label == "delta-confidence"
-    assert DeltaConfidence(alpha=10).label == "delta-confidence"
-    assert DeltaConfidence(k=3, alpha=0.5).label == "delta-confidence(alpha=0.5, k=3)"
+    assert DeltaConfidence(dose=10).label == "delta-confidence"
+    assert DeltaConfidence(k=3, dose=0.5).label == "delta-confidence(dose=0.5, k=3)"
     assert OutputScore(prefixes=("I think", "We saw")).label == "output-score(prefixes=I think|We saw)"
     assert KLDivergence(kl_direction="base-steered").label == "kl(kl_direction=base-steered)"
     assert Random(seed=2).label == "random(seed=2)"
@@ -202,7 +221,7 @@ def test_labels_name_what_is_not_the_default() -> None:
 
 
 def test_criteria_by_name_take_the_settings_that_they_have() -> None:
-    made = make_criteria(list(CRITERIA), {"k": 2, "seed": 5, "alpha": None})
+    made = make_criteria(list(CRITERIA), {"k": 2, "seed": 5, "dose": None})
     assert [criterion.name for criterion in made] == list(CRITERIA)
     assert made[0] == DeltaConfidence(k=2)
     assert made[-1] == Random(seed=5)
@@ -216,7 +235,7 @@ def test_criteria_by_name_take_the_settings_that_they_have() -> None:
         (lambda: make_criteria(["kl", "kl"]), r"criterion 'kl': it is given twice"),
         (lambda: make_criteria(["kl", "random"], {"k": 3}), r"setting k: none of the criteria kl, random has it"),
         (lambda: DeltaConfidence(k=0), r"k 0: confidence is averaged over at least 1 token"),
-        (lambda: DeltaConfidence(alpha=math.nan), r"alpha nan: an amplification is a finite number"),
+        (lambda: DeltaConfidence(dose=math.nan), r"dose nan: a dose is a finite number"),
         (lambda: DeltaConfidence(prefixes=()), r"the prefixes: there is none"),
         (lambda: KLDivergence(prefixes=("",)), r"a prefix: it is empty"),
         (lambda: KLDivergence(prefixes=("a", "a")), r"the prefixes: one occurs twice"),
@@ -240,7 +259,7 @@ def test_more_tokens_than_the_vocabulary_has(
 def test_missing_statistics(tiny_llama: LanguageModel, make_rows: Callable[..., Any], criterion: Any) -> None:
     dictionary = make_rows(3)
     dictionary.feature_stats = None
-    with pytest.raises(UserError, match=rf"criterion {criterion.name}: .*feature_stats\.parquet.*evaluate core"):
+    with pytest.raises(UserError, match=rf"criterion {criterion.name}: .*feature_stats\.parquet.*trimtab sae stats"):
         score_features(ScoringTarget(tiny_llama, dictionary, torch.arange(3)), "resid_post.1", [criterion])
 
 
@@ -261,9 +280,9 @@ def test_a_criterion_of_ones_own_is_one_class_in_a_file(
     (tmp_path / "my_own_criteria.py").write_text(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], "utf-8")
     monkeypatch.chdir(tmp_path)
     dictionary = make_rows(12)
-    (criterion,) = make_criteria(["my_own_criteria:TopProbability"], {"alpha": 3.0})
+    (criterion,) = make_criteria(["my_own_criteria:TopProbability"], {"dose": 3.0})
     table = rank(any_tiny, dictionary, criterion)
-    assert table.criterion == "top-probability(alpha=3)"
+    assert table.criterion == "top-probability(dose=3)"
     base = amplified(any_tiny, NEUTRAL_PREFIX, 1, torch.zeros(any_tiny.d_model)).max()
     for feature, score in zip(table.feature, table.score, strict=True):
         delta = 3.0 * float(dictionary.feature_stats.max_activation[feature]) * dictionary.directions[feature]

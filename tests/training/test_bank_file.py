@@ -10,10 +10,10 @@ from trimtab.errors import UserError
 from trimtab.training import BankConfig, TrainCommand, TrainTextConfig, command_defaults, expand
 
 
-def bank(tmp_path: Path, content: str, *words: str) -> BankConfig | TrainTextConfig:
+def bank(tmp_path: Path, content: str) -> BankConfig | TrainTextConfig:
     path = tmp_path / "bank.toml"
     path.write_text(content)
-    return command_defaults(["--bank", str(path), *words]).expanded()
+    return TrainCommand(**command_defaults({"bank": [str(path)]})).expanded()
 
 
 def names(config: BankConfig | TrainTextConfig) -> list[str]:
@@ -60,9 +60,9 @@ def test_lists_multiply_and_members_replace_defaults(tmp_path: Path) -> None:
 def test_options_beside_the_file_replace_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "bank.toml"
     path.write_text('[defaults]\nrows = 5\nseed = [0, 1]\ntext = ["a"]\nworkers = 3\nrun = "there"\n')
-    command = command_defaults([f"--bank={path}"])
+    command = TrainCommand(**command_defaults({"bank": [str(path)]}))
     assert (command.rows, command.seed, command.workers, command.run) == (5, (0, 1), 3, Path("there"))
-    assert command_defaults(["--rows", "7"]) == TrainCommand()
+    assert command_defaults({"rows": ["7"]}) == {}
 
 
 def test_a_product_of_one_is_a_single_training(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_mistakes_are_named_with_their_place(tmp_path: Path, content: str, messa
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"bank file nowhere.toml: it cannot be read"):
-        command_defaults(["--bank", "nowhere.toml"])
+        command_defaults({"bank": ["nowhere.toml"]})
 
 
 def test_groups_multiply_as_lists_of_lists(tmp_path: Path) -> None:

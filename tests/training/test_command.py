@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,35 @@ def test_a_truncated_shard_is_named(
     line = failure(capsys, "--activations", shards, *SIZES, *PRODUCT, "--run", tmp_path / "run")
     assert f"{shards / 'train-00000'}.{SITES[1]}.safetensors: it has " in line
     assert "it is truncated; run the same harvest again" in line
+
+
+@pytest.mark.parametrize("tiny", ["tiny_llama", "tiny_gpt2"])
+def test_the_next_command_takes_the_model_from_the_sae(
+    tiny: str, data: list[str], request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, text = request.getfixturevalue(tiny), data[data.index("--text") + 1]
+    model.hf.save_pretrained(tmp_path / tiny)
+    model.tokenizer.save_pretrained(tmp_path / tiny)
+    words = ["--model", str(tmp_path / tiny), "--text", text, *SIZES, "--site", SITES[0], "--rows", "256", "--l0", "4"]
+    assert cli.main(["train", *words, "--run", str(tmp_path / "run")]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    _, following = last.split("next: trimtab ")
+    assert cli.main([*shlex.split(following), "--limit-tokens", "600"]) == 0
+    assert f"at {SITES[0]} of {tmp_path / tiny}" in capsys.readouterr().out
+
+
+def test_a_harvest_of_one_site_needs_no_site(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, sites in (("one", SITES[1:]), ("two", SITES)):
+        words = [*data, "--site", *sites, "--context", "32", "--limit-documents", "12", "--run", str(tmp_path / name)]
+        assert cli.main(["harvest", *words]) == 0
+    capsys.readouterr()
+    sizes = [*SIZES[:4], *SIZES[6:], "--rows", "256", "--l0", "4", "--run", tmp_path / "run"]
+    assert train(capsys, "--activations", tmp_path / "one", *sizes)["resumed"] is False
+    assert train(capsys, "--activations", tmp_path / "one", "--site", SITES[1], *sizes)["resumed"] is True
+    line = failure(capsys, "--activations", tmp_path / "two", *sizes[:-1], tmp_path / "other")
+    assert line == f"site resid_post.15: the shards hold {', '.join(SITES)}; choose one"
 
 
 def test_too_few_documents_to_hold_any_out_are_told(

@@ -21,9 +21,9 @@ class HarvestConfig(HarvestOptions, TextConfig, ModelConfig):
 
     text: tuple[str, ...]
     """Files, directories or hub:NAME[:SPLIT] to read."""
-    out: Path
+    run: Path
     """Directory to write; the same command resumes an unfinished harvest there."""
-    sites: tuple[str, ...] = ("resid_post.15",)
+    site: tuple[str, ...] = ("resid_post.15",)
     """Sites to read, all in one pass."""
     dtype: str = "float32"
     """What the model computes in; rows are kept in bfloat16 in any case."""
@@ -62,7 +62,7 @@ def harvest_text(
         if run is not None:
             run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
         options = HarvestOptions(**part_of(config, HarvestOptions))
-        result = harvest(model, config.sites, corpus, config.out, options, progress, ranks)
+        result = harvest(model, config.site, corpus, config.run, options, progress, ranks)
         if run is not None and not run.done:
             run.finish(result._asdict())
     return result
@@ -72,4 +72,4 @@ def _open_run(config: HarvestConfig, ranks: Ranks) -> AbstractContextManager[Run
     """The run that rank 0 writes; None on the others."""
     if not ranks.is_first:
         return nullcontext()
-    return Run.open(config.out, "harvest", config, seeds=[config.seed], device=config.device)
+    return Run.open(config.run, "harvest", config, seeds=[config.seed], device=config.device)

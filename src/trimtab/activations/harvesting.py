@@ -152,7 +152,7 @@ class _Harvester:
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "sites": [str(s) for s in sites],
             "corpus_hash": corpus.hash,
-            **asdict(options),
+            **{"batch" if name == "batch_size" else name: value for name, value in asdict(options).items()},
         }
         self.started, self.sequences_done = time.perf_counter(), 0
 
@@ -323,7 +323,7 @@ class _Harvester:
         packed = self.forwards.packed
         before = sum(len(packed[s]) for s in SPLITS[: SPLITS.index(batch.split)])
         rate = self.sequences_done * self.options.context / (time.perf_counter() - self.started)
-        done = before + min((batch.number + 1) * self.options.batch, len(packed[batch.split]))
+        done = before + min((batch.number + 1) * self.options.batch_size, len(packed[batch.split]))
         self.progress(HarvestProgress(done, sum(map(len, packed.values())), filled, rate))
 
     def _result(self) -> HarvestResult:

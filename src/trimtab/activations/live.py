@@ -90,7 +90,7 @@ class LiveSource(PooledSource):
         pool, filled = torch.empty(total, self.d, dtype=torch.bfloat16), 0
         usual = torch.empty(total, dtype=torch.bool)
         rest = iter(blocks)
-        while chunk := list(islice(rest, self.options.batch)):
+        while chunk := list(islice(rest, self.options.batch_size)):
             batch = self.packed.batch(chunk)
             keep = torch.from_numpy(np.flatnonzero(candidates(batch, self.special).keep)).to(self.model.device)
             x = capture_rows(self.model, batch, [self.site], autocast=self.options.autocast)[self.site]

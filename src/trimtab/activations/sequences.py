@@ -23,7 +23,7 @@ class HarvestOptions:
 
     context: int = 256
     """Tokens of a sequence, the leading BOS included."""
-    batch: int = 8
+    batch_size: int = 8
     """Sequences per forward pass."""
     autocast: bool = False
     """Run matrix products in bfloat16, the residual stream staying in the model's dtype: faster on
@@ -41,7 +41,7 @@ class HarvestOptions:
 
     def __post_init__(self) -> None:
         check_least(self, 2, "context")
-        check_least(self, 1, "batch", "shard_rows")
+        check_least(self, 1, "batch_size", "shard_rows")
         check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
         check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
 
@@ -80,6 +80,6 @@ def pack_splits(corpus: TokenisedCorpus, options: HarvestOptions) -> dict[Split,
 
 def batch_order(packed: PackedText, options: HarvestOptions, split: Split) -> list[ndarray]:
     """Indices of the sequences of every forward batch, in the order of a harvest."""
-    n, size = len(packed), options.batch
+    n, size = len(packed), options.batch_size
     order = np.random.default_rng([options.seed, SPLITS.index(split)]).permutation(n)
     return [order[i : i + size] for i in range(0, n, size)]

@@ -91,7 +91,7 @@ def harvest() -> Job:
         rows = f"{result.train_rows:,} training and {result.holdout_rows:,} held-out rows"
         return Printed(json_safe(result._asdict()), f"{rows} in {result.directory}; left out: {dropped}")
 
-    return Job(HarvestConfig, run, example="--text my_texts/ --sites resid_post.10 resid_post.15 --out harvests/mine")
+    return Job(HarvestConfig, run, example="--text my_texts/ --site resid_post.10 resid_post.15 --run harvests/mine")
 
 
 def train() -> Job:
@@ -135,6 +135,13 @@ def sae_info() -> Job:
     from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
 
     return Job(SAEInfoConfig, describe_sae, ("sae",), "smollm2-135m-instruct/resid_post.15")
+
+
+def sae_stats() -> Job:
+    """measure how strongly and how often an SAE's features fire on a text"""
+    from trimtab.evaluation import SAEStatsConfig, measure_stats
+
+    return Job(SAEStatsConfig, measure_stats, ("sae",), "downloads/their-sae --text my_texts/")
 
 
 def sae_convert() -> Job:
@@ -183,6 +190,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate core": evaluate_core,
     "evaluate ground-truth": evaluate_ground_truth,
     "sae info": sae_info,
+    "sae stats": sae_stats,
     "sae convert": sae_convert,
     "report": report,
     **POLICY_COMMANDS,

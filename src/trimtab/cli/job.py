@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ class Job:
     positional: tuple[str, ...] = ()
     example: str = ""
     """Words behind the command's name that are worth trying, for its help."""
-    defaults: Callable[[Sequence[str]], Any] | None = None
-    """Gives the config that holds unless the words say otherwise, where they name a file that does."""
+    defaults: Callable[[Mapping[str, Sequence[str]]], Mapping[str, Any]] | None = None
+    """What files among the words, given by option, say of fields that the words leave out."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from trimtab.cli.job import Job
@@ -30,6 +30,12 @@ def parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
     """
     import tyro
 
+    from trimtab.runs import check_name
+
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option[2:].replace("-", "_") not in job.config.__dataclass_fields__:
+            check_name(command, option)
     about = " ".join((job.config.__doc__ or "").split())
     said = io.StringIO()
     try:
@@ -64,13 +70,13 @@ def _options(job: Job, words: Sequence[str]) -> type[Any]:
 
     from trimtab.runs import field_docs, field_types
 
-    given = job.defaults(words) if job.defaults else None
+    known = _known(job, words)
     kinds, docs = field_types(job.config), field_docs(job.config)
     fields = {field.name: field for field in dataclasses.fields(job.config)}
     groups: dict[str, list[Any]] = {"": []}
     nested: list[Any] = []
     for name, heading in _headings(job.config, job.positional).items():
-        usual = _usual(fields[name]) if given is None else getattr(given, name)
+        usual = known.get(name, _usual(fields[name]))
         kind = _shown(kinds[name], usual, docs.get(name, ""), name.upper() if name in job.positional else "")
         place = nested if dataclasses.is_dataclass(kinds[name]) else groups.setdefault(heading, [])
         place.append((name, kind, dataclasses.field(default=usual)))
@@ -84,6 +90,27 @@ def _options(job: Job, words: Sequence[str]) -> type[Any]:
         for heading, options in groups.items()
     ]
     return _group([*first, *rest, *nested])
+
+
+def _known(job: Job, words: Sequence[str]) -> Mapping[str, Any]:
+    """Values of fields that the files among the words say: an SAE names its model."""
+    given: dict[str, list[str]] = {}
+    option = "".join(job.positional[:1])
+    for word in words:
+        if word.startswith("--"):
+            name, is_given, value = word[2:].partition("=")
+            option = name.replace("-", "_")
+            given[option] = [value] if is_given else []
+        else:
+            given.setdefault(option, []).append(word)
+    if job.defaults:
+        return job.defaults(given)
+    if {"model", "sae"} <= job.config.__dataclass_fields__.keys() and given.get("sae") and "model" not in given:
+        from trimtab.dictionaries.files import trained_on
+
+        model = trained_on(given["sae"][0])
+        return {"model": model} if model else {}
+    return {}
 
 
 def _group(options: list[Any]) -> type[Any]:

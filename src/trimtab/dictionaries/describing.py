@@ -51,6 +51,18 @@ class Firing:
     dense: int
     """Features that fired on more than a tenth of the tokens."""
 
+    @classmethod
+    def of(cls, stats: FeatureStats) -> Firing:
+        rate = stats.firing_rate
+        return cls(stats.n_tokens, float(rate.sum()), int(stats.live.sum()), int((rate > DENSE_RATE).sum()))
+
+    def said(self) -> dict[str, str]:
+        """The numbers in words, by what they are of."""
+        return {
+            "L0": f"{self.l0:.1f} over {self.n_tokens:,} tokens",
+            "features": f"{self.live:,} live, {self.dense:,} of them dense (> {DENSE_RATE:.0%})",
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class SAEDescription:
@@ -91,11 +103,7 @@ class SAEDescription:
         }
         if self.threshold is not None:
             said["threshold"] = str(self.threshold)
-        if self.firing is not None:
-            said["L0"] = f"{self.firing.l0:.1f} over {self.firing.n_tokens:,} tokens"
-            said["features"] = f"{self.firing.live:,} live, {self.firing.dense:,} of them dense (> {DENSE_RATE:.0%})"
-        else:
-            said["L0"] = "no statistics (trimtab evaluate core --write-stats makes them)"
+        said |= self.firing.said() if self.firing else {"L0": "no statistics (trimtab sae stats makes them)"}
         recipe = [f"  {name} = {_shown(value)}" for name, value in _flat(self.metadata)]
         return "\n".join([named_values(said), *["training"] * bool(recipe), *recipe])
 
@@ -119,7 +127,7 @@ def describe_sae(config: SAEInfoConfig) -> SAEDescription:
         settings=sae.settings,
         decoder_norms=_spread(sae.decoder_norms),
         threshold=_spread(sae.threshold) if isinstance(sae, JumpReLU) else None,
-        firing=_firing(sae.feature_stats),
+        firing=None if sae.feature_stats is None else Firing.of(sae.feature_stats),
         metadata={name: value for name, value in sae.info.metadata.items() if name not in _VERSIONS},
     )
 
@@ -137,13 +145,6 @@ def made_by(metadata: Mapping[str, Any]) -> str:
 def _spread(values: Tensor) -> Spread:
     values = values.detach().double()
     return Spread(float(values.min()), float(values.median()), float(values.max()))
-
-
-def _firing(stats: FeatureStats | None) -> Firing | None:
-    if stats is None:
-        return None
-    rate = stats.firing_rate
-    return Firing(stats.n_tokens, float(rate.sum()), int(stats.live.sum()), int((rate > DENSE_RATE).sum()))
 
 
 def _flat(fields: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,11 +68,9 @@ def load_dictionary(
         sae, stats = _built(found_in_object(path_or_name)), None
         check_same(sae, path_or_name)
         path_or_name = f"{type(path_or_name).__name__} in memory"
-    elif str(path_or_name).startswith(PREFIX):
-        sae, stats = _built(read_from_registry(str(path_or_name))), None
     else:
-        path = _locate(path_or_name)
-        sae, stats = _built(format_of(path).read(path)), path / STATS_FILE
+        sae, from_registry = _built(_found(path_or_name)), str(path_or_name).startswith(PREFIX)
+        stats = None if from_registry else _locate(path_or_name) / STATS_FILE
     sae = sae.to(device, dtype)
     sae.name = str(path_or_name)
     if site:
@@ -159,6 +157,24 @@ def check_fit(sae: SAE, model: LanguageModel, *, any_model: bool = False) -> Non
     sae.check_model(width, model.name)
     if not any_model:
         sae.check_same_model(model.name, model.fingerprint)
+
+
+def trained_on(path_or_name: str | Path) -> str:
+    """The model that an SAE's files name, as `load_model` takes it; empty if they name none.
+
+    Raises:
+        UserError: as `load_dictionary` does.
+    """
+    name = _found(path_or_name).info.model
+    return "gpt2" if name == "gpt2-small" else name
+
+
+def _found(path_or_name: str | Path) -> FoundSAE:
+    """What an SAE's files hold."""
+    if str(path_or_name).startswith(PREFIX):
+        return read_from_registry(str(path_or_name))
+    path = _locate(path_or_name)
+    return format_of(path).read(path)
 
 
 def _built(found: FoundSAE) -> SAE:

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreOptions:
-    """What text is evaluated on and how."""
+class PassOptions:
+    """Which rows of a text an SAE is shown."""
 
     split: TextSplit = "all"
     """Documents to take: all, or the ones that training with the same --holdout held out (or did not)."""
@@ -61,16 +61,30 @@ class CoreOptions:
     """Rows above this many times the median norm are left as they are, as training leaves them out."""
     drop_special: bool = True
     """Leave special tokens as they are too, chat markup among them."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
+        check_least(self, 2, "context")
+        check_least(self, 1, "batch_size")
+        check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
+
+    def special_ids(self, model: LanguageModel) -> list[int]:
+        """Tokens that are left as they are."""
+        return sorted(model.tokenizer.all_special_ids) if self.drop_special else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreOptions(PassOptions):
+    """What text is evaluated on and how."""
+
     seed: int = 0
     """Of the bootstrap."""
     n_resamples: int = 2_000
     """Bootstrap samples of the documents."""
 
     def __post_init__(self) -> None:
-        check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
-        check_least(self, 2, "context")
-        check_least(self, 1, "batch_size", "n_resamples")
-        check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
+        super().__post_init__()
+        check_least(self, 1, "n_resamples")
 
 
 DEFAULT_OPTIONS = CoreOptions()
@@ -86,8 +100,6 @@ class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
     """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
     run: Path | None = None
     """Directory to keep the result in, for `trimtab report`."""
-    write_stats: Path | None = None
-    """Also write the features' statistics on this text to this directory, as feature_stats.parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +189,12 @@ def run_core(config: CoreConfig) -> CoreResult:
     with ExitStack() as stack:
         run = None
         if config.run is not None:
-            ignored = ("run", "write_stats", "any_model")
+            ignored = ("run", "any_model")
             run = Run.open(config.run, "evaluate core", config, device=config.device, ignore_fields=ignored)
             stack.enter_context(run)
             run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint, "text": corpus.hash})
         meter = stack.enter_context(Meter("evaluating", 2 * len(packed)))
-        result, rebuilt = evaluate_core(model, dictionary, packed, config, site=config.site, progress=meter.advance)
-        if config.write_stats is not None:
-            rebuilt.stats.write(config.write_stats / "feature_stats.parquet")
+        result, _ = evaluate_core(model, dictionary, packed, config, site=config.site, progress=meter.advance)
         if run is not None:
             run.finish(result)
     return result
@@ -239,7 +249,7 @@ def evaluate_core(
         UserError: the dictionary does not fit the model or the site.
     """
     where = dictionary_site(model, dictionary, site)
-    special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
+    special = options.special_ids(model)
     rebuilt = reconstruct(
         model,
         dictionary,

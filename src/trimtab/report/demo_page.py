@@ -52,7 +52,7 @@ def demo_page(files: RunFiles) -> str:
         files=files,
         texts=[
             ("Sampling", f"temperature {config['temperature']:g}, top-p {config['top_p']:g}, seed {config['seed']}"),
-            ("Texts per arm", f"{r['n_prompts']} prompts × {config['replicates']} samples × {r['n_tokens']} tokens"),
+            ("Texts per arm", f"{r['n_prompts']} prompts × {config['samples']} samples × {r['n_tokens']} tokens"),
         ],
     )
 

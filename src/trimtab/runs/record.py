@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from trimtab.errors import UserError
+from trimtab.runs.renamed import with_new_names
 
 RECORD_NAME = "run.json"
 SCHEMA = 1
@@ -49,6 +50,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(fields.get(name), kind):
             raise _damaged(path, f"its field {name} is {'not ' + kind.__name__ if name in fields else 'missing'}")
     fields.setdefault("results", None)
+    fields["config"] = with_new_names(fields["command"], fields["config"])
     return fields
 
 

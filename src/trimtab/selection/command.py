@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.dictionaries import AnyModelConfig
-from trimtab.runs import Meter, Run, check_least, config_directory
+from trimtab.errors import UserError
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.selection.criterion import Criterion
@@ -17,6 +18,7 @@ from trimtab.selection.registry import make_criteria
 from trimtab.selection.scorer import BATCH_SIZE
 from trimtab.selection.scoring import passes
 from trimtab.selection.table import FeatureTable, read_feature_tables, write_feature_tables
+from trimtab.steering import Unit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +37,11 @@ class RankConfig(AnyModelConfig):
     """Where features are amplified; by default the site that the SAE names."""
     prefix: tuple[str, ...] | None = None
     """Texts at whose last token features are amplified, scores averaged; by default "From my experience,"."""
-    alpha: float | None = None
-    """Amplification, in units of the feature's largest activation; 10 by default."""
+    dose: float | None = None
+    """How strongly features are amplified, in `unit`; 10 times the feature's largest activation by default."""
+    unit: Unit | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    """What the dose is a multiple of: max_activation (the feature's largest, the default), relative (the activation's
+    norm) or absolute (1); the last two need a dose and no statistics."""
     k: int | None = None
     """Tokens over which delta-confidence averages; 1 by default."""
     n_tokens: int | None = None
@@ -45,10 +50,10 @@ class RankConfig(AnyModelConfig):
     """KL(steered ‖ base), the default, or KL(base ‖ steered)."""
     seed: int | None = None
     """Of the random criterion; 0 by default."""
-    features: tuple[int, ...] | None = None
+    feature: tuple[int, ...] | None = None
     """Rank these features only."""
     live_only: bool = True
-    """Leave out features that never fired over the statistics' corpus."""
+    """Leave out features that never fired over the statistics' corpus, where there are statistics."""
     top_tokens: int = TOP_TOKENS
     """Tokens per feature that the logit lens names."""
     limit: int = 10
@@ -59,12 +64,15 @@ class RankConfig(AnyModelConfig):
     """Directory to write; by default one under runs/, named after this config."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        if self.unit not in (None, "max_activation") and self.dose is None:
+            raise UserError(f"unit {self.unit}", "it has no usual dose", "give one, like --dose 0.4")
         self.criteria()
         check_least(self, 1, "top_tokens", "limit", "batch_size")
 
     def criteria(self) -> list[Criterion]:
         """The criteria with their settings."""
-        shared = {name: getattr(self, name) for name in ("alpha", "k", "n_tokens", "kl_direction", "seed")}
+        shared = {name: getattr(self, name) for name in ("dose", "unit", "k", "n_tokens", "kl_direction", "seed")}
         return make_criteria(self.criterion, {**shared, "prefixes": self.prefix})
 
     def directory(self) -> Path:
@@ -140,7 +148,7 @@ def run_rank(config: RankConfig) -> RankResult:
     criteria = config.criteria()
     model, dictionary = config.load()
     site = dictionary_site(model, dictionary, config.site)
-    ids = features_to_rank(dictionary, config.features, live_only=config.live_only)
+    ids = features_to_rank(dictionary, config.feature, live_only=config.live_only)
     with Run.open(config.directory(), "rank", config, device=config.device, ignore_fields=_NOT_THE_RESULT) as run:
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
         if run.done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -16,9 +15,10 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.lm.logit_lens import check_token_count, logit_lens
 from trimtab.selection.distribution import Reducer
+from trimtab.steering.doses import Unit, check_doses, check_unit
 
 NEUTRAL_PREFIX = "From my experience,"
-ALPHA = 10.0
+DOSE = 10.0
 
 
 class ScoringTarget:
@@ -51,22 +51,25 @@ class ScoringTarget:
 class EffectCriterion:
     """A criterion that reads the next-token distribution while one feature is amplified.
 
-    The amplification adds α · m_i · v̂_i to the last token of each prefix, m_i the feature's largest activation over the
-    corpus of its statistics, in model units. Scores are averaged over the prefixes. Subclasses say what is read.
+    The amplification adds a dose of v̂_i (`steering.doses`) to the last token of each prefix; by default 10 · m_i, m_i
+    the feature's largest activation over the corpus of its statistics, in model units. Scores are averaged over the
+    prefixes. Subclasses say what is read.
     """
 
     name: ClassVar[str]
     signed: ClassVar[bool] = False
     """Whether negative scores are an end of the ranking in their own right."""
 
-    alpha: float = ALPHA
-    """Amplification, in units of the feature's largest activation."""
+    dose: float = DOSE
+    """How strongly the feature is amplified, in `unit`."""
+    unit: Unit = "max_activation"
+    """What the dose is a multiple of; `relative` and `absolute` need no statistics."""
     prefixes: tuple[str, ...] = (NEUTRAL_PREFIX,)
     """Texts at whose last token the feature is amplified."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha):
-            raise UserError(f"alpha {self.alpha}", "an amplification is a finite number", "give one like 10")
+        check_doses(self.dose)
+        check_unit(self.unit, has_statistics=True)
         if not self.prefixes:
             raise UserError("the prefixes", "there is none", "give at least one text")
         if not all(self.prefixes):
@@ -113,7 +116,8 @@ def feature_stats(dictionary: Dictionary, wanted_for: str) -> FeatureStats:
             wanted_for,
             "the dictionary comes without feature statistics (feature_stats.parquet), so it is unknown how strongly "
             "and how often its features fire",
-            "compute them with `trimtab evaluate core --sae SAE --text FILE --write-stats SAE`",
+            "compute them with `trimtab sae stats SAE --text FILE`, or choose what needs none, such as "
+            "delta-confidence with --unit relative --dose 0.4",
         )
     return dictionary.feature_stats
 

@@ -13,7 +13,7 @@ from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, site_width
 from trimtab.lm.logit_lens import token_texts
-from trimtab.selection.criterion import Criterion, ScoringTarget, feature_stats
+from trimtab.selection.criterion import Criterion, ScoringTarget
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.registry import make_criteria
 from trimtab.selection.scorer import BATCH_SIZE
@@ -69,7 +69,7 @@ def rank_by(
         criteria: names (with default settings) or criteria.
         site: where features are amplified; by default the site that the dictionary names.
         features: ids to rank; by default all.
-        live_only: leave out features that never fired over the statistics' corpus.
+        live_only: leave out features that never fired over the statistics' corpus, where there are statistics.
         top_tokens: tokens per feature by the logit lens.
         batch_size: features that go through the layers together.
         progress: called with the number of features whenever some have been scored.
@@ -111,7 +111,7 @@ def features_to_rank(
     """Ids of the features to rank, in the order given (or ascending).
 
     Raises:
-        UserError: a feature does not exist or is given twice, statistics are missing, or none is left.
+        UserError: a feature does not exist or is given twice, or none is left.
     """
     if features is None:
         ids = torch.arange(dictionary.n_features)
@@ -120,9 +120,8 @@ def features_to_rank(
         if len(set(features)) < len(features):
             raise UserError("the features", "one is given twice", "give each once")
         ids = torch.tensor(list(features), dtype=torch.long)
-    if live_only:
-        live = torch.as_tensor(feature_stats(dictionary, "ranking live features").live)
-        ids = ids[live[ids]]
+    if live_only and dictionary.feature_stats is not None:
+        ids = ids[torch.as_tensor(dictionary.feature_stats.live)[ids]]
     if len(ids) == 0:
         raise UserError("the features", "none of them ever fired" if live_only else "there is none", "choose others")
     return ids

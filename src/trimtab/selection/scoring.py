@@ -1,6 +1,6 @@
 """Scores of a dictionary's features by several criteria, in as few passes as they need.
 
-Criteria that amplify by the same factor after the same prefix share one pass through the model.
+Criteria that amplify by the same dose after the same prefix share one pass through the model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from trimtab.errors import UserError
 from trimtab.lm import Site
 from trimtab.selection.criterion import Criterion, EffectCriterion, ScoringTarget, feature_stats
 from trimtab.selection.scorer import BATCH_SIZE, LastTokenScorer
+from trimtab.steering.doses import Unit, coefficients
 
 
 class Scores(NamedTuple):
@@ -55,16 +56,19 @@ def score_features(
     reducers = {criterion: criterion.reducer(target) for criterion in effects}
     totals = {criterion: torch.zeros(len(features)) for criterion in effects}
     doses = {criterion: torch.zeros(len(features)) for criterion in effects}
-    for alpha, prefix in passes(criteria):
-        mine = [c for c in effects if c.alpha == alpha and prefix in c.prefixes]
+    for dose, unit, prefix in passes(criteria):
+        mine = [c for c in effects if (c.dose, c.unit) == (dose, unit) and prefix in c.prefixes]
         scorer = LastTokenScorer(model, site, model.encode_text(prefix), batch_size=batch_size)
-        stats = feature_stats(dictionary, f"criterion {mine[0].name}")
-        coefficients = alpha * torch.as_tensor(stats.max_activation)[features.cpu()]
+        m = None
+        if unit == "max_activation":
+            m = torch.as_tensor(feature_stats(dictionary, f"criterion {mine[0].name}").max_activation)[features.cpu()]
+        x = scorer.continuation.x.float().cpu()
+        strength = coefficients(unit, torch.full((1, len(features)), dose), x[None], None if m is None else m[None])[0]
         directions = dictionary.directions[features.to(dictionary.directions.device)]
         found = scorer.score(
-            directions, coefficients.to(directions.device), {c.label: reducers[c] for c in mine}, progress=progress
+            directions, strength.to(directions.device), {c.label: reducers[c] for c in mine}, progress=progress
         )
-        relative = coefficients.abs() / scorer.continuation.x.float().norm().cpu()
+        relative = strength.abs() / x.norm()
         for criterion in mine:
             totals[criterion] += found[criterion.label].float().cpu() / len(criterion.prefixes)
             doses[criterion] += relative / len(criterion.prefixes)
@@ -79,10 +83,10 @@ def score_features(
     return results
 
 
-def passes(criteria: Sequence[Criterion]) -> list[tuple[float, str]]:
-    """The (alpha, prefix) pairs for which all features go through the model."""
-    pairs = [(c.alpha, prefix) for c in criteria if isinstance(c, EffectCriterion) for prefix in c.prefixes]
-    return list(dict.fromkeys(pairs))
+def passes(criteria: Sequence[Criterion]) -> list[tuple[float, Unit, str]]:
+    """The doses, units and prefixes for which all features go through the model."""
+    passed = [(c.dose, c.unit, prefix) for c in criteria if isinstance(c, EffectCriterion) for prefix in c.prefixes]
+    return list(dict.fromkeys(passed))
 
 
 def _check_finite(result: Scores, features: Int[Tensor, " n"]) -> None:
@@ -92,4 +96,4 @@ def _check_finite(result: Scores, features: Int[Tensor, " n"]) -> None:
     if result.relative_dose is not None:
         worst = int(features[result.relative_dose.nan_to_num(torch.inf).argmax()])
         why += f": amplified activations overflow, feature {worst}'s dose being the largest"
-    raise UserError(f"criterion {result.criterion.label}", why, "use --dtype float32 or a smaller alpha")
+    raise UserError(f"criterion {result.criterion.label}", why, "use --dtype float32 or a smaller dose")

@@ -70,15 +70,15 @@ class DemoConfig(DecodingConfig, DictionaryConfig):
     """Directory to write."""
     prompts: Path | None = None
     """JSON with lists `validation` and `held_out`; by default the openings that ship with trimtab."""
-    doses: tuple[float, ...] = (0.25, 0.4)
+    dose: tuple[float, ...] = (0.25, 0.4)
     """Doses to choose from, in units of the residual's norm."""
-    candidates: int = 16
+    n_candidates: int = 16
     """Features of each end of a ranking that are tried on validation prompts."""
-    sizes: tuple[int, ...] = (6, 3)
+    size: tuple[int, ...] = (6, 3)
     """Subset sizes to choose from."""
     prompts_per_feature: int = 4
     """Validation prompts that each candidate steers, at each dose."""
-    replicates: int = 2
+    samples: int = 2
     """Sampled continuations per prompt."""
     random_draws: int = 2
     """Times that random features, one for each text, are drawn."""
@@ -95,13 +95,13 @@ class DemoConfig(DecodingConfig, DictionaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "candidates", "prompts_per_feature", "replicates", "random_draws")
+        check_least(self, 1, "n_candidates", "prompts_per_feature", "samples", "random_draws")
         if self.prompts_per_feature < 2:
             raise UserError("prompts_per_feature 1", "a choice is judged on prompts that did not make it", "raise it")
-        if self.sizes and max(self.sizes) > self.candidates:
-            raise UserError(f"sizes {self.sizes}", f"there are {self.candidates} candidates", "choose smaller sizes")
-        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "doses", "sizes")
-        for name in ("doses", "sizes"):
+        if self.size and max(self.size) > self.n_candidates:
+            raise UserError(f"size {self.size}", f"there are {self.n_candidates} candidates", "choose smaller sizes")
+        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "dose", "size")
+        for name in ("dose", "size"):
             if not getattr(self, name):
                 raise UserError(name, "there is none", "give at least one")
 
@@ -258,7 +258,7 @@ class _Demo:
 
     def candidates(self, rankings: list[FeatureTable]) -> dict[str, list[int]]:
         """The features of every list, best first."""
-        most = self.config.candidates
+        most = self.config.n_candidates
         confidence, output = (_table_of(rankings, name) for name in ("delta-confidence", "output-score"))
         if len(confidence) < 2 * most:
             raise UserError(f"{most} candidates", f"the SAE has only {len(confidence)} live features", "choose fewer")
@@ -270,10 +270,10 @@ class _Demo:
     def choose(self, candidates: Mapping[str, list[int]]) -> ValidationChoice:
         """Direction, subset and dose, from steered texts on validation prompts."""
         config, n_prompts = self.config, len(self.prompts["validation"])
-        unsteered = [Assignment("unsteered", p, r, -1, 0.0) for p in range(n_prompts) for r in range(config.replicates)]
+        unsteered = [Assignment("unsteered", p, r, -1, 0.0) for p in range(n_prompts) for r in range(config.samples)]
         grid = [
-            Assignment(name, (rank * config.prompts_per_feature + i) % n_prompts, i % config.replicates, f, dose, rank)
-            for dose in config.doses
+            Assignment(name, (rank * config.prompts_per_feature + i) % n_prompts, i % config.samples, f, dose, rank)
+            for dose in config.dose
             for name, features in candidates.items()
             for rank, f in enumerate(features)
             for i in range(config.prompts_per_feature)
@@ -285,8 +285,8 @@ class _Demo:
             rates.effect(steered),
             Band.of(base.nll).holds(steered.nll),
             LISTS,
-            config.sizes,
-            config.doses,
+            config.size,
+            config.dose,
         )
 
     def arms(self, chosen: Mapping[str, list[int]], dose: float) -> dict[str, list[Assignment]]:
@@ -294,7 +294,7 @@ class _Demo:
         config, n_prompts = self.config, len(self.prompts["held_out"])
         live = features_to_rank(self.dictionary, None, live_only=True).numpy()
         free = np.setdiff1d(live, [f for features in chosen.values() for f in features])
-        rows = [(p, r) for p in range(n_prompts) for r in range(config.replicates)]
+        rows = [(p, r) for p in range(n_prompts) for r in range(config.samples)]
         if not len(free):
             raise UserError(f"{len(live)} live features", "none is left to draw random ones from", "use another SAE")
         sets: dict[str, ndarray] = {name: np.array(features) for name, features in chosen.items()}
@@ -304,7 +304,7 @@ class _Demo:
             sets[f"random-{draw + 1}"] = rng.choice(free, size=len(rows), replace=len(free) < len(rows))
         arms: dict[str, list[Assignment]] = {}
         for name, features in sets.items():
-            apart = -(-len(features) // config.replicates)  # samples of a prompt take features far apart in the set
+            apart = -(-len(features) // config.samples)  # samples of a prompt take features far apart in the set
             ranks = [(p + r * apart) % len(features) for p, r in rows]
             arms[name] = [
                 Assignment(name, p, r, int(features[rank]), dose, rank)

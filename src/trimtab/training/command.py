@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import Doc
 
+from trimtab.activations.shards import read_index
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
 from trimtab.runs import Run, config_dict, config_directory, json_safe, part_of
@@ -113,19 +113,23 @@ class TrainCommand(RowsConfig, Recipe):
         return read_bank_file(self.bank, TrainCommand) if self.bank else None
 
 
-def command_defaults(words: Sequence[str]) -> TrainCommand:
-    """What the options of `trimtab train` are unless given: as usual, or what the bank file among the words says.
+def command_defaults(given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What the files among a command line's options say that it need not: a bank file, and a harvest of one site.
+
+    Args:
+        given: the options' words by name.
 
     Raises:
-        UserError: there is something wrong with the bank file.
+        UserError: there is something wrong with a file.
     """
-    for word, following in pairwise([*words, ""]):
-        name, _, value = word.partition("=")
-        if name == "--bank" and (value or following):
-            path = Path(value or following)
-            options: dict[str, Any] = {**read_bank_file(path, TrainCommand).defaults, "bank": path}
-            return TrainCommand(**options)
-    return TrainCommand()
+    found: dict[str, Any] = {}
+    for path in map(Path, given.get("bank", ())):
+        found = {**read_bank_file(path, TrainCommand).defaults, "bank": path}
+    harvests = given.get("activations") or found.get("activations")
+    if harvests and "site" not in found:
+        sites = {site for harvest in harvests for site in read_index(Path(harvest)).widths}
+        found |= {"site": tuple(sites)} if len(sites) == 1 else {}
+    return found
 
 
 def run_train(command: TrainCommand) -> TrainedSAE | TrainedBank | None:

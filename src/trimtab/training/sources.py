@@ -38,7 +38,7 @@ class RowsConfig(TextConfig, ModelConfig):
     """Compute activations as they are needed instead of keeping shards in the run; every epoch runs the model again."""
     context: int = 256
     """Tokens of a sequence, the leading BOS included."""
-    sequences_per_pass: int = 8
+    model_batch_size: int = 8
     """Sequences per forward pass of the model."""
     holdout: float = 0.05
     """Share of the documents kept out of training, on which the result is measured."""
@@ -59,7 +59,7 @@ class RowsConfig(TextConfig, ModelConfig):
         """What decides which rows a harvest gives."""
         return HarvestOptions(
             context=self.context,
-            batch=self.sequences_per_pass,
+            batch_size=self.model_batch_size,
             holdout=self.holdout,
             seed=self.data_seed,
             outlier_norm=self.outlier_norm,
@@ -117,7 +117,7 @@ def _harvest(config: RowsConfig, sites: Sequence[str], out: Path, ranks: Ranks) 
     harvest_config = HarvestConfig(
         **part_of(config, ModelConfig), **part_of(config, TextConfig),
         **part_of(config.harvest_options(), HarvestOptions),
-        text=config.text, limit_documents=config.limit_documents, sites=tuple(sites), out=out,
+        text=config.text, limit_documents=config.limit_documents, site=tuple(sites), run=out,
     )  # fmt: skip
     harvest_text(harvest_config, ranks=ranks)
     return out

@@ -68,7 +68,7 @@ def candidate_order(setting: Setting, rule: CandidateRule) -> list[int]:
             "the order by delta-confidence",
             "the SAE comes without feature statistics (feature_stats.parquet), so it is unknown how strongly its "
             "features fire",
-            "compute them with `trimtab evaluate core --sae SAE --text FILE --write-stats SAE`, or choose candidates "
+            "compute them with `trimtab sae stats SAE --text FILE`, or choose candidates "
             "random and masks other than top-confidence",
         )
     return rank(setting.model, dictionary, "delta-confidence", site=setting.needed_site()).feature.tolist()

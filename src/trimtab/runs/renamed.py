@@ -1,0 +1,29 @@
+"""Fields of commands' configs that once had another name: `run.json` is read by it, as an option it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.errors import UserError
+
+RENAMED: dict[str, dict[str, str]] = {
+    "harvest": {"out": "run", "sites": "site", "batch": "batch_size"},
+    "train": {"sequences_per_pass": "model_batch_size"},
+    "rank": {"features": "feature", "alpha": "dose"},
+    "demo": {"doses": "dose", "sizes": "size", "replicates": "samples", "candidates": "n_candidates"},
+}
+"""New names by old ones, by command."""
+
+
+def with_new_names(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it was recorded, under the names that its fields have now."""
+    renamed = {old: new for old, new in RENAMED.get(command, {}).items() if new not in config}
+    return {renamed.get(name, name): value for name, value in config.items()}
+
+
+def check_name(command: str, option: str) -> None:
+    """Raise a `UserError` that says what an option is called now, if `--NAME` is an old name of it."""
+    new = RENAMED.get(command, {}).get(option.removeprefix("--").replace("-", "_"))
+    if new is not None:
+        raise UserError(option, "it has another name now", f"write --{new.replace('_', '-')}")

@@ -1,0 +1,51 @@
+"""Old names of fields: refused as options, understood in runs that hold them, and none of them still in use."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab import cli
+from trimtab.errors import UserError
+from trimtab.runs import Run, read_record
+from trimtab.runs.renamed import RENAMED
+
+NAMES = [(command, old, new) for command, names in RENAMED.items() for old, new in names.items()]
+
+
+@pytest.mark.parametrize(("command", "old", "new"), NAMES)
+def test_an_old_name_is_refused_in_one_line_that_says_the_new_one(
+    command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {field.name for field in dataclasses.fields(cli.COMMANDS[command]().config)}
+    assert new in fields
+    assert old not in fields
+    for words in ([f"--{old.replace('_', '-')}", "1"], [f"--{old.replace('_', '-')}=1"]):
+        assert cli.main([*command.split(), *words]) == 2
+        was, now = old.replace("_", "-"), new.replace("_", "-")
+        assert capsys.readouterr().err == f"trimtab: error: --{was}: it has another name now; write --{now}\n"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankedConfig:
+    dose: float | None = 5.0
+    feature: tuple[int, ...] = (1, 2)
+
+
+def test_a_run_under_old_names_is_read_and_resumed(tmp_path: Path) -> None:
+    with Run.open(tmp_path, "rank", {"alpha": 5.0, "features": [1, 2]}) as run:
+        run.finish({"done": True})
+    record: dict[str, Any] = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"] == {"alpha": 5.0, "features": [1, 2]}
+    assert read_record(tmp_path)["config"] == {"dose": 5.0, "feature": [1, 2]}
+    with Run.open(tmp_path, "rank", RankedConfig()) as run:
+        assert run.done
+    with pytest.raises(UserError, match=r"dose was 5\.0 and is now 4\.0"):
+        Run.open(tmp_path, "rank", RankedConfig(dose=4.0))
+    record["command"] = "another"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert read_record(tmp_path)["config"] == {"alpha": 5.0, "features": [1, 2]}
