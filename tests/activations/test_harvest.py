@@ -362,7 +362,7 @@ def test_no_batch_is_run_twice(
     monkeypatch.setattr(forwards_module, "_MEDIAN_ROWS", 300)
     harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
     sequences = shards_module.read_index(tmp_path).corpus["sequences"].values()
-    assert len(seen) == len(set(seen)) == sum(-(-n // OPTIONS.batch) for n in sequences)
+    assert len(seen) == len(set(seen)) == sum(-(-n // OPTIONS.batch_size) for n in sequences)
 
 
 def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageModel) -> None:

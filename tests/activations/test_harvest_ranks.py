@@ -140,7 +140,7 @@ def test_torchrun(home: Path, tiny_llama: LanguageModel, documents: list[Documen
     words += ["--shard-rows", 500, "--holdout", 0.2, "--seed", 3, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, "-m", "trimtab", "harvest", *map(str, words), "--run", str(home / "run")],
+        [*torchrun, "-m", "--", "trimtab", "harvest", *map(str, words), "--run", str(home / "run")],
         capture_output=True,
         text=True,
         env=environment,

@@ -86,9 +86,9 @@ def config_of(files: Path, run: Path) -> DemoConfig:
         sae=str(files / "sae"),
         prompts=files / "prompts.json",
         run=run,
-        doses=(0.8,),
-        candidates=3,
-        sizes=(2, 1),
+        dose=(0.8,),
+        n_candidates=3,
+        size=(2, 1),
         prompts_per_feature=4,
         random_draws=2,
         max_new_tokens=8,
@@ -297,7 +297,7 @@ def test_bad_prompts_say_so(tmp_path: Path, content: str, message: str):
 
 
 @pytest.mark.parametrize(
-    "change", [{"doses": ()}, {"doses": (-0.1,)}, {"sizes": (0,)}, {"replicates": 0}, {"candidates": 2}]
+    "change", [{"dose": ()}, {"dose": (-0.1,)}, {"size": (0,)}, {"samples": 0}, {"n_candidates": 2}]
 )
 def test_bad_sizes_say_so(change: dict):
     with pytest.raises(UserError, match=next(iter(change))):

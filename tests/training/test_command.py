@@ -150,6 +150,36 @@ def test_the_next_command_takes_the_model_from_the_sae(
     assert f"at {SITES[0]} of {tmp_path / tiny}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("l0", [["4"], ["4", "8"]], ids=["one", "bank"])
+def test_activations_in_a_run_are_told_and_can_be_dropped(
+    l0: list[str], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = [
+        *data,
+        *SIZES,
+        "--site",
+        SITES[0],
+        "--limit-documents",
+        "12",
+        "--rows",
+        "256",
+        "--l0",
+        *l0,
+        "--run",
+        str(run),
+    ]
+    assert cli.main(["train", *words]) == 0
+    size = sum(file.stat().st_size for file in (run / "activations").iterdir())
+    told = f"kept {size / 1e6:,.1f} MB of activations in {run}/activations (--no-keep-harvest drops them)"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert train(capsys, *words)["harvest_bytes"] == size
+    assert train(capsys, *words, "--no-keep-harvest")["harvest_bytes"] == 0
+    assert not (run / "activations").exists()
+    assert cli.main(["train", *words]) == 0
+    assert "activations" not in capsys.readouterr().out.replace(str(tmp_path), "")
+
+
 def test_a_harvest_of_one_site_needs_no_site(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

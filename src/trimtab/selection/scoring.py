@@ -85,8 +85,10 @@ def score_features(
 
 def passes(criteria: Sequence[Criterion]) -> list[tuple[float, Unit, str]]:
     """The doses, units and prefixes for which all features go through the model."""
-    passed = [(c.dose, c.unit, prefix) for c in criteria if isinstance(c, EffectCriterion) for prefix in c.prefixes]
-    return list(dict.fromkeys(passed))
+    found: list[tuple[float, Unit, str]] = [
+        (c.dose, c.unit, prefix) for c in criteria if isinstance(c, EffectCriterion) for prefix in c.prefixes
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _check_finite(result: Scores, features: Int[Tensor, " n"]) -> None:

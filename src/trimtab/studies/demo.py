@@ -99,7 +99,7 @@ class DemoConfig(DecodingConfig, DictionaryConfig):
         if self.prompts_per_feature < 2:
             raise UserError("prompts_per_feature 1", "a choice is judged on prompts that did not make it", "raise it")
         if self.size and max(self.size) > self.n_candidates:
-            raise UserError(f"size {self.size}", f"there are {self.n_candidates} candidates", "choose smaller sizes")
+            raise UserError(f"size {self.size}", f"n_candidates is {self.n_candidates}", "choose smaller sizes")
         check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "dose", "size")
         for name in ("dose", "size"):
             if not getattr(self, name):

@@ -23,11 +23,12 @@ from trimtab.training.export import TrainResult
 from trimtab.training.loop import Threads, Training, train_all
 from trimtab.training.members import Member
 from trimtab.training.rows import SiteRows
+from trimtab.training.sources import SHARDS, harvest_text_of
 from trimtab.training.table import TABLE, MemberRow, done_row, failed_row, render_rows, write_rows
 from trimtab.training.trainer import CHECKPOINTS
 
 MEMBERS = "members"
-NOT_THE_RESULT = ("run", "checkpoint_every", "log_every", "workers")
+NOT_THE_RESULT = ("run", "checkpoint_every", "log_every", "workers", "keep_harvest")
 """Fields that may differ between openings of one run."""
 
 
@@ -37,6 +38,8 @@ class TrainedBank:
 
     run: Path
     rows: tuple[MemberRow, ...]
+    harvest_bytes: int = 0
+    """Size of the activations that were kept in the run."""
 
     @property
     def problem(self) -> UserError | None:
@@ -56,11 +59,13 @@ class TrainedBank:
         """One line for each member, and what failed."""
         done = sum(row.status == "done" for row in self.rows)
         end = Text(f"{done} of {len(self.rows)} members done; table in {self.run / TABLE}")
+        end.append("\n".join(["", *harvest_text_of(self.run / SHARDS, self.harvest_bytes)]))
         return Group(*render_rows(self.rows), end)
 
     def to_json(self) -> dict[str, Any]:
         """The rows as plain values."""
-        return {"run": str(self.run), "members": [asdict(row) for row in self.rows]}
+        members = [asdict(row) for row in self.rows]
+        return {"run": str(self.run), "members": members, "harvest_bytes": self.harvest_bytes}
 
 
 class Place(NamedTuple):

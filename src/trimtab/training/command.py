@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from trimtab.training.config import Recipe, TrainConfig
 from trimtab.training.members import DEFAULT_SITE, MULTIPLIED, Member, chosen, expand
 from trimtab.training.options import several, with_options
 from trimtab.training.single import TrainedSAE, train_one
-from trimtab.training.sources import SHARDS, RowsConfig, open_rows
+from trimtab.training.sources import SHARDS, RowsConfig, end_harvest, open_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,8 @@ def train_text(config: TrainTextConfig, ranks: Ranks | None = None) -> TrainedSA
         if not resumed:
             rows = open_rows(config, [config.site], run.file(SHARDS), ranks)[config.site]
             train_one(run, config, rows, ranks.device(config.device))
-        return TrainedSAE.of(run, resumed=resumed)
+        size = end_harvest(run.file(SHARDS), config.keep_harvest)
+        return replace(TrainedSAE.of(run, resumed=resumed), harvest_bytes=size)
 
 
 def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | None:
@@ -204,6 +205,8 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
         if run is None or table is None:
             return None
         bank = TrainedBank(run=path, rows=tuple(table))
+        size = end_harvest(path / SHARDS, config.keep_harvest or bank.problem is not None)
+        bank = replace(bank, harvest_bytes=size)
         if bank.problem is None:
             run.finish({"members": table})
         else:

@@ -25,7 +25,7 @@ from trimtab.training.config import TrainConfig
 from trimtab.training.export import TrainResult
 from trimtab.training.loop import Training, train_all
 from trimtab.training.rows import SiteRows
-from trimtab.training.sources import SHARDS, shard_rows
+from trimtab.training.sources import SHARDS, harvest_text_of, shard_rows
 from trimtab.training.trainer import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class TrainedSAE(Result):
     """Whether they stay when this object goes."""
     resumed: bool = False
     """Whether the run was done before."""
+    harvest_bytes: int = 0
+    """Size of the activations that were kept in the run."""
 
     @classmethod
     def of(cls, run: Run, *, resumed: bool, kept: bool = True) -> TrainedSAE:
@@ -92,13 +94,15 @@ class TrainedSAE(Result):
             f"  trained on {r.rows:,} rows in {r.steps:,} steps, {r.seconds:.0f} s",
             f"  {self.headline()}",
             *([f"  {r.advice}"] if r.advice else []),
+            *harvest_text_of(self.run / SHARDS, self.harvest_bytes),
             *([f"  next: trimtab evaluate core --sae {r.sae}"] if self.kept else []),
         ]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values."""
-        return {**json_safe(asdict(self.result)), "run": str(self.run), "resumed": self.resumed}
+        beside = {"run": str(self.run), "resumed": self.resumed, "harvest_bytes": self.harvest_bytes}
+        return {**json_safe(asdict(self.result)), **beside}
 
 
 _COLUMNS = [

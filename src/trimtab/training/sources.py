@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ class RowsConfig(TextConfig, ModelConfig):
     """Directories of finished harvests to train on, instead of text."""
     data_seed: int = 0
     """Seed of the order of rows, shared by a whole bank."""
+    keep_harvest: bool = True
+    """Keep the activations of the text in the run when all is trained. --no-keep-harvest drops them, also from a run
+    that is done; members that join a bank later then need a harvest of their own."""
     live: bool = False
     """Compute activations as they are needed instead of keeping shards in the run; every epoch runs the model again."""
     context: int = 256
@@ -87,6 +91,18 @@ def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ran
     if ranks.is_first and config.holdout and any(one.heldout is None for one in rows.values()):
         print(NOTHING_HELD_OUT, file=sys.stderr, flush=True)
     return rows
+
+
+def end_harvest(shards: Path, keep: bool) -> int:
+    """Keep the harvest that a training read, or remove it; its size in bytes, 0 if there is none (any more)."""
+    if not keep:
+        shutil.rmtree(shards, ignore_errors=True)
+    return sum(file.stat().st_size for file in shards.rglob("*") if file.is_file())
+
+
+def harvest_text_of(shards: Path, size: int) -> list[str]:
+    """What is said of a harvest that was kept; no line if there is none."""
+    return [f"  kept {size / 1e6:,.1f} MB of activations in {shards} (--no-keep-harvest drops them)"] if size else []
 
 
 def shard_rows(directories: list[Path], site: str, seed: int) -> SiteRows:
