@@ -3,7 +3,7 @@
 Each job is one command of the command line, with fixed seeds and one thread. Both checkouts run it at the same time,
 each on a core of its own, and change cores after every pair; `ratio` is the median of the pairs' ratios of processor
 seconds (this checkout over the other), beside the least and the greatest. Start-up, which is part of both, is the job
-`start`.
+`start`. Options that an older checkout knows by an earlier name are given by that.
 
     git worktree add ../before REVISION
     python benchmarks/side_by_side.py ../before
@@ -16,6 +16,7 @@ import argparse
 import fnmatch
 import json
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -24,6 +25,8 @@ import tempfile
 from pathlib import Path
 
 from pinned import write_text
+
+from trimtab.runs.renamed import RENAMED
 
 TRAIN = "train --activations @harvest --n-features 2048 --l0 32 --batch-size 512 --rows 204800 --run @out"
 POLICY = "policy train --task ioi-swapped --dose 1 --headroom-items 0 --train-items 32 --validation-items 8 --run @out"
@@ -44,10 +47,24 @@ JOBS = {
 """Commands by job. `@out` stands for the job's own directory, `@harvest` for that of the job `harvest`."""
 
 
+def words_of(job: str, checkout: Path) -> list[str]:
+    """A job's words, with the names that options have on a checkout."""
+    words = shlex.split(JOBS[job].replace("@out", job).replace("@harvest", "harvest"))
+    recorded = json.loads((checkout / "tests" / "test_configs.json").read_text(encoding="utf-8"))["flags"]
+    command = next(name for name in (" ".join(words[:2]), words[0]) if name in recorded)
+    known = {option for flag in recorded[command] for option in re.findall(r"--[\w.-]+", flag)}
+    earlier = {new: old for old, new in RENAMED.get(command, {}).items()}
+    for i, word in enumerate(words):
+        if word.startswith("--") and word not in known:
+            name = word[2:].replace("-", "_")
+            words[i] = f"--{earlier.get(name, name)}".replace("_", "-")
+    return words
+
+
 def start(checkout: Path, job: str, directory: Path, core: int) -> int:
     """Start a job's command in `directory` on one core; its process."""
     shutil.rmtree(directory / job, ignore_errors=True)
-    words = shlex.split(JOBS[job].replace("@out", job).replace("@harvest", "harvest"))
+    words = words_of(job, checkout)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = os.environ | threads | {"PYTHONPATH": str(checkout / "src")}
     process = os.fork()

@@ -204,11 +204,11 @@ def test_an_operation_of_one_s_own_is_traced_and_replayed(tiny_llama: LanguageMo
         save_dictionary(sae, tmp_path / "sae")
         config = SteerConfig(
             model=str(tmp_path / "model"), sae=str(tmp_path / "sae"), prompt=("the sea", "an inn"), feature=(3, 4),
-            operation="reflect", max_new_tokens=5, run=str(tmp_path / "run"),
+            operation="reflect", max_new_tokens=5, run=tmp_path / "run",
         )  # fmt: skip
         result = run_steer(config)
         assert [arm.name for arm in result.arms] == ["unsteered", "reflected"]  # type: ignore[union-attr]
-        assert run_steer(SteerConfig(replay=str(tmp_path / "run"))).exact  # type: ignore[union-attr]
+        assert run_steer(SteerConfig(replay=tmp_path / "run")).exact  # type: ignore[union-attr]
         x = activations(32)
         found = after(StaticSource(sae, [3, 4], operation="reflect"), x)
         torch.testing.assert_close(

@@ -115,7 +115,7 @@ def test_chat_and_token_ids_are_prompts(tiny: tuple[LanguageModel, Standard]) ->
 
 def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path: Path) -> None:
     config = SteerConfig(
-        **on_disk, prompt=PROMPTS, feature=(3,), sweep=(0.3, 0.9), temperature=0.8, seed=2, run=str(tmp_path / "run")
+        **on_disk, prompt=PROMPTS, feature=(3,), sweep=(0.3, 0.9), temperature=0.8, seed=2, run=tmp_path / "run"
     )
     result = run_steer(config)
     assert isinstance(result, SteerResult)
@@ -132,7 +132,7 @@ def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path
     assert run_steer(config) == result  # done: read back, not decoded again
     assert (tmp_path / "run" / "tokens.parquet").stat().st_mtime_ns == before
 
-    report = run_steer(SteerConfig(replay=str(tmp_path / "run")))
+    report = run_steer(SteerConfig(replay=tmp_path / "run"))
     assert isinstance(report, ReplayReport)
     assert report.exact
     assert report.n_rows == 9
@@ -149,14 +149,14 @@ def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path
 )
 def test_a_replay_takes_nothing_but_the_run(given: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{named} with --replay: a replay takes it from the run; leave it out"):
-        run_steer(SteerConfig(replay=str(tmp_path), **given))
+        run_steer(SteerConfig(replay=tmp_path, **given))
 
 
 @pytest.mark.parametrize("operation", ["ablate", "clamp", "scale", "overwrite"])
 def test_other_operations_replay_too(on_disk: dict[str, Any], tmp_path: Path, operation: str) -> None:
     config = SteerConfig(
         **on_disk, prompt=PROMPTS, feature=(3, 4), dose=(1.5,), unit="max_activation", operation=operation,
-        positions="all", run=str(tmp_path / "run"), kl=False,
+        positions="all", run=tmp_path / "run", kl=False,
     )  # fmt: skip
     run_steer(config)
     assert replay(tmp_path / "run").exact
@@ -165,14 +165,14 @@ def test_other_operations_replay_too(on_disk: dict[str, Any], tmp_path: Path, op
 def test_a_replay_needs_the_same_model_and_dictionary(
     on_disk: dict[str, Any], tiny: tuple[LanguageModel, Standard], tiny_gpt2: LanguageModel, tmp_path: Path
 ) -> None:
-    run_steer(SteerConfig(**on_disk, prompt=("an inn",), feature=(3,), run=str(tmp_path / "run"), kl=False))
+    run_steer(SteerConfig(**on_disk, prompt=("an inn",), feature=(3,), run=tmp_path / "run", kl=False))
     with pytest.raises(UserError, match=r"its hash is .* give the model that the run used"):
         replay(tmp_path / "run", model=tiny_gpt2)
     model, _ = tiny
     with pytest.raises(UserError, match="give the dictionary that the run used"):
         replay(tmp_path / "run", dictionary=make_dictionary(model, n=40))
     with pytest.raises(UserError, match=r"there is no run\.json"):
-        run_steer(SteerConfig(replay=str(tmp_path / "nowhere")))
+        run_steer(SteerConfig(replay=tmp_path / "nowhere"))
 
 
 def test_side_by_side_shows_both_texts(tiny: tuple[LanguageModel, Standard]) -> None:

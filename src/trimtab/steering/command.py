@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.meanings import name_features
@@ -26,9 +27,9 @@ class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
     """End a text that contains one of these."""
     seed: int = 0
     """Of the sampling. All arms share the same draws."""
-    run: str | None = None
+    run: Path | None = None
     """Directory to write the trace to."""
-    replay: str | None = None
+    replay: Path | None = None
     """Replay the run in this directory instead: apply its edits again and re-decide every token."""
 
     @property
