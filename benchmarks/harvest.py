@@ -41,7 +41,7 @@ from machine import cpu_name
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, TokenisedCorpus, harvest, read_documents, tokenise
-from trimtab.activations.harvesting import SPLITS, batch_order, pack_splits
+from trimtab.activations.sequences import SPLITS, batch_order, pack_splits
 from trimtab.lm import LanguageModel, Site, capture, load_model
 from trimtab.lm.batch import TokenBatch
 

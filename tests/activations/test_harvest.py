@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from trimtab.activations import (
 from trimtab.activations import forwards as forwards_module
 from trimtab.activations import shard_writer as writer_module
 from trimtab.activations import shards as shards_module
-from trimtab.activations.harvesting import split_corpus
+from trimtab.activations.sequences import split_corpus
 from trimtab.activations.shard_writer import ShardWriter, store_rows
 from trimtab.activations.shards import Shard, StreamPosition
 from trimtab.errors import UserError
@@ -275,12 +275,11 @@ def test_a_full_disk(
     documents: list[Document],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(bits: np.ndarray, order: np.ndarray) -> Iterator[memoryview]:
-        yield memoryview(b"half a shard")
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "_safetensors", full)
+        patch.setattr(writer_module.np, "take", full)  # once the header is written
         with pytest.raises(UserError, match=r"holdout-00000\.resid_post\.1\.safetensors: the disk is full; free some"):
             harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["documents.parquet", "shards.json"]
@@ -289,7 +288,7 @@ def test_a_full_disk(
 
 
 def test_rows_are_stored_as_safetensors_stores_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(writer_module, "CHUNK_ROWS", 7)
     rows = torch.randn(70, 9, generator=torch.Generator().manual_seed(0)).bfloat16()
     order = np.random.default_rng(0).permutation(70)[:60]
     stored = store_rows(tmp_path / "ours", rows, order)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, read_documents, sample_text, tokenise
-from trimtab.activations.harvesting import pack_splits
+from trimtab.activations.sequences import pack_splits
 from trimtab.dictionaries import SAE, Gated, JumpReLU, Standard, TopK, load_dictionary, save_dictionary
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.errors import UserError

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.activations.config import TextConfig
-from trimtab.activations.harvesting import HarvestProgress, HarvestResult, harvest
+from trimtab.activations.harvesting import HarvestResult, harvest
 from trimtab.activations.sequences import HarvestOptions
 from trimtab.distributed import Ranks
 from trimtab.lm import ModelConfig
@@ -42,34 +41,23 @@ def run_harvest(config: HarvestConfig) -> HarvestResult | None:
         return result if ranks.is_first else None
 
 
-def harvest_text(
-    config: HarvestConfig, progress: Callable[[HarvestProgress], None] | None = None, ranks: Ranks | None = None
-) -> HarvestResult:
-    """Load the model, read the text and write the shards.
+def harvest_text(config: HarvestConfig, ranks: Ranks | None = None) -> HarvestResult:
+    """Load the model, read the text and write the shards, with a bar on stderr; all ranks must call, the first one
+    writes.
 
-    Args:
-        config: what to read and where to write.
-        progress: called after every forward pass, on rank 0; by default a bar on stderr.
-        ranks: processes that share the forward passes; all of them must call. Rank 0 writes.
-
-    Raises:
-        UserError: anything that the user named is wrong; see `load_model`, `read_documents` and `harvest`.
+    Raises a `UserError` as `load_model`, `read_documents` and `harvest` do.
     """
     ranks = ranks or Ranks()
-    with _open_run(config, ranks) as run:
+    opened = nullcontext()
+    if ranks.is_first:
+        opened = Run.open(config.run, "harvest", config, seeds=[config.seed], device=config.device)
+    with opened as run:
         model = config.load_model(ranks.device(config.device))
         corpus = config.corpus(config.text, model.tokenizer, config.limit_documents)
         if run is not None:
             run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
         options = HarvestOptions(**part_of(config, HarvestOptions))
-        result = harvest(model, config.site, corpus, config.run, options, progress, ranks)
+        result = harvest(model, config.site, corpus, config.run, options, ranks=ranks)
         if run is not None and not run.done:
             run.finish(result._asdict())
     return result
-
-
-def _open_run(config: HarvestConfig, ranks: Ranks) -> AbstractContextManager[Run | None]:
-    """The run that rank 0 writes; None on the others."""
-    if not ranks.is_first:
-        return nullcontext()
-    return Run.open(config.run, "harvest", config, seeds=[config.seed], device=config.device)

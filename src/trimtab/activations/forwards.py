@@ -33,22 +33,16 @@ class Stretch(NamedTuple):
     stop: int
 
 
-class SiteRows(NamedTuple):
-    """What one forward pass gave at a site, in CPU memory: all B·T tokens, sequence after sequence."""
-
-    rows: BFloat16[Tensor, "BT width"]
-    norms: Float[Tensor, " BT"]
-    """In float32, of the rows before they were rounded."""
-
-
 class BatchRows(NamedTuple):
-    """A forward batch."""
+    """A forward batch: what it gave by site, in CPU memory, of all B·T tokens, sequence after sequence."""
 
     split: Split
     number: int
     """Within the split."""
     sequences: SequenceBatch
-    sites: dict[str, SiteRows]
+    rows: dict[str, BFloat16[Tensor, "BT width"]]
+    norms: dict[str, Float[Tensor, " BT"]]
+    """In float32, of the rows before they were rounded."""
 
 
 class Forwards:
@@ -94,8 +88,8 @@ class Forwards:
             keep = torch.from_numpy(self.candidates(batch).keep.ravel())
             buffer = self._run(batch)
             buffer.wait()
-            for site, found in buffer.sites.items():
-                seen[site].append(found.norms[keep])
+            for site, found in buffer.norms.items():
+                seen[site].append(found[keep])
             self._kept["train", number] = buffer
             total += int(keep.sum())
             if total >= _MEDIAN_ROWS:
@@ -163,13 +157,9 @@ class Forwards:
     def _run(self, batch: SequenceBatch) -> _Buffer:
         buffer = self._buffer(batch)
         for site, x in capture_rows(self.model, batch, self.sites, autocast=self.options.autocast).items():
-            into = buffer.sites[str(site)]
-            if self._on_gpu:  # rounded there: half the bytes to move
-                into.rows.copy_(x.bfloat16(), non_blocking=True)
-                into.norms.copy_(norms(x), non_blocking=True)
-            else:
-                into.rows.copy_(x)
-                into.norms.copy_(norms(x))
+            rounded = x.bfloat16() if self._on_gpu else x  # half the bytes to move
+            buffer.rows[str(site)].copy_(rounded, non_blocking=self._on_gpu)
+            buffer.norms[str(site)].copy_(norms(x), non_blocking=self._on_gpu)
         if self._on_gpu:
             buffer.event = torch.cuda.Event()
             buffer.event.record(torch.cuda.current_stream(self.model.device))
@@ -182,14 +172,15 @@ class _Buffer:
     def __init__(self, widths: Mapping[str, int], tokens: int, *, pinned: bool) -> None:
         size = tokens * sum(4 + 2 * width for width in widths.values())
         self.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        self.sites: dict[str, SiteRows] = {}
+        self.rows: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
         self.transfer: Transfer | None = None
         self.event: torch.cuda.Event | None = None
         norms_start, rows_start = 0, 4 * tokens * len(widths)  # norms first: float32 must be aligned
         for site, width in widths.items():
             norms_stop, rows_stop = norms_start + 4 * tokens, rows_start + 2 * tokens * width
-            rows = self.bytes[rows_start:rows_stop].view(torch.bfloat16).view(tokens, width)
-            self.sites[site] = SiteRows(rows, self.bytes[norms_start:norms_stop].view(torch.float32))
+            self.rows[site] = self.bytes[rows_start:rows_stop].view(torch.bfloat16).view(tokens, width)
+            self.norms[site] = self.bytes[norms_start:norms_stop].view(torch.float32)
             norms_start, rows_start = norms_stop, rows_stop
 
     def wait(self) -> None:
@@ -201,7 +192,7 @@ class _Buffer:
 
 def _arrived(split: Split, number: int, batch: SequenceBatch, buffer: _Buffer) -> BatchRows:
     buffer.wait()
-    return BatchRows(split, number, batch, buffer.sites)
+    return BatchRows(split, number, batch, buffer.rows, buffer.norms)
 
 
 def _each(stretches: Sequence[Stretch]) -> Iterator[tuple[Split, int]]:

@@ -22,7 +22,7 @@ from numpy import ndarray
 
 from trimtab.activations.forwards import BatchRows, Forwards, Stretch
 from trimtab.activations.packing import TokenisedCorpus, tokenise
-from trimtab.activations.sequences import SPLITS, HarvestOptions, batch_order, pack_splits, split_corpus
+from trimtab.activations.sequences import SPLITS, HarvestOptions, pack_splits, split_corpus
 from trimtab.activations.shard_writer import ShardWriter
 from trimtab.activations.shards import (
     INDEX_FILE,
@@ -39,17 +39,6 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
 from trimtab.runs import Meter
-
-__all__ = [
-    "SPLITS",
-    "HarvestOptions",
-    "HarvestProgress",
-    "HarvestResult",
-    "batch_order",
-    "harvest",
-    "pack_splits",
-    "split_corpus",
-]
 
 
 class HarvestProgress(NamedTuple):
@@ -181,7 +170,7 @@ class _Harvester:
         for batch in batches:
             chosen, origin, _ = self._choose(batch)
             part = slice(skip, skip + left)
-            self._append(writer, batch, chosen[part], origin[:, part])
+            writer.append(batch.rows, chosen[part], origin[:, part])
             skip, left = 0, left - len(chosen[part])
             self._report(batch, writer.filled)
 
@@ -219,7 +208,7 @@ class _Harvester:
                 place, skip = skip, 0
                 while place < len(chosen):
                     part = slice(place, place + writer.room)
-                    self._append(writer, batch, chosen[part], origin[:, part])
+                    writer.append(batch.rows, chosen[part], origin[:, part])
                     place += len(chosen[part])
                     if not writer.room:
                         behind = StreamPosition(batch.split, batch.number, place)
@@ -238,15 +227,11 @@ class _Harvester:
         tokens = batch.sequences
         keep, first, special = self.forwards.candidates(tokens)
         limit = {site: self.options.outlier_norm * median for site, median in self.index.norm_median.items()}
-        usual = torch.stack([found.norms <= limit[site] for site, found in batch.sites.items()]).all(0).numpy()
+        usual = torch.stack([norms <= limit[site] for site, norms in batch.norms.items()]).all(0).numpy()
         chosen = np.flatnonzero(keep.ravel() & usual)
         slot = np.broadcast_to(np.arange(self.options.context, dtype=np.int32), keep.shape)
         origin = np.stack([a.ravel()[chosen] for a in (tokens.tokens, tokens.document, tokens.position, slot)])
         return chosen, origin, {"first": first, "special": special, "outlier": int(keep.sum()) - len(chosen)}
-
-    @staticmethod
-    def _append(writer: ShardWriter, batch: BatchRows, chosen: ndarray, origin: ndarray) -> None:
-        writer.append({site: found.rows for site, found in batch.sites.items()}, chosen, origin)
 
     def _stretch_of(self, shard: Shard) -> Stretch:
         """The batches that a finished shard's rows come from."""

@@ -16,7 +16,7 @@ from trimtab.activations.packing import TokenisedCorpus, tokenise
 from trimtab.activations.row_selection import candidates, capture_rows, norms
 from trimtab.activations.sequences import HarvestOptions, pack_splits
 from trimtab.activations.shards import Split
-from trimtab.activations.stream import PooledOrder, PooledSource
+from trimtab.activations.stream import PooledSource
 from trimtab.activations.text import Document
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
@@ -64,7 +64,7 @@ class LiveSource(PooledSource):
         rows = self._rows_of_sequences()
         if not rows.sum():
             raise UserError(f"the {split} text", "it does not fill one sequence", "give more text")
-        super().__init__(PooledOrder(rows.tolist(), buffer_rows, seed), forwards.widths[str(self.site)])
+        super().__init__(rows.tolist(), buffer_rows, seed, forwards.widths[str(self.site)])
         self.replaced = 0
 
     @property
@@ -78,7 +78,7 @@ class LiveSource(PooledSource):
             "site": str(self.site),
             "split": self.split,
             "rows": self.rows_total,
-            "seed": self.order.seed,
+            "seed": self.seed,
             "corpus_hash": [self.corpus.hash],
             "norm_median": [self.norm_median],
             **{k: getattr(options, k) for k in ("context", "holdout", "outlier_norm", "drop_special")},
@@ -86,7 +86,7 @@ class LiveSource(PooledSource):
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some sequences, one sequence after the other."""
-        total = sum(self.order.block_rows[b] for b in blocks)
+        total = sum(self.block_rows[b] for b in blocks)
         pool, filled = torch.empty(total, self.d, dtype=torch.bfloat16), 0
         usual = torch.empty(total, dtype=torch.bool)
         rest = iter(blocks)

@@ -7,17 +7,19 @@ held-out documents are packed apart: no sequence holds both.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import transformers
 from jaxtyping import Int32
 from numpy import ndarray
 
-from trimtab.activations.text import CorpusHash, Document
+from trimtab.activations.text import Document, bytes_of
 from trimtab.errors import UserError
 
 
@@ -56,9 +58,9 @@ class PackedText:
     """The documents packed, by index, in order."""
     context: int
 
-    def __post_init__(self) -> None:
-        lengths = np.diff(self.corpus.starts)[self.documents]
-        object.__setattr__(self, "_ends", np.cumsum(lengths))
+    @cached_property
+    def _ends(self) -> ndarray:
+        return np.cumsum(np.diff(self.corpus.starts)[self.documents])
 
     def __len__(self) -> int:
         """Number of whole sequences. The tokens behind the last one, fewer than a sequence, are left out."""
@@ -67,18 +69,16 @@ class PackedText:
     @property
     def n_tokens(self) -> int:
         """Tokens of the documents, separators included."""
-        ends: ndarray = self._ends  # type: ignore[attr-defined]
-        return int(ends[-1]) if len(ends) else 0
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def batch(self, sequences: Sequence[int] | ndarray) -> SequenceBatch:
         """The sequences of the given indices, in that order."""
-        ends: ndarray = self._ends  # type: ignore[attr-defined]
         body = self.context - 1
         place = np.asarray(sequences, dtype=np.int64)[:, None] * body + np.arange(body)  # [B, T-1] in the packed stream
-        which = np.searchsorted(ends, place, side="right")
+        which = np.searchsorted(self._ends, place, side="right")
         document = self.documents[which]
         lengths = np.diff(self.corpus.starts)[document]
-        position = place - (ends[which] - lengths)
+        position = place - (self._ends[which] - lengths)
         tokens = self.corpus.tokens[self.corpus.starts[document] + position]
         return SequenceBatch(_behind(self.corpus.first_token, tokens), _behind(-1, document), _behind(-1, position))
 
@@ -100,22 +100,17 @@ def tokenise(
         UserError: there is no text, or the tokenizer knows no token that could separate documents.
     """
     separator, first_token = _separator(tokenizer), tokenizer.bos_token_id
-    digest, ids, sources = CorpusHash(), [], []
+    digest, ids, sources = hashlib.sha256(), [], []
     pieces: list[ndarray] = []
     total = 0
-    for batch in _chunks(documents, 256):
-        encoded = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        for document, tokens in zip(batch, encoded, strict=True):  # type: ignore[arg-type]
-            digest.update(document)
-            ids.append(document.id)
-            sources.append(document.source)
-            pieces.append(np.asarray([*tokens, separator], dtype=np.int32))  # type: ignore[misc]
-            total += len(pieces[-1])
-            if limit_tokens is not None and total >= limit_tokens:
-                break
-        else:
-            continue
-        break
+    for document, tokens in _encoded(documents, tokenizer):
+        digest.update(bytes_of(document))
+        ids.append(document.id)
+        sources.append(document.source)
+        pieces.append(np.asarray([*tokens, separator], dtype=np.int32))
+        total += len(pieces[-1])
+        if limit_tokens is not None and total >= limit_tokens:
+            break
     if not pieces:
         raise UserError("--text", "there is no text in it", "give a text with at least one document")
     return TokenisedCorpus(
@@ -141,10 +136,11 @@ def _separator(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     )
 
 
-def _chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Document, list[int]]]:
     rest = iter(documents)
-    while chunk := list(islice(rest, size)):
-        yield chunk
+    while batch := list(islice(rest, 256)):
+        encoded: Any = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        yield from zip(batch, encoded, strict=True)
 
 
 def _behind(first: int, body: ndarray) -> Int32[ndarray, "B T"]:

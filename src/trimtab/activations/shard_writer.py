@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from torch import Tensor
 from trimtab.activations.shards import ORIGIN_COLUMNS, Shard, Split, StoredFile, StreamPosition
 from trimtab.runs import atomic_path, sha256_file
 
-_CHUNK_BYTES = 4 * 2**20
+CHUNK_ROWS = 4_096
 
 
 class ShardWriter:
@@ -140,34 +140,24 @@ def store_rows(path: Path, rows: BFloat16[Tensor, "m width"], order: Int[ndarray
     """Write `rows[order]` as the tensor `rows` of a safetensors file, whole, hashing it on the way.
 
     Rows are put in order a few megabytes at a time, in calls that leave Python to other threads. The bytes are those
-    that `safetensors.torch.save_file` writes.
+    that `safetensors.torch.save_file` writes: length of the header, header in JSON (padded to 8 bytes), rows.
 
     Raises:
         UserError: the disk is full.
     """
-    digest, size = hashlib.sha256(), 0
-    with atomic_path(path) as partial, open(partial, "wb", buffering=0) as file:
-        for part in _safetensors(rows.view(torch.int16).numpy(), order):
-            left = part.cast("B")
-            digest.update(left)
-            size += len(left)
-            while left:
-                left = left[file.write(left) or 0 :]
-    return StoredFile(path.name, size, digest.hexdigest())
-
-
-def _safetensors(bits: Int[ndarray, "m width"], order: Int[ndarray, " n"]) -> Iterator[memoryview]:
-    """A file of the format, in parts: length of the header, header in JSON (padded to 8 bytes), rows."""
-    n, width = len(order), bits.shape[1]
+    n, (_, width) = len(order), rows.shape
     entry = {"rows": {"dtype": "BF16", "shape": [n, width], "data_offsets": [0, 2 * n * width]}}
     header = json.dumps(entry, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    yield memoryview(len(header).to_bytes(8, "little") + header)
-    chunk = max(1, _CHUNK_BYTES // (2 * width))
-    into = np.empty((min(chunk, n), width), dtype=bits.dtype)
-    for start in range(0, n, chunk):
-        part = order[start : start + chunk]
-        yield np.take(bits, part, axis=0, out=into[: len(part)], mode="clip").data
+    start = len(header).to_bytes(8, "little") + header
+    digest = hashlib.sha256(start)
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        file.write(start)
+        for chosen in np.split(order, range(CHUNK_ROWS, n, CHUNK_ROWS)):
+            part = np.take(rows.view(torch.int16).numpy(), chosen, axis=0).data.cast("B")
+            digest.update(part)
+            file.write(part)
+    return StoredFile(path.name, len(start) + 2 * n * width, digest.hexdigest())
 
 
 def _store_table(path: Path, table: pa.Table) -> StoredFile:

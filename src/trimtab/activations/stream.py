@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from jaxtyping import BFloat16, Float
 from numpy import ndarray
 from torch import Tensor
 
-from trimtab.activations.shards import Block, Shard, ShardIndex, ShardReader, Split, check_size, read_index
+from trimtab.activations.shards import Block, Shard, ShardReader, Split, check_size, read_index
 from trimtab.errors import UserError
 
 
@@ -58,80 +57,28 @@ class RowBatch(NamedTuple):
     """Place of the token in the sequence that the model read."""
 
 
-class _Pool(NamedTuple):
-    """Blocks that are shuffled together, and where their rows begin in the epoch."""
-
-    blocks: tuple[int, ...]
-    start: int
-    rows: int
-
-
-class _PoolPlace(NamedTuple):
-    """A pool in the course of a training, and how many of its shuffled rows a start in its middle leaves out."""
-
-    epoch: int
-    number: int
-    pool: _Pool
-    skip: int
-
-
-class _PoolRows(NamedTuple):
-    """The rows of a pool, and the order in which they are given out."""
-
-    rows: Tensor
-    order: Tensor
-
-
-class PooledOrder:
-    """The order of rows of every epoch: blocks are permuted, gathered into pools, and each pool is shuffled.
+class PooledSource:
+    """Batches out of blocks of rows: blocks are permuted, gathered into pools, and each pool is shuffled.
 
     Reading needs one contiguous read per block and memory for one pool; as the blocks of a pool come from all over the
-    data, an epoch is well mixed.
-    """
-
-    def __init__(self, block_rows: Sequence[int], pool_rows: int, seed: int) -> None:
-        self.block_rows, self.pool_rows, self.seed = block_rows, pool_rows, seed
-        self.rows_total = int(sum(block_rows))
-
-    def pools(self, epoch: int) -> list[_Pool]:
-        """Pools of an epoch, in order."""
-        pools: list[_Pool] = []
-        blocks: list[int] = []
-        start = rows = 0
-        for block in self._generator(epoch, 0).permutation(len(self.block_rows)):
-            if blocks and rows + self.block_rows[block] > self.pool_rows:
-                pools.append(_Pool(tuple(blocks), start, rows))
-                blocks, start, rows = [], start + rows, 0
-            blocks.append(int(block))
-            rows += self.block_rows[block]
-        return [*pools, _Pool(tuple(blocks), start, rows)]
-
-    def shuffle(self, epoch: int, pool: int, rows: int) -> ndarray:
-        """Permutation of the rows of a pool."""
-        return self._generator(epoch, pool + 1).permutation(rows)
-
-    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, stream])
-
-
-class PooledSource:
-    """Batches out of blocks, in a `PooledOrder`. Subclasses say how a block is read.
+    data, an epoch is well mixed. Subclasses say how a block is read.
 
     Args:
-        order: of the rows.
-        d: their width.
+        block_rows: rows of every block.
+        pool_rows: rows shuffled together.
+        seed: of the order, which is another one in every epoch.
+        d: width of a row.
         device: where pools are kept and batches made.
     """
 
     reads_ahead: ClassVar[bool] = False
     """Whether `batches` has the next pool read in a thread while the rows of one are given out."""
 
-    def __init__(self, order: PooledOrder, d: int, device: torch.device | str = "cpu") -> None:
-        self.order, self.d, self.device = order, d, torch.device(device)
-
-    @property
-    def rows_total(self) -> int:
-        return self.order.rows_total
+    def __init__(
+        self, block_rows: Sequence[int], pool_rows: int, seed: int, d: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.block_rows, self.pool_rows, self.seed, self.d = block_rows, pool_rows, seed, d
+        self.rows_total, self.device = int(sum(block_rows)), torch.device(device)
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some blocks, one block after the other."""
@@ -139,15 +86,14 @@ class PooledSource:
 
     def batches(self, batch_size: int, start_step: int = 0) -> Iterator[Float[Tensor, "B d"]]:
         """Batches `start_step`, `start_step + 1`, …, without end; the same ones whatever the start."""
-        epoch, offset = divmod(start_step * batch_size, self.rows_total)
-        pools = self._pools(epoch, offset)
-        yield from self._batches(batch_size, self._read_ahead(pools) if self.reads_ahead else map(self._read, pools))
+        pools = self._read_pools(*divmod(start_step * batch_size, self.rows_total))
+        return self._batches(batch_size, _one_ahead(pools) if self.reads_ahead else pools)
 
     def sample(self, n: int) -> Float[Tensor, "m d"]:
         """At most n random rows, always the same ones; from an epoch that training does not reach."""
-        return next(self._batches(min(n, self.rows_total), map(self._read, self._pools(2**31, 0))))
+        return next(self._batches(min(n, self.rows_total), self._read_pools(2**31, 0)))
 
-    def _batches(self, batch_size: int, pools: Iterator[_PoolRows]) -> Iterator[Float[Tensor, "B d"]]:
+    def _batches(self, batch_size: int, pools: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Float[Tensor, "B d"]]:
         batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
         for rows, order in pools:
             done = 0
@@ -159,26 +105,40 @@ class PooledSource:
                     yield batch
                     batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
 
-    def _pools(self, epoch: int, offset: int) -> Iterator[_PoolPlace]:
+    def _read_pools(self, epoch: int, offset: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows of pool after pool, from a row of an epoch on, each with the order in which they are given out."""
         while True:
-            pools = self.order.pools(epoch)
-            first = bisect_right([pool.start for pool in pools], offset) - 1
-            for number in range(first, len(pools)):
-                yield _PoolPlace(epoch, number, pools[number], max(0, offset - pools[number].start))
-            epoch, offset = epoch + 1, 0
+            for number, blocks in enumerate(self._pools(epoch), 1):
+                size = sum(self.block_rows[block] for block in blocks)
+                skip, offset = min(offset, size), max(0, offset - size)
+                if skip == size:
+                    continue
+                rows = self.read_blocks(blocks)
+                order = torch.from_numpy(self._generator(epoch, number).permutation(size)[skip:])
+                yield rows.to(self.device, non_blocking=rows.is_pinned()), order.to(self.device)
+            epoch += 1
 
-    def _read(self, place: _PoolPlace) -> _PoolRows:
-        rows = self.read_blocks(place.pool.blocks)
-        order = torch.from_numpy(self.order.shuffle(place.epoch, place.number, place.pool.rows)[place.skip :])
-        return _PoolRows(rows.to(self.device, non_blocking=rows.is_pinned()), order.to(self.device))
+    def _pools(self, epoch: int) -> Iterator[list[int]]:
+        pool, rows = [], 0
+        for block in self._generator(epoch, 0).permutation(len(self.block_rows)).tolist():
+            if pool and rows + self.block_rows[block] > self.pool_rows:
+                yield pool
+                pool, rows = [], 0
+            pool.append(block)
+            rows += self.block_rows[block]
+        yield pool
 
-    def _read_ahead(self, pools: Iterator[_PoolPlace]) -> Iterator[_PoolRows]:
-        with ThreadPoolExecutor(1, thread_name_prefix="trimtab-rows") as thread:
-            coming = thread.submit(self._read, next(pools))
-            while True:
-                rows = coming.result()
-                coming = thread.submit(self._read, next(pools))
-                yield rows
+    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, stream])
+
+
+def _one_ahead(pools: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    with ThreadPoolExecutor(1, thread_name_prefix="trimtab-rows") as thread:
+        coming = thread.submit(next, pools)
+        while True:
+            pool = coming.result()
+            coming = thread.submit(next, pools)
+            yield pool
 
 
 class ShardSource(PooledSource):
@@ -191,7 +151,6 @@ class ShardSource(PooledSource):
         seed: of the order.
         pool_rows: rows shuffled together; a pool takes `2 · pool_rows · d` bytes, and the next one is read meanwhile.
         block_rows: rows read at once.
-        allow_partial: use what a harvest that is still running, or was cut off, has written.
         device: where pools are kept and batches made.
 
     Raises:
@@ -210,7 +169,6 @@ class ShardSource(PooledSource):
         seed: int = 0,
         pool_rows: int = 65_536,
         block_rows: int = 4_096,
-        allow_partial: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         paths = [directories] if isinstance(directories, str | Path) else list(directories)
@@ -218,7 +176,7 @@ class ShardSource(PooledSource):
         self.indexes = [read_index(p) for p in self.directories]
         self.split: Split = split
         self.site = self._choose_site(site)
-        self._check(allow_partial)
+        self._check()
         self._readers = [ShardReader(p) for p in self.directories]
         self._blocks = [
             (which, Block(shard, start, min(start + block_rows, shard.rows)))
@@ -226,7 +184,7 @@ class ShardSource(PooledSource):
             for start in range(0, shard.rows, block_rows)
         ]
         sizes = [block.stop - block.start for _, block in self._blocks]
-        super().__init__(PooledOrder(sizes, pool_rows, seed), self.indexes[0].widths[self.site], device)
+        super().__init__(sizes, pool_rows, seed, self.indexes[0].widths[self.site], device)
 
     @property
     def description(self) -> dict[str, object]:
@@ -239,7 +197,7 @@ class ShardSource(PooledSource):
             "site": self.site,
             "split": self.split,
             "rows": self.rows_total,
-            "seed": self.order.seed,
+            "seed": self.seed,
             "corpus_hash": [index.identity["corpus_hash"] for index in self.indexes],
             "norm_median": [index.norm_median[self.site] for index in self.indexes],
             **{k: first.identity[k] for k in ("context", "holdout", "outlier_norm", "drop_special")},
@@ -293,14 +251,20 @@ class ShardSource(PooledSource):
             )
         return site
 
-    def _check(self, allow_partial: bool) -> None:
+    def _check(self) -> None:
+        first = self.indexes[0].identity
         for directory, index in zip(self.directories, self.indexes, strict=True):
-            if not index.complete and not allow_partial:
+            if not index.complete:
                 raise UserError(
                     f"shards {directory}", "the harvest is not finished", "run the same harvest again: it goes on"
                 )
             for name in ("model_fingerprint", "context", "drop_special"):
-                _check_same(directory, name, index, self.indexes[0])
+                if index.identity[name] != first[name]:
+                    raise UserError(
+                        f"shards {directory}",
+                        f"{name} is {index.identity[name]}, in the first directory {first[name]}",
+                        "use shards of one model and one recipe",
+                    )
             for shard in index.of(self.split):
                 check_size(directory, shard.sites[self.site])
         if not any(index.rows(self.split) for index in self.indexes):
@@ -309,12 +273,3 @@ class ShardSource(PooledSource):
                 f"there are no {self.split} rows",
                 "harvest more text" + (" or raise --holdout" if self.split == "holdout" else ""),
             )
-
-
-def _check_same(directory: Path, name: str, index: ShardIndex, first: ShardIndex) -> None:
-    if index.identity[name] != first.identity[name]:
-        raise UserError(
-            f"shards {directory}",
-            f"{name} is {index.identity[name]}, in the first directory {first.identity[name]}",
-            "use shards of one model and one recipe",
-        )

@@ -90,26 +90,16 @@ def as_documents(texts: str | Iterable[str | Document]) -> Iterator[Document]:
 
 def corpus_hash(documents: Iterable[Document]) -> str:
     """SHA-256 (hex) over ids and texts, in order."""
-    digest = CorpusHash()
+    digest = hashlib.sha256()
     for document in documents:
-        digest.update(document)
+        digest.update(bytes_of(document))
     return digest.hexdigest()
 
 
-class CorpusHash:
-    """`corpus_hash` for documents that come one at a time."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def update(self, document: Document) -> None:
-        for part in (document.id, document.text):
-            data = part.encode("utf-8", "surrogatepass")
-            self._digest.update(len(data).to_bytes(8, "little"))
-            self._digest.update(data)
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+def bytes_of(document: Document) -> bytes:
+    """What `corpus_hash` hashes of a document."""
+    parts = [part.encode("utf-8", "surrogatepass") for part in (document.id, document.text)]
+    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
 def split_text(text: str, max_characters: int = MAX_CHARACTERS) -> list[str]:

@@ -41,7 +41,7 @@ def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int
     Raises:
         UserError: the split does not fill one sequence.
     """
-    from trimtab.activations.harvesting import split_corpus
+    from trimtab.activations.sequences import split_corpus
 
     chosen = np.ones(len(corpus.ids), dtype=bool)
     if split != "all":
