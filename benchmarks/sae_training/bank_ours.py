@@ -46,10 +46,10 @@ def main() -> None:
     assert isinstance(bank, TrainedBank)
     if bank.problem is not None:
         raise bank.problem
-    members = {row.name: row.l0 for row in bank.rows}
+    members = {row.name: row.result.l0 for row in bank.rows if row.result}
     spent: Counter[str] = Counter()
     for row in bank.rows:
-        spent[row.arch] += row.seconds or 0.0
+        spent[row.arch] += row.result.seconds if row.result else 0.0
     answer = {
         "seconds": seconds, "baseline_mib": baseline, "peak_mib": peak_mib(), "version": trimtab.__version__,
         "includes": "trimtab train: model loading, harvest to shards, training, held-out measurement, runs",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from io import StringIO
 from pathlib import Path
 
@@ -12,8 +14,13 @@ from rich.console import Console
 from trimtab.distributed import Ranks
 from trimtab.runs import Run
 from trimtab.training import SiteRows, TrainConfig, TrainedBank, TrainedSAE, expand, train
-from trimtab.training.advice import Advised, variance_text
 from trimtab.training.bank import Place, train_members
+from trimtab.training.result import TrainResult
+
+
+def trained(**numbers: object) -> TrainResult:
+    others = dict.fromkeys(field.name for field in dataclasses.fields(TrainResult))
+    return TrainResult(**{**others, **numbers})  # pyright: ignore[reportArgumentType]
 
 
 def said(
@@ -21,13 +28,12 @@ def said(
     target: float | None = 32.0,
     *,
     weight: float | None = None,
-    explained_variance: float | None = 0.9,
+    explained_variance: float = 0.9,
     dead: float = 0.1,
 ) -> str:
-    result = Advised()
-    result.explained_variance, result.dead_share = explained_variance, dead
-    result.l0, result.l0_target, result.sparsity_weight = l0, target, weight
-    return result.advice
+    return trained(
+        explained_variance=explained_variance, dead_share=dead, l0=l0, l0_target=target, sparsity_weight=weight
+    ).advice
 
 
 @pytest.mark.parametrize(
@@ -36,11 +42,11 @@ def said(
         (-330.0, 1.0, "explained variance -330, 100% of the features dead: "),
         (-2.5e12, 0.2, "explained variance -2.5e+12, 20% of the features dead: "),
         (0.02, 0.99, "explained variance 0.0200, 99% of the features dead: "),
-        (None, 1.0, "explained variance –, 100% of the features dead: "),
+        (math.nan, 1.0, "explained variance –, 100% of the features dead: "),
     ],
 )
 def test_a_diverged_training_is_told_to_lower_its_learning_rate_and_nothing_else(
-    explained_variance: float | None, dead: float, begin: str
+    explained_variance: float, dead: float, begin: str
 ) -> None:
     for target, weight in ((32.0, None), (32.0, 0.5), (None, None), (0.0, 0.0)):
         words = said(0.0, target, weight=weight, explained_variance=explained_variance, dead=dead)
@@ -69,8 +75,15 @@ def test_a_missed_l0_is_fixed_in_its_direction(l0: float, weight: float | None, 
 
 
 def test_an_explained_variance_stays_narrow() -> None:
-    texts = {0.91234: "0.9123", -0.5: "-0.5000", -9.99: "-9.9900", -330.21: "-330", -2.51234e12: "-2.51e+12"}
-    assert {value: variance_text(value) for value in texts} == texts
+    texts = {
+        -math.inf: "−∞",
+        0.91234: "0.9123",
+        -0.5: "-0.5000",
+        -9.99: "-9.9900",
+        -330.21: "-330",
+        -2.51234e12: "-2.51e+12",
+    }
+    assert {value: trained(explained_variance=value).variance_text for value in texts} == texts
 
 
 def test_a_training_that_ended_in_finite_garbage_says_so(tmp_path: Path) -> None:

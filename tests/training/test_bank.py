@@ -80,7 +80,8 @@ def test_every_member_equals_a_single_training_bit_for_bit(
             result = train(member.config, single.source, run, heldout=single.heldout)
         assert equal(load_file(result.sae / "sae_weights.safetensors"), weights(tmp_path / "bank", member.name))
         row = rows[bank.index(member)]
-        assert (row.l0, row.explained_variance) == (result.l0, result.explained_variance)
+        assert row.result is not None
+        assert (row.result.l0, row.result.explained_variance) == (result.l0, result.explained_variance)
         logged, expected = (read_metrics(path) for path in (tmp_path / "bank" / MEMBERS / member.name, run.path))
         for line in (*logged, *expected):
             line.pop("rows_per_second")
@@ -90,10 +91,11 @@ def test_every_member_equals_a_single_training_bit_for_bit(
 def test_members_of_several_batch_sizes_see_their_own_streams(sites: dict[str, SiteRows], tmp_path: Path) -> None:
     bank = members(l0=(2,), batch_size=(64, 32))
     rows = run_bank(bank, sites, tmp_path / "bank", workers=3)
-    assert [row.steps for row in rows] == [40, 80]
+    assert [row.flat()["steps"] for row in rows] == [40, 80]
     alone = run_bank(bank[1:], sites, tmp_path / "alone")
     assert equal(weights(tmp_path / "bank", bank[1].name), weights(tmp_path / "alone", bank[1].name))
-    assert (alone[0].l0, alone[0].explained_variance) == (rows[1].l0, rows[1].explained_variance)
+    one, other = alone[0].flat(), rows[1].flat()
+    assert (one["l0"], one["explained_variance"]) == (other["l0"], other["explained_variance"])
     assert not checkpoint_files(tmp_path / "bank" / MEMBERS / bank[0].name / "checkpoints"), "kept beyond the end"
 
 
@@ -222,7 +224,7 @@ def test_a_bank_may_grow_but_not_change(sites: dict[str, SiteRows], tmp_path: Pa
 
 def test_members_with_fewer_rows_end_earlier(sites: dict[str, SiteRows], tmp_path: Path) -> None:
     rows = run_bank(members(l0=(2,), rows=(640, 2560), seed=(0, 1)), sites, tmp_path)
-    assert [row.steps for row in rows] == [10, 10, 40, 40]
+    assert [row.flat()["steps"] for row in rows] == [10, 10, 40, 40]
 
 
 def test_rows_are_read_once_for_all_members_and_a_failing_source_stops_the_bank(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def test_a_bank_has_one_harvest_and_a_run_for_each_member(
     assert list(widths) == list(SITES)
     again = train(capsys, *data, *SIZES, *PRODUCT, "--run", bank)
     assert [row["name"] for row in again["members"]] == NAMES
+    assert json.loads((bank / "run.json").read_text())["results"]["members"] == again["members"]
     for row in again["members"]:
+        assert 0 < row["l0"] <= 64
         assert row["status"] == "done"
         cfg = json.loads((Path(row["path"]) / "cfg.json").read_text())
         assert cfg["metadata"]["hook_name"].startswith(f"blocks.{row['site'][-1]}.")

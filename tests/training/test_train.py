@@ -23,7 +23,6 @@ from trimtab.training.checkpoint import checkpoint_files
 from trimtab.training.optimiser import Adam
 from trimtab.training.options import fields_of
 from trimtab.training.rows import input_scale
-from trimtab.training.schedule import first_averaged_step, lr_factor
 
 
 def small(**settings: object) -> TrainConfig:
@@ -153,17 +152,15 @@ def test_input_scale_gives_the_named_mean(scaling: str, power: int, target: floa
 
 def test_schedules_have_the_documented_corners() -> None:
     config = small(warmup_share=0.1, decay_share=0.5)
-    assert lr_factor(config, 0, 100) == pytest.approx(0.1)
-    assert lr_factor(config, 9, 100) == lr_factor(config, 50, 100) == 1.0
-    assert lr_factor(config, 75, 100) == pytest.approx(0.5)
-    assert lr_factor(config, 99, 100) == pytest.approx(0.02)
-    assert lr_factor(small(warmup_share=0.5), 0, 10_000) == pytest.approx(1e-3)  # at most 1,000 steps of warm-up
-    assert lr_factor(small(decay="cosine", decay_share=0.5), 75, 100) == pytest.approx(0.5)
-    assert lr_factor(small(decay="cosine", decay_share=0.5), 90, 100) == pytest.approx(
-        (1 - math.cos(0.2 * math.pi)) / 2
-    )
-    assert lr_factor(small(decay="none"), 99, 100) == 1.0
-    assert first_averaged_step(config, 100) == 50
+    assert config.lr_factor(0, 100) == pytest.approx(0.1)
+    assert config.lr_factor(9, 100) == config.lr_factor(50, 100) == 1.0
+    assert config.lr_factor(75, 100) == pytest.approx(0.5)
+    assert config.lr_factor(99, 100) == pytest.approx(0.02)
+    assert small(warmup_share=0.5).lr_factor(0, 10_000) == pytest.approx(1e-3)  # at most 1,000 steps of warm-up
+    assert small(decay="cosine", decay_share=0.5).lr_factor(75, 100) == pytest.approx(0.5)
+    assert small(decay="cosine", decay_share=0.5).lr_factor(90, 100) == pytest.approx((1 - math.cos(0.2 * math.pi)) / 2)
+    assert small(decay="none").lr_factor(99, 100) == 1.0
+    assert config.first_averaged_step(100) == 50
 
 
 def test_averaged_weights_are_the_ones_saved(tmp_path: Path) -> None:

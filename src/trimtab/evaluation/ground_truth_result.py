@@ -15,7 +15,7 @@ import numpy as np
 from trimtab.evaluation.ground_truth_scores import LABELS
 from trimtab.runs.tables import Column, text_table
 from trimtab.stats import Interval, number_text, student_mean
-from trimtab.training.advice import L0_TOLERANCE, reached
+from trimtab.training.result import L0_TOLERANCE, reached
 
 Kind = Literal["trained", "control"]
 HEADINGS = {

@@ -11,9 +11,9 @@ from trimtab.training.command import (
     train_text,
 )
 from trimtab.training.config import TrainConfig
-from trimtab.training.export import TrainResult
 from trimtab.training.loop import Threads, Training, train, train_all
 from trimtab.training.members import Member, expand
+from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows
 from trimtab.training.single import TrainedSAE, train_sae
 

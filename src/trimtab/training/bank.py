@@ -6,6 +6,7 @@ import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,12 @@ from trimtab.errors import UserError
 from trimtab.runs import Run, config_dict, json_safe, read_record, read_typed
 from trimtab.runs.record import RECORD_NAME
 from trimtab.training.checkpoint import checkpoint_files, discard_checkpoints
-from trimtab.training.export import TrainResult
 from trimtab.training.loop import Threads, Training, train_all
 from trimtab.training.members import Member
+from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows
 from trimtab.training.sources import SHARDS, harvest_text_of
-from trimtab.training.table import TABLE, MemberRow, done_row, failed_row, render_rows, write_rows
+from trimtab.training.table import TABLE, MemberRow, render_rows, write_rows
 from trimtab.training.trainer import CHECKPOINTS
 
 MEMBERS = "members"
@@ -64,7 +65,7 @@ class TrainedBank:
 
     def to_json(self) -> dict[str, Any]:
         """The rows as plain values."""
-        members = [asdict(row) for row in self.rows]
+        members = [row.flat() for row in self.rows]
         return {"run": str(self.run), "members": members, "harvest_bytes": self.harvest_bytes}
 
 
@@ -119,28 +120,22 @@ def train_members(
     mine = _deal(left, rows, ranks.size)[ranks.rank]
     threads = _threads(len(members), len(mine), place, ranks)
     ended: dict[str, MemberRow] = {}
-    runs: list[Run] = []
-    try:
-        trainings: dict[int, Member] = {}
-        todo: list[Training] = []
+    todo: dict[Training, Member] = {}
+
+    def on_end(training: Training) -> None:
+        member = todo[training]
+        row = ended[member.name] = _close(member, training)
+        print(row.line, file=sys.stderr, flush=True)
+
+    with ExitStack() as stack:
         for member in mine:
             assert member.config is not None
-            number = members.index(member)
-            delay = number * member.config.checkpoint_every // len(members)
-            runs.append(_open_run(member, place))
-            todo.append(Training(member.config, rows[member.site], runs[-1], delay))
-            trainings[id(todo[-1])] = member
-
-        def on_end(training: Training) -> None:
-            member = trainings[id(training)]
-            row = ended[member.name] = _close(member, training)
-            print(row.line, file=sys.stderr, flush=True)
-
+            delay = members.index(member) * member.config.checkpoint_every // len(members)
+            run = _open_run(member, place)
+            stack.callback(run.close)
+            todo[Training(member.config, rows[member.site], run, delay)] = member
         if todo:
-            train_all(todo, device=ranks.device(place.device), threads=threads, on_end=on_end)
-    finally:
-        for run in runs:
-            run.close()
+            train_all([*todo], device=ranks.device(place.device), threads=threads, on_end=on_end)
     gathered = ranks.gather(ended)
     if gathered is None:
         return None
@@ -167,9 +162,9 @@ def _close(member: Member, training: Training) -> MemberRow:
         run.finish(json_safe(asdict(training.result)))
         discard_checkpoints(run.file(CHECKPOINTS))
         run.close()
-        return done_row(member, training.result)
+        return MemberRow.done(member, training.result)
     files = checkpoint_files(run.file(CHECKPOINTS))
-    row = failed_row(member, error, run.path, files[-1] if files else None)
+    row = MemberRow.failed(member, error, str(run.path), str(files[-1]) if files else "")
     run.fail(row.error)
     run.close()
     if not isinstance(error, UserError):
@@ -180,9 +175,9 @@ def _close(member: Member, training: Training) -> MemberRow:
 def _known_row(member: Member, directory: Path) -> MemberRow:
     """The row of a member that was not trained now: it was done before, or could not begin."""
     if member.error is not None:
-        return failed_row(member, member.error)
+        return MemberRow.failed(member, member.error)
     run = directory / MEMBERS / member.name
-    return done_row(member, read_typed(TrainResult, read_record(run)["results"], f"run {run}"))
+    return MemberRow.done(member, read_typed(TrainResult, read_record(run)["results"], f"run {run}"))
 
 
 def _done(directory: Path) -> bool:

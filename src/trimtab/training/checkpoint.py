@@ -7,7 +7,6 @@ JSON. There is no random state: weights start from the config's seed, and batche
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from trimtab.runs import atomic_path
 
 FORMAT = 1
 KEPT = 2
-_NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,7 @@ def withdraw_checkpoint(directory: Path, step: int) -> int | None:
     """
     (directory / f"step-{step:09d}.safetensors").unlink(missing_ok=True)
     left = checkpoint_files(directory)
-    found = _NAME.fullmatch(left[-1].name) if left else None
-    return int(found[1]) if found else None
+    return int(left[-1].stem.removeprefix("step-")) if left else None
 
 
 def discard_checkpoints(directory: Path) -> None:
@@ -94,4 +91,4 @@ def discard_checkpoints(directory: Path) -> None:
 
 def checkpoint_files(directory: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name))
+    return sorted(directory.glob("step-*.safetensors"))

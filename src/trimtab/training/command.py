@@ -208,7 +208,7 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
         size = end_harvest(path / SHARDS, config.keep_harvest or bank.problem is not None)
         bank = replace(bank, harvest_bytes=size)
         if bank.problem is None:
-            run.finish({"members": table})
+            run.finish({"members": [row.flat() for row in table]})
         else:
             run.fail(bank.problem.line)
         return bank

@@ -16,6 +16,7 @@ from trimtab.training.options import architecture_config, architecture_options, 
 
 Scaling = Literal["sqrt_d", "unit", "none"]
 Decay = Literal["linear", "cosine", "none"]
+MAX_WARMUP = 1_000
 DEFAULT_L0 = 32.0
 """Active features per row, where a config says nothing about sparsity."""
 
@@ -118,6 +119,18 @@ class TrainConfig(Recipe):
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return self.lr if self.lr is not None else min(2e-3, 1e-3 * math.sqrt(2**14 / self.n_features))
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at `step` of `steps` (both count from 0)."""
+        warmup = min(MAX_WARMUP, round(self.warmup_share * steps))
+        rising = (step + 1) / warmup if step < warmup else 1.0
+        decay = round(self.decay_share * steps)
+        left = min(1.0, (steps - step) / decay) if decay and self.decay != "none" else 1.0
+        return rising * ((1 - math.cos(math.pi * left)) / 2 if self.decay == "cosine" else left)
+
+    def first_averaged_step(self, steps: int) -> int:
+        """Where the average of the weights begins: with the decay of the learning rate."""
+        return steps - round(self.decay_share * steps)
 
     def build(self, d: int, steps: int, device: str | torch.device = "cpu") -> TrainableSAE:
         """The SAE to train on rows of width d; its initial weights do not depend on the device."""

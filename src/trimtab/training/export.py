@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +16,7 @@ from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
-from trimtab.training.advice import Advised, reached
+from trimtab.training.result import TrainResult, reached
 
 if TYPE_CHECKING:
     from trimtab.training.config import TrainConfig
@@ -26,40 +24,6 @@ if TYPE_CHECKING:
 
 SAE_DIRECTORY = "sae"
 BLOCK_ROWS = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult(Advised):
-    """A trained SAE, and what it does on rows it was not trained on."""
-
-    sae: Path
-    """Directory of the saved dictionary."""
-    fingerprint: str
-    """Of its weights in memory."""
-    steps: int
-    rows: int
-    """Rows trained on, repetitions included."""
-    explained_variance: float
-    """1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² on the measured rows."""
-    l0: float
-    """Features that fire on a measured row, on average."""
-    l0_target: float | None
-    """What was asked for; None where a fixed weight decided."""
-    l0_reached_target: bool | None
-    """Whether `l0` is within a tenth of `l0_target`; None without one."""
-    sparsity_weight: float | None
-    """Weight of the sparsity penalty at the end; None without a penalty."""
-    dead_share: float
-    """Share of features that fire on none of the measured rows."""
-    dense_share: float
-    """Share of features that fire on more than a tenth of them."""
-    measured_rows: int
-    heldout: bool
-    """Whether the measured rows were held out; else they are training rows."""
-    input_scale: float
-    """What rows were multiplied by in training; folded into the saved weights."""
-    seconds: float
-    """Time that the steps of this call took."""
 
 
 def export(

@@ -19,7 +19,7 @@ import torch
 
 from trimtab.runs import Meter, Run
 from trimtab.training.config import TrainConfig
-from trimtab.training.export import TrainResult
+from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows, Stream
 from trimtab.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -48,29 +48,24 @@ class SiteRows:
         Raises:
             UserError: rows that are not finite.
         """
-        return self._drawn("train", n, scale)
+        return self._drawn(self.source, "the sample of rows", n, scale)
 
     def measured(self, n: int) -> Float[Tensor, "m d"]:
         """Random rows to measure on, held out if there are any; the same tensor at every call."""
-        return self._drawn("heldout", n, 1.0)
+        return self._drawn(self.heldout or self.source, "the held-out rows", n, 1.0)
 
     def forget(self) -> None:
         """Free the samples."""
         with self._guard:
             self._samples.clear()
 
-    def _drawn(self, split: Literal["train", "heldout"], n: int, scale: float) -> Tensor:
+    def _drawn(self, source: ActivationSource, what: str, n: int, scale: float) -> Tensor:
         with self._guard:
-            rows = self._samples.get((split, n, 1.0))
-            if rows is None:
-                if split == "train":
-                    rows = finite_rows(self.source.sample(n), "the sample of rows")
-                else:
-                    rows = finite_rows((self.heldout or self.source).sample(n), "the held-out rows")
-                self._samples[split, n, 1.0] = rows
-            if scale == 1.0:
-                return rows
-            return self._samples.setdefault((split, n, scale), rows * scale)
+            if (what, n, 1.0) not in self._samples:
+                self._samples[what, n, 1.0] = finite_rows(source.sample(n), what)
+            if (what, n, scale) not in self._samples:
+                self._samples[what, n, scale] = self._samples[what, n, 1.0] * scale
+            return self._samples[what, n, scale]
 
 
 class Batch:

@@ -18,11 +18,10 @@ from trimtab.runs import Run, config_dict, json_safe, read_metrics, read_typed
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, SHARE, Column, Table
-from trimtab.training.advice import variance_text
 from trimtab.training.bank import NOT_THE_RESULT
 from trimtab.training.checkpoint import discard_checkpoints
 from trimtab.training.config import TrainConfig
-from trimtab.training.export import TrainResult
+from trimtab.training.result import TrainResult
 from trimtab.training.loop import Training, train_all
 from trimtab.training.rows import SiteRows
 from trimtab.training.sources import SHARDS, harvest_text_of, shard_rows
@@ -67,7 +66,7 @@ class TrainedSAE(Result):
         r = self.result
         where = "held-out" if r.heldout else "training"
         return (
-            f"explained variance {variance_text(r.explained_variance)}, L0 {r.l0:.2f}, dead {r.dead_share:.2%}, "
+            f"explained variance {r.variance_text}, L0 {r.l0:.2f}, dead {r.dead_share:.2%}, "
             f"dense {r.dense_share:.2%} on {r.measured_rows:,} {where} rows"
         )
 

@@ -2,117 +2,111 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from rich.table import Table
 from rich.text import Text
 
 from trimtab.errors import UserError
-from trimtab.runs import config_dict, write_table
+from trimtab.runs import config_dict, field_types, write_table
 from trimtab.runs.tables import SHARE, Column, result_table
-from trimtab.training.advice import Advised, variance_text
-from trimtab.training.export import TrainResult
 from trimtab.training.members import Member
+from trimtab.training.result import TrainResult
 
 TABLE = "bank.parquet"
-Ending = Literal["done", "failed"]
+MEASURED = (
+    "l0", "l0_reached_target", "sparsity_weight", "explained_variance", "dead_share", "dense_share", "steps", "rows",
+    "seconds",
+)  # fmt: skip
+"""What the table says of a member's result."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemberRow(Advised):
+class MemberRow:
     """One member of a bank, as far as it has come."""
 
     name: str
-    status: Ending
     site: str
     arch: str
     n_features: int
     seed: int
     l0_target: float | None
-    l0: float | None = None
-    """Reached on held-out rows."""
-    l0_reached_target: bool | None = None
-    sparsity_weight: float | None = None
-    """Of the penalty, at the end."""
-    explained_variance: float | None = None
-    dead_share: float | None = None
-    dense_share: float | None = None
-    steps: int | None = None
-    rows: int | None = None
-    seconds: float | None = None
-    """That its steps took, in the call that ended it."""
-    path: str
+    result: TrainResult | None = None
+    """None if it failed."""
+    path: str = ""
     """Of the SAE; of the member's run if it failed; empty if it never began."""
     checkpoint: str = ""
     """The last good one, if the member failed."""
     error: str = ""
     """Why it failed."""
-    config: str = "{}"
+    config: str
     """All settings, as JSON."""
+
+    @classmethod
+    def done(cls, member: Member, result: TrainResult) -> MemberRow:
+        """The row of a member that was trained."""
+        return cls(**_about(member), result=result, path=str(result.sae))
+
+    @classmethod
+    def failed(cls, member: Member, error: Exception, path: str = "", checkpoint: str = "") -> MemberRow:
+        """The row of a member that failed."""
+        reason = error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return cls(**_about(member), path=path, checkpoint=checkpoint, error=reason)
+
+    @property
+    def status(self) -> str:
+        """`done` or `failed`."""
+        return "failed" if self.result is None else "done"
 
     @property
     def line(self) -> str:
         """What became of it, in one line."""
-        if self.status == "failed":
+        r = self.result
+        if r is None:
             return f"{self.name} failed: {self.error}"
-        return f"{self.name} done: EV {variance_text(self.explained_variance)}, L0 {self.l0:.2f}, {self.seconds:.0f} s"
+        return f"{self.name} done: EV {r.variance_text}, L0 {r.l0:.2f}, {r.seconds:.0f} s"
 
-
-def done_row(member: Member, result: TrainResult) -> MemberRow:
-    """The row of a member that was trained."""
-    fields = asdict(result)
-    told = {field.name for field in dataclasses.fields(MemberRow)} & set(fields) - set(_about(member))
-    return MemberRow(status="done", path=str(fields["sae"]), **_about(member), **{name: fields[name] for name in told})
-
-
-def failed_row(member: Member, error: Exception, run: Path | None = None, checkpoint: Path | None = None) -> MemberRow:
-    """The row of a member that failed."""
-    reason = error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return MemberRow(
-        status="failed",
-        path=str(run or ""),
-        checkpoint=str(checkpoint or ""),
-        error=reason,
-        **_about(member),
-    )
+    def flat(self) -> dict[str, Any]:
+        """Plain values by column of the table."""
+        measured = {name: getattr(self.result, name, None) for name in MEASURED}
+        own = {name: value for name, value in vars(self).items() if name != "result"}
+        return {**own, "status": self.status, **measured}
 
 
 def write_rows(path: Path, rows: Sequence[MemberRow]) -> None:
     """Write the rows as Parquet, whole."""
     import pyarrow as pa
 
-    kinds: dict[str, pa.DataType] = {
-        "str": pa.string(), "Ending": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(),
-    }  # fmt: skip
-    annotations = {name: str(kind).split(" ")[0] for name, kind in MemberRow.__annotations__.items()}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in annotations.items()])
-    write_table(path, pa.Table.from_pylist([asdict(row) for row in rows], schema=schema))
+    types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    kinds = {**field_types(TrainResult), **field_types(MemberRow), "status": str}
+    columns = [(name, next(iter(get_args(kinds[name])), kinds[name])) for name in rows[0].flat()]
+    schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in columns])
+    write_table(path, pa.Table.from_pylist([row.flat() for row in rows], schema=schema))
 
 
 def render_rows(rows: Sequence[MemberRow]) -> list[Table | Text]:
     """A table of the members that are done, and what went wrong or short with others."""
     columns = [
         Column("member", "name", whole=True),
-        Column("EV", lambda row: variance_text(row.explained_variance), ".4f"),
-        Column("L0", "l0", ".2f"),
+        Column("EV", "result.variance_text", ".4f"),
+        Column("L0", "result.l0", ".2f"),
         Column("target", "l0_target", "g"),
-        Column("dead", "dead_share", SHARE),
-        Column("dense", "dense_share", SHARE),
-        Column("seconds", "seconds", ".0f"),
+        Column("dead", "result.dead_share", SHARE),
+        Column("dense", "result.dense_share", SHARE),
+        Column("seconds", "result.seconds", ".0f"),
     ]
-    done = [row for row in rows if row.status == "done"]
     said: list[Text] = []
     for row in rows:
-        if row.status == "failed":
+        if row.result is None:
             kept = f"; checkpoint {row.checkpoint}" if row.checkpoint else ""
-            said.append(Text(f"{row.name} failed: {row.error}{kept}", style="red"))
-        elif row.advice:
-            said.append(Text(f"{row.name}: {row.advice}", style="yellow"))
+            said.append(Text(f"{row.line}{kept}", style="red"))
+        elif row.result.advice:
+            said.append(Text(f"{row.name}: {row.result.advice}", style="yellow"))
+    done = [row for row in rows if row.result is not None]
     return [*([result_table(columns, done, framed=False)] if done else []), *said]
 
 

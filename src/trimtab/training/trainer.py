@@ -14,10 +14,10 @@ from trimtab.runs import Run
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, withdraw_checkpoint, write_checkpoint
 from trimtab.training.config import TrainConfig
-from trimtab.training.export import TrainResult, export
+from trimtab.training.export import export
 from trimtab.training.optimiser import Adam
+from trimtab.training.result import TrainResult
 from trimtab.training.rows import Batch, SiteRows, finite_rows, input_scale
-from trimtab.training.schedule import first_averaged_step, lr_factor
 
 CHECKPOINTS = "checkpoints"
 
@@ -116,13 +116,13 @@ class Trainer:
             finite_rows(batch.rows, f"the batch of step {self.step}")
             raise self._diverged("loss", float(loss.loss))
         sae.project_gradients()
-        grad_norm = self.adam.step(config.peak_lr * lr_factor(config, self.step, self.steps))
+        grad_norm = self.adam.step(config.peak_lr * config.lr_factor(self.step, self.steps))
         if not math.isfinite(grad_norm):
             raise self._diverged("gradient norm", grad_norm)
         sae.zero_grad(set_to_none=True)  # so that trainings side by side need memory for one set of gradients
         sae.constrain()
         self.step += 1
-        if config.ema_decay and self.step > first_averaged_step(config, self.steps):
+        if config.ema_decay and self.step > config.first_averaged_step(self.steps):
             self._update_average()
         return loss, grad_norm
 
@@ -151,7 +151,7 @@ class Trainer:
         line = {
             "explained_variance": 1 - sums["squared_error"] / max(sums["variance"], 1e-30),
             **means,
-            "lr": self.config.peak_lr * lr_factor(self.config, self.step - 1, self.steps),
+            "lr": self.config.peak_lr * self.config.lr_factor(self.step - 1, self.steps),
             **self.sae.metrics(),
             "dead_features": loss.n_dead,
             "rows_per_second": steps * self.config.batch_size / max(self.seconds - self._logged_at, 1e-9),
