@@ -126,7 +126,8 @@ def test_a_step_by_automatic_differentiation_leaves_the_same_state(arch: str) ->
     for sae, step in itertools.product((fast, plain), range(4)):
         sae.set_progress(0.3 + step / 10)
         loss = sae.backward(batch() * (1 + step))
-        sae.last = {name: float(value) for name, value in loss._asdict().items()}
+        told = loss._asdict()
+        sae.last = {name: float(value) for name, value in told.items() if name not in ("codes", "fired")}
     assert fast.last == pytest.approx(plain.last, rel=1e-9)
     assert fast.metrics() == pytest.approx(plain.metrics(), rel=1e-9)
     for name, tensor in fast.state_dict().items():

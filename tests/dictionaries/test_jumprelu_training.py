@@ -79,7 +79,7 @@ def test_scaling_the_rows_scales_the_first_step_and_nothing_else(penalty: str) -
         sae.b_enc.data.zero_()
         sae.initialise(unit * batch(400))
         step = sae.backward(unit * batch())
-        steps.append((step.loss / unit**2, step.sparsity / unit**2, step.l0, sae.theta.grad / unit**2))  # pyright: ignore
+        steps.append((step.total / unit**2, step.sparsity / unit**2, step.l0, sae.theta.grad / unit**2))  # pyright: ignore
     for a, b in zip(*steps, strict=True):
         assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-6)
 
@@ -160,9 +160,9 @@ def test_a_fixed_weight_alone_is_one_of_the_l0_penalty() -> None:
     [
         ({"l0": 3, "penalty": "l1"}, "penalty 'l1': it is one of l0_target, tanh, l0"),
         ({"sparsity_weight": 1.0, "penalty": "l0_target"}, "l0 None: the penalty l0_target needs a target"),
-        ({"l0": 3, "bandwidth": 0.0}, "bandwidth 0.0: it must be positive"),
-        ({"l0": 3, "tanh_scale": -1.0}, "tanh_scale -1.0: it must be positive"),
-        ({"l0": 3, "theta_init": -0.1}, "theta_init -0.1: a threshold must not be negative"),
+        ({"l0": 3, "bandwidth": 0.0}, "bandwidth 0.0: it must be positive and finite"),
+        ({"l0": 3, "tanh_scale": -1.0}, "tanh_scale -1.0: it must be positive and finite"),
+        ({"l0": 3, "theta_init": -0.1}, "theta_init -0.1: it must be at least 0 and finite"),
         ({"l0": N}, f"l0 {N}: it must be above 0 and at most n_features − 1 = {N - 1}"),
     ],
 )

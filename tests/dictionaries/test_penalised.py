@@ -69,7 +69,7 @@ def train(sae: ReLULike, steps: range, total: int, x: Tensor) -> list[float]:
     losses = []
     for step in steps:
         sae.set_progress(step / total)
-        losses.append(float(sae.backward(x.roll(step, 1)).loss))
+        losses.append(float(sae.backward(x.roll(step, 1)).total))
         sae.project_gradients()
         with torch.no_grad():
             for p in sae.parameters():
@@ -174,7 +174,7 @@ def test_a_target_is_approached_from_a_little_above_and_every_feature_fires(arch
         ("relu", {"l0": 0.0}, "l0 0.0"),
         ("relu", {"sparsity_weight": -1.0}, "sparsity_weight -1.0"),
         ("gated", {"sparsity_weight": float("nan")}, "sparsity_weight nan"),
-        ("gated", {"sparsity_warmup_share": 1.0}, "sparsity_warmup_share 1.0: a share is from 0 to below 1"),
+        ("gated", {"sparsity_warmup_share": 1.0}, "sparsity_warmup_share 1.0: it must be from 0 to below 1"),
         ("relu", {"decoder_norm": "none"}, "decoder_norm 'none': it is one of unit, free"),
         ("panneal", {"p_end": 0.0}, "p_end 0.0"),
         ("panneal", {"p_start_share": 1.5}, "p_start_share 1.5"),

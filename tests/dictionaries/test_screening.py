@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trimtab.dictionaries import screening
 from trimtab.dictionaries.architectures.topk import TopKConfig, TrainableTopK
+from trimtab.dictionaries.encoding import DenseEncoder
 from trimtab.dictionaries.screening import Screen, largest_screened, pairs_above_screened, screening_pays
 from trimtab.dictionaries.sparse import largest_places
 
@@ -26,7 +27,7 @@ def problem(rows: int = 70, n: int = 2048, d: int = 24, seed: int = 0) -> tuple[
 def assert_largest(W: Tensor, b: Tensor, z: Tensor, k: int) -> None:
     """The screened codes are the k largest positive ones of the float64 product, to float32's rounding."""
     h = z.double() @ W.double().T + b
-    found = largest_screened(W, b, z, k, block_rows=16)
+    found = largest_screened(DenseEncoder(W, b, block_rows=16), z, k)
     assert all(len(set(row)) == k for row in found.indices.tolist())
     assert torch.allclose(found.values.double(), h.gather(1, found.indices), atol=1e-4)
     expected = h.topk(k, dim=1).values.clamp_min(0)
@@ -78,7 +79,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(largest_screened(W, b, z, 8, block_rows=16))
+            found.append(largest_screened(DenseEncoder(W, b, block_rows=16), z, 8))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -95,12 +96,14 @@ def test_places_of_the_largest_integers() -> None:
 
 def test_screening_is_for_wide_float32_dictionaries_where_bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screening, "_has_matrix_units", lambda device: True)
-    assert screening_pays(torch.empty(8192, 4), 32)
-    assert not screening_pays(torch.empty(8192, 4), 1024)
-    assert not screening_pays(torch.empty(512, 4), 32)
-    assert not screening_pays(torch.empty(8192, 4, dtype=torch.float64), 32)
+    wide, narrow = torch.empty(8192, 4), torch.empty(512, 4)
+    assert screening_pays(DenseEncoder(wide, wide[:, 0]), 32)
+    assert not screening_pays(DenseEncoder(wide, wide[:, 0]), 1024)
+    assert not screening_pays(DenseEncoder(narrow, narrow[:, 0]), 32)
+    assert not screening_pays(DenseEncoder(wide.double(), wide[:, 0].double()), 32)
+    assert not screening_pays(DenseEncoder(wide, wide[:, 0], "bfloat16"), 32)
     monkeypatch.setattr(screening, "_has_matrix_units", lambda device: False)
-    assert not screening_pays(torch.empty(8192, 4), 32)
+    assert not screening_pays(DenseEncoder(wide, wide[:, 0]), 32)
 
 
 def test_a_screened_step_has_the_gradients_of_a_direct_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +133,7 @@ def test_entries_above_a_floor(scale: float, kind: str) -> None:
     elif kind == "low":  # negative, and so few rows that few entries are above it
         b, floor = b - 2 * floor, -floor
         h = z.double() @ W.double().T + b
-    pairs = pairs_above_screened(W, b, z, floor, block_rows=16)
+    pairs = pairs_above_screened(DenseEncoder(W, b, block_rows=16), z, floor)
     assert pairs is not None
     found = torch.zeros(h.shape, dtype=torch.bool)
     found[pairs.row, pairs.feature] = True
@@ -142,11 +145,12 @@ def test_entries_above_a_floor(scale: float, kind: str) -> None:
 
 
 def test_a_floor_that_many_entries_pass_is_not_screened() -> None:
-    assert pairs_above_screened(*problem(), floor=0.0) is None
+    W, b, z = problem()
+    assert pairs_above_screened(DenseEncoder(W, b), z, floor=0.0) is None
 
 
 def test_no_entry_above_the_floor() -> None:
     W, b, z = problem()
-    pairs = pairs_above_screened(W, b, z, 1e9)
+    pairs = pairs_above_screened(DenseEncoder(W, b), z, 1e9)
     assert pairs is not None
     assert pairs.start.tolist() == [0] * (len(z) + 1)

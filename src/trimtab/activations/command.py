@@ -31,11 +31,8 @@ class HarvestConfig(HarvestOptions, TextConfig, ModelConfig):
 
 
 def run_harvest(config: HarvestConfig) -> HarvestResult | None:
-    """The command: `harvest_text` together with the processes that torchrun started, if it did.
-
-    Returns:
-        What is on disk; None on all ranks but the first.
-    """
+    """The command: `harvest_text` together with the processes that torchrun started. None on all ranks but the
+    first."""
     with Ranks.from_environment() as ranks:
         result = harvest_text(config, ranks=ranks)
         return result if ranks.is_first else None

@@ -85,11 +85,8 @@ def read_bytes(data: bytes, name: str, text_field: str) -> Iterator[Record]:
 
 
 def decode_utf8(data: bytes, name: str) -> str:
-    """Text of bytes, without a byte-order mark and with `\\n` line ends.
-
-    Raises:
-        UserError: the bytes are not UTF-8; the message names the first bad one.
-    """
+    """Text of bytes, without a byte-order mark and with `\\n` line ends. Raises a `UserError` that names the first bad
+    byte."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

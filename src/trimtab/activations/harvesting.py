@@ -46,10 +46,6 @@ class HarvestProgress(NamedTuple):
 
     sequences: int
     total_sequences: int
-    rows: int
-    """Rows gathered for the shard that is being filled."""
-    tokens_per_second: float
-    """Of this call, tokens that were left out included."""
 
 
 class HarvestResult(NamedTuple):
@@ -172,7 +168,7 @@ class _Harvester:
             part = slice(skip, skip + left)
             writer.append(batch.rows, chosen[part], origin[:, part])
             skip, left = 0, left - len(chosen[part])
-            self._report(batch, writer.filled)
+            self._report(batch)
 
         def record(redone: Shard) -> None:
             shards = tuple(redone if s is shard else s for s in self.index.shards)
@@ -215,7 +211,7 @@ class _Harvester:
                         write(behind)
                         start, number = behind, number + 1
                 dropped.update(left_out)
-                self._report(batch, writer.filled)
+                self._report(batch)
             if writer.filled:
                 write(StreamPosition(stretch.split, stretch.stop, 0))
         writer.flush()
@@ -303,13 +299,12 @@ class _Harvester:
                 bad.append(shard)
         return bad
 
-    def _report(self, batch: BatchRows, filled: int) -> None:
+    def _report(self, batch: BatchRows) -> None:
         self.sequences_done += len(batch.sequences.tokens)
         packed = self.forwards.packed
         before = sum(len(packed[s]) for s in SPLITS[: SPLITS.index(batch.split)])
-        rate = self.sequences_done * self.options.context / (time.perf_counter() - self.started)
         done = before + min((batch.number + 1) * self.options.batch_size, len(packed[batch.split]))
-        self.progress(HarvestProgress(done, sum(map(len, packed.values())), filled, rate))
+        self.progress(HarvestProgress(done, sum(map(len, packed.values()))))
 
     def _result(self) -> HarvestResult:
         index = self.index

@@ -53,11 +53,8 @@ def split_corpus(corpus: TokenisedCorpus, holdout: float) -> Bool[ndarray, " doc
 
 
 def pack_splits(corpus: TokenisedCorpus, options: HarvestOptions) -> dict[Split, PackedText]:
-    """Training and held-out documents, packed apart.
-
-    Raises:
-        UserError: the training text does not fill one sequence.
-    """
+    """Training and held-out documents, packed apart. Raises a `UserError` if the training text does not fill a
+    sequence."""
     held_out = split_corpus(corpus, options.holdout)
     packed: dict[Split, PackedText] = {
         "holdout": PackedText(corpus, np.flatnonzero(held_out).astype(np.int32), options.context),

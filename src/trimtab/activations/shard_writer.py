@@ -93,11 +93,7 @@ class ShardWriter:
         self._under_way = self._thread.submit(self._write, buffer, split, number, start, then)
 
     def flush(self) -> None:
-        """Wait until everything handed to `write` is on disk.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Wait until everything handed to `write` is on disk. Raises a `UserError` if the disk is full."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()

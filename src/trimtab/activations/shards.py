@@ -102,11 +102,7 @@ def write_index(directory: Path, index: ShardIndex) -> None:
 
 
 def read_index(directory: Path) -> ShardIndex:
-    """Read `shards.json`.
-
-    Raises:
-        UserError: there is none, it is damaged, or a newer version wrote it.
-    """
+    """Read `shards.json`. Raises a `UserError` if there is none, it is damaged, or a newer version wrote it."""
     path = directory / INDEX_FILE
     try:
         content = json.loads(path.read_text())
@@ -140,11 +136,7 @@ class ShardReader:
         self._checked: set[str] = set()
 
     def rows(self, block: Block, site: str) -> BFloat16[Tensor, "n width"]:
-        """Rows of a block at a site.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
+        """Rows of a block at a site. Raises a `UserError` if the file is missing or damaged."""
         stored = block.shard.sites[site]
         self.check(stored)
         try:
@@ -160,11 +152,7 @@ class ShardReader:
         return {name: table[name].to_numpy() for name in ORIGIN_COLUMNS}
 
     def check(self, stored: StoredFile) -> None:
-        """Check size and checksum, once.
-
-        Raises:
-            UserError: the file is missing, truncated or corrupted.
-        """
+        """Check size and checksum, once. Raises a `UserError` if the file is missing, truncated or corrupted."""
         if stored.name not in self._checked:
             check_size(self.directory, stored)
             if sha256_file(self.directory / stored.name) != stored.sha256:

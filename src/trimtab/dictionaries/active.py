@@ -169,10 +169,8 @@ def pairs_above(
         first: pre-activations of the first block, if they are known already.
     """
     n = encoder.W.shape[0]
-    if encoder.exact and screening_is_fast(encoder.W):
-        pairs = pairs_above_screened(encoder.W, encoder.b, z, floor, block_rows=encoder.block_rows)
-        if pairs is not None:
-            return pairs
+    if screening_is_fast(encoder) and (found := pairs_above_screened(encoder, z, floor)) is not None:
+        return found
     values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
     for number, block in enumerate(z.split(encoder.block_rows)):
         h = first if number == 0 and first is not None else encoder(block)

@@ -109,11 +109,7 @@ class SAEDescription:
 
 
 def describe_sae(config: SAEInfoConfig) -> SAEDescription:
-    """Read an SAE and describe it.
-
-    Raises:
-        UserError: see `load_dictionary`.
-    """
+    """Read an SAE and describe it. Raises what `load_dictionary` raises."""
     sae = load_dictionary(config.sae)
     return SAEDescription(
         sae=config.sae,

@@ -62,11 +62,7 @@ class DocumentTotals:
     """`[n]` rows on which each feature fired, over all documents."""
 
     def metrics(self) -> CoreMetrics:
-        """The metrics over all documents.
-
-        Raises:
-            ValueError: there are no rows.
-        """
+        """The metrics over all documents. Raises a `ValueError` if there are no rows."""
         n_rows = int(self.rows.sum())
         if n_rows == 0:
             raise ValueError("no rows were counted")

@@ -19,6 +19,7 @@ from trimtab.dictionaries.encoding import exceeded_on
 from trimtab.dictionaries.l0_control import L0Control
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
+from trimtab.runs import check_values
 
 LARGEST_SAMPLE = 2048
 """Rows that the encoder is scaled on."""
@@ -50,13 +51,9 @@ class PenalisedConfig(TrainableConfig):
                 "give one of the two",
             )
         last = self.n_features - 1
-        ok = self.l0 is None or 0 < self.l0 <= last
-        self.check("l0", ok, f"it must be above 0 and at most n_features − 1 = {last}", "choose another")
-        ok = self.sparsity_weight is None or 0 <= self.sparsity_weight < math.inf
-        self.check("sparsity_weight", ok, "it must not be negative", "set it to 0 or more")
-        self.check(
-            "sparsity_warmup_share", 0 <= self.sparsity_warmup_share < 1, "a share is from 0 to below 1", "set it so"
-        )
+        check_values(self, f"above 0 and at most n_features − 1 = {last}", lambda l0: 0 < l0 <= last, "l0")
+        check_values(self, "at least 0 and finite", lambda weight: 0 <= weight < math.inf, "sparsity_weight")
+        check_values(self, "from 0 to below 1", lambda share: 0 <= share < 1, "sparsity_warmup_share")
 
     @property
     def weight_target(self) -> float | None:

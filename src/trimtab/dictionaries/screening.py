@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from trimtab.dictionaries.encoding import DenseEncoder
 from trimtab.dictionaries.sparse import (
     ActivePairs,
     SparseCodes,
@@ -53,58 +53,40 @@ class ScreenedFeatures(NamedTuple):
     """Above what every other feature of the row can be."""
 
 
-def screening_is_fast(W: Float[Tensor, "n d"]) -> bool:
-    """Whether a product in bfloat16 is much faster here than in float32."""
-    return W.dtype == torch.float32 and W.shape[0] >= LEAST_FEATURES and _has_matrix_units(W.device.type)
+def screening_is_fast(encoder: DenseEncoder) -> bool:
+    """Whether a product in bfloat16 is much faster here than one in the float32 that is wanted."""
+    W = encoder.W
+    wide = W.dtype == torch.float32 and W.shape[0] >= LEAST_FEATURES
+    return encoder.exact and wide and _has_matrix_units(W.device.type)
 
 
-def screening_pays(W: Float[Tensor, "n d"], k: int) -> bool:
+def screening_pays(encoder: DenseEncoder, k: int) -> bool:
     """Whether finding k features of a row by way of bfloat16 is faster here than a product in full precision."""
-    return screening_is_fast(W) and DOT_COST * _count(k) < W.shape[0] // 2
+    return screening_is_fast(encoder) and DOT_COST * _count(k) < encoder.W.shape[0] // 2
 
 
-def largest_screened(
-    W: Float[Tensor, "n d"], b: Float[Tensor, " n"], z: Float[Tensor, "B d"], k: int, *, block_rows: int = 512
-) -> SparseCodes:
-    """The k largest entries of every row of z Wᵀ + b, in no particular order.
-
-    Args:
-        W: encoder rows, float32.
-        b: one bias per feature.
-        z: encoder inputs.
-        k: entries per row.
-        block_rows: rows screened at once.
-    """
-    found = Screen(W, b).candidates(z, _count(k), block_rows)
+def largest_screened(encoder: DenseEncoder, z: Float[Tensor, "B d"], k: int) -> SparseCodes:
+    """The k largest pre-activations of every row of encoder inputs z, in no particular order."""
+    W, b = encoder.W, encoder.b
+    found = Screen(W, b).candidates(z, _count(k), encoder.block_rows)
     exact = dot_rows(found.feature, z, W) + b[found.feature]
     values, which = exact.topk(k, dim=1, sorted=False)
     feature = found.feature.gather(1, which)
     open_rows = (~(values.amin(1) > found.ceiling)).nonzero().squeeze(1)
-    for rows in open_rows.split(block_rows) if len(open_rows) else ():
-        sure = largest(F.linear(z[rows], W, b), k).indices
+    for rows in open_rows.split(encoder.block_rows) if len(open_rows) else ():
+        sure = largest(encoder(z[rows]), k).indices
         feature[rows] = sure
         values[rows] = dot_rows(sure, z[rows], W) + b[sure]
     return SparseCodes(values, feature)
 
 
 def pairs_above_screened(
-    W: Float[Tensor, "n d"],
-    b: Float[Tensor, " n"],
-    z: Float[Tensor, "B d"],
-    floor: float | Float[Tensor, " n"],
-    *,
-    block_rows: int = 512,
+    encoder: DenseEncoder, z: Float[Tensor, "B d"], floor: float | Float[Tensor, " n"]
 ) -> ActivePairs | None:
-    """The entries of z Wᵀ + b above a floor, row after row; None if there are so many that screening does not pay.
-
-    Args:
-        W: encoder rows, float32.
-        b: one bias per feature.
-        z: encoder inputs.
-        floor: one for all features, or one for each.
-        block_rows: rows screened at once.
-    """
-    found = Screen(W, b - floor).candidates_above(z, W.shape[0] // (2 * DOT_COST), block_rows)
+    """The pre-activations of encoder inputs z above a floor (one for all features, or one for each), row after row;
+    None if there are so many that screening does not pay."""
+    W, b = encoder.W, encoder.b
+    found = Screen(W, b - floor).candidates_above(z, W.shape[0] // (2 * DOT_COST), encoder.block_rows)
     if found is None:
         return None
     h = dot_pairs(found, z, W) + b[found.feature]

@@ -17,6 +17,7 @@ from trimtab.dictionaries.active import SparsePairs
 from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.trainable import Loss, TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
+from trimtab.runs import check_least, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,11 @@ class TopKLikeConfig(TrainableConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_active("k", self.k, self.n_features)
-        last = self.n_features - 1
-        ok = self.k_start is None or self.k <= self.k_start <= last
-        self.check("k_start", ok, f"it must be from k = {self.k} to n_features − 1 = {last}", "choose another")
-        self.check("k_anneal_share", 0 <= self.k_anneal_share <= 1, "a share is from 0 to 1", "set it so")
-        self.check("aux_coefficient", self.aux_coefficient >= 0, "it must not be negative", "set it to 0 or more")
-        self.check("k_aux", self.k_aux is None or self.k_aux >= 1, "it must be positive", "set it to 1 or more")
+        low, last = self.k, self.n_features - 1
+        check_values(self, f"from k = {low} to n_features − 1 = {last}", lambda k: low <= k <= last, "k_start")
+        check_values(self, "from 0 to 1", lambda share: 0 <= share <= 1, "k_anneal_share")
+        check_least(self, 0, "aux_coefficient")
+        check_least(self, 1, "k_aux")
 
 
 def check_active(name: str, value: float, n_features: int) -> None:

@@ -22,8 +22,7 @@ from trimtab.dictionaries.active import Active, Values
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.encoding import DenseEncoder, EncoderDtype
 from trimtab.dictionaries.sae import SAE
-from trimtab.errors import UserError
-from trimtab.runs import check_choices
+from trimtab.runs import check_choices, check_least
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
 
@@ -50,16 +49,9 @@ class TrainableConfig:
     """Rows encoded at once, so that dense pre-activations stay in the cache."""
 
     def __post_init__(self) -> None:
-        if self.n_features < 1:
-            raise UserError(f"n_features {self.n_features}", "an SAE needs at least one feature", "set it above 0")
-        self.check("dead_after", self.dead_after >= 0, "it must not be negative", "set it to 0 or more")
-        self.check("block_rows", self.block_rows >= 1, "it must be positive", "set it to 1 or more")
+        check_least(self, 1, "n_features", "block_rows")
+        check_least(self, 0, "dead_after")
         check_choices(self)
-
-    def check(self, name: str, ok: bool, rule: str, fix: str) -> None:
-        """Raise a `UserError` about a field unless it is as it must be."""
-        if not ok:
-            raise UserError(f"{name} {getattr(self, name)}", rule, fix)
 
 
 class Loss(NamedTuple):
@@ -77,20 +69,11 @@ class Loss(NamedTuple):
     """The auxiliary loss before its coefficient."""
     fired: Bool[Tensor, " n"] | None = None
     """Features with a positive code in any row; None: as `codes` say."""
-
-
-class StepLoss(NamedTuple):
-    """What is logged of one batch, in the units of the rows that were given; the terms are those of `Loss`."""
-
-    loss: Float[Tensor, ""]
-    squared_error: Float[Tensor, ""]
-    variance: Float[Tensor, ""]
-    """Mean over rows of ‖x − x̄‖², x̄ the batch's mean."""
-    sparsity: Float[Tensor, ""] | float
-    aux: Float[Tensor, ""] | float
-    l0: float
-    """Features with a positive code, mean over rows."""
-    n_dead: int
+    variance: Float[Tensor, ""] | float = 0.0
+    """‖x − x̄‖², x̄ the batch's mean. `backward` adds this and what follows."""
+    l0: float = 0.0
+    """Features with a positive code."""
+    n_dead: int = 0
     """Dead features before this batch."""
 
 
@@ -159,7 +142,7 @@ class TrainableSAE(nn.Module):
             **{name: part.detach() for name, part in loss._asdict().items() if isinstance(part, Tensor)}
         )
 
-    def backward(self, x: Float[Tensor, "B d"]) -> StepLoss:
+    def backward(self, x: Float[Tensor, "B d"]) -> Loss:
         """Fill every parameter's `.grad`, and update what follows the training: silent features, L0 control."""
         self.before_step(x)
         n_dead = int(self.dead_features().sum())
@@ -169,7 +152,8 @@ class TrainableSAE(nn.Module):
         self.tokens_since_fired += len(x)
         self.tokens_since_fired.masked_fill_(active.any(0) if loss.fired is None else loss.fired, 0)
         self.after_step(loss.codes, l0)
-        return StepLoss(loss.total, loss.squared_error, batch_variance(x), loss.sparsity, loss.aux, l0, n_dead)
+        variance = (x - x.mean(0)).square().sum() / x.shape[0]
+        return loss._replace(variance=variance, l0=l0, n_dead=n_dead)
 
     def set_progress(self, done: float) -> None:
         """Set what depends on how much of the training is done (0 ≤ done < 1); by default nothing does."""
@@ -275,11 +259,6 @@ class TrainableSAE(nn.Module):
         kind = self.inference_class
         info = dataclasses.replace(info, architecture=kind.architecture, metadata={**info.metadata, "training": recipe})
         return kind(**self.inference_weights(), **self.inference_settings(), info=info)
-
-
-def batch_variance(x: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
-    """Mean over rows of ‖x − x̄‖²."""
-    return (x - x.mean(0)).square().sum() / x.shape[0]
 
 
 def geometric_median(x: Float[Tensor, "m d"], iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, " d"]:

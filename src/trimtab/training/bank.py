@@ -80,11 +80,8 @@ class Place(NamedTuple):
 
 
 def unfinished(members: Sequence[Member], place: Place) -> list[Member]:
-    """The members that can be trained and have not been.
-
-    Raises:
-        UserError: one was trained here with other settings (the message names the first that differs).
-    """
+    """The members that can be trained and have not been. Raises a `UserError` that names the first setting that differs
+    from those that a member was trained with."""
     left: list[Member] = []
     for member in members:
         if member.config is None:

@@ -34,11 +34,8 @@ class Checkpoint:
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and remove all but the last two.
-
-    Raises:
-        UserError: the disk refuses; earlier checkpoints are untouched then.
-    """
+    """Write a checkpoint and remove all but the last two. Raises a `UserError` if the disk refuses; earlier ones stay
+    then."""
     path = directory / f"step-{checkpoint.step:09d}.safetensors"
     about = {"format": FORMAT, "step": checkpoint.step, **checkpoint.facts}
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -50,11 +47,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The last checkpoint, or None if there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The last checkpoint, or None if there is none. Raises a `UserError` if it is damaged."""
     files = checkpoint_files(directory)
     if not files:
         return None
@@ -73,11 +66,8 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
 
 
 def withdraw_checkpoint(directory: Path, step: int) -> int | None:
-    """Remove the checkpoint of a step, if there is one, as when the step after it failed.
-
-    Returns:
-        The step of the last checkpoint that is left; None without one.
-    """
+    """Remove the checkpoint of a step, as when the step after it failed; returns the step of the last that is left, if
+    any."""
     (directory / f"step-{step:09d}.safetensors").unlink(missing_ok=True)
     left = checkpoint_files(directory)
     return int(left[-1].stem.removeprefix("step-")) if left else None

@@ -91,11 +91,7 @@ class TrainCommand(RowsConfig, Recipe):
     """Directory to write; by default one under runs/, named after the rest. The same command resumes it."""
 
     def expanded(self) -> TrainTextConfig | BankConfig:
-        """One training, or the bank of all combinations.
-
-        Raises:
-            UserError: settings that do not go together.
-        """
+        """One training, or the bank of all combinations. Raises a `UserError` if settings do not go together."""
         inherited: dict[str, Sequence[Any]] = {name: (value,) for name, value in chosen(self).items()}
         inherited |= {name: getattr(self, name) for name in MULTIPLIED if getattr(self, name)}
         file = self._file()

@@ -29,11 +29,7 @@ class Adam:
         self._clip_norm = clip_norm
 
     def step(self, lr: float) -> float:
-        """Clip the gradient and apply one step, unless the gradient is not finite.
-
-        Returns:
-            The gradient's norm before clipping.
-        """
+        """Clip the gradient and apply one step, unless it is not finite; returns its norm before clipping."""
         parameters = list(self._parameters.values())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not norm.isfinite():

@@ -43,11 +43,8 @@ class SiteRows:
         self._guard = threading.Lock()
 
     def sample(self, n: int, scale: float = 1.0) -> Float[Tensor, "m d"]:
-        """Random training rows times a scale; the same tensor at every call.
-
-        Raises:
-            UserError: rows that are not finite.
-        """
+        """Random training rows times a scale; the same tensor at every call. Raises a `UserError` unless they are
+        finite."""
         return self._drawn(self.source, "the sample of rows", n, scale)
 
     def measured(self, n: int) -> Float[Tensor, "m d"]:
@@ -131,11 +128,7 @@ def input_scale(sample: Float[Tensor, "m d"], scaling: str) -> float:
 
 
 def finite_rows(rows: Float[Tensor, "m d"], what: str) -> Float[Tensor, "m d"]:
-    """`rows`, if all are finite.
-
-    Raises:
-        UserError: they are not.
-    """
+    """`rows`, if all are finite; a `UserError` otherwise."""
     bad = ~rows.isfinite().all(1)
     if bad.any():
         raise UserError(

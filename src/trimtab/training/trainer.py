@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from trimtab.dictionaries.trainable import StepLoss, TrainableSAE
+from trimtab.dictionaries.trainable import Loss, TrainableSAE
 from trimtab.errors import UserError
 from trimtab.runs import Run
 from trimtab.runs.atomic import remove_partial_files
@@ -20,10 +20,8 @@ from trimtab.training.result import TrainResult
 from trimtab.training.rows import Batch, SiteRows, finite_rows, input_scale
 
 CHECKPOINTS = "checkpoints"
-
-
-SUMMED = ("loss", "sparsity", "aux", "squared_error", "variance", "l0")
-"""What is summed over the steps between two lines of metrics."""
+SUMMED = ("sparsity", "aux", "squared_error", "variance", "l0")
+"""What is summed of every loss between two lines of metrics, beside the total."""
 
 
 class Trainer:
@@ -92,7 +90,8 @@ class Trainer:
         """
         began = time.perf_counter()
         loss, grad_norm = self._step(batch)
-        found = {"steps": 1, "grad_norm": grad_norm, **{name: float(getattr(loss, name)) for name in SUMMED}}
+        found = {"steps": 1, "grad_norm": grad_norm, "loss": float(loss.total)}
+        found |= {name: float(getattr(loss, name)) for name in SUMMED}
         self.window = {name: self.window.get(name, 0) + value for name, value in found.items()}
         self.seconds += time.perf_counter() - began
         if self.step % self.config.log_every == 0 or self.done:
@@ -108,13 +107,13 @@ class Trainer:
             self.sae.constrain()
         return export(self.config, self.sae, self.scale, rows, self.run, self.steps, self.seconds)
 
-    def _step(self, batch: Batch) -> tuple[StepLoss, float]:
+    def _step(self, batch: Batch) -> tuple[Loss, float]:
         sae, config = self.sae, self.config
         sae.set_progress(self.step / self.steps)
         loss = sae.backward(batch.scaled(self.scale, sae.b_dec.dtype))
-        if not math.isfinite(float(loss.loss)):
+        if not math.isfinite(float(loss.total)):
             finite_rows(batch.rows, f"the batch of step {self.step}")
-            raise self._diverged("loss", float(loss.loss))
+            raise self._diverged("loss", float(loss.total))
         sae.project_gradients()
         grad_norm = self.adam.step(config.peak_lr * config.lr_factor(self.step, self.steps))
         if not math.isfinite(grad_norm):
@@ -145,7 +144,7 @@ class Trainer:
             f"{what} {value} at step {self.step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
         )
 
-    def _log(self, loss: StepLoss) -> None:
+    def _log(self, loss: Loss) -> None:
         sums, steps = self.window, self.window["steps"]
         means = {name: sums[name] / steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
         line = {

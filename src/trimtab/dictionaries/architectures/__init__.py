@@ -20,11 +20,7 @@ for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
 
 
 def architecture_class(name: object) -> type[SAE]:
-    """The inference class of an architecture.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """The inference class of an architecture. Raises a `UserError` if there is none of that name."""
     if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
     raise UserError(
@@ -35,11 +31,7 @@ def architecture_class(name: object) -> type[SAE]:
 
 
 def trainable_class(name: object) -> type[TrainableSAE]:
-    """The training class of an architecture.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """The training class of an architecture. Raises a `UserError` if there is none of that name."""
     if isinstance(name, str) and name in TRAINABLE:
         return TRAINABLE[name]
     fix = did_you_mean(str(name), TRAINABLE, "choose one")

@@ -23,6 +23,8 @@ from trimtab.dictionaries.encoding import exceeded_on
 from trimtab.dictionaries.penalised import Penalised, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.trainable import Loss
+from trimtab.errors import UserError
+from trimtab.runs import check_values
 
 Penalty = Literal["l0_target", "tanh", "l0"]
 
@@ -70,13 +72,10 @@ class JumpReLUConfig(PenalisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ok = self.penalty != "l0_target" or self.l0 is not None
-        self.check("l0", ok, "the penalty l0_target needs a target", "give --l0, or another --penalty")
-        for name in ("bandwidth", "tanh_scale"):
-            value = getattr(self, name)
-            self.check(name, value is None or 0 < value < math.inf, "it must be positive", "set it above 0")
-        ok = self.theta_init is None or 0 <= self.theta_init < math.inf
-        self.check("theta_init", ok, "a threshold must not be negative", "set it to 0 or more")
+        if self.penalty == "l0_target" and self.l0 is None:
+            raise UserError("l0 None", "the penalty l0_target needs a target", "give --l0, or another --penalty")
+        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "bandwidth", "tanh_scale")
+        check_values(self, "at least 0 and finite", lambda value: 0 <= value < math.inf, "theta_init")
 
     @property
     def kind(self) -> Penalty:

@@ -21,6 +21,7 @@ from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, Traina
 from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.topk_like import ErrorGradient
 from trimtab.dictionaries.trainable import Loss
+from trimtab.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,11 @@ class MatryoshkaConfig(BatchTopKConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        total = sum(self.groups)
-        self.check("groups", abs(total - 1) < 1e-6, f"the shares sum to {total:g}, not to 1", "fix them")
-        ok = min(self.group_sizes()) >= 1
-        self.check("groups", ok, f"they leave a group of {self.n_features} features empty", "use fewer groups")
+        if abs(sum(self.groups) - 1) >= 1e-6:
+            raise UserError(f"groups {self.groups}", f"the shares sum to {sum(self.groups):g}, not to 1", "fix them")
+        if min(self.group_sizes()) < 1:
+            why = f"they leave a group of {self.n_features} features empty"
+            raise UserError(f"groups {self.groups}", why, "use fewer groups")
 
     def group_sizes(self) -> tuple[int, ...]:
         """Features of each group."""

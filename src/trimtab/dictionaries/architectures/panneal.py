@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trimtab.dictionaries.active import Values
 from trimtab.dictionaries.architectures.standard import ReLUConfig, TrainableReLU
+from trimtab.runs import check_least, check_values
 
 LINEAR_BELOW = 0.1
 """Codes below this share of the rows' spread along one direction, √(E‖x − b_dec‖² / d), are penalised linearly."""
@@ -36,9 +37,9 @@ class PAnnealConfig(ReLUConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("p_end", 0 < self.p_end <= 1, "it must be above 0 and at most 1", "set it so")
-        self.check("p_start_share", 0 <= self.p_start_share < 1, "it must be from 0 to below 1", "set it so")
-        self.check("p_steps", self.p_steps >= 1, "it must be positive", "set it to 1 or more")
+        check_values(self, "above 0 and at most 1", lambda p: 0 < p <= 1, "p_end")
+        check_values(self, "from 0 to below 1", lambda share: 0 <= share < 1, "p_start_share")
+        check_least(self, 1, "p_steps")
 
 
 class TrainablePAnneal(TrainableReLU):

@@ -107,8 +107,8 @@ class TrainableTopK(TopKLike):
     @torch.no_grad()
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         encoder = self.encoder()
-        if encoder.exact and screening_pays(encoder.W, self.k):
-            pairs = largest_screened(encoder.W, encoder.b, z, self.k, block_rows=encoder.block_rows).pairs()
+        if screening_pays(encoder, self.k):
+            pairs = largest_screened(encoder, z, self.k).pairs()
         else:
             blocks = [largest(h, self.k) for h in encoder.blocks(z)]
             values, indices = (torch.cat(parts) for parts in zip(*blocks, strict=True))

@@ -62,12 +62,8 @@ CLASSES: dict[str, DictClass] = {
 
 
 def read(path: Path) -> FoundSAE:
-    """Read a directory that dictionary_learning's `trainSAE` wrote.
-
-    Raises:
-        UserError: a file is missing, damaged or would have to be unpickled, or the config does not fit the weights; the
-            message names the file and the field or tensor.
-    """
+    """Read a directory that dictionary_learning's `trainSAE` wrote. Raises a `UserError` that names the file and the
+    field or tensor."""
     config = Fields.read(path / CONFIG_FILE, _WRITER)
     trainer = config.part("trainer")
     found = found_in_trainer(trainer, _load(path / WEIGHTS_FILE), path / WEIGHTS_FILE)

@@ -27,12 +27,8 @@ _SITES = {"res": "resid_post", "mlp": "mlp_out"}
 
 
 def read(path: Path) -> FoundSAE:
-    """Read a directory with `params.npz`.
-
-    Raises:
-        UserError: the file is damaged, holds pickled objects or other arrays than it should, or its path says that it
-            is a transcoder or reads all heads joined; the message names the file and the array.
-    """
+    """Read a directory with `params.npz`. Raises a `UserError` that names the file and the array, also if the path says
+    that it is a transcoder or reads all heads joined."""
     info = _info(path)
     file = path / WEIGHTS_FILE
     tensors = _load(file)

@@ -42,12 +42,7 @@ _REFUSED = {
 
 
 def read(path: Path) -> FoundSAE:
-    """Read a directory that sparsify saved.
-
-    Raises:
-        UserError: a file is missing or damaged, a field asks for what trimtab does not compute, or the weights do not
-            fit the config; the message names the file and the field or tensor.
-    """
+    """Read a directory that sparsify saved. Raises a `UserError` that names the file and the field or tensor."""
     field = Fields.read(path / CONFIG_FILE, _WRITER)
     cfg = field.cfg
     if cfg.get("activation") not in (None, "topk"):
