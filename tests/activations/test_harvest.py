@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,6 +37,7 @@ from trimtab.lm import config as lm_config
 from trimtab.runs import split_ids
 
 Eventually = Callable[[Callable[[], bool]], None]
+StoredRows = Callable[..., dict[str, Any]]
 OPTIONS = HarvestOptions(context=16, batch_size=4, shard_rows=500, holdout=0.2, seed=3)
 
 
@@ -51,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: LanguageModel
 
 
 def test_rows_are_the_hidden_states_of_a_plain_forward(
-    tmp_path: Path, any_tiny: LanguageModel, documents: list[Document]
+    tmp_path: Path, any_tiny: LanguageModel, documents: list[Document], stored_rows: StoredRows
 ) -> None:
     """The oracle is `output_hidden_states` of the untouched model on sequences packed by hand."""
     harvest(any_tiny, ["resid_post.1"], documents, tmp_path, OPTIONS)
@@ -72,15 +74,13 @@ def test_rows_are_the_hidden_states_of_a_plain_forward(
             for slot, (token, document, position) in enumerate(part, start=1)
             if token not in special
         }
-        source = ShardSource(tmp_path, split=split)
-        found = list(source.rows(64))
-        keys = [(int(d), int(p)) for batch in found for d, p in zip(batch.document, batch.position, strict=True)]
+        found = stored_rows(tmp_path, split)
+        keys = list(zip(found["document"].tolist(), found["position"].tolist(), strict=True))
         assert sorted(keys) == sorted(expected)
-        assert [int(t) for b in found for t in b.token] == [expected[k][0] for k in keys]
-        assert [int(t) for b in found for t in b.slot] == [expected[k][1] for k in keys]
-        x = torch.cat([b.x for b in found])
+        assert found["token"].tolist() == [expected[k][0] for k in keys]
+        assert found["slot"].tolist() == [expected[k][1] for k in keys]
         reference = torch.stack([expected[k][2] for k in keys])
-        torch.testing.assert_close(x, reference, rtol=2**-8, atol=1e-5)  # a unit in the last place of bfloat16
+        torch.testing.assert_close(found["x"], reference, rtol=2**-8, atol=1e-5)  # a unit in the last place of bfloat16
 
 
 def test_every_token_is_a_row_or_counted(finished: Path, documents: list[Document]) -> None:
@@ -92,17 +92,19 @@ def test_every_token_is_a_row_or_counted(finished: Path, documents: list[Documen
     assert {s.rows for s in index.of("train")[:-1]} == {OPTIONS.shard_rows}
 
 
-def test_held_out_documents_are_those_of_the_common_rule(finished: Path, documents: list[Document]) -> None:
+def test_held_out_documents_are_those_of_the_common_rule(
+    finished: Path, documents: list[Document], stored_rows: StoredRows
+) -> None:
     table = pq.read_table(finished / "documents.parquet").to_pylist()
     expected = split_ids([d.id for d in documents], {"holdout": 0.2, "train": 0.8}, "activations")["holdout"]
     assert [row["id"] for row in table] == [d.id for d in documents]
     assert [row["id"] for row in table if row["split"] == "holdout"] == expected
     for split in ("train", "holdout"):
-        used = {int(i) for batch in ShardSource(finished, split=split).rows(100) for i in batch.document}
+        used = set(stored_rows(finished, split)["document"].tolist())
         assert {table[i]["split"] for i in used} == {split}
 
 
-def test_outliers_are_left_out_and_counted(tmp_path: Path, tiny_llama: LanguageModel) -> None:
+def test_outliers_are_left_out_and_counted(tmp_path: Path, tiny_llama: LanguageModel, stored_rows: StoredRows) -> None:
     """A token whose embedding is a hundred times as long as the others' has the outlying norms."""
     token = tiny_llama.tokenizer.convert_tokens_to_ids("z")
     weight = tiny_llama.hf.get_input_embeddings().weight
@@ -116,9 +118,9 @@ def test_outliers_are_left_out_and_counted(tmp_path: Path, tiny_llama: LanguageM
     finally:
         weight[token] = original
     assert result.dropped["outlier"] > 5
-    rows = [batch for split in ("train", "holdout") for batch in ShardSource(tmp_path, split=split).rows(1000)]
-    assert token not in np.concatenate([batch.token for batch in rows])
-    norms = torch.cat([batch.x for batch in rows]).norm(dim=-1)
+    rows = [stored_rows(tmp_path, split, "resid_pre.0") for split in ("train", "holdout")]
+    assert token not in np.concatenate([part["token"] for part in rows])
+    norms = torch.cat([part["x"] for part in rows]).norm(dim=-1)
     assert result.norm_median["resid_pre.0"] == pytest.approx(float(norms.median()), rel=0.02)
 
 
@@ -260,7 +262,7 @@ def test_damaged_shards_are_named_and_redone(
     with pytest.raises(
         UserError, match=rf"train-00001\.resid_post\.1\.safetensors: {words[damage]}.*; run the same harvest"
     ):
-        list(ShardSource(tmp_path).rows(100))
+        ShardSource(tmp_path).sample(10**9)
     ages = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
     assert files_of(tmp_path) == before

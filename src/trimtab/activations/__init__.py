@@ -7,7 +7,7 @@ from trimtab.activations.harvesting import HarvestProgress, HarvestResult, harve
 from trimtab.activations.live import LiveSource
 from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
 from trimtab.activations.sequences import HarvestOptions
-from trimtab.activations.stream import ActivationSource, RowBatch, ShardSource
+from trimtab.activations.stream import ActivationSource, ShardSource
 from trimtab.activations.synthetic import LabelledRows, PlantedFeatures, SyntheticConfig, SyntheticSource
 from trimtab.activations.text import (
     Document,
@@ -31,7 +31,6 @@ __all__ = [
     "LiveSource",
     "PackedText",
     "PlantedFeatures",
-    "RowBatch",
     "ShardSource",
     "SyntheticConfig",
     "SyntheticSource",

@@ -15,7 +15,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from trimtab.activations.packing import PackedText, SequenceBatch
-from trimtab.activations.row_selection import Candidates, candidates, capture_rows, norms
+from trimtab.activations.row_selection import candidates, capture_rows, norms
 from trimtab.activations.sequences import HarvestOptions, batch_order
 from trimtab.activations.shards import Split
 from trimtab.distributed import Ranks, Transfer
@@ -71,10 +71,6 @@ class Forwards:
         self._on_gpu = model.device.type == "cuda"
         self._kept: dict[tuple[Split, int], _Buffer] = {}
 
-    def candidates(self, batch: SequenceBatch) -> Candidates:
-        """The tokens of a batch that may become rows."""
-        return candidates(batch, self.special)
-
     def median_norms(self) -> dict[str, float]:
         """Median norm per site over the first training batches (about 8,000 rows), which are kept for `read`.
 
@@ -85,7 +81,7 @@ class Forwards:
         total = 0
         for number in range(len(self.order["train"])):
             batch = self._sequences("train", number)
-            keep = torch.from_numpy(self.candidates(batch).keep.ravel())
+            keep = torch.from_numpy(candidates(batch, self.special).keep.ravel())
             buffer = self._run(batch)
             buffer.wait()
             for site, found in buffer.norms.items():

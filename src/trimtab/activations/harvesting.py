@@ -22,6 +22,7 @@ from numpy import ndarray
 
 from trimtab.activations.forwards import BatchRows, Forwards, Stretch
 from trimtab.activations.packing import TokenisedCorpus, tokenise
+from trimtab.activations.row_selection import candidates
 from trimtab.activations.sequences import SPLITS, HarvestOptions, pack_splits, split_corpus
 from trimtab.activations.shard_writer import ShardWriter
 from trimtab.activations.shards import (
@@ -221,7 +222,7 @@ class _Harvester:
     def _choose(self, batch: BatchRows) -> tuple[ndarray, ndarray, dict[str, int]]:
         """Which tokens of a batch become rows `[R]`, their origin `[4, R]`, and how many do not, by reason."""
         tokens = batch.sequences
-        keep, first, special = self.forwards.candidates(tokens)
+        keep, first, special = candidates(tokens, self.forwards.special)
         limit = {site: self.options.outlier_norm * median for site, median in self.index.norm_median.items()}
         usual = torch.stack([norms <= limit[site] for site, norms in batch.norms.items()]).all(0).numpy()
         chosen = np.flatnonzero(keep.ravel() & usual)

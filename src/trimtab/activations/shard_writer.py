@@ -10,8 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from trimtab.runs import atomic_path, sha256_file
 CHUNK_ROWS = 4_096
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Takes rows in, writes shards in a thread of its own. Use it as a context manager.
 
     An error of the thread is raised by the next call, or by `flush`.
@@ -98,12 +98,7 @@ class ShardWriter:
         if under_way is not None:
             under_way.result()
 
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._thread.shutdown(wait=True)
         if error is None:
             self.flush()

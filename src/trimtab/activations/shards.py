@@ -16,11 +16,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import BFloat16
 from numpy import ndarray
 from safetensors import SafetensorError, safe_open
@@ -120,14 +119,6 @@ def read_index(directory: Path) -> ShardIndex:
         raise UserError(f"shards {path}", f"it is damaged ({error})", "harvest again into a new directory") from error
 
 
-class Block(NamedTuple):
-    """Contiguous rows of a shard."""
-
-    shard: Shard
-    start: int
-    stop: int
-
-
 class ShardReader:
     """Reads rows of shards, checking each file's checksum when it is first touched."""
 
@@ -135,21 +126,15 @@ class ShardReader:
         self.directory = directory
         self._checked: set[str] = set()
 
-    def rows(self, block: Block, site: str) -> BFloat16[Tensor, "n width"]:
-        """Rows of a block at a site. Raises a `UserError` if the file is missing or damaged."""
-        stored = block.shard.sites[site]
+    def rows(self, shard: Shard, start: int, stop: int, site: str) -> BFloat16[Tensor, "n width"]:
+        """Some rows of a shard at a site. Raises a `UserError` if the file is missing or damaged."""
+        stored = shard.sites[site]
         self.check(stored)
         try:
             with safe_open(self.directory / stored.name, framework="pt") as file:
-                return file.get_slice("rows")[block.start : block.stop]
+                return file.get_slice("rows")[start:stop]
         except (SafetensorError, OSError) as error:
             raise damaged(self.directory / stored.name, f"it cannot be read ({error})") from error
-
-    def origin(self, shard: Shard) -> dict[str, ndarray]:
-        """Token, document, position and slot of every row of a shard."""
-        self.check(shard.origin)
-        table = pq.read_table(self.directory / shard.origin.name)
-        return {name: table[name].to_numpy() for name in ORIGIN_COLUMNS}
 
     def check(self, stored: StoredFile) -> None:
         """Check size and checksum, once. Raises a `UserError` if the file is missing, truncated or corrupted."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import BFloat16, Float
-from numpy import ndarray
 from torch import Tensor
 
-from trimtab.activations.shards import Block, Shard, ShardReader, Split, check_size, read_index
+from trimtab.activations.shards import ShardReader, Split, check_size, read_index
 from trimtab.errors import UserError
 
 
@@ -44,19 +43,6 @@ class ActivationSource(Protocol):
         ...
 
 
-class RowBatch(NamedTuple):
-    """Rows with their origin."""
-
-    x: Float[Tensor, "n d"]
-    token: ndarray
-    document: ndarray
-    """Index of the row's document, counted through all directories of the source."""
-    position: ndarray
-    """Place of the token in its document."""
-    slot: ndarray
-    """Place of the token in the sequence that the model read."""
-
-
 class PooledSource:
     """Batches out of blocks of rows: blocks are permuted, gathered into pools, and each pool is shuffled.
 
@@ -68,17 +54,14 @@ class PooledSource:
         pool_rows: rows shuffled together.
         seed: of the order, which is another one in every epoch.
         d: width of a row.
-        device: where pools are kept and batches made.
     """
 
     reads_ahead: ClassVar[bool] = False
     """Whether `batches` has the next pool read in a thread while the rows of one are given out."""
 
-    def __init__(
-        self, block_rows: Sequence[int], pool_rows: int, seed: int, d: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, block_rows: Sequence[int], pool_rows: int, seed: int, d: int) -> None:
         self.block_rows, self.pool_rows, self.seed, self.d = block_rows, pool_rows, seed, d
-        self.rows_total, self.device = int(sum(block_rows)), torch.device(device)
+        self.rows_total = int(sum(block_rows))
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some blocks, one block after the other."""
@@ -94,7 +77,7 @@ class PooledSource:
         return next(self._batches(min(n, self.rows_total), self._read_pools(2**31, 0)))
 
     def _batches(self, batch_size: int, pools: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Float[Tensor, "B d"]]:
-        batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
+        batch, filled = torch.empty(batch_size, self.d), 0
         for rows, order in pools:
             done = 0
             while done < len(order):
@@ -103,7 +86,7 @@ class PooledSource:
                 filled, done = filled + len(taken), done + len(taken)
                 if filled == batch_size:
                     yield batch
-                    batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
+                    batch, filled = torch.empty(batch_size, self.d), 0
 
     def _read_pools(self, epoch: int, offset: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows of pool after pool, from a row of an epoch on, each with the order in which they are given out."""
@@ -115,7 +98,7 @@ class PooledSource:
                     continue
                 rows = self.read_blocks(blocks)
                 order = torch.from_numpy(self._generator(epoch, number).permutation(size)[skip:])
-                yield rows.to(self.device, non_blocking=rows.is_pinned()), order.to(self.device)
+                yield rows, order
             epoch += 1
 
     def _pools(self, epoch: int) -> Iterator[list[int]]:
@@ -151,7 +134,6 @@ class ShardSource(PooledSource):
         seed: of the order.
         pool_rows: rows shuffled together; a pool takes `2 · pool_rows · d` bytes, and the next one is read meanwhile.
         block_rows: rows read at once.
-        device: where pools are kept and batches made.
 
     Raises:
         UserError: no harvest there, not finished, of different models, without such a site or split, or a file is
@@ -169,7 +151,6 @@ class ShardSource(PooledSource):
         seed: int = 0,
         pool_rows: int = 65_536,
         block_rows: int = 4_096,
-        device: torch.device | str = "cpu",
     ) -> None:
         paths = [directories] if isinstance(directories, str | Path) else list(directories)
         self.directories = [Path(p) for p in paths]
@@ -177,14 +158,15 @@ class ShardSource(PooledSource):
         self.split: Split = split
         self.site = self._choose_site(site)
         self._check()
-        self._readers = [ShardReader(p) for p in self.directories]
+        readers = map(ShardReader, self.directories)
         self._blocks = [
-            (which, Block(shard, start, min(start + block_rows, shard.rows)))
-            for which, shard in self._shards()
+            (reader, shard, start, min(start + block_rows, shard.rows))
+            for reader, index in zip(readers, self.indexes, strict=True)
+            for shard in index.of(split)
             for start in range(0, shard.rows, block_rows)
         ]
-        sizes = [block.stop - block.start for _, block in self._blocks]
-        super().__init__(sizes, pool_rows, seed, self.indexes[0].widths[self.site], device)
+        sizes = [stop - start for _, _, start, stop in self._blocks]
+        super().__init__(sizes, pool_rows, seed, self.indexes[0].widths[self.site])
 
     @property
     def description(self) -> dict[str, object]:
@@ -205,41 +187,13 @@ class ShardSource(PooledSource):
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some blocks, one block after the other."""
-        chosen = [self._blocks[b] for b in blocks]
-        total = sum(block.stop - block.start for _, block in chosen)
-        rows = torch.empty(total, self.d, dtype=torch.bfloat16, pin_memory=self.device.type == "cuda")
-        into, start = rows.view(torch.int16).numpy(), 0
-        for which, block in chosen:  # NumPy copies in this thread alone, and lets others run
-            stop = start + block.stop - block.start
-            into[start:stop] = self._readers[which].rows(block, self.site).view(torch.int16).numpy()
-            start = stop
+        rows = torch.empty(sum(self.block_rows[b] for b in blocks), self.d, dtype=torch.bfloat16)
+        into, filled = rows.view(torch.int16).numpy(), 0
+        for reader, shard, start, stop in map(self._blocks.__getitem__, blocks):
+            part = reader.rows(shard, start, stop, self.site)  # NumPy copies in this thread alone, and lets others run
+            into[filled : filled + stop - start] = part.view(torch.int16).numpy()
+            filled += stop - start
         return rows
-
-    def rows(self, batch_size: int, limit: int | None = None) -> Iterator[RowBatch]:
-        """Every row once, in the order of the files, with its origin; the last batch of a shard may be smaller.
-
-        Args:
-            batch_size: rows at once.
-            limit: stop after this many rows.
-        """
-        left = self.rows_total if limit is None else limit
-        first_document = np.cumsum([0, *(int(index.corpus["documents"]) for index in self.indexes)])
-        for which, shard in self._shards():
-            reader = self._readers[which]
-            origin = reader.origin(shard)
-            for start in range(0, shard.rows, batch_size):
-                if left <= 0:
-                    return
-                stop = min(start + batch_size, shard.rows, start + left)
-                left -= stop - start
-                part = {name: column[start:stop] for name, column in origin.items()}
-                part["document"] = part["document"] + first_document[which]
-                yield RowBatch(reader.rows(Block(shard, start, stop), self.site).float(), **part)
-
-    def _shards(self) -> Iterator[tuple[int, Shard]]:
-        for which, index in enumerate(self.indexes):
-            for shard in index.of(self.split):
-                yield which, shard
 
     def _choose_site(self, site: str | None) -> str:
         present = list(self.indexes[0].widths) if self.indexes else []

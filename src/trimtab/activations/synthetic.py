@@ -196,12 +196,8 @@ class SyntheticSource:
     @property
     def description(self) -> dict[str, object]:
         """What the rows are of."""
-        return {
-            "kind": "synthetic",
-            "split": self.split,
-            "rows": self.rows_total,
-            **dataclasses.asdict(self.config),
-        }
+        what = {"kind": "synthetic", "split": self.split, "rows": self.rows_total}
+        return {**what, **dataclasses.asdict(self.config)}
 
     def batches(self, batch_size: int, start_step: int = 0) -> Iterator[Float[Tensor, "B d"]]:
         """Batches `start_step`, `start_step + 1`, …, without end; the same ones whatever the start."""
@@ -235,11 +231,8 @@ class SyntheticSource:
 
     def _chunk(self, stream: int, chunk: int) -> LabelledRows:
         """`CHUNK_ROWS` rows, from the seed and the chunk's number alone."""
-        rng, planted, n = (
-            np.random.default_rng([self.config.data_seed, stream, chunk]),
-            self.features,
-            self.config.n_true,
-        )
+        rng = np.random.default_rng([self.config.data_seed, stream, chunk])
+        planted, n = self.features, self.config.n_true
         key = self._firing(rng)
         row, feature = key // n, key % n
         mean, sd = planted.magnitude_mean[feature], planted.magnitude_sd[feature]

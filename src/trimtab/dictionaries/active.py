@@ -160,13 +160,9 @@ def pairs_above(
     floor: float | Float[Tensor, " n"],
     first: Float[Tensor, "b n"] | None = None,
 ) -> ActivePairs:
-    """The pairs whose pre-activation is above a floor, as a list, row after row; values are pre-activations.
+    """The pairs of `active_above` as a list, row after row; values are pre-activations.
 
-    Args:
-        encoder: gives pre-activations.
-        z: encoder inputs.
-        floor: one for all features, or one for each.
-        first: pre-activations of the first block, if they are known already.
+    Those of the first block of rows may be given, if they are known already.
     """
     n = encoder.W.shape[0]
     if screening_is_fast(encoder) and (found := pairs_above_screened(encoder, z, floor)) is not None:

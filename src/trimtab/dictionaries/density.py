@@ -44,12 +44,7 @@ class FeatureDensity:
 
 
 def feature_density(firing_rate: Float[ndarray, " n"], n_rows: int) -> FeatureDensity:
-    """The distribution of firing rates that were counted on so many rows.
-
-    Args:
-        firing_rate: share of the rows on which each feature fired.
-        n_rows: rows counted.
-    """
+    """The distribution of features' firing rates, shares of so many rows."""
     rate = np.asarray(firing_rate, dtype=np.float64)
     fired = np.log10(rate[rate > 0])
     low = math.floor(-math.log10(max(n_rows, 2)) / BIN)

@@ -40,10 +40,6 @@ def fold_scale(sae: AnySAE, scale: float) -> AnySAE:
 
     Decoder norms are folded first (`fold_norms`); then biases and thresholds are divided by the scale. W_enc stays as
     it is, because codes shrink as x does.
-
-    Args:
-        sae: in the units that it was trained in.
-        scale: s > 0, what activations were multiplied by in training.
     """
     if not (scale > 0 and torch.isfinite(torch.tensor(scale))):
         raise ValueError(f"the input scale must be positive and finite, not {scale}")

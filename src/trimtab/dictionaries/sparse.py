@@ -188,13 +188,7 @@ def order_by_feature(pairs: ActivePairs, n: int) -> FeatureOrder:
 
 
 def collect_rows(order: FeatureOrder, values: Float[Tensor, " m"], X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
-    """Row i is Σ_b v[b, i] X[b]: the gradient of a weight whose rows belong to features.
-
-    Args:
-        order: the pairs by feature.
-        values: one weight per pair, in the row order.
-        X: what is collected.
-    """
+    """Row i is Σ_b v[b, i] X[b] of values in row order: the gradient of a weight whose rows belong to features."""
     return _weighted_bags(order.row, values[order.pair], order.start, X)
 
 

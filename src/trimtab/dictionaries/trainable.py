@@ -205,28 +205,16 @@ class TrainableSAE(nn.Module):
         return f @ self.W_dec + self.b_dec
 
     def encoder(self, bias: Float[Tensor, " n"] | None = None) -> DenseEncoder:
-        """The map from encoder inputs to all pre-activations, outside of automatic differentiation.
-
-        Args:
-            bias: added to the product; b_enc by default.
-        """
+        """The map from encoder inputs to all pre-activations, with b_enc or another bias, not differentiable."""
         bias = self.b_enc if bias is None else bias
         return DenseEncoder(self.W_enc_rows.detach(), bias.detach(), self.config.encoder_dtype, self.config.block_rows)
 
     def fill_gradients(
         self, active: Active, f: Values, by_h: Values, by_x_hat: Float[Tensor, "B d"], z: Float[Tensor, "B d"]
     ) -> Float[Tensor, " n"]:
-        """Set the gradients of encoder, decoder and b_dec.
+        """Set the gradients of encoder, decoder and b_dec, from those by pre-activations (`by_h`) and reconstruction.
 
-        Args:
-            active: active pairs.
-            f: their codes.
-            by_h: the loss's gradient by their pre-activations.
-            by_x_hat: the loss's gradient by the reconstruction.
-            z: encoder inputs.
-
-        Returns:
-            The gradient by the encoder's bias.
+        The active pairs have codes f, the encoder inputs are z. Returns the gradient by the encoder's bias.
         """
         by_bias = active.by_feature(by_h)
         self.W_dec.grad = active.collect(f, by_x_hat)

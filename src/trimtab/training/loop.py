@@ -173,8 +173,6 @@ class _Wave:
     def _start_all(self) -> None:
         for training in list(self.live):
             self._submit(training, self._start)
-            if len(self.running) >= self.workers:
-                self._collect(FIRST_COMPLETED)
         while self.running:
             self._collect(FIRST_COMPLETED)
 

@@ -6,7 +6,7 @@ What an architecture's file states becomes an option of `trimtab train`, of bank
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 from typing_extensions import Doc
@@ -123,22 +123,12 @@ def architecture_config(flat: Mapping[str, Any], l0: float | None, dead_after: i
         if flat["n_features"] > 0:  # else that is what is wrong, and the architecture says so
             check_active("l0", l0, flat["n_features"])
         given.pop("l0", None)
-        given["k"] = _whole(l0, arch) if kinds["k"] is int else l0
+        if kinds["k"] is int and l0 != round(l0):
+            raise UserError(f"l0 {l0:g}", f"{arch} keeps a whole number of features per row", "round it")
+        given["k"] = kinds["k"](l0)
     for name in given:
         if name not in kinds:
-            raise UserError(f"{name} {given[name]}", f"architecture {arch} has no {name}", _instead(name, kinds))
+            instead = {"k": "give l0", "sparsity_weight": "give l0 or k"}.get(name)
+            fix = instead or did_you_mean(name, kinds, "leave it out")
+            raise UserError(f"{name} {given[name]}", f"architecture {arch} has no {name}", fix)
     return kind(**given)
-
-
-def _whole(l0: float, arch: str) -> int:
-    if l0 != round(l0):
-        raise UserError(f"l0 {l0:g}", f"{arch} keeps a whole number of features per row", "round it")
-    return round(l0)
-
-
-def _instead(name: str, known: Collection[str]) -> str:
-    if name == "k":
-        return "give l0"
-    if name == "sparsity_weight":
-        return "give l0 or k"
-    return did_you_mean(name, known, "leave it out")

@@ -6,16 +6,15 @@ extra `saelens` brings SAELens, which fetches and converts; what it made is then
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
 from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.reading import FoundSAE
 from trimtab.dictionaries.saelens_layout import found_in_saelens
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 
 PREFIX = "saelens:"
 _NETWORK = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
@@ -34,11 +33,13 @@ def read_from_registry(name: str) -> FoundSAE:
     sae_lens, directory = _import(name)
     release, sae_id = split_name(name)
     if release not in directory:
-        raise _unknown(f"release {release!r}", f"SAELens has {len(directory):,} releases", release, directory)
+        fix = did_you_mean(release, directory, f"write {PREFIX}RELEASE/SAE_ID")
+        raise UserError(f"release {release!r}", f"SAELens has {len(directory):,} releases", fix)
     ids = directory[release].saes_map
     if sae_id not in ids:
         what = f"SAE {sae_id!r} of {release}" if sae_id else f"dictionary {name!r}"
-        raise _unknown(what, f"the release has {len(ids):,} SAEs, such as {next(iter(ids))}", sae_id, ids)
+        fix = did_you_mean(sae_id, ids, f"write {PREFIX}RELEASE/SAE_ID")
+        raise UserError(what, f"the release has {len(ids):,} SAEs, such as {next(iter(ids))}", fix)
     try:
         with redirect_stdout(sys.stderr):  # stdout is for results
             sae = sae_lens.SAE.from_pretrained(release, sae_id, device="cpu")
@@ -67,12 +68,6 @@ def _import(name: str) -> tuple[Any, Mapping[str, Any]]:
             'pip install "trimtab[saelens]"',
         ) from error
     return sae_lens, get_pretrained_saes_directory()
-
-
-def _unknown(what: str, why: str, asked: str, known: Iterable[str]) -> UserError:
-    close = difflib.get_close_matches(asked, list(known), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"write {PREFIX}RELEASE/SAE_ID"
-    return UserError(what, why, hint)
 
 
 def _not_loaded(name: str, error: Exception) -> UserError:
