@@ -17,6 +17,7 @@ from trimtab.errors import UserError
 TEXT_SUFFIXES = (".txt", ".md")
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 SUFFIXES = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
+KNOWN = ", ".join((*SUFFIXES, ".zip", ".gz"))
 
 
 class Record(NamedTuple):
@@ -38,21 +39,15 @@ def is_readable(name: str) -> bool:
 
 
 def read_file(path: Path, name: str, text_field: str) -> Iterator[Record]:
-    """The records of a file.
+    """The records of a file, which they and messages call by `name`; `text_field` is the column or key of the text.
 
-    Args:
-        path: the file.
-        name: what to call it in records and messages.
-        text_field: the column or key that holds the text.
-
-    Raises:
-        UserError: the file cannot be read, is not UTF-8, not well-formed, or has no such field.
+    Raises a `UserError` if the file cannot be read, is not UTF-8, not well-formed, or has no such field.
     """
     if not is_readable(path.name):
         raise UserError(
             f"text {path}",
             f"{path.suffix or 'a file without a suffix'} is not a known format",
-            f"use {_list_formats()}",
+            f"use {KNOWN}",
         )
     try:
         if path.suffix.lower() == ".zip":
@@ -102,7 +97,7 @@ def _read_zip(path: Path, name: str, text_field: str) -> Iterator[Record]:
     with zipfile.ZipFile(path) as archive:
         members = sorted(m for m in archive.namelist() if is_readable(m) and not m.lower().endswith(".zip"))
         if not members:
-            raise UserError(f"text {path}", "it holds no file of a known format", f"put in {_list_formats()}")
+            raise UserError(f"text {path}", "it holds no file of a known format", f"put in {KNOWN}")
         for member in members:
             yield from read_bytes(archive.read(member), f"{name}!{member}", text_field)
 
@@ -156,7 +151,8 @@ def _rows(rows: Iterable[Any], name: str, text_field: str) -> Iterator[Record]:
                 f"text {name}", f"field {text_field!r} of record {number} is not a text", "choose another --text-field"
             )
         known = isinstance(own_id, str | int) and str(own_id) != ""
-        yield Record(text, str(own_id) if known else f"{name}#{number:06d}", _text_or_none(row.get("source")), name)
+        source = row["source"] if isinstance(row.get("source"), str) else None
+        yield Record(text, str(own_id) if known else f"{name}#{number:06d}", source, name)
 
 
 def _check_field(field: str, present: Iterable[str], name: str) -> None:
@@ -165,11 +161,3 @@ def _check_field(field: str, present: Iterable[str], name: str) -> None:
         raise UserError(
             f"text field {field!r}", f"{name} has the fields {', '.join(names) or '(none)'}", "choose with --text-field"
         )
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _list_formats() -> str:
-    return ", ".join((*SUFFIXES, ".zip", ".gz"))

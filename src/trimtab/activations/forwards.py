@@ -46,15 +46,7 @@ class BatchRows(NamedTuple):
 
 
 class Forwards:
-    """Runs forward batches of packed text.
-
-    Args:
-        model: the model.
-        sites: what to read, all in one pass.
-        packed: the sequences of each split.
-        options: of the harvest.
-        ranks: who shares the work.
-    """
+    """Runs forward batches of the packed text of each split, reading all sites in one pass."""
 
     def __init__(
         self,

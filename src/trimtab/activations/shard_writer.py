@@ -58,13 +58,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def append(
         self, rows: Mapping[str, BFloat16[Tensor, "m width"]], chosen: Int[ndarray, " k"], origin: Int[ndarray, "4 k"]
     ) -> None:
-        """Take in rows, no more than there is room for.
-
-        Args:
-            rows: per site, in CPU memory.
-            chosen: which of them.
-            origin: their token, document, position, slot.
-        """
+        """Take in the chosen of some rows (per site, in CPU memory) with their `ORIGIN_COLUMNS`, as many as fit in."""
         if self._under_way is not None and self._under_way.done():
             self.flush()
         buffer = self._filling
@@ -77,15 +71,10 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         buffer.filled = place.stop
 
     def write(self, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None]) -> None:
-        """Have what was gathered written, behind the shard before, and gather anew.
+        """Have what was gathered written under its name, behind the shard before, and gather anew.
 
-        Args:
-            split, number: its name.
-            start: where in the harvest it begins.
-            then: called in the writer's thread once the shard is on disk.
-
-        Raises:
-            UserError: the disk was full for the shard before.
+        `then` is called in the writer's thread once the shard is on disk. Raises a `UserError` if the disk was full for
+        the shard before.
         """
         self.flush()
         buffer, self._filling, self._spare = self._filling, self._spare, self._filling

@@ -132,13 +132,8 @@ class Dictionary(nn.Module):
                 )
 
     def check_model(self, d_model: int, model_name: str, site: str | None = None) -> None:
-        """Raise a `UserError` if the dictionary does not fit a site's width or, where both are known, its name.
-
-        Args:
-            d_model: width of the site (of the residual stream, unless the dictionary reads an attention head).
-            model_name: the model's name, for the message.
-            site: the site's name, if the caller has one in mind.
-        """
+        """Raise a `UserError` if the dictionary does not fit the width of a site or, where both are known, the site's
+        name."""
         if self.d_in != d_model:
             raise UserError(
                 f"dictionary of width {self.d_in}",

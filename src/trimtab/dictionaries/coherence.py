@@ -28,14 +28,7 @@ class Coherence(NamedTuple):
 
 @torch.no_grad()
 def decoder_coherence(directions: Float[Tensor, "n d"]) -> Coherence:
-    """Compare every decoder row with every other, a block of rows at a time.
-
-    Args:
-        directions: unit decoder rows.
-
-    Raises:
-        ValueError: there are fewer than two rows.
-    """
+    """Compare every unit decoder row with every other, a block of rows at a time; with one alone a `ValueError`."""
     n = len(directions)
     if n < 2:
         raise ValueError("a nearest neighbour needs two features")

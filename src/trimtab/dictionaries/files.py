@@ -116,6 +116,7 @@ def save_dictionary(
         )
     config = json.dumps(write_config(dictionary), indent=2)
     weights = {name: _for_disk(name, getattr(dictionary, name), dtype) for name in dictionary.shapes}
+    new = not path.exists()
     try:
         with ExitStack() as stack:  # files take their places in the reverse order, the config last
             names = (CONFIG_FILE, *[STATS_FILE] * (stats is not None), WEIGHTS_FILE)
@@ -129,7 +130,8 @@ def save_dictionary(
                 (path / STATS_FILE).unlink(missing_ok=True)
     except UserError:
         with suppress(OSError):
-            path.rmdir()
+            if new:
+                path.rmdir()
         raise
     return path
 

@@ -81,13 +81,7 @@ class DocumentTotals:
 
 
 class CoreMetricsAccumulator:
-    """Collects `DocumentTotals` from one batch of rows after another, in float64.
-
-    Args:
-        d: width of the activations.
-        n_features: features of the dictionary.
-        device: where sums are kept.
-    """
+    """Collects `DocumentTotals` of rows of width d from one batch after another, in float64 on a device."""
 
     def __init__(self, d: int, n_features: int, device: str | torch.device = "cpu") -> None:
         self._slots: dict[int, int] = {}

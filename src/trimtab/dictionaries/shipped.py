@@ -11,10 +11,7 @@ DEFAULT = "smollm2-135m-instruct/resid_post.15"
 
 def shipped_names() -> list[str]:
     """Names of all dictionaries that ship with trimtab, as `load_dictionary` takes them: MODEL/SITE."""
-    folder = _assets()
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name.replace("--", "/", 1) for entry in folder.iterdir() if (entry / "cfg.json").is_file())
+    return sorted(config.parent.name.replace("--", "/", 1) for config in _assets().glob("*/cfg.json"))
 
 
 def shipped_dictionary(name: str) -> Path | None:

@@ -83,13 +83,8 @@ def export(
 
 @torch.no_grad()
 def measure(sae: SAE, rows: Float[Tensor, "m d"], description: dict[str, object]) -> CoreMetrics:
-    """Core metrics of an SAE on rows; its `feature_stats` are set on the way.
-
-    Args:
-        sae: in the units of `rows`.
-        rows: activations.
-        description: of the source they are from, for the statistics' corpus hash and filter.
-    """
+    """Core metrics of an SAE on rows in its units; its `feature_stats` are set on the way, with the corpus hash and the
+    filter that the description of the rows' source tells."""
     device = sae.W_dec.device
     core = CoreMetricsAccumulator(sae.d_in, sae.n_features, device)
     stats = FeatureStatsAccumulator(sae.decoder_norms)

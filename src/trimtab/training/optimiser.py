@@ -15,13 +15,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Adam:
-    """Adam for a module's parameters.
-
-    Args:
-        module: whose parameters are updated.
-        betas: decay of the two moments.
-        clip_norm: largest norm of the whole gradient; 0 does not clip.
-    """
+    """Adam for a module's parameters, the whole gradient clipped to a norm (0 does not clip)."""
 
     def __init__(self, module: nn.Module, *, betas: tuple[float, float], clip_norm: float) -> None:
         self._parameters = dict(module.named_parameters())

@@ -55,11 +55,7 @@ def with_options(options: Iterable[Option]) -> Callable[[type[_Config]], type[_C
 
 
 def architecture_options(**metadata: Any) -> list[Option]:
-    """Every architecture's options, each None unless it is given.
-
-    Args:
-        metadata: of all fields, beside what their own configs say.
-    """
+    """Every architecture's options, each None unless it is given; all with this metadata beside their own."""
     found: dict[str, Option] = {}
     for arch, cls in TRAINABLE.items():
         kinds, docs = field_types(cls.config_class), field_docs(cls.config_class)
@@ -102,15 +98,9 @@ def architecture_fields() -> Set[str]:
 
 
 def architecture_config(flat: Mapping[str, Any], l0: float | None, dead_after: int) -> TrainableConfig:
-    """The config of an architecture, out of the fields of a `TrainConfig` that are set.
+    """The config of an architecture, out of the fields of a `TrainConfig` that are set, for an L0 to aim at, if any.
 
-    Args:
-        flat: the `TrainConfig`'s fields by name.
-        l0: active features per row to aim at, if any.
-        dead_after: rows without firing after which a feature is dead.
-
-    Raises:
-        UserError: no such architecture, a field that it lacks, or a value that it refuses.
+    Raises a `UserError` for an architecture that does not exist, a field that it lacks, or a value that it refuses.
     """
     arch = flat["arch"]
     kind = trainable_class(arch).config_class

@@ -81,14 +81,8 @@ class Batch:
 
 
 class Stream:
-    """Batches of one source in their order, a few of them at a time, for trainings that are at different steps.
-
-    Args:
-        source: of the rows.
-        batch_size: rows of a batch.
-        steps: those whose batches are needed.
-        device: where batches are wanted.
-    """
+    """Batches of one source in their order from a step on, a few at a time, for trainings that are at different
+    steps."""
 
     def __init__(self, source: ActivationSource, batch_size: int, steps: range, device: str | torch.device) -> None:
         self._batches = source.batches(batch_size, start_step=steps.start)

@@ -21,8 +21,8 @@ from trimtab.runs.tables import COUNT, SHARE, Column, Table
 from trimtab.training.bank import NOT_THE_RESULT
 from trimtab.training.checkpoint import discard_checkpoints
 from trimtab.training.config import TrainConfig
-from trimtab.training.result import TrainResult
 from trimtab.training.loop import Training, train_all
+from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows
 from trimtab.training.sources import SHARDS, harvest_text_of, shard_rows
 from trimtab.training.trainer import CHECKPOINTS

@@ -72,16 +72,9 @@ class RowsConfig(TextConfig, ModelConfig):
 
 
 def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ranks) -> dict[str, SiteRows]:
-    """The rows of each site, from one harvest: row i is the same token at all of them.
+    """The rows of each site, from one harvest by all ranks: row i is the same token at all of them.
 
-    Args:
-        config: where rows come from.
-        sites: to read.
-        shards: directory for a harvest, if one is needed; an unfinished one there goes on.
-        ranks: the processes that harvest together.
-
-    Raises:
-        UserError: anything that the user named is wrong; see `load_model`, `read_documents`, `harvest`.
+    An unfinished harvest in `shards` goes on. Raises a `UserError` as `load_model`, `read_documents` and `harvest` do.
     """
     if config.live:
         rows = {sites[0]: _live_rows(config, sites)}

@@ -48,17 +48,10 @@ class Trainer:
     def start(
         cls, config: TrainConfig, rows: SiteRows, run: Run, device: str | torch.device = "cpu", delay: int = 0
     ) -> Trainer:
-        """From the last checkpoint of the run, or with fresh weights.
+        """From the last checkpoint of the run, or with fresh weights; `delay` moves checkpoints so many steps behind
+        the multiples of `checkpoint_every`.
 
-        Args:
-            config: how to train.
-            rows: what to train on.
-            run: where checkpoints and metrics go.
-            device: where to compute.
-            delay: checkpoints come so many steps after the multiples of `checkpoint_every`.
-
-        Raises:
-            UserError: rows that cannot be used, or a checkpoint that is damaged or of other rows.
+        Raises a `UserError` if rows cannot be used, or the checkpoint is damaged or of other rows.
         """
         directory = run.file(CHECKPOINTS)
         directory.mkdir(exist_ok=True)

@@ -21,14 +21,10 @@ _NETWORK = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
 
 
 def read_from_registry(name: str) -> FoundSAE:
-    """Fetch an SAE of the registry, or take it from the hub's cache.
+    """Fetch `saelens:RELEASE/SAE_ID`, or take it from the hub's cache.
 
-    Args:
-        name: `saelens:RELEASE/SAE_ID`.
-
-    Raises:
-        UserError: SAELens is missing, has no such id, cannot reach the hub, or the SAE is one that trimtab does not
-            compute.
+    Raises a `UserError` if SAELens is missing, has no such id or cannot reach the hub, or trimtab does not compute the
+    SAE.
     """
     sae_lens, directory = _import(name)
     release, sae_id = split_name(name)
