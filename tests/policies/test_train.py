@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from trimtab.policies import setup as surroundings
 from trimtab.policies import train as training
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.ppo import PPOConfig
-from trimtab.policies.train import TrainingSummary
+from trimtab.policies.setup import Setup
+from trimtab.policies.train import TrainingSummary, train_policy
 from trimtab.runs import Meter
+from trimtab.training.checkpoint import latest_checkpoint
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
@@ -188,7 +191,7 @@ def test_what_comes_before_training_shows_how_far_it_is(
     ]
     assert said[begun + 5] == "training the policy"
     for meter in meters:
-        assert meter.completed == meter.total
+        assert meter.completed == pytest.approx(meter.total)
     task = FirstLetter.load()
     (before,) = [meter for meter in meters if meter.description.startswith("before training")]
     assert before.total == 2 * len(task.items("validation")) + len(task.items("train"))
@@ -233,3 +236,82 @@ def test_a_policy_that_never_got_better_is_called_untrained(best: int, said: boo
     }  # fmt: skip
     text = TrainingSummary(run=Path("runs/a"), task="ioi", results=results, resumed=False).render()
     assert ("no checkpoint did better than the untrained policy" in text) is said
+
+
+def opened(patch: pytest.MonkeyPatch, model: LanguageModel, sae: Standard) -> None:
+    """The command is given this model, SAE and task."""
+    patch.setattr(
+        training.Setup, "of", classmethod(lambda _, config: Setup.with_parts(config, model, sae, FirstLetter.load()))
+    )
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    lines = map(json.loads, (run / "metrics.jsonl").open())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_more_iterations_go_on_from_where_a_training_ended(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped on the way it ends with the same bits, and the rate falls as if so many had been asked for from there."""
+    opened(monkeypatch, tiny_llama, sae)
+    short = small(tmp_path / "whole", iterations=3, headroom_items=0)
+    first = train_policy(short)
+    before = logged(short.directory(), "charts/reward")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    whole = train_policy(replace(short, iterations=6))
+    assert (first.results["iterations"], whole.results["iterations"], whole.resumed) == (3, 6, False)
+    after = logged(short.directory(), "charts/reward")
+    assert {step: after[step] for step in before} == before
+    rates = logged(short.directory(), "charts/learning_rate")
+    assert list(rates) == [1, 2, 3, 4, 5, 6]
+    for step, share in {1: 1, 2: 2 / 3, 3: 1 / 3, 4: 1 / 2, 5: 1 / 3, 6: 1 / 6}.items():
+        assert rates[step] == pytest.approx(short.ppo.learning_rate * share)
+    stop_at(monkeypatch, 3)
+    parts = replace(short, run=tmp_path / "parts", iterations=6)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(parts)
+    assert train_policy(parts).results["best_validation_reward"] == whole.results["best_validation_reward"]
+    mine, other = (latest_checkpoint(tmp_path / name / training.CHECKPOINTS) for name in ("whole", "parts"))
+    assert mine is not None
+    assert other is not None
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in mine.tensors.items())
+    record = json.loads((tmp_path / "parts/run.json").read_text())
+    assert (record["config"]["iterations"], record["status"]) == (6, "done")
+    assert [(one["field"], one["old"], one["new"]) for one in record["extensions"]] == [("iterations", 3, 6)]
+
+
+def test_an_extended_training_sets_aside_what_was_found_of_the_shorter_one(
+    tiny_llama: LanguageModel, sae: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    opened(monkeypatch, tiny_llama, sae)
+    config = small(tmp_path / "run", iterations=2, headroom_items=0)
+    train_policy(config)
+    (tmp_path / "run/evaluation.json").write_text("{}")
+    (tmp_path / "run/analysis").mkdir()
+    assert train_policy(config).resumed
+    assert (tmp_path / "run/evaluation.json").exists()
+    with pytest.raises(UserError, match="iterations was 2 and is now 1; choose another --run directory"):
+        train_policy(replace(config, iterations=1))
+    with pytest.raises(UserError, match="repeats was 4 and is now 5"):
+        train_policy(replace(config, iterations=3, repeats=5))
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "done"
+    train_policy(replace(config, iterations=3))
+    assert sorted(path.name for path in (tmp_path / "run/iterations-2").iterdir()) == ["analysis", "evaluation.json"]
+    assert not (tmp_path / "run/evaluation.json").exists()
+    assert f"is in {tmp_path / 'run/iterations-2'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"task": "ioy"}, "task 'ioy'"),
+        ({"task": "ioi", "task_option": ("shots=5",)}, "task option"),
+        ({"task": "mmlu"}, "task mmlu: it needs a data directory"),
+    ],
+)
+def test_a_refused_training_leaves_no_directory(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        train_policy(PolicyConfig(run=tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()

@@ -284,6 +284,33 @@ def test_a_disk_full_from_the_start_leaves_a_directory_that_can_be_used_later(
         assert not run.resumed
 
 
+@pytest.mark.parametrize(
+    ("error", "there", "made", "left"),
+    [
+        (UserError("model 'typo'", "there is none"), False, False, False),
+        (UserError("model 'typo'", "there is none"), False, True, True),
+        (UserError("model 'typo'", "there is none"), True, False, True),
+        (ZeroDivisionError(), False, False, True),
+    ],
+    ids=["refused", "refused later", "a directory that was there", "a defect"],
+)
+def test_a_refused_command_leaves_no_directory(tmp_path: Path, error: Exception, there: bool, made: bool, left: bool):
+    path = tmp_path / "run"
+    if there:
+        path.mkdir()
+
+    def refused() -> None:
+        with Run.open(path, "rank", {"model": "typo"}) as run:
+            run.file("checkpoints").mkdir()
+            if made:
+                run.file("table.txt").write_text("made")
+            raise error
+
+    with pytest.raises(type(error)):
+        refused()
+    assert path.exists() == left
+
+
 def test_a_run_that_failed_before_it_made_anything_is_begun_anew(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), Run.open(tmp_path / "run", "rank", {"model": "typo"}):
         raise ZeroDivisionError

@@ -22,6 +22,7 @@ from torch import Tensor
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
+from trimtab.policies.files import ANALYSIS_DIRECTORY, EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom.training import training_headroom
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import Learner, UpdateReport
@@ -30,10 +31,13 @@ from trimtab.policies.setup import Setup
 from trimtab.policies.source import Decisions
 from trimtab.runs import Meter, Run
 from trimtab.runs.atomic import remove_partial_files
+from trimtab.steering.trace import EDITS_FILE, TOKENS_FILE
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 CHECKPOINTS = "checkpoints"
 UNTRAINED = "  no checkpoint did better than the untrained policy, so that it is the one that is kept: train longer?"
+OF_THE_POLICY = (EVALUATION_FILE, ITEMS_FILE, TOKENS_FILE, EDITS_FILE, ANALYSIS_DIRECTORY)
+"""What evaluations and analyses leave in a run."""
 NO_OTHER = 1e-6
 """Rewards that differ by less are the same."""
 LOG_RATIO_LIMIT = 1e-5
@@ -77,7 +81,7 @@ class TrainingSummary:
             f"(chosen there), unsteered {r['unsteered_validation_reward']:.3f}",
             *([UNTRAINED] if r["best_iteration"] == 0 and r["iterations"] else []),
             *(f"  {warning}" for warning in r["warnings"]),
-            f"  next: trimtab policy evaluate {self.run}",
+            f"  next: trimtab policy evaluate {self.run}; or train on, by --run {self.run} and more --iterations",
         ]
         return "\n".join(lines)
 
@@ -89,19 +93,37 @@ class TrainingSummary:
 def train_policy(config: PolicyConfig) -> TrainingSummary:
     """Train a policy, or go on from its run's last checkpoint.
 
+    A run may be given more iterations than it had. It goes on from its last checkpoint, the learning rate falling as if
+    so many had been asked for from there on; what was evaluated and analysed before is moved to a directory of its own.
+
     Raises:
         UserError: anything that the user named is wrong, a reward that is not finite, a run of another config.
     """
     with Run.open(
         config.directory(), "policy train", config, seeds=[config.seed], device=config.device,
-        ignore_fields=NOT_THE_RESULT,
+        ignore_fields=(*NOT_THE_RESULT, "iterations"),
     ) as run:  # fmt: skip
+        if config.iterations > run.config["iterations"]:
+            _set_aside(run, f"iterations-{run.config['iterations']}")
+        run.extend("iterations", config.iterations)
         resumed = run.done
         if not resumed:
             trained = fit(Setup.of(config), run)
             run.finish({name: value for name, value in vars(trained).items() if name != "policy"})
         results: Any = run.results
         return TrainingSummary(run=run.path, task=config.task, results=dict(results), resumed=resumed)
+
+
+def _set_aside(run: Run, name: str) -> None:
+    """Move what evaluations and analyses found of the policy so far."""
+    found = [run.file(name) for name in OF_THE_POLICY if run.file(name).exists()]
+    if not found:
+        return
+    run.file(name).mkdir(exist_ok=True)
+    for path in found:
+        path.replace(run.file(name) / path.name)
+    run.record(trace=None)
+    print(f"trimtab: what was found of the policy so far is in {run.file(name)}", file=sys.stderr)
 
 
 def fit(setup: Setup, run: Run) -> TrainedPolicy:
@@ -149,8 +171,7 @@ class _Trainer:
             self._before_training()
         with Meter("training the policy", self.config.iterations, done=self.iteration) as meter:
             while self.iteration < self.config.iterations:
-                meter.describe(f"training the policy: {_in_short(self._iterate())}")
-                meter.advance()
+                meter.describe(f"training the policy: {_in_short(self._iterate(meter))}")
         policy = self.policy
         policy.load_state_dict(self.best)
         return TrainedPolicy(
@@ -191,8 +212,8 @@ class _Trainer:
             allowed = float(decisions.n_allowed[decisions.valid].float().mean())
             self.policy.actor.lean_to_no_edit(self.config.initial_no_edit, max(allowed, 1.0))
 
-    def _iterate(self) -> dict[str, Any]:
-        """One batch and what comes of it; its metrics."""
+    def _iterate(self, meter: Meter) -> dict[str, Any]:
+        """One batch and what comes of it; its metrics. Each answer is its share of a step of the meter."""
         config, k = self.config, self.iteration
         which = np.random.default_rng([config.seed, 0, k]).choice(len(self.train), self.batch, replace=False)
         source = self.setup.source(self.policy)
@@ -207,6 +228,7 @@ class _Trainer:
             first_sample=(k + 1) * config.items_per_iteration,
             kl_penalty=config.kl_penalty,
             prompt_cache=self.setup.prompt_cache,
+            progress=lambda rows: meter.advance(rows / (self.batch * config.repeats)),
         )
         decisions = source.decisions
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([config.seed, 1, k]).generate_state(1)[0]))

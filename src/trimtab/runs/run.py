@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ class Run:
         self.path = path
         self.record_dict = record
         self.resumed = resumed
-        self._lock = lock
+        self._lock, self._new = lock, False
 
     @classmethod
     def open(
@@ -70,11 +71,13 @@ class Run:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"run {directory}", "it is a file, not a directory", ANOTHER)
         _check_contents(directory)
+        new = not directory.exists()
         lock = RunLock(directory)
         try:
             remove_partial_files(directory)
             if not (directory / RECORD_NAME).exists():
                 run = cls(directory, _new_record(command, asked, device), lock, resumed=False)
+                run._new = new
                 run._write()
             else:
                 record = read_record(directory)
@@ -148,11 +151,28 @@ class Run:
         for name, value in (hashes or {}).items():
             if known.get(name, value) != value:
                 raise UserError(
-                    f"run {self.path}", f"its {name} had hash {known[name]} and now has {value}", _mend_change()
+                    f"run {self.path}", f"its {name} had hash {known[name]} and now has {value}", _hint_at_change()
                 )
         self.record_dict["hashes"] = {**known, **(hashes or {})}
         self.record_dict.update(cast(dict[str, Any], json_safe(facts)))
         self._write()
+
+    def extend(self, field: str, value: float) -> None:
+        """Go on from what is there with a larger value of a field of the config; `run.json` keeps that it was smaller.
+
+        Raises:
+            UserError: the value is smaller than it was.
+        """
+        old = self.config[field]
+        if value < old:
+            raise UserError(f"run {self.path}", f"{field} was {old} and is now {value}", _hint_at_change())
+        if value > old:
+            self.config[field] = value
+            self.record_dict.setdefault("extensions", []).append(
+                {"time": utc_now(), "field": field, "old": old, "new": value}
+            )
+            self.record_dict.update(status="running", results=None)
+            self._write()
 
     def open_split(self, name: str, ids: Sequence[str]) -> list[str]:
         """Record that a test split is looked at now, and give its ids back.
@@ -168,7 +188,7 @@ class Run:
         splits = cast("dict[str, list[str]]", self.record_dict["splits"])
         if splits.setdefault(name, opened) != opened:
             raise UserError(
-                f"split {name}", f"run {self.path} holds {len(splits[name])} other ids for it", _mend_change()
+                f"split {name}", f"run {self.path} holds {len(splits[name])} other ids for it", _hint_at_change()
             )
         openings = cast("list[dict[str, Any]]", self.record_dict["test_split_openings"])
         openings.append(
@@ -201,6 +221,8 @@ class Run:
             reason = error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(UserError, OSError):
                 self.fail(reason)
+                if isinstance(error, UserError) and self._new and _failed_with_nothing(self.path, self.record_dict):
+                    shutil.rmtree(self.path)  # what is refused leaves no directory
         self.close()
 
     def _note_resumption(self) -> None:
@@ -259,10 +281,10 @@ def _check_same(
             changes += config_difference({key: record[key]}, {key: asked[key]}, ignore=ignore_fields)
     if changes:
         more = f" ({len(changes) - 1} more changed)" if len(changes) > 1 else ""
-        raise UserError(f"run {directory}", f"{changes[0]}{more}", _mend_change())
+        raise UserError(f"run {directory}", f"{changes[0]}{more}", _hint_at_change())
 
 
-def _mend_change() -> str:
+def _hint_at_change() -> str:
     return f"{ANOTHER} or go back to the old value"
 
 
