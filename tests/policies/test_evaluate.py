@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from planted_readout import SITE, HalfHurt, Planted
 from rich.console import Console
 
+from trimtab.control import plan
 from trimtab.control.answers import Answers
 from trimtab.control.arm import ARM_KINDS, Arm, find_kind, register
 from trimtab.control.comparison import Comparison
@@ -21,13 +24,14 @@ from trimtab.control.results import AnsweredArm, task_result
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.policies import evaluate as module
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import EvaluateConfig, evaluate, evaluate_policy
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.setup import Setup
 from trimtab.policies.trained import TrainedRun, read_policy_config
-from trimtab.runs import Run, config_dict, read_record, read_typed
+from trimtab.runs import Meter, Run, config_dict, read_record, read_typed
 from trimtab.steering import Trace
 from trimtab.tasks import Companion, Outcome, Task
 from trimtab.training.checkpoint import Checkpoint, write_checkpoint
@@ -105,6 +109,95 @@ def test_every_control_stands_beside_the_policy_with_its_interval(
             assert arm.reward.low <= arm.reward.estimate <= arm.reward.high
             assert (arm.difference is None) == (arm.label == "policy")
             assert len(arm.by_seed) in counts
+
+
+PHASES = {
+    "choosing the best static feature": "choosing static",
+    "choosing the gate of a static feature": "choosing gated",
+    "choosing CorrSteer's feature": "choosing corrsteer",
+    "choosing the prior of letters": "choosing letters",
+    "choosing an instruction": "choosing prompting",
+    "choosing a LoRA": "choosing lora",
+    "choosing a vector": "choosing vector",
+}
+"""What the meter says while each part of the plan is done."""
+
+
+def check_plan(model: LanguageModel, dictionary: Standard, place: Path, patch: pytest.MonkeyPatch) -> dict[str, int]:
+    """No more is answered than the plan says, and not far less; gives what was said on stderr before."""
+    planned: list[tuple[Meter, float]] = []
+    said, phases = io.StringIO(), Counter[str]()
+
+    class Watched(Meter):
+        def __enter__(self) -> Meter:
+            planned.append((self, self.total or 0))
+            assert self.completed == 0
+            assert "answers, about" in said.getvalue()
+            return super().__enter__()
+
+        def advance(self, steps: float = 1.0) -> None:
+            phases[self.description] += steps
+            super().advance(steps)
+
+    patch.setattr(module, "Meter", Watched)
+    patch.setattr(sys, "stderr", said)
+    run_all(place, model, dictionary, 2, trace=False, used=2)
+    ((meter, total),) = planned
+    assert 0.4 * total <= meter.completed <= total
+    head, *parts = [line.removeprefix("trimtab: ") for line in said.getvalue().splitlines() if "answers" in line]
+    assert head.startswith(f"up to {total:,} answers, about ")
+    counts = {part.strip().split(":")[0]: int(part.split(": ")[1].split()[0].replace(",", "")) for part in parts}
+    assert sum(counts.values()) == total
+    for what, phase in PHASES.items():
+        assert 0.4 * counts.get(what, 0) <= phases[phase] <= counts.get(what, 0), what
+    return counts
+
+
+def test_the_plan_is_said_before_and_not_exceeded(
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = check_plan(planted, planted_dictionary, tmp_path, monkeypatch)
+    assert set(parts) == {
+        *PHASES,
+        "the reference on validation",
+        "matching dose and KL",
+        "test items",
+        "companion tasks",
+    }
+
+
+@pytest.mark.parametrize("forgotten", ["searches", "static", "lora"])
+def test_what_a_plan_forgets_is_noticed(
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    forgotten: str,
+) -> None:  # fmt: skip
+    if forgotten == "searches":
+        monkeypatch.setattr(plan, "TRIES", 0)
+    else:
+        monkeypatch.setattr(ARM_KINDS[forgotten], "effort", lambda *_: {})
+    with pytest.raises(AssertionError):
+        check_plan(planted, planted_dictionary, tmp_path, monkeypatch)
+
+
+def test_quick_does_less_of_what_was_not_asked_for() -> None:
+    run = (Path("runs/a"),)
+    quick = EvaluateConfig(run=run, quick=True, draws=7, equal_kl=True).settled()
+    usual = EvaluateConfig(run=run)
+    assert (quick.draws, quick.equal_kl) == (7, False)  # what is given at its default cannot be told from it
+    assert (quick.items, quick.lora_steps, quick.every_order) == (64, 25, False)
+    assert usual.settled() == usual
+    assert "quick" not in config_dict(usual)
+
+
+def test_a_refused_evaluation_leaves_no_directory(
+    planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = entry(tmp_path / "run", planted, planted_dictionary, Planted.load(), 0)
+    one.run.close()
+    monkeypatch.setattr(module, "open_trained", lambda *_: [one])
+    with pytest.raises(UserError, match="skip 1000: the split test has 62 items"):
+        evaluate_policy(EvaluateConfig(run=(tmp_path / "run",), skip=1000, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_rewards_and_differences_have_their_closed_form(beside_all: Comparison) -> None:

@@ -68,7 +68,7 @@ def test_a_log_gets_a_line_now_and_then(
         eventually(lambda: log.getvalue().count("\n") >= 2)
     assert capsys.readouterr().out == ""
     lines = log.getvalue().splitlines()
-    assert all(re.fullmatch(r"training: 25/100 \(25%, \d+ s, \d+ s left\)", line) for line in lines)
+    assert all(re.fullmatch(r"training: 25/100 \(25%, \d+ s(, \d+ s left)?\)", line) for line in lines)
 
 
 def test_short_work_logs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,15 @@ def test_what_is_left_counts_down_between_steps(monkeypatch: pytest.MonkeyPatch)
     for seconds in (110.0, 125.0, 138.0, 150.0):
         at(monkeypatch, seconds)
         lines.append(meter.line())
-    assert [line.rpartition(", ")[2] for line in lines] == ["30 s left)", "15 s left)", "2 s left)", "0 s left)"]
+    assert [line.rpartition(", ")[2] for line in lines] == ["30 s left)", "15 s left)", "2 s left)", "50 s)"]
+
+
+def test_where_more_comes_than_was_known_the_total_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 0.0)
+    meter = Meter("answering", 4)
+    at(monkeypatch, 10.0)
+    meter.advance(6)
+    assert meter.line() == "answering: 6/6 (100%, 10 s)"
 
 
 def test_parts_of_steps_count(monkeypatch: pytest.MonkeyPatch) -> None:

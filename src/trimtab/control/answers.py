@@ -200,6 +200,7 @@ class ItemSet:
                 temperature=setting.temperature if temperature is None else temperature,
                 batch_size=setting.batch_size,
                 prompt_cache=self.cache if adapter is None else adapter.cache(self.cache),
+                progress=setting.meter.advance,
                 observe=recorder.see if recorder else None,
             )
         measured = torch.zeros(len(decoded)) if kl else None

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from trimtab.control.answers import Answers, ItemSet, MatchedSource
 from trimtab.control.dose_search import KlMatch
+from trimtab.control.setting import Setting
+from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError, did_you_mean
 from trimtab.lm import InterventionSource
 from trimtab.runs import find_class, keyword_types
@@ -66,6 +68,17 @@ class Choosing:
     """Features to try, by where they come from; the arm's own if there are none."""
     made: dict[Hashable, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        setting: Setting,
+        prompts: Mapping[str, TaskPrompts],
+        candidates: Mapping[str, Sequence[int]] | None = None,
+    ) -> Self:
+        """Items of `train` and `validation` under a setting."""
+        train, validation = (ItemSet.of(setting, prompts[split]) for split in ("train", "validation"))
+        return cls(train=train, validation=validation, candidates=candidates or {})
+
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What several kinds of arms need, made once."""
         if key not in self.made:
@@ -91,6 +104,15 @@ class ArmKind(ABC):
     """Whether its own arm is shown on companion tasks and under other orders of options, too."""
     per_training: ClassVar[bool] = False
     """Whether it is chosen anew for each training of the reference arm, rather than once for all."""
+    strengths: ClassVar[tuple[Match, ...]] = ("own", "dose", "kl")
+    """What its arms equal, at most; this and what follows are for plans."""
+    draws = 1
+    """Answers of each arm to an item."""
+
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        """Answers that choosing or training takes, at most, by what they are for; the same words are counted once."""
+        del choosing
+        return {}
 
     @abstractmethod
     def arms(self, choosing: Choosing) -> list[Arm]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group
@@ -12,7 +12,8 @@ from rich.text import Text
 
 import trimtab.control.arms  # noqa: F401  registers every kind
 from trimtab.control.answers import ItemSet
-from trimtab.control.arm import ArmKind, Unsteered, arm_kinds
+from trimtab.control.arm import ArmKind, Choosing, Unsteered, arm_kinds
+from trimtab.control.plan import plan_comparison
 from trimtab.control.replicates import DEFAULT_EQUAL_KL, EqualKl, Replicate, choose_arms, scheduled
 from trimtab.control.results import AnsweredArm, TaskResult, task_result
 from trimtab.control.setting import Setting
@@ -136,16 +137,15 @@ def _answer(
     items = [ItemSet.of(replicate.setting, prompts) for replicate in replicates]
     by_label = [{arm.label: arm for arm in replicate.arms} for replicate in replicates]
     reference, found = replicates[0].reference.label, dict[str, AnsweredArm]()
-    with Meter("answering under arms", len(labels)) as meter:
-        for label in sorted(labels, key=lambda label: label != reference):
-            arms = [arms_of[label] for arms_of in by_label]
-            if not arms[0].per_training:
-                arms = arms[:1]
-            found[label] = AnsweredArm(arms, [arm.answers(some) for arm, some in zip(arms, items, strict=False)])
-            if label == reference:
-                pairs = zip(items, arms, found[label].runs, strict=True)
-                items = [scheduled(some, arm, answers) for some, arm, (answers,) in pairs]
-            meter.advance()
+    for label in sorted(labels, key=lambda label: label != reference):
+        replicates[0].setting.meter.describe(f"answering under {label}")
+        arms = [arms_of[label] for arms_of in by_label]
+        if not arms[0].per_training:
+            arms = arms[:1]
+        found[label] = AnsweredArm(arms, [arm.answers(some) for arm, some in zip(arms, items, strict=False)])
+        if label == reference:
+            pairs = zip(items, arms, found[label].runs, strict=True)
+            items = [scheduled(some, arm, answers) for some, arm, (answers,) in pairs]
     return items, [found[label] for label in labels]
 
 
@@ -188,21 +188,28 @@ def compare(
     _check_test_items(prompts)
     _check_settings(settings, references)
     pairs = zip(settings, references * len(settings) if len(references) == 1 else references, strict=True)
-    replicates = [
-        Replicate.of(setting, kind, prompts["train"], prompts["validation"], f"{kind.name} {i}", candidates)
-        for i, (setting, kind) in enumerate(pairs)
-    ]
-    missing = choose_arms(replicates, arm_kinds(arms), candidates=candidates, equal_kl=equal_kl)
-    test = prompts["test"]
+    kinds, test, given = arm_kinds(arms), prompts["test"], {companion.task.name: companion for companion in companions}
     orders = test.other_orders(settings[0].model) if every_order else []
-    results = [compare_on(replicates, test, "test", seed=seed, orders=orders).result]
-    given = {companion.task.name: companion for companion in companions}
-    for companion in test.task.companions:
-        if companion.task in given:
-            asked, split = given[companion.task], companion.split
-            results.append(compare_on(replicates, asked, split, companion=companion, seed=seed).result)
-        else:
-            missing[f"companion {companion.task}"] = f"{companion.why}; but it was not given"
+    asked_for = plan_comparison(
+        kinds, Choosing.of(settings[0], prompts, candidates), len(test), trainings=len(settings), orders=len(orders),
+        kl_items=0 if equal_kl is None else equal_kl.items, companions=sum(map(len, companions)),
+    )  # fmt: skip
+    with Meter("comparing arms", asked_for.total) as meter:
+        replicates = [
+            Replicate.of(
+                replace(setting, meter=meter), kind, prompts["train"], prompts["validation"], f"{kind.name} {i}",
+                candidates,
+            )
+            for i, (setting, kind) in enumerate(pairs)
+        ]  # fmt: skip
+        missing = choose_arms(replicates, kinds, candidates=candidates, equal_kl=equal_kl)
+        results = [compare_on(replicates, test, "test", seed=seed, orders=orders).result]
+        for companion in test.task.companions:
+            if companion.task in given:
+                asked, split = given[companion.task], companion.split
+                results.append(compare_on(replicates, asked, split, companion=companion, seed=seed).result)
+            else:
+                missing[f"companion {companion.task}"] = f"{companion.why}; but it was not given"
     return Comparison(
         result=results[0],
         companions=tuple(results[1:]),
@@ -239,7 +246,7 @@ def _check_settings(settings: Sequence[Setting], references: Sequence[ArmKind]) 
     for setting in settings[1:]:
         for field in fields(setting):
             mine, first = (getattr(one, field.name) for one in (setting, settings[0]))
-            if field.name != "seed" and mine is not first and mine != first:
+            if field.name != "seed" and field.compare and mine is not first and mine != first:
                 raise UserError(
                     f"settings with {field.name} {first} and {mine}",
                     "only their seeds may differ",

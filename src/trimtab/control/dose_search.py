@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+TRIES = 10
+"""Scales that a search tries at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KlMatch:
@@ -33,7 +36,7 @@ def match_kl(
     target: float,
     *,
     tolerance: float = 0.05,
-    tries: int = 10,
+    tries: int = TRIES,
     limits: tuple[float, float] = (1 / 64, 64.0),
 ) -> KlMatch:
     """Find the scale at which a divergence reaches a target.
@@ -54,7 +57,7 @@ def match_kls(
     *,
     tolerance: float = 0.05,
     least: float = 0.0,
-    tries: int = 10,
+    tries: int = TRIES,
     limits: tuple[float, float] = (1 / 64, 64.0),
 ) -> list[KlMatch]:
     """The same for several searches at once; those that have ended are asked at their best scale while others go on.

@@ -23,6 +23,8 @@ from trimtab.errors import UserError
 from trimtab.lm import PromptCache
 from trimtab.lm.answer_logits import answer_logits
 
+SAMPLES, VALIDATE_EVERY = 4, 25
+"""Answers per item, for REINFORCE, and steps between evaluations on validation."""
 CROSS_ENTROPY = "cross-entropy of the right answer"
 REINFORCE = "REINFORCE on the reward"
 
@@ -82,6 +84,12 @@ def right_answers(items: ItemSet) -> list[int] | None:
         return None
 
 
+def answers_to_learn(train: ItemSet, validation: ItemSet, *, steps: int, batch: int) -> int:
+    """Answers that `learn` asks for; items of a step count as one each where right answers are known."""
+    each = min(batch, len(train)) * (SAMPLES if right_answers(train) is None else 1)
+    return steps * each + len(validation) * (-(-steps // VALIDATE_EVERY) + 1)
+
+
 def learn(
     arm: Learnable,
     train: ItemSet,
@@ -90,8 +98,8 @@ def learn(
     steps: int,
     learning_rate: float,
     batch: int = 16,
-    samples: int = 4,
-    validate_every: int = 25,
+    samples: int = SAMPLES,
+    validate_every: int = VALIDATE_EVERY,
     seed: int = 0,
 ) -> Learned:
     """Train an arm in place; it ends in its best state.
@@ -123,6 +131,7 @@ def learn(
             weighted = _from_rewards(arm, part, samples, seed * 100_003 + step)
         else:
             weighted = _from_answers(part, [gold[i] for i in which])
+            train.setting.meter.advance(len(part))
         optimiser.zero_grad()
         if _backward(arm, part, weighted):
             optimiser.step()

@@ -14,7 +14,6 @@ from trimtab.control.dose_search import match_kl
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
-from trimtab.runs import Meter
 
 
 class EqualKl(NamedTuple):
@@ -124,16 +123,14 @@ def choose_arms(
         for r in replicates
     ]
     shared = {kind.name: _arms(kind, every[0], missing) for kind in kinds if not kind.per_training}
-    with Meter("choosing and training arms", len(replicates)) as meter:
-        for replicate, choosing in zip(replicates, every, strict=True):
-            if not replicate.edits:
-                missing["arms at equal dose and equal KL"] = f"{name} edits none of the validation items"
-            arms = [*Unsteered().arms(choosing)] if name != Unsteered.name else []
-            arms.append(replicate.reference)
-            for kind in kinds:
-                arms += shared[kind.name] if kind.name in shared else _arms(kind, choosing, missing)
-            replicate.arms = _matched(replicate, arms, equal_kl, missing)
-            meter.advance()
+    for replicate, choosing in zip(replicates, every, strict=True):
+        if not replicate.edits:
+            missing["arms at equal dose and equal KL"] = f"{name} edits none of the validation items"
+        arms = [*Unsteered().arms(choosing)] if name != Unsteered.name else []
+        arms.append(replicate.reference)
+        for kind in kinds:
+            arms += shared[kind.name] if kind.name in shared else _arms(kind, choosing, missing)
+        replicate.arms = _matched(replicate, arms, equal_kl, missing)
     common = set.intersection(*({arm.label for arm in replicate.arms} for replicate in replicates))
     for replicate in replicates:
         for arm in replicate.arms:
@@ -144,6 +141,7 @@ def choose_arms(
 
 
 def _arms(kind: ArmKind, choosing: Choosing, missing: dict[str, str]) -> list[Arm]:
+    choosing.train.setting.meter.describe(f"choosing {kind.name}")
     try:
         return kind.arms(choosing)
     except UserError as error:
@@ -158,6 +156,7 @@ def _matched(replicate: Replicate, arms: Sequence[Arm], equal_kl: EqualKl | None
     """
     arms = [arm for arm in arms if replicate.edits or not arm.scheduled]
     arms = [arm for arm in arms if equal_kl is not None or arm.match != "kl"]
+    replicate.setting.meter.describe("matching dose and KL")
     n = len(replicate.validation)
     few = replicate.validation.take(range(min(DEFAULT_EQUAL_KL.items if equal_kl is None else equal_kl.items, n)))
     target = mean_kl(replicate.reference.answers(few)) if any(arm.match == "kl" for arm in arms) else 0.0
@@ -166,6 +165,7 @@ def _matched(replicate: Replicate, arms: Sequence[Arm], equal_kl: EqualKl | None
         try:
             if arm.match == "kl" and target > 0:
                 assert equal_kl is not None
+                replicate.setting.meter.describe(f"scaling {arm.label}")
                 found.append(scale_to_kl(arm, few, target, tolerance=equal_kl.tolerance))
             elif arm.match != "kl":
                 if arm.match == "dose":

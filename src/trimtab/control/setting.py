@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
 
 from trimtab.control.masks import FeatureMask, MaskKind, PromptFirings, build_mask
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, Site
+from trimtab.runs import Meter
 from trimtab.steering import StaticSource, Unit
 
 _T = TypeVar("_T")
@@ -41,11 +42,18 @@ class Setting:
     """Rows decoded together."""
     prompt_cache: PromptCache | None = field(default=None, repr=False)
     """Keeps prompts' keys and values between arms."""
+    meter: Meter = field(default_factory=lambda: Meter("answering"), compare=False, repr=False)
+    """Told of every answer, and what it is for; shown by whoever opens it."""
 
     @property
     def about(self) -> dict[str, Any]:
         """What is said of it beside results."""
         return {"site": str(self.site), "dose": self.dose, "unit": self.unit, "mask": self.mask}
+
+    def with_own_caches(self) -> Self:
+        """The same, leaving nothing in the caches that a training decodes with, whose bits may depend on them."""
+        firings = self.firings and PromptFirings(self.model, self.needed_site(), self.needed_dictionary())
+        return replace(self, firings=firings, prompt_cache=None, meter=Meter("answering"))
 
     def needed_dictionary(self) -> Dictionary:
         """The dictionary; a `UserError` if there is none."""

@@ -10,7 +10,7 @@ import torch
 
 from trimtab.control import arms  # registers what the shuffled policy stands among
 from trimtab.control.answers import Answers, ItemSet
-from trimtab.control.arm import Arm, ArmKind, Choosing, answers_under, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, answers_under, register
 from trimtab.control.arms.random import draw_seed
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
@@ -45,6 +45,7 @@ class Shuffled(ArmKind):
 
     name: ClassVar[str] = "shuffled"
     per_training: ClassVar[bool] = True
+    strengths: ClassVar[tuple[Match, ...]] = ("dose", "kl")
     draws: int = 3
     """Repetitions."""
 

@@ -8,6 +8,7 @@ runs. Runs that differ in their seed alone are one setting.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from trimtab.control.adapter import AdapterPositions
-from trimtab.control.arm import ARM_KINDS, arm_kinds, find_kind
+from trimtab.control.arm import ARM_KINDS, Choosing, arm_kinds, find_kind
 from trimtab.control.arms.static import LIVE_SAMPLE, sample_of_live, used_features
 from trimtab.control.comparison import Comparison, compare_on, few_trainings
 from trimtab.control.item_table import item_rows, write_item_rows
+from trimtab.control.plan import Plan, plan_comparison, seconds_per_answer
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries.meanings import name_features
@@ -31,12 +33,24 @@ from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.headroom.lines import chosen_features
 from trimtab.policies.headroom.trials import own_headroom
+from trimtab.policies.setup import Setup
 from trimtab.policies.traces import write_traces
 from trimtab.policies.trained import TrainedRun, open_trained, setting_of
-from trimtab.runs import Run, check_choices, check_least, check_values, config_dict, read_record, write_json
+from trimtab.runs import (
+    LEFT_OUT_AT_DEFAULT,
+    Meter,
+    Run,
+    check_choices,
+    check_least,
+    check_values,
+    config_dict,
+    read_record,
+    write_json,
+)
 from trimtab.runs.record import RECORD_NAME
 from trimtab.tasks import Companion, Item, Task, load_task
 
+QUICKLY = "--quick: fewer items, candidates, draws and steps of training, and nothing at equal KL"
 OPENED = ("test", "all")
 """Splits with items that nothing may be chosen on."""
 
@@ -94,6 +108,9 @@ class EvaluateConfig:
     (right under all of them)."""
     companions: bool = True
     """Show the main arms on the tasks that must stand beside this one."""
+    quick: bool = field(default=False, metadata=LEFT_OUT_AT_DEFAULT)
+    """Do less of everything that is left at its default: 64 items, one draw, fewer candidates and steps of training,
+    one order, nothing at equal KL. What comes of it is a first look."""
     trace: bool = True
     """Write the trace of the policy's arm, with the effect of every edit."""
     keep_texts: bool = False
@@ -114,6 +131,20 @@ class EvaluateConfig:
         check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance")
         if not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
+
+    def settled(self) -> EvaluateConfig:
+        """With `quick`, smaller numbers in place of defaults; what was given stays."""
+        if not self.quick:
+            return self
+        usual = EvaluateConfig(run=self.run)
+        return replace(self, **{name: n for name, n in QUICK.items() if getattr(self, name) == getattr(usual, name)})
+
+
+QUICK: dict[str, Any] = {
+    "items": 64, "equal_kl": False, "used": 8, "sample": 24, "finalists": 4, "dose_factor": (1.0,), "draws": 1,
+    "train_items": 128, "vector_steps": 25, "lora_steps": 25, "every_order": False,
+}  # fmt: skip
+"""What `--quick` puts in the place of defaults."""
 
 
 def evaluate_policy(config: EvaluateConfig) -> Comparison:
@@ -147,14 +178,25 @@ def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run
         config: what is shown beside them; its `run` and `out` are not used.
         home: where results go; the first reported run by default.
     """
-    began = time.perf_counter()
+    began, config = time.perf_counter(), config.settled()
+    task = entries[0].setup.task
+    split, items = _asked(task, config)
+    prompts = entries[0].setup.prompts_of(items)
+    orders = prompts.other_orders(entries[0].setup.model) if config.every_order else []
+    with Meter("evaluating", _plan(entries, config, len(items), len(orders)).total) as meter:
+        entries = [replace(entry, setup=replace(entry.setup, meter=meter)) for entry in entries]
+        return _evaluate(entries, config, home, began, split, prompts, orders)
+
+
+def _evaluate(
+    entries: Sequence[TrainedRun], config: EvaluateConfig, home: Run | None, began: float, split: str,
+    prompts: TaskPrompts, orders: Sequence[TaskPrompts],
+) -> Comparison:  # fmt: skip
     entries, replicates, settings = _best_setting(entries, [_replicate(entry, config) for entry in entries])
-    warnings = [*few_trainings(len(entries))]
+    warnings = [*few_trainings(len(entries)), *[QUICKLY] * config.quick]
     missing = _choose(entries, replicates, config)
     setup, task = entries[0].setup, entries[0].setup.task
-    split, items = _opened(entries, task, config, warnings)
-    prompts = setup.prompts_of(items)
-    orders = prompts.other_orders(setup.model) if config.every_order else []
+    _open(entries, split, prompts, config, warnings)
     compared = compare_on(replicates, prompts, split, seed=config.seed, orders=orders)
     results = [compared.result]
     chosen = [found["feature"] for arm in compared.result.arms for found in arm.chosen if "feature" in found]
@@ -187,10 +229,36 @@ def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run
     return evaluation
 
 
+def _plan(entries: Sequence[TrainedRun], config: EvaluateConfig, test: int, orders: int) -> Plan:
+    """How many answers will be asked for, said on stderr with the time that they take."""
+    setup, policy = entries[0].setup, entries[0].policy
+    splits = {"train": _training_items(setup, config), "validation": setup.config.validation_items}
+    prompts = {split: setup.prompts(split, limit) for split, limit in splits.items()}
+    count = len(config.feature) + config.used + config.sample + 4 * config.finalists * (config.headroom_items > 0)
+    plan = plan_comparison(
+        arm_kinds(config.controls, vars(config)),
+        Choosing.of(setup, prompts, {"": range(count)}),
+        test,
+        trainings=len(entries),
+        kl_items=config.kl_items * config.equal_kl,
+        orders=orders,
+        companions=test * len(setup.task.companions) * config.companions,
+    )
+    apart = setup.with_own_caches()
+    seconds = seconds_per_answer(apart, prompts["validation"], apart.source(policy, greedy=True))
+    for line in plan.lines(seconds):
+        print(f"trimtab: {line}", file=sys.stderr, flush=True)
+    return plan
+
+
+def _training_items(setup: Setup, config: EvaluateConfig) -> int:
+    return min(config.train_items, config.train_items if setup.config.train_items is None else setup.config.train_items)
+
+
 def _replicate(entry: TrainedRun, config: EvaluateConfig) -> Replicate:
     setup = entry.setup
-    limits = [limit for limit in (config.train_items, setup.config.train_items) if limit is not None]
-    train, validation = setup.prompts("train", min(limits)), setup.prompts("validation", setup.config.validation_items)
+    train = setup.prompts("train", _training_items(setup, config))
+    validation = setup.prompts("validation", setup.config.validation_items)
     return Replicate.of(setup, entry.arm, train, validation, name=str(entry.run.path))
 
 
@@ -242,10 +310,8 @@ def _choose(entries: Sequence[TrainedRun], replicates: Sequence[Replicate], conf
     return missing | choose_arms(replicates, kinds, candidates=candidates, equal_kl=equal_kl)
 
 
-def _opened(
-    entries: Sequence[TrainedRun], task: Task, config: EvaluateConfig, warnings: list[str]
-) -> tuple[str, tuple[Item, ...]]:
-    """The split's name and items, its opening recorded in every run."""
+def _asked(task: Task, config: EvaluateConfig) -> tuple[str, tuple[Item, ...]]:
+    """The name and items of what is reported on."""
     items = task.items(config.split)
     split, total = config.split, len(items)
     last = min(total, config.skip + (total if config.items is None else config.items))
@@ -254,8 +320,15 @@ def _opened(
     if last - config.skip < total:
         items = task.sample(config.split, last)[config.skip :]
         split = f"{config.split}[{config.skip or ''}:{last}]"
+    return split, items
+
+
+def _open(
+    entries: Sequence[TrainedRun], split: str, prompts: TaskPrompts, config: EvaluateConfig, warnings: list[str]
+) -> None:
+    """Record in every run that items are looked at now, and warn if they were before."""
     if config.split in OPENED:
-        ids = [item.id for item in items]
+        ids = [item.id for item in prompts.items]
         for run in (entry.run for entry in entries):
             if before := _openings(run.record_dict, ids):
                 warnings.append(f"the test split was opened before ({before}× in {run.path.name})")
@@ -263,7 +336,6 @@ def _opened(
         warnings += _opened_elsewhere(entries, ids)
     else:
         warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
-    return split, items
 
 
 def _openings(record: Mapping[str, Any], ids: Sequence[str]) -> int:

@@ -41,10 +41,12 @@ class Meter:
     def advance(self, steps: float = 1.0) -> None:
         """Count `steps` more as done; parts of a step count, too."""
         self.completed += steps
+        if self.total:
+            self.total = max(self.total, self.completed)  # there was more to do than was known
         self._advanced = time.monotonic()
         with self._guard:
             if self._task is not None:
-                _screen.update(self._task, self.completed)
+                _screen.update(self._task, self.completed, self.total)
 
     def describe(self, description: str) -> None:
         """Change the words beside the bar."""
@@ -64,12 +66,16 @@ class Meter:
         return f"{self.description}: {whole}/{self.total:g} ({share:.0%}, {elapsed:.0f} s{self._left()})"
 
     def _left(self) -> str:
-        """How long the rest takes at the speed up to the last advance, less what has passed since."""
+        """How long the rest takes at the speed up to the last advance, less what has passed since.
+
+        Nothing is said where that time is over: the last steps are slower, or something else follows them.
+        """
         steps = self.completed - self._before
         if not self.total or not steps:
             return ""
         took, since = self._advanced - self._started, time.monotonic() - self._advanced
-        return f", {max(0.0, took * (self.total - self.completed) / steps - since):.0f} s left"
+        left = took * (self.total - self.completed) / steps - since
+        return f", {left:.0f} s left" if left >= 0.5 else ""
 
     def __enter__(self) -> Meter:
         self._started = self._advanced = time.monotonic()
@@ -108,20 +114,33 @@ class _Screen:
 
     def add(self, description: str, total: float | None, completed: float) -> TaskID:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Left(TimeRemainingColumn):
+            def render(self, task: Task) -> Text:
+                return Text("") if task.finished else super().render(task)
 
         with self._guard:
             if self._progress is None:
                 text = TextColumn("[progress.description]{task.description}")
-                columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining())
+                columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Left())
                 self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
                 self._progress.start()
             return self._progress.add_task(description, total=total, completed=int(completed))
 
-    def update(self, task: TaskID, completed: float) -> None:
+    def update(self, task: TaskID, completed: float, total: float | None) -> None:
         if self._progress is not None:
-            self._progress.update(task, completed=completed)
+            self._progress.update(task, completed=completed, total=total)
 
     def describe(self, task: TaskID, description: str) -> None:
         if self._progress is not None:

@@ -94,6 +94,9 @@ class CorrSteer(ArmKind):
 
     name: ClassVar[str] = "corrsteer"
 
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        return {"CorrSteer's feature": len(choosing.train)}
+
     def arms(self, choosing: Choosing) -> list[Arm]:
         choice = corrsteer(choosing.train)
 

@@ -112,6 +112,10 @@ class GatedStatic(BestStatic):
     name: ClassVar[str] = "gated"
     main: ClassVar[bool] = False
 
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        gates = 2 * (len(choosing.train) + len(choosing.validation))
+        return super().effort(choosing) | {"the gate of a static feature": gates}
+
     def arms(self, choosing: Choosing) -> list[Arm]:
         choice = self.choice(choosing)
         fit = fit_gate(choosing.train, choosing.validation, choice)

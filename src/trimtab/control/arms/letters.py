@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.control.answers import Answers, ItemSet
-from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.errors import UserError
 from trimtab.tasks import Outcome
 
@@ -86,6 +86,10 @@ class Letters(ArmKind):
     """Both baselines."""
 
     name: ClassVar[str] = "letters"
+    strengths: ClassVar[tuple[Match, ...]] = ("own",)
+
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        return {"the prior of letters": len(choosing.validation)}
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         bias = letter_bias(choosing.validation)

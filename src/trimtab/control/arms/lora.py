@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from trimtab.control.adapter import Adapter, AdapterPositions
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
-from trimtab.control.learning import Learnable, Learned, learn
+from trimtab.control.learning import Learnable, Learned, answers_to_learn, learn
 from trimtab.lm import PromptCache
 
 
@@ -59,6 +59,7 @@ class Lora(ArmKind):
     name: ClassVar[str] = "lora"
     main: ClassVar[bool] = True
     per_training: ClassVar[bool] = True
+    strengths: ClassVar[tuple[Match, ...]] = ("own", "kl")
     rank: int = 8
     """Of each change."""
     positions: AdapterPositions = "generated"
@@ -67,6 +68,9 @@ class Lora(ArmKind):
     """Steps of training."""
     batch: int = 16
     """Items of a step."""
+
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        return {"a LoRA": answers_to_learn(choosing.train, choosing.validation, steps=self.steps, batch=self.batch)}
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         adapter, learned = learn_adapter(

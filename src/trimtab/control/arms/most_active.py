@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from trimtab.control.answers import ItemSet
-from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.steering import TopActiveSource
 
 
@@ -14,6 +14,7 @@ class MostActive(ArmKind):
     """The most active feature at the reference's decisions and doses."""
 
     name: ClassVar[str] = "most-active"
+    strengths: ClassVar[tuple[Match, ...]] = ("dose", "kl")
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         return self.steered(_source, own=False)

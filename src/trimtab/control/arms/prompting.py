@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from trimtab.control.answers import Answers, ItemSet
-from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.control.task_prompts import TaskPrompts
 
 
@@ -52,6 +52,11 @@ class Prompting(ArmKind):
     main: ClassVar[bool] = True
     instruction: tuple[str, ...] = ()
     """Instructions to choose from; the task's own by default."""
+    strengths: ClassVar[tuple[Match, ...]] = ("own",)
+
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        tried = self.instruction or choosing.validation.prompts.task.instructions
+        return {"an instruction": len(tried) * len(choosing.validation)}
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         choice = best_instruction(choosing.validation, self.instruction)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trimtab.control.answers import ItemSet
-from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.steering import RandomFeatureSource
 
 
@@ -16,6 +16,7 @@ class RandomFeatures(ArmKind):
     """Random live features at the reference's decisions and doses."""
 
     name: ClassVar[str] = "random"
+    strengths: ClassVar[tuple[Match, ...]] = ("dose", "kl")
     main: ClassVar[bool] = True
     draws: int = 3
     """Repetitions."""

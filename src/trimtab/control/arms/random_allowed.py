@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from trimtab.control.arm import Arm, ArmKind, Choosing, register
+from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.control.arms.random import draw_seed
 from trimtab.control.setting import Setting
 from trimtab.lm import DecodeStart, EditRequest
@@ -49,6 +49,7 @@ class RandomAllowed(ArmKind):
     """Random features that the mask allows, at the reference's decisions and doses."""
 
     name: ClassVar[str] = "random-allowed"
+    strengths: ClassVar[tuple[Match, ...]] = ("dose", "kl")
     draws: int = 3
     """Repetitions."""
 

@@ -19,6 +19,8 @@ from trimtab.steering import DirectionTable, StaticSource
 
 LIVE_SAMPLE = "sample of live features"
 """Where candidates come from that nothing else names."""
+LIVE_FEATURES, FIRST_ITEMS = 96, 48
+"""How many those are, and validation items on which all candidates are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ def best_static(
     candidates: Mapping[str, Sequence[int]],
     *,
     factors: Sequence[float] = (0.5, 1.0, 2.0),
-    first_items: int = 48,
+    first_items: int = FIRST_ITEMS,
     finalists: int = 16,
 ) -> StaticChoice:
     """Choose a feature and a dose by mean reward on validation.
@@ -142,11 +144,18 @@ class BestStatic(ArmKind):
     dose_factor: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Doses that are tried, as multiples of the setting's."""
 
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        n, candidates = len(choosing.validation), len(gather(choosing.candidates)[0]) or LIVE_FEATURES
+        first = candidates * min(FIRST_ITEMS, n) if candidates > self.finalists else 0
+        return {"the best static feature": first + min(candidates, self.finalists) * len(self.dose_factor) * n}
+
     def choice(self, choosing: Choosing) -> StaticChoice:
         """The feature; several kinds that ask for the same choice make it once."""
 
         def choose() -> StaticChoice:
-            candidates = choosing.candidates or {LIVE_SAMPLE: sample_of_live(choosing.validation.setting, 96, 0)}
+            candidates = choosing.candidates or {
+                LIVE_SAMPLE: sample_of_live(choosing.validation.setting, LIVE_FEATURES, 0)
+            }
             return best_static(
                 choosing.validation, candidates, factors=self.dose_factor, finalists=self.finalists
             )  # fmt: skip

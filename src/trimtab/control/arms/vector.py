@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.control.answers import ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, register
-from trimtab.control.learning import Learnable, Learned, learn
+from trimtab.control.learning import Learnable, Learned, answers_to_learn, learn
 from trimtab.errors import UserError
 from trimtab.lm import RowDelta, edited
 from trimtab.lm.taps import site_width
@@ -77,6 +77,9 @@ class Vector(ArmKind):
     """Steps of training."""
     batch: int = 16
     """Items of a step."""
+
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        return {"a vector": answers_to_learn(choosing.train, choosing.validation, steps=self.steps, batch=self.batch)}
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         train, validation = choosing.train, choosing.validation

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, lay
 from trimtab.policies.analyses.ledger import Ledger, feature_ledger
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.rendering import rendered
+from trimtab.policies.files import ANALYSIS_DIRECTORY
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.policies.trained import TrainedRun, open_trained, read_policy_config
@@ -31,7 +32,6 @@ from trimtab.training.checkpoint import checkpoint_files
 
 Part = Literal["branch-points", "critic", "layers", "ledger"]
 PARTS: tuple[Part, ...] = get_args(Part)
-DIRECTORY = "analysis"
 ANALYSIS_FILE = "analysis.json"
 TABLES = {"branch_points": "branch_", "critic": "critic_", "layers": "layer_", "ledger": "ledger"}
 """How the names of each part's tables begin."""
@@ -209,7 +209,7 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
     )
     used = [*(ledger.entries if ledger else ()), *(branches.forks if branches else ())]
     name_features(first.run, setup.model, setup.dictionary, [one.feature for one in used])
-    _write(first.run.file(DIRECTORY), analysis)
+    _write(first.run.file(ANALYSIS_DIRECTORY), analysis)
     return analysis
 
 
@@ -272,9 +272,10 @@ def _helped(rollouts: PolicyRollouts, branches: BranchPoints | None, config: Ana
 def _layers(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> tuple[LayerReport, ...]:
     found: list[LayerReport] = []
     texts: dict[Any, TextRows] = {}
-    with Meter("comparing layers", len(runs)) as meter:
+    each = [min(config.layer_items, len(one.setup.task.items("validation"))) for one in runs]
+    with Meter("comparing layers", sum(each) * (1 + len({*config.dose_factor, 1.0}))) as meter:
         for one in runs:
-            setup = one.setup
+            setup = replace(one.setup, meter=meter)
             key = (id(setup.model), setup.site)
             if key not in texts:
                 texts[key] = text_rows(
@@ -292,7 +293,6 @@ def _layers(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> tuple[LayerRep
                     seed=config.seed,
                 )
             )
-            meter.advance()
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from trimtab.policies.files import HEADROOM_FILE
 from trimtab.policies.headroom.candidates import NothingAllowedError
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.result import HeadroomResult
-from trimtab.policies.headroom.trials import allowed_at_first, own_headroom, with_own_caches
+from trimtab.policies.headroom.trials import allowed_at_first, own_headroom
 from trimtab.policies.setup import Setup
 from trimtab.runs import Run, write_json
 
@@ -66,7 +66,7 @@ def _mask_warnings(setup: Setup, validation: TaskPrompts) -> tuple[str, ...]:
     """Whether the mask allows anything where answers begin; items are looked at until one says so."""
     if setup.mask not in ("current", "accumulated"):  # the others are lists, which are never empty
         return ()
-    apart = with_own_caches(setup)
+    apart = setup.with_own_caches()
     for start in range(0, len(validation), PROMPTS_TOGETHER):
         few = validation.take(range(start, min(start + PROMPTS_TOGETHER, len(validation))))
         if allowed_at_first(apart, few).any():

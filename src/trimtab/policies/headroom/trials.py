@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from trimtab.control.masks import MaskKind, PromptFirings
+from trimtab.control.masks import MaskKind
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.errors import UserError
@@ -151,12 +151,6 @@ def try_features(
     return found
 
 
-def with_own_caches(setting: Setting) -> Setting:
-    """A setting that leaves nothing in the caches that a training decodes with, whose bits may depend on them."""
-    firings = setting.firings and PromptFirings(setting.model, setting.needed_site(), setting.needed_dictionary())
-    return replace(setting, firings=firings, prompt_cache=None)
-
-
 def own_headroom(setting: Setting, prompts: TaskPrompts, *, count: int = COUNT) -> HeadroomTable:
     """Try features with a setting's own edit and mask.
 
@@ -171,6 +165,6 @@ def own_headroom(setting: Setting, prompts: TaskPrompts, *, count: int = COUNT) 
     """
     dictionary = setting.needed_dictionary()
     rule: CandidateRule = "random" if dictionary.feature_stats is None else "top-confidence"
-    trials = Trials.of(with_own_caches(setting), prompts, rule=rule, count=min(count, dictionary.n_features))
+    trials = Trials.of(setting.with_own_caches(), prompts, rule=rule, count=min(count, dictionary.n_features))
     ((_, table),) = try_features([trials], [setting.dose])
     return table
