@@ -18,26 +18,35 @@ TIMED = 16
 """Items by which answers are timed."""
 
 
+class Pace(NamedTuple):
+    """How long things take, in seconds."""
+
+    prompt: float
+    """An item's prompt, fed to the model once."""
+    answer: float
+    """An answer to a prompt that is known."""
+
+
 class Plan(NamedTuple):
     """What a comparison is made of."""
 
     answers: dict[str, int]
     """Rows to decode, at most, by what they are for."""
+    prompts: int
+    """Prompts to feed."""
 
     @property
     def total(self) -> int:
         return sum(self.answers.values())
 
-    def lines(self, seconds: float) -> list[str]:
-        """The plan in words, the largest parts first.
-
-        Args:
-            seconds: that one answer takes.
-        """
+    def lines(self, pace: Pace) -> list[str]:
+        """The plan in words, the largest parts first."""
         parts = sorted(self.answers.items(), key=lambda part: -part[1])
+        feeding = self.prompts * pace.prompt
         return [
-            f"up to {self.total:,} answers, about {_time(self.total * seconds)} at {seconds:.2g} s each",
-            *(f"  {what}: {n:,} answers, {_time(n * seconds)}" for what, n in parts if n),
+            f"up to {self.total:,} answers, about {_time(feeding + self.total * pace.answer)}",
+            f"  reading {self.prompts:,} prompts: {_time(feeding)}",
+            *(f"  {what}: {n:,} answers, {_time(n * pace.answer)}" for what, n in parts if n),
         ]
 
 
@@ -81,15 +90,25 @@ def plan_comparison(
     found["test items"] = test * (sum(own.values()) + sum(like.values()) + equal_kl)
     found["other orders of the options"] = orders * test * own[True]
     found["companion tasks"] = companions * (own[True] + like[True])
-    return Plan(dict(found))
+    return Plan(dict(found), len(choosing.train) + validation + test * (1 + orders) + companions)
 
 
-def seconds_per_answer(setting: Setting, prompts: TaskPrompts, source: InterventionSource | None = None) -> float:
-    """How long an answer and its divergence take, by a few items; `setting.with_own_caches()` keeps nothing of it."""
-    few = ItemSet.of(setting, prompts.take(range(min(TIMED, len(prompts)))))
-    began = time.perf_counter()
-    few.answer(source, kl=True)
-    return (time.perf_counter() - began) / len(few)
+def measure_pace(setting: Setting, prompts: TaskPrompts, source: InterventionSource | None = None) -> Pace:
+    """Time a few items with caches of their own, so that nothing of it is left.
+
+    Args:
+        setting: as arms are compared in.
+        prompts: items to answer.
+        source: makes the setting's edits, in a setting with its own caches.
+    """
+    few = ItemSet.of(setting.with_own_caches(), prompts.take(range(min(TIMED, len(prompts)))))
+    times: list[float] = []
+    for steered in (None, source, source):
+        began = time.perf_counter()
+        few.answer(steered, kl=True)
+        times.append((time.perf_counter() - began) / len(few))
+    plain, first, again = times
+    return Pace(prompt=plain + max(0.0, first - 2 * again), answer=again)
 
 
 def _time(seconds: float) -> str:

@@ -24,7 +24,7 @@ from trimtab.control.arm import ARM_KINDS, Choosing, arm_kinds, find_kind
 from trimtab.control.arms.static import LIVE_SAMPLE, sample_of_live, used_features
 from trimtab.control.comparison import Comparison, compare_on, few_trainings
 from trimtab.control.item_table import item_rows, write_item_rows
-from trimtab.control.plan import Plan, plan_comparison, seconds_per_answer
+from trimtab.control.plan import Plan, measure_pace, plan_comparison
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries.meanings import name_features
@@ -244,9 +244,8 @@ def _plan(entries: Sequence[TrainedRun], config: EvaluateConfig, test: int, orde
         orders=orders,
         companions=test * len(setup.task.companions) * config.companions,
     )
-    apart = setup.with_own_caches()
-    seconds = seconds_per_answer(apart, prompts["validation"], apart.source(policy, greedy=True))
-    for line in plan.lines(seconds):
+    source = setup.with_own_caches().source(policy, greedy=True)
+    for line in plan.lines(measure_pace(setup, prompts["validation"], source)):
         print(f"trimtab: {line}", file=sys.stderr, flush=True)
     return plan
 
