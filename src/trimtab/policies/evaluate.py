@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.headroom.lines import chosen_features
 from trimtab.policies.headroom.trials import own_headroom
+from trimtab.policies.openings import OPENED, open_items, opened_elsewhere
 from trimtab.policies.setup import Setup
 from trimtab.policies.traces import write_traces
 from trimtab.policies.trained import TrainedRun, open_trained, setting_of
@@ -44,15 +45,11 @@ from trimtab.runs import (
     check_least,
     check_values,
     config_dict,
-    read_record,
     write_json,
 )
-from trimtab.runs.record import RECORD_NAME
 from trimtab.tasks import Companion, Item, Task, load_task
 
 QUICKLY = "--quick: fewer items, candidates, draws and steps of training, and nothing at equal KL"
-OPENED = ("test", "all")
-"""Splits with items that nothing may be chosen on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +193,11 @@ def _evaluate(
     warnings = [*few_trainings(len(entries)), *[QUICKLY] * config.quick]
     missing = _choose(entries, replicates, config)
     setup, task = entries[0].setup, entries[0].setup.task
-    _open(entries, split, prompts, config, warnings)
+    runs, ids = [entry.run for entry in entries], [item.id for item in prompts.items]
+    if config.split in OPENED:
+        warnings += [*open_items(runs, split, ids), *opened_elsewhere(runs, ids)]
+    else:
+        warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
     compared = compare_on(replicates, prompts, split, seed=config.seed, orders=orders)
     results = [compared.result]
     chosen = [found["feature"] for arm in compared.result.arms for found in arm.chosen if "feature" in found]
@@ -320,48 +321,6 @@ def _asked(task: Task, config: EvaluateConfig) -> tuple[str, tuple[Item, ...]]:
         items = task.sample(config.split, last)[config.skip :]
         split = f"{config.split}[{config.skip or ''}:{last}]"
     return split, items
-
-
-def _open(
-    entries: Sequence[TrainedRun], split: str, prompts: TaskPrompts, config: EvaluateConfig, warnings: list[str]
-) -> None:
-    """Record in every run that items are looked at now, and warn if they were before."""
-    if config.split in OPENED:
-        ids = [item.id for item in prompts.items]
-        for run in (entry.run for entry in entries):
-            if before := _openings(run.record_dict, ids):
-                warnings.append(f"the test split was opened before ({before}× in {run.path.name})")
-            run.open_split(split, ids)
-        warnings += _opened_elsewhere(entries, ids)
-    else:
-        warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
-
-
-def _openings(record: Mapping[str, Any], ids: Sequence[str]) -> int:
-    """How often a run looked at any of these items of a split that nothing may be chosen on."""
-    splits, mine = record["splits"], set(ids)
-    names = [opening["split"] for opening in record["test_split_openings"]]
-    return sum(name.startswith(OPENED) and not mine.isdisjoint(splits.get(name, ())) for name in names)
-
-
-def _opened_elsewhere(entries: Sequence[TrainedRun], ids: Sequence[str]) -> list[str]:
-    """Whether runs beside these looked at the items: what was seen there may have shaped what was trained here."""
-    own = {entry.run.path.resolve() for entry in entries}
-    task = entries[0].setup.config.task  # as it was called, like a task of one's own by module and class
-    found = []
-    for place in sorted({path.parent for path in own}):
-        for file in sorted(place.glob(f"*/{RECORD_NAME}")):
-            if file.parent.resolve() in own:
-                continue
-            try:
-                record = read_record(file.parent)
-            except UserError:
-                continue
-            if record["config"].get("task") == task and _openings(record, ids):
-                found.append(file.parent.name)
-    if not found:
-        return []
-    return [f"runs beside these looked at the same test items before ({', '.join(found)}): use --skip for fresh ones"]
 
 
 def _companion_prompts(

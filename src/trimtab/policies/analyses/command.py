@@ -23,9 +23,10 @@ from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.rendering import rendered
 from trimtab.policies.files import ANALYSIS_DIRECTORY
 from trimtab.policies.headroom.candidates import COUNT
+from trimtab.policies.openings import open_items
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.policies.trained import TrainedRun, open_trained, read_policy_config
-from trimtab.runs import Meter, Run, check_choices, check_least, check_values, json_safe, write_json, write_table
+from trimtab.runs import Meter, check_choices, check_least, check_values, json_safe, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.runs.tables import flat_row
 from trimtab.training.checkpoint import checkpoint_files
@@ -167,8 +168,9 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
     branches = critic = ledger = rollouts = None
     items = setup.task.sample(config.split, config.items)
     if set(config.parts) - {"layers"}:
-        whole = len(items) == len(setup.task.items(config.split))
-        _note_opening(first.run, config.split, [item.id for item in items], whole, warnings)
+        if config.split not in ("train", "validation"):
+            part = "" if len(items) == len(setup.task.items(config.split)) else f"[:{len(items)}]"
+            warnings += open_items([first.run], config.split + part, [item.id for item in items])
         rollouts = PolicyRollouts.of(setup, first.policy, setup.prompts_of(items), greedy=not config.sampled)
     if rollouts is not None and "branch-points" in config.parts:
         total = sum(min(int(n), config.branch_tokens) for n in rollouts.steps[: config.branch_items])
@@ -246,16 +248,6 @@ def _earlier(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     same = all(earlier.get(name) == found[name] for name in ("task", "split", "items", "site", "greedy", "checkpoint"))
     return earlier if same else {}
-
-
-def _note_opening(run: Run, split: str, ids: list[str], whole: bool, warnings: list[str]) -> None:
-    """Keep in the run that test items are looked at, and say so if they were before."""
-    if split in ("train", "validation"):
-        return
-    before = sum(opening["split"].startswith(split) for opening in run.record_dict["test_split_openings"])
-    if before:
-        warnings.append(f"the {split} split was opened before ({before}×); these analyses choose nothing on it")
-    run.open_split(split if whole else f"{split}[:{len(ids)}]", ids)
 
 
 def _helped(rollouts: PolicyRollouts, branches: BranchPoints | None, config: AnalyzeConfig) -> Helped:
