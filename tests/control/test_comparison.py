@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from planted_readout import HalfHurt, Planted, readout_prompts, readout_setting
+from planted_readout import SITE, HalfHurt, Planted, readout_prompts, readout_setting
 from rich.console import Console
 
 from trimtab.control import answers, comparison, replicates
@@ -593,3 +593,24 @@ def test_a_comparison_needs_all_splits(planted: LanguageModel, planted_dictionar
 def test_a_reference_that_draws_at_random_is_refused(planted: LanguageModel, planted_dictionary: Standard) -> None:
     with pytest.raises(UserError, match=r"reference random.*no strength of its own"):
         run(planted, planted_dictionary, ["static"], reference="random")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dose": float("nan")}, "dose nan: a dose is a finite number"),
+        ({"dose": "1"}, "dose '1': a dose is a finite number"),
+        ({"mask": "foo"}, "mask 'foo': it is one of none, current"),
+        ({"unit": "percent"}, "unit 'percent': it is one of"),
+        ({"site": "resid_post.0"}, "site resid_post.0: the dictionary reads"),
+    ],
+)
+def test_a_setting_that_nothing_could_be_compared_on_is_refused(
+    planted: LanguageModel, planted_dictionary: Standard, change: dict[str, Any], message: str
+) -> None:
+    given = {"model": planted, "dictionary": planted_dictionary, "site": planted.site(SITE)}
+    planted_dictionary.info = replace(planted_dictionary.info, site=SITE)
+    if "site" in change:
+        change = {"site": planted.site(change["site"])}
+    with pytest.raises(UserError, match=message):
+        Setting(**given | change)  # type: ignore[arg-type]

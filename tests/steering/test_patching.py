@@ -257,6 +257,10 @@ def test_bad_patches_are_refused(tiny_llama: LanguageModel) -> None:
             run(PatchSource({SITE: one}, positions=[[20], [3]])),
             "position 20 of row 0: the row has positions 0 to 13, and 9 prompt tokens to count back over",
         ),
+        (
+            run(PatchSource({SITE: random(1, 9, 32)}, positions=[-1])),
+            "positions counted from the end of row 1: its prompt has 14 tokens, the values of resid_post.1 are of 9",
+        ),
         (run(PatchSource({SITE: one}, positions=[0, -10])), "position -10 of row 0"),
         (run(PatchSource({HEAD: random(9)})), "activations of width 9: site attn_z.2.1 has width 8"),
         (

@@ -154,8 +154,9 @@ def test_a_replay_takes_nothing_but_the_run(given: dict[str, Any], named: str, t
 
 @pytest.mark.parametrize("operation", ["ablate", "clamp", "scale", "overwrite"])
 def test_other_operations_replay_too(on_disk: dict[str, Any], tmp_path: Path, operation: str) -> None:
+    dose = {} if operation == "ablate" else {"dose": (1.5,)}
     config = SteerConfig(
-        **on_disk, prompt=PROMPTS, feature=(3, 4), dose=(1.5,), unit="max_activation", operation=operation,
+        **on_disk, **dose, prompt=PROMPTS, feature=(3, 4), unit="max_activation", operation=operation,
         positions="all", run=tmp_path / "run", kl=False,
     )  # fmt: skip
     run_steer(config)
@@ -192,6 +193,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"feature": (48,)}, "feature 48: the dictionary has features 0 to 47; choose one of them"),
     ({"feature": (-1,)}, "feature -1: the dictionary has features 0 to 47"),
     ({"dose": (math.nan,)}, "dose nan: a dose is a finite number"),
+    ({"operation": "ablate", "dose": (0.7,)}, "a dose: operation ablate has no dose; leave it out"),
+    ({"operation": "no_such_module:op"}, "no_such_module cannot be imported"),
+    ({"operation": "math:floor"}, "operation 'floor': allowed are add, "),
     ({"sweep": (0.1, math.inf)}, "dose inf: a dose is a finite number"),
     ({"dose": (0.1, 0.2, 0.3)}, "3 doses: there are 1 features"),
     ({"unit": "percent"}, "unit 'percent'"),
@@ -291,7 +295,7 @@ def test_any_source_steers_its_own_rows_alone(tiny: tuple[LanguageModel, Standar
         return [
             StaticSource(sae, torch.tensor([[3], [5], [8]]), 0.7),
             TopActiveSource(sae, 0.7, over="context"),
-            PatchSource(values, positions=[-1], lengths=batch.lengths, keep_replacements=True),  # type: ignore[arg-type]
+            PatchSource(values, positions=[1], lengths=batch.lengths, keep_replacements=True),  # type: ignore[arg-type]
         ]
 
     for source, same in zip(sources(), sources(), strict=True):

@@ -8,16 +8,20 @@ from typing import Any, Self, TypeVar
 from trimtab.control.masks import FeatureMask, MaskKind, PromptFirings, build_mask
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, PromptCache, Site
-from trimtab.runs import Meter
-from trimtab.steering import StaticSource, Unit
+from trimtab.lm import LanguageModel, PromptCache, Site, site_width
+from trimtab.runs import Meter, check_choices
+from trimtab.steering import StaticSource, Unit, check_doses
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One ground for arms. What an arm needs and the setting lacks makes the arm missing, not the setting wrong."""
+    """One ground for arms. What an arm needs and the setting lacks makes the arm missing, not the setting wrong.
+
+    Raises:
+        UserError: the dose is not finite, there is no such unit or mask, or the dictionary reads another site.
+    """
 
     model: LanguageModel
     dictionary: Dictionary | None
@@ -44,6 +48,12 @@ class Setting:
     """Keeps prompts' keys and values between arms."""
     meter: Meter = field(default_factory=lambda: Meter("answering"), compare=False, repr=False)
     """Told of every answer, and what it is for; shown by whoever opens it."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_doses(self.dose)
+        if self.dictionary is not None and self.site is not None:
+            self.dictionary.check_model(site_width(self.model, self.site), self.model.name, str(self.site))
 
     @property
     def about(self) -> dict[str, Any]:

@@ -27,20 +27,27 @@ def find_class(name: str, what: str) -> type[Any]:
     Raises:
         UserError: no such module, or no such class in it.
     """
-    module, _, class_name = name.partition(":")
+    imported, class_name = module_of(name, what), name.partition(":")[2]
+    found: object = getattr(imported, class_name, None)
+    if not isinstance(found, type):
+        file = getattr(imported, "__file__", None)
+        place = f" ({file})" if file else ""
+        raise UserError(
+            f"{what} {name!r}", f"{imported.__name__}{place} has no class {class_name}", "check the class's name"
+        )
+    return found
+
+
+def module_of(name: str, what: str) -> ModuleType:
+    """The module of `module:Name`, imported as `find_class` does; a `UserError` if it cannot be."""
+    module = name.partition(":")[0]
     try:
-        imported = _import(module)
+        return _import(module)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{what} {name!r}", f"{module} cannot be imported ({error})",
             "check the module's name, and that its file lies in the current directory or is installed",
         ) from error  # fmt: skip
-    found: object = getattr(imported, class_name, None)
-    if not isinstance(found, type):
-        file = getattr(imported, "__file__", None)
-        place = f" ({file})" if file else ""
-        raise UserError(f"{what} {name!r}", f"{module}{place} has no class {class_name}", "check the class's name")
-    return found
 
 
 def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:

@@ -74,6 +74,6 @@ def check_doses(doses: float | Iterable[float] | Tensor) -> None:
     """Raise a `UserError` if a dose is not a finite number."""
     if isinstance(doses, Tensor):
         doses = doses.flatten().tolist()
-    for value in doses if isinstance(doses, Iterable) else [doses]:
+    for value in doses if isinstance(doses, Iterable) and not isinstance(doses, str) else [doses]:
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-            raise UserError(f"dose {value}", "a dose is a finite number", "give one like 0.4")
+            raise UserError(f"dose {value!r}", "a dose is a finite number", "give one like 0.4")

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.runs.named import module_of
 from trimtab.steering.doses import coefficients
 from trimtab.steering.table import DirectionTable
 
@@ -119,11 +120,14 @@ def operation(
 
 
 def operation_named(name: str) -> Operation:
-    """The operation of that name.
+    """The operation of that name, or of `module:name`, whose module registers it.
 
     Raises:
         UserError: there is none.
     """
+    if ":" in name:
+        module_of(name, "operation")
+        name = name.partition(":")[2]
     if name not in OPERATIONS:
         raise UserError(f"operation {name!r}", f"allowed are {', '.join(OPERATIONS)}", "choose one of them")
     return OPERATIONS[name]

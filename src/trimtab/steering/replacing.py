@@ -90,7 +90,8 @@ class PatchSource(ReplacingSource):
         values: for each site what `capture` gives there, `[N, T, d]`, or `[N, T, heads, head_dim]` at attention sites
             without a head, for N decoded rows (copies of a prompt included) or 1 for all; or one activation for all
             places, `[d]` or `[heads, head_dim]`.
-        positions: which are replaced: a rule, positions such as `[3, -1]` for all rows, or such a list for each row.
+        positions: which are replaced, by what was captured at the same position: a rule, positions such as `[3, -1]`
+            for all rows, or such a list for each row. `all` has generated tokens, too; `prompt` has not.
         lengths: `[N]` tokens of each row that was captured, padding on the left excluded; T by default. They must be
             given for several rows if the prompts that are decoded differ in length.
         keep_replacements: keep what was put into place in the log, so that it can be replayed.
@@ -137,7 +138,23 @@ class PatchSource(ReplacingSource):
         check_heads(start.model, self.heads)
         super().start(start)
         length = torch.tensor([[len(prompt)] for prompt in start.prompts])
+        if min(self.positions.places, default=0) < 0:
+            self._check_ends(length[:, 0])
         self._at = None if self.places is None else (self.places + (self.places < 0) * length).to(device)
+
+    def _check_ends(self, prompts: Int[Tensor, " N"]) -> None:
+        """Positions from a prompt's end are where they are in what was captured only if both are equally long."""
+        for site, (value, skip) in self.values.items():
+            padding = skip.cpu().expand(len(prompts))
+            length = value.shape[1] - padding
+            wrong = ((padding >= 0) & (length != prompts)).nonzero()[:, 0]
+            if len(wrong):
+                row = int(wrong[0])
+                raise UserError(
+                    f"positions counted from the end of row {row}",
+                    f"its prompt has {int(prompts[row])} tokens, the values of {site} are of {int(length[row])}",
+                    "patch prompts of equal length, count from the start, or give the one activation to put there",
+                )
 
     def replacement(self, request: EditRequest) -> Float[Tensor, "R d"]:
         value, skip = self.values[request.site]

@@ -97,7 +97,7 @@ class DirectionSource:
         self.sites = tuple(self.tables)
         self.positions = self.where = PositionRule.parse(positions)
         self.unit = self.how.unit or unit
-        self.operation, self.combine = operation, combine
+        self.operation, self.combine = self.how.name, combine
         self.dictionary_hash = "+".join(dict.fromkeys(table.hash for table in self.tables.values()))
 
     def __repr__(self) -> str:

@@ -345,5 +345,6 @@ def check_options(config: SteerOptions, n_prompts: int, decoding: DecodeConfig) 
             f"samples = {config.samples}", "greedy decoding gives the same text every time", "set a temperature"
         )
     check_doses(config.sweep or config.dose)
-    if config.sweep and not operation_named(config.operation).has_dose:
-        raise UserError("a sweep", f"operation {config.operation} has no dose", "leave it out, or use operation scale")
+    given = "a sweep" if config.sweep else "a dose" if config.dose != (DEFAULT_DOSE,) else ""
+    if given and not operation_named(config.operation).has_dose:
+        raise UserError(given, f"operation {config.operation} has no dose", "leave it out, or use operation scale")

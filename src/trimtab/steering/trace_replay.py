@@ -99,7 +99,7 @@ def replay(
     run: str | Path,
     *,
     model: LanguageModel | None = None,
-    dictionary: Dictionary | Sequence[Dictionary | DirectionTable] | None = None,
+    dictionary: Dictionary | DirectionTable | Sequence[Dictionary | DirectionTable] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
     """Replay a run that holds a trace, whatever steered it, at all sites of the trace.
@@ -114,7 +114,7 @@ def replay(
     Raises:
         UserError: there is no trace, or model or dictionary are not those of the run.
     """
-    from trimtab.dictionaries import load_dictionary
+    from trimtab.dictionaries import Dictionary, load_dictionary
     from trimtab.lm import load_model
 
     record = read_record(run)
@@ -122,13 +122,16 @@ def replay(
     if trace.tokens["token_id"].null_count:
         raise UserError(f"run {run}", "its trace holds no tokens", "evaluate the policy with --keep-texts")
     config = record["config"]
+    if model is None and "model" not in config:
+        raise UserError(f"run {run}", "its config does not name the model", "give the model that it used")
     model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
     check_hash(run, "model", record, model.fingerprint)
-    if dictionary is None:  # the hashes of model and dictionary are checked instead of their names
+    if dictionary is None and "sae" in config:  # hashes of model and dictionary are checked instead of their names
         dictionary = load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
-    if not isinstance(dictionary, Sequence):
+    if isinstance(dictionary, Dictionary) and "dictionary" in record["hashes"]:
         check_hash(run, "dictionary", record, dictionary.fingerprint)
-        dictionary = [dictionary]
+    dictionary = [] if dictionary is None else dictionary
+    dictionary = dictionary if isinstance(dictionary, Sequence) else [dictionary]
     source = TracedSource(trace, dictionary) if trace.facts["sites"] else None
     then = record["versions"]
     changed = {k: f"{then.get(k)} → {now}" for k, now in versions().items() if then.get(k) != now}
@@ -202,6 +205,11 @@ def replay_trace(
 def check_hash(run: str | Path, name: str, record: dict[str, Any], found: str) -> None:
     """Raise a `UserError` if a model or dictionary is not the one that a run recorded."""
     expected = record["hashes"].get(name)
+    if expected is None:
+        raise UserError(
+            f"run {run}", f"it does not say with which {name} it was made",
+            f"record hashes={{{name!r}: {name}.fingerprint}} when you write it",
+        )  # fmt: skip
     if expected != found:
         raise UserError(
             f"{name} {record['config'].get('sae' if name == 'dictionary' else name)}",
