@@ -50,11 +50,11 @@ LEFT_OUT = {*TIMES.split(), *PLACES.split(), *WORDING.split(), "adam"}
 RANKED = "--batch-size 200 --run @out --feature " + " ".join(map(str, range(0, 5120, 10)))
 STEERED = "steer 'Yesterday I went to the' 'The captain' --max-new-tokens 8 --run @out"
 TRAINED = "--activations @harvest --n-features 512 --l0 16 --batch-size 128 --rows 25600 --run @out"
-POLICY = "--iterations 5 --repeats 4 --validate-every 1 --initial-no-edit 0 --run @out"
+POLICY = "--iterations 5 --samples 4 --validate-every 1 --initial-no-edit 0 --run @out"
 ITEMS = "--train-items 32 --validation-items 16 --items-per-iteration 16"
 EAGER = "--head decoder --headroom-items 0 --ppo.learning-rate 0.01 --ppo.epochs 6"
 MASKED = f"{POLICY} {ITEMS} --mask current --hidden 64 --headroom-items 2 --kl-penalty 0.02"
-EVALUATED = "--kl-items 4 --sample 6 --used 6 --finalists 3 --out @out"
+EVALUATED = "--kl-items 4 --n-random 6 --used 6 --finalists 3 --run @out"
 
 PINS = {
     **{
@@ -81,28 +81,28 @@ PINS = {
     "evaluate-ground-truth": "evaluate ground-truth --data-sets 1 --rows 20000 --heldout-rows 2000 --d 32 --n-true 48 "
     "--n-features 64 --n-parents 4 --n-children 2 --true-l0 3 --run @out",
     "headroom": "policy headroom --task ioi-mixture --sae @train-topk/sae --items 3 --dose 1",
-    "headroom-decoding": "policy headroom --task ioi-mixture --items 2 --dose 1 --max-new-tokens 2 --features 3 "
-    "--masks accumulated",
+    "headroom-decoding": "policy headroom --task ioi-mixture --items 2 --dose 1 --max-new-tokens 2 --n-candidates 3 "
+    "--mask accumulated",
     "policy-train": f"policy train --task ioi-swapped --dose 1 {POLICY} {EAGER} {ITEMS}",
     "policy-evaluate": f"policy evaluate @policy-train {EVALUATED} --items 8 --train-items 16 --draws 2 "
     "--vector-steps 8 --lora-steps 8",  # all controls; the LoRA and the vector improve on this task
     "policy-seed0": f"policy train --task ioi-mixture --sae @train-topk/sae --dose 1 --seed 0 {MASKED}",
     "policy-seed1": f"policy train --task ioi-mixture --sae @train-topk/sae --dose 1 --seed 1 {MASKED}",
     "policy-evaluate-seeds": f"policy evaluate @policy-seed0 @policy-seed1 {EVALUATED} --items 8 --train-items 16 "
-    "--draws 1 --headroom-items 2 --controls random static gated corrsteer shuffled",
+    "--draws 1 --headroom-items 2 --control random static gated corrsteer shuffled",
     "policy-compare": "policy compare @policy-train",
     "policy-analyze": "policy analyze @policy-seed0 --items 8 --branch-items 3 --branch-candidates 2 --branch-draws 2 "
     "--headroom-items 2 --layer-items 4 --dose-factor 0.5 1 --text-rows 512 --live-sample 16 --ablated 2",
     "policy-long": f"policy train --task ioi-mixture --dose 1 --head decoder --mask none {POLICY} --train-items 32 "
     "--max-new-tokens 3 --temperature 0.7 --validation-items 8 --items-per-iteration 8 --ppo.learning-rate 0.003",
     "policy-evaluate-long": f"policy evaluate @policy-long {EVALUATED} --items 4 --train-items 8 --draws 1 "
-    "--vector-steps 3 --lora-steps 3 --lora-positions all --controls random static vector lora",
+    "--vector-steps 3 --lora-steps 3 --lora-positions all --control random static vector lora",
     "policy-options": "policy train --task bbq-ambiguous --data @data --task-option categories=Age --options-only "
     f"{POLICY} {EAGER} --train-items 12 --validation-items 8 --items-per-iteration 6",  # answers are letters
     "policy-evaluate-options": f"policy evaluate @policy-options {EVALUATED} --items 4 --train-items 8 --draws 1 "
-    "--vector-steps 3 --lora-steps 3 --no-equal-kl --controls random vector lora prompting letters",
-    "headroom-refusals": "policy headroom --task xstest --data @data --items 3 --dose 0.5 --masks accumulated "
-    "--features 3 --max-new-tokens 6",
+    "--vector-steps 3 --lora-steps 3 --no-equal-kl --control random vector lora prompting letters",
+    "headroom-refusals": "policy headroom --task xstest --data @data --items 3 --dose 0.5 --mask accumulated "
+    "--n-candidates 3 --max-new-tokens 6",
 }  # fmt: skip
 """Commands by pin. `@out` stands for the pin's own directory, `@PIN` for another's, which is made first, `@data` for
 that of the official files."""

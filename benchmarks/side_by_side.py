@@ -41,7 +41,7 @@ JOBS = {
     + " ".join(str(feature) for feature in range(0, 5120, 4)),
     "steer": "steer 'Yesterday I went to the' --samples 64 --temperature 1 --max-new-tokens 96 --feature 3547 "
     "--dose 0.3 --run @out",
-    "rollout": f"{POLICY} --iterations 12 --items-per-iteration 32 --repeats 8",
+    "rollout": f"{POLICY} --iterations 12 --items-per-iteration 32 --samples 8",
     "evaluate-core": "evaluate core --limit-tokens 6000",
 }
 """Commands by job. `@out` stands for the job's own directory, `@harvest` for that of the job `harvest`."""

@@ -36,7 +36,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "demo": {},
     "policy headroom": {"task": "a"},
     "policy train": {"task": "a"},
-    "policy evaluate": {"run": (Path("a"),)},
+    "policy evaluate": {"policy": (Path("a"),)},
     "policy analyze": {"run": (Path("a"),)},
     "policy compare": {"run": (Path("a"),)},
     "policy report": {"run": Path("a")},

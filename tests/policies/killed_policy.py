@@ -34,7 +34,7 @@ from trimtab.training import checkpoint
 ITERATIONS, EVERY = 7, 3
 ARGUMENTS = (
     "--task", "first_letter:FirstLetter", "--dose", "2.0", "--max-new-tokens", "3", "--iterations", str(ITERATIONS),
-    "--items-per-iteration", "4", "--repeats", "2", "--hidden", "8", "--validate-every", "2", "--validation-items", "4",
+    "--items-per-iteration", "4", "--samples", "2", "--hidden", "8", "--validate-every", "2", "--validation-items", "4",
     "--checkpoint-every", str(EVERY), "--ppo.minibatch", "8", "--ppo.epochs", "2", "--temperature", "0.7",
     "--options-only",
 )  # fmt: skip

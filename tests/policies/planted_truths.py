@@ -47,7 +47,7 @@ def training(model: LanguageModel, sae: Standard, task: type[Planted], run: Path
     """A setup of a training in which only the last policy counts."""
     values: dict[str, object] = {
         "run": run, "hidden": (16,), "batch_size": 1024, "iterations": ITERATIONS, "items_per_iteration": 32,
-        "repeats": 16, "validate_every": 100, "checkpoint_every": 100,
+        "samples": 16, "validate_every": 100, "checkpoint_every": 100,
         "ppo": PPOConfig(learning_rate=0.01, entropy_bonus=0.003),
     }  # fmt: skip
     return readout_setup(model, sae, task, **(values | settings))
@@ -110,7 +110,7 @@ def check_one_in_a_thousand(model: LanguageModel, run: Path, seed: int) -> None:
     one = wrong_items(model, "train")[0]
     setup = training(
         model, wide_sae(model), task_of({split: [replace(one, id=f"one/{split}")] for split in SPLITS}), run, seed=seed,
-        iterations=20, items_per_iteration=1, repeats=1024,
+        iterations=20, items_per_iteration=1, samples=1024,
         ppo=PPOConfig(learning_rate=0.02, minibatch=256, clip=1.0),
     )  # fmt: skip
     policy = trained(setup)
@@ -207,7 +207,7 @@ def check_delayed_reward(model: LanguageModel, sae: Standard, run: Path) -> None
 
     task = Letters({split: wrong(split) for split in SPLITS})
     config = replace(
-        plain.config, run=run, hidden=(16,), batch_size=1024, iterations=20, items_per_iteration=8, repeats=32,
+        plain.config, run=run, hidden=(16,), batch_size=1024, iterations=20, items_per_iteration=8, samples=32,
         validate_every=1000, checkpoint_every=100, headroom_items=0, kl_penalty=0.1,
         ppo=PPOConfig(learning_rate=0.02, entropy_bonus=0.003),
     )  # fmt: skip

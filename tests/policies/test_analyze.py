@@ -35,7 +35,7 @@ from trimtab.stats import Interval
 def trained(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> Iterator[TrainedRun]:
     config = PolicyConfig(
         task="first-letter", run=tmp_path / "run", mask="accumulated", dose=2.0, max_new_tokens=3, iterations=2,
-        items_per_iteration=8, repeats=2, hidden=(8,), validate_every=1, checkpoint_every=1,
+        items_per_iteration=8, samples=2, hidden=(8,), validate_every=1, checkpoint_every=1,
         initial_no_edit=0.0,
     )  # fmt: skip
     setup = Setup.with_parts(config, tiny_llama, sae, FirstLetter.load())
@@ -84,7 +84,7 @@ def test_all_parts_are_written_and_shown(trained: TrainedRun) -> None:
 
 
 def test_one_part_alone_and_again_gives_the_same(trained: TrainedRun) -> None:
-    config = small(trained.run.path, parts=("branch-points",), split="validation")
+    config = small(trained.run.path, part=("branch-points",), split="validation")
     first, again = analyze([trained], config), analyze([trained], config)
     assert first.critic is first.ledger is None
     assert first.layers == ()
@@ -93,7 +93,7 @@ def test_one_part_alone_and_again_gives_the_same(trained: TrainedRun) -> None:
 
 
 def test_several_runs_are_compared_as_layers(trained: TrainedRun) -> None:
-    found = analyze([trained, trained], small(trained.run.path, parts=("layers",)))
+    found = analyze([trained, trained], small(trained.run.path, part=("layers",)))
     assert [layer.site for layer in found.layers] == ["resid_post.1"] * 2
     assert trained.run.record_dict["test_split_openings"] == []
 
@@ -139,7 +139,7 @@ def test_a_second_call_overwrites_what_it_makes_anew_and_keeps_the_rest(trained:
     assert {**read(place), "seconds": 0, "warnings": []} == {**first, "seconds": 0, "warnings": []}
     assert repr(tables(place)) == repr(rows)
     assert any("was opened before (1× in " in warning for warning in read(place)["warnings"])
-    analyze([trained], small(trained.run.path, parts=("ledger",), contexts=0, seed=7))
+    analyze([trained], small(trained.run.path, part=("ledger",), contexts=0, seed=7))
     joined, now = read(place), tables(place)
     for part in ("branch_points", "critic", "layers"):
         assert joined[part] == first[part]
@@ -150,10 +150,10 @@ def test_a_second_call_overwrites_what_it_makes_anew_and_keeps_the_rest(trained:
 
 def test_results_of_other_items_are_not_mixed(trained: TrainedRun) -> None:
     place = trained.run.path / "analysis"
-    analyze([trained], small(trained.run.path, parts=("critic", "ledger")))
+    analyze([trained], small(trained.run.path, part=("critic", "ledger")))
     assert "ledger" in tables(place)
     (place / ".trimtab-partial-left.parquet").write_bytes(b"torn")
-    analyze([trained], small(trained.run.path, parts=("critic",), items=5))
+    analyze([trained], small(trained.run.path, part=("critic",), items=5))
     assert read(place)["ledger"] is None
     assert set(tables(place)) == {"critic_curve", "critic_auc"}
     assert not list(place.glob(".trimtab*"))
@@ -165,7 +165,7 @@ def test_an_analysis_that_is_stopped_while_it_writes_is_made_again(
     trained: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = trained.run.path / "analysis"
-    config = small(trained.run.path, parts=("critic", "ledger"), split="validation")
+    config = small(trained.run.path, part=("critic", "ledger"), split="validation")
     analyze([trained], config)
     whole = read(place)
 
@@ -177,7 +177,7 @@ def test_an_analysis_that_is_stopped_while_it_writes_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             analyze([trained], config)
         with pytest.raises(KeyboardInterrupt):
-            analyze([trained], small(trained.run.path, parts=("critic",), split="train"))
+            analyze([trained], small(trained.run.path, part=("critic",), split="train"))
     assert not (place / "analysis.json").exists()
     write_report(trained.run.path)
     analyze([trained], config)
@@ -202,7 +202,7 @@ def test_the_command_analyses_a_run_by_its_directory_alone(
     before = read_record(run)
     capsys.readouterr()
     for parts in (["critic"], ["ledger", "critic"]):
-        assert cli.main(["policy", "analyze", str(run), "--parts", *parts, "--items", "6", "--json"]) == 0
+        assert cli.main(["policy", "analyze", str(run), "--part", *parts, "--items", "6", "--json"]) == 0
         printed = json.loads(capsys.readouterr().out)
         assert printed == read(run / "analysis")
     after = read_record(run)
@@ -247,7 +247,7 @@ def test_runs_of_different_tasks_are_not_compared(trained: TrainedRun, tmp_path:
     ("settings", "said"),
     [
         ({"run": ()}, "there is no run to analyse"),
-        ({"parts": ("everything",)}, f"it is one of {', '.join(PARTS)}"),
+        ({"part": ("everything",)}, f"it is one of {', '.join(PARTS)}"),
         ({"branch_candidates": 0}, "branch_candidates 0: it must be at least 1"),
         ({"ablated": -1}, "ablated -1: it must be at least 0"),
         ({"false_discovery_rate": 1.0}, "must be between 0 and 1"),

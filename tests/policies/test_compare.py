@@ -38,7 +38,7 @@ def trained(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory)
     for mask in MASKS:
         config = PolicyConfig(
             task="first-letter", run=place / mask, mask=mask, dose=2.0, options_only=True, iterations=2,
-            items_per_iteration=6, repeats=2, hidden=(8,), validate_every=1, headroom_items=4 if mask == "none" else 0,
+            items_per_iteration=6, samples=2, hidden=(8,), validate_every=1, headroom_items=4 if mask == "none" else 0,
         )  # fmt: skip
         with Run.open(place / mask, "policy train", config) as run:
             done = fit(Setup.with_parts(config, tiny_llama, sae, FirstLetter.load()), run)
@@ -67,13 +67,13 @@ def evaluate_run(tiny: LanguageModel, path: Path, *, mask: str, home: Path | Non
     config = read_policy_config(path)
     setup = Setup.with_parts(config, tiny, planted_sae(tiny, "resid_post.1"), FirstLetter.load())
     assert config.mask == mask
-    settings = EvaluateConfig(run=(path,), controls=(), equal_kl=False, items=7, trace=False)
+    settings = EvaluateConfig(policy=(path,), control=(), equal_kl=False, items=7, trace=False)
     with Run.open(path, "policy train", config, ignore_fields=NOT_THE_RESULT) as run:
         entry = TrainedRun(run=run, setup=setup, policy=load_policy(setup, run))
         if home is None:
             evaluate([entry], settings)
         else:
-            with Run.open(home, "policy evaluate", {"run": str(path)}) as out:
+            with Run.open(home, "policy evaluate", {"policy": str(path)}) as out:
                 evaluate([entry], settings, home=out)
                 out.finish({})
 
@@ -233,7 +233,7 @@ def test_mistakes_are_named(runs: Path, tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match="it belongs to `rank`, not `policy train`"):
         compare(runs / "none", tmp_path / "other")
-    with Run.open(tmp_path / "out", "policy evaluate", {"run": []}):
+    with Run.open(tmp_path / "out", "policy evaluate", {"policy": []}):
         pass
     with pytest.raises(UserError, match="none of the runs is of `policy train`"):
         compare(tmp_path / "out")

@@ -36,7 +36,7 @@ from trimtab.steering import Trace
 from trimtab.tasks import Companion, Outcome, Task
 from trimtab.training.checkpoint import Checkpoint, write_checkpoint
 
-QUICK = {"sample": 8, "finalists": 4, "draws": 2, "vector_steps": 10, "lora_steps": 2, "kl_items": 16}
+QUICK = {"n_random": 8, "finalists": 4, "draws": 2, "vector_steps": 10, "lora_steps": 2, "kl_items": 16}
 
 
 class WithCompanion(Planted):
@@ -69,7 +69,7 @@ def run_all(place: Path, model: LanguageModel, dictionary: Standard, seeds: int,
     """Evaluate seeds of a policy that always picks the planted feature."""
     task = WithCompanion.load()
     entries = [entry(place / f"seed{s}", model, dictionary, task, 0, seed=s) for s in range(seeds)]
-    evaluation = evaluate(entries, EvaluateConfig(run=(place,), **(QUICK | settings)))  # pyright: ignore
+    evaluation = evaluate(entries, EvaluateConfig(policy=(place,), **(QUICK | settings)))  # pyright: ignore
     for one in entries:
         one.run.close()
     return evaluation
@@ -82,7 +82,7 @@ def evaluated(
     """Three seeds, a few controls, the companions."""
     place = tmp_path_factory.mktemp("runs")
     controls = ("random", "static", "vector", "letters")
-    return run_all(place, planted, planted_dictionary, 3, controls=controls, equal_kl=False), place
+    return run_all(place, planted, planted_dictionary, 3, control=controls, equal_kl=False), place
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +181,8 @@ def test_what_a_plan_forgets_is_noticed(
 
 def test_quick_does_less_of_what_was_not_asked_for() -> None:
     run = (Path("runs/a"),)
-    quick = EvaluateConfig(run=run, quick=True, draws=7, equal_kl=True).settled()
-    usual = EvaluateConfig(run=run)
+    quick = EvaluateConfig(policy=run, quick=True, draws=7, equal_kl=True).settled()
+    usual = EvaluateConfig(policy=run)
     assert (quick.draws, quick.equal_kl) == (7, False)  # what is given at its default cannot be told from it
     assert (quick.items, quick.lora_steps, quick.every_order) == (64, 25, False)
     assert usual.settled() == usual
@@ -196,7 +196,7 @@ def test_a_refused_evaluation_leaves_no_directory(
     one.run.close()
     monkeypatch.setattr(module, "open_trained", lambda *_: [one])
     with pytest.raises(UserError, match="skip 1000: the split test has 62 items"):
-        evaluate_policy(EvaluateConfig(run=(tmp_path / "run",), skip=1000, out=tmp_path / "out"))
+        evaluate_policy(EvaluateConfig(policy=(tmp_path / "run",), skip=1000, run=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -295,7 +295,7 @@ def test_the_best_setting_on_validation_is_reported_and_a_second_opening_is_said
         entry(tmp_path / "strong", planted, planted_dictionary, task, 0, dose=2.0),
         entry(tmp_path / "wrong", planted, planted_dictionary, task, 1, dose=3.0),
     ]
-    config = EvaluateConfig(run=(tmp_path,), controls=("random",), equal_kl=False, trace=False, draws=1)
+    config = EvaluateConfig(policy=(tmp_path,), control=("random",), equal_kl=False, trace=False, draws=1)
     for expected in (False, True):
         evaluation = evaluate(entries, config)
         assert evaluation.runs == (str(tmp_path / "strong"),)
@@ -312,7 +312,7 @@ def test_a_policy_that_never_edits_has_no_arms_at_equal_dose(
     planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path
 ) -> None:
     entries = [entry(tmp_path / "none", planted, planted_dictionary, Planted.load(), -1)]
-    config = EvaluateConfig(run=(tmp_path,), controls=("random", "static", "shuffled"), sample=4, companions=False)
+    config = EvaluateConfig(policy=(tmp_path,), control=("random", "static", "shuffled"), n_random=4, companions=False)
     evaluation = evaluate(entries, config)
     assert {arm.label for arm in evaluation.result.arms} == {"unsteered", "policy", "static"}
     assert "edits none" in evaluation.missing["arms at equal dose and equal KL"]
@@ -325,7 +325,7 @@ def test_answers_of_several_tokens_are_matched_decision_by_decision(
     settings = {"options_only": False, "max_new_tokens": 4, "dose": 0.3}
     entries = [entry(tmp_path / "long", planted, planted_dictionary, Planted.load(), 0, **settings)]
     config = EvaluateConfig(
-        run=(tmp_path,),
+        policy=(tmp_path,),
         items=16,
         split="validation",
         kl_tolerance=0.1,
@@ -396,7 +396,7 @@ def test_the_command_evaluates_a_run_from_its_directory_alone(
     out = tmp_path / "out"
     evaluation = evaluate_policy(
         EvaluateConfig(
-            run=(tmp_path / "run",), controls=controls, equal_kl=False, out=out, items=20, headroom_items=3, **QUICK
+            policy=(tmp_path / "run",), control=controls, equal_kl=False, run=out, items=20, headroom_items=3, **QUICK
         )  # pyright: ignore
     )
     assert evaluation.result.arm("policy").reward.estimate == 1
@@ -419,8 +419,8 @@ def test_headroom_finds_static_features_for_longer_answers(
     found = {}
     for count in (32, 3):
         config = EvaluateConfig(
-            run=(tmp_path / "run",), controls=("static",), equal_kl=False, trace=False, items=4, headroom_items=3,
-            headroom_features=count, **(QUICK | {"sample": 0}),
+            policy=(tmp_path / "run",), control=("static",), equal_kl=False, trace=False, items=4, headroom_items=3,
+            headroom_features=count, **(QUICK | {"n_random": 0}),
         )  # fmt: skip  # pyright: ignore[reportArgumentType]
         evaluation = evaluate([made], config)
         assert not evaluation.missing
@@ -444,19 +444,19 @@ def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard
     with pytest.raises(UserError, match="policy evaluate: there is no run to evaluate"):
         EvaluateConfig()
     with pytest.raises(UserError, match="control 'magic': known are random, random-allowed"):
-        EvaluateConfig(run=(tmp_path,), controls=("magic",))  # pyright: ignore[reportArgumentType]
+        EvaluateConfig(policy=(tmp_path,), control=("magic",))  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="kl_tolerance 0: it must be between 0 and 1"):
-        EvaluateConfig(run=(tmp_path,), kl_tolerance=0)
+        EvaluateConfig(policy=(tmp_path,), kl_tolerance=0)
     with pytest.raises(UserError, match=r"there is no run\.json"):
-        evaluate_policy(EvaluateConfig(run=(tmp_path / "nowhere",)))
+        evaluate_policy(EvaluateConfig(policy=(tmp_path / "nowhere",)))
     with Run.open(tmp_path / "other", "train", {"a": 1}):
         pass
     with pytest.raises(UserError, match="it belongs to `train`, not `policy train`"):
-        evaluate_policy(EvaluateConfig(run=(tmp_path / "other",)))
+        evaluate_policy(EvaluateConfig(policy=(tmp_path / "other",)))
     task = Planted.load()
     twice = [entry(tmp_path / name, planted, planted_dictionary, task, 0) for name in ("a", "b")]
     with pytest.raises(UserError, match="two of one setting have seed 0"):
-        evaluate(twice, EvaluateConfig(run=(tmp_path,)))
+        evaluate(twice, EvaluateConfig(policy=(tmp_path,)))
     assert str(twice[0].setup.site) == SITE
 
 
@@ -487,7 +487,7 @@ def test_an_arm_of_ones_own_stands_beside_a_policy(
         monkeypatch.setattr("trimtab.control.arm.ARM_KINDS", dict(ARM_KINDS))
         name = register(find_kind(name)).name
     made = entry(tmp_path / "run", planted, planted_dictionary, Planted.load(), 0)
-    config = EvaluateConfig(run=(tmp_path,), controls=(name, "random"), companions=False, trace=False, **QUICK)  # pyright: ignore
+    config = EvaluateConfig(policy=(tmp_path,), control=(name, "random"), companions=False, trace=False, **QUICK)  # pyright: ignore
     found = evaluate([made], config)
     labels = ["unsteered", "policy", "random at equal dose", "random at equal kl", "seven", "seven at equal dose",
               "seven at equal kl"]  # fmt: skip
@@ -500,6 +500,6 @@ def test_an_arm_of_ones_own_stands_beside_a_policy(
 
 def test_a_control_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"control 'randm'.*known are random, .*did you mean random"):
-        EvaluateConfig(run=(tmp_path,), controls=("randm",))
+        EvaluateConfig(policy=(tmp_path,), control=("randm",))
     with pytest.raises(UserError, match=r"control 'pathlib:Path'.*no subclass of trimtab\.control\.ArmKind"):
-        EvaluateConfig(run=(tmp_path,), controls=("pathlib:Path",))
+        EvaluateConfig(policy=(tmp_path,), control=("pathlib:Path",))

@@ -195,8 +195,8 @@ def test_who_names_the_same_letter_under_every_order_knows_nothing(
 ) -> None:
     """The policy always says Y, which is right in the first order and wrong in the second."""
     made = entry(tmp_path / "run", planted, planted_dictionary, TwoOrders.load(), 0)
-    settings = {"controls": ("random",), "equal_kl": False, "trace": False}
-    evaluation = evaluate([made], EvaluateConfig(run=(tmp_path,), **(QUICK | settings)))  # pyright: ignore
+    settings = {"control": ("random",), "equal_kl": False, "trace": False}
+    evaluation = evaluate([made], EvaluateConfig(policy=(tmp_path,), **(QUICK | settings)))  # pyright: ignore
     policy, unsteered = evaluation.result.arm("policy"), evaluation.result.arm("unsteered")
     assert policy.reward.estimate == 1
     assert policy.known is not None
@@ -208,7 +208,7 @@ def test_who_names_the_same_letter_under_every_order_knows_nothing(
     screen = Console(width=200, record=True, no_color=True)
     screen.print(evaluation.render())
     assert "known: right under every cyclic" in screen.export_text()
-    off = evaluate([made], EvaluateConfig(run=(tmp_path,), every_order=False, **(QUICK | settings)))  # pyright: ignore
+    off = evaluate([made], EvaluateConfig(policy=(tmp_path,), every_order=False, **(QUICK | settings)))  # pyright: ignore
     assert off.result.arm("policy").known is None
 
 
@@ -242,10 +242,10 @@ def test_items_that_were_looked_at_can_be_left_out(
     own = "planted_readout:Planted"  # called otherwise than its name
     one = entry(tmp_path / "one", planted, planted_dictionary, Planted.load(), 0, task=own)
     other = entry(tmp_path / "other", planted, planted_dictionary, Planted.load(), 0, task=own, dose=1.5)
-    settings = {"controls": ("random",), "equal_kl": False, "trace": False, "items": 10}
+    settings = {"control": ("random",), "equal_kl": False, "trace": False, "items": 10}
 
     def run(made: object, **more: object) -> tuple[str, ...]:
-        config = EvaluateConfig(run=(tmp_path,), **(QUICK | settings | more))  # pyright: ignore
+        config = EvaluateConfig(policy=(tmp_path,), **(QUICK | settings | more))  # pyright: ignore
         return evaluate([made], config).warnings  # pyright: ignore
 
     assert not any("before" in warning for warning in run(one))

@@ -78,7 +78,7 @@ def entry(tiny_llama: LanguageModel, tmp_path: Path) -> TrainedRun:
 def run_evaluation(entry: TrainedRun, **settings: Any) -> list[dict[str, Any]]:
     """Evaluate; give the rows of items."""
     path = entry.run.path
-    config = EvaluateConfig(run=(path,), controls=("random", "prompting"), equal_kl=False, draws=1, **settings)
+    config = EvaluateConfig(policy=(path,), control=("random", "prompting"), equal_kl=False, draws=1, **settings)
     evaluate([entry], config)
     return pq.read_table(path / "evaluation_items.parquet").to_pylist()
 

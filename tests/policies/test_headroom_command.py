@@ -38,7 +38,7 @@ def sae(choice: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Standard:
 
 def config(**settings: object) -> HeadroomConfig:
     values: dict[str, object] = {
-        "task": "letters", "options_only": True, "max_new_tokens": 4, "items": 6, "dose": (-3.0,), "masks": ("none",),
+        "task": "letters", "options_only": True, "max_new_tokens": 4, "items": 6, "dose": (-3.0,), "mask": ("none",),
     }  # fmt: skip
     return HeadroomConfig(**(values | settings))  # pyright: ignore[reportArgumentType]
 
@@ -54,14 +54,14 @@ def test_long_answers_are_decoded_with_some_features_and_say_so(
     sae: Standard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del sae
-    out = tmp_path / "headroom.json"
-    result = run_headroom(config(features=20, candidates="random", dose=(-3.0, 0.1), out=out))
+    run = tmp_path / "run"
+    result = run_headroom(config(n_candidates=20, candidates="random", dose=(-3.0, 0.1), run=run))
     error = capsys.readouterr().err
     assert (
         "trimtab: headroom at resid_post.3: up to 1,968 tokens will be decoded: 492 answers of up to 4 tokens" in error
     )
     assert "with 20 features and with 20 random directions, at 2 doses)" in error
-    strong, weak = json.loads(out.read_text())["lines"]
+    strong, weak = json.loads((run / "headroom.json").read_text())["lines"]
     for line in (strong, weak):
         assert (line["features"], line["of_features"], line["candidates"]) == (20, 64, "random")
         assert line["scheme"] == "every answer token"
@@ -74,7 +74,7 @@ def test_long_answers_are_decoded_with_some_features_and_say_so(
     text = printed(result)
     assert "one feature held over the whole answer" in text
     assert "among 20 tried of 64 (candidates: random), a lower bound on the ceiling over all" in text
-    again = run_headroom(config(features=20, candidates="random", dose=(-3.0, 0.1)))
+    again = run_headroom(config(n_candidates=20, candidates="random", dose=(-3.0, 0.1)))
     assert again.lines == result.lines
 
 
@@ -93,7 +93,7 @@ def test_one_token_answers_are_tried_with_every_feature(sae: Standard, capsys: p
 def test_masks_share_what_is_decoded_and_keep_to_their_own_candidates(
     sae: Standard, choice: LanguageModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run_headroom(config(features=10, masks=("none", "current", "top-confidence"), mask_features=4))
+    result = run_headroom(config(n_candidates=10, mask=("none", "current", "top-confidence"), mask_features=4))
     none, current, top = result.lines
     assert (none.features, current.features, top.features) == (10, 10, 4)
     assert none.allowed_per_item == 10
@@ -113,7 +113,7 @@ def test_all_features_leave_no_lower_bound(sae: Standard) -> None:
     sae.feature_stats = FeatureStats(
         max_activation=np.ones(64, np.float32), mean_activation=np.ones(64, np.float32), firing_rate=rate, n_tokens=1
     )
-    (line,) = run_headroom(config(features=64, candidates="random")).lines
+    (line,) = run_headroom(config(n_candidates=64, candidates="random")).lines
     assert not line.ceiling_is_lower_bound
     (line,) = run_headroom(config(candidates="random")).lines
     assert line.features == 48
@@ -122,16 +122,16 @@ def test_all_features_leave_no_lower_bound(sae: Standard) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": 0}, "features 0: it must be at least 1; change it"),
-        ({"features": 65}, "features 65: the SAE has 64; give at most 64"),
-        ({"features": 5, "max_new_tokens": 1},
-         "features 5: answers of letters are one token, and every feature is tried; leave it out"),
+        ({"n_candidates": 0}, "n_candidates 0: it must be at least 1; change it"),
+        ({"n_candidates": 65}, "features 65: the SAE has 64; give at most 64"),
+        ({"n_candidates": 5, "max_new_tokens": 1},
+         "n_candidates 5: answers of letters are one token, and every feature is tried; leave it out"),
         ({"candidates": "best"}, "candidates 'best': it is one of top-confidence, random; choose one"),
         ({"mask_features": 0}, "mask_features 0: it must be at least 1; change it"),
-        ({"masks": ()}, r"masks \(\): there is too little to compare; give more"),
-        ({"token_limit": 100, "features": 2},
+        ({"mask": ()}, r"mask \(\): there is too little to compare; give more"),
+        ({"token_limit": 100, "n_candidates": 2},
          "headroom of letters: up to 120 tokens would be decoded, more than the limit of 100; lower --items, "
-         "--features, --max-new-tokens or the number of doses and masks, or raise --token-limit"),
+         "--n-candidates, --max-new-tokens, --dose or --mask, or raise --token-limit"),
         ({"site": "resid_post.2"}, "site resid_post.2: the dictionary reads resid_post.3; use --site resid_post.3"),
     ],
 )  # fmt: skip
@@ -164,4 +164,4 @@ def test_a_mask_that_allows_nothing_is_refused_before_anything_is_tried(
     sae.b_enc.data.fill_(-1e6)
     monkeypatch.setattr(module, "try_features", lambda *_a, **_k: pytest.fail("tried"))
     with pytest.raises(UserError, match=f"mask {mask}: it allows no live feature at resid_post.3.*any of 6"):
-        run_headroom(config(max_new_tokens=tokens, masks=("none", mask)))
+        run_headroom(config(max_new_tokens=tokens, mask=("none", mask)))

@@ -57,7 +57,7 @@ def parts(tiny_llama: LanguageModel, tmp_path: Path) -> dict[str, Any]:
 
 def train(parts: dict[str, Any], run: Path, **settings: Any) -> None:
     small: dict[str, Any] = {
-        "mask": "none", "hidden": (4,), "iterations": 1, "items_per_iteration": 2, "repeats": 2, "validate_every": 1,
+        "mask": "none", "hidden": (4,), "iterations": 1, "items_per_iteration": 2, "samples": 2, "validate_every": 1,
         "checkpoint_every": 1, "headroom_items": 0,
     }  # fmt: skip
     train_policy(PolicyConfig(run=run, **parts, **(small | settings)))
@@ -65,7 +65,7 @@ def train(parts: dict[str, Any], run: Path, **settings: Any) -> None:
 
 def evaluated(*runs: Path) -> Comparison:
     return evaluate_policy(
-        EvaluateConfig(run=runs, controls=("random",), draws=1, equal_kl=False, used=1, sample=2, trace=False)
+        EvaluateConfig(policy=runs, control=("random",), draws=1, equal_kl=False, used=1, n_random=2, trace=False)
     )
 
 
@@ -92,7 +92,7 @@ def test_a_policy_trained_with_a_judge_is_analysed_with_it(parts: dict[str, Any]
     train(parts, tmp_path / "run", judge="endpoint:stern", task_option=("per_split=3",))
     SAID.clear()
     LOADED.clear()
-    analyze_policy(AnalyzeConfig(run=(tmp_path / "run",), parts=("ledger",), items=2, ablated=1, contexts=1))
+    analyze_policy(AnalyzeConfig(run=(tmp_path / "run",), part=("ledger",), items=2, ablated=1, contexts=1))
     assert LOADED == [("few-harmful", 3)]
     assert {prompt for _, prompt in SAID} < {"doz", "fox", "foy"}
 
@@ -193,18 +193,18 @@ def test_an_endpoint_s_replies_stay_in_the_run_without_texts(tmp_path: Path, mon
         assert judge.score("a prompt", "an answer").refused
     assert len(asked) == 1
     assert "a prompt" not in (tmp_path / "run/judge.jsonl").read_text()
-    beside = HeadroomConfig(task="few", out=tmp_path / "headroom.json").transcript
-    assert beside == tmp_path / "headroom.judge.jsonl"
+    beside = HeadroomConfig(task="few", run=tmp_path).transcript
+    assert beside == tmp_path / "judge.jsonl"
 
 
 def test_a_headroom_says_under_what_it_was_measured(parts: dict[str, Any], tmp_path: Path) -> None:
-    out = tmp_path / "headroom.json"
+    run = tmp_path / "run"
     run_headroom(
         HeadroomConfig(
-            task=parts["task"], model=parts["model"], sae=(parts["sae"],), items=2, features=2, candidates="random",
-            masks=("none",), dose=(1.0,), judge="rules", task_option=("per_split=2",), out=out,
+            task=parts["task"], model=parts["model"], sae=(parts["sae"],), items=2, n_candidates=2, candidates="random",
+            mask=("none",), dose=(1.0,), judge="rules", task_option=("per_split=2",), run=run,
         )
     )  # fmt: skip
-    written = json.loads(out.read_text())
+    written = json.loads((run / "headroom.json").read_text())
     assert (written["judge"], written["task_option"]) == ("rules", ["per_split=2"])
     assert written["lines"][0]["items"] == 2

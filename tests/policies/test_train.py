@@ -30,7 +30,7 @@ from trimtab.training.checkpoint import latest_checkpoint
 
 def small(run: Path, **settings: object) -> PolicyConfig:
     values: dict[str, object] = {
-        "mask": "none", "iterations": 6, "items_per_iteration": 10, "repeats": 4, "validate_every": 2,
+        "mask": "none", "iterations": 6, "items_per_iteration": 10, "samples": 4, "validate_every": 2,
         "checkpoint_every": 2,
     }  # fmt: skip
     return letter_config(run, **(values | settings))
@@ -152,7 +152,7 @@ def test_training_starts_with_no_edit_as_likely_as_was_asked_for(
 ) -> None:
     """The first rollouts are drawn before anything is learnt; with 0, no edit is one of the actions."""
     config = small(
-        tmp_path / "run", mask=mask, initial_no_edit=share, iterations=1, items_per_iteration=30, repeats=32,
+        tmp_path / "run", mask=mask, initial_no_edit=share, iterations=1, items_per_iteration=30, samples=32,
         batch_size=960,
     )  # fmt: skip
     train(tiny_llama, sae, config)
@@ -203,7 +203,7 @@ def test_the_policy_learns_which_feature_each_context_needs(
 ) -> None:
     """Three answers in turn, which no single feature gives: rewards far above the best static feature's."""
     config = small(
-        tmp_path / "run", iterations=40, items_per_iteration=30, repeats=16, seed=seed, validate_every=40,
+        tmp_path / "run", iterations=40, items_per_iteration=30, samples=16, seed=seed, validate_every=40,
         checkpoint_every=40, batch_size=480, hidden=(64,), ppo=PPOConfig(learning_rate=3e-3, entropy_bonus=0.003),
     )  # fmt: skip
     train(tiny_llama, sae, config)
@@ -294,8 +294,8 @@ def test_an_extended_training_sets_aside_what_was_found_of_the_shorter_one(
     assert (tmp_path / "run/evaluation.json").exists()
     with pytest.raises(UserError, match="iterations was 2 and is now 1; choose another --run directory"):
         train_policy(replace(config, iterations=1))
-    with pytest.raises(UserError, match="repeats was 4 and is now 5"):
-        train_policy(replace(config, iterations=3, repeats=5))
+    with pytest.raises(UserError, match="samples was 4 and is now 5"):
+        train_policy(replace(config, iterations=3, samples=5))
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "done"
     train_policy(replace(config, iterations=3))
     assert sorted(path.name for path in (tmp_path / "run/iterations-2").iterdir()) == ["analysis", "evaluation.json"]

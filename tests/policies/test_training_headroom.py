@@ -28,7 +28,7 @@ from trimtab.training.checkpoint import latest_checkpoint
 
 
 def small(run: Path, **settings: object) -> PolicyConfig:
-    values: dict[str, object] = {"mask": "current", "iterations": 1, "items_per_iteration": 6, "repeats": 2}
+    values: dict[str, object] = {"mask": "current", "iterations": 1, "items_per_iteration": 6, "samples": 2}
     return letter_config(run, **(values | settings))
 
 
@@ -98,7 +98,7 @@ def test_a_dose_that_changes_no_reward_is_warned_of(
 
 
 def test_a_dose_that_changes_rewards_is_not_warned_of(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> None:
-    done = train(tiny_llama, sae, small(tmp_path / "run", mask="none", items_per_iteration=20, repeats=8))
+    done = train(tiny_llama, sae, small(tmp_path / "run", mask="none", items_per_iteration=20, samples=8))
     assert not [warning for warning in done.warnings if warning.startswith("no effect")]
 
 

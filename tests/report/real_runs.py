@@ -17,7 +17,7 @@ from trimtab import cli
 from trimtab.dictionaries import FeatureStatsAccumulator, save_dictionary
 from trimtab.lm import LanguageModel, TokenBatch, capture
 
-QUICK = "--sample 4 --used 4 --finalists 2 --draws 2 --kl-items 8 --vector-steps 3 --headroom-items 4"
+QUICK = "--n-random 4 --used 4 --finalists 2 --draws 2 --kl-items 8 --vector-steps 3 --headroom-items 4"
 TINY = "--model {model} --text {text} --live --site resid_post.1 --n-features 48 --batch-size 32 --holdout 0.2"
 COMMANDS = {
     "train": f"train {TINY} --arch topk gated --l0 4 8 --rows 1600 --context 32 --run {{run}}",
@@ -27,9 +27,9 @@ COMMANDS = {
     "--max-new-tokens 6 --run {run}",
     "core": "evaluate core --model {model} --sae {sae} --text {text} --context 32 --run {run}",
     "policy": "policy train --model {model} --sae {sae} --task planted_readout:HalfHurt --options-only --dose 2 "
-    "--iterations 3 --items-per-iteration 8 --repeats 2 --hidden 8 --validate-every 1 --validation-items 16 "
+    "--iterations 3 --items-per-iteration 8 --samples 2 --hidden 8 --validate-every 1 --validation-items 16 "
     "--headroom-items 6 --mask none --initial-no-edit 0 --seed 1 --run {run}",
-    "evaluation": "policy evaluate {policy} --items 12 --train-items 16 --controls random static vector prompting "
+    "evaluation": "policy evaluate {policy} --items 12 --train-items 16 --control random static vector prompting "
     + QUICK,
     "analysis": "policy analyze {policy} --items 8 --branch-items 4 --branch-candidates 5 --layer-items 6 "
     "--dose-factor 0.5 1 --text {text} --text-rows 300 --live-sample 16 --ablated 2 --headroom-items 4",

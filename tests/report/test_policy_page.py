@@ -278,7 +278,7 @@ def test_what_is_absent_names_its_command(copied: Path, part: str | None) -> Non
     commands = {
         "evaluation.json": f"trimtab policy evaluate {copied}",
         "tokens.parquet": f"trimtab policy evaluate {copied}",
-        "analysis/analysis.json": f"trimtab policy analyze {copied} --parts critic",
+        "analysis/analysis.json": f"trimtab policy analyze {copied} --part critic",
         "headroom.json": "trimtab policy headroom --task planted_readout:HalfHurt --model",
     }
     for name, command in commands.items():

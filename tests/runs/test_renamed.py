@@ -23,7 +23,9 @@ def test_an_old_name_is_refused_in_one_line_that_says_the_new_one(
 ) -> None:
     fields = {field.name for field in dataclasses.fields(cli.COMMANDS[command]().config)}
     assert new in fields
-    assert old not in fields
+    if old in fields:  # `policy evaluate` calls by it what was called --out
+        assert old in RENAMED[command].values()
+        return
     for words in ([f"--{old.replace('_', '-')}", "1"], [f"--{old.replace('_', '-')}=1"]):
         assert cli.main([*command.split(), *words]) == 2
         was, now = old.replace("_", "-"), new.replace("_", "-")

@@ -106,8 +106,8 @@ def test_any_other_mistake_is_no_reason_to_leave_the_part_out(
         run_whole_demo(config, SMALL, 6)
     monkeypatch.setattr(demo_policy, part, real)
     assert run_whole_demo(config, SMALL, 6).policy is not None
-    with pytest.raises(UserError, match="repeats was 12 and is now 3"):
-        run_whole_demo(config, replace(SMALL, repeats=3))
+    with pytest.raises(UserError, match="samples was 12 and is now 3"):
+        run_whole_demo(config, replace(SMALL, samples=3))
 
 
 def _raiser(error: Exception) -> Callable[..., None]:

@@ -17,7 +17,7 @@ from trimtab.errors import UserError
 
 FIRST = (
     "task", "model", "sae", "text", "activations", "site", "arch", "n_features", "l0", "k", "rows", "criterion",
-    "feature", "masks", "mask", "dose", "unit", "items", "iterations", "controls", "parts", "run",
+    "feature", "mask", "dose", "unit", "items", "iterations", "control", "part", "run",
 )  # fmt: skip
 """Options that stand first in the help of every command that has them, in this order."""
 

@@ -14,14 +14,14 @@ class PolicyReportConfig:
     """Write report.html of a policy's run from what the run holds."""
 
     run: Path
-    """Directory of `policy train`, or of `policy evaluate --out`."""
+    """Directory of `policy train`, or of `policy evaluate --run`."""
 
 
 def policy_headroom() -> Job:
     """measure what one edit could gain on a task, before training a policy"""
     from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
 
-    return Job(HeadroomConfig, run_headroom, example="--task ioi-mixture --dose 0.5 1 --masks none accumulated")
+    return Job(HeadroomConfig, run_headroom, example="--task ioi-mixture --dose 0.5 1 --mask none accumulated")
 
 
 def policy_train() -> Job:
@@ -46,11 +46,11 @@ def policy_evaluate() -> Job:
 
     def run(config: EvaluateConfig) -> Comparison:
         evaluation = evaluate_policy(config)
-        for path in config.run if config.out is None else (*config.run, config.out):
+        for path in config.policy if config.run is None else (*config.policy, config.run):
             write_report(path)
         return evaluation
 
-    return Job(EvaluateConfig, run, ("run",), "runs/mine --items 96 --controls random static vector")
+    return Job(EvaluateConfig, run, ("policy",), "runs/mine --items 96 --control random static vector")
 
 
 def policy_analyze() -> Job:

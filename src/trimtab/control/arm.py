@@ -89,7 +89,7 @@ class Choosing:
 class ArmKind(ABC):
     """A way of control: a frozen dataclass of its own settings that knows how its arms are chosen.
 
-    A class that is registered is known by its name to every comparison and to `policy evaluate --controls`:
+    A class that is registered is known by its name to every comparison and to `policy evaluate --control`:
 
         @register
         class FeatureSeven(ArmKind):

@@ -28,7 +28,7 @@ class CompareConfig:
     """Put several runs of one task side by side: masks, layers, doses, seeds."""
 
     run: tuple[Path, ...] = ()
-    """Runs of `policy train`, and of `policy evaluate --out` where results lie there."""
+    """Runs of `policy train`, and of `policy evaluate --run` where results lie there."""
 
     def __post_init__(self) -> None:
         if not self.run:

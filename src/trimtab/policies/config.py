@@ -43,7 +43,7 @@ class PolicyConfig(TaskConfig, DictionaryConfig):
     """Batches of rollouts, each followed by an update."""
     items_per_iteration: int = 32
     """Items of a batch."""
-    repeats: int = 8
+    samples: int = 8
     """Rollouts of each item of a batch."""
     batch_size: int = 128
     """Rows decoded together."""
@@ -76,7 +76,7 @@ class PolicyConfig(TaskConfig, DictionaryConfig):
         check_choices(self)
         check_doses(self.dose)
         check_least(
-            self, 1, "iterations", "items_per_iteration", "repeats", "batch_size", "validate_every",
+            self, 1, "iterations", "items_per_iteration", "samples", "batch_size", "validate_every",
             "checkpoint_every", "mask_features", "train_items", "validation_items", "hidden",
         )  # fmt: skip
         check_values(

@@ -56,7 +56,7 @@ QUICKLY = "--quick: fewer items, candidates, draws and steps of training, and no
 class EvaluateConfig:
     """Show trained policies beside their controls."""
 
-    run: tuple[Path, ...] = ()
+    policy: tuple[Path, ...] = ()
     """Runs of `policy train`; those that differ in their seed alone are seeds of one setting."""
     split: str = "test"
     """Split to report on; everything is chosen on validation."""
@@ -64,7 +64,7 @@ class EvaluateConfig:
     """Leave out as many items first, such as those that earlier evaluations looked at."""
     items: int | None = None
     """Use only this many items of the split."""
-    controls: tuple[str, ...] = field(default_factory=lambda: tuple(ARM_KINDS))
+    control: tuple[str, ...] = field(default_factory=lambda: tuple(ARM_KINDS))
     """Controls beside the policy; one of your own as module:Class."""
     equal_kl: bool = True
     """Show controls at equal divergence from the unsteered model, too."""
@@ -76,7 +76,7 @@ class EvaluateConfig:
     """Static features to try besides the policy's own and a sample."""
     used: int = 32
     """How many of the policy's most used features to try as the static one."""
-    sample: int = 96
+    n_random: int = 96
     """How many random live features to try as the static one."""
     headroom_items: int = 0
     """Validation items on which to try every feature for the best static ones."""
@@ -114,17 +114,17 @@ class EvaluateConfig:
     """Keep the answers to harmful prompts, too. Without it, files hold no token or text of a task about refusals."""
     seed: int = 0
     """Of samples of features and of the bootstrap."""
-    out: Path | None = None
+    run: Path | None = None
     """Directory for the results; the first run's own by default."""
 
     def __post_init__(self) -> None:
-        if not self.run:
+        if not self.policy:
             raise UserError("policy evaluate", "there is no run to evaluate", "name a run of `policy train`")
         check_choices(self)
-        for name in self.controls:
+        for name in self.control:
             find_kind(name)
         check_least(self, 1, "kl_items", "finalists", "draws", "train_items", "lora_rank", "items", "headroom_features")
-        check_least(self, 0, "skip", "used", "sample", "headroom_items", "vector_steps", "lora_steps")
+        check_least(self, 0, "skip", "used", "n_random", "headroom_items", "vector_steps", "lora_steps")
         check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance")
         if not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
@@ -133,12 +133,12 @@ class EvaluateConfig:
         """With `quick`, smaller numbers in place of defaults; what was given stays."""
         if not self.quick:
             return self
-        usual = EvaluateConfig(run=self.run)
+        usual = EvaluateConfig(policy=self.policy)
         return replace(self, **{name: n for name, n in QUICK.items() if getattr(self, name) == getattr(usual, name)})
 
 
 QUICK: dict[str, Any] = {
-    "items": 64, "equal_kl": False, "used": 8, "sample": 24, "finalists": 4, "dose_factor": (1.0,), "draws": 1,
+    "items": 64, "equal_kl": False, "used": 8, "n_random": 24, "finalists": 4, "dose_factor": (1.0,), "draws": 1,
     "train_items": 128, "vector_steps": 25, "lora_steps": 25, "every_order": False,
 }  # fmt: skip
 """What `--quick` puts in the place of defaults."""
@@ -147,19 +147,19 @@ QUICK: dict[str, Any] = {
 def evaluate_policy(config: EvaluateConfig) -> Comparison:
     """Evaluate the policies of one or several runs and write the results.
 
-    `evaluation.json` and `evaluation_items.parquet` go into the first run's directory, or `out`; the trace of each
-    policy's own arm goes into its run's directory, or below `out`.
+    `evaluation.json` and `evaluation_items.parquet` go into the first policy's run, or `run`; the trace of each
+    policy's own arm goes into its own run, or below `run`.
 
     Raises:
         UserError: a run is no run of `policy train`, holds no checkpoint, or is of another task, other options of it or
             another judge than the first one.
     """
     with ExitStack() as stack:
-        entries = open_trained(config.run, stack)
+        entries = open_trained(config.policy, stack)
         home = None
-        if config.out is not None:
-            fields = {name: value for name, value in config_dict(config).items() if name != "out"}
-            home = stack.enter_context(Run.open(config.out, "policy evaluate", fields))
+        if config.run is not None:
+            fields = {name: value for name, value in config_dict(config).items() if name != "run"}
+            home = stack.enter_context(Run.open(config.run, "policy evaluate", fields))
         evaluation = evaluate(entries, config, home=home)
         if home is not None:
             home.record(hides_text=entries[0].setup.task.hides_text)
@@ -172,7 +172,7 @@ def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run
 
     Args:
         entries: policies of one task.
-        config: what is shown beside them; its `run` and `out` are not used.
+        config: what is shown beside them; its `policy` and `run` are not used.
         home: where results go; the first reported run by default.
     """
     began, config = time.perf_counter(), config.settled()
@@ -235,9 +235,9 @@ def _plan(entries: Sequence[TrainedRun], config: EvaluateConfig, test: int, orde
     setup, policy = entries[0].setup, entries[0].policy
     splits = {"train": _training_items(setup, config), "validation": setup.config.validation_items}
     prompts = {split: setup.prompts(split, limit) for split, limit in splits.items()}
-    count = len(config.feature) + config.used + config.sample + 4 * config.finalists * (config.headroom_items > 0)
+    count = len(config.feature) + config.used + config.n_random + 4 * config.finalists * (config.headroom_items > 0)
     plan = plan_comparison(
-        arm_kinds(config.controls, vars(config)),
+        arm_kinds(config.control, vars(config)),
         Choosing.of(setup, prompts, {"": range(count)}),
         test,
         trainings=len(entries),
@@ -304,8 +304,8 @@ def _choose(entries: Sequence[TrainedRun], replicates: Sequence[Replicate], conf
         except UserError as error:
             missing["the best features of the headroom as the static one"] = f"{error.what}: {error.why}"
             candidates["headroom"] = []
-    candidates[LIVE_SAMPLE] = sample_of_live(setup, config.sample, config.seed)
-    kinds = arm_kinds(config.controls, vars(config))
+    candidates[LIVE_SAMPLE] = sample_of_live(setup, config.n_random, config.seed)
+    kinds = arm_kinds(config.control, vars(config))
     equal_kl = EqualKl(config.kl_items, config.kl_tolerance) if config.equal_kl else None
     return missing | choose_arms(replicates, kinds, candidates=candidates, equal_kl=equal_kl)
 

@@ -180,7 +180,7 @@ class _Trainer:
             best_validation_reward=self.facts["best_reward"],
             unsteered_validation_reward=self.facts["unsteered_reward"],
             iterations=self.iteration,
-            rollouts=self.iteration * self.batch * self.config.repeats,
+            rollouts=self.iteration * self.batch * self.config.samples,
             seconds=time.perf_counter() - began,
             warnings=tuple(self.facts["warnings"]),
         )
@@ -221,14 +221,14 @@ class _Trainer:
             self.setup.model,
             source,
             self.train.take(which.tolist()),
-            repeats=config.repeats,
+            repeats=config.samples,
             seed=config.seed,
             temperature=config.temperature,
             batch_size=config.batch_size,
             first_sample=(k + 1) * config.items_per_iteration,
             kl_penalty=config.kl_penalty,
             prompt_cache=self.setup.prompt_cache,
-            progress=lambda rows: meter.advance(rows / (self.batch * config.repeats)),
+            progress=lambda rows: meter.advance(rows / (self.batch * config.samples)),
         )
         decisions = source.decisions
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([config.seed, 1, k]).generate_state(1)[0]))
@@ -256,7 +256,7 @@ class _Trainer:
     def _warn_of_no_effect(self, which: Sequence[int], rollouts: Rollouts) -> None:
         """Warn if no rollout of the first iteration earned another reward than the unsteered model on its item."""
         unsteered = self._decode(None, self.train.take(which))
-        plain = np.repeat([outcome.reward for outcome in unsteered.outcomes], self.config.repeats)
+        plain = np.repeat([outcome.reward for outcome in unsteered.outcomes], self.config.samples)
         steered = np.array([outcome.reward for outcome in rollouts.outcomes])
         if not (np.abs(steered - plain) > NO_OTHER).any():
             warning = (

@@ -88,9 +88,9 @@ def commands(files: RunFiles) -> dict[str, str]:
             words += [f"--{option}", str(config[name])]
     words += ["--options-only"] * bool(config.get("options_only"))
     return {
-        "headroom": shlex.join([*words, "--split", "validation", "--out", str(files.path / "headroom.json")]),
+        "headroom": shlex.join([*words, "--split", "validation", "--run", str(files.path)]),
         "evaluate": f"trimtab policy evaluate {files.path}",
-        "analyze": f"trimtab policy analyze {files.path} --parts",
+        "analyze": f"trimtab policy analyze {files.path} --part",
         "train": f"trimtab policy train --task {files.task or 'TASK'}",
     }
 

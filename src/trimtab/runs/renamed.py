@@ -11,6 +11,10 @@ RENAMED: dict[str, dict[str, str]] = {
     "harvest": {"out": "run", "sites": "site", "batch": "batch_size"},
     "train": {"sequences_per_pass": "model_batch_size"},
     "rank": {"features": "feature", "alpha": "dose"},
+    "policy headroom": {"masks": "mask", "features": "n_candidates", "out": "run"},
+    "policy train": {"repeats": "samples"},
+    "policy evaluate": {"controls": "control", "sample": "n_random", "out": "run", "run": "policy"},
+    "policy analyze": {"parts": "part"},
     "demo": {"doses": "dose", "sizes": "size", "replicates": "samples", "candidates": "n_candidates"},
 }
 """New names by old ones, by command."""

@@ -38,7 +38,7 @@ POLICY = PolicyConfig(
     train_items=96,
     validation_items=48,
     iterations=36,
-    repeats=12,
+    samples=12,
 )
 """As `trimtab policy train`, with sizes for a few minutes on two cores; model, SAE, device and seed are the demo's."""
 TEST_ITEMS = 96
@@ -146,8 +146,8 @@ def run_demo_policy(config: PolicyConfig, test_items: int) -> DemoPolicy:
     if not file.exists():
         evaluate_policy(
             EvaluateConfig(
-                run=(summary.run,), items=test_items, controls=("random", "static"), equal_kl=False, draws=1,
-                used=16, sample=16, companions=False, seed=config.seed,
+                policy=(summary.run,), items=test_items, control=("random", "static"), equal_kl=False, draws=1,
+                used=16, n_random=16, companions=False, seed=config.seed,
             )
         )  # fmt: skip
     return DemoPolicy(run=summary.run, training=summary.results, result=json.loads(file.read_text())["result"])

@@ -45,7 +45,7 @@ class AnalyzeConfig:
     run: tuple[Path, ...] = ()
     """Runs of `policy train`: the first is analysed; further ones, at other sites, join it in the comparison of layers.
     """
-    parts: tuple[Part, ...] = PARTS
+    part: tuple[Part, ...] = PARTS
     """Analyses to make."""
     split: str = "test"
     """Split that rollouts are from; doses are always compared on validation."""
@@ -99,7 +99,7 @@ class AnalyzeConfig:
         )  # fmt: skip
         check_least(self, 0, "ablated", "contexts")
         check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance", "false_discovery_rate")
-        if not self.parts or not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
+        if not self.part or not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
 
 
@@ -167,12 +167,12 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
     setup = first.setup
     branches = critic = ledger = rollouts = None
     items = setup.task.sample(config.split, config.items)
-    if set(config.parts) - {"layers"}:
+    if set(config.part) - {"layers"}:
         if config.split not in ("train", "validation"):
             part = "" if len(items) == len(setup.task.items(config.split)) else f"[:{len(items)}]"
             warnings += open_items([first.run], config.split + part, [item.id for item in items])
         rollouts = PolicyRollouts.of(setup, first.policy, setup.prompts_of(items), greedy=not config.sampled)
-    if rollouts is not None and "branch-points" in config.parts:
+    if rollouts is not None and "branch-points" in config.part:
         total = sum(min(int(n), config.branch_tokens) for n in rollouts.steps[: config.branch_items])
         with Meter("trying tokens", total) as meter:
             branches = branch_points(
@@ -187,13 +187,13 @@ def analyze(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> PolicyAnalysis
                 progress=meter.advance,
             )
         warnings += branches.warnings
-    if rollouts is not None and "critic" in config.parts:
+    if rollouts is not None and "critic" in config.part:
         critic = judge_critic(
             rollouts, _helped(rollouts, branches, config), steps=config.critic_steps, seed=config.seed
         )
-    if rollouts is not None and "ledger" in config.parts:
+    if rollouts is not None and "ledger" in config.part:
         ledger = feature_ledger(rollouts, ablated=config.ablated, contexts=config.contexts, seed=config.seed)
-    layers = _layers(runs, config) if "layers" in config.parts else ()
+    layers = _layers(runs, config) if "layers" in config.part else ()
     analysis = PolicyAnalysis(
         run=str(first.run.path),
         task=setup.task.name,

@@ -11,7 +11,7 @@ from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, ModelConfig, PromptCache
-from trimtab.policies.files import JUDGE_FILE
+from trimtab.policies.files import HEADROOM_FILE, JUDGE_FILE
 from trimtab.policies.headroom.candidates import CandidateRule, NothingAllowedError
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.result import HeadroomResult
@@ -34,7 +34,7 @@ class HeadroomConfig(TaskConfig, ModelConfig):
     """Doses of the edit, in `unit`."""
     unit: Unit = "relative"
     """What a dose is a multiple of."""
-    masks: tuple[MaskKind, ...] = ("none", "current", "accumulated", "top-confidence")
+    mask: tuple[MaskKind, ...] = ("none", "current", "accumulated", "top-confidence")
     """Masks to compare."""
     mask_features: int = 256
     """Features of the mask `top-confidence`."""
@@ -42,7 +42,7 @@ class HeadroomConfig(TaskConfig, ModelConfig):
     """Split of the task that items are from."""
     items: int = 32
     """Items of the split to try, the same ones every time."""
-    features: int | None = None
+    n_candidates: int | None = None
     """Features to try for each mask, where answers are longer than one token; 48 unless given, or all if fewer."""
     candidates: CandidateRule = "top-confidence"
     """How those features are chosen among the ones that a mask allows: `top-confidence` for the highest in
@@ -53,23 +53,24 @@ class HeadroomConfig(TaskConfig, ModelConfig):
     """Rows decoded together, where answers are longer than one token."""
     seed: int = 0
     """Of random directions, candidates, folds and bootstrap."""
-    out: Path | None = None
-    """Write the result to this JSON file as well, and the replies of a judge behind an endpoint beside it."""
+    run: Path | None = None
+    """Directory to write the result to, as headroom.json, and the replies of a judge behind an endpoint; that of a
+    `policy train` shows it on its page."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_doses(self.dose)
         check_choices(self)
-        enough = {"items": self.items >= 2, "sae": bool(self.sae), "dose": bool(self.dose), "masks": bool(self.masks)}
+        enough = {"items": self.items >= 2, "sae": bool(self.sae), "dose": bool(self.dose), "mask": bool(self.mask)}
         for name, ok in enough.items():
             if not ok:
                 raise UserError(f"{name} {getattr(self, name)}", "there is too little to compare", "give more")
-        check_least(self, 1, "mask_features", "features", "token_limit", "batch_size")
+        check_least(self, 1, "mask_features", "n_candidates", "token_limit", "batch_size")
 
     @property
     def transcript(self) -> Path | None:
-        """File beside `out` that keeps the replies of a judge behind an endpoint."""
-        return None if self.out is None else self.out.with_suffix(f".{JUDGE_FILE}")
+        """File of the directory that keeps the replies of a judge behind an endpoint."""
+        return None if self.run is None else self.run / JUDGE_FILE
 
 
 def run_headroom(config: HeadroomConfig) -> HeadroomResult:
@@ -88,9 +89,9 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
         model, task, task.sample(config.split, config.items), options_only=config.options_only,
         max_new_tokens=config.max_new_tokens,
     )  # fmt: skip
-    if prompts.max_new_tokens == 1 and config.features is not None:
+    if prompts.max_new_tokens == 1 and config.n_candidates is not None:
         raise UserError(
-            f"features {config.features}", f"answers of {task.name} are one token, and every feature is tried",
+            f"n_candidates {config.n_candidates}", f"answers of {task.name} are one token, and every feature is tried",
             "leave it out",
         )  # fmt: skip
     cache = PromptCache(model)
@@ -100,8 +101,8 @@ def run_headroom(config: HeadroomConfig) -> HeadroomResult:
         task=task.name, model=model.name, split=config.split, task_option=config.task_option, judge=config.judge,
         lines=tuple(headroom(table, **setting.about, seed=setting.seed) for setting, table in tables),
     )  # fmt: skip
-    if config.out is not None:
-        write_json(config.out, result.to_json())
+    if config.run is not None:
+        write_json(config.run / HEADROOM_FILE, result.to_json())
     return result
 
 
@@ -112,7 +113,7 @@ def _trials(model: LanguageModel, sae: SAE, prompts: TaskPrompts, config: Headro
         seed=config.seed, batch_size=config.batch_size, prompt_cache=cache,
     )  # fmt: skip
     trials = Trials.of(
-        setting, prompts, config.masks, rule=config.candidates, count=config.features,
+        setting, prompts, config.mask, rule=config.candidates, count=config.n_candidates,
         mask_features=config.mask_features,
     )  # fmt: skip
     for mask, allowed in trials.allowed.items():

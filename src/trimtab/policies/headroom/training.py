@@ -28,7 +28,7 @@ def training_headroom(setup: Setup, run: Run, validation: TaskPrompts) -> tuple[
     Args:
         setup: of the training; its config says how many items (0: nothing is measured; None: 8 where answers are one
             token, none where they are longer).
-        run: open; gets `headroom.json`, as `trimtab policy headroom --out` writes it.
+        run: open; gets `headroom.json`, as `trimtab policy headroom --run` writes it.
         validation: the training's validation items.
 
     Returns:

@@ -138,7 +138,7 @@ def try_features(
             raise UserError(
                 f"headroom of {prompts.task.name}",
                 f"up to {total:,} tokens would be decoded, more than the limit of {token_limit:,}",
-                "lower --items, --features, --max-new-tokens or the number of doses and masks, or raise --token-limit",
+                "lower --items, --n-candidates, --max-new-tokens, --dose or --mask, or raise --token-limit",
             )
         for one in trials:
             print(f"trimtab: headroom at {one.setting.site}: {one.describe(len(doses))}", file=sys.stderr, flush=True)
