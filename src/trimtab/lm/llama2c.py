@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab.errors import UserError
 
@@ -21,7 +21,7 @@ _BOS, _EOS = 1, 2
 _SPACE = "▁"
 
 
-def read_llama2c_model(path: Path) -> transformers.LlamaForCausalLM:
+def read_llama2c_model(path: Path) -> LlamaForCausalLM:
     """The model in a llama2.c checkpoint, float32.
 
     Raises:
@@ -59,7 +59,7 @@ def read_llama2c_model(path: Path) -> transformers.LlamaForCausalLM:
         weights[name] = torch.from_numpy(np.frombuffer(raw, "<f4", count, offset).reshape(shape).copy())
         offset += 4 * count
 
-    config = transformers.LlamaConfig(
+    config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=mlp,
@@ -85,14 +85,14 @@ def read_llama2c_model(path: Path) -> transformers.LlamaForCausalLM:
             if name.endswith(("q_proj", "k_proj")):
                 weight = _halves_from_pairs(weight, head_dim)
             state[f"model.layers.{layer}.{name}.weight"] = weight
-    model = transformers.LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
     model.load_state_dict(state)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [_BOS, _EOS]  # training set the next story's BOS where one ends
     return model.float().eval()
 
 
-def read_llama2c_tokenizer(path: Path) -> transformers.PreTrainedTokenizerFast:
+def read_llama2c_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The SentencePiece BPE tokenizer in a llama2.c tokenizer file (pieces with scores, byte fallback).
 
     Raises:
@@ -114,7 +114,7 @@ def read_llama2c_tokenizer(path: Path) -> transformers.PreTrainedTokenizerFast:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", _BOS)])
-    return transformers.PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",
         bos_token="<s>",
