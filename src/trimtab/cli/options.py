@@ -17,7 +17,8 @@ from trimtab.errors import UserError
 
 FIRST = (
     "task", "model", "sae", "text", "activations", "site", "arch", "n_features", "l0", "k", "rows", "criterion",
-    "feature", "mask", "dose", "unit", "items", "iterations", "control", "part", "run",
+    "feature", "mask", "dose", "unit", "items", "iterations", "control", "part", "quick",
+    "run",
 )  # fmt: skip
 """Options that stand first in the help of every command that has them, in this order."""
 

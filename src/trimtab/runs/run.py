@@ -35,7 +35,7 @@ class Run:
         self.path = path
         self.record_dict = record
         self.resumed = resumed
-        self._lock, self._new = lock, False
+        self._lock, self._made = lock, list[Path]()
 
     @classmethod
     def open(
@@ -71,13 +71,13 @@ class Run:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"run {directory}", "it is a file, not a directory", ANOTHER)
         _check_contents(directory)
-        new = not directory.exists()
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
         lock = RunLock(directory)
         try:
             remove_partial_files(directory)
             if not (directory / RECORD_NAME).exists():
                 run = cls(directory, _new_record(command, asked, device), lock, resumed=False)
-                run._new = new
+                run._made = made
                 run._write()
             else:
                 record = read_record(directory)
@@ -221,8 +221,10 @@ class Run:
             reason = error.line if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(UserError, OSError):
                 self.fail(reason)
-                if isinstance(error, UserError) and self._new and _failed_with_nothing(self.path, self.record_dict):
+                if isinstance(error, UserError) and self._made and _failed_with_nothing(self.path, self.record_dict):
                     shutil.rmtree(self.path)  # what is refused leaves no directory
+                    for parent in self._made[1:]:
+                        parent.rmdir()
         self.close()
 
     def _note_resumption(self) -> None:
