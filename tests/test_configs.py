@@ -37,6 +37,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "policy headroom": {"task": "a"},
     "policy train": {"task": "a"},
     "policy evaluate": {"policy": (Path("a"),)},
+    "policy steer": {"policy": Path("a")},
     "policy analyze": {"run": (Path("a"),)},
     "policy compare": {"run": (Path("a"),)},
     "policy report": {"run": Path("a")},

@@ -106,3 +106,17 @@ def make_weights(model: LanguageModel) -> dict[str, torch.Tensor]:
     W_dec = torch.nn.functional.normalize(torch.randn(64, model.d_model, generator=generator), dim=1)
     b_enc, b_dec = torch.full((64,), -0.2), torch.zeros(model.d_model)
     return {"W_enc": W_dec.T.contiguous(), "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+
+
+def test_train_a_policy(run: Any, tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "steering")
+    sae = import_module("tiny_dictionary").make_dictionary(tiny_llama)
+    monkeypatch.setattr(trimtab, "load_sae", lambda name, model: sae, raising=False)
+    made = run("train_a_policy")
+    task = made["policy"].setup.task
+    assert sorted(item.prompt for item in task.items("all")) == sorted(made["prompts"])
+    item = task.items("train")[0]
+    assert task.parse(item, "in the sea").reward == 10 / 20
+    assert made["comparison"].result.reference == "policy"
+    assert made["comparison"].result.items == len(task.items("test"))
+    assert len(made["policy"].metrics) >= 10

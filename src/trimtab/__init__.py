@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from trimtab.dictionaries import load_dictionary as load_sae
     from trimtab.evaluation import evaluate
     from trimtab.lm import load_model
+    from trimtab.policies import train_policy
     from trimtab.selection import rank
     from trimtab.steering import steer
     from trimtab.training import train_sae
 
-__all__ = ["__version__", "evaluate", "load_model", "load_sae", "rank", "steer", "train_sae"]
+__all__ = ["__version__", "evaluate", "load_model", "load_sae", "rank", "steer", "train_policy", "train_sae"]
 
 _PLACES = {
     "evaluate": "evaluation.evaluate",
@@ -21,6 +22,7 @@ _PLACES = {
     "load_sae": "dictionaries.load_dictionary",
     "rank": "selection.rank",
     "steer": "steering.steer",
+    "train_policy": "policies.train_policy",
     "train_sae": "training.train_sae",
 }
 

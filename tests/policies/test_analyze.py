@@ -42,7 +42,7 @@ def trained(tiny_llama: LanguageModel, sae: Standard, tmp_path: Path) -> Iterato
     with Run.open(tmp_path / "run", "policy train", config) as run:
         fit(setup, run)
         run.finish({})
-        yield TrainedRun(run=run, setup=setup, policy=load_policy(setup, run))
+        yield TrainedRun(run=run, setup=setup, policy=load_policy(setup, run.path))
 
 
 def small(path: Path, **settings: object) -> AnalyzeConfig:

@@ -69,7 +69,7 @@ def evaluate_run(tiny: LanguageModel, path: Path, *, mask: str, home: Path | Non
     assert config.mask == mask
     settings = EvaluateConfig(policy=(path,), control=(), equal_kl=False, items=7, trace=False)
     with Run.open(path, "policy train", config, ignore_fields=NOT_THE_RESULT) as run:
-        entry = TrainedRun(run=run, setup=setup, policy=load_policy(setup, run))
+        entry = TrainedRun(run=run, setup=setup, policy=load_policy(setup, run.path))
         if home is None:
             evaluate([entry], settings)
         else:

@@ -21,7 +21,7 @@ from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
 from trimtab.policies.headroom.command import HeadroomConfig, run_headroom
 from trimtab.policies.setup import Setup
-from trimtab.policies.train import train_policy
+from trimtab.policies.train import run_policy_train
 from trimtab.policies.trained import read_policy_config
 from trimtab.runs import config_dict, read_record
 from trimtab.tasks import config as task_config
@@ -60,7 +60,7 @@ def train(parts: dict[str, Any], run: Path, **settings: Any) -> None:
         "mask": "none", "hidden": (4,), "iterations": 1, "items_per_iteration": 2, "samples": 2, "validate_every": 1,
         "checkpoint_every": 1, "headroom_items": 0,
     }  # fmt: skip
-    train_policy(PolicyConfig(run=run, **parts, **(small | settings)))
+    run_policy_train(PolicyConfig(run=run, **parts, **(small | settings)))
 
 
 def evaluated(*runs: Path) -> Comparison:

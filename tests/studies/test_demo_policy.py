@@ -89,7 +89,7 @@ def test_an_sae_of_which_nothing_may_be_chosen_leaves_the_part_out(config: DemoC
     assert "no policy: mask accumulated: it allows no live feature at resid_post.1" in whole.render()
 
 
-@pytest.mark.parametrize("part", ["train_policy", "evaluate_policy"])
+@pytest.mark.parametrize("part", ["run_policy_train", "evaluate_policy"])
 def test_any_other_mistake_is_no_reason_to_leave_the_part_out(
     config: DemoConfig, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pandas as pd
@@ -43,31 +42,24 @@ def test_it_is_what_the_command_trains(trained: TrainedSAE, data: list[str], tmp
     assert here.metrics[-1]["loss"] == command.metrics[-1]["loss"]
 
 
-def test_nothing_is_kept_unless_asked_for(tiny_llama: LanguageModel, tmp_path: Path) -> None:
-    trained = train_sae(tiny_llama, TEXTS, "resid_post.1", harvest_options=ROWS, **SMALL)
-    place, sae = trained.run, trained.sae
-    assert not (place / "activations").exists()
-    save_dictionary(sae, tmp_path / "mine")
-    del trained
-    gc.collect()
-    assert not place.exists()
-    again = load_dictionary(tmp_path / "mine", model=tiny_llama)
-    assert torch.equal(again.W_dec, sae.W_dec)
-    assert again.feature_stats is not None
-    assert sae.name == "topk SAE of 64 features"
-
-
-def test_a_failure_leaves_nothing_behind(
-    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_nothing_is_kept_unless_asked_for(
+    trained: TrainedSAE, tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(UserError, match="does not fill one sequence"):
-        train_sae(tiny_llama, ["an inn"], "resid_post.1", **SMALL)
-    assert list(tmp_path.iterdir()) == []
+    for options, message in (({"n_features": 0}, "n_features"), ({}, "does not fill one sequence")):
+        with pytest.raises(UserError, match=message):
+            train_sae(tiny_llama, ["an inn"], "resid_post.1", **(SMALL | options))
     with pytest.raises(UserError, match=r"site resid_post\.9"):
         train_sae(tiny_llama, TEXTS, "resid_post.9", **SMALL)
-    with pytest.raises(UserError, match="n_features"):
-        train_sae(tiny_llama, TEXTS, "resid_post.1", n_features=0)
+    made = train_sae(tiny_llama, TEXTS, "resid_post.1", harvest_options=ROWS, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+    assert made.run is None
+    assert made.sae.name == "topk SAE of 64 features"
+    assert "next" not in str(made.render())
+    save_dictionary(made.sae, tmp_path / "mine")
+    again = load_dictionary(tmp_path / "mine", model=tiny_llama)
+    assert torch.equal(again.W_dec, trained.sae.W_dec)
+    assert again.feature_stats is not None
 
 
 def test_a_run_is_kept_and_gone_on_with(trained: TrainedSAE, tiny_llama: LanguageModel, tmp_path: Path) -> None:

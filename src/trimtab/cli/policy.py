@@ -27,11 +27,11 @@ def policy_headroom() -> Job:
 def policy_train() -> Job:
     """train a policy that picks a feature at each token"""
     from trimtab.policies.config import PolicyConfig
-    from trimtab.policies.train import TrainingSummary, train_policy
+    from trimtab.policies.train import TrainingSummary, run_policy_train
     from trimtab.report import write_report
 
     def run(config: PolicyConfig) -> TrainingSummary:
-        summary = train_policy(config)
+        summary = run_policy_train(config)
         write_report(summary.run)
         return summary
 
@@ -51,6 +51,13 @@ def policy_evaluate() -> Job:
         return evaluation
 
     return Job(EvaluateConfig, run, ("policy",), "runs/mine --items 96 --control random static vector")
+
+
+def policy_steer() -> Job:
+    """continue prompts of your own unsteered and under a trained policy"""
+    from trimtab.policies.steering_command import PolicySteerConfig, run_policy_steer
+
+    return Job(PolicySteerConfig, run_policy_steer, ("run", "prompt"), 'runs/mine "Yesterday I went to the"')
 
 
 def policy_analyze() -> Job:
@@ -88,6 +95,7 @@ POLICY_COMMANDS: dict[str, Callable[[], Job]] = {
     "policy headroom": policy_headroom,
     "policy train": policy_train,
     "policy evaluate": policy_evaluate,
+    "policy steer": policy_steer,
     "policy analyze": policy_analyze,
     "policy compare": policy_compare,
     "policy report": policy_report,

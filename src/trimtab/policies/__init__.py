@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from trimtab.policies.headroom.result import Headroom, HeadroomResult
     from trimtab.policies.headroom.table import HeadroomTable, headroom_table
     from trimtab.policies.networks import Policy
+    from trimtab.policies.on_prompts import LearnedPolicy, train_policy
     from trimtab.policies.ppo import PPOConfig
     from trimtab.policies.rollout import Rollouts, roll_out
     from trimtab.policies.setup import Setup
     from trimtab.policies.source import Decisions, PolicySource
-    from trimtab.policies.train import TrainedPolicy, TrainingSummary, load_policy, train_policy
+    from trimtab.policies.train import TrainedPolicy, TrainingSummary, load_policy, run_policy_train
 
 __all__ = [
     "AnalyzeConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "HeadroomConfig",
     "HeadroomResult",
     "HeadroomTable",
+    "LearnedPolicy",
     "PPOConfig",
     "Policy",
     "PolicyAnalysis",
@@ -49,6 +51,7 @@ __all__ = [
     "load_policy",
     "roll_out",
     "run_headroom",
+    "run_policy_train",
     "train_policy",
 ]
 
@@ -61,11 +64,12 @@ _PLACES = {
     "headroom.result": ("Headroom", "HeadroomResult"),
     "headroom.table": ("HeadroomTable", "headroom_table"),
     "networks": ("Policy",),
+    "on_prompts": ("LearnedPolicy", "train_policy"),
     "ppo": ("PPOConfig",),
     "rollout": ("Rollouts", "roll_out"),
     "setup": ("Setup",),
     "source": ("Decisions", "PolicySource"),
-    "train": ("TrainedPolicy", "TrainingSummary", "load_policy", "train_policy"),
+    "train": ("TrainedPolicy", "TrainingSummary", "load_policy", "run_policy_train"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -60,6 +60,9 @@ class PolicySource(DirectionSource):
         UserError: the dose is not finite, or the policy has another number of features than the directions.
     """
 
+    label = "a policy's features"
+    """What results say that it steers with."""
+
     def __init__(
         self,
         policy: Policy,

@@ -90,8 +90,8 @@ class TrainingSummary:
         return {"run": str(self.run), "task": self.task, "resumed": self.resumed, **self.results}
 
 
-def train_policy(config: PolicyConfig) -> TrainingSummary:
-    """Train a policy, or go on from its run's last checkpoint.
+def run_policy_train(config: PolicyConfig) -> TrainingSummary:
+    """What `trimtab policy train` does: train a policy, or go on from its run's last checkpoint.
 
     A run may be given more iterations than it had. It goes on from its last checkpoint, the learning rate falling as if
     so many had been asked for from there on; what was evaluated and analysed before is moved to a directory of its own.
@@ -386,13 +386,13 @@ def last_checkpoint(run: Path) -> Checkpoint:
     return checkpoint
 
 
-def load_policy(setup: Setup, run: Run) -> Policy:
+def load_policy(setup: Setup, run: Path) -> Policy:
     """The best policy of a run of `policy train`.
 
     Raises:
         UserError: the run has no checkpoint, or is of another SAE.
     """
-    checkpoint = last_checkpoint(run.path)
+    checkpoint = last_checkpoint(run)
     policy = fresh_policy(setup)
     policy.load_state_dict(
         {name.removeprefix("best."): t for name, t in checkpoint.tensors.items() if name.startswith("best.")}

@@ -73,7 +73,7 @@ def open_trained(paths: Sequence[Path], stack: ExitStack) -> list[TrainedRun]:
     for path, config in zip(paths, configs, strict=True):
         setup = _setup(config, [one.setup for one in found])
         run = stack.enter_context(Run.open(path, COMMAND, config, ignore_fields=NOT_THE_RESULT, device=config.device))
-        found.append(TrainedRun(run=run, setup=setup, policy=load_policy(setup, run)))
+        found.append(TrainedRun(run=run, setup=setup, policy=load_policy(setup, path)))
     return found
 
 

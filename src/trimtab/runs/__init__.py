@@ -20,6 +20,7 @@ from trimtab.runs.record import read_record
 from trimtab.runs.renamed import check_name
 from trimtab.runs.run import Run, Status
 from trimtab.runs.splits import split_ids, text_id
+from trimtab.runs.temporary import kept_or_temporary
 from trimtab.runs.typed import field_docs, field_types, option_name, read_options, read_typed, takes_list
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "field_types",
     "find_class",
     "json_safe",
+    "kept_or_temporary",
     "keyword_types",
     "machine",
     "option_name",

@@ -306,7 +306,7 @@ _OF_ANY_SOURCE = ("chat", "samples", "kl")
 
 def _alone(config: SteerOptions, source: InterventionSource, rows: Sequence[_Row]) -> tuple[InterventionSource, str]:
     """A source that decides everything itself, in the steered rows."""
-    name, usual = type(source).__name__, SteerOptions()
+    name, usual = getattr(source, "label", type(source).__name__), SteerOptions()
     for field in fields(config):
         if field.name not in _OF_ANY_SOURCE and getattr(config, field.name) != getattr(usual, field.name):
             raise UserError(f"{field.name} beside {name}", "the source decides that itself", "leave it out")

@@ -19,7 +19,7 @@ from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
 from trimtab.policies.files import EVALUATION_FILE
 from trimtab.policies.headroom.candidates import NothingAllowedError
 from trimtab.policies.ppo import PPOConfig
-from trimtab.policies.train import train_policy
+from trimtab.policies.train import run_policy_train
 from trimtab.runs import part_of
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, text_table
 from trimtab.studies.demo import DemoConfig, DemoResult, run_demo
@@ -121,8 +121,8 @@ def run_whole_demo(config: DemoConfig, policy: PolicyConfig = POLICY, test_items
         test_items: items that it is evaluated on.
 
     Raises:
-        UserError: see `run_demo`, `train_policy` and `evaluate_policy`. The policy's part alone is left out where its
-            task cannot be had with the model, or no feature of the SAE may be chosen on it.
+        UserError: see `run_demo`, `run_policy_train` and `evaluate_policy`. The policy's part alone is left out where
+            its task cannot be had with the model, or no feature of the SAE may be chosen on it.
     """
     features = run_demo(config)
     if not config.policy:
@@ -139,9 +139,9 @@ def run_demo_policy(config: PolicyConfig, test_items: int) -> DemoPolicy:
     """Train and evaluate, or read back what is there.
 
     Raises:
-        UserError: see `train_policy` and `evaluate_policy`.
+        UserError: see `run_policy_train` and `evaluate_policy`.
     """
-    summary = train_policy(config)
+    summary = run_policy_train(config)
     file = summary.run / EVALUATION_FILE
     if not file.exists():
         evaluate_policy(

@@ -4,6 +4,7 @@
 """
 
 from trimtab.tasks.config import TASK_FIELDS, TaskConfig
+from trimtab.tasks.prompts import PromptTask
 from trimtab.tasks.registry import DATA_VARIABLE, TASKS, find_task, load_options, load_task, read_task, register
 from trimtab.tasks.task import (
     SPLITS,
@@ -25,6 +26,7 @@ __all__ = [
     "Companion",
     "Item",
     "Outcome",
+    "PromptTask",
     "Task",
     "TaskConfig",
     "Tokenizer",

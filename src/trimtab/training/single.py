@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.activations import Document, HarvestOptions, as_documents, harvest, tokenise
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.lm import LanguageModel, Site
-from trimtab.runs import Run, config_dict, json_safe, read_metrics, read_typed
+from trimtab.runs import Run, config_dict, json_safe, kept_or_temporary, read_metrics, read_typed
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, SHARE, Column, Table
@@ -37,10 +33,12 @@ class TrainedSAE(Result):
     """A trained SAE and what it does on held-out rows."""
 
     result: TrainResult
-    run: Path
-    """Where files are."""
-    kept: bool = True
-    """Whether they stay when this object goes."""
+    sae: SAE
+    """The SAE, with its statistics."""
+    metrics: list[dict[str, Any]]
+    """What was logged while it was trained."""
+    run: Path | None
+    """The run's directory; None if none was asked for."""
     resumed: bool = False
     """Whether the run was done before."""
     harvest_bytes: int = 0
@@ -48,19 +46,12 @@ class TrainedSAE(Result):
 
     @classmethod
     def of(cls, run: Run, *, resumed: bool, kept: bool = True) -> TrainedSAE:
-        """What a run that is done holds."""
+        """What a run that is done holds; not all of it may be kept."""
         result = read_typed(TrainResult, run.results, f"run {run.path}")
-        return cls(result=result, run=run.path, resumed=resumed, kept=kept)
-
-    @cached_property
-    def sae(self) -> SAE:
-        """The SAE, with its statistics."""
-        return load_dictionary(self.result.sae)
-
-    @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What was logged while it was trained."""
-        return read_metrics(self.run)
+        sae = load_dictionary(result.sae)
+        sae.name = sae.name if kept else f"{sae.architecture} SAE of {sae.n_features:,} features"
+        path = run.path if kept else None
+        return cls(result=result, sae=sae, metrics=read_metrics(run.path), run=path, resumed=resumed)
 
     def headline(self) -> str:
         r = self.result
@@ -89,12 +80,12 @@ class TrainedSAE(Result):
         """The result in a few lines."""
         r = self.result
         lines = [
-            f"{r.sae if self.kept else self.sae.name}{' (done before)' if self.resumed else ''}",
+            f"{self.sae.name}{' (done before)' if self.resumed else ''}",
             f"  trained on {r.rows:,} rows in {r.steps:,} steps, {r.seconds:.0f} s",
             f"  {self.headline()}",
             *([f"  {r.advice}"] if r.advice else []),
-            *harvest_text_of(self.run / SHARDS, self.harvest_bytes),
-            *([f"  next: trimtab evaluate core --sae {r.sae}"] if self.kept else []),
+            *(harvest_text_of(self.run / SHARDS, self.harvest_bytes) if self.run else []),
+            *([f"  next: trimtab evaluate core --sae {r.sae}"] if self.run else []),
         ]
         return "\n".join(lines)
 
@@ -161,25 +152,15 @@ def train_sae(
     config, rows_of = TrainConfig(**options), harvest_options or HarvestOptions()
     place, corpus = model.site(site), tokenise(as_documents(texts), model.tokenizer)
     described = {"site": str(place), **config_dict(config), "harvest": asdict(rows_of)}
-    path = Path(tempfile.mkdtemp(prefix="trimtab-")) if run is None else Path(run)
-    try:
-        with Run.open(
+    with (
+        kept_or_temporary(run) as path,
+        Run.open(
             path, "train", described, seeds=[config.seed], device=str(model.device), ignore_fields=NOT_THE_RESULT
-        ) as opened:
-            opened.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
-            resumed = opened.done
-            if not resumed:
-                harvest(model, [place], corpus, opened.file(SHARDS), rows_of)
-                train_one(
-                    opened, config, shard_rows([opened.file(SHARDS)], str(place), rows_of.seed), str(model.device)
-                )
-            trained = TrainedSAE.of(opened, resumed=resumed, kept=run is not None)
-    except BaseException:
-        if run is None:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    if run is None:
-        shutil.rmtree(path / SHARDS, ignore_errors=True)
-        trained.sae.name = f"{config.arch} SAE of {config.n_features:,} features"
-        weakref.finalize(trained, shutil.rmtree, path, ignore_errors=True)
-    return trained
+        ) as opened,
+    ):
+        opened.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
+        resumed = opened.done
+        if not resumed:
+            harvest(model, [place], corpus, path / SHARDS, rows_of)
+            train_one(opened, config, shard_rows([path / SHARDS], str(place), rows_of.seed), str(model.device))
+        return TrainedSAE.of(opened, resumed=resumed, kept=run is not None)
