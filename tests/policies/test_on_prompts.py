@@ -22,7 +22,7 @@ from trimtab.policies.steering_command import PolicySteerConfig, run_policy_stee
 from trimtab.tasks import Item, Outcome, PromptTask
 
 SMALL: dict[str, Any] = {
-    "dose": 2.0, "iterations": 3, "repeats": 2, "items_per_iteration": 8, "hidden": (16,), "validate_every": 1,
+    "dose": 2.0, "iterations": 3, "samples": 2, "items_per_iteration": 8, "hidden": (16,), "validate_every": 1,
     "headroom_items": 0, "initial_no_edit": 0.0,
 }  # fmt: skip
 SPLITS = {"train": TEXTS[:30], "validation": TEXTS[30:38], "test": TEXTS[38:]}
@@ -111,7 +111,7 @@ def test_a_kept_run_goes_on_and_steers_by_its_name(
     assert again.trained.best_validation_reward == first.trained.best_validation_reward
     decoding = DecodeConfig(max_new_tokens=4)
     wanted = first.steer(["the sea", "the sea", "an inn"], decoding=decoding)
-    result = run_policy_steer(PolicySteerConfig(run=run, prompt=("the sea", "the sea", "an inn"), max_new_tokens=4))
+    result = run_policy_steer(PolicySteerConfig(policy=run, prompt=("the sea", "the sea", "an inn"), max_new_tokens=4))
     assert result.arms == wanted.arms
     assert cli.main(["policy", "steer", str(run), "the sea", "--max-new-tokens", "4", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -122,13 +122,13 @@ def test_what_does_not_fit_is_refused(on_disk: dict[str, Any], tmp_path: Path, s
     model, dictionary, run = on_disk["model"], on_disk["dictionary"], on_disk["run"]
     train_policy(model, dictionary, SPLITS, reward, max_new_tokens=1, run=run, **SMALL)
     with pytest.raises(UserError, match="the prompts: there is none; give at least one text behind the run"):
-        run_policy_steer(PolicySteerConfig(run=run))
+        run_policy_steer(PolicySteerConfig(policy=run))
     with pytest.raises(UserError, match=r"there is no run\.json"):
-        run_policy_steer(PolicySteerConfig(run=tmp_path / "nowhere", prompt=("a",)))
+        run_policy_steer(PolicySteerConfig(policy=tmp_path / "nowhere", prompt=("a",)))
     sae.W_dec.data[0] += 1
     save_dictionary(sae, tmp_path / "sae")
     with pytest.raises(UserError, match=r"dictionary .*: its hash is .*; give the dictionary that the run used"):
-        run_policy_steer(PolicySteerConfig(run=run, prompt=("a",)))
+        run_policy_steer(PolicySteerConfig(policy=run, prompt=("a",)))
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

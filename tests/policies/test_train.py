@@ -23,7 +23,7 @@ from trimtab.policies import train as training
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.setup import Setup
-from trimtab.policies.train import TrainingSummary, train_policy
+from trimtab.policies.train import TrainingSummary, run_policy_train
 from trimtab.runs import Meter
 from trimtab.training.checkpoint import latest_checkpoint
 
@@ -256,10 +256,10 @@ def test_more_iterations_go_on_from_where_a_training_ended(
     """Stopped on the way it ends with the same bits, and the rate falls as if so many had been asked for from there."""
     opened(monkeypatch, tiny_llama, sae)
     short = small(tmp_path / "whole", iterations=3, headroom_items=0)
-    first = train_policy(short)
+    first = run_policy_train(short)
     before = logged(short.directory(), "charts/reward")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    whole = train_policy(replace(short, iterations=6))
+    whole = run_policy_train(replace(short, iterations=6))
     assert (first.results["iterations"], whole.results["iterations"], whole.resumed) == (3, 6, False)
     after = logged(short.directory(), "charts/reward")
     assert {step: after[step] for step in before} == before
@@ -270,8 +270,8 @@ def test_more_iterations_go_on_from_where_a_training_ended(
     stop_at(monkeypatch, 3)
     parts = replace(short, run=tmp_path / "parts", iterations=6)
     with pytest.raises(KeyboardInterrupt):
-        train_policy(parts)
-    assert train_policy(parts).results["best_validation_reward"] == whole.results["best_validation_reward"]
+        run_policy_train(parts)
+    assert run_policy_train(parts).results["best_validation_reward"] == whole.results["best_validation_reward"]
     mine, other = (latest_checkpoint(tmp_path / name / training.CHECKPOINTS) for name in ("whole", "parts"))
     assert mine is not None
     assert other is not None
@@ -287,17 +287,17 @@ def test_an_extended_training_sets_aside_what_was_found_of_the_shorter_one(
 ) -> None:  # fmt: skip
     opened(monkeypatch, tiny_llama, sae)
     config = small(tmp_path / "run", iterations=2, headroom_items=0)
-    train_policy(config)
+    run_policy_train(config)
     (tmp_path / "run/evaluation.json").write_text("{}")
     (tmp_path / "run/analysis").mkdir()
-    assert train_policy(config).resumed
+    assert run_policy_train(config).resumed
     assert (tmp_path / "run/evaluation.json").exists()
     with pytest.raises(UserError, match="iterations was 2 and is now 1; choose another --run directory"):
-        train_policy(replace(config, iterations=1))
+        run_policy_train(replace(config, iterations=1))
     with pytest.raises(UserError, match="samples was 4 and is now 5"):
-        train_policy(replace(config, iterations=3, samples=5))
+        run_policy_train(replace(config, iterations=3, samples=5))
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "done"
-    train_policy(replace(config, iterations=3))
+    run_policy_train(replace(config, iterations=3))
     assert sorted(path.name for path in (tmp_path / "run/iterations-2").iterdir()) == ["analysis", "evaluation.json"]
     assert not (tmp_path / "run/evaluation.json").exists()
     assert f"is in {tmp_path / 'run/iterations-2'}" in capsys.readouterr().err
@@ -313,5 +313,5 @@ def test_an_extended_training_sets_aside_what_was_found_of_the_shorter_one(
 )
 def test_a_refused_training_leaves_no_directory(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        train_policy(PolicyConfig(run=tmp_path / "run", **settings))
+        run_policy_train(PolicyConfig(run=tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ import pytest
 from planted_rows import MemorySource, Planted
 from rich.console import Console
 
+from trimtab.dictionaries import load_dictionary
 from trimtab.distributed import Ranks
 from trimtab.runs import Run
 from trimtab.training import SiteRows, TrainConfig, TrainedBank, TrainedSAE, expand, train
@@ -93,7 +94,7 @@ def test_a_training_that_ended_in_finite_garbage_says_so(tmp_path: Path) -> None
     with Run.open(tmp_path / "run", "train", config) as run:
         result = train(config, source, run, heldout=heldout)
     assert result.explained_variance < -10 or result.dead_share == 1
-    text = TrainedSAE(result=result, run=tmp_path, resumed=False).render()
+    text = TrainedSAE(result=result, sae=load_dictionary(result.sae), metrics=[], run=tmp_path).render()
     assert "training diverged or nothing is left; lower --lr" in text
     assert "--sparsity-weight" not in text
     bank = expand(

@@ -57,7 +57,7 @@ def policy_steer() -> Job:
     """continue prompts of your own unsteered and under a trained policy"""
     from trimtab.policies.steering_command import PolicySteerConfig, run_policy_steer
 
-    return Job(PolicySteerConfig, run_policy_steer, ("run", "prompt"), 'runs/mine "Yesterday I went to the"')
+    return Job(PolicySteerConfig, run_policy_steer, ("policy", "prompt"), 'runs/mine "Yesterday I went to the"')
 
 
 def policy_analyze() -> Job:

@@ -14,11 +14,11 @@ from trimtab.control.replicates import Replicate
 from trimtab.dictionaries import SAE
 from trimtab.lm import DecodeConfig, LanguageModel
 from trimtab.policies.arms import PolicyArm
-from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
+from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import PolicySource
-from trimtab.policies.train import TrainedPolicy, fit, load_policy
-from trimtab.runs import Run, kept_or_temporary, read_metrics
+from trimtab.policies.train import TrainedPolicy, load_policy, train_in_run
+from trimtab.runs import kept_or_temporary, read_metrics
 from trimtab.runs.figures import Curve, Level, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
@@ -158,7 +158,7 @@ def train_policy(
         max_new_tokens: how long an answer may be.
         run: directory to keep checkpoints and metrics in; the same call again goes on from there, for the same
             prompts. That the reward is the same is not checked.
-        options: fields of `PolicyConfig`, such as `dose`, `mask`, `iterations`, `repeats`, `ppo` and `seed`.
+        options: fields of `PolicyConfig`, such as `dose`, `mask`, `iterations`, `samples`, `ppo` and `seed`.
 
     Raises:
         UserError: a value is not allowed, the dictionary does not fit, a split has no prompts, a reward is not finite.
@@ -168,16 +168,8 @@ def train_policy(
     with kept_or_temporary(run) as path:
         config = PolicyConfig(task=task.name, max_new_tokens=max_new_tokens, run=path, **named, **options)
         setup = Setup.with_parts(config, model, dictionary, task)
-        with Run.open(
-            path, "policy train", config, seeds=[config.seed], device=config.device, ignore_fields=NOT_THE_RESULT
-        ) as opened:
-            opened.record(chat=chat)
-            if opened.done:
-                results: Any = opened.results
-                trained = TrainedPolicy(policy=load_policy(setup, path), **results)
-            else:
-                trained = fit(setup, opened)
-                opened.finish({name: value for name, value in vars(trained).items() if name != "policy"})
+        summary = train_in_run(config, lambda: setup)
+        trained = TrainedPolicy(policy=load_policy(setup, path), **summary.results)
         return LearnedPolicy(
             setup=setup, trained=trained, metrics=read_metrics(path), run=None if run is None else path
         )

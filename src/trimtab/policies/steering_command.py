@@ -20,7 +20,7 @@ from trimtab.tasks import PromptTask, find_task
 class PolicySteerConfig(DecodingConfig):
     """Continue prompts unsteered and under a trained policy."""
 
-    run: Path
+    policy: Path
     """Run of `policy train`."""
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
@@ -44,17 +44,17 @@ def run_policy_steer(config: PolicySteerConfig) -> SteerResult:
     """
     if not config.prompt:
         raise UserError("the prompts", "there is none", "give at least one text behind the run")
-    trained, record = read_policy_config(config.run), read_record(config.run)
+    trained, record = read_policy_config(config.policy), read_record(config.policy)
     model, sae = trained.load()
-    check_hash(config.run, "model", record, model.fingerprint)
-    check_hash(config.run, "dictionary", record, sae.fingerprint)
+    check_hash(config.policy, "model", record, model.fingerprint)
+    check_hash(config.policy, "dictionary", record, sae.fingerprint)
     setup = Setup.with_parts(
         trained, model, sae, PromptTask(list(dict.fromkeys(config.prompt)), lambda prompt, answer: 0.0)
     )
-    source = setup.source(load_policy(setup, config.run), greedy=config.greedy)
+    source = setup.source(load_policy(setup, config.policy), greedy=config.greedy)
     chat = config.chat
     if chat is None:
-        chat = record["chat"] if trained.task == PromptTask.name else find_task(trained.task).chat
+        chat = record["chat"] if "chat" in record else find_task(trained.task).chat
     return steer(
         model, source, config.prompt, decoding=config.decode_config(stop=config.stop), chat=chat,
         samples=config.samples, kl=config.kl,

@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,19 @@ class TrainingSummary:
 
 
 def run_policy_train(config: PolicyConfig) -> TrainingSummary:
-    """What `trimtab policy train` does: train a policy, or go on from its run's last checkpoint.
+    """What `trimtab policy train` does; see `train_in_run`."""
+    return train_in_run(config, lambda: Setup.of(config))
+
+
+def train_in_run(config: PolicyConfig, setup: Callable[[], Setup]) -> TrainingSummary:
+    """Train a policy in its run's directory, or go on from the last checkpoint there.
 
     A run may be given more iterations than it had. It goes on from its last checkpoint, the learning rate falling as if
     so many had been asked for from there on; what was evaluated and analysed before is moved to a directory of its own.
+
+    Args:
+        config: how.
+        setup: gives what the config names; not called where everything is done.
 
     Raises:
         UserError: anything that the user named is wrong, a reward that is not finite, a run of another config.
@@ -108,7 +117,7 @@ def run_policy_train(config: PolicyConfig) -> TrainingSummary:
         run.extend("iterations", config.iterations)
         resumed = run.done
         if not resumed:
-            trained = fit(Setup.of(config), run)
+            trained = fit(setup(), run)
             run.finish({name: value for name, value in vars(trained).items() if name != "policy"})
         results: Any = run.results
         return TrainingSummary(run=run.path, task=config.task, results=dict(results), resumed=resumed)
@@ -139,6 +148,7 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
         },
         splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
         hides_text=setup.task.hides_text,
+        chat=setup.task.chat,
     )
     warnings = training_headroom(setup, run, validation)
     _warn(warnings)
