@@ -136,9 +136,7 @@ def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _encoded(
-    documents: Iterable[Document], tokenizer: transformers.PreTrainedTokenizerBase
-) -> Iterator[tuple[Document, list[int]]]:
+def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Document, list[int]]]:
     rest = iter(documents)
     while batch := list(islice(rest, 256)):
         encoded: Any = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def kept_or_temporary(path: Path | str | None) -> Iterator[Path]:
+def kept_or_temporary(path: Path | str | None) -> Generator[Path]:
     """The given directory, or one that is gone at the block's end."""
     if path is not None:
         yield Path(path)
