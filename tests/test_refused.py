@@ -55,3 +55,8 @@ def test_a_refused_command_leaves_nothing_behind(
     assert REFUSED[line] in last
     assert said.out == ""
     assert sorted(path.name for path in here.rglob("*")) == ["text.txt"]
+
+
+def test_a_replay_names_the_option_that_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["steer", "--replay", "nowhere", "--sae", "smollm2-135m-instruct/resid_post.15"]) == 2
+    assert capsys.readouterr().err.startswith("trimtab: error: --sae with --replay: a replay takes it from the run")

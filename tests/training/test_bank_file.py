@@ -97,6 +97,10 @@ def test_fields_that_tell_members_apart_are_in_their_names() -> None:
             "[defaults]\nn-features = 5",
             r"bank.toml: \[defaults\]: n-features: there is no such option; did you mean n_f",
         ),
+        (
+            "[defaults]\nsequences_per_pass = 4",
+            r"bank.toml: \[defaults\]: sequences_per_pass: there is no such option; write model_batch_size",
+        ),
         ("[[member]]\n[[member]]\narhc = 'topk'", r"bank.toml: \[\[member\]\] 2: arhc: .*; did you mean arch\?"),
         ("[[member]]\ntext = ['a']", r"\[\[member\]\] 1: text: all members share it; move it to \[defaults\]"),
         ("[[member]]\nk = [4, 'x']", r"\[\[member\]\] 1: k: it must be a whole number, not 'x'"),

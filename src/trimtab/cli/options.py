@@ -31,12 +31,13 @@ def parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
     """
     import tyro
 
-    from trimtab.runs import check_name
+    from trimtab.runs import new_name
 
     for word in words:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option[2:].replace("-", "_") not in job.config.__dataclass_fields__:
-            check_name(command, option)
+        name = word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
+        new = None if name in job.config.__dataclass_fields__ else new_name(command, name)
+        if new is not None:
+            raise UserError(word.partition("=")[0], "it has another name now", f"write --{new.replace('_', '-')}")
     about = " ".join((job.config.__doc__ or "").split())
     said = io.StringIO()
     try:
@@ -106,7 +107,11 @@ def _known(job: Job, words: Sequence[str]) -> Mapping[str, Any]:
             given.setdefault(option, []).append(word)
     if job.defaults:
         return job.defaults(given)
-    if {"model", "sae"} <= job.config.__dataclass_fields__.keys() and given.get("sae") and "model" not in given:
+    if (
+        {"model", "sae"} <= job.config.__dataclass_fields__.keys()
+        and given.get("sae")
+        and not {"model", "replay"} & given.keys()
+    ):
         from trimtab.dictionaries.files import trained_on
 
         model = trained_on(given["sae"][0])

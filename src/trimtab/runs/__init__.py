@@ -17,7 +17,7 @@ from trimtab.runs.named import find_class, keyword_types
 from trimtab.runs.progress import Meter
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
-from trimtab.runs.renamed import check_name
+from trimtab.runs.renamed import new_name
 from trimtab.runs.run import Run, Status
 from trimtab.runs.splits import split_ids, text_id
 from trimtab.runs.temporary import kept_or_temporary
@@ -36,7 +36,6 @@ __all__ = [
     "atomic_path",
     "check_choices",
     "check_least",
-    "check_name",
     "check_values",
     "config_dict",
     "config_difference",
@@ -48,6 +47,7 @@ __all__ = [
     "kept_or_temporary",
     "keyword_types",
     "machine",
+    "new_name",
     "option_name",
     "part_of",
     "read_json",

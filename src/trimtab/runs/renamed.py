@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.errors import UserError
-
 RENAMED: dict[str, dict[str, str]] = {
     "harvest": {"out": "run", "sites": "site", "batch": "batch_size"},
     "train": {"sequences_per_pass": "model_batch_size"},
@@ -26,8 +24,6 @@ def with_new_names(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {renamed.get(name, name): value for name, value in config.items()}
 
 
-def check_name(command: str, option: str) -> None:
-    """Raise a `UserError` that says what an option is called now, if `--NAME` is an old name of it."""
-    new = RENAMED.get(command, {}).get(option.removeprefix("--").replace("-", "_"))
-    if new is not None:
-        raise UserError(option, "it has another name now", f"write --{new.replace('_', '-')}")
+def new_name(command: str, name: str) -> str | None:
+    """What a field of a command's config is called now, if the name is an old one of it."""
+    return RENAMED.get(command, {}).get(name)

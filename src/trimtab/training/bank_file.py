@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError, did_you_mean
-from trimtab.runs import field_types, read_typed, takes_list
+from trimtab.runs import field_types, new_name, read_typed, takes_list
 from trimtab.training.config import TrainConfig
 
 
@@ -100,6 +100,7 @@ def _values(place: str, key: str, value: Any, kinds: Mapping[str, Any], shared: 
 
 def _kind(place: str, key: str, kinds: Mapping[str, Any]) -> Any:
     if key not in kinds:
-        hint = did_you_mean(key, kinds, "see trimtab train --help")
+        new = new_name("train", key)
+        hint = f"write {new}" if new else did_you_mean(key, kinds, "see trimtab train --help")
         raise UserError(f"{place}: {key}", "there is no such option", hint)
     return kinds[key]
