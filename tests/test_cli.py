@@ -117,6 +117,7 @@ def test_an_unknown_command_names_the_close_one(capsys):
     assert failure(capsys, ["rnak"]).endswith("did you mean rank?")
     line = failure(capsys, ["models", "pul", "x"])
     assert line == "unknown command 'models pul': there is list, pull, show; did you mean pull?"
+    assert failure(capsys, ["policy", "report", "x"]).endswith("did you mean trimtab report?")
 
 
 @pytest.mark.parametrize(

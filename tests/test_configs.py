@@ -40,7 +40,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "policy steer": {"policy": Path("a")},
     "policy analyze": {"run": (Path("a"),)},
     "policy compare": {"run": (Path("a"),)},
-    "policy report": {"run": Path("a")},
     "report": {"run": Path("a")},
 }
 """Values without which a command's config cannot be made."""

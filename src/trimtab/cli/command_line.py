@@ -65,7 +65,8 @@ def _find_command(words: Sequence[str]) -> str:
     known = [name.split()[1] for name in group] or list(first)
     wrong = asked[0] if group else words[0]
     said = " ".join([words[0], wrong] if group else [wrong])
-    hint = did_you_mean(wrong, known, "see trimtab --help")
+    other = f"did you mean trimtab {wrong}?" if wrong in COMMANDS else "see trimtab --help"
+    hint = did_you_mean(wrong, known, other)
     raise UserError(f"unknown command {said!r}", f"there is {', '.join(known)}", hint)
 
 

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-from trimtab.cli.job import Job, Printed
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyReportConfig:
-    """Write report.html of a policy's run from what the run holds."""
-
-    run: Path
-    """Directory of `policy train`, or of `policy evaluate --run`."""
+from trimtab.cli.job import Job
 
 
 def policy_headroom() -> Job:
@@ -73,17 +63,6 @@ def policy_analyze() -> Job:
     return Job(AnalyzeConfig, run, ("run",), "runs/mine --items 64")
 
 
-def policy_report() -> Job:
-    """write the HTML report of a policy's run anew"""
-    from trimtab.report import write_report
-
-    def run(config: PolicyReportConfig) -> Printed:
-        page = write_report(config.run)
-        return Printed({"report": str(page)}, str(page))
-
-    return Job(PolicyReportConfig, run, ("run",), "runs/mine")
-
-
 def policy_compare() -> Job:
     """put several runs of one task side by side: masks, layers, doses, seeds"""
     from trimtab.policies.compare import CompareConfig, compare_runs
@@ -98,5 +77,4 @@ POLICY_COMMANDS: dict[str, Callable[[], Job]] = {
     "policy steer": policy_steer,
     "policy analyze": policy_analyze,
     "policy compare": policy_compare,
-    "policy report": policy_report,
 }
