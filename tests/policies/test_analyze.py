@@ -208,7 +208,7 @@ def test_the_command_analyses_a_run_by_its_directory_alone(
     after = read_record(run)
     assert (after["status"], after["results"]) == ("done", before["results"])
     assert len(after["test_split_openings"]) == 2
-    assert cli.main(["policy", "report", str(run)]) == 0
+    assert cli.main(["report", str(run)]) == 0
     assert "There is no ledger" not in (run / "report.html").read_text()
 
 
