@@ -4,6 +4,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -135,3 +136,43 @@ def test_what_was_done_before_does_not_count_as_speed(monkeypatch: pytest.Monkey
     at(monkeypatch, 5.0)
     meter.advance(5)
     assert meter.line() == "training: 95/100 (95%, 5 s, 5 s left)"
+
+
+class Shown:
+    """What a notebook shows at one place, as it was updated."""
+
+    def __init__(self, data: dict[str, str]) -> None:
+        self.states = [data]
+
+    def update(self, data: dict[str, str], raw: bool) -> None:
+        assert raw
+        self.states.append(data)
+
+
+def test_a_notebook_has_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
+    places: list[Shown] = []
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Shown:
+        assert raw
+        assert display_id
+        places.append(Shown(data))
+        return places[-1]
+
+    ipython, displaying = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
+    displaying.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", displaying)
+    with Meter("quick"):
+        pass
+    assert places == []
+    monkeypatch.setattr(progress, "DELAY", 0.01)
+    monkeypatch.setattr(progress, "NOTEBOOK_INTERVAL", 0.01)
+    with Meter("ranking <features>", 10) as meter:
+        eventually(lambda: bool(places))
+        meter.advance(3)
+        eventually(lambda: "3/10" in places[0].states[-1]["text/plain"])
+    shown = next(state["text/html"] for state in places[0].states if "3/10" in state["text/plain"])
+    assert shown.startswith('<progress value="0.300"></progress> ranking &lt;features&gt;: 3/10')
+    assert places[0].states[-1] == {"text/plain": "", "text/html": ""}
+    assert len(places) == 1

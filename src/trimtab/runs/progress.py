@@ -1,19 +1,23 @@
-"""Progress on stderr, only where it helps: a bar for what takes more than a second; in a log, a line now and then."""
+"""Progress, only where it helps: for what takes more than a second a bar in terminal and notebook, else a line now and
+then on stderr."""
 
 from __future__ import annotations
 
+import html
 import math
 import sys
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 DELAY = 1.0
 """Seconds after which a terminal shows the bar."""
+NOTEBOOK_INTERVAL = 0.5
+"""Seconds after which a notebook's bar is drawn anew."""
 LOG_INTERVAL = 10.0
 """Seconds between lines where stderr is not a terminal."""
 
@@ -80,6 +84,7 @@ class Meter:
     def __enter__(self) -> Meter:
         self._started = self._advanced = time.monotonic()
         watch = self._show_later if sys.stderr.isatty() else self._log_now_and_then
+        watch = self._show_in_notebook if _in_notebook() else watch
         self._watcher = threading.Thread(target=watch, daemon=True, name="trimtab-progress")
         self._watcher.start()
         return self
@@ -100,9 +105,30 @@ class Meter:
             with self._guard:
                 self._task = _screen.add(self.description, self.total, self.completed)
 
+    def _show_in_notebook(self) -> None:
+        """A bar in the output of the cell, which goes when the work is done."""
+        if self._stop.wait(DELAY):
+            return
+        from IPython.display import display  # pyright: ignore
+
+        shown: Any = display(self._in_html(), raw=True, display_id=True)  # pyright: ignore
+        while not self._stop.wait(NOTEBOOK_INTERVAL):
+            shown.update(self._in_html(), raw=True)
+        shown.update({"text/plain": "", "text/html": ""}, raw=True)
+
+    def _in_html(self) -> dict[str, str]:
+        share = f' value="{self.completed / self.total:.3f}"' if self.total else ""
+        return {"text/plain": self.line(), "text/html": f"<progress{share}></progress> {html.escape(self.line())}"}
+
     def _log_now_and_then(self) -> None:
         while not self._stop.wait(LOG_INTERVAL):
             print(self.line(), file=sys.stderr, flush=True)
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this."""
+    shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
 
 
 class _Screen:
