@@ -1,4 +1,4 @@
-"""No code that only tests use: what `src` defines is used in it, by a benchmark, recipe or example, or is in docs."""
+"""No code that only tests use: what `src` defines is used in it, by a benchmark, recipe, example, or in docs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PARTS = ("src", "benchmarks", "recipes", "examples", "docs")
 CALLED_BY_TRANSFORMERS = {"get_mask_sizes", "get_max_length", "get_seq_length"}
 
 
@@ -47,7 +48,7 @@ def used(tree: ast.AST) -> Iterator[str]:
 
 
 def unused(root: Path) -> set[str]:
-    code = [file for part in ("src", "benchmarks", "recipes", "examples") for file in root.glob(f"{part}/**/*.py")]
+    code = [file for part in PARTS for file in root.glob(f"{part}/**/*.py")]
     trees = {file: ast.parse(file.read_text()) for file in code}
     texts = [*root.glob("docs/**/*.md"), *root.glob("*.md"), *root.glob("recipes/**/*.md")]
     words = {word for file in texts for word in re.findall(r"\w+", file.read_text())}

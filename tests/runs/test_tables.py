@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SHARE, SIGNED, Column, result_table, text_table
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SHARE, SIGNED, Column, markdown_table, result_table, text_table
 from trimtab.stats import Interval, number_text
 
 COLUMNS = [
@@ -45,6 +45,13 @@ resid_post.15   0.422 [0.314, 0.530]  -0.250  0.0123  50.0%  12,345
 [bold]2[/bold]                 1.000       –       –    3/8       –"""
 
 
+MARKDOWN = """\
+| site | reward | gain | KL | share | edits |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| resid_post.15 | 0.422 [0.314, 0.530] | -0.250 | 0.0123 | 50.0% | 12,345 |
+| a\\|b | 1.000 | – | – | 3/8 | – |"""
+
+
 def shown(table: Table, width: int) -> str:
     console = Console(width=width, file=StringIO(), record=True)
     console.print(table)
@@ -73,6 +80,10 @@ def test_words_stand_on_the_left_and_numbers_on_the_right_in_their_column_s_form
     assert text_table(COLUMNS, ROWS, indent="  ").splitlines()[1].startswith("  resid_post.15 ")
     lines = shown(result_table(COLUMNS, ROWS, framed=False), 120).splitlines()
     assert [line.rstrip() for line in lines] == TEXT.splitlines()
+
+
+def test_markdown_has_the_same_cells_and_no_cell_ends_early() -> None:
+    assert markdown_table(COLUMNS, [ROWS[0], ROWS[1] | {"site": "a|b"}]) == MARKDOWN
 
 
 def check_narrow() -> None:

@@ -157,13 +157,25 @@ def result_table(
 
 def text_table(columns: Sequence[Column], rows: Iterable[Any], *, indent: str = "") -> str:
     """The same as plain text, as wide as it is."""
-    lines = [[column.title for column in columns], *([column.text(row) for column in columns] for row in rows)]
+    lines = _texts(columns, rows)
     widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
     aligned = (
         map(lambda column, text, width: text.rjust(width) if column.form else text.ljust(width), columns, line, widths)
         for line in lines
     )
     return "\n".join(f"{indent}{'  '.join(line)}".rstrip() for line in aligned)
+
+
+def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> str:
+    """The same as a table of Markdown, numbers on the right."""
+    heads, *lines = ([text.replace("|", "\\|") for text in texts] for texts in _texts(columns, rows))
+    rule = ["---:" if column.form else "---" for column in columns]
+    return "\n".join(f"| {' | '.join(texts)} |" for texts in (heads, rule, *lines))
+
+
+def _texts(columns: Sequence[Column], rows: Iterable[Any]) -> list[list[str]]:
+    """Titles, and each row's cells."""
+    return [[column.title for column in columns], *([column.text(row) for column in columns] for row in rows)]
 
 
 def flat_row(result: Any) -> dict[str, Any]:

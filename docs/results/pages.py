@@ -1,0 +1,307 @@
+"""The numbers on the result pages: cut from finished runs into `data/`, and drawn from there as tables and a figure.
+
+    python docs/results/pages.py --runs runs   # data/*.json, then tables and figure
+    python docs/results/pages.py               # tables and figure from data/*.json
+
+A table stands below the comment that names it and its files: `<!-- arms data/ioi-fresh.json -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trimtab.runs import read_record
+from trimtab.runs.figures import ROW, Mark, plot_intervals, svg
+from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, markdown_table
+from trimtab.stats import Interval, interval_of, number_text
+
+HERE = Path(__file__).parent
+DATA, FIGURE = HERE / "data", HERE.parent / "images" / "ioi-fresh.svg"
+PAGES = [HERE.parent / "results.md", *sorted(HERE.glob("*.md"))]
+MARKER = re.compile(r"<!-- (\w+) ((?:data/[\w-]+\.json ?)+)-->\n(?:\|.*\n)*")
+
+TRAIN = """trimtab policy train --task ioi-mixture --dose 1.0 --mask accumulated --head decoder --train-items 192
+--validation-items 96 --iterations 60 --items-per-iteration 32 --samples 16 --batch-size 256 --ppo.clip 0.3
+--ppo.entropy-bonus 0.05 --headroom-items 0 --seed 0 --run runs/mixture-0"""
+BBQ_TRAIN = """trimtab policy train --task bbq-ambiguous --data DIR --options-only --dose 0.5 --mask accumulated
+--head decoder --train-items 256 --validation-items 96 --iterations 80 --items-per-iteration 16 --samples 16
+--batch-size 256 --ppo.clip 0.3 --ppo.entropy-bonus 0.05 --headroom-items 0 --seed 0 --run runs/bbq-0"""
+LAYER_22, LAYER_15 = (" ".join(f"runs/{name}-{seed}" for seed in range(3)) for name in ("mixture22", "mixture"))
+BBQ = "runs/bbq-0 runs/bbq-1 runs/bbq-2"
+PARTS = "--part critic ledger branch-points --items 96 --headroom-items"
+WIDE = "--items 200 --kl-items 32 --vector-steps 60 --lora-steps 60 --train-items 192 --no-trace --run runs/"
+
+INTERVALS = "estimate low high n"
+ARMS = """result companions task split items arms label reward by_seed difference difference_by_run difference_over_runs
+malformed kl equal_kl equal_dose dose relative n_edits metrics accuracy/same accuracy/other gain total over_runs format
+answer settings_compared site seeds validation_reward missing chosen feature features_tried gate helped hurt"""
+CRITIC = """counts correct corrected misguided incorrect separations group step n n_right critic probe verdicts label
+helped share random"""
+LEDGER = "entries feature uses items reward_difference decisions no_edit"
+
+
+class Source(NamedTuple):
+    """What a file of `data/` is cut from."""
+
+    run: str
+    """Directory of the run, whose record has versions and seeds."""
+    file: str
+    """Results in it."""
+    keep: str
+    """Names of the fields that pages show, at any depth."""
+    command: str
+    record: str = ""
+    """Run whose record has versions, where this one has none of its own."""
+
+
+SOURCES = {
+    "ioi-fresh": Source(
+        "fresh", "evaluation.json", ARMS,
+        f"trimtab policy evaluate {LAYER_22} {LAYER_15} --skip 200 --items 400 --control random random-allowed static "
+        "gated vector --no-equal-kl --vector-steps 60 --train-items 192 --no-trace --run runs/fresh",
+    ),
+    "ioi-layer-22": Source("layer22", "evaluation.json", ARMS, f"trimtab policy evaluate {LAYER_22} {WIDE}layer22"),
+    "ioi-layer-15": Source("layer15", "evaluation.json", ARMS, f"trimtab policy evaluate {LAYER_15} {WIDE}layer15"),
+    "ioi-headroom": Source(
+        "headroom", "headroom.json",
+        "task split lines mask allowed_per_item items of_features unsteered ceiling random_ceiling static most_active "
+        "readout over_static", "trimtab policy headroom --task ioi-mixture --items 12 --dose 1.0 --run runs/headroom",
+        "fresh",
+    ),
+    "ioi-doses": Source(
+        "layers-analysis", "analysis.json",
+        "task layers site unit trained_dose unsteered doses dose reward difference kl malformed tolerated "
+        "chosen_features kinds factor chosen by_use live rows",
+        "trimtab policy analyze runs/mixture22-0 runs/mixture-0 runs/mixture7 --part layers",
+        "mixture22-0",
+    ),
+    "ioi-inside-22": Source(
+        "mixture22-0", "analysis/analysis.json",
+        f"task split items site critic ledger branch_points tokens branch_point excess {CRITIC} {LEDGER}",
+        f"trimtab policy analyze runs/mixture22-0 {PARTS} 16",
+    ),
+    "ioi-inside-15": Source(
+        "mixture-0", "analysis/analysis.json",
+        f"task split items site critic ledger branch_points tokens branch_point excess {CRITIC} {LEDGER}",
+        f"trimtab policy analyze runs/mixture-0 {PARTS} 8",
+    ),
+    "bbq": Source(
+        "bbq", "evaluation.json", f"{ARMS} metric_intervals bias_score",
+        f"trimtab policy evaluate {BBQ} --items 200 --control random most-active static gated shuffled vector "
+        "prompting letters --no-equal-kl --draws 1 --vector-steps 30 --train-items 128 --finalists 6 --used 12 "
+        "--n-random 24 --no-trace --run runs/bbq",
+    ),
+}  # fmt: skip
+TRAININGS = {
+    "ioi-trainings": ("mixture22-? mixture-? mixture7", TRAIN),
+    "bbq-trainings": ("bbq-?", BBQ_TRAIN),
+}
+"""Runs of each file, and how the first was made."""
+
+
+def kept(value: Any, names: set[str]) -> Any:
+    """What is left of plain values with fields of these names alone."""
+    if isinstance(value, list):
+        return [kept(one, names) for one in value]
+    if not isinstance(value, dict):
+        return value
+    wanted = set(INTERVALS.split()) if "estimate" in value else names
+    return {name: kept(one, names) for name, one in value.items() if name in wanted}
+
+
+def training(record: dict[str, Any]) -> dict[str, Any]:
+    """A finished training in a few numbers."""
+    config, found = record["config"], record["results"]
+    site = re.search(r"resid_post\.\d+", f"{config['sae']} {config['site']}")
+    return {"site": site[0] if site else "resid_post.15", "head": config["head"], "mask": config["mask"],
+            "seed": config["seed"], "unsteered": found["unsteered_validation_reward"],
+            "best": found["best_validation_reward"], "iteration": found["best_iteration"],
+            "rollouts": found["rollouts"], "seconds": found["seconds"]}  # fmt: skip
+
+
+def collect(runs: Path) -> None:
+    """Write the data of all runs that are there."""
+    for name, source in SOURCES.items():
+        file = runs / source.run / source.file
+        if file.exists():
+            record = read_record(runs / (source.record or source.run))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            seeds = found.get("seeds", record["seeds"])
+            write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
+    for name, (patterns, command) in TRAININGS.items():
+        found = [read_record(run) for pattern in patterns.split() for run in sorted(runs.glob(pattern))]
+        if done := [record for record in found if record["results"]]:
+            rows = [training(record) for record in done]
+            write(name, command, done[0], sorted({row["seed"] for row in rows}), {"trainings": rows})
+
+
+def write(name: str, command: str, record: dict[str, Any], seeds: Sequence[int], found: dict[str, Any]) -> None:
+    """One file of `data/`."""
+    about = {"command": " ".join(command.split()), "versions": record["versions"], "date": record["updated"][:10]}
+    text = json.dumps(about | {"seeds": list(seeds)} | found, ensure_ascii=False, allow_nan=False)
+    rows = re.sub(r', (?=\{"(?:label|mask|site|feature|group|dose|factor)")', ",\n  ", text)
+    (DATA / f"{name}.json").write_text(rows + "\n", encoding="utf-8")
+
+
+def read(name: str) -> dict[str, Any]:
+    """One file of `data/`."""
+    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def over_trainings(arm: Any) -> str | None:
+    found = interval_of(arm["difference_over_runs"])
+    return None if found is None else found.bounds(SIGNED)
+
+
+def divergence(arm: Any) -> str:
+    return number_text(arm["kl"], ".2f") + " ≠" * (arm["equal_kl"] is False)
+
+
+def dose(arm: Any) -> str | None:
+    if arm["dose"] is None:
+        return None
+    text = number_text(arm["dose"]["relative"], NUMBER) + " ≠" * (arm["equal_dose"] is False)
+    return f"{text}, {arm['dose']['n_edits']:,}"
+
+
+ARM_COLUMNS = [
+    Column("arm", "label"),
+    Column("reward", "reward", INTERVAL),
+    Column("policy − arm", "difference", SIGNED),
+    Column("over trainings", over_trainings, SIGNED),
+    Column("malformed", "malformed.estimate", ".2f"),
+    Column("KL, nats", divergence, ".2f"),
+    Column("‖Δ‖/‖x‖, edits", dose, NUMBER),
+]
+
+
+def arms(found: Any) -> str:
+    """Every arm beside the policy."""
+    return markdown_table(ARM_COLUMNS, found["result"]["arms"])
+
+
+TITLES = {
+    "ioi-fresh": "[IOI, fresh items](results/ioi.md)",
+    "ioi-layer-22": "[IOI, layer 22](results/ioi.md#layer-22-beside-all-controls)",
+    "ioi-layer-15": "[IOI, layer 15](results/ioi.md#layer-15-beside-all-controls)",
+    "bbq": "[BBQ, ambiguous](results/bbq.md)",
+}
+
+
+def summary(*names: str) -> str:
+    """One row for each evaluation: the policy's gain, and the control that earns most there."""
+    columns = [
+        Column("policies on", "title"),
+        Column("items", "items", COUNT),
+        Column("unsteered", "unsteered.reward", INTERVAL),
+        Column("policy", "policy.reward", INTERVAL),
+        Column("gain", "unsteered.difference", SIGNED),
+        Column("over trainings", lambda row: over_trainings(row["unsteered"]), SIGNED),
+        Column("best control", "best.label"),
+        Column("policy − it", "best.difference", SIGNED),
+    ]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        result = read(name)["result"]
+        by_label = {arm["label"]: arm for arm in result["arms"]}
+        controls = [arm for label, arm in by_label.items() if label not in ("unsteered", "policy")]
+        best = max(controls, key=lambda arm: arm["reward"]["estimate"])
+        rows.append({"title": TITLES[name], "items": result["items"], "best": best} | by_label)
+    return markdown_table(columns, rows)
+
+
+def trainings(found: Any) -> str:
+    """What each training came to on validation."""
+    columns = [
+        Column("layer", layer_number, COUNT),
+        Column("seed", "seed", COUNT),
+        Column("unsteered", "unsteered", INTERVAL),
+        Column("best checkpoint", "best", INTERVAL),
+        Column("iteration", "iteration", COUNT),
+        Column("seconds", "seconds", ",.0f"),
+    ]
+    return markdown_table(columns, found["trainings"])
+
+
+def headroom(found: Any) -> str:
+    """What one edit could earn under each mask."""
+    columns = [
+        Column("mask (features it allows)", lambda line: f"{line['mask']} ({line['allowed_per_item']:,.0f})"),
+        *(
+            Column(title, name, ".2f")
+            for title, name in (
+                ("unsteered", "unsteered"), ("ceiling", "ceiling"), ("random directions", "random_ceiling"),
+                ("best static feature", "static"), ("most active", "most_active"), ("readout", "readout"),
+            )
+        ),
+    ]  # fmt: skip
+    return markdown_table(columns, found["lines"])
+
+
+def doses(found: Any) -> str:
+    """Reward by dose, a row for each layer."""
+
+    def at(factor: float, name: str, layer: Any) -> Interval | None:
+        return interval_of(next(p[name] for p in layer["doses"] if p["dose"] == factor * layer["trained_dose"]))
+
+    columns = [
+        Column("layer", layer_number, COUNT),
+        *(Column(f"{factor:g} × the dose", partial(at, factor, "reward"), INTERVAL) for factor in (0.5, 1, 2, 4)),
+        Column("KL at the dose, nats", partial(at, 1, "kl"), ".2f"),
+    ]
+    return markdown_table(columns, found["layers"])
+
+
+def layer_number(row: Any) -> str:
+    return row["site"].rpartition(".")[2]
+
+
+def companion(found: Any) -> str:
+    """Every arm on the first of the tasks that must stand beside this one."""
+    return markdown_table(ARM_COLUMNS, found["companions"][0]["arms"])
+
+
+ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion)}
+
+
+def drawn(page: str) -> str:
+    """A page with its tables drawn from `data/`."""
+
+    def table(match: re.Match[str]) -> str:
+        kind, names = match[1], [Path(file).stem for file in match[2].split()]
+        text = summary(*names) if kind == "summary" else ONE_FILE[kind](*map(read, names))
+        return f"<!-- {kind} {match[2].strip()} -->\n{text}\n"
+
+    return MARKER.sub(table, page)
+
+
+def figure() -> str:
+    """The policy beside each control on the fresh items, as SVG."""
+    rows = [arm for arm in read("ioi-fresh")["result"]["arms"] if arm["difference_over_runs"]]
+    marks = [
+        Mark(arm["label"], interval_of(arm["difference_over_runs"]), points=arm["difference_by_run"]) for arm in rows
+    ]
+
+    def draw(ax: Any) -> None:
+        plot_intervals(ax, marks, "reward of the policy minus the arm's, 95% intervals over items and trainings")
+
+    drawing = svg(
+        draw, "The policy beside its controls on fresh items of two-context IOI", height=ROW * len(marks) + 0.8
+    )
+    return drawing.replace("</title>", '</title><rect width="100%" height="100%" fill="white"/>', 1) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, help="directory of the runs that data/ is cut from anew")
+    if (given := parser.parse_args().runs) is not None:
+        collect(given)
+    for path in PAGES:
+        path.write_text(drawn(path.read_text(encoding="utf-8")), encoding="utf-8")
+    FIGURE.write_text(figure(), encoding="utf-8")

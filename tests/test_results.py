@@ -1,0 +1,207 @@
+"""Numbers on the result pages are those of the result files that the repository keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from trimtab.stats import interval_of
+
+DOCS = Path(__file__).parents[1] / "docs"
+HISTORY = DOCS / "results" / "history.md"
+NUMBER = r"[+−-]?\d[\d,]*(?:\.\d+)?%?"
+INTERVAL = re.compile(rf"(?:({NUMBER}) )?\[({NUMBER}), ({NUMBER})\]")
+PLAIN = re.compile(r"(?<![\w.,/])([+−-]?\d+\.\d+%?|\d+%)(?![\w.]*\w)")
+NAMED = re.compile(r"data/([\w-]+)\.json")
+NO_CLAIM = re.compile(r"`[^`]*`|\]\([^)]*\)|95% intervals?|<!--.*?-->")
+"""Commands, links, a level of confidence."""
+
+
+def load_pages() -> Any:
+    spec = importlib.util.spec_from_file_location("pages", DOCS / "results" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES = load_pages()
+CHECKED = [path for path in PAGES.PAGES if path != HISTORY]
+
+
+class Claim(NamedTuple):
+    """Numbers on a page that stand for one value of a result file."""
+
+    line: int
+    numbers: tuple[str, ...]
+    files: tuple[str, ...]
+    """Those that the table or the nearest text above it names."""
+    start: int
+    """Where it begins in its line."""
+
+
+def claims(page: str, *, plain: bool = True) -> Iterator[Claim]:
+    """Intervals, and other numbers with decimals or as percentages, outside of commands."""
+    files: tuple[str, ...] = ()
+    fenced = False
+    for n, line in enumerate(page.splitlines()):
+        fenced ^= line.startswith("```")
+        files = tuple(NAMED.findall(line)) or files
+        if fenced or line.startswith("    "):
+            continue
+        text = NO_CLAIM.sub(lambda match: " " * len(match[0]), line)
+        for match in INTERVAL.finditer(text):
+            yield Claim(n, tuple(filter(None, match.groups())), files, match.start())
+        text = INTERVAL.sub(lambda match: " " * len(match[0]), text)
+        for match in PLAIN.finditer(text) if plain and not line.startswith("|") else ():
+            yield Claim(n, (match[1],), files, match.start())
+
+
+@cache
+def values(name: str) -> tuple[list[tuple[float, ...]], list[float]]:
+    """All intervals of a file, and all its numbers."""
+    intervals: list[tuple[float, ...]] = []
+    numbers: list[float] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            if "estimate" in value:
+                found = interval_of(value)
+                intervals.append((found.estimate, found.low, found.high))
+            for one in value.values():
+                walk(one)
+        elif isinstance(value, list):
+            for one in value:
+                walk(one)
+        elif isinstance(value, int | float):
+            numbers.append(float(value))
+
+    walk(json.loads((PAGES.DATA / f"{name}.json").read_text(encoding="utf-8")))
+    return intervals, numbers
+
+
+def shows(text: str, value: float) -> bool:
+    """Whether a text is a value, rounded to as many decimals; or its hundredfold, a percentage or points."""
+    number = text.replace("−", "-").replace(",", "").removesuffix("%")
+    decimals = len(number.partition(".")[2])
+    factors = (100,) if text.endswith("%") else (1, 100)
+    return any(float(number) == float(f"{value * factor:.{decimals}f}") for factor in factors)
+
+
+def founded(claim: Claim) -> bool:
+    """Whether one of the files that are named has the value."""
+    for name in claim.files:
+        intervals, numbers = values(name)
+        if len(claim.numbers) > 1:
+            parts = [interval[-len(claim.numbers) :] for interval in intervals]
+            if any(all(map(shows, claim.numbers, part)) for part in parts):
+                return True
+        elif any(shows(claim.numbers[0], number) for number in numbers):
+            return True
+    return False
+
+
+def unfounded(page: str, *, plain: bool = True) -> list[str]:
+    """What a page claims and no file that it names holds; tables that are not as they would be drawn."""
+    wrong = [
+        f"line {c.line + 1}: {' '.join(c.numbers)} in {c.files}" for c in claims(page, plain=plain) if not founded(c)
+    ]
+    pairs = zip(page.splitlines(), PAGES.drawn(page).splitlines(), strict=False)
+    return wrong + [f"line {n}: {a} is {b}" for n, (a, b) in enumerate(pairs, 1) if a != b]
+
+
+def is_readme(path: Path) -> bool:
+    """The README speaks of much else; its intervals are checked."""
+    return path.name == "README.md"
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.stem)
+def test_every_number_stands_in_the_file_that_is_named(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert unfounded(page, plain=not is_readme(path)) == []
+    assert list(claims(page))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.stem)
+def test_a_changed_digit_is_found(path: Path, place: int) -> None:
+    page = path.read_text(encoding="utf-8")
+    lines = page.splitlines()
+    full = [claim for claim in claims(page, plain=False) if len(claim.numbers) == 3]
+    assert full
+    for claim in full:
+        line = lines[claim.line]
+        number = claim.numbers[place]
+        at = claim.start
+        for before in claim.numbers[: place + 1]:
+            at = line.index(before, at + (0 if before is claim.numbers[0] else 1))
+        last = max(i for i, letter in enumerate(number) if letter.isdigit())
+        digit = str((int(number[last]) + 5) % 10)
+        changed = line[: at + last] + digit + line[at + last + 1 :]
+        mutant = "\n".join([*lines[: claim.line], changed, *lines[claim.line + 1 :]]) + "\n"
+        assert unfounded(mutant, plain=False), (line, changed)
+
+
+def test_what_is_no_claim_and_what_is_one() -> None:
+    page = """x [data](data/a.json) +0.1 [−0.2, 0.3], 12% of `0.5` in 95% intervals, SmolLM2-1.7B of 3 items
+    trimtab --dose 0.7
+| 1.5 | 2 [1, 3] |
+over trainings [0.10, 0.20] (0.25)
+"""
+    assert [(c.line, c.numbers, c.files) for c in claims(page)] == [
+        (0, ("+0.1", "−0.2", "0.3"), ("a",)),
+        (0, ("12%",), ("a",)),
+        (2, ("2", "1", "3"), ("a",)),
+        (3, ("0.10", "0.20"), ("a",)),
+        (3, ("0.25",), ("a",)),
+    ]
+
+
+def test_a_value_is_shown_rounded_and_with_its_sign() -> None:
+    assert shows("0.228", 0.22758)
+    assert shows("23%", 0.22758)
+    assert shows("+22.8", 0.22758)
+    assert shows("−0.23", -0.22758)
+    assert not shows("0.23", -0.22758)
+    assert not shows("0.227", 0.22758)
+    assert not shows("0.23%", 0.22758)
+
+
+def test_an_interval_of_no_named_file_is_unfounded() -> None:
+    assert unfounded("0.5 [0.4, 0.6]\n") == ["line 1: 0.5 0.4 0.6 in ()"]
+
+
+def test_the_first_page_opens_with_one_table_of_at_most_seven_rows_and_one_figure() -> None:
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
+    assert len(table.splitlines()) - 2 <= 7
+    (figure,) = re.findall(r"!\[[^]]*\]\(([^)]*)\)", page)
+    assert (DOCS / figure) == PAGES.FIGURE
+    assert PAGES.FIGURE.exists()
+
+
+def test_the_figure_has_the_numbers_of_its_file() -> None:
+    texts = re.findall(r">([^<]*\[[^<]*\])</text>", PAGES.FIGURE.read_text(encoding="utf-8"))
+    assert texts == re.findall(r">([^<]*\[[^<]*\])</text>", PAGES.figure())
+    intervals, _ = values("ioi-fresh")
+    for text in texts:
+        (match,) = INTERVAL.finditer(text)
+        assert any(all(map(shows, match.groups(), interval)) for interval in intervals)
+
+
+@pytest.mark.parametrize("file", sorted(PAGES.DATA.glob("*.json")), ids=lambda file: file.stem)
+def test_a_result_file_says_how_it_was_made_on_the_page_that_shows_it(file: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert {"command", "versions", "date", "seeds"} <= set(found)
+    pages = [page for page in (path.read_text(encoding="utf-8") for path in CHECKED) if f"data/{file.name}" in page]
+    said = [" ".join(page.replace("\\\n", " ").split()) for page in pages]
+    assert any(found["command"] in page for page in said)
+    assert file.stat().st_size < 30_000
