@@ -1,5 +1,6 @@
 """trimtab finds the features that control a language model, puts them to use, and proves what they do."""
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from trimtab.training import train_sae
 
 __all__ = ["__version__", "evaluate", "load_model", "load_sae", "rank", "steer", "train_policy", "train_sae"]
+
+# Of a notebook without widgets, at the import of transformers; bars here are none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _PLACES = {
     "evaluate": "evaluation.evaluate",

@@ -109,6 +109,7 @@ def test_a_plot_is_drawn_where_it_is_asked_for() -> None:
     plt.close("all")
     with pytest.raises(UserError, match="a plot of Bare: it has no figure"):
         type("Bare", (Result,), {})().plot()
+    assert plt.get_fignums() == []
 
 
 def test_it_says_itself_in_one_line() -> None:

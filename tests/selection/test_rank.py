@@ -86,6 +86,10 @@ def test_a_ranking_is_a_frame_and_a_figure(on_disk: dict[str, Any]) -> None:
     scores = [line.get_ydata() for line in ranking.plot(Figure().add_subplot()).lines if len(line.get_ydata()) > 2]
     assert [values.tolist() for values in scores] == [frame.score.tolist()]
     assert repr(ranking) == "<FeatureTable: 18 features by delta-confidence>"
+    assert list(ranking.tables()) == ["largest", "smallest"]
+    few = ranking.bottom(3)
+    assert list(few.tables()) == ["features"]  # not both ends of the same three
+    assert few.to_frame("features").feature.tolist() == frame.feature.tolist()[:-4:-1]
 
 
 def test_rank_command_again_reads_back(on_disk: dict[str, Any]) -> None:

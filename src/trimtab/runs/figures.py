@@ -189,11 +189,17 @@ def own_axis(draw: Callable[[Axes], None], ax: Axes | None = None) -> Axes:
     """
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(_STYLE):
-        if ax is None:
-            ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")[1]
-        draw(ax)
-    return ax
+    # Made outside the context, which would undo what a notebook sets with its first figure.
+    figure = None if ax else plt.figure(figsize=(WIDTH, 2.8), layout="constrained")
+    try:
+        with plt.rc_context(_STYLE):
+            found = ax or plt.gca()
+            draw(found)
+    except BaseException:
+        if figure is not None:
+            plt.close(figure)
+        raise
+    return found
 
 
 def svg(draw: Callable[[Axes], None], title: str, *, height: float = 2.8, width: float = WIDTH) -> str:

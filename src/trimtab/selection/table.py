@@ -100,6 +100,9 @@ class FeatureTable(Result):
         return f"{len(self):,} features by {self.criterion}"
 
     def tables(self) -> dict[str, Table]:
+        """Both ends, or all features in their order where they are few."""
+        if len(self) <= SHOWN:
+            return {"features": Table(columns=_SHOWN_COLUMNS, rows=self.records())}
         return self.ends(SHOWN)
 
     def ends(self, count: int) -> dict[str, Table]:
