@@ -97,6 +97,17 @@ SOURCES = {
         "prompting letters --no-equal-kl --draws 1 --vector-steps 30 --train-items 128 --finalists 6 --used 12 "
         "--n-random 24 --no-trace --run runs/bbq",
     ),
+    "demo": Source(
+        "demo", "run.json",
+        "arms label score score_in_band in_band nll repetition relative_dose n_edits differences interval n_prompts",
+        "trimtab demo",
+    ),
+    "core": Source(
+        "core", "run.json",
+        "documents tokens metrics l0 explained_variance ce_increase kl recovered_mean recovered_zero "
+        "ce_increase_everywhere",
+        "trimtab evaluate core",
+    ),
 }  # fmt: skip
 TRAININGS = {
     "ioi-trainings": ("mixture22-? mixture-? mixture7", TRAIN),
@@ -132,10 +143,13 @@ def collect(runs: Path) -> None:
         if file.exists():
             record = read_record(runs / (source.record or source.run))
             found = json.loads(file.read_text(encoding="utf-8"))
+            found = found["results"] if file.name == "run.json" else found
             seeds = found.get("seeds", record["seeds"])
             write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
     for name, (patterns, command) in TRAININGS.items():
-        found = [read_record(run) for pattern in patterns.split() for run in sorted(runs.glob(pattern))]
+        found = [
+            read_record(f.parent) for pattern in patterns.split() for f in sorted(runs.glob(f"{pattern}/run.json"))
+        ]
         if done := [record for record in found if record["results"]]:
             rows = [training(record) for record in done]
             write(name, command, done[0], sorted({row["seed"] for row in rows}), {"trainings": rows})
