@@ -25,6 +25,13 @@ class UserError(ValueError):
         return " ".join(str(self).split())
 
 
+def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise a `UserError` unless a value is one of a few texts."""
+    known = list(allowed)
+    if value not in known:
+        raise UserError(f"{name} {value!r}", f"allowed are {', '.join(known)}", "choose one of them")
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """What to do about a name that is not known: take the nearest that is, or something else where none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)

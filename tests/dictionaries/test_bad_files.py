@@ -215,7 +215,7 @@ def test_weights_beyond_half_precision_are_not_saved_in_it(random_sae, tmp_path)
 
 
 def test_no_other_precision_is_saved(random_sae, tmp_path):
-    with pytest.raises(UserError, match="dtype 'bfloat16': weights are saved as float32 or float16"):
+    with pytest.raises(UserError, match="dtype 'bfloat16': allowed are float32, float16"):
         save_dictionary(random_sae("standard"), tmp_path / "sae", dtype="bfloat16")
 
 

@@ -25,7 +25,7 @@ from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest, write_config
 from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_one_of
 from trimtab.lm import LanguageModel, Site, site_width
 from trimtab.runs import atomic_path
 
@@ -105,8 +105,7 @@ def save_dictionary(
     Raises:
         UserError: a weight is not finite or does not fit `dtype`, or the disk refuses. Nothing is left half-written.
     """
-    if dtype not in ("float32", "float16"):
-        raise UserError(f"dtype {dtype!r}", "weights are saved as float32 or float16", "choose one of them")
+    check_one_of("dtype", dtype, ("float32", "float16"))
     path, stats = Path(path), stats or dictionary.feature_stats
     if stats is not None and stats.n_features != dictionary.n_features:
         raise UserError(

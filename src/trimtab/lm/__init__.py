@@ -8,7 +8,7 @@ from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.config import ModelConfig
 from trimtab.lm.decoding import Decoded, decode
 from trimtab.lm.describing import ModelDetails, show
-from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, JoinableSource, edited
+from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, JoinableSource
 from trimtab.lm.edits import Edit, EditLog, activation_hash, edit_delta
 from trimtab.lm.fetching import pull
 from trimtab.lm.loading import check_device, load_model
@@ -18,7 +18,7 @@ from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, DecodingConfig, Row
 from trimtab.lm.sites import Site
 from trimtab.lm.stream import DecodeStep, DecodeStream
-from trimtab.lm.taps import RowDelta, site_width
+from trimtab.lm.taps import RowDelta, edited, site_width
 
 __all__ = [
     "AppliedEdits",

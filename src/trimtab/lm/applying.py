@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,17 +12,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.editing import (
-    DecodeStart,
-    EndedRow,
-    InterventionSource,
-    JoinableSource,
-    RowColumns,
-    SourceRunner,
-    edited,
-)
+from trimtab.lm.editing import DecodeStart, EndedRow, InterventionSource, JoinableSource, RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.taps import edited
 
 
 @contextmanager
@@ -47,17 +40,12 @@ def applied(model: LanguageModel, source: InterventionSource) -> Iterator[Applie
             are mixed as in beam search.
     """
     calls = AppliedEdits(model, source)
-    handles = [
-        model.hf.base_model.register_forward_pre_hook(calls.before, with_kwargs=True),
-        model.hf.base_model.register_forward_hook(calls.after),
-    ]
-    try:
+    with ExitStack() as stack:
+        stack.callback(model.hf.base_model.register_forward_pre_hook(calls.before, with_kwargs=True).remove)
+        stack.callback(model.hf.base_model.register_forward_hook(calls.after).remove)
         with edited(model, calls.runner.edits()):
             yield calls
         calls.finish()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class AppliedEdits:
@@ -102,7 +90,8 @@ class AppliedEdits:
         real = self._real(call.get("attention_mask"), ids, past)
         position = real.long().cumsum(dim=1) - 1
         token_by_token = ids.shape[1] == 1 or not self.source.positions.needs_prompt
-        if past and token_by_token and self._continues(ids, cache, past):
+        known = self._rows is not None and cache is self._cache and (len(ids), past) == (len(self._fed), self._length)
+        if past and token_by_token and known:
             self._check_order(cache)
         else:
             self._begin(ids, real, position, past)
@@ -142,9 +131,6 @@ class AppliedEdits:
                 "leave it [rows, places], with a dynamic cache",
             )
         return mask.bool()
-
-    def _continues(self, ids: Int[Tensor, "B 1"], cache: Any, past: int) -> bool:
-        return self._rows is not None and cache is self._cache and (len(ids), past) == (len(self._fed), self._length)
 
     def _begin(
         self, ids: Int[Tensor, "B T"], real: Bool[Tensor, "B P"], position: Int[Tensor, "B P"], past: int

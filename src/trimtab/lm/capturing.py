@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -12,7 +14,7 @@ from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import HEAD_KINDS, Site, site_order
-from trimtab.lm.taps import site_width, tap
+from trimtab.lm.taps import edited, site_width
 
 
 class _LastSiteRead(Exception):  # noqa: N818 - a signal, not an error
@@ -46,26 +48,15 @@ def capture(
     """
     wanted = sorted({model.site(site) for site in sites}, key=site_order)
     found: dict[Site, Tensor] = {}
-    handles = []
 
-    def read(site: Site, is_last: bool, x: Tensor) -> None:
-        if site.kind in HEAD_KINDS and site.head is None:
-            head_dim = site_width(model, site._replace(head=0))
-            found[site] = x.unflatten(-1, (-1, head_dim))
-        else:
-            found[site] = x
-        if is_last:
+    def read(site: Site, x: Tensor) -> None:
+        cut = site.kind in HEAD_KINDS and site.head is None
+        found[site] = x.unflatten(-1, (-1, site_width(model, site._replace(head=0)))) if cut else x
+        if site == wanted[-1]:
             raise _LastSiteRead
 
-    try:
-        for site in wanted:
-            handles += tap(model, site, lambda x, s=site: read(s, s == wanted[-1], x))
+    with suppress(_LastSiteRead), edited(model, {site: partial(read, site) for site in wanted}):
         model.forward(batch, cache=cache, past_lengths=past_lengths, last=1)
-    except _LastSiteRead:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.errors import UserError
-from trimtab.lm.catalogue import CatalogueEntry, cached_path, find_entry, unknown_model
+from trimtab.lm.catalogue import cached_path, find_entry, unknown_model
 from trimtab.lm.gguf_files import first_line
+from trimtab.lm.layouts import head_count
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site
@@ -73,19 +75,9 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     entry = find_entry(name)
     directory = cached_path(entry) if entry else None
     if entry and directory is None:
-        return ModelDetails(
-            name=name,
-            path=None,
-            parameters=entry.parameters,
-            n_layers=entry.n_layers,
-            d_model=entry.d_model,
-            vocab_size=entry.vocab_size,
-            licence=entry.licence,
-            source=entry.source,
-            sites=(),
-            chat_template=None,
-            config={},
-        )
+        known = ("parameters", "n_layers", "d_model", "vocab_size", "licence", "source")
+        said: dict[str, Any] = {field: getattr(entry, field) for field in known}
+        return ModelDetails(name=name, path=None, sites=(), chat_template=None, config={}, **said)
     path = directory or Path(name).expanduser()
     source = path if path.is_dir() else name
     if path.is_file():
@@ -112,17 +104,11 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
         d_model=model.d_model,
         vocab_size=model.vocab_size,
         licence=entry.licence if entry else "",
-        source=_source(entry, path),
+        source=entry.source if entry else "a local directory" if path.is_dir() else "the hub",
         sites=_site_patterns(model),
         chat_template=_chat_template(tokenizer.chat_template),
         config=config.to_diff_dict(),
     )
-
-
-def _source(entry: CatalogueEntry | None, path: Path) -> str:
-    if entry:
-        return entry.source
-    return "a local directory" if path.is_dir() else "the hub"
 
 
 def _chat_template(template: Any) -> str | None:
@@ -134,16 +120,10 @@ def _chat_template(template: Any) -> str | None:
 
 def _site_patterns(model: LanguageModel) -> tuple[str, ...]:
     found = []
-    layers = f"0-{model.n_layers - 1}"
     for kind in (*RESIDUAL_KINDS, *HEAD_KINDS):
-        try:
-            model.site(Site(kind, 0))
-        except UserError:
-            continue
-        attention = model.layout.layers[0].attention
-        if kind in HEAD_KINDS and attention is not None:
-            heads = attention.n_kv_heads if kind in ("attn_k", "attn_v") else attention.n_heads
-            found.append(f"{kind}.{layers}.0-{heads - 1}" if heads > 1 else f"{kind}.{layers}.0")
-        else:
-            found.append(f"{kind}.{layers}")
+        with suppress(UserError):
+            site = model.site(Site(kind, 0))
+            heads = head_count(model.layout.layers[0], site) if kind in HEAD_KINDS else 0
+            numbers = f".0-{heads - 1}" if heads > 1 else ".0" * heads
+            found.append(f"{kind}.0-{model.n_layers - 1}{numbers}")
     return tuple(found)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -16,8 +15,8 @@ from trimtab.lm.edits import Edit, EditLog, activation_hash
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.sampling import uniform
-from trimtab.lm.sites import Site, site_order
-from trimtab.lm.taps import RowDelta, tap
+from trimtab.lm.sites import Site
+from trimtab.lm.taps import RowDelta
 
 
 class EditRequest(NamedTuple):
@@ -112,28 +111,6 @@ def tell_of_rows(source: InterventionSource, rows: DecodeStart) -> None:
             "add the row before the first step, or begin another stream",
         )
     source.join(rows)
-
-
-@contextmanager
-def edited(model: LanguageModel, edits: Mapping[Site, Callable[[Tensor], RowDelta | None]]) -> Iterator[None]:
-    """Apply edits in every forward pass inside the block.
-
-    Args:
-        model: the model; its hooks are removed on leaving.
-        edits: per site a function from the activation `[B, T, width]` to the rows to change, or None.
-
-    Raises:
-        UserError: a site does not exist in the model.
-    """
-    handles = []
-    try:
-        # In the order of the forward pass, so that resid_mid sees what was edited at resid_pre.
-        for site, fn in sorted(edits.items(), key=lambda item: site_order(item[0])):
-            handles += tap(model, model.site(site), fn)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class RowColumns(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_one_of
 from trimtab.lm.catalogue import close_matches, find_entry, unknown_model
 from trimtab.lm.fetching import pull
 from trimtab.lm.gguf_files import LoadedModel, first_line, read_gguf
@@ -49,7 +49,8 @@ def load_model(
         UserError: there is no such model, it cannot be fetched, or its files cannot be read.
     """
     name = os.fspath(name_or_path)
-    torch_dtype, torch_device = _dtype(dtype), check_device(device)
+    check_one_of("dtype", dtype, DTYPES)
+    torch_dtype, torch_device = DTYPES[dtype], check_device(device)
     path = Path(name).expanduser()
     if find_entry(name):
         directory = pull(name, accept_terms=accept_terms, progress=progress)
@@ -59,19 +60,17 @@ def load_model(
         with stage(f"loading {name}", shown=progress, line=False):
             loaded = _read_directory(path, torch_dtype)
     elif path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UserError(
+                f"model file {path}", "only .gguf files are read by themselves", "give a directory or a .gguf file"
+            )
         with stage(f"reading {name}", shown=progress, line=False):
-            loaded = _read_file(path, torch_dtype)
+            loaded = read_gguf(path.resolve(), torch_dtype)
     else:
         with stage(f"loading {name}", shown=progress, line=False):
             loaded = _read_hub(name, torch_dtype)
     _check_tokenizer(loaded, name)
     return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise UserError(f"dtype {name!r}", f"it is not one of {', '.join(DTYPES)}", "choose one of them")
-    return DTYPES[name]
 
 
 def check_device(name: str) -> torch.device:
@@ -104,14 +103,6 @@ def _read_directory(path: Path, dtype: torch.dtype, hint: str = "") -> LoadedMod
         return _from_pretrained(path, dtype, local_files_only=True)
     except _UNREADABLE as error:
         raise UserError(what, f"it could not be read ({type(error).__name__}: {first_line(error)})", hint) from error
-
-
-def _read_file(path: Path, dtype: torch.dtype) -> LoadedModel:
-    if path.suffix.lower() != ".gguf":
-        raise UserError(
-            f"model file {path}", "only .gguf files are read by themselves", "give a directory or a .gguf file"
-        )
-    return read_gguf(path.resolve(), dtype)
 
 
 def _read_hub(name: str, dtype: torch.dtype) -> LoadedModel:

@@ -6,7 +6,8 @@ returns a `RowDelta`, the activation is changed there, skip path included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trimtab.lm.layouts import AttentionLayout, LayerLayout, head_count
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.sites import HEAD_KINDS, Site
+from trimtab.lm.sites import HEAD_KINDS, Site, site_order
 
 
 class RowDelta(NamedTuple):
@@ -59,6 +60,25 @@ def tap(model: LanguageModel, site: Site, fn: TapFunction) -> list[RemovableHand
     if site.kind == "resid_mid":
         return _tap_resid_mid(layer, fn)
     return _tap_heads(site, layer, fn)
+
+
+@contextmanager
+def edited(model: LanguageModel, edits: Mapping[Site, TapFunction]) -> Iterator[None]:
+    """Apply edits in every forward pass inside the block.
+
+    Args:
+        model: the model; its hooks are removed on leaving.
+        edits: per site a function from the activation `[B, T, width]` to the rows to change, or None.
+
+    Raises:
+        UserError: a site does not exist in the model.
+    """
+    with ExitStack() as stack:
+        # In the order of the forward pass, so that resid_mid sees what was edited at resid_pre.
+        for site, fn in sorted(edits.items(), key=lambda item: site_order(item[0])):
+            for handle in tap(model, model.site(site), fn):
+                stack.callback(handle.remove)
+        yield
 
 
 def apply_rows(x: Tensor, change: RowDelta) -> Tensor:

@@ -23,7 +23,7 @@ from trimtab.lm.batch import TokenBatch
 from trimtab.lm.capturing import capture
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import Site, site_order
-from trimtab.lm.taps import RowDelta, tap
+from trimtab.lm.taps import RowDelta, edited
 
 MOST_COPIES = 1024
 """More are not put side by side: what each may see of the others grows with their number's square."""
@@ -240,7 +240,6 @@ def _pushed(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, 
             site = input_site(layer)
             below = capture(model, batch, [site], cache=cache.frozen(), past_lengths=held)[site]
             stack.enter_context(_given(model, layer, below))
-        for handle in tap(model, input_site(layer), apart):
-            stack.callback(handle.remove)
+        stack.enter_context(edited(model, {input_site(layer): apart}))
         logits = model.forward(batch, cache=cache, past_lengths=held, last=copies if way == "copies" else 1)
     return logits.reshape(2 * copies, -1).float()

@@ -47,7 +47,10 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
         UserError: something in the config is wrong, or does not fit the model, the dictionary or the run directory.
     """
     if config.replay is not None:
-        _check_nothing_else(config)
+        for field in fields(config):  # the run holds its prompts, features and all
+            if field.name != "replay" and getattr(config, field.name) != field.default:
+                name = field.name if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
+                raise UserError(f"{name} with --replay", "a replay takes it from the run", "leave it out")
         with Meter(f"replaying {config.replay}") as meter:
             return replay(config.replay, progress=meter.advance)
     options = SteerOptions(**part_of(config, SteerOptions))
@@ -69,11 +72,3 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
         result.trace.write(run)
         run.finish(results=result.to_json())
         return result
-
-
-def _check_nothing_else(config: SteerConfig) -> None:
-    """Raise a `UserError` if anything is given beside the run to replay, which holds its prompts, features and all."""
-    for field in fields(config):
-        if field.name != "replay" and getattr(config, field.name) != field.default:
-            name = field.name if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
-            raise UserError(f"{name} with --replay", "a replay takes it from the run", "leave it out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,19 +17,30 @@ from trimtab.steering.sources import DirectionBlock
 _STRIDE = 1 << 32  # positions per row in a lookup key
 
 
-class _HasBlocks(Protocol):
-    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]: ...
-
-
 def blocks_of(source: InterventionSource, site: Site) -> tuple[DirectionBlock, ...]:
     """How a trace names a source's directions at a site; one block unless the source says otherwise."""
     if hasattr(source, "blocks"):
-        return cast(_HasBlocks, source).blocks(site)
+        return source.blocks(site)  # type: ignore[attr-defined]
     n = source.directions(site).shape[0]
     return (DirectionBlock(0, n, source.unit, source.operation, source.dictionary_hash),)
 
 
-class ReplaySource:
+class _WrappingSource:
+    """A source that has the sites, positions, directions and names of another one."""
+
+    def __init__(self, source: InterventionSource) -> None:
+        self.source, self.sites, self.positions = source, source.sites, source.positions
+        self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
+        self.keep_replacements = getattr(source, "keep_replacements", False)
+
+    def directions(self, site: Site) -> Float[Tensor, "n d"]:
+        return self.source.directions(site)
+
+    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
+        return blocks_of(self.source, site)
+
+
+class ReplaySource(_WrappingSource):
     """Applies logged edits again: the same coefficients along the same directions, so the same bits.
 
     Args:
@@ -43,18 +53,10 @@ class ReplaySource:
     def __init__(
         self, log: EditLog, source: InterventionSource, *, rows: Sequence[int] | Int[Tensor, " N"] | None = None
     ) -> None:
-        self.log, self.source = log, source
-        self.sites, self.positions = source.sites, source.positions
-        self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
+        super().__init__(source)
+        self.log, self.keep_replacements = log, bool(log.kept)
         self.rows = None if rows is None else torch.as_tensor(rows)
-        self.keep_replacements = bool(log.kept)
         self._index: dict[Site, tuple[Tensor, Edit]] = {}
-
-    def directions(self, site: Site) -> Float[Tensor, "n d"]:
-        return self.source.directions(site)
-
-    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
-        return blocks_of(self.source, site)
 
     def start(self, start: DecodeStart) -> None:
         self.source.start(start._replace(n_inputs=()))  # what was logged did happen, wherever this call ends
@@ -148,7 +150,7 @@ class CombinedSource:
         return _beside(edits, request.site)
 
 
-class ForkSource:
+class ForkSource(_WrappingSource):
     """One source up to a position, another from there on: replay the past, then do something else.
 
     Args:
@@ -165,20 +167,11 @@ class ForkSource:
     ) -> None:
         if set(past.sites) != set(future.sites):
             raise UserError("a fork", "past and future edit different sites", "give both the same sites")
-        self._both = CombinedSource([past, future])
+        super().__init__(CombinedSource([past, future]))
         self.past, self.future, self.at = past, future, torch.as_tensor(at)
-        self.sites, self.positions = self._both.sites, self._both.positions
-        self.unit, self.operation = self._both.unit, self._both.operation
-        self.dictionary_hash, self.keep_replacements = self._both.dictionary_hash, self._both.keep_replacements
-
-    def directions(self, site: Site) -> Float[Tensor, "n d"]:
-        return self._both.directions(site)
-
-    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
-        return self._both.blocks(site)
 
     def start(self, start: DecodeStart) -> None:
-        self._both.start(start)
+        self.source.start(start)
         self.at = self.at.to(start.device)
 
     def choose(self, request: EditRequest) -> Edit | None:
@@ -196,7 +189,7 @@ class ForkSource:
         return _in_turn(parts, len(request.row))
 
 
-class SomeRowsSource:
+class SomeRowsSource(_WrappingSource):
     """A source for some of the rows that are decoded together; the others are left alone.
 
     Args:
@@ -205,17 +198,9 @@ class SomeRowsSource:
     """
 
     def __init__(self, source: InterventionSource, mine: Sequence[bool]) -> None:
-        self.source, self._mine = source, torch.tensor(list(mine))
+        super().__init__(source)
+        self._mine = torch.tensor(list(mine))
         self._index = self._mine.long().cumsum(0) - 1
-        self.sites, self.positions = source.sites, source.positions
-        self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
-        self.keep_replacements = getattr(source, "keep_replacements", False)
-
-    def directions(self, site: Site) -> Float[Tensor, "n d"]:
-        return self.source.directions(site)
-
-    def blocks(self, site: Site) -> tuple[DirectionBlock, ...]:
-        return blocks_of(self.source, site)
 
     def start(self, start: DecodeStart) -> None:
         self._mine, self._index = self._mine.to(start.device), self._index.to(start.device)
@@ -238,11 +223,8 @@ class SomeRowsSource:
 
 def _where(found: Bool[Tensor, " R"], edit: Edit, index: Int[Tensor, " R"]) -> Edit:
     """Some rows of an edit, empty where they are not `found`."""
-    columns = [
-        None if column is None else torch.where(found if column.ndim == 1 else found[:, None], column[index], nothing)
-        for column, nothing in zip(edit, (NOTHING[name] for name in Edit._fields), strict=True)
-    ]
-    return Edit(*columns)  # type: ignore[arg-type]
+    known = {name: column[index] for name, column in edit._asdict().items() if column is not None}
+    return Edit(**{n: torch.where(found if c.ndim == 1 else found[:, None], c, NOTHING[n]) for n, c in known.items()})
 
 
 def _shifted(edit: Edit, offset: int) -> Edit:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, EditRequest, PositionRule, Site
 from trimtab.steering.doses import DEFAULT_DOSE, check_doses
 from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_each_once, feature_ids
@@ -58,8 +58,7 @@ class RandomFeatureSource(DirectionSource):
     ) -> None:
         super().__init__(directions, site, **options)
         check_doses(dose)
-        if per not in ("token", "row"):
-            raise UserError(f"per {per!r}", "allowed are token, row", "choose one of them")
+        check_one_of("per", per, ("token", "row"))
         self.candidates: dict[Site, Tensor] = {}
         for at, table in self.tables.items():
             ids = table.live_ids() if candidates is None else feature_ids(candidates, table.n, 0)
@@ -127,8 +126,7 @@ class TopActiveSource(DirectionSource):
     ) -> None:
         super().__init__(dictionary, site, **options)
         check_doses(dose)
-        if over not in ("token", "context"):
-            raise UserError(f"over {over!r}", "allowed are token, context", "choose one of them")
+        check_one_of("over", over, ("token", "context"))
         for table in self.tables.values():
             if not 1 <= k <= table.n:
                 raise UserError(f"k = {k}", f"the dictionary has {table.n} features", "choose k in that range")

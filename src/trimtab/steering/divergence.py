@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.lm import Decoded, InterventionSource, LanguageModel, PromptCache, TokenBatch
+from trimtab.lm import Decoded, InterventionSource, LanguageModel, PromptCache, TokenBatch, edited
 from trimtab.lm.answer_logits import answer_logits
-from trimtab.lm.taps import tap
 from trimtab.lm.token_statistics import as_slice, kl_divergence
 from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
 
@@ -67,8 +66,7 @@ class DivergenceRecorder:
 
     def __enter__(self) -> Self:
         if self._layer:  # registered before decoding registers its edits, so that it sees what is not edited
-            for handle in tap(self.model, input_site(self._layer), self._see_lower):
-                self._stack.callback(handle.remove)
+            self._stack.enter_context(edited(self.model, {input_site(self._layer): self._see_lower}))
         self._stack.callback(self.model.layout.head.register_forward_pre_hook(self._see_read).remove)
         return self
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_one_of
 
 Unit = Literal["absolute", "max_activation", "relative"]
 UNITS: tuple[str, ...] = get_args(Unit)
@@ -60,8 +60,7 @@ def coefficients(
 
 def check_unit(unit: str, *, has_statistics: bool) -> None:
     """Raise a `UserError` if a unit is unknown or needs statistics that are not there."""
-    if unit not in UNITS:
-        raise UserError(f"unit {unit!r}", f"allowed are {', '.join(UNITS)}", "choose one of them")
+    check_one_of("unit", unit, UNITS)
     if unit == "max_activation" and not has_statistics:
         raise UserError(
             "unit max_activation",

@@ -110,10 +110,11 @@ def _measure(
     )
     steered, removed, plain = (torch.log_softmax(x.float(), dim=-1) for x in (steered, removed, unedited))
     top_with, top_without = steered.topk(min(top_k, steered.shape[-1])), removed.topk(min(top_k, removed.shape[-1]))
+    log = decoded.edits
     for index, row in enumerate(rows):
         tokens = decoded.token_ids[row]
         last = slice(count - len(tokens), count)
-        touched = _edited_positions(decoded, row)
+        touched = set(log.position[(log.row == row) & (log.feature >= 0).any(dim=1)].tolist())
         first = decoded.first_position(row) - 1
         found.kl_local.append([kl if first + i in touched else 0.0 for i, kl in enumerate(local[index, last].tolist())])
         found.kl_total.append(total[index, last].tolist())
@@ -122,11 +123,6 @@ def _measure(
         for top, lists in ((top_with, found.top_with), (top_without, found.top_without)):
             pairs = zip(top.indices[index, last].tolist(), top.values[index, last].tolist(), strict=True)
             lists.append([TopTokens(i, p) for i, p in pairs])
-
-
-def _edited_positions(decoded: Decoded, row: int) -> set[int]:
-    log = decoded.edits
-    return set(log.position[(log.row == row) & (log.feature >= 0).any(dim=1)].tolist())
 
 
 def _edits_of_rows(

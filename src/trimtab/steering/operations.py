@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_one_of
 from trimtab.runs.named import module_of
 from trimtab.steering.doses import coefficients
 from trimtab.steering.table import DirectionTable
@@ -128,8 +128,7 @@ def operation_named(name: str) -> Operation:
     if ":" in name:
         module_of(name, "operation")
         name = name.partition(":")[2]
-    if name not in OPERATIONS:
-        raise UserError(f"operation {name!r}", f"allowed are {', '.join(OPERATIONS)}", "choose one of them")
+    check_one_of("operation", name, OPERATIONS)
     return OPERATIONS[name]
 
 

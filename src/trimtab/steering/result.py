@@ -124,38 +124,25 @@ class SteerResult(Result):
     def render(self) -> RenderableType:
         """For the terminal: side by side at one dose, a table of doses at several."""
         parts: list[RenderableType] = [Text(self.headline(), style="bold")]
-        parts += self._side_by_side() if len(self.steered) == 1 else self._texts_by_dose()
+        several = len(self.unsteered.continuations) > len(self.prompts)
+        for places in zip(*(arm.continuations for arm in self.arms), strict=True):
+            title = self.prompts[places[0].prompt] + f" (sample {places[0].sample})" * several
+            table = RichTable(expand=True, title=Text(title), title_justify="left", show_lines=True)
+            texts = [Text(one.text) for one in places]
+            if len(self.steered) == 1:
+                for arm in self.arms:
+                    table.add_column(arm.name, ratio=1)
+                table.add_row(*texts)
+            else:
+                table.add_column("dose")
+                table.add_column("text")
+                for arm, text in zip(self.arms, texts, strict=True):
+                    table.add_row(arm.name, text)
+            parts.append(table)
         parts.append(self.tables()["doses"])
         if self.run:
             parts.append(Text(f"run {self.run}", style="dim"))
         return Group(*parts)
-
-    def _side_by_side(self) -> list[RenderableType]:
-        parts: list[RenderableType] = []
-        unsteered, steered = self.arms
-        for before, after in zip(unsteered.continuations, steered.continuations, strict=True):
-            table = RichTable(expand=True, title=self._title(before), title_justify="left", show_lines=True)
-            table.add_column(unsteered.name, ratio=1)
-            table.add_column(steered.name, ratio=1)
-            table.add_row(Text(before.text), Text(after.text))
-            parts.append(table)
-        return parts
-
-    def _texts_by_dose(self) -> list[RenderableType]:
-        parts: list[RenderableType] = []
-        for index, first in enumerate(self.unsteered.continuations):
-            table = RichTable(
-                "dose", "text", expand=True, title=self._title(first), title_justify="left", show_lines=True
-            )
-            for arm in self.arms:
-                table.add_row(arm.name, Text(arm.continuations[index].text))
-            parts.append(table)
-        return parts
-
-    def _title(self, continuation: Continuation) -> Text:
-        several = sum(c.prompt == continuation.prompt for c in self.unsteered.continuations) > 1
-        sample = f" (sample {continuation.sample})" if several else ""
-        return Text(self.prompts[continuation.prompt] + sample)
 
 
 _DOSES: dict[str, Any] = {

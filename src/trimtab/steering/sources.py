@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site, edit_delta
 from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
@@ -20,7 +20,6 @@ from trimtab.steering.table import DirectionTable
 if TYPE_CHECKING:
     from trimtab.dictionaries.base import Dictionary
 
-Combine = Literal["each", "total"]
 T = TypeVar("T")
 PerSite = T | Mapping[Site | str, T] | Mapping[Site, T] | Mapping[str, T]
 """One value for all sites, or each site's own."""
@@ -82,8 +81,7 @@ class DirectionSource:
         combine: str = "each",
     ) -> None:
         self.how = operation_named(operation)
-        if combine not in get_args(Combine):
-            raise UserError(f"combine {combine!r}", f"allowed are {', '.join(get_args(Combine))}", "choose one of them")
+        check_one_of("combine", combine, ("each", "total"))
         if operation != "add" and combine != "each":
             raise UserError(f"combine {combine}", "only doses that are added can be shared", "use operation add")
         self.tables = {

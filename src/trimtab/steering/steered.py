@@ -281,7 +281,10 @@ def _of_tables(
 ) -> tuple[InterventionSource, str]:
     """Features or vectors at each row's doses, and what to call them."""
     still = [0.0] * max(len(arm) for arm in arms if arm is not None)
-    ids = {site: _features(config, table) for site, table in tables.items()}
+    ids = {  # every dictionary has been asked for some of its features
+        site: list(config.feature or range(table.n if isinstance(table, DirectionTable) else 0))
+        for site, table in tables.items()
+    }
     source = StaticSource(
         tables,
         {site: torch.tensor([each if row.arm else [-1] * len(each) for row in rows]) for site, each in ids.items()},
@@ -295,10 +298,6 @@ def _of_tables(
         return source, f"feature {', '.join(map(str, config.feature))}"
     count = sum(map(len, ids.values()))
     return source, "a vector" if count == 1 else f"{count} vectors"
-
-
-def _features(config: SteerOptions, table: Dictionary | DirectionTable) -> list[int]:
-    return list(config.feature or range(table.n if isinstance(table, DirectionTable) else 0))
 
 
 _OF_ANY_SOURCE = ("chat", "samples", "kl")

@@ -23,7 +23,6 @@ class DirectionTable:
         rows: `[n, d]` directions of any length; a zero row stays zero.
         max_activation: `[n]` largest activation of each along its unit direction, in model units, if known.
         live: `[n]` which rows a control may draw; all by default.
-        hash: names the rows in traces; computed from them by default.
         keep_length: `absolute` doses count in multiples of each row's own length instead of in model units.
 
     Attributes:
@@ -39,7 +38,6 @@ class DirectionTable:
         *,
         max_activation: Float[Tensor, " n"] | None = None,
         live: Tensor | None = None,
-        hash: str = "",
         keep_length: bool = False,
     ) -> None:
         if rows.ndim != 2 or rows.shape[0] == 0:
@@ -50,7 +48,9 @@ class DirectionTable:
         self.rows = rows.detach() / length.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
         self.max_activation, self.live = max_activation, live
         self.length = length if keep_length else None
-        self.hash = hash or _hash(self.rows)
+        data = self.rows.cpu().float().contiguous().numpy().tobytes()
+        self.hash = hashlib.sha256(str(tuple(rows.shape)).encode() + data).hexdigest()[:16]
+        """Names the rows in traces."""
         self.dictionary: Dictionary | None = None
 
     @classmethod
@@ -138,8 +138,3 @@ class DirectionTable:
         """f(x)·‖W_dec‖ of every feature."""
         assert self.dictionary is not None
         return self.dictionary.encode(x) * self.dictionary.decoder_norms.to(x.device)
-
-
-def _hash(rows: Tensor) -> str:
-    data = rows.detach().cpu().float().contiguous().numpy().tobytes()
-    return hashlib.sha256(str(tuple(rows.shape)).encode() + data).hexdigest()[:16]

@@ -25,7 +25,6 @@ from trimtab.runs import Run, read_record, read_typed, write_table
 from trimtab.steering.composed_sources import blocks_of
 from trimtab.steering.effects import TokenEffects, TopTokens
 from trimtab.steering.kept_activations import hash_from_hex, hex_of_hash, read_activations, write_activations
-from trimtab.steering.sources import DirectionBlock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -320,10 +319,11 @@ def _edit_table(
     log = {name: column.tolist() for name, column in decoded.edits.columns.items()}
     for i in range(len(decoded.edits)):
         slots = [k for k, feature in enumerate(log["feature"][i]) if feature >= 0]
-        known = not math.isnan(log["action_logp"][i]) or not math.isnan(log["value"][i])
-        for slot in slots or ([0] if known else []):
+        noted = not math.isnan(log["action_logp"][i]) or not math.isnan(log["value"][i])
+        for slot in slots or [0] * noted:
             feature = log["feature"][i][slot]
-            block = _block(blocks[log["site"][i]], feature)
+            known = blocks[log["site"][i]]
+            block = next((b for b in known if b.start <= feature < b.start + b.n), known[0])
             applied, norm = log["coefficient"][i][slot], log["x_norm"][i]
             row = {
                 "run": run,
@@ -349,10 +349,6 @@ def _edit_table(
             }
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=EDIT_SCHEMA)
-
-
-def _block(blocks: Sequence[DirectionBlock], feature: int) -> DirectionBlock:
-    return next((b for b in blocks if b.start <= feature < b.start + b.n), blocks[0])
 
 
 def _number(value: float) -> float | None:
