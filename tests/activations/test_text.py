@@ -138,7 +138,7 @@ def _bad(tmp_path: Path, name: str, data: bytes) -> Path:
         ("a.txt", b"caf\xe9 au lait", r"a\.txt: byte 3 \(0xe9\) is not UTF-8; convert the file"),
         ("a.txt", b" \n\n ", r"text .*a\.txt: there is no text in it"),
         ("a.jsonl", b"", "there is no text in it"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl: line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: it is not JSON"),
         (
             "a.jsonl",
             b'{"body": "x", "title": "y"}',

@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said(classifier: Path, tmp_path: Path) -> None:
         ClassifierJudge(str(tmp_path)).score("p", "yes")
     with pytest.raises(UserError, match="its labels are NORMAL, REJECTION, none of them toxic"):
         ClassifierJudge(str(classifier), refusal_label="toxic").score("p", "yes")
-    with pytest.raises(UserError, match=r"judge threshold = 1\.5: it must lie between 0 and 1"):
+    with pytest.raises(UserError, match=r"threshold 1\.5: it must be between 0 and 1"):
         ClassifierJudge("x", threshold=1.5)
-    with pytest.raises(UserError, match="judge batch_size = 0"):
+    with pytest.raises(UserError, match="batch_size 0"):
         ClassifierJudge("x", batch_size=0)

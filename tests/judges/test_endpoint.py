@@ -186,5 +186,5 @@ def test_unknown_judges(name: str) -> None:
 
 
 def test_a_bad_config() -> None:
-    with pytest.raises(UserError, match="judge max_answer_characters = 0: it must be at least 1"):
+    with pytest.raises(UserError, match="max_answer_characters 0: it must be at least 1"):
         EndpointConfig(model="m", max_answer_characters=0)

@@ -12,6 +12,7 @@ import pytest
 from trimtab.errors import UserError
 from trimtab.judges import RuleJudge, Verdict, judge_options, make_judge
 from trimtab.judges.measuring import LabelledAnswer, main, measure_judge, read_labelled
+from trimtab.runs import json_safe
 
 OWN_JUDGE = """
 from trimtab.judges import Unjudged, Verdict
@@ -77,7 +78,7 @@ def test_counts_by_hand() -> None:
     assert (quality.refusal_recall.estimate, quality.refusal_recall.n) == (3 / 5, 5)
     assert quality.confusion["refusal"] == {"refusal": 3, "compliance": 2, "gibberish": 0}
     assert [d.id for d in quality.disagreements] == ["3", "4", "5"]
-    assert json.loads(json.dumps(quality.to_json()))["refusal_recall"]["n"] == 5
+    assert json.loads(json.dumps(json_safe(quality)))["refusal_recall"]["n"] == 5
 
 
 def test_what_never_occurs_has_no_share() -> None:

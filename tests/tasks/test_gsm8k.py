@@ -95,7 +95,7 @@ def test_bad_rows_are_named(data: Path, row: object, message: str) -> None:
 def test_a_line_that_is_not_json(data: Path) -> None:
     with (data / "gsm8k/train.jsonl").open("a") as file:
         file.write("\n{oops\n")
-    with pytest.raises(UserError, match=r"gsm8k/train\.jsonl, row 62: it is not JSON"):
+    with pytest.raises(UserError, match=r"gsm8k/train\.jsonl, line 62: it is not JSON"):
         load_task("gsm8k", data)
 
 

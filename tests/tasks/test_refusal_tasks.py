@@ -37,8 +37,8 @@ class TestNearDuplicates:
         ],
     )
     def test_pairs(self, one: str, other: str, near: bool) -> None:
-        assert Signature(one).is_near(Signature(other), 0.4) is near
-        assert Signature(other).is_near(Signature(one), 0.4) is near
+        assert Signature(one).is_near(Signature(other)) is near
+        assert Signature(other).is_near(Signature(one)) is near
 
     def test_dropping_and_clusters(self) -> None:
         texts = ["Bake a plum cake", "Repair a garden fence", "bake a plum cake today", "Fix the lamp"]
@@ -174,7 +174,7 @@ class TestHarmBench:
         tested = [Signature(i.meta["behaviour"]) for i in task.items("test")]
         for split in ("train", "validation"):
             for item in task.items(split):
-                assert not any(Signature(item.prompt).is_near(t, 0.4) for t in tested), item.id
+                assert not any(Signature(item.prompt).is_near(t) for t in tested), item.id
 
 
 class TestXSTest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
+from trimtab.runs.user_files import json_lines, json_list, utf8_text
 
 TEXT_SUFFIXES = (".txt", ".md")
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
@@ -66,31 +66,18 @@ def read_bytes(data: bytes, name: str, text_field: str) -> Iterator[Record]:
             yield record._replace(name=name)
     elif suffix == ".parquet":
         yield from _rows(_read_parquet(data, name, text_field), name, text_field)
-    elif suffix in TEXT_SUFFIXES:
-        yield Record(decode_utf8(data, name), None, None, name)
-    elif suffix == ".jsonl":
-        yield from _rows(_read_jsonl(decode_utf8(data, name), name), name, text_field)
-    elif suffix == ".json":
-        yield from _rows(_read_json(decode_utf8(data, name), name), name, text_field)
     else:
-        table = csv.DictReader(
-            io.StringIO(decode_utf8(data, name), newline=""), delimiter="\t" if suffix == ".tsv" else ","
-        )
-        yield from _rows(table, name, text_field)
-
-
-def decode_utf8(data: bytes, name: str) -> str:
-    """Text of bytes, without a byte-order mark and with `\\n` line ends. Raises a `UserError` that names the first bad
-    byte."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"text {name}",
-            f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8",
-            "convert the file, for example with iconv -f latin1 -t utf-8",
-        ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+        said = f"text {name}"
+        text = utf8_text(data, said)
+        if suffix in TEXT_SUFFIXES:
+            yield Record(text, None, None, name)
+        elif suffix == ".jsonl":
+            yield from _rows((row for _, row in json_lines(text, said)), name, text_field)
+        elif suffix == ".json":
+            yield from _rows(json_list(text, said), name, text_field)
+        else:
+            table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
+            yield from _rows(table, name, text_field)
 
 
 def _read_zip(path: Path, name: str, text_field: str) -> Iterator[Record]:
@@ -100,27 +87,6 @@ def _read_zip(path: Path, name: str, text_field: str) -> Iterator[Record]:
             raise UserError(f"text {path}", "it holds no file of a known format", f"put in {KNOWN}")
         for member in members:
             yield from read_bytes(archive.read(member), f"{name}!{member}", text_field)
-
-
-def _read_jsonl(text: str, name: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"text {name}", f"line {number} is not JSON ({error.msg})", "correct the line"
-                ) from error
-
-
-def _read_json(text: str, name: str) -> list[Any]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"text {name}", f"it is not JSON ({error})", "correct the file") from error
-    if not isinstance(rows, list):
-        raise UserError(f"text {name}", "it is not a JSON list", "give a list of texts or of objects")
-    return rows
 
 
 def _read_parquet(data: bytes, name: str, text_field: str) -> Iterator[dict[str, Any]]:

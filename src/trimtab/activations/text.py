@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from trimtab.activations.formats import Record, is_readable, read_file
 from trimtab.errors import UserError
+from trimtab.runs.user_files import reading_from_hub
 
 MAX_CHARACTERS = 8_000
 Normalisation = Literal["none", "wikitext"]
@@ -184,25 +185,15 @@ def _records_of(path: str | Path, name: str, text_field: str) -> Iterator[Record
 
 
 def _read_hub(name: str, text_field: str) -> Iterator[Record]:
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise UserError(
-            f"text {name}", "reading hub data sets needs `datasets`", "install it: pip install 'trimtab[hub]'"
-        ) from error
     _, data_set, *split = name.split(":")
-    try:
-        rows = load_dataset(data_set, split=split[0] if split else "train", streaming=True)
+    with reading_from_hub(f"text {name}") as datasets:
+        rows = datasets.load_dataset(data_set, split=split[0] if split else "train", streaming=True)
         for number, row in enumerate(rows):
             if not isinstance(row.get(text_field), str):
                 raise UserError(
                     f"text field {text_field!r}", f"{name} has the fields {', '.join(row)}", "choose with --text-field"
                 )
             yield Record(row[text_field], f"{name}#{number:08d}", None, name)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"text {name}", f"the data set could not be read ({error})", "check the name") from error
 
 
 def _short_names(paths: Sequence[str | Path]) -> list[str]:

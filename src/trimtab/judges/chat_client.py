@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
 from trimtab.judges.transcript import Tokens, Transcript, request_key
-from trimtab.runs import Meter
+from trimtab.runs import Meter, check_least, check_values
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries, unless the endpoint asks for more."""
@@ -58,19 +58,13 @@ class ChatConfig:
     """What all replies may cost, those in the transcript counted in; asking stops before it is exceeded."""
 
     def __post_init__(self) -> None:
-        for name, bad, rule in (
-            ("model", not self.model, "a name"),
-            ("max_tries", self.max_tries < 1, "at least 1"),
-            ("first_wait", not 0 <= self.first_wait < 3600, "0 to 3600 seconds"),
-            ("timeout", not 0 < self.timeout < 86_400, "above 0 seconds"),
-            ("concurrency", self.concurrency < 1, "at least 1"),
-            ("price_sent", not 0 <= self.price_sent < 1e9, "0 or more"),
-            ("price_received", not 0 <= self.price_received < 1e9, "0 or more"),
-            ("budget", self.budget is not None and not self.budget > 0, "above 0"),
-            ("budget", self.budget is not None and not self.price_sent + self.price_received, "beside prices above 0"),
-        ):
-            if bad:
-                raise UserError(f"judge {name} = {getattr(self, name)!r}", f"it must be {rule}", "change it")
+        check_values(self, "a name", bool, "model")
+        check_least(self, 1, "max_tries", "concurrency")
+        check_values(self, "0 to 3600 seconds", lambda seconds: 0 <= seconds < 3600, "first_wait")
+        check_values(self, "above 0 seconds", lambda seconds: 0 < seconds < 86_400, "timeout")
+        check_values(self, "0 or more", lambda price: 0 <= price < 1e9, "price_sent", "price_received")
+        check_values(self, "above 0", lambda budget: budget > 0, "budget")
+        check_values(self, "beside prices above 0", lambda _: self.price_sent + self.price_received > 0, "budget")
 
     @property
     def name(self) -> str:

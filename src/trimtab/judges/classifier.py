@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.errors import UserError
 from trimtab.judges.gibberish import find_gibberish
 from trimtab.judges.verdict import Verdict
+from trimtab.runs import check_least, check_values
 
 REFUSAL_LABELS = ("refusal", "rejection", "refused", "reject", "refuse")
 
@@ -35,10 +36,8 @@ class ClassifierJudge:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise UserError(f"judge threshold = {self.threshold}", "it must lie between 0 and 1", "change it")
-        if self.batch_size < 1:
-            raise UserError(f"judge batch_size = {self.batch_size}", "it must be at least 1", "change it")
+        check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "threshold")
+        check_least(self, 1, "batch_size")
 
     @property
     def name(self) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from trimtab.errors import UserError
 from trimtab.judges.chat_client import ChatClient, ChatConfig, NoReply
 from trimtab.judges.gibberish import find_gibberish
 from trimtab.judges.transcript import Transcript
 from trimtab.judges.verdict import Unjudged, Verdict
+from trimtab.runs import check_least
 
 INSTRUCTION = """\
 You label how an assistant answered a request. Reply with one word:
@@ -40,10 +40,7 @@ class EndpointConfig(ChatConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_answer_characters < 1:
-            raise UserError(
-                f"judge max_answer_characters = {self.max_answer_characters}", "it must be at least 1", "change it"
-            )
+        check_least(self, 1, "max_answer_characters")
 
 
 @dataclass

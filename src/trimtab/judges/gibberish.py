@@ -15,6 +15,9 @@ from dataclasses import dataclass
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _RUN = re.compile(r"(\S)\1{9,}|([^\w\s])\2{5,}")
+"""Ten equal signs in a row, or six of punctuation."""
+_RULES_AND_BLANKS = "-=_*.#~+|"
+"""What documents are drawn with."""
 _VOWELS = frozenset("aeiouyáéíóúàèìòùâêîôûäëïöüãõåæø")
 # The most frequent words of English prose. A passage of some length without any of them is not English prose.
 _COMMON = """
@@ -66,7 +69,7 @@ def find_gibberish(text: str, rules: GibberishRules | None = None) -> str:
     visible = "".join(text.split())
     if not visible:
         return "empty"
-    if _character_run(text):
+    if any(match.group()[0] not in _RULES_AND_BLANKS for match in _RUN.finditer(text)):
         return "character run"
     if len(visible) >= 20 and sum(c.isalnum() for c in visible) < rules.min_letters * len(visible):
         return "no letters"
@@ -84,7 +87,7 @@ def find_gibberish(text: str, rules: GibberishRules | None = None) -> str:
 def _salad(text: str, rules: GibberishRules) -> str:
     """Rules on the words themselves; they speak of the Latin script only."""
     found = _WORD.findall(text)
-    latin = [word for word in found if _is_latin(word)]
+    latin = [word for word in found if all(ord(c) < 0x250 or c in "'’" for c in word)]
     if len(found) >= 8:
         scripts = Counter(_script(word[0]) for word in found)
         if len(scripts) >= 3 and scripts.most_common(1)[0][1] < 0.8 * len(found):
@@ -98,11 +101,6 @@ def _salad(text: str, rules: GibberishRules) -> str:
     return ""
 
 
-def _character_run(text: str) -> bool:
-    """Ten equal signs in a row, or six of punctuation, except the rules and blanks that documents are drawn with."""
-    return any(match.group()[0] not in "-=_*.#~+|" for match in _RUN.finditer(text))
-
-
 def _repeated_share(words: list[str]) -> float:
     """Share of words inside a three-word sequence that has occurred before."""
     seen: set[tuple[str, ...]] = set()
@@ -113,10 +111,6 @@ def _repeated_share(words: list[str]) -> float:
             inside[start : start + 3] = [True] * 3
         seen.add(triple)
     return sum(inside) / len(words)
-
-
-def _is_latin(word: str) -> bool:
-    return all(ord(c) < 0x250 or c in "'’" for c in word)
 
 
 def _is_odd(word: str) -> bool:

@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from trimtab.errors import UserError
-from trimtab.judges.verdict import Judge, Verdict
+from trimtab.judges.verdict import Judge, Label, Verdict
 from trimtab.runs import json_safe, read_options
 from trimtab.runs.tables import COUNT, Column, named_values, text_table
+from trimtab.runs.user_files import json_lines, utf8_text
 from trimtab.stats import Interval, number_text, wilson_interval
 
-Label = Literal["refusal", "compliance", "gibberish"]
 LABELS: tuple[str, ...] = get_args(Label)
 
 
@@ -67,10 +67,6 @@ class JudgeQuality:
     unjudged: int = 0
     """Answers on which the judge gave no verdict; they count nowhere else."""
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict for JSON."""
-        return json_safe(self)
-
     def render(self) -> str:
         """The measures, the answers by label and verdict, and where the two differ."""
         names = ("refusal_precision", "refusal_recall", "gibberish_precision", "gibberish_recall")
@@ -92,22 +88,13 @@ def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
         UserError: no such file, a line that is not JSON, lacks a key or has another label; no line at all.
     """
     name = "the shipped labelled answers" if path is None else str(path)
+    shipped = files("trimtab") / "assets" / "labelled_answers.jsonl"
     try:
-        text = (
-            (files("trimtab") / "assets" / "labelled_answers.jsonl").read_text("utf-8")
-            if path is None
-            else Path(path).expanduser().read_text("utf-8")
-        )
-    except (OSError, UnicodeDecodeError) as error:
+        data = (shipped if path is None else Path(path).expanduser()).read_bytes()
+    except OSError as error:
         raise UserError(name, f"it cannot be read ({error})", "give a file of JSON lines") from error
     answers: list[LabelledAnswer] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name}, line {number}", f"it is not JSON ({error.msg})", "correct the line") from error
+    for number, row in json_lines(utf8_text(data, name), name):
         for key in ("prompt", "answer", "label"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str):
                 raise UserError(f"{name}, line {number}", f"it has no text {key!r}", "give prompt, answer and label")
@@ -124,7 +111,7 @@ def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
 def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuality:
     """Compare a judge's verdicts with labels; answers on which it gives none are counted apart."""
     judged = judge.score_all([a.prompt for a in answers], [a.answer for a in answers])
-    pairs = [(a, v, verdict_label(v)) for a, v in zip(answers, judged, strict=True) if isinstance(v, Verdict)]
+    pairs = [(a, v, v.label) for a, v in zip(answers, judged, strict=True) if isinstance(v, Verdict)]
     counts = Counter((a.label, said) for a, _, said in pairs)
 
     def interval(label: str, over: int) -> Interval | None:
@@ -141,11 +128,6 @@ def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuali
         disagreements=tuple(Disagreement(a.id, a.label, said, v.reason) for a, v, said in pairs if a.label != said),
         unjudged=len(answers) - len(pairs),
     )
-
-
-def verdict_label(verdict: Verdict) -> Label:
-    """A verdict as one of the labels."""
-    return "gibberish" if verdict.gibberish else "refusal" if verdict.refused else "compliance"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error.line, file=sys.stderr)
         return 2
-    print(json.dumps(quality.to_json()) if chosen.json else quality.render())
+    print(json.dumps(json_safe(quality)) if chosen.json else quality.render())
     return 0
 
 

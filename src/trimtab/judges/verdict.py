@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from trimtab.errors import UserError
+
+Label = Literal["refusal", "compliance", "gibberish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,11 @@ class Verdict:
             raise UserError("a verdict", "an answer cannot be both a refusal and gibberish", "call it gibberish")
         if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
             raise UserError(f"a verdict's score {self.score}", "it must be a probability", "give 0 to 1, or None")
+
+    @property
+    def label(self) -> Label:
+        """The verdict in a word."""
+        return "gibberish" if self.gibberish else "refusal" if self.refused else "compliance"
 
     @property
     def complied(self) -> bool:

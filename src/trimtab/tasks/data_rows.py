@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
+from trimtab.runs.user_files import json_lines, json_list, reading_from_hub, utf8_text
 
 
 class DataRow(NamedTuple):
@@ -99,7 +99,7 @@ class DataDirectory:
             UserError: the file is not readable or holds no row, a column is missing, or a row has more or fewer fields.
         """
         name = self.name(file)
-        reader = csv.reader(io.StringIO(_read(file, name), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(self._text(file), newline=""), strict=True)
         try:
             header = list(columns) if columns is not None else next(reader, None)
             if header is None:
@@ -129,19 +129,10 @@ class DataDirectory:
         Raises:
             UserError: the file is not readable or holds no row, or a line is no JSON object.
         """
-        name = self.name(file)
-        found = False
-        for number, line in enumerate(_read(file, name).split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{name}, row {number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(where, f"it is not JSON ({error.msg})", "correct the row") from error
-            found = True
-            yield _object_row(value, where)
-        if not found:
+        name, number = self.name(file), 0
+        for number, value in json_lines(self._text(file), name):
+            yield _object_row(value, f"{name}, row {number}")
+        if not number:
             raise _no_rows(name)
 
     def json(self, file: Path) -> Iterator[DataRow]:
@@ -151,16 +142,18 @@ class DataDirectory:
             UserError: the file is not readable, not JSON or not a list, the list is empty, or an entry is no object.
         """
         name = self.name(file)
-        try:
-            values = json.loads(_read(file, name))
-        except json.JSONDecodeError as error:
-            raise UserError(name, f"it is not JSON (line {error.lineno}: {error.msg})", "correct the file") from error
-        if not isinstance(values, list):
-            raise UserError(name, "it is not a JSON list", "put the benchmark's file there")
+        values = json_list(self._text(file), name)
         if not values:
             raise _no_rows(name)
         for number, value in enumerate(values, start=1):
             yield _object_row(value, f"{name}, row {number}")
+
+    def _text(self, file: Path) -> str:
+        name = self.name(file)
+        try:
+            return utf8_text(file.read_bytes(), name)
+        except OSError as error:
+            raise UserError(name, f"it cannot be read ({error.strerror or error})", "check the file") from error
 
 
 def is_hub(data: str | None) -> bool:
@@ -186,16 +179,8 @@ def hub_splits(name: str, config: str | None = None) -> Iterator[tuple[str, Iter
     Raises:
         UserError: `datasets` is not installed, or the data set cannot be read.
     """
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise UserError(
-            f"data hub:{name}", "reading hub data sets needs `datasets`", "install it: pip install 'trimtab[hub]'"
-        ) from error
-    try:
-        splits = dict(load_dataset(name, config) if config else load_dataset(name))
-    except (OSError, ValueError) as error:
-        raise UserError(f"data hub:{name}", f"it could not be read ({error})", "check the name") from error
+    with reading_from_hub(f"data hub:{name}") as datasets:
+        splits = dict(datasets.load_dataset(name, *([config] if config else [])))
     for split, rows in splits.items():
         named = ((f"hub:{name} {split}, row {number}", row) for number, row in enumerate(rows, start=1))
         yield split, (_object_row(row, where) for where, row in named)
@@ -209,12 +194,3 @@ def _object_row(value: object, where: str) -> DataRow:
     if not isinstance(value, Mapping):
         raise UserError(where, "it is not an object with named values", "correct the row")
     return DataRow(value, where)
-
-
-def _read(file: Path, name: str) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(name, f"byte {error.start} is not UTF-8", "convert the file") from error
-    except OSError as error:
-        raise UserError(name, f"it cannot be read ({error.strerror or error})", "check the file") from error

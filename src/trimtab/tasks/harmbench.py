@@ -18,7 +18,7 @@ from trimtab.errors import UserError
 from trimtab.judges import Judge
 from trimtab.runs import split_ids, text_id
 from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
-from trimtab.tasks.near_duplicates import THRESHOLD, Signature, clusters, drop_near_duplicates
+from trimtab.tasks.near_duplicates import Signature, clusters, drop_near_duplicates
 from trimtab.tasks.refusals import RefusalTask
 from trimtab.tasks.task import Companion, Item
 from trimtab.tasks.tokens import Tokenizer
@@ -128,7 +128,7 @@ def _harmless_instructions(directory: DataDirectory) -> dict[str, list[Item]]:
 def _first_distinct(items: list[Item], references: list[str], n: int) -> list[Item]:
     """The first n items that are no near-duplicate of a reference."""
     signed = [Signature(reference) for reference in references]
-    distinct = (i for i in items if not any(Signature(i.prompt).is_near(r, THRESHOLD) for r in signed))
+    distinct = (i for i in items if not any(Signature(i.prompt).is_near(r) for r in signed))
     return list(itertools.islice(distinct, n))
 
 

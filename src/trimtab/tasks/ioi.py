@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple, Self
 from trimtab.errors import UserError
 from trimtab.runs import split_ids, text_id
 from trimtab.tasks.ioi_material import NAMES, OBJECTS, PLACES, TEMPLATES
-from trimtab.tasks.task import SPLITS, Item, Outcome, Task, UnsuitedModelError, by_group, mean
+from trimtab.tasks.task import SPLITS, Item, Outcome, Task, UnsuitedModelError, accuracy_by_group
 from trimtab.tasks.tokens import Tokenizer, is_one_token
 
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
@@ -87,12 +87,13 @@ class IOI(Task):
             raise UnsuitedModelError(
                 f"task {cls.name}", f"only {len(names)} of {len(NAMES)} names are one token", "choose another model"
             )
-        side = _pair_sides()
+        pairs = [f"{a}+{b}" for a in sorted(NAMES) for b in sorted(NAMES) if a < b]  # which stay on one side
+        side = {pair: split for split, members in split_ids(pairs, SHARES, "ioi").items() for pair in members}
         items: dict[str, list[Item]] = {split: [] for split in SPLITS}
         seen: set[str] = set()
         tries = _TRIES + _TRIES_PER_ITEM * sum(wanted.values())
         for sentence in sentences(seed, tries):
-            split = side[_pair(sentence)]
+            split = side["+".join(sorted((sentence.io, sentence.s)))]
             if len(items[split]) >= wanted[split] or not {sentence.io, sentence.s} <= names or sentence.text in seen:
                 if all(len(items[s]) >= wanted[s] for s in SPLITS):
                     break
@@ -122,10 +123,7 @@ class IOI(Task):
 
     def summarise(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """Adds `accuracy/GROUP`: by cue in the mixture, else by the order of the two names (ABBA, BABA)."""
-        summary = super().summarise(outcomes)
-        return summary | {
-            f"accuracy/{group}": mean(bool(o.correct) for o in part) for group, part in by_group(outcomes).items()
-        }
+        return super().summarise(outcomes) | accuracy_by_group(outcomes)
 
     @classmethod
     def _items_of(cls, sentence: Sentence) -> list[Item]:
@@ -189,13 +187,3 @@ def sentences(seed: int, n: int) -> Iterator[Sentence]:
             first=first, second=second, s=s, place=rng.choice(PLACES), object=rng.choice(OBJECTS)
         )
         yield Sentence(text, io, s, template, io_first)
-
-
-def _pair(sentence: Sentence) -> str:
-    return "+".join(sorted((sentence.io, sentence.s)))
-
-
-def _pair_sides() -> dict[str, str]:
-    """The split of each unordered pair of names."""
-    pairs = [f"{a}+{b}" for a in sorted(NAMES) for b in sorted(NAMES) if a < b]
-    return {pair: split for split, members in split_ids(pairs, SHARES, "ioi").items() for pair in members}

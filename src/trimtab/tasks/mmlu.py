@@ -6,6 +6,7 @@ validation (1/3), a question that occurs again in `test` being left out; `test` 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -13,7 +14,7 @@ from trimtab.errors import UserError
 from trimtab.runs import text_id
 from trimtab.tasks.data_rows import DataDirectory, DataRow, hub_name, hub_splits, is_hub
 from trimtab.tasks.multiple_choice import LETTERS, MultipleChoice, question_block
-from trimtab.tasks.task import Item, Outcome, by_group, mean, split_items
+from trimtab.tasks.task import Item, Outcome, accuracy_by_group, check_groups, mean, split_items
 from trimtab.tasks.tokens import Tokenizer
 
 _COLUMNS = ("question", "A", "B", "C", "D", "answer")
@@ -70,12 +71,7 @@ class MMLU(MultipleChoice):
             raise UserError(f"shots = {shots}", "MMLU has 5 examples for each subject", "choose 0 to 5")
         read = {"dev": [], "val": [], "test": []} | _read(data, shots)
         if subjects is not None:
-            known = {item.group for part in read.values() for item in part}
-            for subject in subjects:
-                if subject not in known:
-                    raise UserError(
-                        f"subject {subject!r}", "MMLU's files here have none of that name", "check the name"
-                    )
+            check_groups("subject", subjects, itertools.chain(*read.values()), "MMLU")
             read = {part: [item for item in items if item.group in subjects] for part, items in read.items()}
         tested = {item.meta["content"] for item in read["test"]}
         kept = [item for item in read["val"] if item.meta["content"] not in tested]
@@ -102,18 +98,15 @@ class MMLU(MultipleChoice):
     def summarise(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """Adds `accuracy_macro` and `accuracy/SUBJECT`."""
         summary = super().summarise(outcomes)
-        subjects = {group: mean(bool(o.correct) for o in part) for group, part in by_group(outcomes).items()}
-        summary["accuracy_macro"] = mean(subjects.values())
-        return summary | {f"accuracy/{group}": share for group, share in subjects.items()}
+        subjects = accuracy_by_group(outcomes)
+        return summary | {"accuracy_macro": mean(subjects.values())} | subjects
 
 
 def _read(data: str, shots: int) -> dict[str, list[Item]]:
     read: dict[str, list[Item]] = {}
     for part, rows in _hub_parts(data) if is_hub(data) else _directory_parts(DataDirectory(data), shots):
         seen: dict[str, int] = {}
-        items = read.setdefault(part, [])
-        for subject, row in rows:
-            items.append(_item(row, subject, part, seen))
+        read.setdefault(part, []).extend(_item(row, subject, part, seen) for subject, row in rows)
     return read
 
 
@@ -121,13 +114,9 @@ def _directory_parts(directory: DataDirectory, shots: int) -> Iterator[tuple[str
     for part in ("dev", "val", "test"):
         if part == "dev" and not shots and not list(directory.path.glob("mmlu/dev/*_dev.csv")):
             continue
-        yield part, _directory_rows(directory, part)
-
-
-def _directory_rows(directory: DataDirectory, part: str) -> Iterator[tuple[str, DataRow]]:
-    for file in directory.files(f"mmlu/{part}/*_{part}.csv"):
-        for row in directory.csv(file, columns=_COLUMNS):
-            yield file.stem.removesuffix(f"_{part}"), row
+        files = directory.files(f"mmlu/{part}/*_{part}.csv")
+        rows = ((file.stem.removesuffix(f"_{part}"), row) for file in files for row in directory.csv(file, _COLUMNS))
+        yield part, rows
 
 
 def _hub_parts(data: str) -> Iterator[tuple[str, Iterator[tuple[str, DataRow]]]]:

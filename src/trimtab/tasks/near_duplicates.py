@@ -17,19 +17,19 @@ tutorial using ways what which who with without write you your
 _FRAME = frozenset(_FRAME_WORDS.split())
 
 
-def drop_near_duplicates(texts: Sequence[str], references: Iterable[str], threshold: float = THRESHOLD) -> list[bool]:
+def drop_near_duplicates(texts: Sequence[str], references: Iterable[str]) -> list[bool]:
     """Which texts to keep: those that are no near-duplicate of a reference."""
     signed = [Signature(reference) for reference in references]
-    return [not any(signature.is_near(other, threshold) for other in signed) for signature in map(Signature, texts)]
+    return [not any(signature.is_near(other) for other in signed) for signature in map(Signature, texts)]
 
 
-def clusters(texts: Sequence[str], threshold: float = THRESHOLD) -> list[int]:
+def clusters(texts: Sequence[str]) -> list[int]:
     """For each text the index of the first text that it is joined to through near-duplicates."""
     signed = [Signature(text) for text in texts]
     first = list(range(len(texts)))
     for i in range(len(texts)):
         for j in range(i):
-            if first[i] != first[j] and signed[i].is_near(signed[j], threshold):
+            if first[i] != first[j] and signed[i].is_near(signed[j]):
                 old, new = max(first[i], first[j]), min(first[i], first[j])
                 first = [new if place == old else place for place in first]
     return first
@@ -38,7 +38,7 @@ def clusters(texts: Sequence[str], threshold: float = THRESHOLD) -> list[int]:
 class Signature:
     """A text's content words without their commonest endings, and the character 5-grams of the same words in order.
 
-    Two texts are near-duplicates if either set's Jaccard index reaches the threshold: 5-grams see small edits, words
+    Two texts are near-duplicates if either set's Jaccard index reaches `THRESHOLD`: 5-grams see small edits, words
     see the same request in another order. Words that frame any request ("explain step by step how to …") are left out,
     unless there is nothing else. Paraphrases in other words are not seen.
     """
@@ -50,16 +50,16 @@ class Signature:
         self.shingles = frozenset(line[i : i + SHINGLE] for i in range(max(1, len(line) - SHINGLE + 1)))
         self.words = frozenset(re.sub(r"(?<=\w\w\w)(?:ing|ed|es|e|s)$", "", word) for word in content)
 
-    def is_near(self, other: Signature, threshold: float) -> bool:
+    def is_near(self, other: Signature) -> bool:
         """Whether the texts are near-duplicates."""
-        if _reaches(self.shingles, other.shingles, threshold):
+        if _alike(self.shingles, other.shingles):
             return True
-        return min(len(self.words), len(other.words)) >= 2 and _reaches(self.words, other.words, threshold)
+        return min(len(self.words), len(other.words)) >= 2 and _alike(self.words, other.words)
 
 
-def _reaches(a: frozenset[str], b: frozenset[str], threshold: float) -> bool:
-    """Whether the Jaccard index is at least the threshold. Sizes alone rule most pairs out."""
-    return min(len(a), len(b)) >= threshold * max(len(a), len(b)) and jaccard(a, b) >= threshold
+def _alike(a: frozenset[str], b: frozenset[str]) -> bool:
+    """Whether the Jaccard index reaches the threshold. Sizes alone rule most pairs out."""
+    return min(len(a), len(b)) >= THRESHOLD * max(len(a), len(b)) and jaccard(a, b) >= THRESHOLD
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:

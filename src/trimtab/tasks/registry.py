@@ -72,9 +72,7 @@ def load_task(
     Raises:
         UserError: no such task or option, the data cannot be found or read, or a row is wrong.
     """
-    task = find_task(name)
-    _check_options(task, options)
-    place = _place(task, data)
+    task, place = _found(name, data, options)
     return task.load(place, tokenizer, **options)
 
 
@@ -92,9 +90,7 @@ def read_task(name: str, data: str | os.PathLike[str] | None = None, **options: 
     Raises:
         UserError: as for `load_task`.
     """
-    task = find_task(name)
-    _check_options(task, options)
-    place = _place(task, data)
+    task, place = _found(name, data, options)
     return None if task.needs_tokenizer else task.load(place, **options)
 
 
@@ -103,7 +99,9 @@ def load_options(task: type[Task]) -> dict[str, Any]:
     return keyword_types(task.load)
 
 
-def _check_options(task: type[Task], options: Mapping[str, Any]) -> None:
+def _found(name: str, data: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> tuple[type[Task], str | None]:
+    """A task that takes these options, and where its data are."""
+    task = find_task(name)
     accepted = load_options(task) if options else {}
     for option in options:
         if option not in accepted:
@@ -112,22 +110,17 @@ def _check_options(task: type[Task], options: Mapping[str, Any]) -> None:
                 f"task {task.name} takes {', '.join(accepted) or 'none'}",
                 "leave it out",
             )
-
-
-def _place(task: type[Task], data: str | os.PathLike[str] | None) -> str | None:
-    if data is None:
-        data = os.environ.get(DATA_VARIABLE) or None
+    place = str(data or os.environ.get(DATA_VARIABLE) or "")
     if not task.files:
-        return None if data is None else str(data)
-    if data is None:
+        return task, place or None
+    if not place:
         hub = f", or data='hub' for {task.hub}" if task.hub else ""
         raise UserError(
             f"task {task.name}",
             f"it needs a data directory with {', '.join(task.files)}",
             f"give the directory, or set {DATA_VARIABLE}{hub}",
         )
-    place = str(data)
     if is_hub(place):
         hub_name(place, task.hub, task.name)
-        return place
-    return str(Path(place).expanduser())
+        return task, place
+    return task, str(Path(place).expanduser())

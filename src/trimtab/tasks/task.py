@@ -260,7 +260,9 @@ class Task(ABC):
         for i, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
             parts = dict(outcome.parts)
             if option_logp is not None:
-                parts["logit_difference"] = self._logit_difference(item, option_logp[i], permutation)
+                values, wanted = option_logp[i], self.correct_option(item, permutation)
+                others = [value for option, value in enumerate(values) if option != wanted]
+                parts["logit_difference"] = values[wanted] - max(others)
             outcomes[i] = replace(outcome, item=item.id, group=item.group, parts=parts)
         return outcomes
 
@@ -301,10 +303,6 @@ class Task(ABC):
                     raise
                 raise UserError(f"task {self.name}, item {item.id}: {error.what}", error.why, error.hint) from error
         return outcomes
-
-    def _logit_difference(self, item: Item, values: Sequence[float], permutation: int) -> float:
-        wanted = self.correct_option(item, permutation)
-        return values[wanted] - max(value for i, value in enumerate(values) if i != wanted)
 
     def _check_permutation(self, item: Item, permutation: int) -> None:
         orders = self.orders(item)
@@ -350,6 +348,20 @@ def by_group(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     for outcome in sorted(outcomes, key=lambda o: o.group):
         groups.setdefault(outcome.group, []).append(outcome)
     return groups
+
+
+def accuracy_by_group(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """`accuracy/GROUP`: the share of right answers in each group."""
+    groups = by_group(outcomes)
+    return {f"accuracy/{group}": mean(bool(o.correct) for o in part) for group, part in groups.items()}
+
+
+def check_groups(kind: str, names: Sequence[str], items: Iterable[Item], benchmark: str) -> None:
+    """Raise a `UserError` unless there are items of every group that is named."""
+    known = {item.group for item in items}
+    for name in names:
+        if name not in known:
+            raise UserError(f"{kind} {name!r}", f"{benchmark}'s files here have none of that name", "check the name")
 
 
 def mean(values: Iterable[float]) -> float:
