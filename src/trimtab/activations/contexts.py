@@ -121,15 +121,10 @@ def top_contexts(
         for activation, number, position in column.T.tolist():
             if activation > 0:
                 document, tokens = stretches[int(number)]
-                parts = _around(model, tokens, int(position), width)
-                contexts.append(Context(feature, activation, *parts, document=corpus.ids[document]))
+                at = int(position)
+                cuts = (slice(max(1, at - width), at), slice(at, at + 1), slice(at + 1, at + 1 + width))
+                before, token, after = (model.decode_ids(tokens[cut], special=True) for cut in cuts)
+                contexts.append(Context(feature, activation, before, token, after, corpus.ids[document]))
     return FeatureContexts(
         features=tuple(wanted), n_tokens=sum(len(tokens) - 1 for _, tokens in stretches), contexts=tuple(contexts)
     )
-
-
-def _around(model: LanguageModel, tokens: list[int], at: int, width: int) -> tuple[str, str, str]:
-    """Texts before, at and after a place."""
-    cuts = (slice(max(1, at - width), at), slice(at, at + 1), slice(at + 1, at + 1 + width))
-    before, token, after = (model.decode_ids(tokens[cut], special=True) for cut in cuts)
-    return before, token, after

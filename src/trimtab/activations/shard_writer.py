@@ -103,7 +103,10 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             for site, rows in buffer.rows.items()
         }
         columns = {name: column[order] for name, column in zip(ORIGIN_COLUMNS, buffer.origin, strict=True)}
-        origin = _store_table(stem.with_name(f"{stem.name}.parquet"), pa.table(columns))
+        table = stem.with_name(f"{stem.name}.parquet")
+        with atomic_path(table) as partial:
+            pq.write_table(pa.table(columns), partial)
+            origin = StoredFile(table.name, partial.stat().st_size, sha256_file(partial))
         shard = Shard(split=split, number=number, rows=buffer.filled, sites=files, origin=origin, start=start)
         buffer.filled = 0
         then(shard)
@@ -138,10 +141,3 @@ def store_rows(path: Path, rows: BFloat16[Tensor, "m width"], order: Int[ndarray
             digest.update(part)
             file.write(part)
     return StoredFile(path.name, len(start) + 2 * n * width, digest.hexdigest())
-
-
-def _store_table(path: Path, table: pa.Table) -> StoredFile:
-    with atomic_path(path) as partial:
-        pq.write_table(table, partial)
-        size, digest = partial.stat().st_size, sha256_file(partial)
-    return StoredFile(path.name, size, digest)

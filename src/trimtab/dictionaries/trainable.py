@@ -249,13 +249,13 @@ class TrainableSAE(nn.Module):
         return kind(**self.inference_weights(), **self.inference_settings(), info=info)
 
 
-def geometric_median(x: Float[Tensor, "m d"], iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, " d"]:
+def geometric_median(x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
     """The point with the least summed distance to the rows (Weiszfeld's iteration)."""
     median = x.mean(0)
-    for _ in range(iterations):
+    for _ in range(100):
         weight = 1 / (x - median).norm(dim=1).clamp_min(torch.finfo(x.dtype).eps)
         new = (weight @ x) / weight.sum()
         moved, median = (new - median).norm(), new
-        if moved <= tolerance * median.norm():
+        if moved <= 1e-5 * median.norm():
             break
     return median

@@ -15,8 +15,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from trimtab.activations import PackedText, TokenisedCorpus
-from trimtab.activations.packing import SequenceBatch
 from trimtab.activations.row_selection import candidates
+from trimtab.activations.sequences import split_corpus
 from trimtab.errors import UserError
 from trimtab.lm import TokenBatch
 
@@ -41,8 +41,6 @@ def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int
     Raises:
         UserError: the split does not fill one sequence.
     """
-    from trimtab.activations.sequences import split_corpus
-
     chosen = np.ones(len(corpus.ids), dtype=bool)
     if split != "all":
         held_out = split_corpus(corpus, holdout)
@@ -67,19 +65,13 @@ def batches(
     """Some sequences, or all of them, in order."""
     which = np.arange(len(packed)) if which is None else which
     for start in range(0, len(which), batch_size):
-        yield _on_device(packed.batch(which[start : start + batch_size]), special_ids, device)
-
-
-def _on_device(sequences: SequenceBatch, special_ids: list[int], device: torch.device) -> EvaluationBatch:
-    document = torch.from_numpy(sequences.document.astype(np.int64)).to(device)
-    target = torch.zeros_like(document, dtype=torch.bool)
-    target[:, :-1] = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
-    return EvaluationBatch(
-        TokenBatch.full(torch.from_numpy(sequences.tokens).to(device, torch.long)),
-        document,
-        torch.from_numpy(candidates(sequences, special_ids).keep).to(device),
-        target,
-    )
+        sequences = packed.batch(which[start : start + batch_size])
+        document = torch.from_numpy(sequences.document.astype(np.int64)).to(device)
+        target = torch.zeros_like(document, dtype=torch.bool)
+        target[:, :-1] = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
+        tokens = TokenBatch.full(torch.from_numpy(sequences.tokens).to(device, torch.long))
+        candidate = torch.from_numpy(candidates(sequences, special_ids).keep).to(device)
+        yield EvaluationBatch(tokens, document, candidate, target)
 
 
 class DocumentSums:

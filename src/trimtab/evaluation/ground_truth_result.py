@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -119,11 +118,6 @@ class GroundTruthResult:
             for kind, name in (*trained, *controls)
         ]
 
-    @property
-    def failures(self) -> list[Scored]:
-        """The trainings that failed."""
-        return [one for one in self.scored if one.error]
-
     def render(self) -> str:
         """One table for each L0, the legend, and what failed."""
         parts = [self.description + (" (done before)" if self.resumed else "")]
@@ -136,7 +130,7 @@ class GroundTruthResult:
                 parts.append(_TOO_SMALL)
         legend = _LEGEND.format(threshold=self.threshold, rank_by=LABELS[self.rank_by])
         parts.append(f"{legend} {_OFF_TARGET_LEGEND}" if missed else legend)
-        for one in self.failures:
+        for one in (one for one in self.scored if one.error):
             parts.append(f"failed: {one.dictionary}, L0 {one.l0_target:g}, data set {one.data_seed}: {one.error}")
         if self.run is not None:
             parts.append(f"run: {self.run}")
@@ -163,7 +157,7 @@ class GroundTruthResult:
 
         columns = [
             Column("", named),
-            *(Column(title, partial(_score, name), ".3f") for name, title in HEADINGS.items()),
+            *(Column(t, lambda entry, n=name: _cell(entry.scores.get(n)), ".3f") for name, t in HEADINGS.items()),
             *[Column("behind", lambda entry: _cell(entry.behind), ".3f")] * behind,
         ]
         return text_table(columns, entries)
@@ -186,10 +180,6 @@ def _intervals(found: Iterable[Scored]) -> dict[str, Interval]:
             if value is not None and np.isfinite(value):
                 values.setdefault(name, []).append(value)
     return {name: student_mean(each) for name, each in values.items()}
-
-
-def _score(name: str, entry: Entry) -> str | Interval | None:
-    return _cell(entry.scores.get(name))
 
 
 def _cell(value: Interval | None) -> str | Interval | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trimtab.activations import TextConfig
 from trimtab.dictionaries import AnyModelConfig
@@ -39,9 +38,6 @@ class SAEStats:
 
     path: str
     firing: Firing
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def render(self) -> str:
         return f"{named_values(self.firing.said())}\n{self.path}"

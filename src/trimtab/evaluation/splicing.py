@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.activations import PackedText
 from trimtab.activations.row_selection import norms
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
-from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
+from trimtab.lm import LanguageModel, RowDelta, Site, capture, edited
 from trimtab.lm.token_statistics import kl_divergence
 from trimtab.lm.unembedding import Unembedding
 from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
@@ -54,7 +54,9 @@ def splice_losses(
         for batch in batches(packed, batch_size, special_ids, model.device):
             found = capture(model, batch.tokens, [input_site(layer), end])
             if not checked:
-                _check(model, unembedding, batch.tokens, found[end])
+                with starting_at(model, model.n_layers, found[end]):
+                    logits = model.forward(batch.tokens, last=1)[0, -1]
+                unembedding.check(found[end][0, -1], logits)
                 checked = True
             at, time = batch.target.nonzero(as_tuple=True)
             document, next_token = batch.document[at, time], batch.tokens.ids[at, time + 1]
@@ -91,9 +93,3 @@ def _splice(
         return RowDelta(at, time, replacement(rows) - rows)
 
     return fn
-
-
-def _check(model: LanguageModel, unembedding: Unembedding, tokens: TokenBatch, hidden: Float[Tensor, "B T d"]) -> None:
-    with starting_at(model, model.n_layers, hidden):
-        logits = model.forward(tokens, last=1)[0, -1]
-    unembedding.check(hidden[0, -1], logits)

@@ -143,7 +143,9 @@ class AppliedEdits:
                 f"positions {rule} ask where the prompt ends, which only a call that begins without a cache says",
                 "begin without one, generate token by token, or use positions all",
             )
-        if rule.needs_prompt and self._rows is not None and self._cache is None and self._grows(ids):
+        before = self._prompts
+        grows = ids.shape == (before.shape[0], before.shape[1] + 1) and bool((ids[:, :-1] == before).all())
+        if rule.needs_prompt and self._rows is not None and self._cache is None and grows:
             raise UserError(
                 "generation without a cache",
                 f"positions {rule} ask where the prompt ends, and each call looks like one",
@@ -157,11 +159,6 @@ class AppliedEdits:
         self._started = True
         self._rows = RowColumns(each, each, length, torch.zeros_like(each), each, torch.zeros_like(each))
         self._prompts, self._before = ids, real[:, :past].sum(dim=1)
-
-    def _grows(self, ids: Int[Tensor, "B T"]) -> bool:
-        """Whether each row is the row before with one token more."""
-        before = self._prompts
-        return ids.shape == (before.shape[0], before.shape[1] + 1) and bool((ids[:, :-1] == before).all())
 
     def _check_order(self, cache: Any) -> None:
         """Refuse rows that have changed places, as in beam search: the source and the log know them by their place."""

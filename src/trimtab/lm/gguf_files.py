@@ -49,10 +49,10 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
         ) from error
 
 
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an exception's message, cut to `limit` characters."""
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, cut to 200 characters."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return line if len(line) <= 200 else line[:199] + "…"
 
 
 def _without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:

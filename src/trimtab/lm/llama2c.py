@@ -7,6 +7,7 @@ untied head), then float32 weights, one kind after another, each over all layers
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def read_llama2c_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         (piece[:cut], piece[cut:])
         for piece in pieces[3:]  # by falling score, which is how the file is ordered
         for cut in range(1, len(piece))
-        if piece[:cut] in vocab and piece[cut:] in vocab and not _is_byte(piece)
+        if piece[:cut] in vocab and piece[cut:] in vocab and not re.fullmatch("<0x...", piece)  # no byte
     ]
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
@@ -137,10 +138,6 @@ def _read_pieces(path: Path) -> list[str]:
             pieces.append(piece.decode("utf-8").replace(" ", _SPACE))
         offset, index = offset + 8 + length, index + 1
     return pieces
-
-
-def _is_byte(piece: str) -> bool:
-    return len(piece) == 6 and piece.startswith("<0x")
 
 
 def _halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:

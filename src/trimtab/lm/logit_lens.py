@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,9 +25,6 @@ def logit_lens(
     model: LanguageModel,
     rows: Float[Tensor, "n d"],
     count: int = 10,
-    *,
-    unembedding: Unembedding | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> LensTokens:
     """Top tokens of directions in the residual stream.
 
@@ -36,8 +32,6 @@ def logit_lens(
         model: the model.
         rows: decoder rows as they are; a norm removes their length, all but its epsilon.
         count: tokens per row.
-        unembedding: to share its buffer.
-        progress: called with the number of rows whenever some are done.
 
     Raises:
         UserError: the rows have another width than the residual stream, or more tokens are asked for than there are.
@@ -48,15 +42,13 @@ def logit_lens(
             f"{model.name} has width {model.d_model}",
             "give rows of that width",
         )
-    unembedding = unembedding or Unembedding(model)
+    unembedding = Unembedding(model)
     check_token_count(count, unembedding.vocab_size)
     ids, probs = [rows.new_empty(0, count, dtype=torch.long)], [rows.new_empty(0, count, dtype=torch.float32)]
     for block in unembedding.blocks(rows.detach().to(model.device)):
         top = block.logits.topk(count, dim=-1)
         ids.append(top.indices.to(rows.device))
         probs.append((top.values - block.logits.logsumexp(-1, keepdim=True)).exp().to(rows.device))
-        if progress is not None:
-            progress(len(block.logits))
     return LensTokens(torch.cat(ids), torch.cat(probs))
 
 

@@ -71,7 +71,10 @@ class RunningRows:
             self.cache = model.new_cache(reserve=reserve)
             whole = heads if copies > 1 else prefixes
             if any(whole):
-                self._feed_all(TokenBatch.pad(whole, model.pad_id, device), copies)
+                batch = TokenBatch.pad(whole, model.pad_id, device)
+                which = torch.arange(0, len(self.rows), copies, device=device)[:, None].expand_as(batch.ids)
+                self._aim(batch.ids, batch.position_ids, which, real=batch.real, copies=copies)
+                self.logits, self.held = self._forward(batch), batch.lengths
             if copies == 1:
                 return
         self.held = torch.tensor([len(prefix) - 1 for prefix in prefixes], device=device)
@@ -81,13 +84,6 @@ class RunningRows:
             self.feed()
         else:
             self._feed_copies(copies, parting)
-
-    def _feed_all(self, batch: TokenBatch, copies: int) -> None:
-        """Feed whole sequences to an empty cache, each for so many rows."""
-        which = torch.arange(0, len(self.rows), copies, device=batch.ids.device)[:, None].expand_as(batch.ids)
-        self._aim(batch.ids, batch.position_ids, which, real=batch.real, copies=copies)
-        self.logits = self._forward(batch)
-        self.held = batch.lengths
 
     def feed(self) -> None:
         """Feed one token of each row, `ids`."""

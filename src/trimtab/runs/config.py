@@ -99,7 +99,8 @@ def config_difference(
         old, new: results of `config_dict`, or what was read back from JSON.
         ignore: dotted fields left out, with all below them.
     """
-    return [d for d in _differences(old, new, "") if not any(_below(d.field, field) for field in ignore)]
+    different = _differences(old, new, "")
+    return [d for d in different if not any(f"{d.field}.".startswith(f"{field}.") for field in ignore)]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[FieldDifference]:
@@ -115,14 +116,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
         elif before != after:
             found.append(FieldDifference(prefix + key, before, after))
     return found
-
-
-def _below(field: str, top: str) -> bool:
-    return field == top or field.startswith(f"{top}.")
-
-
-def _left_out(field: dataclasses.Field[Any], value: Any) -> bool:
-    return bool(field.metadata.get("left_out_at_default")) and value == field.default
 
 
 def _short(value: Any) -> str:
@@ -146,7 +139,8 @@ def _plain(value: Any, *, for_config: bool) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(cast(os.PathLike[str], value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        present = [f for f in dataclasses.fields(value) if not (for_config and _left_out(f, getattr(value, f.name)))]
+        marked = {f for f in dataclasses.fields(value) if for_config and f.metadata.get("left_out_at_default")}
+        present = [f for f in dataclasses.fields(value) if f not in marked or getattr(value, f.name) != f.default]
         fields = {f.name: _plain(getattr(value, f.name), for_config=for_config) for f in present}
         return {"type": type(value).__name__, **fields} if for_config else fields
     if isinstance(value, Mapping):

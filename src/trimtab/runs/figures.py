@@ -86,11 +86,8 @@ def plot_intervals(ax: Axes, marks: Sequence[Mark], axis: str, form: str = "+.3f
     ax.set_yticks(range(len(rows)), [label for label, _ in rows])
     for label, (_, mark) in zip(ax.get_yticklabels(), rows, strict=True):
         label.set(color=INK, weight="bold" if mark is None or mark.strong else "normal")
-    numbers = ax.secondary_yaxis("right")
-    shown = [(y, number_text(mark.value, form)) for y, (_, mark) in enumerate(rows) if mark is not None]
-    numbers.set_yticks([y for y, _ in shown], [text.replace("-", "−") for _, text in shown])
-    numbers.tick_params(length=0)
-    numbers.spines["right"].set_visible(False)
+    shown = {y: number_text(mark.value, form).replace("-", "−") for y, (_, mark) in enumerate(rows) if mark is not None}
+    _write_beside(ax, list(shown), list(shown.values()))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
     ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -167,7 +164,6 @@ def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:
     apart = (high - low) * 0.07
     ax.set_ylim(low, high)
     at = low - apart
-    names = ax.secondary_yaxis("right")
     places: list[float] = []
     ordered = sorted(levels, key=lambda level: level.value)
     for level in ordered:
@@ -175,9 +171,15 @@ def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:
         places.append(at)
     excess = places[-1] - high
     places = [place - excess for place in places] if excess > 0 else places
-    names.set_yticks(places, [f"{level.label} {number_text(level.value, '.3f')}" for level in ordered])
-    names.tick_params(length=0)
-    names.spines["right"].set_visible(False)
+    _write_beside(ax, places, [f"{level.label} {number_text(level.value, '.3f')}" for level in ordered])
+
+
+def _write_beside(ax: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
+    """Texts to the right of the frame."""
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(places, texts)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
 
 
 def own_axis(draw: Callable[[Axes], None], ax: Axes | None = None) -> Axes:
@@ -202,26 +204,26 @@ def own_axis(draw: Callable[[Axes], None], ax: Axes | None = None) -> Axes:
     return found
 
 
-def svg(draw: Callable[[Axes], None], title: str, *, height: float = 2.8, width: float = WIDTH) -> str:
+def svg(draw: Callable[[Axes], None], title: str, *, height: float = 2.8) -> str:
     """A drawing as inline SVG, the same bytes every time.
 
     Args:
         draw: draws on an axis.
         title: read out in place of the drawing.
-        height, width: inches.
+        height: inches.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure.add_subplot())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing, transparent=True)
     text = file.getvalue()
     drawing = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<defs>") :]).replace("'DejaVu Sans'", "system-ui")
-    size = f"{width * 72:g} {height * 72:g}"
+    size = f"{WIDTH * 72:g} {height * 72:g}"
     named = html.escape(title)
     links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg {links} viewBox="0 0 {size}" role="img" aria-label="{named}"><title>{named}</title>\n{drawing}'

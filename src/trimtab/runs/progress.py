@@ -50,14 +50,14 @@ class Meter:
         self._advanced = time.monotonic()
         with self._guard:
             if self._task is not None:
-                _screen.update(self._task, self.completed, self.total)
+                _screen.update(self._task, completed=self.completed, total=self.total)
 
     def describe(self, description: str) -> None:
         """Change the words beside the bar."""
         self.description = description
         with self._guard:
             if self._task is not None:
-                _screen.describe(self._task, description)
+                _screen.update(self._task, description=description)
 
     def line(self) -> str:
         """The state in one line, as a log shows it."""
@@ -164,13 +164,9 @@ class _Screen:
                 self._progress.start()
             return self._progress.add_task(description, total=total, completed=int(completed))
 
-    def update(self, task: TaskID, completed: float, total: float | None) -> None:
+    def update(self, task: TaskID, **changed: Any) -> None:
         if self._progress is not None:
-            self._progress.update(task, completed=completed, total=total)
-
-    def describe(self, task: TaskID, description: str) -> None:
-        if self._progress is not None:
-            self._progress.update(task, description=description)
+            self._progress.update(task, **changed)
 
     def remove(self, task: TaskID) -> None:
         with self._guard:

@@ -29,12 +29,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Operating system, processor architecture, and the number of CPUs that this process may use."""
-    return {"system": platform.system(), "release": platform.release(), "machine": platform.machine(), "cpus": cpus()}
-
-
-def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"system": platform.system(), "release": platform.release(), "machine": platform.machine(), "cpus": cpus}
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.errors import UserError
 from trimtab.runs.figures import own_axis
@@ -58,7 +58,12 @@ class Result:
         Raises:
             UserError: there is no such table.
         """
-        return _named(self.tables(), table, self).to_frame()
+        tables = self.tables()
+        name = table or next(iter(tables), "")
+        if name not in tables:
+            known = ", ".join(tables) or "none"
+            raise UserError(f"table {table!r} of {type(self).__name__}", f"there is {known}", "choose one of them")
+        return tables[name].to_frame()
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the result.
@@ -70,10 +75,3 @@ class Result:
             UserError: it has no figure.
         """
         return own_axis(self.draw, ax)
-
-
-def _named(tables: Mapping[str, Any], name: str, owner: object) -> Any:
-    if tables and (not name or name in tables):
-        return tables[name or next(iter(tables))]
-    kind = type(owner).__name__
-    raise UserError(f"table {name!r} of {kind}", f"there is {', '.join(tables) or 'none'}", "choose one of them")

@@ -45,7 +45,6 @@ class Run:
         config: Any,
         *,
         seeds: Sequence[int] | None = None,
-        prompts: Sequence[str] | None = None,
         splits: Mapping[str, Sequence[str]] | None = None,
         device: str = "cpu",
         ignore_fields: Collection[str] = (),
@@ -56,7 +55,7 @@ class Run:
             path: the directory.
             command: the command that writes it (`rank`, `train`, …).
             config: its config, a dataclass or mapping.
-            seeds, prompts, splits: what it draws on, if known now (splits: ids by name); compared on resuming.
+            seeds, splits: what it draws on, if known now (splits: ids by name); compared on resuming.
             device: what it computes on.
             ignore_fields: dotted config fields that may change between openings, such as a progress interval.
 
@@ -66,7 +65,7 @@ class Run:
         """
         directory = Path(path)
         ids = None if splits is None else {name: [str(id_) for id_ in members] for name, members in splits.items()}
-        asked = {"config": config_dict(config), "seeds": seeds, "prompts": prompts, "splits": ids}
+        asked = {"config": config_dict(config), "seeds": seeds, "splits": ids}
         asked = {key: json_safe(value) for key, value in asked.items() if value is not None}
         if directory.exists() and not directory.is_dir():
             raise UserError(f"run {directory}", "it is a file, not a directory", ANOTHER)
@@ -90,7 +89,11 @@ class Run:
                 repair_metrics(directory / METRICS_NAME)
                 run = cls(directory, record, lock, resumed=True)
                 if not run.done:
-                    run._note_resumption()
+                    now, before = versions(), cast(dict[str, str], record["versions"])
+                    changed = {name: version for name, version in now.items() if before.get(name) != version}
+                    record["resumptions"].append({"time": utc_now(), "changed_versions": changed})
+                    record.update(status="running", reason=None)
+                    run._write()
         except BaseException:
             lock.release()
             raise
@@ -227,14 +230,6 @@ class Run:
                         parent.rmdir()
         self.close()
 
-    def _note_resumption(self) -> None:
-        now = versions()
-        before = cast(dict[str, str], self.record_dict["versions"])
-        changed = {name: version for name, version in now.items() if before.get(name) != version}
-        self.record_dict["resumptions"].append({"time": utc_now(), "changed_versions": changed})
-        self.record_dict.update(status="running", reason=None)
-        self._write()
-
     def _write(self) -> None:
         self.record_dict["updated"] = utc_now()
         write_json(self.file(RECORD_NAME), self.record_dict)
@@ -255,7 +250,7 @@ def _new_record(command: str, asked: Mapping[str, Any], device: str) -> dict[str
         "versions": versions(),
         "machine": machine(),
         "seeds": asked.get("seeds", []),
-        "prompts": asked.get("prompts", []),
+        "prompts": [],
         "splits": asked.get("splits", {}),
         "hashes": {},
         "test_split_openings": [],
@@ -278,7 +273,7 @@ def _check_same(
     if record["command"] != command:
         raise UserError(f"run {directory}", f"it belongs to `{record['command']}`, not `{command}`", ANOTHER)
     changes = config_difference(record["config"], asked["config"], ignore=ignore_fields)
-    for key in ("seeds", "prompts", "splits"):
+    for key in ("seeds", "splits"):
         if key in asked and record.get(key):
             changes += config_difference({key: record[key]}, {key: asked[key]}, ignore=ignore_fields)
     if changes:

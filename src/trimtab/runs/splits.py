@@ -37,7 +37,8 @@ def split_ids(ids: Iterable[str | int], shares: Mapping[str, float], salt: str) 
         if id_ in seen:
             raise UserError(f"id {id_!r}", "it occurs twice, so that it could be in two splits", "make ids unique")
         seen.add(id_)
-        place = _uniform(id_, salt)
+        digest = hashlib.sha256(f"{salt}\0{id_}".encode()).digest()
+        place = (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # in [0, 1)
         index = next((i for i, bound in enumerate(bounds) if place < bound), last)
         splits[names[index]].append(id_)
     return splits
@@ -46,9 +47,3 @@ def split_ids(ids: Iterable[str | int], shares: Mapping[str, float], salt: str) 
 def text_id(text: str) -> str:
     """An id made from a text (16 hex characters of its SHA-256), equal wherever the text is."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
-def _uniform(id_: str, salt: str) -> float:
-    """A number in [0, 1) from the first 53 bits of a hash."""
-    digest = hashlib.sha256(f"{salt}\0{id_}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

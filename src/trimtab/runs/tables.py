@@ -90,31 +90,26 @@ class Table:
         """The table as a notebook shows it."""
         styles = [f"text-align:{'right' if column.form else 'left; white-space:pre-wrap'}" for column in self.columns]
         heads = (column.title for column in self.columns)
-        lines = [_html_row("th", heads, styles), *(_html_row("td", self._texts(row), styles) for row in self.rows)]
+        texts = ((column.text(row) for column in self.columns) for row in self.rows)
+        lines = [_html_row("th", heads, styles), *(_html_row("td", row, styles) for row in texts)]
         about = [part for part in (self.title, self.caption) if part]
         said = f"<caption>{html.escape('. '.join(about))}</caption>" if about else ""
         return f"<table>{said}{''.join(lines)}</table>"
-
-    def _texts(self, row: Any) -> Iterable[str]:
-        return (column.text(row) for column in self.columns)
 
     def to_frame(self) -> pd.DataFrame:
         """The values under their fields' names; an interval has three columns, its bounds as `_low` and `_high`."""
         import pandas as pd
 
-        return pd.DataFrame([self._values(row) for row in self.rows], columns=None if self.rows else self._names())
-
-    def _names(self) -> list[str]:
-        return [column.name for column in self.columns]
+        names = None if self.rows else [column.name for column in self.columns]
+        return pd.DataFrame([self._values(row) for row in self.rows], columns=names)
 
     def _values(self, row: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for column in self.columns:
             cell = column.cell(row)
-            ends = (
-                {"": cell.estimate, "_low": cell.low, "_high": cell.high} if isinstance(cell, Interval) else {"": cell}
-            )
-            found |= {f"{column.name}{end}": value for end, value in ends.items()}
+            found[column.name] = cell.estimate if isinstance(cell, Interval) else cell
+            if isinstance(cell, Interval):
+                found |= {f"{column.name}_low": cell.low, f"{column.name}_high": cell.high}
         return found
 
 

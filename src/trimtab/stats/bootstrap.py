@@ -110,7 +110,7 @@ def bootstrap_ratio_of_sums(
     same_length(top, bottom)
     if bottom.sum() == 0:
         raise UserError("ratio of sums", "the denominators sum to zero")
-    change = transform or _identity
+    change: Callable[[FloatArray], FloatArray] = transform or (lambda ratio: ratio)
     rng = np.random.default_rng(seed)
     draws = np.empty(n_resamples)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -157,10 +157,6 @@ def bootstrap_statistic(
         rows = rows_by_group[_runs(starts[picked], sizes[picked])]
         draws[i] = statistic(*(array[rows] for array in arrays))
     return percentile_interval(float(statistic(*arrays)), draws, int(sizes.size), level)
-
-
-def _identity(x: FloatArray) -> FloatArray:
-    return x
 
 
 def _runs(starts: IntArray, sizes: IntArray) -> IntArray:

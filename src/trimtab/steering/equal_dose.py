@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -24,10 +24,6 @@ class DoseSummary:
     relative_max: float
     absolute: float
     """Mean ‖Δ‖, in model units."""
-
-    def to_json(self) -> dict[str, float]:
-        """Plain values."""
-        return asdict(self)
 
 
 def dose_summary(log: EditLog) -> DoseSummary:

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
-from trimtab.runs import Run, config_dict, json_safe, read_record, read_typed
+from trimtab.runs import Run, config_dict, read_record, read_typed
 from trimtab.runs.record import RECORD_NAME
 from trimtab.training.checkpoint import checkpoint_files, discard_checkpoints
 from trimtab.training.loop import Threads, Training, train_all
@@ -86,8 +86,9 @@ def unfinished(members: Sequence[Member], place: Place) -> list[Member]:
     for member in members:
         if member.config is None:
             continue
-        if _done(place.directory / MEMBERS / member.name):
-            _open_run(member, place).close()
+        directory = place.directory / MEMBERS / member.name
+        if (directory / RECORD_NAME).exists() and read_record(directory)["status"] == "done":
+            _open_member(member, place).close()
         else:
             left.append(member)
     return left
@@ -128,7 +129,7 @@ def train_members(
         for member in mine:
             assert member.config is not None
             delay = members.index(member) * member.config.checkpoint_every // len(members)
-            run = _open_run(member, place)
+            run = _open_member(member, place)
             stack.callback(run.close)
             todo[Training(member.config, rows[member.site], run, delay)] = member
         if todo:
@@ -142,13 +143,16 @@ def train_members(
     return table
 
 
-def _open_run(member: Member, place: Place) -> Run:
-    path = place.directory / MEMBERS / member.name
-    config = {"site": member.site, **config_dict(member.config)}
+def open_run(path: Path | str, config: Any, seed: int | None, device: str) -> Run:
+    """The run of a training, or of a bank, which has no seed. Raises a `UserError` as `Run.open` does."""
+    seeds = None if seed is None else [seed]
+    return Run.open(path, "train", config, seeds=seeds, device=device, ignore_fields=NOT_THE_RESULT)
+
+
+def _open_member(member: Member, place: Place) -> Run:
     assert member.config is not None
-    return Run.open(
-        path, "train", config, seeds=[member.config.seed], device=place.device, ignore_fields=NOT_THE_RESULT
-    )
+    config = {"site": member.site, **config_dict(member.config)}
+    return open_run(place.directory / MEMBERS / member.name, config, member.config.seed, place.device)
 
 
 def _close(member: Member, training: Training) -> MemberRow:
@@ -156,7 +160,7 @@ def _close(member: Member, training: Training) -> MemberRow:
     run, error = training.run, training.error
     if error is None:
         assert training.result is not None
-        run.finish(json_safe(asdict(training.result)))
+        run.finish(training.result)
         discard_checkpoints(run.file(CHECKPOINTS))
         run.close()
         return MemberRow.done(member, training.result)
@@ -175,10 +179,6 @@ def _known_row(member: Member, directory: Path) -> MemberRow:
         return MemberRow.failed(member, member.error)
     run = directory / MEMBERS / member.name
     return MemberRow.done(member, read_typed(TrainResult, read_record(run)["results"], f"run {run}"))
-
-
-def _done(directory: Path) -> bool:
-    return (directory / RECORD_NAME).exists() and read_record(directory)["status"] == "done"
 
 
 def _deal(members: Sequence[Member], rows: Mapping[str, SiteRows], ranks: int) -> list[list[Member]]:

@@ -13,9 +13,9 @@ from typing_extensions import Doc
 from trimtab.activations.shards import read_index
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.distributed import Ranks
-from trimtab.runs import Run, config_dict, config_directory, json_safe, part_of
-from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, train_members, unfinished
-from trimtab.training.bank_file import BankFile, read_bank_file
+from trimtab.runs import config_dict, config_directory, json_safe, part_of
+from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, open_run, train_members, unfinished
+from trimtab.training.bank_file import read_bank_file
 from trimtab.training.config import Recipe, TrainConfig
 from trimtab.training.members import DEFAULT_SITE, MULTIPLIED, Member, chosen, expand
 from trimtab.training.options import several, with_options
@@ -94,7 +94,7 @@ class TrainCommand(RowsConfig, Recipe):
         """One training, or the bank of all combinations. Raises a `UserError` if settings do not go together."""
         inherited: dict[str, Sequence[Any]] = {name: (value,) for name, value in chosen(self).items()}
         inherited |= {name: getattr(self, name) for name in MULTIPLIED if getattr(self, name)}
-        file = self._file()
+        file = read_bank_file(self.bank, TrainCommand) if self.bank else None
         shared = part_of(self, RowsConfig)
         members = expand(inherited, file.places() if file else (("", {}),))
         if len(members) > 1:
@@ -104,9 +104,6 @@ class TrainCommand(RowsConfig, Recipe):
             raise member.error
         fields = {name: value for name, value in member.values.items() if name != "site"}
         return TrainTextConfig(**shared, **fields, site=member.site, run=self.run)
-
-    def _file(self) -> BankFile | None:
-        return read_bank_file(self.bank, TrainCommand) if self.bank else None
 
 
 def command_defaults(given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -159,7 +156,7 @@ def train_text(config: TrainTextConfig, ranks: Ranks | None = None) -> TrainedSA
     """
     ranks = ranks or Ranks()
     path = config.directory()
-    run = _open(path, config, [config.seed], config.device) if ranks.is_first else None
+    run = open_run(path, config, config.seed, config.device) if ranks.is_first else None
     if run is None:
         if not ranks.broadcast():
             open_rows(config, [config.site], path / SHARDS, ranks)
@@ -190,7 +187,7 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
     """
     ranks = ranks or Ranks()
     path = config.directory()
-    run = _open(path, config.shared(), None, config.device) if ranks.is_first else None
+    run = open_run(path, config.shared(), None, config.device) if ranks.is_first else None
     with run or nullcontext():
         place = Place(path, config.device, config.workers)
         left = ranks.broadcast(unfinished(config.members, place) if ranks.is_first else None)
@@ -208,7 +205,3 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
         else:
             run.fail(bank.problem.line)
         return bank
-
-
-def _open(path: Path, config: Any, seeds: Sequence[int] | None, device: str) -> Run:
-    return Run.open(path, "train", config, seeds=seeds, device=device, ignore_fields=NOT_THE_RESULT)

@@ -71,6 +71,7 @@ def train(
     run: Run,
     *,
     heldout: ActivationSource | None = None,
+    device: str | torch.device = "cpu",
     by_autograd: bool = False,
 ) -> TrainResult:
     """Train an SAE, or go on from the run's last checkpoint, and save it in the run as `sae/`.
@@ -84,6 +85,7 @@ def train(
         source: rows to train on.
         run: an open run; the caller finishes it.
         heldout: rows on which the result is measured; without it, rows of `source`.
+        device: where to compute.
         by_autograd: differentiate the architecture's `loss` even where its gradients are written out.
 
     Returns:
@@ -94,7 +96,7 @@ def train(
             another width, another source than the run began with, a damaged checkpoint, a full disk.
     """
     training = Training(config, SiteRows(source, heldout), run, by_autograd=by_autograd)
-    train_all([training])
+    train_all([training], device=device)
     if training.error is not None:
         raise training.error
     assert training.result is not None

@@ -56,14 +56,16 @@ def expand(
     places: list[str] = []
     used: set[str] = set()
     for place, values in own:
-        sparse = (
-            {} if any(name in values for name in SPARSITY) else {n: v for n, v in inherited.items() if n in SPARSITY}
-        )
-        combined = {**{n: v for n, v in inherited.items() if n not in SPARSITY}, **sparse, **values}
+        dense = {name: value for name, value in inherited.items() if name not in SPARSITY}
+        sparse = {name: value for name, value in inherited.items() if name in SPARSITY}
+        combined = {**dense, **({} if any(name in values for name in SPARSITY) else sparse), **values}
         for choice in itertools.product(*combined.values()):
             member = dict(zip(combined, choice, strict=True))
             arch = member.get("arch", _DEFAULTS["arch"])
-            _check_known(place, arch)
+            try:
+                trainable_class(arch)
+            except UserError as error:
+                raise UserError(f"{place}{error.what}", error.why, error.hint) from error
             lacking = _lacking(arch, member)
             for name in lacking & set(values):
                 raise UserError(
@@ -86,13 +88,6 @@ def expand(
         names.add(member.name)
         configs |= config
     return members
-
-
-def _check_known(place: str, arch: str) -> None:
-    try:
-        trainable_class(arch)
-    except UserError as error:
-        raise UserError(f"{place}{error.what}", error.why, error.hint) from error
 
 
 def _lacking(arch: str, values: Mapping[str, Any]) -> set[str]:

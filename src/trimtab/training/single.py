@@ -14,10 +14,10 @@ from trimtab.runs import Run, config_dict, json_safe, kept_or_temporary, read_me
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, SHARE, Column, Table
-from trimtab.training.bank import NOT_THE_RESULT
+from trimtab.training.bank import open_run
 from trimtab.training.checkpoint import discard_checkpoints
 from trimtab.training.config import TrainConfig
-from trimtab.training.loop import Training, train_all
+from trimtab.training.loop import train
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows
 from trimtab.training.sources import SHARDS, harvest_text_of, shard_rows
@@ -108,16 +108,8 @@ _COLUMNS = [
 
 
 def train_one(run: Run, config: TrainConfig, rows: SiteRows, device: str) -> None:
-    """Train an SAE in an open run, and finish the run.
-
-    Raises:
-        UserError: as `train`.
-    """
-    training = Training(config, rows, run)
-    train_all([training], device=device)
-    if training.error is not None:
-        raise training.error
-    run.finish(json_safe(training.result))
+    """Train an SAE in an open run, and finish the run. Raises a `UserError` as `train` does."""
+    run.finish(train(config, rows.source, run, heldout=rows.heldout, device=device))
     discard_checkpoints(run.file(CHECKPOINTS))
 
 
@@ -154,9 +146,7 @@ def train_sae(
     described = {"site": str(place), **config_dict(config), "harvest": asdict(rows_of)}
     with (
         kept_or_temporary(run) as path,
-        Run.open(
-            path, "train", described, seeds=[config.seed], device=str(model.device), ignore_fields=NOT_THE_RESULT
-        ) as opened,
+        open_run(path, described, config.seed, str(model.device)) as opened,
     ):
         opened.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
         resumed = opened.done

@@ -90,7 +90,11 @@ def found_in_trainer(trainer: Fields, tensors: Mapping[str, Tensor], file: Path 
     subtracts = trainer.boolean("apply_b_dec_to_input", known.subtracts_b_dec)
     settings: dict[str, Any] = {"apply_b_dec_to_input": subtracts}
     if known.architecture is TopK:
-        settings["k"] = _k(trainer, tensors, n)
+        settings["k"] = k = trainer.positive_integer("k")
+        if k > n:
+            raise trainer.error("k", f"there are {n} features")
+        if "k" in tensors and (tensors["k"].numel() != 1 or int(tensors["k"]) != k):
+            raise trainer.error("k", f"{WEIGHTS_FILE} says {tensors['k'].tolist()}")
     if known.architecture is JumpReLU and "threshold" not in weights:
         weights["threshold"] = _threshold(tensors, file, name).expand(n).clone()
     info = DictionaryInfo(architecture=known.architecture.architecture)
@@ -110,15 +114,6 @@ def _load(file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise UserError(str(file), "it is not a state_dict, tensors by name", GET_AGAIN)
     return {str(name): tensor for name, tensor in loaded.items()}
-
-
-def _k(trainer: Fields, tensors: Mapping[str, Tensor], n: int) -> int:
-    k = trainer.positive_integer("k")
-    if k > n:
-        raise trainer.error("k", f"there are {n} features")
-    if "k" in tensors and (tensors["k"].numel() != 1 or int(tensors["k"]) != k):
-        raise trainer.error("k", f"{WEIGHTS_FILE} says {tensors['k'].tolist()}")
-    return k
 
 
 def _threshold(tensors: Mapping[str, Tensor], file: Path | str, name: str) -> Tensor:
