@@ -118,8 +118,8 @@ def edit_the_prefill_twice(patch: Patch, *_: object) -> None:
 
 
 def register_hooks_twice(patch: Patch, *_: object) -> None:
-    original = editing.tap
-    patch.setattr(editing, "tap", lambda model, site, fn: original(model, site, fn) + original(model, site, fn))
+    original = taps.tap
+    patch.setattr(taps, "tap", lambda model, site, fn: original(model, site, fn) + original(model, site, fn))
 
 
 def edit_a_copy_for_the_cache(patch: Patch, *_: object) -> None:
@@ -281,12 +281,12 @@ def give_every_site_the_first_one_s_features(patch: Patch, *_: object) -> None:
 
 
 def edit_the_neighbouring_head(patch: Patch, *_: object) -> None:
-    original = editing.tap
+    original = SourceRunner.edits
 
-    def tap(model, site, fn):  # type: ignore[no-untyped-def]
-        return original(model, site if site.head is None else site._replace(head=site.head ^ 1), fn)
+    def moved(self):  # type: ignore[no-untyped-def]
+        return {s if s.head is None else s._replace(head=s.head ^ 1): fn for s, fn in original(self).items()}
 
-    patch.setattr(editing, "tap", tap)
+    patch.setattr(SourceRunner, "edits", moved)
 
 
 def patch_from_one_position_early(patch: Patch, *_: object) -> None:
