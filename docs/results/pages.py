@@ -137,15 +137,16 @@ def training(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def collect(runs: Path) -> None:
-    """Write the data of all runs that are there."""
+    """Write the data of all runs that have finished."""
     for name, source in SOURCES.items():
         file = runs / source.run / source.file
         if file.exists():
             record = read_record(runs / (source.record or source.run))
             found = json.loads(file.read_text(encoding="utf-8"))
             found = found["results"] if file.name == "run.json" else found
-            seeds = found.get("seeds", record["seeds"])
-            write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
+            if found is not None:
+                seeds = found.get("seeds", record["seeds"])
+                write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
     for name, (patterns, command) in TRAININGS.items():
         found = [
             read_record(f.parent) for pattern in patterns.split() for f in sorted(runs.glob(f"{pattern}/run.json"))
