@@ -355,7 +355,7 @@ def test_a_lora_learns_the_task_and_leaves_the_model_and_its_prompts_alone(
         positions=positions,
         steps=120,
         batch=32,
-        learning_rate=1e-2,  # pyright: ignore
+        lr=1e-2,  # pyright: ignore
     )
     assert learned.objective == CROSS_ENTROPY
     assert learned.reward > before.reward.mean() + 0.15

@@ -140,7 +140,7 @@ def test_rows_of_items_say_run_and_draw(
     ]  # fmt: skip
     choose_arms(made, arm_kinds(["seven", "random"], {"draws": 2}), equal_kl=None)
     compared = compare_on(made, prompts["test"], "test")
-    rows = item_rows(prompts["test"].task, "test", compared.answered, made)
+    rows = item_rows(compared, made)
     assert set(rows[0]) == set(ITEM_SCHEMA.names)
     of = {label: [row for row in rows if row["arm"] == label] for label in ("seven", "random at equal dose")}
     assert {(row["run"], row["seed"], row["draw"]) for row in of["seven"]} == {("", None, 0)}

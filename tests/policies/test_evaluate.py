@@ -443,7 +443,7 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="policy evaluate: there is no run to evaluate"):
         EvaluateConfig()
-    with pytest.raises(UserError, match="control 'magic': known are random, random-allowed"):
+    with pytest.raises(UserError, match="control 'magic': there are random, random-allowed"):
         EvaluateConfig(policy=(tmp_path,), control=("magic",))  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="kl_tolerance 0: it must be between 0 and 1"):
         EvaluateConfig(policy=(tmp_path,), kl_tolerance=0)
@@ -499,7 +499,7 @@ def test_an_arm_of_ones_own_stands_beside_a_policy(
 
 
 def test_a_control_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"control 'randm'.*known are random, .*did you mean random"):
+    with pytest.raises(UserError, match=r"control 'randm'.*there are random, .*did you mean random"):
         EvaluateConfig(policy=(tmp_path,), control=("randm",))
     with pytest.raises(UserError, match=r"control 'pathlib:Path'.*no subclass of trimtab\.control\.ArmKind"):
         EvaluateConfig(policy=(tmp_path,), control=("pathlib:Path",))

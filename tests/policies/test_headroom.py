@@ -17,7 +17,7 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.headroom import lines as module
 from trimtab.policies.headroom import table as measuring
-from trimtab.policies.headroom.candidates import Candidates
+from trimtab.policies.headroom.candidates import TriedFeatures
 from trimtab.policies.headroom.lines import cross_fit, headroom
 from trimtab.policies.headroom.table import HeadroomTable, headroom_table
 from trimtab.policies.headroom.trials import Trials
@@ -34,7 +34,7 @@ def table(reward: np.ndarray, **parts: np.ndarray) -> HeadroomTable:
     zeros = np.zeros((items, n), dtype=np.float32)
     values = {"random": zeros, "unsteered": np.zeros(items), "x": np.zeros((items, 4)), "strength": zeros}
     values["allowed"] = np.ones((items, n), dtype=bool)
-    return HeadroomTable(reward=reward.astype(np.float32), candidates=Candidates.all(n), **(values | parts))
+    return HeadroomTable(reward=reward.astype(np.float32), candidates=TriedFeatures.all(n), **(values | parts))
 
 
 def two_contexts(items: int = 60) -> tuple[np.ndarray, np.ndarray]:

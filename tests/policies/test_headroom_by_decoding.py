@@ -17,7 +17,7 @@ from trimtab.dictionaries import Standard
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, TokenBatch, capture, decode
-from trimtab.policies.headroom.candidates import Candidates, NothingAllowedError, candidate_order, first_allowed
+from trimtab.policies.headroom.candidates import NothingAllowedError, TriedFeatures, candidate_order, first_allowed
 from trimtab.policies.headroom.lines import chosen_features, headroom
 from trimtab.policies.headroom.table import headroom_table, random_directions
 from trimtab.policies.headroom.trials import Trials
@@ -47,7 +47,7 @@ def pushed(model: LanguageModel, sae: Standard, **values: object) -> Setting:
 def test_a_planted_feature_flips_the_answer_at_its_third_token(choice: LanguageModel) -> None:
     """Unsteered no answer is N there, pushed every one is; an edit of the prompt's last token alone changes nothing."""
     sae, prompts = choice_sae(choice), letters(choice, 12)
-    candidates = Candidates((40, 3, 20, 5), 64, "random")
+    candidates = TriedFeatures((40, 3, 20, 5), 64, "random")
     table = headroom_table(pushed(choice, sae, batch_size=7), prompts, candidates)
     assert not table.unsteered.any()
     for column, feature in enumerate(candidates.features):
@@ -66,7 +66,7 @@ def test_a_planted_feature_flips_the_answer_at_its_third_token(choice: LanguageM
 
 def test_without_the_planted_features_nothing_is_seen_and_no_more_is_claimed(choice: LanguageModel) -> None:
     ground = pushed(choice, choice_sae(choice))
-    table = headroom_table(ground, letters(choice, 12), Candidates((40, 20), 64, "random"))
+    table = headroom_table(ground, letters(choice, 12), TriedFeatures((40, 20), 64, "random"))
     lines = headroom(table, site=CHOICE_SITE, dose=-3.0, unit="relative", mask="none")
     assert lines.ceiling.estimate == lines.unsteered.estimate < 1
     assert lines.warnings() == (
@@ -85,7 +85,7 @@ def test_every_row_is_what_decoding_with_its_direction_alone_gives(
     task.parse = _share_of_x  # type: ignore[method-assign]
     features, dose = (9, 41, 2, 30), 2.0 if unit == "relative" else 9.0
     ground = setting(tiny_llama, sae, dose=dose, unit=unit, seed=5, batch_size=8)
-    table = headroom_table(ground, prompts, Candidates(features, 64, "random"), randoms=3)
+    table = headroom_table(ground, prompts, TriedFeatures(features, 64, "random"), randoms=3)
     length = float(sae.feature_stats.max_activation[list(features)].mean()) * dose
     noise = random_directions(sae, 5)
     sources = [StaticSource(sae, feature, dose, SITE, unit=unit) for feature in features]
@@ -112,7 +112,7 @@ def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
     task = FirstLetter.load()
     prompts = TaskPrompts.of(tiny_llama, task, task.items("train")[:6], options_only=True)
     trials = Trials.of(setting(tiny_llama, sae, dose=dose, seed=3, mask=mask), prompts)
-    every = Candidates(tuple(range(64)), 64, "random")
+    every = TriedFeatures(tuple(range(64)), 64, "random")
     expected, found = (one.tables()[mask] for one in (trials, trials._replace(candidates={mask: every})))
     for name in ("reward", "random", "unsteered", "x", "strength"):
         one, other = getattr(found, name), getattr(expected, name)
@@ -129,7 +129,7 @@ def test_with_one_token_and_all_features_it_is_the_table_of_one_edit(
 def test_the_same_seed_gives_the_same_table_and_another_other_directions(choice: LanguageModel) -> None:
     def run(seed: int) -> np.ndarray:
         ground = pushed(choice, choice_sae(choice), dose=2.0, seed=seed)
-        table = headroom_table(ground, letters(choice, 8), Candidates((1, 50), 64, "random"), randoms=12)
+        table = headroom_table(ground, letters(choice, 8), TriedFeatures((1, 50), 64, "random"), randoms=12)
         return np.hstack([table.reward, table.random])
 
     assert np.array_equal(run(0), run(0))
@@ -154,7 +154,7 @@ def test_no_more_is_decoded_than_was_said_and_each_prompt_is_fed_once(
     cache, done = PromptCache(choice), []
     ground = pushed(choice, choice_sae(choice), dose=2.0, batch_size=4, prompt_cache=cache)
     trials = Trials.of(ground, letters(choice, 5), rule="random")._replace(
-        candidates={"none": Candidates((1, 50, 51), 64, "random")}
+        candidates={"none": TriedFeatures((1, 50, 51), 64, "random")}
     )
     trials.tables(done.append)
     assert trials.answers(1) == 35
@@ -193,15 +193,15 @@ def test_rules_order_the_features_that_fire_and_masks_take_the_first(tiny_llama:
     allowed = np.zeros((3, 64), dtype=bool)
     allowed[0, [6, 8]] = allowed[2, [6, 33]] = True  # 8 never fires
     found = first_allowed(order, 5, allowed, rule="top-confidence", mask="current", site=SITE)
-    assert found == Candidates(tuple(sorted([6, 33], key=order.index)), 64, "top-confidence")
+    assert found == TriedFeatures(tuple(sorted([6, 33], key=order.index)), 64, "top-confidence")
     assert first_allowed(order, 5, ~allowed, rule="random", mask="none", site=SITE).features == tuple(order[:5])
 
 
 def test_lines_of_a_mask_are_drawn_from_its_own_candidates(choice: LanguageModel) -> None:
     ground, rng = pushed(choice, choice_sae(choice)), np.random.default_rng(0)
-    table = headroom_table(ground, letters(choice, 6), Candidates((40, 3, 20), 64, "random"))
+    table = headroom_table(ground, letters(choice, 6), TriedFeatures((40, 3, 20), 64, "random"))
     allowed = rng.random((6, 64)) < 0.5
-    own = table.under(Candidates((20, 40), 64, "random"), allowed)
+    own = table.under(TriedFeatures((20, 40), 64, "random"), allowed)
     assert np.array_equal(own.allowed, allowed[:, [20, 40]])
     assert np.array_equal(own.reward, table.reward[:, [2, 0]])
     assert np.array_equal(own.random, table.random[:, :2])

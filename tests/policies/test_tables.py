@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from trimtab.policies.headroom.candidates import Candidates
+from trimtab.policies.headroom.candidates import TriedFeatures
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.result import HeadroomResult
 from trimtab.policies.headroom.table import HeadroomTable
@@ -27,7 +27,7 @@ def result(*sites: str) -> HeadroomResult:
     zeros = np.zeros((20, 8), dtype=np.float32)
     table = HeadroomTable(
         reward=reward, random=zeros, unsteered=zeros[:, 0], x=zeros, strength=zeros,
-        allowed=np.ones((20, 8), dtype=bool), candidates=Candidates.all(8),
+        allowed=np.ones((20, 8), dtype=bool), candidates=TriedFeatures.all(8),
     )  # fmt: skip
     lines = tuple(
         headroom(table, site=site, dose=0.5, unit="relative", mask=mask)

@@ -235,7 +235,7 @@ def test_a_policy_that_never_got_better_is_called_untrained(best: int, said: boo
         "unsteered_validation_reward": 0.5, "warnings": [],
     }  # fmt: skip
     text = TrainingSummary(run=Path("runs/a"), task="ioi", results=results, resumed=False).render()
-    assert ("no checkpoint did better than the untrained policy" in text) is said
+    assert ("no checkpoint beat the untrained policy" in text) is said
 
 
 def opened(patch: pytest.MonkeyPatch, model: LanguageModel, sae: Standard) -> None:

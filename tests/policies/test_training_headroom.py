@@ -18,7 +18,7 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.headroom import training as module
-from trimtab.policies.headroom.candidates import Candidates, candidate_order
+from trimtab.policies.headroom.candidates import TriedFeatures, candidate_order
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.table import headroom_table
 from trimtab.policies.setup import Setup
@@ -130,7 +130,7 @@ def test_longer_answers_are_decoded_with_some_features(
     few = setup.prompts("validation", 3)
     fires = firing(setup, few)
     order = [feature for feature in candidate_order(setup, "random") if fires[:, feature].any()]
-    candidates = Candidates(tuple(order[:48]), 64, "random")
+    candidates = TriedFeatures(tuple(order[:48]), 64, "random")
     table = headroom_table(setup, few, candidates)
     found = headroom(
         table._replace(allowed=fires[:, list(candidates.features)]),

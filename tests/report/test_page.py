@@ -110,7 +110,7 @@ def test_numbers_carry_their_interval() -> None:
 
 
 def test_what_a_template_lacks_is_an_error() -> None:
-    with pytest.raises(Exception, match="'lead' is undefined"):
+    with pytest.raises(Exception, match="'files' is undefined"):
         render("steer", title="t")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from outline import Outline
 from real_runs import Made
 from test_pages import page, text
 
+from trimtab.cli import COMMANDS
+from trimtab.cli.options import parse
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import load_model
@@ -283,6 +286,9 @@ def test_what_is_absent_names_its_command(copied: Path, part: str | None) -> Non
     }
     for name, command in commands.items():
         assert (command in found.words) == (part is not None and command == commands.get(part)), name
+    for words in re.findall(r"trimtab policy headroom (.*? --run \S+)", found.words):
+        _, config = parse("policy headroom", COMMANDS["policy headroom"](), shlex.split(words))
+        assert (config.mask, config.dose) == (("none",), (2.0,))
 
 
 def test_an_analysis_of_some_parts_names_the_others(copied: Path) -> None:

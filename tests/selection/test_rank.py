@@ -18,16 +18,15 @@ from rich.console import Console
 from trimtab.dictionaries import DictionaryInfo, Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.lm.logit_lens import logit_lens, token_texts
 from trimtab.selection import (
     DeltaConfidence,
     FeatureTable,
     RankConfig,
-    logit_lens,
     rank,
     rank_by,
     read_feature_tables,
     run_rank,
-    token_texts,
     write_feature_tables,
 )
 

@@ -9,44 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.control.answers import Answers, EditSchedule, ItemSet, MatchedSource
-    from trimtab.control.arm import ARM_KINDS, Arm, ArmKind, Choosing, register
+    from trimtab.control.answers import Answers, ItemSet
+    from trimtab.control.arm import Arm, ArmKind, Choosing, register
     from trimtab.control.comparison import Comparison, compare
-    from trimtab.control.masks import MASKS, MaskKind, PromptFirings, build_mask
     from trimtab.control.replicates import EqualKl
     from trimtab.control.setting import Setting
     from trimtab.control.task_prompts import TaskPrompts
 
-_PLACES = {
-    "answers": ("Answers", "EditSchedule", "ItemSet", "MatchedSource"),
-    "arm": ("ARM_KINDS", "Arm", "ArmKind", "Choosing", "register"),
-    "comparison": ("Comparison", "compare"),
-    "masks": ("MASKS", "MaskKind", "PromptFirings", "build_mask"),
-    "replicates": ("EqualKl",),
-    "setting": ("Setting",),
-    "task_prompts": ("TaskPrompts",),
-}
-_MODULES = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "ARM_KINDS",
-    "MASKS",
-    "Answers",
-    "Arm",
-    "ArmKind",
-    "Choosing",
-    "Comparison",
-    "EditSchedule",
-    "EqualKl",
-    "ItemSet",
-    "MaskKind",
-    "MatchedSource",
-    "PromptFirings",
-    "Setting",
-    "TaskPrompts",
-    "build_mask",
-    "compare",
+    "Answers", "Arm", "ArmKind", "Choosing", "Comparison", "EqualKl", "ItemSet", "Setting", "TaskPrompts", "compare",
     "register",
-]
+]  # fmt: skip
+
+_MODULES = {
+    **dict.fromkeys(("Answers", "ItemSet"), "answers"),
+    **dict.fromkeys(("Arm", "ArmKind", "Choosing", "register"), "arm"),
+    **dict.fromkeys(("Comparison", "compare"), "comparison"),
+    "EqualKl": "replicates",
+    "Setting": "setting",
+    "TaskPrompts": "task_prompts",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,8 @@ from trimtab.errors import UserError
 from trimtab.lm import GrowingCache, LanguageModel, PromptCache
 
 AdapterPositions = Literal["generated", "all"]
+ALPHA = 16.0
+"""Divided by the rank, it multiplies the changes."""
 
 
 class Adapter(nn.Module):
@@ -25,7 +27,6 @@ class Adapter(nn.Module):
     Args:
         model: the model.
         rank: of each change.
-        alpha: multiplies the changes, divided by the rank.
         positions: `generated` for the last prompt token and the answer, `all` for prompts as well.
         seed: of A; B starts at 0, so that a fresh adapter changes nothing.
 
@@ -41,13 +42,12 @@ class Adapter(nn.Module):
         model: LanguageModel,
         *,
         rank: int = 8,
-        alpha: float = 16.0,
         positions: AdapterPositions = "generated",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.positions: AdapterPositions = positions
-        self.factor, self.scale, self._on = alpha / rank, 1.0, True
+        self.factor, self.scale, self._on = ALPHA / rank, 1.0, True
         self._modules_changed = _projections(model)
         generator = torch.Generator().manual_seed(seed)
         self.down, self.up = nn.ParameterList(), nn.ParameterList()

@@ -17,9 +17,9 @@ from trimtab.control.answers import Answers, ItemSet, MatchedSource
 from trimtab.control.dose_search import KlMatch
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts
-from trimtab.errors import UserError, did_you_mean
+from trimtab.errors import UserError
 from trimtab.lm import InterventionSource
-from trimtab.runs import find_class, keyword_types
+from trimtab.runs import keyword_types, registered_class
 from trimtab.steering import DirectionSource
 
 Match = Literal["own", "dose", "kl"]
@@ -234,19 +234,7 @@ def find_kind(name: str) -> type[ArmKind]:
     Raises:
         UserError: there is no such kind.
     """
-    if name == Unsteered.name:
-        return Unsteered
-    if name in ARM_KINDS:
-        return ARM_KINDS[name]
-    if ":" not in name:
-        hint = did_you_mean(name, ARM_KINDS, "choose among them, or name your own as module:Class")
-        raise UserError(f"control {name!r}", f"known are {', '.join(ARM_KINDS)}", hint)
-    found = find_class(name, "control")
-    if not issubclass(found, ArmKind):
-        raise UserError(
-            f"control {name!r}", "it is no subclass of trimtab.control.ArmKind", "derive it from ArmKind"
-        )  # fmt: skip
-    return found
+    return Unsteered if name == Unsteered.name else registered_class(name, "control", ARM_KINDS, ArmKind)
 
 
 def arm_kinds(arms: Iterable[str | ArmKind], options: Mapping[str, Any] | None = None) -> list[ArmKind]:

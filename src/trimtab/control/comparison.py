@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group
@@ -49,9 +49,25 @@ class Comparison(Result):
     warnings: tuple[str, ...]
     seconds: float
 
+    @classmethod
+    def of(
+        cls, replicates: Sequence[Replicate], compared: Sequence[Compared], began: float, **others: Any
+    ) -> Comparison:
+        """What was compared on a task, which is the first, and on its companions, since a `time.perf_counter`."""
+        result, *companions = (one.result for one in compared)
+        return cls(
+            result=result,
+            companions=tuple(companions),
+            runs=tuple(replicate.name for replicate in replicates),
+            seeds=tuple(replicate.setting.seed for replicate in replicates),
+            setting=replicates[0].setting.about,
+            seconds=time.perf_counter() - began,
+            **others,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; intervals as dicts."""
-        return json_safe(asdict(self))
+        return json_safe(self)
 
     def headline(self) -> str:
         result, n = self.result, len(self.seeds)
@@ -203,23 +219,14 @@ def compare(
             for i, (setting, kind) in enumerate(pairs)
         ]  # fmt: skip
         missing = choose_arms(replicates, kinds, candidates=candidates, equal_kl=equal_kl)
-        results = [compare_on(replicates, test, "test", seed=seed, orders=orders).result]
+        compared = [compare_on(replicates, test, "test", seed=seed, orders=orders)]
         for companion in test.task.companions:
             if companion.task in given:
                 asked, split = given[companion.task], companion.split
-                results.append(compare_on(replicates, asked, split, companion=companion, seed=seed).result)
+                compared.append(compare_on(replicates, asked, split, companion=companion, seed=seed))
             else:
                 missing[f"companion {companion.task}"] = f"{companion.why}; but it was not given"
-    return Comparison(
-        result=results[0],
-        companions=tuple(results[1:]),
-        runs=tuple(replicate.name for replicate in replicates),
-        seeds=tuple(setting.seed for setting in settings),
-        setting=settings[0].about,
-        missing=missing,
-        warnings=few_trainings(len(settings)),
-        seconds=time.perf_counter() - began,
-    )
+    return Comparison.of(replicates, compared, began, missing=missing, warnings=few_trainings(len(settings)))
 
 
 def _check_test_items(prompts: Mapping[str, TaskPrompts]) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 TRIES = 10
 """Scales that a search tries at most."""
+LIMITS = 1 / 64, 64.0
+"""The smallest and the largest of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,6 @@ def match_kl(
     *,
     tolerance: float = 0.05,
     tries: int = TRIES,
-    limits: tuple[float, float] = (1 / 64, 64.0),
 ) -> KlMatch:
     """Find the scale at which a divergence reaches a target.
 
@@ -46,9 +47,8 @@ def match_kl(
         target: above 0.
         tolerance: allowed relative difference.
         tries: calls of `kl` at most; the nearest is kept.
-        limits: smallest and largest scale.
     """
-    return match_kls(lambda scales: [kl(scales[0])], [target], tolerance=tolerance, tries=tries, limits=limits)[0]
+    return match_kls(lambda scales: [kl(scales[0])], [target], tolerance=tolerance, tries=tries)[0]
 
 
 def match_kls(
@@ -58,7 +58,6 @@ def match_kls(
     tolerance: float = 0.05,
     least: float = 0.0,
     tries: int = TRIES,
-    limits: tuple[float, float] = (1 / 64, 64.0),
 ) -> list[KlMatch]:
     """The same for several searches at once; those that have ended are asked at their best scale while others go on.
 
@@ -66,9 +65,9 @@ def match_kls(
         kl: divergences at scales, one of each search, in nats.
         targets: one per search.
         least: differences up to this, in nats, are allowed however small the target.
-        tolerance, tries, limits: as in `match_kl`.
+        tolerance, tries: as in `match_kl`.
     """
-    searches = [_Search(target, tolerance, least, limits) for target in targets]
+    searches = [_Search(target, tolerance, least) for target in targets]
     for _ in range(tries):
         for search, found in zip(searches, kl([search.scale for search in searches]), strict=True):
             search.see(float(found))
@@ -80,9 +79,9 @@ def match_kls(
 class _Search:
     """One search: where it is in the logarithm of the scale, and the nearest divergence so far."""
 
-    def __init__(self, target: float, tolerance: float, least: float, limits: tuple[float, float]) -> None:
+    def __init__(self, target: float, tolerance: float, least: float) -> None:
         self.target, self.tolerance, self.allowed = target, tolerance, max(tolerance * target, least)
-        self.low, self.high = math.log(limits[0]), math.log(limits[1])
+        self.low, self.high = map(math.log, LIMITS)
         self.below, self.above, self.bracketed = self.low, self.high, [False, False]
         self.at, self.best, self.tries, self.ended = 0.0, (math.inf, 1.0, 0.0), 0, False
 

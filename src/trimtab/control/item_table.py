@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from trimtab.control.comparison import Compared
 from trimtab.control.replicates import Replicate
-from trimtab.control.results import AnsweredArm
 from trimtab.runs import write_table
-from trimtab.tasks import Task
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -33,18 +32,12 @@ ITEM_SCHEMA = pa.schema(
 )
 
 
-def item_rows(
-    task: Task,
-    split: str,
-    answered: Sequence[AnsweredArm],
-    replicates: Sequence[Replicate],
-    *,
-    keep_texts: bool = False,
-) -> list[dict[str, Any]]:
+def item_rows(compared: Compared, replicates: Sequence[Replicate], *, keep_texts: bool = False) -> list[dict[str, Any]]:
     """A row for each arm, training, draw and item; texts of a task that hides them only if they are to be kept."""
+    task = compared.items[0].prompts.task
     hidden = task.hides_text and not keep_texts
     rows = []
-    for one in answered:
+    for one in compared.answered:
         shared = len(one.runs) < len(replicates)
         for replicate, run in zip(replicates, one.runs, strict=False):
             for draw, answers in enumerate(run):
@@ -52,7 +45,7 @@ def item_rows(
                     rows.append(
                         {
                             "task": task.name,
-                            "split": split,
+                            "split": compared.result.split,
                             "arm": one.arm.label,
                             "run": "" if shared else replicate.name,
                             "seed": None if shared else replicate.setting.seed,
@@ -70,7 +63,6 @@ def item_rows(
     return rows
 
 
-def write_item_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_item_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of items as a Parquet table."""
-    columns = {name: [row[name] for row in rows] for name in ITEM_SCHEMA.names}
-    write_table(path, pa.table(columns, schema=ITEM_SCHEMA))
+    write_table(path, pa.Table.from_pylist(list(rows), schema=ITEM_SCHEMA))

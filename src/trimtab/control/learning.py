@@ -96,10 +96,8 @@ def learn(
     validation: ItemSet,
     *,
     steps: int,
-    learning_rate: float,
+    lr: float,
     batch: int = 16,
-    samples: int = SAMPLES,
-    validate_every: int = VALIDATE_EVERY,
     seed: int = 0,
 ) -> Learned:
     """Train an arm in place; it ends in its best state.
@@ -109,17 +107,15 @@ def learn(
         train: items to learn from.
         validation: items to choose the state by.
         steps: of Adam.
-        learning_rate: of Adam.
+        lr: of Adam.
         batch: items of a step.
-        samples: answers per item, for REINFORCE.
-        validate_every: steps between evaluations on validation.
         seed: of items and answers.
     """
     gold = right_answers(train)
-    optimiser = torch.optim.Adam(arm.parameters(), lr=learning_rate)
+    optimiser = torch.optim.Adam(arm.parameters(), lr=lr)
     best: tuple[float, int, dict[str, Tensor]] = (-np.inf, 0, {})
     for step in range(steps + 1):
-        if step % validate_every == 0 or step == steps:
+        if step % VALIDATE_EVERY == 0 or step == steps:
             reward = float(validation.answer(**arm.changes(validation)).reward.mean())
             if reward > best[0]:
                 best = (reward, step, copy.deepcopy(arm.state_dict()))
@@ -128,7 +124,7 @@ def learn(
         which = np.random.default_rng([seed, 21, step]).choice(len(train), min(batch, len(train)), replace=False)
         part = train.take(which.tolist())
         if gold is None:
-            weighted = _from_rewards(arm, part, samples, seed * 100_003 + step)
+            weighted = _from_rewards(arm, part, seed * 100_003 + step)
         else:
             weighted = _from_answers(part, [gold[i] for i in which])
             train.setting.meter.advance(len(part))
@@ -136,13 +132,8 @@ def learn(
         if _backward(arm, part, weighted):
             optimiser.step()
     arm.load_state_dict(best[2])
-    return Learned(
-        objective=REINFORCE if gold is None else CROSS_ENTROPY,
-        steps=steps,
-        best_step=best[1],
-        reward=best[0],
-        items=len(train),
-    )
+    objective = REINFORCE if gold is None else CROSS_ENTROPY
+    return Learned(objective=objective, steps=steps, best_step=best[1], reward=best[0], items=len(train))
 
 
 def _from_answers(items: ItemSet, gold: list[int]) -> _WeightedAnswers:
@@ -151,13 +142,13 @@ def _from_answers(items: ItemSet, gold: list[int]) -> _WeightedAnswers:
     return _WeightedAnswers([list(p) for p in prompts.ids], [[token] for token in gold], torch.ones(len(gold)), allowed)
 
 
-def _from_rewards(arm: Learnable, items: ItemSet, samples: int, seed: int) -> _WeightedAnswers:
-    answers = items.answer(**arm.changes(items), repeats=samples, seed=seed, temperature=1.0)
+def _from_rewards(arm: Learnable, items: ItemSet, seed: int) -> _WeightedAnswers:
+    answers = items.answer(**arm.changes(items), repeats=SAMPLES, seed=seed, temperature=1.0)
     assert answers.decoded is not None
-    reward = torch.tensor(answers.reward, dtype=torch.float32).reshape(-1, samples)
-    advantage = (reward - reward.mean(1, keepdim=True)) * samples / max(1, samples - 1)
+    reward = torch.tensor(answers.reward, dtype=torch.float32).reshape(-1, SAMPLES)
+    advantage = (reward - reward.mean(1, keepdim=True)) * SAMPLES / (SAMPLES - 1)
     allowed = items.prompts.allowed
-    rows = None if allowed is None else [allowed[i] for i in range(len(items)) for _ in range(samples)]
+    rows = None if allowed is None else [tokens for tokens in allowed for _ in range(SAMPLES)]
     return _WeightedAnswers(answers.decoded.prompts, answers.decoded.token_ids, advantage.flatten(), rows)
 
 

@@ -29,7 +29,8 @@ from trimtab.runs import Meter
 MaskKind = Literal["none", "current", "accumulated", "top-confidence"]
 MASKS: tuple[str, ...] = get_args(MaskKind)
 NEVER = torch.iinfo(torch.int16).max
-
+BATCH = 16
+"""Prompts that are fed together, for the features that fire in them."""
 
 MaskRecord = Callable[[Int[Tensor, " R"], Int[Tensor, " R"]], Bool[Tensor, "R n"]]
 """What is left of a rollout's masks: those of some decisions again, by rows and steps."""
@@ -152,8 +153,8 @@ class PromptFirings:
     are trained without them.
     """
 
-    def __init__(self, model: LanguageModel, site: Site | str, dictionary: Dictionary, *, batch_size: int = 16) -> None:
-        self.model, self.site, self.dictionary, self.batch_size = model, model.site(site), dictionary, batch_size
+    def __init__(self, model: LanguageModel, site: Site | str, dictionary: Dictionary) -> None:
+        self.model, self.site, self.dictionary = model, model.site(site), dictionary
         self._special = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.long)
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
@@ -162,8 +163,8 @@ class PromptFirings:
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         if missing:
             with Meter("finding the features that fire in prompts", len(missing)) as meter:
-                for start in range(0, len(missing), self.batch_size):
-                    few = missing[start : start + self.batch_size]
+                for start in range(0, len(missing), BATCH):
+                    few = missing[start : start + BATCH]
                     self._compute(few)
                     meter.advance(len(few))
         bits = np.stack([self._known[key] for key in keys])

@@ -51,6 +51,20 @@ class AnsweredArm(NamedTuple):
         """One list of outcomes per training and draw."""
         return [answers.outcomes for run in self.runs for answers in run]
 
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """`[trainings, P]`, means over draws."""
+        return np.array([np.mean([answers.reward for answers in run], axis=0) for run in self.runs])
+
+    @property
+    def kl(self) -> float:
+        """Mean KL to the unsteered model, in nats per answer; NaN where it was not measured."""
+        return float(np.mean([mean_kl(run) for run in self.runs]))
+
+    def each(self, value: Callable[[Outcome], float | bool | None]) -> NDArray[np.float64]:
+        """`[S, P]`, a number of every outcome, one row per training and draw."""
+        return np.array([[value(o) for o in outcomes] for outcomes in self.outcomes], dtype=np.float64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
@@ -191,17 +205,16 @@ def _known_by_arm(
 def _arm_result(
     task: Task, one: AnsweredArm, reference: AnsweredArm, known: Mapping[str, NDArray[np.float64]], seed: int
 ) -> ArmResult:
-    arm, others = one.arm, one is not reference
-    reward, malformed = _array(one, lambda o: o.reward), _array(one, lambda o: o.malformed)
+    arm = one.arm
+    reward, malformed = one.each(lambda o: o.reward), one.each(lambda o: o.malformed)
     judged = all(o.correct is not None for outcomes in one.outcomes for o in outcomes)
-    correct = _array(one, lambda o: o.correct) if judged else None
+    correct = one.each(lambda o: o.correct) if judged else None
     difference, by_run, known_difference = None, np.empty((0, 0)), None
-    if others:
-        difference = bootstrap_difference(_runs(reference), _runs(one), seed=seed)
-        by_run = _runs(reference) - _runs(one)
+    if one is not reference:
+        difference = bootstrap_difference(reference.rewards, one.rewards, seed=seed)
+        by_run = reference.rewards - one.rewards
         if arm.label in known:
             known_difference = bootstrap_difference(known[reference.arm.label], known[arm.label], seed=seed)
-    kl = float(np.mean([mean_kl(run) for run in one.runs]))
     logs = [answers.edits for run in one.runs for answers in run]
     equal, note = _equal_dose(one, reference)
     return ArmResult(
@@ -210,16 +223,16 @@ def _arm_result(
         match=arm.match,
         reward=bootstrap_mean(reward, seed=seed),
         by_seed=tuple(reward.mean(1).tolist()),
-        reward_over_runs=_over_runs(_runs(one)),
+        reward_over_runs=_over_runs(one.rewards),
         accuracy=None if correct is None else bootstrap_mean(correct, seed=seed),
         accuracy_well_formed=None if correct is None else _well_formed(correct, malformed, seed),
         malformed=bootstrap_mean(malformed, seed=seed),
         difference=difference,
         difference_by_run=tuple(by_run.mean(1).tolist()) if len(by_run) else (),
         difference_over_runs=_over_runs(by_run),
-        kl=None if math.isnan(kl) else kl,
+        kl=None if math.isnan(one.kl) else one.kl,
         dose=_pooled([dose_summary(log) for log in logs]) if any(len(log) for log in logs) else None,
-        equal_kl=_equal_kl(one, reference),
+        equal_kl=abs(one.kl - reference.kl) <= KL_AGREES * reference.kl if arm.match == "kl" else None,
         equal_dose=equal,
         dose_note=note,
         kl_matches=tuple(asdict(arm.kl) for arm in one.arms if arm.kl is not None),
@@ -229,16 +242,6 @@ def _arm_result(
         metrics=task.summarise([o for outcomes in one.outcomes for o in outcomes]),
         metric_intervals=_metric_intervals(task, one, seed) if arm.main and arm.match != "kl" else {},
     )
-
-
-def _array(one: AnsweredArm, value: Callable[[Outcome], float | bool | None]) -> NDArray[np.float64]:
-    """[S, P]: a number of every outcome, one row per training and draw."""
-    return np.array([[value(o) for o in outcomes] for outcomes in one.outcomes], dtype=np.float64)
-
-
-def _runs(one: AnsweredArm) -> NDArray[np.float64]:
-    """[trainings, P] mean rewards over draws."""
-    return np.array([np.mean([answers.reward for answers in run], axis=0) for run in one.runs])
 
 
 def _over_runs(rewards: NDArray[np.float64]) -> Interval | None:
@@ -258,13 +261,6 @@ def _metric_intervals(task: Task, one: AnsweredArm, seed: int) -> dict[str, Inte
         for name in task.shown_metrics
     }
     return {name: interval for name, interval in found.items() if not math.isnan(interval.estimate)}
-
-
-def _equal_kl(one: AnsweredArm, reference: AnsweredArm) -> bool | None:
-    if one.arm.match != "kl":
-        return None
-    found, wanted = (float(np.mean([mean_kl(run) for run in arm.runs])) for arm in (one, reference))
-    return abs(found - wanted) <= KL_AGREES * wanted
 
 
 def _well_formed(correct: NDArray[np.float64], malformed: NDArray[np.float64], seed: int) -> Interval | None:
@@ -301,9 +297,9 @@ def _pooled(doses: Sequence[DoseSummary]) -> DoseSummary:
 
 
 def _gain(unsteered: AnsweredArm, reference: AnsweredArm, seed: int) -> Gain:
-    difference = _array(reference, lambda o: o.reward) - _array(unsteered, lambda o: o.reward).mean(0)
+    difference = reference.each(lambda o: o.reward) - unsteered.each(lambda o: o.reward).mean(0)
     # The unsteered arm answers once; its malformed answers are 0 or 1.
-    changed = _array(reference, lambda o: o.malformed) != _array(unsteered, lambda o: o.malformed).mean(0)
+    changed = reference.each(lambda o: o.malformed) != unsteered.each(lambda o: o.malformed).mean(0)
     return Gain(
         total=bootstrap_mean(difference, seed=seed),
         over_runs=_over_runs(difference),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from trimtab.control.results import ArmResult, TaskResult
 from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, Table
-from trimtab.stats import Interval, number_text
+from trimtab.stats import number_text
 
 
 def gain_line(result: TaskResult) -> str:
@@ -31,10 +30,10 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
         Column("arm", "label", whole=True),
         Column("reward", "reward", INTERVAL),
         Column(f"{result.reference} − arm", "difference", SIGNED),
-        *[Column("over trainings", _over_trainings, SIGNED)] * (n > 1),
+        *[Column("over trainings", lambda arm: (i := arm.difference_over_runs) and i.bounds(SIGNED), SIGNED)] * (n > 1),
         Column("well formed accuracy", "accuracy_well_formed", INTERVAL),
         Column("malformed", "malformed", INTERVAL),
-        Column("KL", _kl, NUMBER),
+        Column("KL", lambda arm: number_text(arm.kl, NUMBER) + " ≠" * (arm.equal_kl is False), NUMBER),
         Column("‖Δ‖/‖x‖", _dose, NUMBER),
         Column("edits", lambda arm: 0 if arm.dose is None else arm.dose.n_edits, COUNT),
     ]
@@ -50,16 +49,8 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
     )
 
 
-def _over_trainings(arm: ArmResult) -> str | None:
-    return None if arm.difference_over_runs is None else arm.difference_over_runs.bounds(SIGNED)
-
-
-def _kl(arm: ArmResult) -> str:
-    return number_text(arm.kl, NUMBER) + " ≠" * (arm.equal_kl is False)
-
-
 def _dose(arm: ArmResult) -> str:
-    return number_text(None if arm.dose is None else arm.dose.relative, NUMBER) + " ≠" * (arm.equal_dose is False)
+    return number_text(arm.dose and arm.dose.relative, NUMBER) + " ≠" * (arm.equal_dose is False)
 
 
 def metrics_table(result: TaskResult) -> Table | None:
@@ -68,7 +59,10 @@ def metrics_table(result: TaskResult) -> Table | None:
     if not arms:
         return None
     names = dict.fromkeys(name for arm in arms for name in arm.metric_intervals)
-    columns = [Column("arm", "label", whole=True), *(Column(name, partial(_metric, name), INTERVAL) for name in names)]
+    columns = [
+        Column("arm", "label", whole=True),
+        *(Column(name, lambda arm, name=name: arm.metric_intervals.get(name), INTERVAL) for name in names),
+    ]
     known = any(arm.known for arm in arms)
     if known:
         columns += [
@@ -81,7 +75,3 @@ def metrics_table(result: TaskResult) -> Table | None:
         title=f"{result.task}, {result.split}: the task's own metrics",
         caption="95% intervals over items." + " known: right under every cyclic order of the options." * known,
     )
-
-
-def _metric(name: str, arm: ArmResult) -> Interval | None:
-    return arm.metric_intervals.get(name)

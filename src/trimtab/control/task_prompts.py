@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from trimtab.lm import (
     capture,
     decode,
 )
-from trimtab.lm.decoding import Observe
 from trimtab.tasks import Item, Outcome, Task
 
 
@@ -118,36 +118,26 @@ class TaskPrompts:
         model: LanguageModel,
         source: InterventionSource | None = None,
         *,
-        repeats: int = 1,
         seed: int = 0,
         temperature: float = 0.0,
         batch_size: int = 64,
         first_sample: int = 0,
-        prompt_cache: PromptCache | None = None,
-        progress: Callable[[int], None] | None = None,
-        observe: Observe | None = None,
+        **options: Any,
     ) -> Decoded:
-        """Decode all items; arguments are those of `lm.decode` and `DecodeConfig`.
+        """Decode all items.
 
         Args:
             model: the model that they were tokenised for.
+            source: what steers.
+            seed, temperature, batch_size: as in `DecodeConfig`.
             first_sample: key of the first item's draws; the others follow.
+            options: further arguments of `lm.decode`: `repeats`, `prompt_cache`, `progress` and `observe`.
         """
         config = DecodeConfig(
             max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
         )
-        return decode(
-            model,
-            self.ids,
-            config,
-            source,
-            repeats=repeats,
-            samples=range(first_sample, first_sample + len(self)),
-            allowed=self.allowed,
-            prompt_cache=prompt_cache,
-            progress=progress,
-            observe=observe,
-        )
+        samples = range(first_sample, first_sample + len(self))
+        return decode(model, self.ids, config, source, samples=samples, allowed=self.allowed, **options)
 
     def outcomes(self, decoded: Decoded) -> list[Outcome]:
         """What each decoded row is worth; rows are the items, each `decoded.repeats` times.

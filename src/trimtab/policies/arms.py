@@ -11,7 +11,7 @@ import torch
 from trimtab.control import arms  # registers what the shuffled policy stands among
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, Match, answers_under, register
-from trimtab.control.arms.random import draw_seed
+from trimtab.control.arms.random_features import draw_seed
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.policies.networks import Policy

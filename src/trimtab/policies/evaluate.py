@@ -176,55 +176,35 @@ def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run
         home: where results go; the first reported run by default.
     """
     began, config = time.perf_counter(), config.settled()
-    task = entries[0].setup.task
-    split, items = _asked(task, config)
+    split, items = _asked(entries[0].setup.task, config)
     prompts = entries[0].setup.prompts_of(items)
     orders = prompts.other_orders(entries[0].setup.model) if config.every_order else []
     with Meter("evaluating", _plan(entries, config, len(items), len(orders)).total) as meter:
-        entries = [replace(entry, setup=replace(entry.setup, meter=meter)) for entry in entries]
-        return _evaluate(entries, config, home, began, split, prompts, orders)
-
-
-def _evaluate(
-    entries: Sequence[TrainedRun], config: EvaluateConfig, home: Run | None, began: float, split: str,
-    prompts: TaskPrompts, orders: Sequence[TaskPrompts],
-) -> Comparison:  # fmt: skip
-    entries, replicates, settings = _best_setting(entries, [_replicate(entry, config) for entry in entries])
-    warnings = [*few_trainings(len(entries)), *[QUICKLY] * config.quick]
-    missing = _choose(entries, replicates, config)
-    setup, task = entries[0].setup, entries[0].setup.task
-    runs, ids = [entry.run for entry in entries], [item.id for item in prompts.items]
-    if config.split in OPENED:
-        warnings += [*open_items(runs, split, ids), *opened_elsewhere(runs, ids)]
-    else:
-        warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
-    compared = compare_on(replicates, prompts, split, seed=config.seed, orders=orders)
-    results = [compared.result]
-    chosen = [found["feature"] for arm in compared.result.arms for found in arm.chosen if "feature" in found]
-    name_features(home or entries[0].run, setup.model, setup.dictionary, chosen)
-    rows = item_rows(task, split, compared.answered, replicates, keep_texts=config.keep_texts)
-    if config.trace:
-        write_traces(entries, compared, home, keep_texts=config.keep_texts)
-    for companion in task.companions if config.companions else ():
-        asked = _companion_prompts(companion, entries, config, missing)
-        if asked is not None:
-            compared = compare_on(replicates, asked, companion.split, companion=companion, seed=config.seed)
-            results.append(compared.result)
-            rows += item_rows(
-                asked.task, companion.split, compared.answered, replicates, keep_texts=config.keep_texts
-            )  # fmt: skip
-    evaluation = Comparison(
-        result=results[0],
-        companions=tuple(results[1:]),
-        runs=tuple(replicate.name for replicate in replicates),
-        seeds=tuple(replicate.setting.seed for replicate in replicates),
-        setting=setup.about,
-        settings_compared=settings,
-        missing=missing,
-        warnings=tuple(warnings),
-        seconds=time.perf_counter() - began,
+        entries, replicates, settings = _best_setting(
+            [replace(entry, setup=replace(entry.setup, meter=meter)) for entry in entries], config
+        )
+        setup, runs = entries[0].setup, [entry.run for entry in entries]
+        missing = _choose(setup, replicates, config)
+        warnings = [*few_trainings(len(entries)), *[QUICKLY] * config.quick]
+        if config.split in OPENED:
+            ids = [item.id for item in items]
+            warnings += [*open_items(runs, split, ids), *opened_elsewhere(runs, ids)]
+        else:
+            warnings.append(f"reported on {config.split}, where policies and controls were chosen or trained")
+        compared = [compare_on(replicates, prompts, split, seed=config.seed, orders=orders)]
+        chosen = [found["feature"] for arm in compared[0].result.arms for found in arm.chosen if "feature" in found]
+        name_features(home or runs[0], setup.model, setup.dictionary, chosen)
+        if config.trace:
+            write_traces(entries, compared[0], home, keep_texts=config.keep_texts)
+        for companion in setup.task.companions if config.companions else ():
+            asked = _companion_prompts(companion, entries, config, missing)
+            if asked is not None:
+                compared.append(compare_on(replicates, asked, companion.split, companion=companion, seed=config.seed))
+    evaluation = Comparison.of(
+        replicates, compared, began, missing=missing, warnings=tuple(warnings), settings_compared=settings
     )
-    place = (home or entries[0].run).path
+    place = (home or runs[0]).path
+    rows = [row for one in compared for row in item_rows(one, replicates, keep_texts=config.keep_texts)]
     write_item_rows(place / ITEMS_FILE, rows)
     write_json(place / EVALUATION_FILE, evaluation.to_json())
     return evaluation
@@ -233,8 +213,7 @@ def _evaluate(
 def _plan(entries: Sequence[TrainedRun], config: EvaluateConfig, test: int, orders: int) -> Plan:
     """How many answers will be asked for, said on stderr with the time that they take."""
     setup, policy = entries[0].setup, entries[0].policy
-    splits = {"train": _training_items(setup, config), "validation": setup.config.validation_items}
-    prompts = {split: setup.prompts(split, limit) for split, limit in splits.items()}
+    prompts = _chosen_on(setup, config)
     count = len(config.feature) + config.used + config.n_random + 4 * config.finalists * (config.headroom_items > 0)
     plan = plan_comparison(
         arm_kinds(config.control, vars(config)),
@@ -251,21 +230,23 @@ def _plan(entries: Sequence[TrainedRun], config: EvaluateConfig, test: int, orde
     return plan
 
 
-def _training_items(setup: Setup, config: EvaluateConfig) -> int:
-    return min(config.train_items, config.train_items if setup.config.train_items is None else setup.config.train_items)
-
-
-def _replicate(entry: TrainedRun, config: EvaluateConfig) -> Replicate:
-    setup = entry.setup
-    train = setup.prompts("train", _training_items(setup, config))
-    validation = setup.prompts("validation", setup.config.validation_items)
-    return Replicate.of(setup, entry.arm, train, validation, name=str(entry.run.path))
+def _chosen_on(setup: Setup, config: EvaluateConfig) -> dict[str, TaskPrompts]:
+    """Training and validation items, by split."""
+    train = min(config.train_items, setup.config.train_items or config.train_items)
+    limits = {"train": train, "validation": setup.config.validation_items}
+    return {split: setup.prompts(split, limit) for split, limit in limits.items()}
 
 
 def _best_setting(
-    entries: Sequence[TrainedRun], replicates: Sequence[Replicate]
+    entries: Sequence[TrainedRun], config: EvaluateConfig
 ) -> tuple[list[TrainedRun], list[Replicate], tuple[dict[str, Any], ...]]:
     """The runs of the setting with the highest mean reward on validation, and what each setting got."""
+    replicates: list[Replicate] = []
+    for one in entries:
+        prompts = _chosen_on(one.setup, config)
+        replicates.append(
+            Replicate.of(one.setup, one.arm, prompts["train"], prompts["validation"], name=str(one.run.path))
+        )
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(entries):
         groups[json.dumps(setting_of(entry.setup.config), sort_keys=True)].append(i)
@@ -287,9 +268,9 @@ def _best_setting(
     return [entries[i] for i in members], [replicates[i] for i in members], tuple(compared)
 
 
-def _choose(entries: Sequence[TrainedRun], replicates: Sequence[Replicate], config: EvaluateConfig) -> dict[str, str]:
+def _choose(setup: Setup, replicates: Sequence[Replicate], config: EvaluateConfig) -> dict[str, str]:
     """Choose and train the controls on training and validation items; what cannot be had, and why."""
-    setup, missing = entries[0].setup, dict[str, str]()
+    missing = dict[str, str]()
     setup.dictionary.check_features(list(config.feature))
     candidates: dict[str, Sequence[int]] = {
         "named": config.feature,

@@ -7,7 +7,7 @@ head has no weights per feature: it makes a query of the site's width and multip
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 Head = Literal["auto", "full", "decoder"]
 WIDE = 65_536
 """Features from which on `auto` uses the head over decoder rows."""
+LIMIT = 10.0
+"""What normalised activations are cut off at."""
 
 
 class Actor(nn.Module):
@@ -96,9 +98,8 @@ class ObservationNormaliser(nn.Module):
     squares: Tensor
     count: Tensor
 
-    def __init__(self, d: int, *, limit: float = 10.0) -> None:
+    def __init__(self, d: int) -> None:
         super().__init__()
-        self.limit = limit
         self.register_buffer("mean", torch.zeros(d, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(d, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -119,7 +120,7 @@ class ObservationNormaliser(nn.Module):
         if self.count < 2:
             return x.float()
         deviation = (self.squares / self.count).sqrt().clamp_min(1e-6)
-        return ((x.double() - self.mean) / deviation).clamp(-self.limit, self.limit).float()
+        return ((x.double() - self.mean) / deviation).clamp(-LIMIT, LIMIT).float()
 
 
 class Policy(nn.Module):
@@ -136,17 +137,11 @@ class Policy(nn.Module):
 
     @classmethod
     def build(
-        cls,
-        directions: Float[Tensor, "n d"],
-        *,
-        hidden: tuple[int, ...] = (256,),
-        head: Head = "auto",
-        rank: int = 64,
-        seed: int = 0,
+        cls, directions: Float[Tensor, "n d"], *, hidden: tuple[int, ...] = (256,), seed: int = 0, **options: Any
     ) -> Policy:
-        """A fresh policy over a dictionary's directions."""
+        """A fresh policy over a dictionary's directions; `options` are further arguments of `Actor`."""
         d = directions.shape[1]
-        actor = Actor(directions, hidden=hidden, head=head, rank=rank, seed=seed)
+        actor = Actor(directions, hidden=hidden, seed=seed, **options)
         return cls(actor, Critic(d, hidden=hidden, seed=seed + 1), ObservationNormaliser(d))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,9 +19,6 @@ from trimtab.errors import UserError
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import Decisions, masked_log_softmax
 from trimtab.runs import check_least, check_values
-
-if TYPE_CHECKING:
-    from tensordict import TensorDict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +148,8 @@ class Learner:
         Raises:
             UserError: a reward is not finite.
         """
+        from tensordict import TensorDict
+
         c, valid = self.config, decisions.valid
         if not bool(torch.isfinite(reward[valid]).all()):
             bad = int((~torch.isfinite(reward) & valid).any(1).nonzero()[0])
@@ -167,8 +166,16 @@ class Learner:
             order = torch.randperm(len(row), generator=generator).to(row.device)
             for part in order.split(c.minibatch):
                 r, s = row[part], step[part]
-                batch = self._batch(decisions, found, seen[part], r, s)
-                losses = self._loss(batch)
+                batch = {
+                    "observation": seen[part],
+                    "mask": decisions.allowed(r, s),
+                    "action": decisions.action[r, s].long(),
+                    "action_log_prob": decisions.logp[r, s],
+                    "advantage": found.advantage[r, s][:, None],
+                    "value_target": found.target[r, s][:, None],
+                    "state_value": decisions.value[r, s][:, None],
+                }
+                losses = self._loss(TensorDict(batch, batch_size=[len(part)]))
                 total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
                 self.optimiser.zero_grad(set_to_none=True)
                 total.backward()
@@ -203,23 +210,6 @@ class Learner:
             largest = max(largest, float((chosen - decisions.logp[r, s]).abs().max()))
         return largest
 
-    @staticmethod
-    def _batch(decisions: Decisions, found: Returns, seen: Tensor, row: Tensor, step: Tensor) -> TensorDict:
-        from tensordict import TensorDict
-
-        return TensorDict(
-            {
-                "observation": seen,
-                "mask": decisions.allowed(row, step),
-                "action": decisions.action[row, step].long(),
-                "action_log_prob": decisions.logp[row, step],
-                "advantage": found.advantage[row, step][:, None],
-                "value_target": found.target[row, step][:, None],
-                "state_value": decisions.value[row, step][:, None],
-            },
-            batch_size=[len(row)],
-        )
-
 
 def explained_variance(target: Float[Tensor, " m"], value: Float[Tensor, " m"]) -> float:
     """1 − Var(target − value) / Var(target); NaN where the targets do not vary."""
@@ -233,7 +223,7 @@ def _clipped_loss(policy: Policy, config: PPOConfig) -> Any:
     from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
     from torchrl.objectives import ClipPPOLoss
 
-    from trimtab.policies.distribution import AllowedCategorical
+    from trimtab.policies.allowed_categorical import AllowedCategorical
 
     actor = ProbabilisticTensorDictSequential(  # pyright: ignore[reportCallIssue]
         TensorDictModule(policy.actor, in_keys=["observation"], out_keys=["logits"]),  # pyright: ignore[reportArgumentType]

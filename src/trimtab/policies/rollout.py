@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,8 +25,13 @@ class Rollouts(NamedTuple):
     reward: Float[Tensor, "N T"]
     """Of each decision: the outcome's at the last, less the penalty on the divergence from the unsteered model."""
     kl: Float[Tensor, "N T"] | None
-    """KL(steered ‖ unsteered) at each token, in nats, if it was asked for."""
+    """KL(steered ‖ unsteered) at each token, in nats; None without a penalty on it."""
     seconds: float
+
+    @property
+    def mean_reward(self) -> float:
+        """Of the outcomes, penalties not counted."""
+        return float(np.mean([outcome.reward for outcome in self.outcomes]))
 
     @property
     def tokens_per_second(self) -> float:
@@ -39,15 +44,9 @@ def roll_out(
     source: InterventionSource | None,
     prompts: TaskPrompts,
     *,
-    repeats: int = 1,
-    seed: int = 0,
-    temperature: float = 0.0,
-    batch_size: int = 64,
-    first_sample: int = 0,
     kl_penalty: float = 0.0,
-    measure_kl: bool = False,
     prompt_cache: PromptCache | None = None,
-    progress: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> Rollouts:
     """Decode every item under a source and score it.
 
@@ -55,34 +54,18 @@ def roll_out(
         model: the model.
         source: what steers; None for the model as it is.
         prompts: what is decoded.
-        repeats: rows per item.
-        seed: of all draws.
-        temperature: of tokens; actions are drawn by the source.
-        batch_size: rows decoded together.
-        first_sample: key of the first item's draws; the others follow, so that later rollouts draw anew.
         kl_penalty: nats of divergence from the unsteered model are worth this much reward, at the token they occur.
-        measure_kl: compute the divergence even without a penalty.
         prompt_cache: keeps prompts' keys and values from rollout to rollout.
-        progress: called with the number of rows whenever some have ended.
+        options: further arguments of `TaskPrompts.decode`, such as `repeats`, `seed` and `first_sample`.
 
     Raises:
         UserError: see `decode` and `TaskPrompts.outcomes`.
     """
-    recorder = DivergenceRecorder(model, source) if source is not None and (kl_penalty or measure_kl) else None
+    recorder = DivergenceRecorder(model, source) if source is not None and kl_penalty else None
     began = time.perf_counter()
     with recorder or nullcontext():
-        decoded = prompts.decode(
-            model,
-            source,
-            repeats=repeats,
-            seed=seed,
-            temperature=temperature,
-            batch_size=batch_size,
-            first_sample=first_sample,
-            prompt_cache=prompt_cache,
-            progress=progress,
-            observe=recorder.see if recorder else None,
-        )
+        see = recorder.see if recorder else None
+        decoded = prompts.decode(model, source, prompt_cache=prompt_cache, observe=see, **options)
     seconds = time.perf_counter() - began
     outcomes = prompts.outcomes(decoded)
     length = torch.tensor([len(ids) for ids in decoded.token_ids])

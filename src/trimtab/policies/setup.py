@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from trimtab.control.masks import PromptFirings
 from trimtab.control.setting import Setting
@@ -67,10 +67,6 @@ class Setup(Setting):
             batch_size=config.batch_size,
             prompt_cache=cache,
         )
-
-    def with_seed_of(self, config: PolicyConfig) -> Setup:
-        """The same for a config that differs in its seed alone."""
-        return replace(self, config=config, seed=config.seed)
 
     def prompts(self, split: str, limit: int | None = None) -> TaskPrompts:
         """Items of a split, at most `limit`, the same ones every time."""

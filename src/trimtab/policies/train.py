@@ -35,7 +35,7 @@ from trimtab.steering.trace import EDITS_FILE, TOKENS_FILE
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 CHECKPOINTS = "checkpoints"
-UNTRAINED = "  no checkpoint did better than the untrained policy, so that it is the one that is kept: train longer?"
+UNTRAINED = "  no checkpoint beat the untrained policy on validation, so that one is kept; try more iterations"
 OF_THE_POLICY = (EVALUATION_FILE, ITEMS_FILE, TOKENS_FILE, EDITS_FILE, ANALYSIS_DIRECTORY)
 """What evaluations and analyses leave in a run."""
 NO_OTHER = 1e-6
@@ -196,49 +196,39 @@ class _Trainer:
         )
 
     def _before_training(self) -> None:
-        """Score the model unsteered, show the normaliser what the policy will see, warn where nothing can be gained."""
-        warnings = []
+        """Score the model unsteered, warn where nothing can be gained, show the normaliser what the policy meets on
+        training items, and set how likely no edit is at the start."""
+        self.facts["warnings"] = []
         which = np.random.default_rng([self.config.seed, 2]).permutation(len(self.train))[:256].tolist()
-        with Meter("before training, unsteered answers", 2 * len(self.validation) + len(which)) as meter:
-            unsteered = self._decode(None, self.validation, meter)
-            self.facts["unsteered_reward"] = mean_reward(unsteered)
-            if min(outcome.reward for outcome in unsteered.outcomes) >= 1:
-                warnings.append("no headroom: the unsteered model already gets every validation item right")
-                _warn(warnings)
-            meter.describe("before training, answers on training items")
-            self._see(self.train.take(which), meter)
-            self.facts["warnings"] = warnings
-            meter.describe("before training, answers on validation items")
-            self._validate(meter)
-        self._save()
-
-    def _see(self, prompts: TaskPrompts, meter: Meter) -> None:
-        """Show the normaliser what the policy meets on items, and set how likely no edit is at the start."""
         source = self.setup.source(self.policy)
-        self._decode(source, prompts, meter)
-        decisions = source.decisions
-        self.policy.normaliser.show(decisions.observation[decisions.valid])
-        if self.config.initial_no_edit:
-            allowed = float(decisions.n_allowed[decisions.valid].float().mean())
-            self.policy.actor.lean_to_no_edit(self.config.initial_no_edit, max(allowed, 1.0))
+        with Meter("before training, unsteered answers", 2 * len(self.validation) + len(which)) as meter:
+            unsteered = self._roll_out(None, self.validation, meter.advance)
+            self.facts["unsteered_reward"] = unsteered.mean_reward
+            if min(outcome.reward for outcome in unsteered.outcomes) >= 1:
+                self._warn("no headroom: the unsteered model already gets every validation item right")
+            meter.describe("before training, answers on training items")
+            self._roll_out(source, self.train.take(which), meter.advance)
+            decisions = source.decisions
+            self.policy.normaliser.show(decisions.observation[decisions.valid])
+            if self.config.initial_no_edit:
+                allowed = float(decisions.n_allowed[decisions.valid].float().mean())
+                self.policy.actor.lean_to_no_edit(self.config.initial_no_edit, max(allowed, 1.0))
+            meter.describe("before training, answers on validation items")
+            self._validate(meter.advance)
+        self._save()
 
     def _iterate(self, meter: Meter) -> dict[str, Any]:
         """One batch and what comes of it; its metrics. Each answer is its share of a step of the meter."""
         config, k = self.config, self.iteration
         which = np.random.default_rng([config.seed, 0, k]).choice(len(self.train), self.batch, replace=False)
         source = self.setup.source(self.policy)
-        rollouts = roll_out(
-            self.setup.model,
+        rollouts = self._roll_out(
             source,
             self.train.take(which.tolist()),
+            lambda rows: meter.advance(rows / (self.batch * config.samples)),
             repeats=config.samples,
-            seed=config.seed,
-            temperature=config.temperature,
-            batch_size=config.batch_size,
             first_sample=(k + 1) * config.items_per_iteration,
             kl_penalty=config.kl_penalty,
-            prompt_cache=self.setup.prompt_cache,
-            progress=lambda rows: meter.advance(rows / (self.batch * config.samples)),
         )
         decisions = source.decisions
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([config.seed, 1, k]).generate_state(1)[0]))
@@ -265,29 +255,32 @@ class _Trainer:
 
     def _warn_of_no_effect(self, which: Sequence[int], rollouts: Rollouts) -> None:
         """Warn if no rollout of the first iteration earned another reward than the unsteered model on its item."""
-        unsteered = self._decode(None, self.train.take(which))
+        unsteered = self._roll_out(None, self.train.take(which))
         plain = np.repeat([outcome.reward for outcome in unsteered.outcomes], self.config.samples)
         steered = np.array([outcome.reward for outcome in rollouts.outcomes])
         if not (np.abs(steered - plain) > NO_OTHER).any():
-            warning = (
+            self._warn(
                 f"no effect: in the first iteration none of {len(steered):,} rollouts of {len(which)} items earned "
                 "another reward than the unsteered model; try another dose, mask or site"
             )
-            self.facts["warnings"] = [*self.facts["warnings"], warning]
-            _warn([warning])
 
-    def _decode(self, source: Any, prompts: TaskPrompts, meter: Meter | None = None) -> Rollouts:
+    def _warn(self, warning: str) -> None:
+        self.facts["warnings"] = [*self.facts["warnings"], warning]
+        _warn([warning])
+
+    def _roll_out(
+        self, source: Any, prompts: TaskPrompts, progress: Callable[[int], None] | None = None, **options: Any
+    ) -> Rollouts:
         config = self.config
         return roll_out(
             self.setup.model, source, prompts, seed=config.seed, temperature=config.temperature,
-            batch_size=config.batch_size, prompt_cache=self.setup.prompt_cache,
-            progress=None if meter is None else meter.advance,
+            batch_size=config.batch_size, prompt_cache=self.setup.prompt_cache, progress=progress, **options,
         )  # fmt: skip
 
-    def _validate(self, meter: Meter | None = None) -> None:
+    def _validate(self, progress: Callable[[int], None] | None = None) -> None:
         """Greedy reward on validation; the best policy so far is kept, the earliest at ties."""
         source = self.setup.source(self.policy, greedy=True)
-        reward = mean_reward(self._decode(source, self.validation, meter))
+        reward = self._roll_out(source, self.validation, progress).mean_reward
         found = {f"validation/{name}": value for name, value in self._choices(source.decisions).items()}
         self.run.log({"validation/reward": reward, **found}, step=self.iteration)
         if reward > self.facts["best_reward"]:
@@ -297,20 +290,12 @@ class _Trainer:
     def _log(self, rollouts: Rollouts, decisions: Decisions, report: UpdateReport, seconds: float) -> dict[str, Any]:
         metrics: dict[str, Any] = {
             "charts/episodic_return": float(rollouts.reward.sum(1).mean()),
-            "charts/reward": mean_reward(rollouts),
+            "charts/reward": rollouts.mean_reward,
             "charts/malformed": float(np.mean([o.malformed for o in rollouts.outcomes])),
             "charts/tokens_per_second": rollouts.tokens_per_second,
             "charts/update_seconds": seconds,
             "charts/learning_rate": self.learner.optimiser.param_groups[0]["lr"],
-            "losses/policy_loss": report.policy_loss,
-            "losses/value_loss": report.value_loss,
-            "losses/entropy": report.entropy,
-            "losses/old_approx_kl": report.old_approx_kl,
-            "losses/approx_kl": report.approx_kl,
-            "losses/clipfrac": report.clipfrac,
-            "losses/explained_variance": report.explained_variance,
-            "losses/max_abs_log_ratio": report.max_abs_log_ratio,
-            "losses/grad_norm": report.grad_norm,
+            **{f"losses/{name}": value for name, value in report._asdict().items()},
             **{f"policy/{name}": value for name, value in self._choices(decisions).items()},
             "policy/kl_unsteered": None if rollouts.kl is None else float(rollouts.kl.sum(1).mean()),
         }
@@ -343,16 +328,10 @@ class _Trainer:
         if checkpoint is None:
             self.run.drop_metrics_after(-1)
             return
-        parts: dict[str, dict[str, Tensor]] = {"policy": {}, "best": {}, "adam": {}}
-        for name, tensor in checkpoint.tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        self.policy.load_state_dict(parts["policy"])
-        self.best = parts["best"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["adam"].items():
-            index, _, rest = name.partition(".")
-            state.setdefault(int(index), {})[rest] = tensor
+        self.policy.load_state_dict(_below("policy", checkpoint.tensors))
+        self.best = _below("best", checkpoint.tensors)
+        moments = _below("adam", checkpoint.tensors)
+        state = {int(index): _below(index, moments) for index in {name.partition(".")[0] for name in moments}}
         whole = self.learner.optimiser.state_dict()
         self.learner.optimiser.load_state_dict({**whole, "state": state})
         self.facts = dict(checkpoint.facts)
@@ -379,9 +358,9 @@ def _warn(warnings: Sequence[str]) -> None:
         print(f"trimtab: warning: {warning}", file=sys.stderr)
 
 
-def mean_reward(rollouts: Rollouts) -> float:
-    """The outcomes' mean reward, penalties not counted."""
-    return float(np.mean([outcome.reward for outcome in rollouts.outcomes]))
+def _below(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names begin with a part's, without it."""
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 def last_checkpoint(run: Path) -> Checkpoint:
@@ -402,9 +381,6 @@ def load_policy(setup: Setup, run: Path) -> Policy:
     Raises:
         UserError: the run has no checkpoint, or is of another SAE.
     """
-    checkpoint = last_checkpoint(run)
     policy = fresh_policy(setup)
-    policy.load_state_dict(
-        {name.removeprefix("best."): t for name, t in checkpoint.tensors.items() if name.startswith("best.")}
-    )
+    policy.load_state_dict(_below("best", last_checkpoint(run).tensors))
     return policy

@@ -86,7 +86,7 @@ def _setup(config: PolicyConfig, known: Sequence[Setup]) -> Setup:
     """The setting of a run; what is the same as in an earlier one is not loaded again."""
     for setup in known:
         if setting_of(setup.config) == setting_of(config):
-            return setup.with_seed_of(config)
+            return replace(setup, config=config, seed=config.seed)
     same = [setup for setup in known if _same(setup.config, config, "model", "dtype", "device")]
     tasks = [setup.task for setup in same if _same(setup.config, config, *TASK_FIELDS)]
     task = tasks[0] if tasks else config.read_task()

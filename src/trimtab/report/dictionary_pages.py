@@ -40,7 +40,6 @@ def train_page(files: RunFiles) -> str:
     return render(
         "train",
         files=files,
-        lead=files.lead,
         title="How faithful are the trained SAEs?" if len(members) > 1 else "How faithful is the trained SAE?",
         verdict_text=said + (f" Not at the L0 asked for: {', '.join(missed)}." if missed else ""),
         good=bool(done) and len(done) == len(members) and not missed,
@@ -96,7 +95,7 @@ def rank_page(files: RunFiles) -> str:
         for name, rows in by_criterion.items()
     ]  # fmt: skip
     title = f"Which features of {results['sae']} change the next token most?"
-    return render("rank", files=files, lead=files.lead, title=title, results=results, tables=tables)
+    return render("rank", files=files, title=title, results=results, tables=tables)
 
 
 def core_page(files: RunFiles) -> str:
@@ -107,7 +106,6 @@ def core_page(files: RunFiles) -> str:
     return render(
         "core",
         files=files,
-        lead=files.lead,
         title=f"How faithful is {results['sae']}?",
         results=results,
         measures=Table(

@@ -52,7 +52,8 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: name of a file of `templates/`, without its ending.
-        values: what it shows; `title` and `lead`, one sentence below the title, among them.
+        values: what it shows; `title`, `files` and `lead`, one sentence below the title (the run by default), among
+            them.
     """
     return _environment().get_template(f"{template}.html").render(**values)
 

@@ -53,16 +53,16 @@ PLOTS = (
 def policy_page(files: RunFiles) -> str:
     """The page, from what a run directory holds."""
     config, results = files.config, files.results
-    lead = files.lead
+    setting = ""
     if "model" in config:
-        lead = f"{config['model']}, dose {config['dose']:g} {config['unit']}, mask {config['mask']}; {lead}"
+        setting = f"{config['model']}, dose {config['dose']:g} {config['unit']}, mask {config['mask']}; "
     text, good = answer(files)
     found = files.evaluation
     tasks = [found["result"], *found["companions"]] if found else []
     return render(
         "policy",
         title=f"What does a policy gain on {files.task or 'its task'}?",
-        lead=lead,
+        lead=f"{setting}{files.lead}",
         verdict_text=text,
         good=good,
         files=files,
@@ -82,10 +82,9 @@ def commands(files: RunFiles) -> dict[str, str]:
     """The commands that make what may be absent."""
     config = files.config
     words = ["trimtab", "policy", "headroom"]
-    for option, name in (("task", "task"), ("data", "data"), ("model", "model"), ("sae", "sae"), ("dose", "dose"),
-                         ("unit", "unit"), ("masks", "mask"), ("max-new-tokens", "max_new_tokens")):  # fmt: skip
+    for name in ("task", "data", "model", "sae", "dose", "unit", "mask", "max_new_tokens"):
         if config.get(name) is not None:
-            words += [f"--{option}", str(config[name])]
+            words += [f"--{name.replace('_', '-')}", str(config[name])]
     words += ["--options-only"] * bool(config.get("options_only"))
     return {
         "headroom": shlex.join([*words, "--split", "validation", "--run", str(files.path)]),

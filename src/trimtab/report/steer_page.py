@@ -35,7 +35,6 @@ def steer_page(files: RunFiles) -> str:
     return render(
         "steer",
         files=files,
-        lead=files.lead,
         title=f"What does steering with feature {features} write?",
         results=results,
         doses=doses,

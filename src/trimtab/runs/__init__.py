@@ -13,7 +13,7 @@ from trimtab.runs.config import (
 )
 from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
 from trimtab.runs.metrics import read_metrics
-from trimtab.runs.named import find_class, keyword_types
+from trimtab.runs.named import find_class, keyword_types, registered_class
 from trimtab.runs.progress import Meter
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
@@ -55,6 +55,7 @@ __all__ = [
     "read_options",
     "read_record",
     "read_typed",
+    "registered_class",
     "run_stage",
     "sha256_file",
     "split_ids",

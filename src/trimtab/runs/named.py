@@ -7,11 +7,11 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, cast
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 
 
 def find_class(name: str, what: str) -> type[Any]:
@@ -35,6 +35,31 @@ def find_class(name: str, what: str) -> type[Any]:
         raise UserError(
             f"{what} {name!r}", f"{imported.__name__}{place} has no class {class_name}", "check the class's name"
         )
+    return found
+
+
+def registered_class(name: str, what: str, known: Mapping[str, type[Any]], *bases: type[Any]) -> type[Any]:
+    """A class by the name that it is registered under, or by `module:Class` (see `find_class`).
+
+    Args:
+        name: either name.
+        what: what the class is for, for messages.
+        known: registered classes by name.
+        bases: what a class of the user's own is to be derived from, one of them.
+
+    Raises:
+        UserError: there is no such class, or it is derived from none of the bases.
+    """
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        hint = f"{did_you_mean(name, known, '')} choose one, or name your own as module:Class"
+        raise UserError(f"{what} {name!r}", f"there are {', '.join(known)}", hint.strip())
+    found = find_class(name, what)
+    if not issubclass(found, bases):
+        public = [f"{'.'.join(base.__module__.split('.')[:2])}.{base.__name__}" for base in bases]
+        fix = f"derive it from {' or '.join(base.__name__ for base in bases)}"
+        raise UserError(f"{what} {name!r}", f"it is no subclass of {' or '.join(public)}", fix)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,7 +14,7 @@ from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.lm.logit_lens import check_token_count, logit_lens
-from trimtab.selection.distribution import Reducer
+from trimtab.selection.edited_distributions import Reducer
 from trimtab.steering.doses import Unit, check_doses, check_unit
 
 NEUTRAL_PREFIX = "From my experience,"
@@ -47,18 +47,30 @@ class ScoringTarget:
         return self._lens[:, :count]
 
 
+class _Labelled:
+    """What criteria of both kinds say of themselves."""
+
+    name: ClassVar[str]
+    signed: ClassVar[bool] = False
+    """Whether negative scores are an end of the ranking in their own right."""
+
+    @property
+    def label(self) -> str:
+        """The name, with every setting that is not the default."""
+        assert dataclasses.is_dataclass(self)
+        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        changed = [f"{name}={_short(value)}" for name, (value, default) in values.items() if value != default]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
 @dataclass(frozen=True, kw_only=True)
-class EffectCriterion:
+class EffectCriterion(_Labelled):
     """A criterion that reads the next-token distribution while one feature is amplified.
 
     The amplification adds a dose of v̂_i (`steering.doses`) to the last token of each prefix; by default 10 · m_i, m_i
     the feature's largest activation over the corpus of its statistics, in model units. Scores are averaged over the
     prefixes. Subclasses say what is read.
     """
-
-    name: ClassVar[str]
-    signed: ClassVar[bool] = False
-    """Whether negative scores are an end of the ranking in their own right."""
 
     dose: float = DOSE
     """How strongly the feature is amplified, in `unit`."""
@@ -77,29 +89,18 @@ class EffectCriterion:
         if len(set(self.prefixes)) < len(self.prefixes):
             raise UserError("the prefixes", "one occurs twice", "give each once")
 
-    @property
-    def label(self) -> str:
-        """The name, with every setting that is not the default."""
-        return settings_label(self)
-
     def reducer(self, target: ScoringTarget) -> Reducer:
         """A function from a block of R edited distributions to scores `[R]`."""
         raise NotImplementedError
 
 
-@runtime_checkable
-class StatisticCriterion(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class StatisticCriterion(_Labelled):
     """A criterion that needs no forward pass."""
-
-    name: ClassVar[str]
-    signed: ClassVar[bool]
-
-    @property
-    def label(self) -> str: ...
 
     def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Scores of the features."""
-        ...
+        raise NotImplementedError
 
 
 Criterion = EffectCriterion | StatisticCriterion
@@ -120,18 +121,6 @@ def feature_stats(dictionary: Dictionary, wanted_for: str) -> FeatureStats:
             "delta-confidence with --unit relative --dose 0.4",
         )
     return dictionary.feature_stats
-
-
-def settings_label(criterion: object) -> str:
-    """Name of a criterion that is a dataclass, with every setting that is not the default."""
-    assert dataclasses.is_dataclass(criterion)
-    changed = []
-    for field in dataclasses.fields(criterion):
-        value = getattr(criterion, field.name)
-        if value != field.default:
-            changed.append(f"{field.name}={_short(value)}")
-    name = criterion.name  # type: ignore[attr-defined]
-    return f"{name}({', '.join(changed)})" if changed else name
 
 
 def _short(value: object) -> str:

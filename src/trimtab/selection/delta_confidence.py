@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm.logit_lens import check_token_count
 from trimtab.selection.criterion import EffectCriterion, ScoringTarget
-from trimtab.selection.distribution import EditedDistributions, Reducer
+from trimtab.selection.edited_distributions import EditedDistributions, Reducer
 
 
 @dataclass(frozen=True, kw_only=True)

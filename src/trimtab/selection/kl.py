@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args
 
 from trimtab.errors import UserError
 from trimtab.selection.criterion import EffectCriterion, ScoringTarget
-from trimtab.selection.distribution import Reducer
+from trimtab.selection.edited_distributions import Reducer
 
 KLDirection = Literal["steered-base", "base-steered"]
 

@@ -10,19 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries.base import Dictionary
-from trimtab.selection.criterion import feature_stats, settings_label
+from trimtab.selection.criterion import StatisticCriterion, feature_stats
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxActivation:
+class MaxActivation(StatisticCriterion):
     """Largest activation over the statistics' corpus, in model units."""
 
     name: ClassVar[str] = "max-activation"
-    signed: ClassVar[bool] = False
-
-    @property
-    def label(self) -> str:
-        return settings_label(self)
 
     def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return torch.as_tensor(feature_stats(dictionary, f"criterion {self.name}").max_activation)[features.cpu()]

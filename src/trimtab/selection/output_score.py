@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.selection.criterion import EffectCriterion, ScoringTarget
-from trimtab.selection.distribution import EditedDistributions, Reducer
+from trimtab.selection.edited_distributions import EditedDistributions, Reducer
 
 
 @dataclass(frozen=True, kw_only=True)

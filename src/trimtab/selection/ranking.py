@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +31,14 @@ def rank(
     *,
     site: Site | str | None = None,
     features: Sequence[int] | None = None,
-    live_only: bool = True,
-    top_tokens: int = TOP_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    progress: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> FeatureTable:
-    """Rank features by one criterion. See `rank_by` for the arguments and what is raised."""
-    return rank_by(
-        model,
-        dictionary,
-        [criterion],
-        site=site,
-        features=features,
-        live_only=live_only,
-        top_tokens=top_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )[0]
+    """Rank features by one criterion.
+
+    The arguments, and what is raised, are those of `rank_by`; `options` are `live_only`, `top_tokens`, `batch_size` and
+    `progress`.
+    """
+    return rank_by(model, dictionary, [criterion], site=site, features=features, **options)[0]
 
 
 def rank_by(

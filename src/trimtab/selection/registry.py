@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.errors import UserError
-from trimtab.runs.named import find_class
-from trimtab.selection.criterion import Criterion
+from trimtab.runs import registered_class
+from trimtab.selection.criterion import Criterion, EffectCriterion, StatisticCriterion
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.kl import KLDivergence
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
-from trimtab.selection.random import Random
+from trimtab.selection.random_scores import Random
 
 _CLASSES = (DeltaConfidence, OutputScore, KLDivergence, MaxActivation, FiringRate, Random)
 CRITERIA: dict[str, type[Any]] = {criterion.name: criterion for criterion in _CLASSES}
@@ -37,7 +37,8 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise UserError(f"criterion {twice!r}", "it is given twice", "give it once")
-    classes = [criterion_class(name) for name in names]
+    bases = EffectCriterion, StatisticCriterion
+    classes = [registered_class(name, "criterion", CRITERIA, *bases) for name in names]
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     taken = [{field.name for field in dataclasses.fields(criterion)} for criterion in classes]
     for setting in given:
@@ -51,28 +52,3 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
         criterion(**{name: value for name, value in given.items() if name in fields})
         for criterion, fields in zip(classes, taken, strict=True)
     ]
-
-
-def criterion_class(name: str) -> type[Any]:
-    """The class of a criterion, shipped or one's own.
-
-    Raises:
-        UserError: an unknown name, or a class that is no dataclass with `name`, `signed`, and `reducer` or `scores`.
-    """
-    if name in CRITERIA:
-        return CRITERIA[name]
-    if ":" not in name:
-        raise UserError(
-            f"criterion {name!r}",
-            f"there are {', '.join(CRITERIA)}",
-            "choose one of them, or name your own as module:Class",
-        )
-    found = find_class(name, "criterion")
-    scores = hasattr(found, "reducer") or hasattr(found, "scores")
-    if not (dataclasses.is_dataclass(found) and hasattr(found, "name") and hasattr(found, "signed") and scores):
-        raise UserError(
-            f"criterion {name!r}",
-            "it is no dataclass with a name, signed, and reducer or scores",
-            "derive it from trimtab.selection.EffectCriterion",
-        )
-    return found

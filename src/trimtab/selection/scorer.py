@@ -15,7 +15,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, RowDelta, Site
 from trimtab.lm.unembedding import Unembedding
-from trimtab.selection.distribution import BaseDistribution, EditedDistributions, Reducer
+from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions, Reducer
 from trimtab.selection.prefix import PrefixContinuation
 
 BATCH_SIZE = 1024

@@ -72,12 +72,12 @@ def score_features(
         for criterion in mine:
             totals[criterion] += found[criterion.label].float().cpu() / len(criterion.prefixes)
             doses[criterion] += relative / len(criterion.prefixes)
-    results = []
-    for criterion in criteria:
-        if isinstance(criterion, EffectCriterion):
-            results.append(Scores(criterion, totals[criterion], doses[criterion]))
-        else:
-            results.append(Scores(criterion, criterion.scores(dictionary, features), None))
+    results = [
+        Scores(criterion, totals[criterion], doses[criterion])
+        if isinstance(criterion, EffectCriterion)
+        else Scores(criterion, criterion.scores(dictionary, features), None)
+        for criterion in criteria
+    ]
     for result in results:
         _check_finite(result, features)
     return results

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab.errors import UserError, did_you_mean
-from trimtab.runs import find_class, keyword_types
+from trimtab.errors import UserError
+from trimtab.runs import keyword_types, registered_class
 from trimtab.tasks.bbq import BBQAmbiguous, BBQDisambiguated
 from trimtab.tasks.data_rows import hub_name, is_hub
 from trimtab.tasks.gsm8k import GSM8K
@@ -47,15 +47,7 @@ def find_task(name: str) -> type[Task]:
     Raises:
         UserError: there is no such task.
     """
-    if name in TASKS:
-        return TASKS[name]
-    if ":" not in name:
-        hint = f"{did_you_mean(name, TASKS, '')} choose one, or name your own as module:Class"
-        raise UserError(f"task {name!r}", f"there are {', '.join(TASKS)}", hint.strip())
-    found = find_class(name, "task")
-    if not issubclass(found, Task):
-        raise UserError(f"task {name!r}", "it is no subclass of trimtab.tasks.Task", "derive it from Task")
-    return found
+    return registered_class(name, "task", TASKS, Task)
 
 
 def load_task(

@@ -3,8 +3,9 @@
 Importing a file registers its kind, in the order in which comparisons show them.
 """
 
+# ruff: noqa: F401
 # isort: off
-from trimtab.control.arms.random import RandomFeatures
+from trimtab.control.arms.random_features import RandomFeatures
 from trimtab.control.arms.random_allowed import RandomAllowed
 from trimtab.control.arms.most_active import MostActive
 from trimtab.control.arms.static import BestStatic
@@ -15,16 +16,3 @@ from trimtab.control.arms.lora import Lora
 from trimtab.control.arms.prompting import Prompting
 from trimtab.control.arms.letters import Letters
 # isort: on
-
-__all__ = [
-    "BestStatic",
-    "CorrSteer",
-    "GatedStatic",
-    "Letters",
-    "Lora",
-    "MostActive",
-    "Prompting",
-    "RandomAllowed",
-    "RandomFeatures",
-    "Vector",
-]

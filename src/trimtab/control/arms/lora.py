@@ -36,19 +36,17 @@ def learn_adapter(
     *,
     rank: int = 8,
     positions: AdapterPositions = "generated",
-    steps: int = 100,
-    batch: int = 16,
-    learning_rate: float = 1e-3,
     seed: int = 0,
+    lr: float = 1e-3,
+    **options: int,
 ) -> tuple[Adapter, Learned]:
-    """Train a fresh adapter on the training items.
+    """Train a fresh adapter on the training items; `options` are further arguments of `learn`.
 
     Raises:
         UserError: the model's projections are not known.
     """
     adapter = Adapter(train.setting.model, rank=rank, positions=positions, seed=seed)
-    arm = LearnedAdapter(adapter)
-    return adapter, learn(arm, train, validation, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
+    return adapter, learn(LearnedAdapter(adapter), train, validation, seed=seed, lr=lr, **options)
 
 
 @register

@@ -17,8 +17,7 @@ class MostActive(ArmKind):
     strengths: ClassVar[tuple[Match, ...]] = ("dose", "kl")
 
     def arms(self, choosing: Choosing) -> list[Arm]:
-        return self.steered(_source, own=False)
+        def source(items: ItemSet, draw: int) -> TopActiveSource:
+            return TopActiveSource(items.setting.needed_dictionary(), 1.0, items.setting.needed_site())
 
-
-def _source(items: ItemSet, draw: int) -> TopActiveSource:
-    return TopActiveSource(items.setting.needed_dictionary(), 1.0, items.setting.needed_site())
+        return self.steered(source, own=False)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
-from trimtab.control.arms.random import draw_seed
+from trimtab.control.arms.random_features import draw_seed
 from trimtab.control.setting import Setting
 from trimtab.lm import DecodeStart, EditRequest
 from trimtab.lm.sampling import ACTION_STREAM, inverse_cdf

@@ -106,15 +106,13 @@ def best_static(
         finalists: features of the second.
     """
     features, origins = gather(candidates)
-    dose = validation.setting.dose
+    dose, left = validation.setting.dose, features
     if len(features) > finalists:
         few = validation.take(range(min(first_items, len(validation))))
         scores = score_features(few, features, [dose] * len(features)).mean(1)
-        features_left = [features[i] for i in np.argsort(-scores, kind="stable")[:finalists]]
-    else:
-        features_left = features
+        left = [features[i] for i in np.argsort(-scores, kind="stable")[:finalists]]
     doses = sorted((dose * factor for factor in factors), key=lambda d: abs(np.log(d / dose)))
-    pairs = [(feature, d) for d in doses for feature in features_left]
+    pairs = [(feature, d) for d in doses for feature in left]
     scores = score_features(validation, [f for f, _ in pairs], [d for _, d in pairs]).mean(1)
     best = int(scores.argmax())
     return StaticChoice(

@@ -53,16 +53,16 @@ class LearnedVector(Learnable):
 
 
 def learn_vector(
-    train: ItemSet, validation: ItemSet, dose: float, *, steps: int = 100, batch: int = 16, seed: int = 0
+    train: ItemSet, validation: ItemSet, dose: float, *, seed: int = 0, **options: int
 ) -> tuple[LearnedVector, Learned]:
-    """Train a vector of a relative dose on the training items.
+    """Train a vector of a relative dose on the training items; `options` are further arguments of `learn`.
 
     Adam moves each coordinate by a quarter of the unit vector's mean coordinate per step at first, so that a few dozen
     steps can turn the vector to anywhere.
     """
     d = site_width(train.setting.model, train.setting.needed_site())
     vector = LearnedVector(d, dose, seed=seed).to(train.setting.model.device)
-    return vector, learn(vector, train, validation, steps=steps, learning_rate=0.25 / d**0.5, batch=batch, seed=seed)
+    return vector, learn(vector, train, validation, lr=0.25 / d**0.5, seed=seed, **options)
 
 
 @register

@@ -13,7 +13,7 @@ several draws the first that gets there is taken, and a candidate for which none
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -109,7 +109,7 @@ class BranchPoints:
 
 
 class _Try(NamedTuple):
-    """One token with what will replace its decision."""
+    """One token with what will replace its decision: candidates, each with a random feature of its divergence."""
 
     item: int
     step: int
@@ -118,6 +118,8 @@ class _Try(NamedTuple):
     random_dose: Tensor
     kl: Tensor
     random_kl: Tensor
+    own: int
+    """What the policy chose; −1 for no steering."""
     own_kl: float
     unmatched: int
 
@@ -147,7 +149,7 @@ def branch_points(
         seed: of the draws of random features.
         progress: called with the number of tokens done.
     """
-    by_step: defaultdict[int, list[_Try]] = defaultdict(list)
+    by_step: defaultdict[int, list[_Try | None]] = defaultdict(list)
     for item in range(min(items, len(rollouts))):
         for step in spread(int(rollouts.steps[item]), tokens):
             by_step[step].append(_prepare(rollouts, item, step, candidates, draws, tolerance, seed))
@@ -155,20 +157,26 @@ def branch_points(
     forks: list[Fork] = []
     not_repeated = 0
     for step, tries in sorted(by_step.items()):
-        kept = [one for one in tries if len(one.candidates)]
-        if kept:
-            repeated = _decode(rollouts, step, kept, candidates, rows, forks)
-            not_repeated += len(kept) - repeated
+        if kept := [one for one in tries if one is not None]:
+            not_repeated += _decode(rollouts, step, kept, candidates, rows, forks)
         if progress is not None:
             progress(len(tries))
-    rows = _corrected(rows, false_discovery_rate)
-    place = {item.id: i for i, item in enumerate(rollouts.prompts.items)}
-    rows.sort(key=lambda row: (place[row.item], row.step))
+    excess = None
+    if rows:
+        corrected = benjamini_hochberg([row.p_value for row in rows]).tolist()
+        rows = [
+            replace(row, q_value=q, branch_point=q <= false_discovery_rate)
+            for row, q in zip(rows, corrected, strict=True)
+        ]
+        place = {item.id: i for i, item in enumerate(rollouts.prompts.items)}
+        rows.sort(key=lambda row: (place[row.item], row.step))
+        values = np.array([row.excess for row in rows])
+        excess = bootstrap_statistic(lambda v: float(v.mean()), [values], groups=[row.item for row in rows], seed=seed)
     return BranchPoints(
         tokens=tuple(rows),
         forks=tuple(forks),
         items=len({row.item for row in rows}),
-        excess=_excess(rows, seed),
+        excess=excess,
         rescued=_rescued(rollouts, rows, forks),
         false_discovery_rate=false_discovery_rate,
         not_repeated=not_repeated,
@@ -190,7 +198,8 @@ def fisher_greater(a: int, n_a: int, b: int, n_b: int) -> float:
 
 def _prepare(
     rollouts: PolicyRollouts, item: int, step: int, candidates: int, draws: int, tolerance: float, seed: int
-) -> _Try:
+) -> _Try | None:
+    """What a token is tried with; None where nothing else is allowed, or no random feature reaches its divergence."""
     decisions, dose = rollouts.decisions, rollouts.source.dose
     n, device = rollouts.source.table.n, decisions.observation.device
     row, at = torch.tensor([item], device=device), torch.tensor([step], device=device)
@@ -201,35 +210,36 @@ def _prepare(
     logp[taken] = logp[n] = float("-inf")
     order = logp.argsort(descending=True, stable=True)[:candidates]
     chosen = order[logp[order] > float("-inf")]
-    decision = Decision(rollouts, item, step)
-    doses = torch.full((len(chosen),), dose)
-    kl = decision.local_kl(chosen, doses) if len(chosen) else torch.zeros(0)
-    own_kl = float(decision.local_kl(torch.tensor([taken]), torch.tensor([dose]))) if taken < n else 0.0
     live = rollouts.source.table.live_ids()
     pool = live[~torch.isin(live, torch.cat([chosen, torch.tensor([taken])]))]
-    wanted = min(len(chosen) * draws, len(pool) // max(1, len(chosen)) * len(chosen))
-    if not wanted:
-        return _Try(item, step, chosen[:0], chosen[:0], doses[:0], kl[:0], kl[:0], own_kl, len(chosen))
-    position = len(rollouts.prompts.ids[item]) - 1 + step
-    key = torch.tensor([item])
-    u = torch.stack([uniform(seed, key, 0, torch.tensor([position]), CONTROL_STREAM + i) for i in range(wanted)], dim=1)
+    per = min(draws, len(pool) // max(1, len(chosen)))
+    if not len(chosen) or not per:
+        return None
+    decision = Decision(rollouts, item, step)
+    kl = decision.local_kl(chosen, torch.full((len(chosen),), dose))
+    key, position = torch.tensor([item]), torch.tensor([rollouts.position(item, step)])
+    streams = range(CONTROL_STREAM, CONTROL_STREAM + per * len(chosen))
+    u = torch.stack([uniform(seed, key, 0, position, stream) for stream in streams], dim=1)
     drawn = pool[draw_without_replacement(u, len(pool))[0]]
-    per = wanted // len(chosen)
     found = decision.match(drawn, kl.repeat_interleave(per), dose, tolerance=tolerance)
     within = torch.tensor([match.within for match in found]).reshape(-1, per)
     scales, reached = (torch.tensor([getattr(m, name) for m in found]) for name in ("scale", "reached"))
     matched = within.any(1)
-    pick = within.int().argmax(1) + torch.arange(len(chosen)) * per
+    if not matched.any():
+        return None
+    pick = (within.int().argmax(1) + torch.arange(len(chosen)) * per)[matched]
     return _Try(
-        item, step, chosen[matched], drawn[pick][matched], dose * scales[pick][matched], kl[matched],
-        reached[pick][matched], own_kl, int((~matched).sum()),
+        item, step, chosen[matched], drawn[pick], dose * scales[pick], kl[matched], reached[pick],
+        own=taken if taken < n else NO_EDIT,
+        own_kl=float(decision.local_kl(torch.tensor([taken]), torch.tensor([dose]))) if taken < n else 0.0,
+        unmatched=int((~matched).sum()),
     )  # fmt: skip
 
 
 def _decode(
     rollouts: PolicyRollouts, step: int, tries: list[_Try], m: int, rows: list[BranchToken], forks: list[Fork]
 ) -> int:
-    """Decode all forks at one step, all items together; give the number of rollouts that were repeated."""
+    """Decode all forks at one step, all items together; give the number of rollouts that were not repeated."""
     feature = torch.full((len(tries), 2 + 2 * m), OWN_CHOICE)
     dose = torch.full((len(tries), 2 + 2 * m), float(rollouts.source.dose))
     feature[:, 1] = NO_EDIT
@@ -245,46 +255,15 @@ def _decode(
     repeated = 0
     for i, one in enumerate(tries):
         repeated += decoded.token_ids[i * feature.shape[1]] == rollouts.decoded.token_ids[one.item][step:]
-        flips = np.abs(reward[i] - reward[i, 0]) > FLIP
-        rows.append(_token(rollouts, one, reward[i], flips, m))
-        forks += _forks(rollouts, one, dose[i], reward[i], flips, m)
-    return repeated
+        mine = _forks(rollouts, one, dose[i], reward[i], m)
+        rows.append(_token(rollouts, one, mine))
+        forks += mine
+    return len(tries) - repeated
 
 
-def _token(
-    rollouts: PolicyRollouts, one: _Try, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int
-) -> BranchToken:
-    tried = len(one.candidates)
-    a, b = int(flips[2 : 2 + tried].sum()), int(flips[2 + m : 2 + m + tried].sum())
-    ids = [*rollouts.prompts.ids[one.item], *rollouts.decoded.token_ids[one.item]]
-    position = len(rollouts.prompts.ids[one.item]) - 1 + one.step
-    taken = int(rollouts.decisions.action[one.item, one.step])
-    p = fisher_greater(a, tried, b, tried)
-    return BranchToken(
-        item=rollouts.prompts.items[one.item].id,
-        step=one.step,
-        position=position,
-        token=rollouts.text([ids[position]]),
-        feature=taken if taken < rollouts.source.table.n else NO_EDIT,
-        reward=float(reward[0]),
-        tried=tried,
-        unmatched=one.unmatched,
-        flips=a,
-        random_flips=b,
-        flips_without=bool(flips[1]),
-        p_value=p,
-        q_value=p,
-        branch_point=False,
-        excess=(a - b) / tried,
-    )
-
-
-def _forks(
-    rollouts: PolicyRollouts, one: _Try, dose: Tensor, reward: NDArray[np.float64], flips: NDArray[np.bool_], m: int
-) -> list[Fork]:
-    taken, n = int(rollouts.decisions.action[one.item, one.step]), rollouts.source.table.n
-    own = taken if taken < n else NO_EDIT
-    listed = [("own", -1, own, 0, one.own_kl), ("none", -1, NO_EDIT, 1, 0.0)]
+def _forks(rollouts: PolicyRollouts, one: _Try, dose: Tensor, reward: NDArray[np.float64], m: int) -> list[Fork]:
+    """What came of each decision; the policy's own comes first, then none."""
+    listed = [("own", -1, one.own, 0, one.own_kl), ("none", -1, NO_EDIT, 1, 0.0)]
     for i in range(len(one.candidates)):
         listed.append(("candidate", i, int(one.candidates[i]), 2 + i, float(one.kl[i])))
         listed.append(("random", i, int(one.random[i]), 2 + m + i, float(one.random_kl[i])))
@@ -298,24 +277,33 @@ def _forks(
             dose=float(dose[column]) if feature >= 0 else 0.0,
             kl_local=kl,
             reward=float(reward[column]),
-            flip=bool(flips[column]),
+            flip=bool(abs(reward[column] - reward[0]) > FLIP),
         )
         for kind, pair, feature, column, kl in listed
     ]
 
 
-def _corrected(rows: list[BranchToken], level: float) -> list[BranchToken]:
-    if not rows:
-        return []
-    corrected = benjamini_hochberg([row.p_value for row in rows]).tolist()
-    return [replace(row, q_value=q, branch_point=q <= level) for row, q in zip(rows, corrected, strict=True)]
-
-
-def _excess(rows: list[BranchToken], seed: int) -> Interval | None:
-    if not rows:
-        return None
-    values = np.array([row.excess for row in rows])
-    return bootstrap_statistic(lambda v: float(v.mean()), [values], groups=[row.item for row in rows], seed=seed)
+def _token(rollouts: PolicyRollouts, one: _Try, forks: list[Fork]) -> BranchToken:
+    flips, tried = Counter(fork.kind for fork in forks if fork.flip), len(one.candidates)
+    position = rollouts.position(one.item, one.step)
+    p = fisher_greater(flips["candidate"], tried, flips["random"], tried)
+    return BranchToken(
+        item=forks[0].item,
+        step=one.step,
+        position=position,
+        token=rollouts.text([rollouts.ids(one.item)[position]]),
+        feature=one.own,
+        reward=forks[0].reward,
+        tried=tried,
+        unmatched=one.unmatched,
+        flips=flips["candidate"],
+        random_flips=flips["random"],
+        flips_without=flips["none"] > 0,
+        p_value=p,
+        q_value=p,
+        branch_point=False,
+        excess=(flips["candidate"] - flips["random"]) / tried,
+    )
 
 
 def _rescued(rollouts: PolicyRollouts, rows: list[BranchToken], forks: list[Fork]) -> Interval | None:

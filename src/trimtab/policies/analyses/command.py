@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
-from rich.console import Group
 
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
 from trimtab.policies.analyses.branch_points import BranchPoints, branch_points
-from trimtab.policies.analyses.critic import CriticReport, Helped, helped_by_headroom, judge_critic
+from trimtab.policies.analyses.critic import Helped, helped_by_headroom, judge_critic
 from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, layer_report, text_rows
-from trimtab.policies.analyses.ledger import Ledger, feature_ledger
+from trimtab.policies.analyses.ledger import feature_ledger
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
-from trimtab.policies.analyses.rendering import rendered
+from trimtab.policies.analyses.result import PolicyAnalysis
 from trimtab.policies.files import ANALYSIS_DIRECTORY
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.openings import open_items
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.policies.trained import TrainedRun, open_trained, read_policy_config
-from trimtab.runs import Meter, check_choices, check_least, check_values, json_safe, write_json, write_table
+from trimtab.runs import Meter, check_choices, check_least, check_values, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.runs.tables import flat_row
 from trimtab.training.checkpoint import checkpoint_files
@@ -101,42 +100,6 @@ class AnalyzeConfig:
         check_values(self, "between 0 and 1", lambda value: 0 < value < 1, "kl_tolerance", "false_discovery_rate")
         if not self.part or not self.dose_factor or any(not 0 < factor < 1000 for factor in self.dose_factor):
             raise UserError(f"dose_factor {self.dose_factor}", "factors are above 0 and below 1000", "use 0.5 1 2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyAnalysis:
-    """What the analyses found; None for those that were not asked for."""
-
-    run: str
-    task: str
-    split: str
-    items: int
-    site: str
-    greedy: bool
-    checkpoint: str
-    """Name of the checkpoint that the policy is from."""
-    branch_points: BranchPoints | None
-    critic: CriticReport | None
-    layers: tuple[LayerReport, ...]
-    ledger: Ledger | None
-    warnings: tuple[str, ...]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, intervals as dicts, without what only tables hold: forks, and shares of each feature."""
-        plain = json_safe(self)
-        if plain["branch_points"]:
-            del plain["branch_points"]["forks"]
-        for layer in plain["layers"]:
-            del layer["shares"]
-        return plain
-
-    def render(self) -> Group:
-        """A table for each analysis, and what must be said beside it."""
-        return rendered(
-            self.branch_points, self.critic, self.layers, self.ledger, self.warnings,
-            f"{self.task}, {self.split}: {self.items} items at {self.site}",
-        )  # fmt: skip
 
 
 def analyze_policy(config: AnalyzeConfig) -> PolicyAnalysis:
@@ -270,9 +233,7 @@ def _layers(runs: Sequence[TrainedRun], config: AnalyzeConfig) -> tuple[LayerRep
             setup = replace(one.setup, meter=meter)
             key = (id(setup.model), setup.site)
             if key not in texts:
-                texts[key] = text_rows(
-                    setup.model, setup.site, config.text, rows=config.text_rows, seed=config.seed
-                )  # fmt: skip
+                texts[key] = text_rows(setup.model, setup.site, config.text, rows=config.text_rows, seed=config.seed)
             found.append(
                 layer_report(
                     setup,

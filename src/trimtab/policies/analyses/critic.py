@@ -91,7 +91,7 @@ def critic_report(
     *,
     before: Bool[NDArray[np.bool_], " P"],
     after: Bool[NDArray[np.bool_], " P"],
-    helped: Helped | None = None,
+    helped: Helped,
     steps: int = 16,
     n_resamples: int = 1_000,
     seed: int = 0,
@@ -109,7 +109,6 @@ def critic_report(
         n_resamples: bootstrap samples of items.
         seed: of folds and bootstrap.
     """
-    helped = helped or Helped(None, None, "not measured")
     value = value.astype(np.float64)
     where = np.select([before & after, ~before & after, before & ~after], [0, 1, 2], 3)
     shown = spread(value.shape[1], steps)
@@ -123,28 +122,29 @@ def critic_report(
     separations: list[Separation] = []
     verdicts: list[Diagnosis] = []
     weight = valid / np.maximum(1, valid.sum(1, keepdims=True))
+    mean_value = (np.where(valid, value, 0) * weight).sum(1)
+    mean_x = np.einsum("ptd,pt->pd", np.where(valid[..., None], x, 0), weight)
     for group, members in (("unsteered right", before), ("unsteered wrong", ~before)):
-        if not members.any():
+        told = [(MEAN, mean_value, mean_x, members)]
+        if value.shape[1] > 1:
+            told += [(step, value[:, step], x[:, step], members & valid[:, step]) for step in shown]
+        found = [
+            _separation(group, step, score[mine], state[mine], after[mine], n_resamples, seed)
+            for step, score, state, mine in told
+            if mine.any()
+        ]
+        if not found:
             continue
-        mean_value = (np.where(valid, value, 0) * weight).sum(1)
-        mean_x = np.einsum("ptd,pt->pd", np.where(valid[..., None], x, 0), weight)
-        whole = _separation(group, MEAN, mean_value[members], mean_x[members], after[members], n_resamples, seed)
-        separations.append(whole)
-        for step in shown if value.shape[1] > 1 else []:
-            mine = members & valid[:, step]
-            if mine.any():
-                separations.append(
-                    _separation(group, step, value[mine, step], x[mine, step], after[mine], n_resamples, seed)
-                )
+        separations += found
         # What is right without an edit can be kept right by none: there, an action always helps.
         failing = int((members & ~after).sum())
         kept = wilson_interval(failing, failing) if failing else None
         verdicts.append(
             diagnose(
                 group,
-                critic=whole.critic,
-                probe=whole.probe,
-                difference=whole.difference,
+                critic=found[0].critic,
+                probe=found[0].probe,
+                difference=found[0].difference,
                 helped=helped.share if group == "unsteered wrong" else kept,
                 lower_bound=helped.lower_bound and group == "unsteered wrong",
             )
@@ -260,14 +260,9 @@ def _separation(
             probe = interval([(1, told)])
             difference = interval([(1, told), (-1, own)])
     return Separation(
-        group=group,
-        step=step,
-        n=len(value),
-        n_right=int(after.sum()),
-        critic=critic,
-        probe=probe,
+        group=group, step=step, n=len(value), n_right=int(after.sum()), critic=critic, probe=probe,
         difference=difference,
-    )
+    )  # fmt: skip
 
 
 def _pairs(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> Float[NDArray[np.float64], "P N"]:

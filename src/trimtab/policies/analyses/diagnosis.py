@@ -6,7 +6,7 @@ ones would seem to know.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.stats import Interval
@@ -57,16 +57,20 @@ def diagnose(
         helped: share of the items that end wrong which some action helps; None if that was not measured.
         lower_bound: not every action was tried, so that more items may be helped.
     """
-    known = Diagnosis(
-        group=group, label="undecided", reason="", critic=critic, probe=probe, difference=difference, helped=helped,
+    label, reason = _judge(critic, probe, difference, helped, lower_bound)
+    return Diagnosis(
+        group=group, label=label, reason=reason, critic=critic, probe=probe, difference=difference, helped=helped,
         helped_is_lower_bound=lower_bound,
     )  # fmt: skip
-    label, reason = _judge(known)
-    return replace(known, label=label, reason=reason)
 
 
-def _judge(known: Diagnosis) -> tuple[Label, str]:
-    critic, probe, difference = known.critic, known.probe, known.difference
+def _judge(
+    critic: Interval | None,
+    probe: Interval | None,
+    difference: Interval | None,
+    helped: Interval | None,
+    lower_bound: bool,
+) -> tuple[Label, str]:
     if critic is not None and not critic.low > CHANCE:
         told = probe is not None and probe.low > CHANCE
         if told and difference is not None and difference.low > 0:
@@ -74,7 +78,7 @@ def _judge(known: Diagnosis) -> tuple[Label, str]:
         if told:
             return "undecided", "the activations tell the outcome; whether the critic reads less is not settled"
         return "undecided", "neither the critic nor a probe tells the outcome from the activations"
-    label, said = _effect(known.helped, known.helped_is_lower_bound)
+    label, said = _effect(helped, lower_bound)
     if critic is None:
         return "critic_untested", f"all answers end alike, so the critic is not tested; {said}"
     return label, f"the critic knows which answers go wrong; {said}"

@@ -12,7 +12,7 @@ from trimtab.control.dose_search import KlMatch, match_kls
 from trimtab.lm import DecodeStart, EditRequest
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.source import PolicySource
-from trimtab.selection.distribution import EditedDistributions
+from trimtab.selection.edited_distributions import EditedDistributions
 from trimtab.selection.scorer import LastTokenScorer
 from trimtab.steering import Choice, DirectionSource, ForkSource, ReplaySource, coefficients
 
@@ -98,13 +98,8 @@ def fork_source(rollouts: PolicyRollouts, items: list[int], step: int, substitut
     seen = observed[rows.to(observed.device), :step].to(setup.model.dtype)
     policy = setup.source(rollouts.policy, greedy=rollouts.greedy)
     future = SubstituteSource(policy, step, rollouts.prompts.max_new_tokens, seen, substitutes)
-    return ForkSource(
-        ReplaySource(rollouts.decoded.edits, past, rows=rows), future, torch.tensor(_places(rollouts, rows, step))
-    )
-
-
-def _places(rollouts: PolicyRollouts, rows: Tensor, step: int) -> list[int]:
-    return [len(rollouts.prompts.ids[i]) - 1 + step for i in rows.tolist()]
+    leaves = torch.tensor([rollouts.position(item, step) for item in rows.tolist()])
+    return ForkSource(ReplaySource(rollouts.decoded.edits, past, rows=rows), future, leaves)
 
 
 class Decision:
@@ -118,7 +113,7 @@ class Decision:
 
     def __init__(self, rollouts: PolicyRollouts, item: int, step: int) -> None:
         model, site, log = rollouts.setup.model, rollouts.setup.site, rollouts.decoded.edits
-        ids = [*rollouts.prompts.ids[item], *rollouts.decoded.token_ids[item][:step]]
+        ids = rollouts.ids(item)[: rollouts.position(item, step) + 1]
         mine = log.take((log.row == item) & (log.position < len(ids) - 1)).to(model.device)
         self.rollouts, self.table = rollouts, rollouts.source.table
         past = None

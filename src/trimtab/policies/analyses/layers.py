@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean
 from trimtab.steering import DirectionTable
 
 FACTORS = ("token", "previous token", "document")
+BATCH, BLOCK = 16, 4096
+"""Sequences that are fed, and rows that are encoded, together."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,6 @@ def text_rows(
     *,
     rows: int = 16_384,
     context: int = 128,
-    batch_size: int = 16,
     seed: int = 0,
 ) -> TextRows:
     """Activations at tokens whose previous token is in the same document, taken from all over a text.
@@ -109,7 +111,6 @@ def text_rows(
         text: files or directories; a sample that ships with trimtab by default.
         rows: how many, about.
         context: tokens of a sequence.
-        batch_size: sequences fed together.
         seed: of the choice of sequences.
 
     Raises:
@@ -121,7 +122,7 @@ def text_rows(
     special = [int(i) for i in model.tokenizer.all_special_ids]
     found: list[torch.Tensor] = []
     labels: list[NDArray[np.int64]] = []
-    for batch in batches(packed, batch_size, special, model.device, np.sort(order)):
+    for batch in batches(packed, BATCH, special, model.device, np.sort(order)):
         ids, document = batch.tokens.ids, batch.document
         keep = batch.candidate.clone()
         keep[:, 1:] &= (document[:, 1:] == document[:, :-1]) & batch.candidate[:, :-1]
@@ -135,11 +136,11 @@ def text_rows(
 
 @torch.no_grad()
 def feature_shares(
-    rows: TextRows, dictionary: Dictionary, features: Sequence[int], *, block: int = 4096
+    rows: TextRows, dictionary: Dictionary, features: Sequence[int]
 ) -> Float[NDArray[np.float64], "m factors"]:
     """Variance shares of features, in the order of `FACTORS`; NaN for features that never fire in the text."""
     ids = torch.tensor(list(features), dtype=torch.long, device=rows.x.device)
-    f = torch.cat([dictionary.encode_features(part, ids) for part in rows.x.split(block)]).float().cpu().numpy()
+    f = torch.cat([dictionary.encode_features(part, ids) for part in rows.x.split(BLOCK)]).float().cpu().numpy()
     return np.stack([variance_share(f, groups) for groups in (rows.token, rows.previous, rows.document)], axis=1)
 
 
@@ -226,11 +227,7 @@ def layer_report(
         )
         if factor == 1.0:
             uses = Counter(answers.edits.feature[answers.edits.feature >= 0].tolist())
-    tolerated = None
-    for point in points:
-        if point.difference.high < 0:
-            break
-        tolerated = point.dose
+    tolerated = [point.dose for point in takewhile(lambda point: not point.difference.high < 0, points)]
     kinds: tuple[KindShare, ...] = ()
     shares: dict[int, tuple[float, ...]] = {}
     note = "" if uses else "the policy chose no feature"
@@ -246,7 +243,7 @@ def layer_report(
         trained_dose=setup.dose,
         unsteered=bootstrap_mean(unsteered, seed=seed),
         doses=tuple(points),
-        tolerated=tolerated,
+        tolerated=tolerated[-1] if tolerated else None,
         chosen_features=len(uses),
         kinds=kinds,
         rows=len(rows.x),

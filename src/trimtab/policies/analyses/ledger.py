@@ -20,6 +20,9 @@ from trimtab.policies.source import PolicySource
 from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
 from trimtab.steering import Choice, TokenEffects, token_effects
 
+WINDOW = 16
+"""Tokens shown before an edited one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
@@ -91,25 +94,17 @@ class WithoutFeature(ChangedPolicy):
         return choice._replace(feature=torch.where(choice.feature == self.feature, -1, choice.feature))
 
 
-def feature_ledger(
-    rollouts: PolicyRollouts,
-    *,
-    ablated: int = 16,
-    contexts: int = 5,
-    window: int = 16,
-    seed: int = 0,
-) -> Ledger:
+def feature_ledger(rollouts: PolicyRollouts, *, ablated: int = 16, contexts: int = 5, seed: int = 0) -> Ledger:
     """Account for every edit of a policy's rollouts.
 
     Args:
         rollouts: the rollouts.
         ablated: measure the reward without it for this many of the most used features.
         contexts: uses to show of each feature.
-        window: tokens shown before the edited one.
         seed: of the bootstrap.
     """
-    decoded, n = rollouts.decoded, rollouts.source.table.n
-    effects = token_effects(rollouts.setup.model, decoded, rollouts.source, top_k=1)
+    n = rollouts.source.table.n
+    effects = token_effects(rollouts.setup.model, rollouts.decoded, rollouts.source, top_k=1)
     action = rollouts.decisions.action.cpu()
     valid = rollouts.decisions.valid.cpu()
     uses = Counter(action[valid].tolist())
@@ -127,6 +122,8 @@ def feature_ledger(
             with_it = rewards(rollouts.outcomes)[items]
             difference = bootstrap_mean(with_it - rewards(outcomes), seed=seed)
         steps = [step for _, step in where]
+        edited = Counter(rollouts.ids(item)[rollouts.position(item, step)] for item, step in where)
+        tokens = [] if rollouts.hides_text else edited.most_common(5)
         shown = [where[i] for i in np.argsort(-kl, kind="stable")[:contexts]]
         entries.append(
             LedgerEntry(
@@ -137,34 +134,18 @@ def feature_ledger(
                 first_step=min(steps),
                 median_step=float(np.median(steps)),
                 last_step=max(steps),
-                tokens=_tokens(rollouts, where),
+                tokens=tuple(TokenCount(rollouts.text([token]), count) for token, count in tokens),
                 kl_local=bootstrap_ratio_of_sums(np.bincount(of_item, kl), np.bincount(of_item), seed=seed),
                 reward_difference=difference,
-                contexts=tuple(_context(rollouts, effects, item, step, window) for item, step in shown),
+                contexts=tuple(_context(rollouts, effects, item, step) for item, step in shown),
             )
         )
     return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(rollouts))
 
 
-def _ids(rollouts: PolicyRollouts, item: int, step: int) -> tuple[list[int], int]:
-    """Tokens up to the one chosen next, and the place of the edited one."""
-    prompt = rollouts.prompts.ids[item]
-    return [*prompt, *rollouts.decoded.token_ids[item][: step + 1]], len(prompt) - 1 + step
-
-
-def _tokens(rollouts: PolicyRollouts, where: list[list[int]]) -> tuple[TokenCount, ...]:
-    if rollouts.hides_text:
-        return ()
-    counts: Counter[int] = Counter()
-    for item, step in where:
-        ids, place = _ids(rollouts, item, step)
-        counts[ids[place]] += 1
-    return tuple(TokenCount(rollouts.text([token]), count) for token, count in counts.most_common(5))
-
-
-def _context(rollouts: PolicyRollouts, effects: TokenEffects, item: int, step: int, window: int) -> Context:
-    ids, place = _ids(rollouts, item, step)
-    before = ids[max(0, place - window) : place]
+def _context(rollouts: PolicyRollouts, effects: TokenEffects, item: int, step: int) -> Context:
+    ids, place = rollouts.ids(item), rollouts.position(item, step)
+    before = ids[max(0, place - WINDOW) : place]
     return Context(
         item=rollouts.prompts.items[item].id,
         step=step,

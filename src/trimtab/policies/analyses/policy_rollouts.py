@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.lm import DecodeConfig, Decoded, InterventionSource, decode
 from trimtab.policies.networks import Policy
+from trimtab.policies.rollout import roll_out
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import Decisions, PolicySource
 from trimtab.tasks import Outcome
@@ -38,26 +39,24 @@ class PolicyRollouts:
     @classmethod
     def of(cls, setup: Setup, policy: Policy, prompts: TaskPrompts, *, greedy: bool = True) -> PolicyRollouts:
         """Roll the policy out once over all items, and the unsteered model."""
-
-        def decode_under(source: PolicySource | None) -> Decoded:
-            return prompts.decode(
-                setup.model, source, seed=setup.seed, temperature=setup.temperature,
-                batch_size=setup.batch_size, prompt_cache=setup.prompt_cache,
-            )  # fmt: skip
-
         source = setup.source(policy, greedy=greedy)
-        decoded = decode_under(source)
-        decisions = source.decisions
+        found, unsteered = (
+            roll_out(
+                setup.model, one, prompts, seed=setup.seed, temperature=setup.temperature,
+                batch_size=setup.batch_size, prompt_cache=setup.prompt_cache,
+            )
+            for one in (source, None)
+        )  # fmt: skip
         return cls(
             setup=setup,
             policy=policy,
             greedy=greedy,
             prompts=prompts,
             source=source,
-            decoded=decoded,
-            outcomes=tuple(prompts.outcomes(decoded)),
-            decisions=decisions,
-            unsteered=tuple(prompts.outcomes(decode_under(None))),
+            decoded=found.decoded,
+            outcomes=tuple(found.outcomes),
+            decisions=source.decisions,
+            unsteered=tuple(unsteered.outcomes),
         )
 
     def __len__(self) -> int:
@@ -72,6 +71,14 @@ class PolicyRollouts:
     def steps(self) -> NDArray[np.intp]:
         """Decisions of each item."""
         return np.array([len(ids) for ids in self.decoded.token_ids])
+
+    def ids(self, item: int) -> list[int]:
+        """Tokens of an item's prompt and answer."""
+        return [*self.prompts.ids[item], *self.decoded.token_ids[item]]
+
+    def position(self, item: int, step: int) -> int:
+        """Where the token is that a decision edits; the one that is chosen there follows it."""
+        return len(self.prompts.ids[item]) - 1 + step
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of some of the items' tokens, or a note in its place."""

@@ -24,7 +24,7 @@ COUNT = 48
 """Features that are tried unless another number is asked for."""
 
 
-class Candidates(NamedTuple):
+class TriedFeatures(NamedTuple):
     """Features that are tried, in the order of their rule."""
 
     features: tuple[int, ...]
@@ -33,7 +33,7 @@ class Candidates(NamedTuple):
     rule: CandidateRule | Literal["all"]
 
     @classmethod
-    def all(cls, n: int) -> Candidates:
+    def all(cls, n: int) -> TriedFeatures:
         """Every feature, by its number."""
         return cls(tuple(range(n)), n, "all")
 
@@ -82,7 +82,7 @@ def first_allowed(
     rule: CandidateRule,
     mask: str,
     site: Site | str,
-) -> Candidates:
+) -> TriedFeatures:
     """The first features of an order that a mask allows on at least one item.
 
     Args:
@@ -102,4 +102,4 @@ def first_allowed(
     found = tuple(feature for feature in order if feature in anywhere)[: count or COUNT]
     if not found:
         raise NothingAllowedError(mask, site, len(allowed))
-    return Candidates(found, n, rule)
+    return TriedFeatures(found, n, rule)

@@ -44,7 +44,8 @@ def headroom(table: HeadroomTable, *, site: str, dose: float, unit: str, mask: s
     strength = np.where(table.allowed, table.strength, -1.0)
     active = np.where(strength.max(1) > 0, table.reward[np.arange(items), strength.argmax(1)], table.unsteered)
     chance = best_of_some(np.maximum(table.random - table.unsteered[:, None], 0), table.random_counts)
-    static = cross_fit(items, lambda fit, test: _best_static(table, fit, test), seed)
+    # One feature for all, the best of the other folds; where the mask forbids it, nothing is edited.
+    static = cross_fit(items, lambda fit, test: table.earned[test, int(table.earned[fit].mean(0).argmax())], seed)
 
     def mean(values: NDArray[np.floating]) -> Interval:
         return bootstrap_mean(np.asarray(values, dtype=np.float64), seed=seed)
@@ -71,26 +72,19 @@ def headroom(table: HeadroomTable, *, site: str, dose: float, unit: str, mask: s
     )
 
 
-def cross_fit(items: int, reward: Fit, seed: int, folds: int = FOLDS) -> Rewards:
+def cross_fit(items: int, reward: Fit, seed: int) -> Rewards:
     """Rewards of items, each chosen for by the items of the other folds.
 
     Args:
         items: how many.
         reward: what those that are left out earn.
-        seed: of the division into folds.
-        folds: how many; every item is a fold of its own where there are fewer items.
+        seed: of the division into 5 folds; every item is a fold of its own where there are fewer items.
     """
     order = np.random.default_rng([seed, 7]).permutation(items)
     found = np.zeros(items)
-    for test in np.array_split(order, min(folds, items)):
+    for test in np.array_split(order, min(FOLDS, items)):
         found[test] = reward(np.setdiff1d(order, test), test)
     return found
-
-
-def _best_static(table: HeadroomTable, fit: NDArray[np.intp], test: NDArray[np.intp]) -> Rewards:
-    """The feature with the largest mean reward; where the mask forbids it, nothing is edited."""
-    best = int(table.earned[fit].mean(0).argmax())
-    return table.earned[test, best].astype(np.float64)
 
 
 def _readout(table: HeadroomTable, fit: NDArray[np.intp], test: NDArray[np.intp]) -> Rewards:

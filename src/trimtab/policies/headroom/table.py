@@ -9,6 +9,7 @@ Beside the features stand as many random directions of equal norm: with thousand
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,9 +22,9 @@ from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, PromptCache
-from trimtab.policies.headroom.candidates import Candidates
-from trimtab.selection.distribution import BaseDistribution, EditedDistributions
+from trimtab.lm import PromptCache
+from trimtab.policies.headroom.candidates import TriedFeatures
+from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions
 from trimtab.selection.scorer import LastTokenScorer
 from trimtab.steering import DirectionTable, StaticSource, coefficients
 
@@ -47,7 +48,7 @@ class HeadroomTable(NamedTuple):
     """f_i(x)·‖W_dec[i]‖: how active each feature is."""
     allowed: Bool[NDArray[np.bool_], "P n"]
     """What the mask allows at the last prompt token."""
-    candidates: Candidates
+    candidates: TriedFeatures
     """The columns."""
 
     @property
@@ -64,7 +65,7 @@ class HeadroomTable(NamedTuple):
         """Random directions that stand against each item's allowed features: as many, unless fewer were tried."""
         return np.minimum(self.allowed.sum(1), self.random.shape[1])
 
-    def under(self, candidates: Candidates, allowed: Bool[NDArray[np.bool_], "P of"]) -> HeadroomTable:
+    def under(self, candidates: TriedFeatures, allowed: Bool[NDArray[np.bool_], "P of"]) -> HeadroomTable:
         """The same for some of the features that were tried, and as many random directions.
 
         Args:
@@ -85,7 +86,7 @@ class HeadroomTable(NamedTuple):
 def headroom_table(
     setting: Setting,
     prompts: TaskPrompts,
-    candidates: Candidates | None = None,
+    candidates: TriedFeatures | None = None,
     *,
     randoms: int | None = None,
     x: Float[NDArray[np.float32], "P d"] | None = None,
@@ -114,7 +115,7 @@ def headroom_table(
             "set max_new_tokens to 1 where the first token decides, or name candidates to hold over the whole answer",
         )
     model, dictionary = setting.model, setting.needed_dictionary()
-    candidates = candidates or Candidates.all(dictionary.n_features)
+    candidates = candidates or TriedFeatures.all(dictionary.n_features)
     ids = torch.tensor(candidates.features)
     noise = random_directions(dictionary, setting.seed)[: len(ids) if randoms is None else randoms]
     cache = setting.prompt_cache or PromptCache(model)
@@ -155,34 +156,25 @@ def _through_the_prefix(
     for i, ids in enumerate(prompts.ids):
         scorer = LastTokenScorer(model, setting.needed_site(), ids)
         length = coefficients(setting.unit, doses, scorer.continuation.x.expand(table.n, -1), most)[:, 0]
-        judge = _TokenJudge(model, prompts.take([i]))
-        parts = [judge.choose(scorer.base)]
+        options = None if prompts.allowed is None else torch.tensor(sorted(prompts.allowed[i]), device=model.device)
+        greedy = partial(_greedy, options)
+        parts = [greedy(scorer.base)]
         for rows, c in ((table.rows, length), (noise, length.abs().mean().expand(len(noise)))):
             tried = scorer.score(
-                rows, c, {"token": judge.choose}, progress=lambda edits: progress(edits / (table.n + len(noise)))
+                rows, c, {"token": greedy}, progress=lambda edits: progress(edits / (table.n + len(noise)))
             )
             parts.append(tried["token"])
-        found.append(judge.rewards(torch.cat(parts)))
+        unique, place = np.unique(torch.cat(parts).cpu().numpy(), return_inverse=True)
+        texts = [model.decode_ids([int(token)]) for token in unique]
+        outcomes = prompts.task.score([prompts.items[i]] * len(texts), texts, prompts.permutation)
+        found.append(np.array([outcome.reward for outcome in outcomes], dtype=np.float32)[place])
     return np.stack(found)
 
 
-class _TokenJudge:
-    """From next-token logits to the reward of the token that greedy decoding would choose for an item."""
-
-    def __init__(self, model: LanguageModel, prompts: TaskPrompts) -> None:
-        self.model, self.prompts = model, prompts
-        allowed = prompts.allowed
-        self._options = None if allowed is None else torch.tensor(sorted(allowed[0]), device=model.device)
-
-    def choose(self, found: EditedDistributions | BaseDistribution) -> Int[Tensor, " R"]:
-        logits = torch.atleast_2d(found.logits)
-        return logits.argmax(-1) if self._options is None else self._options[logits[:, self._options].argmax(-1)]
-
-    def rewards(self, tokens: Tensor) -> NDArray[np.float32]:
-        unique, place = np.unique(tokens.cpu().numpy(), return_inverse=True)
-        texts = [self.model.decode_ids([int(token)]) for token in unique]
-        outcomes = self.prompts.task.score(self.prompts.items * len(texts), texts, self.prompts.permutation)
-        return np.array([outcome.reward for outcome in outcomes], dtype=np.float32)[place]
+def _greedy(options: Tensor | None, after: EditedDistributions | BaseDistribution) -> Int[Tensor, " R"]:
+    """The tokens that greedy decoding would choose, among the options if there are some."""
+    logits = torch.atleast_2d(after.logits)
+    return logits.argmax(-1) if options is None else options[logits[:, options].argmax(-1)]
 
 
 def _by_decoding(

@@ -17,7 +17,7 @@ from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, PromptCache
-from trimtab.policies.headroom.candidates import COUNT, CandidateRule, Candidates, candidate_order, first_allowed
+from trimtab.policies.headroom.candidates import COUNT, CandidateRule, TriedFeatures, candidate_order, first_allowed
 from trimtab.policies.headroom.table import HeadroomTable, Progress, headroom_table
 from trimtab.runs import Meter
 
@@ -30,7 +30,7 @@ class Trials(NamedTuple):
     x: Float[NDArray[np.float32], "P d"]
     """Activations at the items' last prompt tokens."""
     allowed: dict[MaskKind, Bool[NDArray[np.bool_], "P n"]]
-    candidates: dict[MaskKind, Candidates]
+    candidates: dict[MaskKind, TriedFeatures]
     """Every feature where answers are one token."""
 
     @classmethod
@@ -64,7 +64,7 @@ class Trials(NamedTuple):
             order = candidate_order(setting, "top-confidence")
             setting = replace(setting, mask_features=tuple(order[:mask_features]))
         found = cls(setting, prompts, x, {}, {})
-        every, site = Candidates.all(setting.needed_dictionary().n_features), str(setting.site)
+        every, site = TriedFeatures.all(setting.needed_dictionary().n_features), str(setting.site)
         if prompts.max_new_tokens > 1 and (rule == "random" or not order):
             order = candidate_order(setting, rule)
         for mask in kinds:
@@ -76,7 +76,7 @@ class Trials(NamedTuple):
 
     @property
     def tried(self) -> tuple[int, ...]:
-        """Candidates of all masks, each once."""
+        """Features that any mask has tried, each once."""
         return tuple(dict.fromkeys(feature for one in self.candidates.values() for feature in one.features))
 
     @property

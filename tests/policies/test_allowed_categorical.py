@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchrl.modules import MaskedCategorical
 
-from trimtab.policies.distribution import AllowedCategorical
+from trimtab.policies.allowed_categorical import AllowedCategorical
 
 
 @pytest.fixture

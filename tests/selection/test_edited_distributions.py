@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trimtab.selection import BaseDistribution, EditedDistributions, distribution
+from trimtab.selection import BaseDistribution, EditedDistributions, edited_distributions
 
 HALVES = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
 SKEWED = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -50,7 +50,7 @@ def test_kl_to_itself_is_zero_and_never_negative() -> None:
 
 @pytest.mark.parametrize("cache_bytes", [1, 3 * 700 * 4, 1 << 20])
 def test_wide_vocabularies_against_float64(monkeypatch: pytest.MonkeyPatch, cache_bytes: int) -> None:
-    monkeypatch.setattr(distribution, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(edited_distributions, "CACHE_BYTES", cache_bytes)
     generator = torch.Generator().manual_seed(1)
     logits, base = torch.randn(11, 700, generator=generator) * 9, torch.randn(700, generator=generator) * 3
     before = logits.clone()

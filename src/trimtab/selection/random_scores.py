@@ -10,22 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries.base import Dictionary
-from trimtab.selection.criterion import settings_label
+from trimtab.selection.criterion import StatisticCriterion
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random:
+class Random(StatisticCriterion):
     """A uniform number in [0, 1) per feature; a feature's number depends on the seed and its id alone."""
 
     name: ClassVar[str] = "random"
-    signed: ClassVar[bool] = False
 
     seed: int = 0
     """Another seed gives another ranking."""
-
-    @property
-    def label(self) -> str:
-        return settings_label(self)
 
     def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         generator = torch.Generator().manual_seed(self.seed)

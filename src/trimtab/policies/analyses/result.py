@@ -1,48 +1,70 @@
-"""Analyses as tables for the terminal."""
+"""What analyses found of a policy, as plain values and as tables for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from trimtab.policies.analyses.branch_points import BranchPoints
 from trimtab.policies.analyses.critic import MEAN, CriticReport
 from trimtab.policies.analyses.layers import LayerReport
 from trimtab.policies.analyses.ledger import Ledger
-from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, result_table
+from trimtab.runs import json_safe
+from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, Table
 from trimtab.stats import number_text
 
 ROWS = 20
 """Rows of a table at most; the files hold all."""
 
 
-def rendered(
-    branches: BranchPoints | None,
-    critic: CriticReport | None,
-    layers: Sequence[LayerReport],
-    ledger: Ledger | None,
-    warnings: Sequence[str],
-    title: str,
-) -> Group:
-    """What was analysed, as tables and lines."""
-    parts: list[Any] = [Text(title)]
-    if branches is not None:
-        parts += _branches(branches)
-    if critic is not None:
-        parts += _critic(critic)
-    if layers:
-        parts += _layers(layers)
-    if ledger is not None:
-        parts.append(_ledger(ledger))
-    parts += [Text(f"warning: {warning}") for warning in warnings]
-    return Group(*parts)
+@dataclass(frozen=True, kw_only=True)
+class PolicyAnalysis:
+    """What the analyses found; None for those that were not asked for."""
+
+    run: str
+    task: str
+    split: str
+    items: int
+    site: str
+    greedy: bool
+    checkpoint: str
+    """Name of the checkpoint that the policy is from."""
+    branch_points: BranchPoints | None
+    critic: CriticReport | None
+    layers: tuple[LayerReport, ...]
+    ledger: Ledger | None
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, intervals as dicts, without what only tables hold: forks, and shares of each feature."""
+        plain = json_safe(self)
+        if plain["branch_points"]:
+            del plain["branch_points"]["forks"]
+        for layer in plain["layers"]:
+            del layer["shares"]
+        return plain
+
+    def render(self) -> Group:
+        """A table for each analysis, and what must be said beside it."""
+        parts: list[Table | str] = [f"{self.task}, {self.split}: {self.items} items at {self.site}"]
+        if self.branch_points is not None:
+            parts += _branches(self.branch_points)
+        if self.critic is not None:
+            parts += _critic(self.critic)
+        if self.layers:
+            parts += _layers(self.layers)
+        if self.ledger is not None:
+            parts.append(_ledger(self.ledger))
+        parts += [f"warning: {warning}" for warning in self.warnings]
+        return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
-def _branches(found: BranchPoints) -> list[Any]:
+def _branches(found: BranchPoints) -> list[Table | str]:
     said = (
         f"{len(found.found)} branch points among {len(found.tokens)} tokens of {found.items} items "
         f"(false discovery rate {found.false_discovery_rate:g}); excess flip rate {number_text(found.excess, SIGNED)}"
@@ -62,10 +84,10 @@ def _branches(found: BranchPoints) -> list[Any]:
     ]
     shown = sorted(found.tokens, key=lambda t: (t.q_value, -t.excess))[:ROWS]
     title = "branch points: tokens where the choice of a feature changes the reward"
-    return [result_table(columns, shown, title=title), Text(said)]
+    return [Table(columns=columns, rows=shown, title=title), said]
 
 
-def _critic(found: CriticReport) -> list[Any]:
+def _critic(found: CriticReport) -> list[Table | str]:
     columns = [
         Column("items", "group"),
         Column("step", lambda s: "mean" if s.step == MEAN else str(s.step), COUNT),
@@ -75,22 +97,22 @@ def _critic(found: CriticReport) -> list[Any]:
         Column("probe", "probe", INTERVAL),
         Column("probe − critic", "difference", SIGNED),
     ]
-    table = result_table(
-        columns,
-        found.separations,
+    table = Table(
+        columns=columns,
+        rows=found.separations,
         title="critic: AUC for the outcome, among items that are alike unsteered",
         caption="probe: ridge regression on the same activations, cross-fitted. 95% intervals over items.",
     )
     helped = number_text(found.helped.share, INTERVAL)
-    lines = [
+    return [
+        table,
         f"items: {', '.join(f'{count} {group}' for group, count in found.counts.items())}",
         *(f"{v.group}: {v.label.replace('_', ' ')}: {v.reason}" for v in found.verdicts),
         f"wrong items that an action helps: {helped} ({found.helped.how})",
     ]
-    return [table, *map(Text, lines)]
 
 
-def _layers(layers: Sequence[LayerReport]) -> list[Any]:
+def _layers(layers: Sequence[LayerReport]) -> list[Table | str]:
     columns = [
         Column("site", "site", whole=True),
         Column("dose", lambda row: f"{row['dose']:g}" + "*" * (row["dose"] == row["trained_dose"]), "g"),
@@ -99,9 +121,9 @@ def _layers(layers: Sequence[LayerReport]) -> list[Any]:
         Column("KL", "kl", INTERVAL),
         Column("malformed", "malformed", ".2f"),
     ]
-    doses = result_table(
-        columns,
-        [vars(layer) | vars(point) for layer in layers for point in layer.doses],
+    doses = Table(
+        columns=columns,
+        rows=[vars(layer) | vars(point) for layer in layers for point in layer.doses],
         title="layers: validation reward and divergence by dose",
         caption="* the dose that was trained with",
     )
@@ -113,17 +135,17 @@ def _layers(layers: Sequence[LayerReport]) -> list[Any]:
         Column("live features", "live", INTERVAL),
         Column("difference", "difference", SIGNED),
     ]
-    kinds = result_table(
-        columns,
-        [vars(layer) | vars(kind) for layer in layers for kind in layer.kinds],
+    kinds = Table(
+        columns=columns,
+        rows=[vars(layer) | vars(kind) for layer in layers for kind in layer.kinds],
         title="layers: shares of activation variance that a factor explains",
         caption="ε² of a one-way analysis of variance; means over features, 95% intervals over features.",
     )
-    lines: list[Text] = []
+    lines: list[str] = []
     for layer in layers:
         most = "no dose tried" if layer.tolerated is None else f"doses up to {layer.tolerated:g}"
         note = f"; {layer.note}" if layer.note else ""
-        lines.append(Text(f"{layer.site} tolerates {most} ({layer.unit}); {layer.chosen_features} features used{note}"))
+        lines.append(f"{layer.site} tolerates {most} ({layer.unit}); {layer.chosen_features} features used{note}")
     return [doses, *[kinds] * any(layer.kinds for layer in layers), *lines]
 
 
@@ -138,9 +160,9 @@ def _ledger(found: Ledger) -> Table:
         Column("reward", "reward_difference", SIGNED),
         Column("tokens", lambda e: " ".join(repr(t.token) for t in e.tokens[:3])),
     ]
-    return result_table(
-        columns,
-        found.entries[:ROWS],
+    return Table(
+        columns=columns,
+        rows=found.entries[:ROWS],
         title=f"ledger: {len(found.entries)} features in {found.decisions} decisions of {found.items} items, "
         f"{found.no_edit} without an edit",
         caption="reward: with the feature minus without it, over the items that used it.",

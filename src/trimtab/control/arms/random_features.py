@@ -22,14 +22,11 @@ class RandomFeatures(ArmKind):
     """Repetitions."""
 
     def arms(self, choosing: Choosing) -> list[Arm]:
-        return self.steered(_source, own=False, draws=self.draws)
+        def source(items: ItemSet, draw: int) -> RandomFeatureSource:
+            setting, seed = items.setting, draw_seed(items.setting.seed, draw)
+            return RandomFeatureSource(setting.needed_dictionary(), 1.0, setting.needed_site(), seed=seed)
 
-
-def _source(items: ItemSet, draw: int) -> RandomFeatureSource:
-    setting = items.setting
-    return RandomFeatureSource(
-        setting.needed_dictionary(), 1.0, setting.needed_site(), seed=draw_seed(setting.seed, draw)
-    )  # fmt: skip
+        return self.steered(source, own=False, draws=self.draws)
 
 
 def draw_seed(seed: int, draw: int) -> int:
