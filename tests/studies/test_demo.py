@@ -146,12 +146,12 @@ def test_score_is_what_a_plain_reading_of_the_texts_gives(done: DemoResult, file
         code = x @ sae.W_enc[:, feature] + sae.b_enc[feature]
         return float((code > 0).double().mean())
 
-    steered = texts.Texts.read(done.run / "held_out-delta-confidence.parquet")
-    unsteered = texts.Texts.read(done.run / "held_out-unsteered.parquet")
+    steered = texts.read_texts(done.run / "held_out-delta-confidence.parquet")
+    unsteered = texts.read_texts(done.run / "held_out-unsteered.parquet")
     by_prompt = []
     for p, prompt in enumerate(PROMPTS["held_out"]):
-        base = np.mean([rate(ids, prompt, PLANTED) for ids in unsteered.token_ids[unsteered.prompt == p].tolist()])
-        found = [rate(ids, prompt, PLANTED) for ids in steered.token_ids[steered.prompt == p].tolist()]
+        base = np.mean([rate(ids, prompt, PLANTED) for ids in unsteered.token_ids[unsteered.prompt == p]])
+        found = [rate(ids, prompt, PLANTED) for ids in steered.token_ids[steered.prompt == p]]
         by_prompt.append(np.mean(found) - base)
     arm = next(a for a in done.results["arms"] if a["name"] == "delta-confidence")
     assert arm["score"]["estimate"] == pytest.approx(np.mean(by_prompt), abs=1e-9)
@@ -175,10 +175,10 @@ def test_nothing_steered_means_no(files: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_being_pushed_along_a_direction_is_not_a_score(done: DemoResult):
     """Random features fire while they are added; the unedited model must not find them for that."""
-    unsteered = texts.Texts.read(done.run / "held_out-unsteered.parquet")
-    assert not unsteered.fired.any()
+    unsteered = texts.read_texts(done.run / "held_out-unsteered.parquet")
+    assert not np.stack(unsteered.fired).any()
     assert (unsteered.n_edits == 0).all()
-    random = texts.Texts.read(done.run / "held_out-random-1.parquet")
+    random = texts.read_texts(done.run / "held_out-random-1.parquet")
     assert random.rate.mean() < 0.5
 
 
@@ -305,7 +305,7 @@ def test_bad_sizes_say_so(change: dict):
 
 
 def test_random_features_differ_from_text_to_text(done: DemoResult):
-    texts_of_draw = texts.Texts.read(done.run / "held_out-random-1.parquet")
+    texts_of_draw = texts.read_texts(done.run / "held_out-random-1.parquet")
     assert len(np.unique(texts_of_draw.feature)) == len(texts_of_draw)
     chosen = {f["feature"] for features in done.results["features"].values() for f in features}
     assert not chosen & set(texts_of_draw.feature.tolist())

@@ -14,8 +14,7 @@ import torch
 from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, load_dictionary, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch, capture
-from trimtab.studies import DemoConfig, demo_policy, run_whole_demo
-from trimtab.studies.demo import DemoResult
+from trimtab.studies import DemoConfig, DemoResult, demo_policy, run_whole_demo
 
 SITE = "resid_post.1"
 SMALL = replace(

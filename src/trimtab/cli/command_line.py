@@ -91,6 +91,11 @@ def _run(command: str, words: Sequence[str]) -> int:
     result = job.run(config)
     if result is None:  # another rank speaks
         return 0
+    if job.pages is not None:
+        from trimtab.report import write_report
+
+        for run in job.pages(config, result):
+            write_report(run)
     if as_json:
         from trimtab.runs import json_safe
 

@@ -165,17 +165,12 @@ def report() -> Job:
 
 def demo() -> Job:
     """find, choose and test steering features of the default model, train a small policy, with reports"""
-    from trimtab.report import write_report
-    from trimtab.studies import DemoConfig, WholeDemo, run_whole_demo
+    from trimtab.studies import DemoConfig, DemoResult, run_whole_demo
 
-    def run(config: DemoConfig) -> WholeDemo:
-        result = run_whole_demo(config)
-        write_report(result.run)
-        if result.policy is not None:
-            write_report(result.policy.run)
-        return result
+    def pages(_: object, result: DemoResult) -> list[Path]:
+        return [result.run, *([result.policy.run] if result.policy else [])]
 
-    return Job(DemoConfig, run, example="--no-policy")
+    return Job(DemoConfig, run_whole_demo, example="--no-policy", pages=pages)
 
 
 COMMANDS: dict[str, Callable[[], Job]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +19,8 @@ class Job:
     """Words behind the command's name that are worth trying, for its help."""
     defaults: Callable[[Mapping[str, Sequence[str]]], Mapping[str, Any]] | None = None
     """What files among the words, given by option, say of fields that the words leave out."""
+    pages: Callable[[Any, Any], Sequence[Path]] | None = None
+    """From the config and the result, the runs whose page is written anew."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from trimtab.cli.job import Job
 
@@ -17,30 +18,21 @@ def policy_headroom() -> Job:
 def policy_train() -> Job:
     """train a policy that picks a feature at each token"""
     from trimtab.policies.config import PolicyConfig
-    from trimtab.policies.train import TrainingSummary, run_policy_train
-    from trimtab.report import write_report
+    from trimtab.policies.train import run_policy_train
 
-    def run(config: PolicyConfig) -> TrainingSummary:
-        summary = run_policy_train(config)
-        write_report(summary.run)
-        return summary
-
-    return Job(PolicyConfig, run, example="--task ioi-mixture --dose 1 --iterations 60 --run runs/mine")
+    example = "--task ioi-mixture --dose 1 --iterations 60 --run runs/mine"
+    return Job(PolicyConfig, run_policy_train, example=example, pages=lambda _, summary: [summary.run])
 
 
 def policy_evaluate() -> Job:
     """show trained policies beside their controls, on items that chose nothing"""
-    from trimtab.control.comparison import Comparison
     from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
-    from trimtab.report import write_report
 
-    def run(config: EvaluateConfig) -> Comparison:
-        evaluation = evaluate_policy(config)
-        for path in config.policy if config.run is None else (*config.policy, config.run):
-            write_report(path)
-        return evaluation
+    def pages(config: EvaluateConfig, _: object) -> list[Path]:
+        return [*config.policy, *([] if config.run is None else [config.run])]
 
-    return Job(EvaluateConfig, run, ("policy",), "runs/mine --items 96 --control random static vector")
+    example = "runs/mine --items 96 --control random static vector"
+    return Job(EvaluateConfig, evaluate_policy, ("policy",), example, pages=pages)
 
 
 def policy_steer() -> Job:
@@ -52,15 +44,10 @@ def policy_steer() -> Job:
 
 def policy_analyze() -> Job:
     """find where a policy's choices mattered, and what its critic knows"""
-    from trimtab.policies.analyses.command import AnalyzeConfig, PolicyAnalysis, analyze_policy
-    from trimtab.report import write_report
+    from trimtab.policies.analyses.command import AnalyzeConfig, analyze_policy
 
-    def run(config: AnalyzeConfig) -> PolicyAnalysis:
-        analysis = analyze_policy(config)
-        write_report(config.run[0])
-        return analysis
-
-    return Job(AnalyzeConfig, run, ("run",), "runs/mine --items 64")
+    example = "runs/mine --items 64"
+    return Job(AnalyzeConfig, analyze_policy, ("run",), example, pages=lambda config, _: config.run[:1])
 
 
 def policy_compare() -> Job:

@@ -13,15 +13,6 @@ from trimtab.runs.figures import ROW, Curve, Mark, plot_intervals, plot_ranks
 from trimtab.runs.tables import COUNT, NUMBER, Column, Table
 from trimtab.stats import Interval
 
-NAMES = {
-    "unsteered": "not steered",
-    "delta-confidence": "delta-confidence",
-    "output-score": "output score",
-    "chosen-random": "random, chosen likewise",
-    "random": "random features",
-    "random-1": "random feature",
-    "most-active": "most active feature",
-}
 POINTS = 100.0
 
 
@@ -34,21 +25,22 @@ def demo_page(files: RunFiles) -> str:
     r, config = files.results, files.config
     if "verdict" not in r:
         raise UserError(f"run {files.path}", "it is not a finished demo", "run `trimtab demo` first")
-    random = next(arm for arm in r["arms"] if arm["name"] == "random")
+    names = {arm["name"]: arm["label"] for arm in r["arms"]}
+    draws = next(len(arm["draws"]) for arm in r["arms"] if arm["name"] == "random") or 1
     return render(
         "demo",
         title=f"Which features control what {r['model']} writes?",
         lead=f"{r['n_ranked']:,} live features of the SAE at {r['site']} ranked; {r['n_prompts']} held-out prompts; "
         f"{files.lead}",
         r=r,
-        names=NAMES,
+        names=names | {"random-1": "random feature"},
         lens={f["feature"]: f["top_tokens"][:4] for features in r["features"].values() for f in features},
-        scores=_scores(r, len(random["draws"]) or 1),
-        arms=_arms(r, len(random["draws"]) or 1),
+        scores=_scores(r, draws),
+        arms=_arms(r, draws),
         differences=_differences(r),
         curve=_curve(r),
-        features=_features(r),
-        grid=_grid(r),
+        features=_features(r, names),
+        grid=_grid(r, names),
         files=files,
         texts=[
             ("Sampling", f"temperature {config['temperature']:g}, top-p {config['top_p']:g}, seed {config['seed']}"),
@@ -61,7 +53,7 @@ def _scores(r: dict[str, Any], draws: int) -> Figure:
     steered = [arm for arm in r["arms"] if arm["score"]]
     marks = [
         Mark(
-            NAMES[arm["name"]],
+            arm["label"],
             Interval.from_dict(arm["score"]).scaled(POINTS),
             points=[POINTS * draw for draw in arm["draws"]],
             strong=arm["name"] == "delta-confidence",
@@ -81,7 +73,7 @@ def _scores(r: dict[str, Any], draws: int) -> Figure:
 def _arms(r: dict[str, Any], draws: int) -> Table:
     return Table(
         columns=[
-            Column("Steered with", lambda arm: NAMES[arm["name"]]),
+            Column("Steered with", "label"),
             Column("Score", "score", "+.1f", note="points, 95%", factor=POINTS),
             Column("Score in band", "score_in_band", "+.1f", note="points, 95%", factor=POINTS),
             Column("Texts in band", "in_band", ".0f", note="%, 95%", factor=POINTS),
@@ -100,7 +92,7 @@ def _arms(r: dict[str, Any], draws: int) -> Table:
 
 def _differences(r: dict[str, Any]) -> Table:
     columns = [
-        Column("Difference, pair by prompt", lambda d: f"delta-confidence − {NAMES[d['arm']]}"),
+        Column("Difference, pair by prompt", "label"),
         Column("Score", "interval", "+.1f", note="points", factor=POINTS),
         Column("Score in band", "in_band", "+.1f", note="points", factor=POINTS),
     ]
@@ -121,7 +113,7 @@ def _curve(r: dict[str, Any]) -> Figure:
     )  # fmt: skip
 
 
-def _features(r: dict[str, Any]) -> Table:
+def _features(r: dict[str, Any], names: dict[str, str]) -> Table:
     return Table(
         columns=[
             Column("Feature", lambda f: str(f["feature"])),
@@ -132,17 +124,17 @@ def _features(r: dict[str, Any]) -> Table:
             Column("Fires on", "firing_rate", ".2f", note="% of tokens", factor=POINTS),
             Column("Effect", "effect", "+.1f", note="points, held out", factor=POINTS),
         ],
-        rows=[f | {"criterion": NAMES[name]} for name, features in r["features"].items() for f in features],
+        rows=[f | {"criterion": names[name]} for name, features in r["features"].items() for f in features],
         caption="The features that were steered with, and what the logit lens reads in their direction.",
     )
 
 
-def _grid(r: dict[str, Any]) -> Table:
+def _grid(r: dict[str, Any], names: dict[str, str]) -> Table:
     key = ("criterion", "direction", "size", "dose")
     chosen = [[cell[name] for name in key] for cell in r["chosen"].values()]
 
     def candidates(cell: dict[str, Any]) -> str:
-        label = f"{NAMES[cell['criterion']]}, {cell['direction']}"
+        label = f"{names[cell['criterion']]}, {cell['direction']}"
         is_chosen = [cell[name] for name in key] in chosen
         return Markup("<b>{} ✓</b>").format(label) if is_chosen else label
 

@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy import ndarray
-
-from trimtab.studies.texts import Texts
 
 BAND = (0.05, 0.95)
 """Quantiles of the unsteered texts' mean negative log-likelihood that bound ordinary text."""
@@ -31,14 +30,14 @@ class Band(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, nll: ndarray) -> Band:
+    def of(cls, nll: pd.Series) -> Band:
         """The band of unsteered texts."""
         low, high = np.quantile(nll, BAND)
         return cls(float(low), float(high))
 
-    def holds(self, nll: ndarray) -> ndarray:
+    def holds(self, nll: pd.Series) -> ndarray:
         """Whether each text is inside."""
-        return (nll >= self.low) & (nll <= self.high)
+        return ((nll >= self.low) & (nll <= self.high)).to_numpy()
 
 
 class BaseRates(NamedTuple):
@@ -47,17 +46,17 @@ class BaseRates(NamedTuple):
     rate: ndarray  # [P, samples, n]
 
     @classmethod
-    def of(cls, unsteered: Texts, counts: ndarray) -> BaseRates:
+    def of(cls, unsteered: pd.DataFrame, counts: ndarray) -> BaseRates:
         """From counts of tokens `[N, n]`; every prompt has as many samples."""
         shape = int(unsteered.prompt.max()) + 1, int(unsteered.replicate.max()) + 1, counts.shape[1]
         rate = np.full(shape, np.nan)
-        rate[unsteered.prompt, unsteered.replicate] = counts / unsteered.token_ids.shape[1]
+        rate[unsteered.prompt, unsteered.replicate] = counts / len(unsteered.token_ids[0])
         assert not np.isnan(rate).any()
         return cls(rate)
 
-    def effect(self, texts: Texts) -> ndarray:
+    def effect(self, texts: pd.DataFrame) -> ndarray:
         """`[N]` rate of each row's feature minus its rate unsteered, same prompt and same random draws."""
-        return texts.rate - self.rate[texts.prompt, texts.replicate, texts.feature]
+        return texts.rate.to_numpy() - self.rate[texts.prompt, texts.replicate, texts.feature]
 
 
 class Cell(NamedTuple):
@@ -88,7 +87,7 @@ class ValidationChoice(NamedTuple):
 
 
 def choose(
-    texts: Texts,
+    texts: pd.DataFrame,
     effect: ndarray,
     in_band: ndarray,
     lists: Mapping[str, tuple[str, str]],
@@ -105,16 +104,16 @@ def choose(
         sizes: how many of a list's candidates a subset has.
         doses: in units of ‖x‖.
     """
-    utility = effect * in_band
+    utility, feature = effect * in_band, texts.feature.to_numpy()
     grid = []
     for dose in doses:
         for name, (criterion, direction) in lists.items():
             rows = np.flatnonzero((texts.arm == name) & np.isclose(texts.dose, dose))
-            half = texts.prompt[rows] % 2
+            half = texts.prompt.to_numpy()[rows] % 2
             for size in sizes:
                 judged = np.concatenate(
                     [
-                        rows[half == fold][np.isin(texts.feature[rows[half == fold]], subset)]
+                        rows[half == fold][np.isin(feature[rows[half == fold]], subset)]
                         for fold in (0, 1)
                         for subset in [best_features(texts, utility, rows[half != fold], size)]
                     ]
@@ -135,8 +134,9 @@ def choose(
     return ValidationChoice(dose, {criterion: best(criterion, dose) for criterion in criteria}, tuple(grid))
 
 
-def best_features(texts: Texts, utility: ndarray, rows: ndarray, size: int) -> tuple[int, ...]:
+def best_features(texts: pd.DataFrame, utility: ndarray, rows: ndarray, size: int) -> tuple[int, ...]:
     """The features with the largest mean utility over some rows, best first; ties in the order of their list."""
-    features = list(dict.fromkeys(texts.feature[rows][np.argsort(texts.rank[rows], kind="stable")].tolist()))
-    mean = {f: float(utility[rows][texts.feature[rows] == f].mean()) for f in features}
+    feature, place = texts.feature.to_numpy()[rows], texts["rank"].to_numpy()[rows]
+    features = list(dict.fromkeys(feature[np.argsort(place, kind="stable")].tolist()))
+    mean = {f: float(utility[rows][feature == f].mean()) for f in features}
     return tuple(sorted(features, key=lambda f: -mean[f])[:size])

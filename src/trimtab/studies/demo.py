@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -34,20 +35,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 from numpy import ndarray
 
 from trimtab.dictionaries import Dictionary, DictionaryConfig
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, DecodingConfig, LanguageModel, Site
+from trimtab.lm import DecodingConfig, LanguageModel, Site
 from trimtab.runs import Meter, Run, check_least, check_values, text_id, write_table
-from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, text_table
-from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by, read_feature_tables
-from trimtab.selection import write_feature_tables as write_rankings
+from trimtab.selection import (
+    DeltaConfidence,
+    FeatureTable,
+    OutputScore,
+    rank_by,
+    read_feature_tables,
+    write_feature_tables,
+)
 from trimtab.selection.ranking import dictionary_site, features_to_rank
 from trimtab.studies.choice import Band, BaseRates, ValidationChoice, choose
-from trimtab.studies.outcomes import TestOutcome, summarise
+from trimtab.studies.outcomes import HeldOutOutcome, summarise
 from trimtab.studies.readback import most_active
-from trimtab.studies.texts import Assignment, Texts, write_texts
+from trimtab.studies.result import DemoResult
+from trimtab.studies.texts import Assignment, read_texts, write_texts
 
 LISTS = {
     "up": ("delta-confidence", "up"),
@@ -105,50 +114,6 @@ class DemoConfig(DecodingConfig, DictionaryConfig):
             if not getattr(self, name):
                 raise UserError(name, "there is none", "give at least one")
 
-    def decoding(self) -> DecodeConfig:
-        """Sampling without early stops."""
-        return self.decode_config(stop_at_eos=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """What the demo found."""
-
-    run: Path
-    resumed: bool
-    """Whether the run was done before, and was only read back."""
-    results: dict[str, Any]
-    """Everything that the report shows, as plain values."""
-
-    @property
-    def verdict(self) -> str:
-        return str(self.results["verdict"]["text"])
-
-    @property
-    def passed(self) -> bool:
-        """Whether the verdict is yes."""
-        return bool(self.results["verdict"]["yes"])
-
-    def render(self) -> str:
-        """Verdict and table as text."""
-        columns = [
-            Column("arm", "label"),
-            Column("score", "score", SIGNED),
-            Column("in band", "in_band", INTERVAL),
-            Column("NLL", "nll.estimate", ".2f"),
-            Column("4-gram rep.", "repetition.estimate", ".3f"),
-            Column("‖Δ‖/‖x‖", "relative_dose", ".3f"),
-            Column("edits", "n_edits", COUNT),
-        ]
-        pairs = [Column("differences in score, pair by prompt", "label"), Column("", "interval", SIGNED)]
-        tables = text_table(columns, self.results["arms"]), text_table(pairs, self.results["differences"])
-        done = " (done before; delete the directory to run it again)" if self.resumed else ""
-        return "\n\n".join([self.verdict, *tables, f"{self.run}{done}"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"run": str(self.run), "resumed": self.resumed, **self.results}
-
 
 def run_demo(config: DemoConfig) -> DemoResult:
     """Run the demo, or what is left of it; a run that is done is read back.
@@ -187,10 +152,9 @@ def read_prompts(path: Path | None) -> dict[str, list[str]]:
     for name, texts in prompts.items():
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"prompts {file}", f"{name} must be a list of texts, none of them empty", hint)
-    everything = prompts["validation"] + prompts["held_out"]
-    twice = next((text for text in everything if everything.count(text) > 1), None)
-    if twice is not None:
-        raise UserError(f"prompt {twice!r}", "it occurs twice, so that the splits are not apart", "remove one")
+    (most, times), *_ = Counter(prompts["validation"] + prompts["held_out"]).most_common(1)
+    if times > 1:
+        raise UserError(f"prompt {most!r}", "it occurs twice, so that the splits are not apart", "remove one")
     for name, texts in prompts.items():
         if len(texts) < 2:
             raise UserError(f"prompts {file}", f"{name} has one text, and an interval needs two or more", hint)
@@ -245,15 +209,10 @@ class _Demo:
         file = self.run.file("features.parquet")
         if not file.exists():
             ids = features_to_rank(self.dictionary, None, live_only=True)
+            both = DeltaConfidence(), OutputScore()
             with Meter("ranking every live feature", len(ids)) as meter:
-                tables = rank_by(
-                    self.model,
-                    self.dictionary,
-                    [DeltaConfidence(), OutputScore()],
-                    site=self.site,
-                    progress=meter.advance,
-                )
-            write_rankings(file, tables)
+                tables = rank_by(self.model, self.dictionary, both, site=self.site, progress=meter.advance)
+            write_feature_tables(file, tables)
         return read_feature_tables(file)
 
     def candidates(self, rankings: list[FeatureTable]) -> dict[str, list[int]]:
@@ -279,15 +238,9 @@ class _Demo:
             for i in range(config.prompts_per_feature)
         ]
         base, rates = self.unsteered("validation", unsteered)
-        steered = self.steered("validation", "candidates", grid)
-        return choose(
-            steered,
-            rates.effect(steered),
-            Band.of(base.nll).holds(steered.nll),
-            LISTS,
-            config.size,
-            config.dose,
-        )
+        steered = self.written("validation", "candidates", grid)
+        in_band = Band.of(base.nll).holds(steered.nll)
+        return choose(steered, rates.effect(steered), in_band, LISTS, config.size, config.dose)
 
     def arms(self, chosen: Mapping[str, list[int]], dose: float) -> dict[str, list[Assignment]]:
         """The rows of every steered arm."""
@@ -313,43 +266,38 @@ class _Demo:
         active = most_active(self.model, self.dictionary, self.site, self.tokens["held_out"])
         return {**arms, "most-active": [Assignment("most-active", p, r, active[p], dose) for p, r in rows]}
 
-    def test(self, arms: Mapping[str, list[Assignment]]) -> TestOutcome:
+    def test(self, arms: Mapping[str, list[Assignment]]) -> HeldOutOutcome:
         """Write and read back every arm's texts on held-out prompts."""
         pairs = [(row.prompt, row.replicate) for row in next(iter(arms.values()))]
         base, rates = self.unsteered("held_out", [Assignment("unsteered", p, r, -1, 0.0) for p, r in pairs])
-        steered = {name: self.steered("held_out", name, rows) for name, rows in arms.items()}
+        steered = {name: self.written("held_out", name, rows) for name, rows in arms.items()}
         return summarise(base, rates, steered, seed=self.config.seed)
 
-    def unsteered(self, split: str, rows: list[Assignment]) -> tuple[Texts, BaseRates]:
+    def unsteered(self, split: str, rows: list[Assignment]) -> tuple[pd.DataFrame, BaseRates]:
         """Unsteered texts, and how often every feature fires in them."""
-        file, counts_file = (self.run.file(f"{split}-unsteered{kind}.parquet") for kind in ("-firing", ""))
-        if not counts_file.exists():
-            with Meter(f"{split}: writing and reading unsteered texts", 2 * len(rows)) as meter:
-                written = write_texts(
-                    self.model, self.dictionary, self.site, self.tokens[split], rows, self.config.decoding(),
-                    progress=meter.advance,
-                )  # fmt: skip
-            text, feature = np.nonzero(written.counts)
-            write_table(file, {"text": text, "feature": feature, "tokens": written.counts[text, feature]})
-            written.texts.write(counts_file)
-        import pyarrow.parquet as pq
-
-        texts, sparse = Texts.read(counts_file), pq.read_table(file)
+        file = self.run.file(f"{split}-unsteered-firing.parquet")
+        texts = self.written(split, "unsteered", rows, file)
+        sparse = pq.read_table(file)
         counts = np.zeros((len(texts), self.dictionary.n_features))
         counts[sparse["text"].to_numpy(), sparse["feature"].to_numpy()] = sparse["tokens"].to_numpy()
         return texts, BaseRates.of(texts, counts)
 
-    def steered(self, split: str, name: str, rows: list[Assignment]) -> Texts:
-        """One arm's texts."""
+    def written(self, split: str, name: str, rows: list[Assignment], counts_file: Path | None = None) -> pd.DataFrame:
+        """One arm's texts; how often every feature fires in each goes into a file of its own, if there is one."""
         file = self.run.file(f"{split}-{name}.parquet")
         if not file.exists():
-            with Meter(f"{split}: writing and reading {name}", 2 * len(rows)) as meter:
-                written = write_texts(
-                    self.model, self.dictionary, self.site, self.tokens[split], rows, self.config.decoding(),
-                    progress=meter.advance,
+            what = "unsteered texts" if name == "unsteered" else name
+            with Meter(f"{split}: writing and reading {what}", 2 * len(rows)) as meter:
+                # Rows never stop early, so that all have as many edits.
+                texts, counts = write_texts(
+                    self.model, self.dictionary, self.site, self.tokens[split], rows,
+                    self.config.decode_config(stop_at_eos=False), progress=meter.advance,
                 )  # fmt: skip
-            written.texts.write(file)
-        return Texts.read(file)
+            if counts_file is not None:
+                text, feature = np.nonzero(counts)
+                write_table(counts_file, {"text": text, "feature": feature, "tokens": counts[text, feature]})
+            write_table(file, texts)
+        return read_texts(file)
 
 
 def _table_of(rankings: list[FeatureTable], criterion: str) -> FeatureTable:
@@ -364,19 +312,8 @@ def _quantiles(table: FeatureTable) -> dict[str, Any]:
 
 
 def _describe(table: FeatureTable, ids: list[int], effect: Mapping[int, float]) -> list[dict[str, Any]]:
-    rows = {int(f): i for i, f in enumerate(table.feature)}
+    rank = {int(f): i for i, f in enumerate(table.feature)}
     return [
-        {
-            "feature": f,
-            "score": float(table.score[rows[f]]),
-            "rank": rows[f],
-            "firing_rate": float(table.firing_rate[rows[f]]),
-            "max_activation": float(table.max_activation[rows[f]]),
-            "top_tokens": list(table.top_tokens[rows[f]])[:8],
-            "effect": effect.get(f),
-        }
-        for f in ids
+        row | {"rank": rank[f], "top_tokens": row["top_tokens"][:8], "effect": effect.get(f)}
+        for f, row in zip(ids, table.take([rank[f] for f in ids]).records(), strict=True)
     ]
-
-
-__all__ = ["DemoConfig", "DemoResult", "read_prompts", "run_demo"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy import ndarray
 
+from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, number_text
 from trimtab.studies.choice import Band, BaseRates
-from trimtab.studies.texts import Texts
 
 TREATMENT, CONTROL = "delta-confidence", "random"
 LABELS = {
@@ -51,20 +52,41 @@ class ArmOutcome:
     draws: tuple[float, ...] = ()
     """Scores of single draws, for random features."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {k: v.to_dict() if isinstance(v, Interval) else v for k, v in fields.items()}
+    @classmethod
+    def of(
+        cls, name: str, draws: Sequence[pd.DataFrame], band: Band, effects: Sequence[ndarray] = (), *, seed: int
+    ) -> ArmOutcome:
+        """From the texts of each draw, and the change of rate of each text if they were steered."""
+
+        def mean(values: Iterable[ndarray | pd.Series]) -> Interval:
+            # Every text of a draw has a random feature of its own, so that resampling prompts resamples features too.
+            return bootstrap_mean(_by_prompt(draws, values), seed=seed)
+
+        texts, in_band = pd.concat(draws), [band.holds(draw.nll) for draw in draws]
+        useful = [effect * inside for effect, inside in zip(effects, in_band, strict=False)]
+        return cls(
+            name=name,
+            label=LABELS[name],
+            score=mean(effects) if effects else None,
+            score_in_band=mean(useful) if effects else None,
+            rate=mean(draw.rate for draw in draws) if effects else None,
+            in_band=mean(inside.astype(float) for inside in in_band),
+            nll=mean(draw.nll for draw in draws),
+            repetition=mean(draw.repetition for draw in draws),
+            relative_dose=float(np.average(texts.relative_dose, weights=np.maximum(texts.n_edits, 1e-9))),
+            n_edits=int(draws[0].n_edits.sum()),
+            n_rows=len(texts),
+            n_features=texts.feature[texts.feature >= 0].nunique(),
+            draws=tuple(float(effect.mean()) for effect in effects) if len(effects) > 1 else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestOutcome:
+class HeldOutOutcome:
     """All arms, their differences and the verdict."""
 
-    __test__ = False  # its name is no invitation to pytest
-
-    unsteered: Texts
-    steered: Mapping[str, Texts]
+    unsteered: pd.DataFrame
+    steered: Mapping[str, pd.DataFrame]
     """By arm, draws of random features apart."""
     effects: Mapping[str, ndarray]
     band: Band
@@ -104,32 +126,23 @@ class TestOutcome:
     def by_feature(self, arm: str) -> dict[int, float]:
         """Mean score of each feature of an arm."""
         texts, effect = self.steered[arm], self.effects[arm]
-        return {int(f): float(effect[texts.feature == f].mean()) for f in np.unique(texts.feature)}
+        return {int(f): float(effect[texts.feature == f].mean()) for f in sorted(set(texts.feature))}
 
     def examples(self, prompts: Sequence[str], to_text: Callable[[Sequence[int]], list[str]]) -> dict[str, Any]:
         """The first held-out prompts, first sample: unsteered and steered, whatever came out."""
+
+        def first(texts: pd.DataFrame, p: int) -> pd.Series:
+            return texts[(texts.prompt == p) & (texts.replicate == 0)].iloc[0]
+
+        def shown(text: pd.Series) -> dict[str, Any]:
+            return {"tokens": to_text(text.token_ids.tolist()), "nll": float(text.nll)}
+
         rows = []
         for p in range(min(N_EXAMPLES, len(prompts))):
-            before = self.unsteered.take((self.unsteered.prompt == p) & (self.unsteered.replicate == 0))
-            after = {
-                name: self.steered[name].take((self.steered[name].prompt == p) & (self.steered[name].replicate == 0))
-                for name in ("delta-confidence", "output-score", "random-1")
-            }
-            rows.append(
-                {
-                    "prompt": prompts[p],
-                    "unsteered": {"tokens": to_text(before.token_ids[0].tolist()), "nll": float(before.nll[0])},
-                    **{
-                        name: {
-                            "tokens": to_text(texts.token_ids[0].tolist()),
-                            "fired": texts.fired[0].tolist(),
-                            "feature": int(texts.feature[0]),
-                            "nll": float(texts.nll[0]),
-                        }
-                        for name, texts in after.items()
-                    },
-                }
-            )
+            rows.append({"prompt": prompts[p], "unsteered": shown(first(self.unsteered, p))})
+            for name in (TREATMENT, "output-score", "random-1"):
+                text = first(self.steered[name], p)
+                rows[-1][name] = shown(text) | {"fired": text.fired.tolist(), "feature": int(text.feature)}
         return {
             "rule": f"the first {len(rows)} held-out prompts, first sample, the feature that rotation gave",
             "rows": rows,
@@ -141,8 +154,8 @@ class TestOutcome:
             "verdict": {"yes": self.yes, "text": self.verdict()},
             "band": self.band._asdict(),
             "n_prompts": int(self.unsteered.prompt.max()) + 1,
-            "n_tokens": int(self.unsteered.token_ids.shape[1]),
-            "arms": [arm.to_json() for arm in self.arms],
+            "n_tokens": len(self.unsteered.token_ids[0]),
+            "arms": json_safe(self.arms),
             "differences": [
                 {
                     "arm": name,
@@ -156,7 +169,9 @@ class TestOutcome:
         }
 
 
-def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], *, seed: int = 0) -> TestOutcome:
+def summarise(
+    unsteered: pd.DataFrame, rates: BaseRates, steered: Mapping[str, pd.DataFrame], *, seed: int = 0
+) -> HeldOutOutcome:
     """Score every arm on held-out prompts.
 
     Args:
@@ -171,48 +186,24 @@ def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], 
     _check_equal_dose(steered)
     band = Band.of(unsteered.nll)
     effects = {name: rates.effect(texts) for name, texts in steered.items()}
-    in_band = {name: band.holds(texts.nll) for name, texts in steered.items()}
     draws = [name for name in steered if name.startswith(f"{CONTROL}-")]
     single = (TREATMENT, "output-score", "chosen-random")
     members = {**{name: [name] for name in single}, CONTROL: draws, "most-active": ["most-active"]}
-
-    def by_prompt(values: Mapping[str, ndarray], names: list[str]) -> ndarray:
-        """`[draws, prompts]`, samples averaged."""
-        return np.stack([_by_prompt(steered[name], values[name]).mean(axis=0) for name in names])
-
-    def mean(values: Mapping[str, ndarray], names: list[str]) -> Interval:
-        # Every text of a draw has a random feature of its own, so that resampling prompts resamples features too.
-        return bootstrap_mean(by_prompt(values, names), seed=seed)
-
-    useful = {name: effects[name] * in_band[name] for name in steered}
-    arms = [_unsteered_outcome(unsteered, band, seed)]
+    arms = [ArmOutcome.of("unsteered", [unsteered], band, seed=seed)]
     for name, parts in members.items():
-        texts = Texts.join([steered[part] for part in parts])
-        first = steered[parts[0]]
-        arms.append(
-            ArmOutcome(
-                name=name,
-                label=LABELS[name],
-                score=mean(effects, parts),
-                score_in_band=mean(useful, parts),
-                rate=mean({part: steered[part].rate for part in parts}, parts),
-                in_band=mean({part: in_band[part].astype(float) for part in parts}, parts),
-                nll=mean({part: steered[part].nll for part in parts}, parts),
-                repetition=mean({part: steered[part].repetition for part in parts}, parts),
-                relative_dose=float(np.average(texts.relative_dose, weights=np.maximum(texts.n_edits, 1e-9))),
-                n_edits=int(first.n_edits.sum()),
-                n_rows=len(texts),
-                n_features=len(np.unique(texts.feature)),
-                draws=tuple(float(effects[part].mean()) for part in parts) if len(parts) > 1 else (),
-            )
-        )
+        texts, found = [steered[part] for part in parts], [effects[part] for part in parts]
+        arms.append(ArmOutcome.of(name, texts, band, found, seed=seed))
 
     def difference(values: Mapping[str, ndarray], name: str) -> Interval:
-        a, b = (by_prompt(values, members[arm]).mean(axis=0) for arm in (TREATMENT, name))
+        a, b = (
+            _by_prompt([steered[part] for part in members[arm]], [values[part] for part in members[arm]]).mean(axis=0)
+            for arm in (TREATMENT, name)
+        )
         return bootstrap_difference(a, b, seed=seed)
 
+    useful = {name: effects[name] * band.holds(texts.nll) for name, texts in steered.items()}
     others = [name for name in members if name != TREATMENT]
-    return TestOutcome(
+    return HeldOutOutcome(
         unsteered=unsteered,
         steered=steered,
         effects=effects,
@@ -223,33 +214,16 @@ def summarise(unsteered: Texts, rates: BaseRates, steered: Mapping[str, Texts], 
     )
 
 
-def _unsteered_outcome(texts: Texts, band: Band, seed: int) -> ArmOutcome:
-    def mean(values: ndarray) -> Interval:
-        return bootstrap_mean(_by_prompt(texts, values), seed=seed)
-
-    return ArmOutcome(
-        name="unsteered",
-        label=LABELS["unsteered"],
-        score=None,
-        score_in_band=None,
-        rate=None,
-        in_band=mean(band.holds(texts.nll).astype(float)),
-        nll=mean(texts.nll),
-        repetition=mean(texts.repetition),
-        relative_dose=0.0,
-        n_edits=0,
-        n_rows=len(texts),
-        n_features=0,
-    )
+def _by_prompt(draws: Sequence[pd.DataFrame], values: Iterable[ndarray | pd.Series]) -> ndarray:
+    """`[draws, prompts]` of a value of each draw's texts, samples averaged: every prompt has as many."""
+    found = []
+    for texts, of_texts in zip(draws, values, strict=True):
+        order = np.lexsort((texts.prompt, texts.replicate))
+        found.append(np.asarray(of_texts)[order].reshape(-1, texts.prompt.nunique()).mean(axis=0))
+    return np.stack(found)
 
 
-def _by_prompt(texts: Texts, values: ndarray) -> ndarray:
-    """`[samples, prompts]`: every prompt has as many samples."""
-    order = np.lexsort((texts.prompt, texts.replicate))
-    return values[order].reshape(-1, len(np.unique(texts.prompt)))
-
-
-def _check_equal_dose(steered: Mapping[str, Texts]) -> None:
+def _check_equal_dose(steered: Mapping[str, pd.DataFrame]) -> None:
     found = {name: (float(texts.relative_dose.mean()), int(texts.n_edits.sum())) for name, texts in steered.items()}
     expected = float(steered[TREATMENT].dose.mean()), found[TREATMENT][1]
     for name in found:

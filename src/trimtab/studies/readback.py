@@ -82,9 +82,9 @@ def read_back(
     return Readback(fired, counts, nll, np.array([repetition(tokens) for tokens in continuations]))
 
 
-def repetition(tokens: Sequence[int], n: int = 4) -> float:
-    """Share of n-grams that occurred before; 0 for a text shorter than n."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of 4-grams that occurred before; 0 for a shorter text."""
+    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
