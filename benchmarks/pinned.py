@@ -52,7 +52,7 @@ STEERED = "steer 'Yesterday I went to the' 'The captain' --max-new-tokens 8 --ru
 TRAINED = "--activations @harvest --n-features 512 --l0 16 --batch-size 128 --rows 25600 --run @out"
 POLICY = "--iterations 5 --samples 4 --validate-every 1 --initial-no-edit 0 --run @out"
 ITEMS = "--train-items 32 --validation-items 16 --items-per-iteration 16"
-EAGER = "--head decoder --headroom-items 0 --ppo.learning-rate 0.01 --ppo.epochs 6"
+EAGER = "--head decoder --headroom-items 0 --ppo.lr 0.01 --ppo.epochs 6"
 MASKED = f"{POLICY} {ITEMS} --mask current --hidden 64 --headroom-items 2 --kl-penalty 0.02"
 EVALUATED = "--kl-items 4 --n-random 6 --used 6 --finalists 3 --run @out"
 
@@ -62,7 +62,8 @@ PINS = {
         for name in ("delta-confidence", "output-score", "kl", "max-activation", "firing-rate", "random")
     },
     "rank-options": "rank --criterion kl delta-confidence output-score --prefix 'Once upon a time' 'In 1890, the' "
-    "--dose 5 --k 3 --n-tokens 5 --kl-direction base-steered --no-live-only --feature 1 2 3 5 8 13 21 --run @out",
+    "--dose 5 --confidence-k 3 --n-tokens 5 --kl-direction base-steered --no-live-only --feature 1 2 3 5 8 13 21 "
+    "--run @out",
     "steer-add": f"{STEERED} --feature 3547 329 --sweep 0.2 0.5 --temperature 0.8 --top-p 0.95 --samples 2",
     "steer-clamp": f"{STEERED} --feature 3547 329 --operation clamp --dose 0.5 1 --unit max_activation",
     "steer-ablate": f"{STEERED} --feature 2536 329 1684 --operation ablate",
@@ -94,7 +95,7 @@ PINS = {
     "policy-analyze": "policy analyze @policy-seed0 --items 8 --branch-items 3 --branch-candidates 2 --branch-draws 2 "
     "--headroom-items 2 --layer-items 4 --dose-factor 0.5 1 --text-rows 512 --live-sample 16 --ablated 2",
     "policy-long": f"policy train --task ioi-mixture --dose 1 --head decoder --mask none {POLICY} --train-items 32 "
-    "--max-new-tokens 3 --temperature 0.7 --validation-items 8 --items-per-iteration 8 --ppo.learning-rate 0.003",
+    "--max-new-tokens 3 --temperature 0.7 --validation-items 8 --items-per-iteration 8 --ppo.lr 0.003",
     "policy-evaluate-long": f"policy evaluate @policy-long {EVALUATED} --items 4 --train-items 8 --draws 1 "
     "--vector-steps 3 --lora-steps 3 --lora-positions all --control random static vector lora",
     "policy-options": "policy train --task bbq-ambiguous --data @data --task-option categories=Age --options-only "

@@ -46,7 +46,7 @@ def test_options_of_a_part_stand_under_its_name_in_every_command(capsys, monkeyp
         assert headings(help_of(command, capsys, monkeypatch))["model"] == ["dtype", "device", "any-model"]
     policy = headings(help_of("policy train", capsys, monkeypatch))
     assert policy["task"][:2] == ["data", "task-option"]
-    assert policy["ppo"][0] == "ppo.learning-rate"
+    assert policy["ppo"][0] == "ppo.lr"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -48,7 +48,7 @@ def training(model: LanguageModel, sae: Standard, task: type[Planted], run: Path
     values: dict[str, object] = {
         "run": run, "hidden": (16,), "batch_size": 1024, "iterations": ITERATIONS, "items_per_iteration": 32,
         "samples": 16, "validate_every": 100, "checkpoint_every": 100,
-        "ppo": PPOConfig(learning_rate=0.01, entropy_bonus=0.003),
+        "ppo": PPOConfig(lr=0.01, entropy_bonus=0.003),
     }  # fmt: skip
     return readout_setup(model, sae, task, **(values | settings))
 
@@ -111,7 +111,7 @@ def check_one_in_a_thousand(model: LanguageModel, run: Path, seed: int) -> None:
     setup = training(
         model, wide_sae(model), task_of({split: [replace(one, id=f"one/{split}")] for split in SPLITS}), run, seed=seed,
         iterations=20, items_per_iteration=1, samples=1024,
-        ppo=PPOConfig(learning_rate=0.02, minibatch=256, clip=1.0),
+        ppo=PPOConfig(lr=0.02, minibatch=256, clip=1.0),
     )  # fmt: skip
     policy = trained(setup)
     rewards = rewards_of(setup)
@@ -209,7 +209,7 @@ def check_delayed_reward(model: LanguageModel, sae: Standard, run: Path) -> None
     config = replace(
         plain.config, run=run, hidden=(16,), batch_size=1024, iterations=20, items_per_iteration=8, samples=32,
         validate_every=1000, checkpoint_every=100, headroom_items=0, kl_penalty=0.1,
-        ppo=PPOConfig(learning_rate=0.02, entropy_bonus=0.003),
+        ppo=PPOConfig(lr=0.02, entropy_bonus=0.003),
     )  # fmt: skip
     setup = Setup.with_parts(config, model, sae, task)
     trained(setup)

@@ -204,7 +204,7 @@ def test_the_policy_learns_which_feature_each_context_needs(
     """Three answers in turn, which no single feature gives: rewards far above the best static feature's."""
     config = small(
         tmp_path / "run", iterations=40, items_per_iteration=30, samples=16, seed=seed, validate_every=40,
-        checkpoint_every=40, batch_size=480, hidden=(64,), ppo=PPOConfig(learning_rate=3e-3, entropy_bonus=0.003),
+        checkpoint_every=40, batch_size=480, hidden=(64,), ppo=PPOConfig(lr=3e-3, entropy_bonus=0.003),
     )  # fmt: skip
     train(tiny_llama, sae, config)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
@@ -266,7 +266,7 @@ def test_more_iterations_go_on_from_where_a_training_ended(
     rates = logged(short.directory(), "charts/learning_rate")
     assert list(rates) == [1, 2, 3, 4, 5, 6]
     for step, share in {1: 1, 2: 2 / 3, 3: 1 / 3, 4: 1 / 2, 5: 1 / 3, 6: 1 / 6}.items():
-        assert rates[step] == pytest.approx(short.ppo.learning_rate * share)
+        assert rates[step] == pytest.approx(short.ppo.lr * share)
     stop_at(monkeypatch, 3)
     parts = replace(short, run=tmp_path / "parts", iterations=6)
     with pytest.raises(KeyboardInterrupt):

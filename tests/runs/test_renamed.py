@@ -11,17 +11,25 @@ import pytest
 
 from trimtab import cli
 from trimtab.errors import UserError
-from trimtab.runs import Run, read_record
+from trimtab.runs import Run, field_types, read_record
 from trimtab.runs.renamed import RENAMED
 
 NAMES = [(command, old, new) for command, names in RENAMED.items() for old, new in names.items()]
+
+
+def names(config: type[Any], within: str = "") -> set[str]:
+    """Of a config's fields, and of its parts' fields behind the part's name."""
+    found: set[str] = set()
+    for name, kind in field_types(config).items():
+        found |= {within + name} | (names(kind, f"{name}.") if dataclasses.is_dataclass(kind) else set())
+    return found
 
 
 @pytest.mark.parametrize(("command", "old", "new"), NAMES)
 def test_an_old_name_is_refused_in_one_line_that_says_the_new_one(
     command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = {field.name for field in dataclasses.fields(cli.COMMANDS[command]().config)}
+    fields = names(cli.COMMANDS[command]().config)
     assert new in fields
     if old in fields:  # `policy evaluate` calls by it what was called --out
         assert old in RENAMED[command].values()
@@ -51,3 +59,9 @@ def test_a_run_under_old_names_is_read_and_resumed(tmp_path: Path) -> None:
     record["command"] = "another"
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert read_record(tmp_path)["config"] == {"alpha": 5.0, "features": [1, 2]}
+
+
+def test_a_part_under_old_names_is_read(tmp_path: Path) -> None:
+    with Run.open(tmp_path, "policy train", {"repeats": 4, "ppo": {"type": "PPOConfig", "learning_rate": 0.1}}):
+        pass
+    assert read_record(tmp_path)["config"] == {"samples": 4, "ppo": {"type": "PPOConfig", "lr": 0.1}}

@@ -47,7 +47,7 @@ def on_disk(tiny_llama: LanguageModel, make_rows: Callable[..., Any], tmp_path: 
 
 
 def test_rank_command_writes_what_it_prints(on_disk: dict[str, Any]) -> None:
-    config = RankConfig(**on_disk, criterion=("delta-confidence", "max-activation"), k=2, limit=4)
+    config = RankConfig(**on_disk, criterion=("delta-confidence", "max-activation"), confidence_k=2, limit=4)
     result = run_rank(config)
     assert [table.criterion for table in result.rankings] == ["delta-confidence(k=2)", "max-activation"]
     rows = pq.read_table(result.table_path).to_pylist()
@@ -120,7 +120,7 @@ def test_rank_command_after_the_sae_changed(on_disk: dict[str, Any]) -> None:
 
 def test_default_directory_depends_on_what_decides_the_result() -> None:
     assert RankConfig().directory() == RankConfig(limit=3, batch_size=7).directory()
-    assert RankConfig().directory() != RankConfig(k=2).directory()
+    assert RankConfig().directory() != RankConfig(confidence_k=2).directory()
     assert RankConfig().directory().parent == Path("runs")
 
 

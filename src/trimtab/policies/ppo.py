@@ -25,7 +25,7 @@ from trimtab.runs import check_least, check_values
 class PPOConfig:
     """How a policy learns from a batch of rollouts."""
 
-    learning_rate: float = 1e-3
+    lr: float = 1e-3
     """Of Adam, at the start; falls linearly to 0 over the training."""
     epochs: int = 4
     """Passes over a batch's decisions."""
@@ -47,7 +47,7 @@ class PPOConfig:
     """Bring each minibatch's advantages to mean 0 and variance 1."""
 
     def __post_init__(self) -> None:
-        above_0 = ("learning_rate", "epochs", "minibatch", "clip", "max_grad_norm")
+        above_0 = ("lr", "epochs", "minibatch", "clip", "max_grad_norm")
         check_values(self, "positive and finite", lambda value: 0 < value < math.inf, *above_0)
         check_values(self, "from 0 to 1", lambda value: 0 <= value <= 1, "gamma", "gae_lambda")
         check_least(self, 0, "entropy_bonus", "critic_weight")
@@ -131,7 +131,7 @@ class Learner:
     def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
         self.parameters = [*policy.actor.parameters(), *policy.critic.parameters()]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=1e-5)
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, eps=1e-5)
         self._loss = _clipped_loss(policy, config)
 
     def update(
@@ -158,7 +158,7 @@ class Learner:
         row, step = valid.nonzero(as_tuple=True)
         seen = self.policy.normaliser(decisions.observation[row, step])
         for group in self.optimiser.param_groups:
-            group["lr"] = c.learning_rate * share_left
+            group["lr"] = c.lr * share_left
         ratio = self.max_abs_log_ratio(decisions)
         sums: dict[str, float] = {}
         steps = 0
@@ -181,7 +181,7 @@ class Learner:
                 total.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_grad_norm)
                 if not bool(torch.isfinite(norm)):
-                    raise UserError("the gradient", "it is not finite", "lower --ppo.learning-rate")
+                    raise UserError("the gradient", "it is not finite", "lower --ppo.lr")
                 self.optimiser.step()
                 steps += 1
                 for name, value in (

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 RENAMED: dict[str, dict[str, str]] = {
     "harvest": {"out": "run", "sites": "site", "batch": "batch_size"},
     "train": {"sequences_per_pass": "model_batch_size"},
-    "rank": {"features": "feature", "alpha": "dose"},
+    "rank": {"features": "feature", "alpha": "dose", "k": "confidence_k"},
     "policy headroom": {"masks": "mask", "features": "n_candidates", "out": "run"},
-    "policy train": {"repeats": "samples"},
+    "policy train": {"repeats": "samples", "ppo.learning_rate": "ppo.lr"},
     "policy evaluate": {"controls": "control", "sample": "n_random", "out": "run", "run": "policy"},
     "policy analyze": {"parts": "part"},
     "demo": {"doses": "dose", "sizes": "size", "replicates": "samples", "candidates": "n_candidates"},
 }
-"""New names by old ones, by command."""
+"""New names by old ones, by command; those of a part's fields behind the part's name."""
 
 
 def with_new_names(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as it was recorded, under the names that its fields have now."""
-    renamed = {old: new for old, new in RENAMED.get(command, {}).items() if new not in config}
-    return {renamed.get(name, name): value for name, value in config.items()}
+    return _renamed(config, RENAMED.get(command, {}), "")
+
+
+def _renamed(config: Mapping[str, Any], names: Mapping[str, str], within: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        new = names.get(within + name, "").removeprefix(within)
+        part = isinstance(value, Mapping)
+        found[new if new and new not in config else name] = (
+            _renamed(cast("Mapping[str, Any]", value), names, f"{within}{name}.") if part else value
+        )
+    return found
 
 
 def new_name(command: str, name: str) -> str | None:

@@ -42,8 +42,8 @@ class RankConfig(AnyModelConfig):
     unit: Unit | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
     """What the dose is a multiple of: max_activation (the feature's largest, the default), relative (the activation's
     norm) or absolute (1); the last two need a dose and no statistics."""
-    k: int | None = None
-    """Tokens over which delta-confidence averages; 1 by default."""
+    confidence_k: int | None = None
+    """k of delta-confidence: the tokens over which it averages; 1 by default."""
     n_tokens: int | None = None
     """Tokens that a feature stands for in the output score; 20 by default."""
     kl_direction: KLDirection | None = None
@@ -72,8 +72,8 @@ class RankConfig(AnyModelConfig):
 
     def criteria(self) -> list[Criterion]:
         """The criteria with their settings."""
-        shared = {name: getattr(self, name) for name in ("dose", "unit", "k", "n_tokens", "kl_direction", "seed")}
-        return make_criteria(self.criterion, {**shared, "prefixes": self.prefix})
+        shared = {name: getattr(self, name) for name in ("dose", "unit", "n_tokens", "kl_direction", "seed")}
+        return make_criteria(self.criterion, {**shared, "k": self.confidence_k, "prefixes": self.prefix})
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
