@@ -22,7 +22,7 @@ class Pace(NamedTuple):
     """How long things take, in seconds."""
 
     prompt: float
-    """An item's prompt, fed to the model once."""
+    """Reading an item's prompt, once."""
     answer: float
     """An answer to a prompt that is known."""
 
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     answers: dict[str, int]
     """Rows to decode, at most, by what they are for."""
     prompts: int
-    """Prompts to feed."""
+    """Prompts that the model reads."""
 
     @property
     def total(self) -> int:
@@ -42,10 +42,10 @@ class Plan(NamedTuple):
     def lines(self, pace: Pace) -> list[str]:
         """The plan in words, the largest parts first."""
         parts = sorted(self.answers.items(), key=lambda part: -part[1])
-        feeding = self.prompts * pace.prompt
+        reading = self.prompts * pace.prompt
         return [
-            f"up to {self.total:,} answers, about {_time(feeding + self.total * pace.answer)}",
-            f"  reading {self.prompts:,} prompts: {_time(feeding)}",
+            f"up to {self.total:,} answers, about {_time(reading + self.total * pace.answer)}",
+            f"  reading {self.prompts:,} prompts: {_time(reading)}",
             *(f"  {what}: {n:,} answers, {_time(n * pace.answer)}" for what, n in parts if n),
         ]
 
