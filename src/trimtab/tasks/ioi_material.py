@@ -22,6 +22,13 @@ TEMPLATES = (
     "Friends {first} and {second} found a {object} at the {place}. {s} gave it to",
 )
 
+PAPER_TEMPLATES = (
+    "Then, {first} and {second} had a long and really crazy argument. Afterwards, {s} said to",
+    "Then, {first} and {second} had lots of fun at the {place}. {s} gave a {object} to",
+    "Then, {first} and {second} were working at the {place}. {s} decided to give a {object} to",
+)
+"""Those of Makelov, Lange and Nanda 2024 (arXiv 2405.08366)."""
+
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
 
@@ -34,3 +41,11 @@ Martha Martin Mary Matthew Melissa Michael Michelle Nathan Nicholas Patrick Paul
 Rose Ruby Ruth Ryan Samuel Sarah Scott Sean Simon Stephen Steven Susan Thomas Timothy Tyler Victoria Walter William
 """
 NAMES = tuple(_NAMES.split())
+
+_FEMALE = """
+Alice Amy Angela Anna Barbara Betty Carol Christine Crystal Diana Elizabeth Emily Erin Grace Helen Jane Jennifer Jessica
+Karen Katie Laura Lauren Lisa Maria Martha Mary Melissa Michelle Rachel Rebecca Rose Ruby Ruth Sarah Susan Victoria
+"""
+_EITHER = ("Alex", "Jamie", "Jesse", "Jordan", "Kelly")
+GENDERS = {name: "F" if name in _FEMALE.split() else "M" for name in NAMES if name not in _EITHER}
+"""Of the names that are mostly of one gender."""

@@ -23,6 +23,12 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return [int(token) for token in getattr(found, "ids", found)]
 
 
+def token_behind(tokenizer: Tokenizer, context: str, text: str) -> int | None:
+    """The one token that a text is behind a context; None if it is several, or changes those before it."""
+    before, whole = encode(tokenizer, context) if context else [], encode(tokenizer, context + text)
+    return whole[-1] if len(whole) == len(before) + 1 and whole[: len(before)] == before else None
+
+
 def continuation_token(tokenizer: Tokenizer, context: str, text: str) -> int:
     """The one token that a text is behind a context.
 
@@ -34,14 +40,14 @@ def continuation_token(tokenizer: Tokenizer, context: str, text: str) -> int:
     Raises:
         UserError: the text is not one token there.
     """
-    before, whole = encode(tokenizer, context) if context else [], encode(tokenizer, context + text)
-    if len(whole) != len(before) + 1 or whole[: len(before)] != before:
+    token = token_behind(tokenizer, context, text)
+    if token is None:
         raise UserError(
             f"option {text!r}",
             f"this tokenizer does not make it one token behind {context[-12:]!r}",
             "decode without restriction",
         )
-    return whole[-1]
+    return token
 
 
 def chat_answer_prefix(tokenizer: Tokenizer) -> tuple[str, str] | None:
