@@ -29,6 +29,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "rank": {},
     "steer": {},
     "evaluate core": {},
+    "evaluate circuit": {},
     "evaluate ground-truth": {},
     "sae info": {"sae": "a"},
     "sae stats": {"sae": "a"},

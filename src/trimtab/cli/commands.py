@@ -130,6 +130,13 @@ def evaluate_ground_truth() -> Job:
     return Job(GroundTruthConfig, run_ground_truth, example="--arch topk jumprelu --data-sets 3 --run runs/known")
 
 
+def evaluate_circuit() -> Job:
+    """find the heads by which a model solves IOI, and measure how much of the answer they bring about"""
+    from trimtab.evaluation.circuits import CircuitConfig, run_circuit
+
+    return Job(CircuitConfig, run_circuit, example="--model smollm2-135m-instruct --run runs/circuit")
+
+
 def sae_info() -> Job:
     """describe an SAE, whoever trained it"""
     from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
@@ -153,7 +160,7 @@ def sae_convert() -> Job:
 
 
 def report() -> Job:
-    """write the HTML page of a run: of train, rank, steer, evaluate core, policies or the demo"""
+    """write the HTML page of a run: of train, rank, steer, evaluate core, evaluate circuit, policies or the demo"""
     from trimtab.report import write_report
 
     def run(config: ReportConfig) -> Printed:
@@ -184,6 +191,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "steer": steer,
     "evaluate core": evaluate_core,
     "evaluate ground-truth": evaluate_ground_truth,
+    "evaluate circuit": evaluate_circuit,
     "sae info": sae_info,
     "sae stats": sae_stats,
     "sae convert": sae_convert,

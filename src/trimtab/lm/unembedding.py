@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
@@ -61,6 +61,14 @@ class Unembedding:
         """All logits of residual rows at once, in float32."""
         return torch.cat([rows.logits.clone() for rows in self.blocks(hidden)])
 
+    def of_tokens(self, hidden: Float[Tensor, "B d"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """Logits of a few tokens for each residual row, in float32; the others are not computed."""
+        normed = hidden.to(self.dtype) if self.norm is None else self.norm(hidden.to(self.dtype))
+        logits = (self.head.weight[tokens] @ normed[..., None]).squeeze(-1).float()  # type: ignore[index]
+        if getattr(self.head, "bias", None) is not None:
+            logits = logits + self.head.bias[tokens]  # type: ignore[index]
+        return self._capped(logits)
+
     def check(self, hidden: Float[Tensor, " d"], logits: Float[Tensor, " V"]) -> None:
         """Compare with the model's own logits for one row.
 
@@ -80,9 +88,10 @@ class Unembedding:
             logits = torch.mm(normed, head.weight.t(), out=self._buffer[: len(normed)])
         else:
             logits = head(normed).float()
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        return self._capped(logits)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trimtab.errors import UserError
+from trimtab.report.circuit_page import circuit_page
 from trimtab.report.demo_page import demo_page
 from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
@@ -21,6 +22,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "rank": rank_page,
     "steer": steer_page,
     "evaluate core": core_page,
+    "evaluate circuit": circuit_page,
     "policy train": policy_page,
     "policy evaluate": policy_page,
 }

@@ -57,6 +57,15 @@ class Curve(NamedTuple):
     values: Sequence[float]
 
 
+class Head(NamedTuple):
+    """An attention head of a circuit."""
+
+    layer: int
+    head: int
+    role: str
+    effect: float | None = None
+
+
 class Level(NamedTuple):
     """A horizontal line to read curves against."""
 
@@ -156,6 +165,27 @@ def plot_bars(ax: Axes, edges: Sequence[float], counts: Sequence[int], axis: str
     ax.stairs(counts, edges, fill=True, color=ACCENT)
     ax.grid(axis="y")
     ax.set(xlabel=axis, ylabel="features")
+
+
+def plot_heads(ax: Axes, heads: Sequence[Head]) -> None:
+    """Heads by layer and number, larger the larger their effect, a colour for each role.
+
+    Args:
+        ax: to draw on.
+        heads: a head may have several roles.
+    """
+    most = max((abs(head.effect) for head in heads if head.effect), default=1.0)
+    for colour, role in enumerate(dict.fromkeys(head.role for head in heads)):
+        own = [head for head in heads if head.role == role]
+        sizes = [40 + 200 * abs(most / 2 if head.effect is None else head.effect) / most for head in own]
+        places = [head.layer for head in own], [head.head for head in own]
+        ax.scatter(*places, s=sizes, label=role, alpha=0.75, color=COLOURS[colour % len(COLOURS)])
+    for layer, head in dict.fromkeys((head.layer, head.head) for head in heads):
+        ax.annotate(f"{layer}.{head}", (layer, head), textcoords="offset points", xytext=(7, 5))
+    ax.set(xlabel="layer", ylabel="head")
+    ax.margins(0.12)
+    ax.grid(axis="x")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), markerscale=0.6)
 
 
 def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:

@@ -1,0 +1,24 @@
+"""Circuits: which heads bring an answer about, found by patching, and how much of it they explain."""
+
+from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, gpt2_small_circuit
+from trimtab.evaluation.circuits.command import CircuitConfig, CircuitResult, run_circuit
+from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
+from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.path_patching import Receiver, head_receiver, logits_receiver, path_patch
+
+__all__ = [
+    "ROLES",
+    "Circuit",
+    "CircuitConfig",
+    "CircuitHead",
+    "CircuitResult",
+    "Faithfulness",
+    "Receiver",
+    "find_circuit",
+    "gpt2_small_circuit",
+    "head_receiver",
+    "logits_receiver",
+    "measure_faithfulness",
+    "path_patch",
+    "run_circuit",
+]

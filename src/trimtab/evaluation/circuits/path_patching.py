@@ -1,0 +1,195 @@
+"""Path patching (Wang et al. 2022, arXiv 2211.00593): what a head does through certain receivers alone.
+
+A sender's output is taken from a corrupted prompt; all other heads keep what they gave in the clean one, so that only
+the residual stream and the MLPs carry the change to the receivers. What the receivers then read is put into a clean
+run, in which everything behind them is computed anew.
+
+With attention fixed, tokens no longer see one another. So the first half runs single tokens, from the sender's layer
+to the receivers', all heads of a layer in one batch; the second half starts at the receivers' layer and position,
+behind the cached keys and values of the clean run. A loop of hooked forward passes gives the same numbers
+(`tests/evaluation/test_path_patching.py`), many times slower (`benchmarks/ioi.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference
+from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
+from trimtab.lm.layouts import head_count
+from trimtab.lm.unembedding import Unembedding
+from trimtab.lm.upper_layers import starting_at
+
+
+class Receiver(NamedTuple):
+    """What reads the change: a head's queries, keys or values at a position, or the logits (`resid_post` of the last
+    layer at `END`)."""
+
+    site: Site
+    position: str
+
+    def __str__(self) -> str:
+        return f"{self.site} at {self.position}"
+
+
+def head_receiver(model: LanguageModel, kind: str, layer: int, head: int, position: str) -> Receiver:
+    """A query head's reading side. Keys and values of grouped-query attention are those of its group.
+
+    Args:
+        model: the model.
+        kind: `attn_q`, `attn_k` or `attn_v`.
+        layer: its layer.
+        head: among the query heads.
+        position: of what is read.
+
+    Raises:
+        UserError: there is no such head.
+    """
+    query = model.site(Site("attn_q", layer, head))
+    assert query.head is not None
+    if kind == "attn_q":
+        return Receiver(query, position)
+    found = model.layout.layers[layer]
+    group = head_count(found, query) // head_count(found, Site(kind, layer))
+    return Receiver(Site(kind, layer, query.head // group), position)
+
+
+def logits_receiver(model: LanguageModel) -> Receiver:
+    """The logits behind the last token: with this receiver, path patching gives a head's direct effect."""
+    return Receiver(Site("resid_post", model.n_layers - 1), "END")
+
+
+@torch.no_grad()
+def path_patch(
+    model: LanguageModel,
+    rows: PromptRows,
+    corrupted: Int[Tensor, "B T"],
+    receivers: Sequence[Receiver],
+    progress: Callable[[int], None] | None = None,
+) -> Float[Tensor, "B layers heads"]:
+    """The change of the logit difference when each head's output is the corrupted prompt's, for these receivers alone.
+
+    Args:
+        model: with attention sites; nothing of ours changing it at the moment.
+        rows: clean prompts.
+        corrupted: as many prompts of the same length.
+        receivers: patched together; the logits by themselves.
+        progress: called with the number of senders' layers that are done.
+
+    Returns:
+        Patched minus clean, in logits; 0 for heads from which no receiver can be reached.
+
+    Raises:
+        UserError: no receiver, a site that is none, or the logits beside others.
+    """
+    logits = logits_receiver(model)
+    receivers = list(dict.fromkeys(receivers))
+    if not receivers or (logits in receivers and len(receivers) > 1):
+        raise UserError("receivers", "give heads' queries, keys or values, or the logits alone", "see path_patch")
+    for receiver in receivers:
+        model.site(receiver.site)
+        if receiver != logits and (
+            receiver.site.kind not in ("attn_q", "attn_k", "attn_v") or receiver.site.head is None
+        ):
+            raise UserError(f"receiver {receiver.site}", "it is not a head's attn_q, attn_k or attn_v", "name the head")
+    clean, other = PlainRun.of(model, rows.ids), PlainRun.of(model, corrupted).z
+    unembedding, answers = Unembedding(model), rows.answers
+    before = logit_difference(unembedding, rows.at(clean.inputs[-1], "END"), answers)
+    n_heads = clean.z[0].shape[2]
+    effect = torch.zeros(len(before), model.n_layers, n_heads, device=before.device)
+    behind = None if receivers == [logits] else _Behind(model, rows, clean, receivers, n_heads)
+    for layer in range(model.n_layers):
+        reached = [r for r in receivers if r == logits or r.site.layer > layer]
+        if not reached:
+            break
+        read: dict[Receiver, Tensor] = {}
+        for position in dict.fromkeys(receiver.position for receiver in reached):
+            there = [receiver for receiver in reached if receiver.position == position]
+            values = _read_by(model, rows, clean, other[layer], layer, position, [r.site for r in there])
+            read |= {receiver: values[receiver.site] for receiver in there}
+        final = read[logits] if behind is None else behind.run(read)
+        after = logit_difference(unembedding, final, answers.repeat_interleave(n_heads, 0))
+        effect[:, layer] = after.unflatten(0, (-1, n_heads)) - before[:, None]
+        if progress is not None:
+            progress(1)
+    return effect
+
+
+def _read_by(
+    model: LanguageModel,
+    rows: PromptRows,
+    clean: PlainRun,
+    other: Float[Tensor, "B T heads head_dim"],
+    layer: int,
+    position: str,
+    sites: Sequence[Site],
+) -> dict[Site, Float[Tensor, "B*heads width"]]:
+    """What sites read at a position when one head of a layer at a time is patched and all others are as they were."""
+    own, n_heads = rows.at(clean.z[layer], position), clean.z[layer].shape[2]
+    copies = own[:, None].expand(-1, n_heads, -1, -1).clone()  # [B, copies, heads, head_dim]
+    each = torch.arange(n_heads, device=own.device)
+    copies[:, each, each] = rows.at(other, position)
+
+    def fixed(x: Tensor) -> Tensor:
+        return rows.at(x, position).flatten(1).repeat_interleave(n_heads, 0)
+
+    hidden = fixed(clean.inputs[layer])
+    # Where a model cannot start at a layer, the layers below compute something and this takes its place.
+    replacing = {Site("resid_pre", layer): hidden, Site("attn_z", layer): copies.flatten(0, 1).flatten(1)}
+    last = max(site.layer for site in sites)
+    through = range(layer + 1, last + (sites[0].kind == "resid_post"))
+    replacing |= {Site("attn_z", above): fixed(clean.z[above]) for above in through}
+    batch = TokenBatch.full(torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device))
+    with starting_at(model, layer, hidden[:, None]), edited(model, {s: _replaced(x) for s, x in replacing.items()}):
+        found = capture(model, batch, sites)
+    return {site: found[site][:, 0] for site in sites}
+
+
+def _replaced(values: Float[Tensor, "N width"]) -> Callable[[Tensor], RowDelta]:
+    number = torch.arange(len(values), device=values.device)
+    change = RowDelta(number, torch.zeros_like(number), torch.zeros_like(values), values)
+    return lambda _x: change
+
+
+class _Behind:
+    """Clean runs of several copies of each prompt, with other values for the receivers, from their first layer on."""
+
+    def __init__(
+        self, model: LanguageModel, rows: PromptRows, clean: PlainRun, receivers: Sequence[Receiver], copies: int
+    ) -> None:
+        self.model, self.copies, self.clean = model, copies, clean
+        self.start = int(min(rows.positions[receiver.position].min() for receiver in receivers))
+        self.time = {r: (rows.positions[r.position] - self.start).repeat_interleave(copies) for r in receivers}
+        self.end = (rows.positions["END"] - self.start).repeat_interleave(copies)
+        self.batch = TokenBatch.full(rows.ids[:, self.start :].repeat_interleave(copies, 0))
+        self.cache = None
+        if self.start:
+            cache = model.new_cache()
+            model.forward(TokenBatch.full(rows.ids[:, : self.start]), cache=cache, last=1)
+            cache.repeat(copies)
+            self.cache = cache.frozen()
+
+    def run(self, read: Mapping[Receiver, Float[Tensor, "N width"]]) -> Float[Tensor, "N d"]:
+        """The residual behind the last layer at the last token."""
+        at_site: dict[Site, list[Receiver]] = {}
+        for receiver in read:
+            at_site.setdefault(receiver.site, []).append(receiver)
+        number = torch.arange(len(self.end), device=self.end.device)
+
+        def change(site: Site) -> Callable[[Tensor], RowDelta]:
+            here = at_site[site]
+            values = torch.cat([read[receiver] for receiver in here])
+            batch, time = number.repeat(len(here)), torch.cat([self.time[receiver] for receiver in here])
+            return lambda _x: RowDelta(batch, time, torch.zeros_like(values), values)
+
+        layer, last = min(site.layer for site in at_site), Site("resid_post", self.model.n_layers - 1)
+        hidden = self.clean.inputs[layer][:, self.start :].repeat_interleave(self.copies, 0)
+        with starting_at(self.model, layer, hidden), edited(self.model, {site: change(site) for site in at_site}):
+            final = capture(self.model, self.batch, [last], cache=self.cache)[last]
+        return final[number, self.end]

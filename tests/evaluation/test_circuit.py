@@ -1,0 +1,216 @@
+"""A model of two layers that is built by hand: its circuit is found, no other head is, and it explains the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from circuit_prompts import few_names, saved_words
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trimtab import cli
+from trimtab.errors import UserError
+from trimtab.evaluation.circuits import finding
+from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead, gpt2_small_circuit
+from trimtab.evaluation.circuits.faithfulness import measure_faithfulness, random_circuit
+from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.lm import LanguageModel
+from trimtab.runs import read_record
+from trimtab.tasks.ioi_prompts import IOIDistribution
+
+INHIBITION, MOVER = (0, 1), (1, 2)
+D, HEADS, WIDTH = 64, 4, 16
+NAME, END, PLACE = 10, 11, 12  # coordinates behind the ten names: is a name, is " to", how late
+INHIBITED, ANSWER = slice(20, 30), slice(30, 40)
+
+
+@pytest.fixture(scope="module")
+def ioi() -> IOIDistribution:
+    return few_names(tokenizer=saved_words())
+
+
+@pytest.fixture(scope="module")
+def built(ioi: IOIDistribution) -> LanguageModel:
+    """Layer 0, head 1 tells the last token which name came last; layer 1, head 2 copies a name that is not that one."""
+    config = GPT2Config(vocab_size=160, n_embd=D, n_layer=2, n_head=HEADS, n_positions=64, tie_word_embeddings=False)
+    hf = GPT2LMHeadModel(config)
+    to = ioi.tokenise(ioi.prompts(1)[0]).ids[-1]
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            parameter.fill_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
+        hf.transformer.wte.weight[:, 40:] = torch.linspace(-1, 1, 24)  # all tokens have a norm without a meaning
+        for number, token in enumerate(ioi.name_token.values()):
+            hf.transformer.wte.weight[token, number] = hf.transformer.wte.weight[token, NAME] = 2
+            hf.lm_head.weight[token, ANSWER.start + number] = 1
+        hf.transformer.wte.weight[to, END] = 2
+        hf.transformer.wpe.weight[:, PLACE] = torch.arange(64) / 64
+
+        def connect(place: tuple[int, int], part: str, coordinate: int, column: int, strength: float) -> None:
+            block, start = hf.transformer.h[place[0]].attn, place[1] * WIDTH
+            if part == "out":
+                block.c_proj.weight[start + column, coordinate] = strength
+            else:
+                block.c_attn.weight[coordinate, "qkv".index(part) * D + start + column] = strength
+
+        connect(INHIBITION, "q", END, 0, 10)
+        connect(INHIBITION, "k", NAME, 0, 10)
+        connect(INHIBITION, "k", PLACE, 0, 20)
+        connect(MOVER, "q", END, NAME, 10)
+        connect(MOVER, "k", NAME, NAME, 10)
+        for number in range(10):
+            connect(INHIBITION, "v", number, number, 1)
+            connect(INHIBITION, "out", INHIBITED.start + number, number, 2)
+            connect(MOVER, "q", INHIBITED.start + number, number, -10)
+            connect(MOVER, "k", number, number, 10)
+            connect(MOVER, "v", number, number, 1)
+            connect(MOVER, "out", ANSWER.start + number, number, 4)
+    return LanguageModel.from_hf(hf.eval().requires_grad_(False), ioi.tokenizer, name="built")  # type: ignore[arg-type]
+
+
+def test_the_circuit_that_was_built_is_found_and_no_other_head(built: LanguageModel, ioi: IOIDistribution) -> None:
+    circuit = find_circuit(built, ioi, ioi.prompts(24))
+    assert {(head.role, head.layer, head.head) for head in circuit.heads} == {
+        ("name mover", *MOVER),
+        ("S-inhibition", *INHIBITION),
+    }
+    assert circuit.accuracy is not None
+    assert circuit.accuracy.estimate == 1
+    (mover,) = circuit.of("name mover")
+    assert mover.effect is not None
+    assert circuit.logit_difference is not None
+    assert mover.effect.estimate == pytest.approx(circuit.logit_difference.estimate, rel=1e-3)
+    assert "IOI circuit of built: 2 heads, logit difference" in repr(circuit)
+
+
+@pytest.mark.parametrize("mutation", ["no corruption", "anywhere", "wrong place"])
+def test_what_would_find_another_circuit(
+    built: LanguageModel, ioi: IOIDistribution, monkeypatch: pytest.MonkeyPatch, mutation: str
+) -> None:
+    if mutation == "no corruption":
+        monkeypatch.setattr(IOIDistribution, "without_repeat", lambda _self, prompt, seed=0: prompt)
+    elif mutation == "anywhere":
+        monkeypatch.setattr(finding, "_looks", lambda attention, _role: attention["END"] > -1)
+    else:
+        receiver = finding.head_receiver
+        monkeypatch.setattr(finding, "head_receiver", lambda *args: receiver(*args[:-1], "IO"))
+    found = find_circuit(built, ioi, ioi.prompts(24))
+    assert {(head.role, head.layer, head.head) for head in found.heads} != {
+        ("name mover", *MOVER),
+        ("S-inhibition", *INHIBITION),
+    }
+
+
+def test_it_explains_the_whole_answer_and_random_heads_none(built: LanguageModel, ioi: IOIDistribution) -> None:
+    """All other heads give nothing, so that their means change nothing."""
+    circuit = find_circuit(built, ioi, ioi.prompts(24))
+    found = measure_faithfulness(built, ioi, circuit, ioi.prompts(24, "test"), n_random=20)
+    assert found.circuit.estimate == pytest.approx(found.full.estimate, rel=1e-5)
+    assert found.without.estimate == pytest.approx(found.none.estimate, abs=1e-5)
+    assert found.faithfulness.estimate == pytest.approx(1, rel=1e-5)
+    assert found.normalised.estimate == pytest.approx(1, rel=1e-5)
+    assert sorted(found.random)[10] == pytest.approx(0, abs=1e-6)
+    assert "2 heads of built bring about 1.00" in found.headline()
+    half = dataclasses.replace(circuit, heads=circuit.of("name mover"))
+    alone = measure_faithfulness(built, ioi, half, ioi.prompts(24, "test"), n_random=0)
+    assert alone.normalised.estimate < 0.9
+    elsewhere = dataclasses.replace(circuit, heads=(CircuitHead(layer=1, head=2, role="induction"),))
+    assert measure_faithfulness(built, ioi, elsewhere, ioi.prompts(8), n_random=0).normalised.estimate == pytest.approx(
+        0
+    )
+
+
+def test_random_circuits_are_of_the_same_size(built: LanguageModel) -> None:
+    positions = {(0, 1): frozenset({"END"}), (1, 2): frozenset({"END", "S2"}), (1, 3): frozenset({"S2"})}
+    for seed in range(5):
+        drawn = random_circuit(built, positions, seed)
+        assert sorted(name for names in drawn.values() for name in names) == ["END", "END", "S2", "S2"]
+        assert drawn == random_circuit(built, positions, seed)
+    assert len({tuple(sorted(random_circuit(built, positions, seed))) for seed in range(20)}) > 5
+
+
+def test_a_file_that_is_tied_to_its_model(
+    built: LanguageModel, tiny_llama: LanguageModel, ioi: IOIDistribution, tmp_path: Path
+) -> None:
+    circuit = find_circuit(built, ioi, ioi.prompts(8))
+    circuit.save(tmp_path / "circuit.json")
+    assert Circuit.load(tmp_path / "circuit.json", built) == circuit
+    assert circuit.to_frame()["role"].tolist() == ["name mover", "S-inhibition"]
+    with pytest.raises(UserError, match="the circuit of built: tiny-llama has other weights; find the circuit of this"):
+        Circuit.load(tmp_path / "circuit.json", tiny_llama)
+    plain = json.loads((tmp_path / "circuit.json").read_text())
+    plain["heads"][0]["role"] = "mover"
+    (tmp_path / "other.json").write_text(json.dumps(plain))
+    with pytest.raises(UserError, match="role 'mover': there are name mover, S suppressor"):
+        Circuit.load(tmp_path / "other.json")
+
+
+def test_the_command(
+    built: LanguageModel, ioi: IOIDistribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the model as others would load it, with a tokenizer of words."""
+    built.hf.save_pretrained(tmp_path / "model")
+    built.tokenizer.save_pretrained(tmp_path / "model")
+    run = tmp_path / "run"
+    numbers = ["--n-prompts", "12", "--n-test", "12", "--n-random", "3"]
+    assert (
+        cli.main(["evaluate", "circuit", "--model", str(tmp_path / "model"), *numbers, "--run", str(run), "--json"])
+        == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert [(head["layer"], head["head"]) for head in printed["circuit"]["heads"]] == [MOVER, INHIBITION]
+    assert read_record(run)["results"] == printed
+    assert printed["faithfulness"]["normalised"]["estimate"] == pytest.approx(1, rel=1e-5)
+    again = [
+        "evaluate",
+        "circuit",
+        "--model",
+        str(tmp_path / "model"),
+        "--circuit",
+        str(run / "circuit.json"),
+        *numbers,
+    ]
+    assert cli.main([*again, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    assert cli.main([*again[:-8], "--circuit", "gpt2-small"]) == 2
+    assert "circuit gpt2-small: " in capsys.readouterr().err
+
+
+def test_the_examples_of_the_page_run(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """One after the other."""
+    page = (Path(__file__).parents[2] / "docs" / "circuits.md").read_text(encoding="utf-8")
+    known: dict[str, Any] = {"model": built}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(code, "circuits.md", "exec"), known)
+    assert [tuple(head) for head in known["effects"][0].nonzero().tolist()] == [INHIBITION]
+    assert "2 heads of built bring about 1.00" in capsys.readouterr().out
+
+
+def test_a_published_circuit(built: LanguageModel) -> None:
+    """Golden: the heads of Wang et al. 2022, figure 2."""
+    circuit = gpt2_small_circuit()
+    assert [head.name for head in circuit.of("name mover")] == ["9.9", "10.0", "9.6"]
+    assert [head.name for head in circuit.of("S-inhibition")] == ["7.3", "7.9", "8.6", "8.10"]
+    assert len(circuit.positions()) == 18
+    with pytest.raises(UserError, match=r"site attn_z.9.9: built has layers 0 to 1"):
+        circuit.check(built)
+
+
+def test_a_model_that_does_not_solve_the_task(
+    tiny_llama: LanguageModel, built: LanguageModel, ioi: IOIDistribution
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"the IOI circuit of tiny-llama: it names the right one in \d+% of 8 prompts, a circuit needs 50%",
+    ):
+        find_circuit(tiny_llama, ioi, ioi.prompts(8))
+    with pytest.raises(UserError, match=r"no head adds 200% of the logit difference"):
+        find_circuit(built, ioi, ioi.prompts(8), share=2)
+    with pytest.raises(UserError, match="prompts: there are none"):
+        find_circuit(built, ioi, [])
+    with pytest.raises(UserError, match=r"the IOI circuit of tiny-llama: no head adds 0% of the logit difference"):
+        find_circuit(tiny_llama, ioi, ioi.prompts(8), force=True, share=0)
