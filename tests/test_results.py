@@ -88,12 +88,15 @@ def values(name: str) -> tuple[list[tuple[float, ...]], list[float]]:
     return intervals, numbers
 
 
-def shows(text: str, value: float) -> bool:
-    """Whether a text is a value, rounded to as many decimals; or its hundredfold, a percentage or points."""
-    number = text.replace("−", "-").replace(",", "").removesuffix("%")
-    decimals = len(number.partition(".")[2])
-    factors = (100,) if text.endswith("%") else (1, 100)
-    return any(float(number) == float(f"{value * factor:.{decimals}f}") for factor in factors)
+def shows(texts: tuple[str, ...], shown: tuple[float, ...]) -> bool:
+    """Whether texts are values, rounded to as many decimals; or all their hundredfold, as percentages and points."""
+
+    def same(text: str, value: float) -> bool:
+        number = text.replace("−", "-").replace(",", "").removesuffix("%")
+        return float(number) == float(f"{value:.{len(number.partition('.')[2])}f}")
+
+    factors = (100,) if texts[0].endswith("%") else (1, 100)
+    return any(all(same(text, value * factor) for text, value in zip(texts, shown, strict=True)) for factor in factors)
 
 
 @cache
@@ -101,10 +104,8 @@ def founded(numbers: tuple[str, ...], files: tuple[str, ...]) -> bool:
     """Whether one of the files that are named has the value."""
     for name in files:
         intervals, single = values(name)
-        if len(numbers) == 1:
-            if any(shows(numbers[0], number) for number in single):
-                return True
-        elif any(all(map(shows, numbers, interval[-len(numbers) :])) for interval in intervals):
+        candidates = [interval[-len(numbers) :] for interval in intervals] if len(numbers) > 1 else zip(single)
+        if any(shows(numbers, candidate) for candidate in candidates):
             return True
     return False
 
@@ -173,14 +174,23 @@ over trainings [0.10, 0.20] (0.25)
     ]
 
 
-def test_a_value_is_shown_rounded_and_with_its_sign() -> None:
-    assert shows("0.228", 0.22758)
-    assert shows("23%", 0.22758)
-    assert shows("+22.8", 0.22758)
-    assert shows("−0.23", -0.22758)
-    assert not shows("0.23", -0.22758)
-    assert not shows("0.227", 0.22758)
-    assert not shows("0.23%", 0.22758)
+@pytest.mark.parametrize(
+    ("texts", "value", "right"),
+    [
+        (("0.228",), (0.22758,), True),
+        (("23%",), (0.22758,), True),
+        (("+22.8", "−1.2", "50.0"), (0.22758, -0.012, 0.5), True),
+        (("−0.23",), (-0.22758,), True),
+        (("0.23",), (-0.22758,), False),
+        (("0.227",), (0.22758,), False),
+        (("0.23%",), (0.22758,), False),
+        (("+22.8", "−0.0", "50.0"), (0.22758, -0.012, 0.5), False),
+    ],
+)
+def test_values_are_shown_rounded_and_with_their_sign(
+    texts: tuple[str, ...], value: tuple[float, ...], right: bool
+) -> None:
+    assert shows(texts, value) is right
 
 
 def test_an_interval_of_no_named_file_is_unfounded() -> None:
@@ -202,7 +212,7 @@ def test_the_figure_has_the_numbers_of_its_file() -> None:
     intervals, _ = values("ioi-fresh")
     for text in texts:
         (match,) = INTERVAL.finditer(text)
-        assert any(all(map(shows, match.groups(), interval)) for interval in intervals)
+        assert any(shows(match.groups(), interval) for interval in intervals)
 
 
 @pytest.mark.parametrize("file", sorted(PAGES.DATA.glob("*.json")), ids=lambda file: file.stem)

@@ -23,7 +23,7 @@ from trimtab.stats import Interval, interval_of, number_text
 
 HERE = Path(__file__).parent
 DATA, FIGURE = HERE / "data", HERE.parent / "images" / "ioi-fresh.svg"
-PAGES = [HERE.parent / "results.md", *sorted(HERE.glob("*.md"))]
+PAGES = [HERE.parent / "results.md", *sorted(HERE.glob("*.md")), HERE.parents[1] / "README.md"]
 MARKER = re.compile(r"<!-- (\w+) ((?:data/[\w-]+\.json ?)+)-->\n(?:\|.*\n)*")
 
 TRAIN = """trimtab policy train --task ioi-mixture --dose 1.0 --mask accumulated --head decoder --train-items 192
@@ -40,7 +40,7 @@ WIDE = "--items 200 --kl-items 32 --vector-steps 60 --lora-steps 60 --train-item
 INTERVALS = "estimate low high n"
 ARMS = """result companions task split items arms label reward by_seed difference difference_by_run difference_over_runs
 malformed kl equal_kl equal_dose dose relative n_edits metrics accuracy/same accuracy/other gain total over_runs format
-answer settings_compared site seeds validation_reward missing chosen feature features_tried gate helped hurt"""
+answer settings_compared site seeds validation_reward missing"""
 CRITIC = """counts correct corrected misguided incorrect separations group step n n_right critic probe verdicts label
 helped share random"""
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
@@ -104,8 +104,7 @@ SOURCES = {
     ),
     "core": Source(
         "core", "run.json",
-        "documents tokens metrics l0 explained_variance ce_increase kl recovered_mean recovered_zero "
-        "ce_increase_everywhere",
+        "documents tokens metrics name value",
         "trimtab evaluate core",
     ),
 }  # fmt: skip
