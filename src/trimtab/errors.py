@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class UserError(ValueError):
@@ -30,6 +33,14 @@ def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     known = list(allowed)
     if value not in known:
         raise UserError(f"{name} {value!r}", f"allowed are {', '.join(known)}", "choose one of them")
+
+
+def named(known: Mapping[str, _T], name: str, what: str) -> _T:
+    """What has a name. Raises a `UserError` that says which names there are if it is none of them."""
+    if name in known:
+        return known[name]
+    hint = did_you_mean(str(name), known, "choose one of them")
+    raise UserError(f"{what} {name!r}", f"there is {', '.join(known) or 'none'}", hint)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -333,6 +334,18 @@ def test_a_comparison_is_a_frame_and_a_figure(planted: LanguageModel, planted_di
     whiskers = [tuple(map(float, line.get_xdata())) for line in ax.lines[1:]]  # type: ignore[arg-type]
     assert whiskers == [(arm.difference.low, arm.difference.high) for arm in arms if arm.difference]
     assert "static beside" in repr(comparison)
+    with pytest.raises(
+        UserError, match=r"arm 'random at equal doze': there is .*; did you mean random at equal dose\?"
+    ):
+        comparison.result.arm("random at equal doze")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison)
+    said = console.export_text().splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in said)
+    for arm in arms:  # at 80 columns labels and intervals stay whole
+        (place,) = [i for i, line in enumerate(said) if line.startswith(f"│ {arm.label} ")]
+        assert f"{arm.reward.estimate:.3f} │" in said[place]
+        assert arm.reward.bounds(".3f") in said[place + 1]
 
 
 def test_what_a_setting_lacks_makes_arms_missing_and_no_other(planted: LanguageModel) -> None:
@@ -392,6 +405,11 @@ def test_kinds_are_found_by_name_with_their_options() -> None:
     assert isinstance(found[2], FeatureSeven)
     with pytest.raises(UserError, match=r"control 'sattic'.*did you mean static"):
         arm_kinds(["sattic"])
+    (made,) = arm_kinds(Lora, {"rank": 3})  # a class is a kind with the options, too
+    assert made == Lora(rank=3)
+    assert [kind.name for kind in arm_kinds("random")] == ["random"]
+    with pytest.raises(UserError, match=r"arm 3\.5: it is neither the name of a kind nor one; derive it from ArmKind"):
+        arm_kinds([3.5])  # type: ignore[list-item]
 
 
 def test_names_are_given_once() -> None:

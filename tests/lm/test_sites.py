@@ -344,7 +344,8 @@ def test_names_go_both_ways():
 )
 def test_a_malformed_site_names_the_kinds(tiny_llama, name):
     with pytest.raises(
-        UserError, match=r"site '.*': a site is KIND\.LAYER, .*resid_pre, resid_mid.*like resid_post\.15"
+        UserError,
+        match=r"site '.*': a site is KIND\.LAYER, .*resid_pre, resid_mid.*(like resid_post\.15|did you mean )",
     ):
         tiny_llama.site(name)
 

@@ -138,7 +138,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompts": []}, "task prompts: there is no item in it"),
     ({"prompts": {"train": ["a b"], "test": ["b"]}}, "split 'validation' of task prompts: nothing is in it"),
     ({"reward": lambda prompt, answer: float("nan")}, "reward nan"),
-    ({"mask": "some"}, "mask 'some'"),
+    ({"mask": "some"}, "mask: it must be one of none, current"),
 ]
 
 

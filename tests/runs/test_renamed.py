@@ -40,6 +40,14 @@ def test_an_old_name_is_refused_in_one_line_that_says_the_new_one(
         assert capsys.readouterr().err == f"trimtab: error: --{was}: it has another name now; write --{now}\n"
 
 
+@pytest.mark.parametrize("word", ["--write-stats", "--write-stats=True", "--no-write-stats"])
+def test_an_option_that_is_a_command_now_names_it(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "core", word]) == 2
+    said = f"{word.partition('=')[0]}: a command of its own does that now; run trimtab sae stats"
+    assert capsys.readouterr().err == f"trimtab: error: {said}\n"
+    assert "sae stats" in cli.COMMANDS
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankedConfig:
     dose: float | None = 5.0

@@ -85,7 +85,7 @@ def test_a_frame_holds_values() -> None:
     assert frame.loc[1].isna().tolist() == [False, True, True, True, True]
     assert list(Found(ROWS).to_frame("names").columns) == ["name"]
     assert list(Found([]).to_frame().columns) == ["name", "n", "mean"]
-    with pytest.raises(UserError, match="table 'some' of Found: there is all, names; choose one of them"):
+    with pytest.raises(UserError, match="Found's table 'some': there is all, names; choose one of them"):
         Found(ROWS).to_frame("some")
 
 

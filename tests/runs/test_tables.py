@@ -11,7 +11,18 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SHARE, SIGNED, Column, markdown_table, result_table, text_table
+from trimtab.runs.tables import (
+    COUNT,
+    INTERVAL,
+    NUMBER,
+    SHARE,
+    SIGNED,
+    Column,
+    markdown_table,
+    result_table,
+    text_table,
+)
+from trimtab.runs.tables import Table as ResultTable
 from trimtab.stats import Interval, number_text
 
 COLUMNS = [
@@ -52,7 +63,7 @@ MARKDOWN = """\
 | a\\|b | 1.000 | – | – | 3/8 | – |"""
 
 
-def shown(table: Table, width: int) -> str:
+def shown(table: Table | ResultTable, width: int) -> str:
     console = Console(width=width, file=StringIO(), record=True)
     console.print(table)
     return console.export_text()
@@ -109,3 +120,24 @@ def test_a_table_that_cuts_or_breaks_a_site_is_caught(
     monkeypatch.setattr(Table, "add_column", lambda self, title, **how: add_column(self, title, **{**how, **mutation}))
     with pytest.raises(AssertionError):
         check_narrow()
+
+
+def test_a_narrow_terminal_leaves_out_what_is_spare_and_says_so() -> None:
+    """Numbers stay whole: intervals go below their estimates, and what is lost is named."""
+    columns = [
+        *COLUMNS[:2],
+        Column("a much longer title", "gain", SIGNED, spare=2),
+        Column("effect", "kl", NUMBER, spare=1),
+        Column("edits", "dose.edits", COUNT, spare=3),
+    ]
+    table = ResultTable(columns=columns, rows=ROWS, caption="Said.")
+    wide, narrow, narrowest = (shown(table, width) for width in (90, 50, 30))
+    assert "0.422 [0.314, 0.530]" in wide
+    assert "Too wide" not in wide
+    lines = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in narrow.splitlines() if "│" in line]
+    assert lines[:2] == [["resid_post.15", "0.422", "0.0123"], ["", "[0.314, 0.530]", ""]]
+    said = " ".join(narrow.split())
+    assert "Said. Too wide for here, but in JSON and frames: a much longer title, edits." in said
+    assert all(len(line) <= 50 for line in narrow.splitlines())
+    assert "resid_post.15" in narrowest  # what is not spare stays, however narrow
+    assert "0.422" in narrowest

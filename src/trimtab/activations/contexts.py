@@ -11,9 +11,11 @@ import torch
 from trimtab.activations.packing import tokenise
 from trimtab.activations.text import Document, as_documents
 from trimtab.dictionaries import Dictionary
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, TokenBatch, capture
-from trimtab.runs import Meter
+from trimtab.lm.model import check_is_model
+from trimtab.runs import Meter, whole_numbers
 from trimtab.runs.results import Result
 from trimtab.runs.tables import NUMBER, Column, Table
 
@@ -87,7 +89,9 @@ def top_contexts(
     Raises:
         UserError: there is no text, a feature does not exist, no site is known, or the dictionary does not fit there.
     """
-    wanted: list[int] = torch.as_tensor(features).reshape(-1).tolist()
+    check_is_model(model)
+    check_is_dictionary(dictionary)
+    wanted = whole_numbers(features, "feature")
     dictionary.check_features(wanted)
     if not (name := site or dictionary.info.site):
         raise UserError("the site", "the dictionary does not name the one it reads", "give a site")

@@ -112,7 +112,7 @@ def tokenise(
         if limit_tokens is not None and total >= limit_tokens:
             break
     if not pieces:
-        raise UserError("--text", "there is no text in it", "give a text with at least one document")
+        raise UserError("the text", "there is no text in it", "give at least one document")
     return TokenisedCorpus(
         tokens=np.concatenate(pieces),
         starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),

@@ -84,8 +84,12 @@ def sample_text() -> str:
 
 
 def as_documents(texts: str | Iterable[str | Document]) -> Iterator[Document]:
-    """Texts in memory as documents, each a document of its own, named by its place."""
+    """Texts in memory as documents, each a document of its own, named by its place. A `UserError` for other things."""
+    if not isinstance(texts, Iterable):
+        raise UserError(f"texts {texts!r}", "they are no texts", "give a list of texts")
     for number, text in enumerate([texts] if isinstance(texts, str) else texts):
+        if not isinstance(text, str | Document):
+            raise UserError(f"text {number}", f"it is of the type {type(text).__name__}", "give a list of texts")
         yield text if isinstance(text, Document) else Document(f"text#{number:06d}", text, "text")
 
 

@@ -31,13 +31,15 @@ def parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
     """
     import tyro
 
-    from trimtab.runs import new_name
+    from trimtab.runs import command_now, new_name
 
     for word in words:
         name = word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
         new = None if name in job.config.__dataclass_fields__ else new_name(command, name)
         if new is not None:
             raise UserError(word.partition("=")[0], "it has another name now", f"write --{new.replace('_', '-')}")
+        if (other := command_now(command, name.removeprefix("no_"))) is not None:
+            raise UserError(word.partition("=")[0], "a command of its own does that now", f"run {other}")
     about = " ".join((job.config.__doc__ or "").split())
     said = io.StringIO()
     try:

@@ -237,13 +237,23 @@ def find_kind(name: str) -> type[ArmKind]:
     return Unsteered if name == Unsteered.name else registered_class(name, "control", ARM_KINDS, ArmKind)
 
 
-def arm_kinds(arms: Iterable[str | ArmKind], options: Mapping[str, Any] | None = None) -> list[ArmKind]:
-    """Kinds by their names, in the order of the registry, with options (see `ArmKind.with_options`); others after them.
+def arm_kinds(
+    arms: str | ArmKind | type[ArmKind] | Iterable[str | ArmKind | type[ArmKind]],
+    options: Mapping[str, Any] | None = None,
+) -> list[ArmKind]:
+    """Kinds by their names, in the order of the registry, with options (see `ArmKind.with_options`); others after them,
+    classes with those options, too.
 
     Raises:
-        UserError: there is no kind of a name.
+        UserError: there is no kind of a name, or something is no kind.
     """
-    given = list(arms)
+    listed = [arms] if isinstance(arms, str | ArmKind | type) else list(arms)
+    given: list[str | ArmKind] = []
+    for one in listed:
+        found = one.with_options(options or {}) if isinstance(one, type) and issubclass(one, ArmKind) else one
+        if not isinstance(found, str | ArmKind):
+            raise UserError(f"arm {one!r}", "it is neither the name of a kind nor one", "derive it from ArmKind")
+        given.append(found)
     kinds = dict.fromkeys(find_kind(one) for one in given if isinstance(one, str))
     known = [kind for kind in ARM_KINDS.values() if kind in kinds]
     ordered = [*known, *(kind for kind in kinds if kind not in known)]

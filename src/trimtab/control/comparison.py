@@ -168,9 +168,9 @@ def _answer(
 def compare(
     settings: Setting | Sequence[Setting],
     prompts: Mapping[str, TaskPrompts],
-    arms: Sequence[str | ArmKind],
+    arms: Sequence[str | ArmKind | type[ArmKind]],
     *,
-    reference: str | ArmKind | Sequence[ArmKind] = Unsteered.name,
+    reference: str | ArmKind | type[ArmKind] | Sequence[ArmKind] = Unsteered.name,
     candidates: Mapping[str, Sequence[int]] | None = None,
     equal_kl: EqualKl | None = DEFAULT_EQUAL_KL,
     companions: Sequence[TaskPrompts] = (),
@@ -198,7 +198,7 @@ def compare(
     """
     began = time.perf_counter()
     settings = [settings] if isinstance(settings, Setting) else list(settings)
-    references = arm_kinds([reference]) if isinstance(reference, str | ArmKind) else list(reference)
+    references = arm_kinds(reference)
     if lacking := sorted({"train", "validation", "test"} - set(prompts)):
         raise UserError(f"split {lacking[0]}", "a comparison needs train, validation and test", "give its items")
     _check_test_items(prompts)

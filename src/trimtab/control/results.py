@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trimtab.control.answers import Answers, mean_kl
 from trimtab.control.arm import Arm
+from trimtab.errors import named
 from trimtab.stats import (
     Interval,
     bootstrap_difference,
@@ -144,8 +145,8 @@ class TaskResult:
     """Why a companion stands beside the task."""
 
     def arm(self, label: str) -> ArmResult:
-        """An arm by its label."""
-        return next(arm for arm in self.arms if arm.label == label)
+        """An arm by its label. Raises a `UserError` that says which there are if there is none of it."""
+        return named({arm.label: arm for arm in self.arms}, label, "arm")
 
     @property
     def reference(self) -> str:

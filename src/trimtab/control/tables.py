@@ -31,11 +31,11 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
         Column("reward", "reward", INTERVAL),
         Column(f"{result.reference} − arm", "difference", SIGNED),
         *[Column("over trainings", lambda arm: (i := arm.difference_over_runs) and i.bounds(SIGNED), SIGNED)] * (n > 1),
-        Column("well formed accuracy", "accuracy_well_formed", INTERVAL),
-        Column("malformed", "malformed", INTERVAL),
-        Column("KL", lambda arm: number_text(arm.kl, NUMBER) + " ≠" * (arm.equal_kl is False), NUMBER),
-        Column("‖Δ‖/‖x‖", _dose, NUMBER),
-        Column("edits", lambda arm: 0 if arm.dose is None else arm.dose.n_edits, COUNT),
+        Column("well formed accuracy", "accuracy_well_formed", INTERVAL, spare=3),
+        Column("malformed", "malformed", INTERVAL, spare=4),
+        Column("KL", lambda arm: number_text(arm.kl, NUMBER) + " ≠" * (arm.equal_kl is False), NUMBER, spare=1),
+        Column("‖Δ‖/‖x‖", _dose, NUMBER, spare=2),
+        Column("edits", lambda arm: 0 if arm.dose is None else arm.dose.n_edits, COUNT, spare=5),
     ]
     title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
     return Table(
@@ -59,9 +59,10 @@ def metrics_table(result: TaskResult) -> Table | None:
     if not arms:
         return None
     names = dict.fromkeys(name for arm in arms for name in arm.metric_intervals)
-    columns = [
-        Column("arm", "label", whole=True),
-        *(Column(name, lambda arm, name=name: arm.metric_intervals.get(name), INTERVAL) for name in names),
+    columns = [Column("arm", "label", whole=True)]
+    columns += [
+        Column(name, lambda arm, name=name: arm.metric_intervals.get(name), INTERVAL, spare=i)
+        for i, name in enumerate(names)
     ]
     known = any(arm.known for arm in arms)
     if known:

@@ -7,6 +7,7 @@ evaluation see nothing but this interface.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -139,7 +140,7 @@ class Dictionary(nn.Module):
                 f"dictionary of width {self.d_in}",
                 f"{model_name} has width {d_model}"
                 + (f" (it was trained on {self.info.model})" * bool(self.info.model)),
-                "choose a dictionary trained on this model",
+                "choose a dictionary trained on this model" + f", or model {self.info.model}" * bool(self.info.model),
             )
         if site and self.info.site and site != self.info.site:
             raise UserError(f"site {site}", f"the dictionary reads {self.info.site}", f"use --site {self.info.site}")
@@ -157,7 +158,8 @@ class Dictionary(nn.Module):
         raise UserError(
             f"dictionary trained on {trained_on}",
             f"the model is {model_name}",
-            "choose a dictionary trained on this model, or allow any model (--any-model) if activations agree",
+            f"choose a dictionary trained on this model, or model {trained_on}, or allow any model (--any-model) if "
+            "activations agree",
         )
 
 
@@ -165,3 +167,15 @@ def _bare(model_name: str) -> str:
     """A model's name without owner or directory; TransformerLens calls gpt2 gpt2-small."""
     bare = model_name.rstrip("/").split("/")[-1].lower()
     return "gpt2" if bare == "gpt2-small" else bare
+
+
+def check_is_dictionary(given: object) -> None:
+    """Raise a `UserError` unless what is given as a dictionary is one."""
+    if isinstance(given, Dictionary):
+        return
+    if isinstance(given, str | os.PathLike):
+        name = os.fspath(given)
+        raise UserError(f"dictionary {name!r}", "it is a name, not a loaded one", f"give trimtab.load_sae({name!r})")
+    what = f"the {type(given).__name__} that is given as the dictionary"
+    hint = "give what trimtab.load_sae returns, which takes objects of SAELens and dictionary_learning, too"
+    raise UserError(what, "it is no Dictionary of trimtab's", hint)

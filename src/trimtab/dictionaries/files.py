@@ -25,8 +25,9 @@ from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest, write_config
 from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names
-from trimtab.errors import UserError, check_one_of
+from trimtab.errors import UserError, check_one_of, did_you_mean
 from trimtab.lm import LanguageModel, Site, site_width
+from trimtab.lm.model import check_is_model
 from trimtab.runs import atomic_path
 
 STATS_FILE = "feature_stats.parquet"
@@ -64,6 +65,8 @@ def load_dictionary(
         UserError: nothing there, a damaged or foreign file, a config that asks for what trimtab does not compute, or a
             dictionary that does not fit the model. The message names the file and the field or tensor.
     """
+    if model is not None:
+        check_is_model(model)
     if not isinstance(path_or_name, str | Path):
         sae, stats = _built(found_in_object(path_or_name)), None
         check_same(sae, path_or_name)
@@ -202,7 +205,11 @@ def _locate(path_or_name: str | Path) -> Path:
         raise UserError(
             f"dictionary {str(path_or_name)!r}",
             "there is no such directory, and none of that name ships with trimtab",
-            f"give a directory with {files}, a shipped name ({names}) or {PREFIX}RELEASE/SAE_ID",
+            did_you_mean(
+                str(path_or_name),
+                [*shipped_names(), "default"],
+                f"give a directory with {files}, a shipped name ({names}) or {PREFIX}RELEASE/SAE_ID",
+            ),
         )
     if path.is_dir():
         _check_not_above(path)

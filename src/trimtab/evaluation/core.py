@@ -27,14 +27,17 @@ from trimtab.activations import (
     tokenise,
 )
 from trimtab.dictionaries import AnyModelConfig, Dictionary
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.dictionaries.coherence import decoder_coherence
 from trimtab.dictionaries.density import FeatureDensity, feature_density
 from trimtab.dictionaries.metrics import DENSE_RATE
+from trimtab.errors import named
 from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
-from trimtab.runs import Meter, Run, check_least, check_values, json_safe
+from trimtab.lm.model import check_is_model
+from trimtab.runs import Meter, Run, check_least, check_values, field_types, json_safe, read_keywords
 from trimtab.runs.figures import plot_bars
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
@@ -143,7 +146,7 @@ class CoreResult(Result):
     """Distribution of the features' firing rates on this text."""
 
     def __getitem__(self, name: str) -> Interval:
-        return next(m.value for m in self.metrics if m.name == name)
+        return named({m.name: m.value for m in self.metrics}, name, "metric")
 
     def headline(self) -> str:
         return f"{self.sae} ({self.architecture}, {self.n_features:,} features) at {self.site} of {self.model}"
@@ -220,7 +223,9 @@ def evaluate(
     Raises:
         UserError: the dictionary does not fit the model or the site, or there is too little text.
     """
-    chosen = CoreOptions(**options)
+    check_is_model(model)
+    check_is_dictionary(dictionary)
+    chosen = CoreOptions(**read_keywords(options, field_types(CoreOptions), evaluate))
     documents = read_documents([sample_text()]) if texts is None else as_documents(texts)
     packed = pack(tokenise(documents, model.tokenizer), chosen.split, chosen.holdout, chosen.context)
     with Meter("evaluating", 2 * len(packed)) as meter:

@@ -29,8 +29,8 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, Attribute
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     accept_terms: bool = False,
     progress: bool = True,
 ) -> LanguageModel:
@@ -48,7 +48,14 @@ def load_model(
     Raises:
         UserError: there is no such model, it cannot be fetched, or its files cannot be read.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        what = f"the {type(name_or_path).__name__} that is given as the model's name"
+        hint = "a model that is in memory goes in as LanguageModel.from_hf(model, tokenizer)"
+        raise UserError(what, "it is neither a name nor a path", hint)
     name = os.fspath(name_or_path)
+    if not name:
+        raise UserError("the model's name", "it is empty", "give one; `trimtab models list` names some")
+    dtype = str(dtype).removeprefix("torch.")
     check_one_of("dtype", dtype, DTYPES)
     torch_dtype, torch_device = DTYPES[dtype], check_device(device)
     path = Path(name).expanduser()
@@ -73,7 +80,7 @@ def load_model(
     return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
 
 
-def check_device(name: str) -> torch.device:
+def check_device(name: str | torch.device) -> torch.device:
     """The device of that name. Raises `UserError` if torch cannot use it here."""
     try:
         device = torch.device(name)

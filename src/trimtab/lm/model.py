@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -150,15 +151,19 @@ class LanguageModel:
     ) -> list[int]:
         """Token ids of a chat in the model's own template, which writes all special tokens.
 
+        A text that holds one itself, such as `<|im_end|>` typed by a user, would end the turn there: it is refused.
+
         Args:
             messages: turns, each with `role` (`user`, `assistant`, or `system` for the first) and `content`.
             system: instructions that come before the first turn.
             add_generation_prompt: end where the model's reply begins.
 
         Raises:
-            UserError: there is no turn, a role is unknown, or the model has no chat template or one that refuses the
-                chat or leaves the instructions out.
+            UserError: there is no turn, a role is unknown, a text holds a special token, or the model has no chat
+                template or one that refuses the chat or leaves the instructions out.
         """
+        if isinstance(messages, str | Mapping):
+            raise UserError("the chat", "it is not a list of turns", 'give [{"role": "user", "content": "…"}]')
         for turn in messages:
             if set(turn) != {"role", "content"}:
                 raise UserError("the chat", f"a turn says {', '.join(turn) or 'nothing'}", "give role and content")
@@ -171,6 +176,8 @@ class LanguageModel:
             raise UserError("the chat", why, "give turns of user and assistant, before them at most one of system")
         if not self.tokenizer.chat_template:
             raise UserError(f"--chat with {self.name}", "the model has no chat template", "give a plain prompt")
+        for turn in turns:
+            self._check_no_special(turn["role"], turn["content"])
         begins = roles[0] == "system"
         hint = "put the system text into the first user turn" if begins else "let user and assistant take turns"
         try:
@@ -186,6 +193,18 @@ class LanguageModel:
         if not ids:
             raise UserError("the chat", "it gives no token", "give some text")
         return ids
+
+    def _check_no_special(self, role: str, text: str) -> None:
+        """Raise a `UserError` if a turn's text holds a special token, that for unknown text aside."""
+        tokenizer = self.tokenizer
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]):
+            if token and token in text and token != tokenizer.unk_token:
+                raise UserError(
+                    f"{token!r} in a turn of the {role}",
+                    f"{self.name} would read it as a special token, which only its chat template may write",
+                    "leave it out or write it otherwise",
+                )
 
     def decode_ids(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless asked for."""
@@ -235,3 +254,16 @@ class LanguageModel:
         if cache is not None:
             arguments[self.cache_argument] = cache
         return {**arguments, "use_cache": cache is not None}
+
+
+def check_is_model(given: object) -> None:
+    """Raise a `UserError` unless what is given as a model is a `LanguageModel`."""
+    if isinstance(given, LanguageModel):
+        return
+    if isinstance(given, str | os.PathLike):
+        name = os.fspath(given)
+        raise UserError(f"model {name!r}", "it is a name, not a loaded model", f"give trimtab.load_model({name!r})")
+    what = f"the {type(given).__name__} that is given as the model"
+    if isinstance(given, torch.nn.Module) and hasattr(given, "generate"):
+        raise UserError(what, "it is a model of transformers", "give LanguageModel.from_hf(it, tokenizer)")
+    raise UserError(what, "it is no LanguageModel", "give what trimtab.load_model returns, the model first")

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.runs import whole_numbers
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class PositionRule:
     places: tuple[int, ...] = ()
 
     @classmethod
-    def parse(cls, positions: PositionRule | str | Sequence[int]) -> PositionRule:
-        """Read `generated`, `prompt`, `all`, `START:STOP`, or positions: a list, or text like `3,7`.
+    def parse(cls, positions: PositionRule | str | int | Sequence[int]) -> PositionRule:
+        """Read `generated`, `prompt`, `all`, `START:STOP`, or positions: one, a list, or text like `3,7`.
 
         Raises:
             UserError: it is none of these.
@@ -38,9 +39,10 @@ class PositionRule:
         if isinstance(positions, PositionRule):
             return positions
         if not isinstance(positions, str):
-            if not positions:
+            places = whole_numbers(positions, "position")
+            if not places:
                 raise UserError("positions", "the list is empty", "name at least one")
-            return cls("list", places=tuple(sorted({int(place) for place in positions})))
+            return cls("list", places=tuple(sorted(set(places))))
         if positions in ("generated", "prompt", "all"):
             return cls(positions)  # type: ignore[arg-type]
         start, colon, stop = positions.partition(":")

@@ -112,8 +112,12 @@ def check_prompts(
     forced: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Raise a `UserError` if `decode` would refuse these prompts."""
-    if not prompts:
+    if isinstance(prompts, str) or any(isinstance(prompt, str) for prompt in prompts):
+        raise UserError("the prompts", "they are texts", "give token ids, like [model.encode_text(text)]")
+    if not len(prompts):
         raise UserError("the prompts", "there is none", "give at least one")
+    if not all(hasattr(prompt, "__len__") for prompt in prompts):
+        raise UserError("the prompts", "they are the tokens of a single one", "give a list of prompts, like [tokens]")
     for i, prompt in enumerate(prompts):
         check_prompt(model, f"prompt {i}", prompt, forced[i] if forced else (), config.max_new_tokens)
 

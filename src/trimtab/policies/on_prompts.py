@@ -12,18 +12,20 @@ from trimtab.control.arms.static import LIVE_SAMPLE, sample_of_live, used_featur
 from trimtab.control.comparison import Comparison, compare
 from trimtab.control.replicates import Replicate
 from trimtab.dictionaries import SAE
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.lm import DecodeConfig, LanguageModel
+from trimtab.lm.model import check_is_model
 from trimtab.policies.arms import PolicyArm
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.setup import Setup
 from trimtab.policies.source import PolicySource
 from trimtab.policies.train import TrainedPolicy, load_policy, train_in_run
-from trimtab.runs import kept_or_temporary, read_metrics
+from trimtab.runs import field_types, kept_or_temporary, read_keywords, read_metrics
 from trimtab.runs.figures import Curve, Level, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
 from trimtab.steering import SteerResult, steer
-from trimtab.tasks import PromptTask
+from trimtab.tasks import PromptTask, TaskConfig
 from trimtab.tasks.prompts import Reward
 
 if TYPE_CHECKING:
@@ -135,6 +137,13 @@ _COLUMNS = [
 ]
 
 
+_NOT_OPTIONS = {
+    "model", "dtype", "device", "sae", "run", "max_new_tokens",
+    *TaskConfig.__dataclass_fields__,
+}  # fmt: skip
+"""Fields of `PolicyConfig` that objects say."""
+
+
 def train_policy(
     model: LanguageModel,
     dictionary: SAE,
@@ -163,6 +172,10 @@ def train_policy(
     Raises:
         UserError: a value is not allowed, the dictionary does not fit, a split has no prompts, a reward is not finite.
     """
+    check_is_model(model)
+    check_is_dictionary(dictionary)
+    known = {name: kind for name, kind in field_types(PolicyConfig).items() if name not in _NOT_OPTIONS}
+    options = read_keywords(options, known, train_policy)
     task = PromptTask(prompts, reward, chat=chat, max_new_tokens=max_new_tokens)
     named = {"model": model.name, "sae": dictionary.name, "device": str(model.device)}
     with kept_or_temporary(run) as path:

@@ -12,12 +12,13 @@ from trimtab.runs.config import (
     part_of,
 )
 from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
+from trimtab.runs.keywords import plain, read_keywords, whole_numbers
 from trimtab.runs.metrics import read_metrics
 from trimtab.runs.named import find_class, keyword_types, registered_class
 from trimtab.runs.progress import Meter
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
-from trimtab.runs.renamed import new_name
+from trimtab.runs.renamed import command_now, new_name
 from trimtab.runs.run import Run, Status
 from trimtab.runs.splits import split_ids, text_id
 from trimtab.runs.temporary import kept_or_temporary
@@ -37,6 +38,7 @@ __all__ = [
     "check_choices",
     "check_least",
     "check_values",
+    "command_now",
     "config_dict",
     "config_difference",
     "config_directory",
@@ -50,7 +52,9 @@ __all__ = [
     "new_name",
     "option_name",
     "part_of",
+    "plain",
     "read_json",
+    "read_keywords",
     "read_metrics",
     "read_options",
     "read_record",
@@ -63,6 +67,7 @@ __all__ = [
     "text_id",
     "utc_now",
     "versions",
+    "whole_numbers",
     "write_bytes",
     "write_json",
     "write_table",

@@ -1,4 +1,5 @@
-"""Fields of commands' configs that once had another name: `run.json` is read by it, as an option it is refused."""
+"""Fields of commands' configs that once had another name: `run.json` is read by it, as an option it is refused; and
+options that went elsewhere."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ RENAMED: dict[str, dict[str, str]] = {
     "demo": {"doses": "dose", "sizes": "size", "replicates": "samples", "candidates": "n_candidates"},
 }
 """New names by old ones, by command; those of a part's fields behind the part's name."""
+
+
+COMMANDS_NOW: dict[str, dict[str, str]] = {"evaluate core": {"write_stats": "trimtab sae stats"}}
+"""Commands that do what options once did, by command and old option."""
 
 
 def with_new_names(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,3 +42,8 @@ def _renamed(config: Mapping[str, Any], names: Mapping[str, str], within: str) -
 def new_name(command: str, name: str) -> str | None:
     """What a field of a command's config is called now, if the name is an old one of it."""
     return RENAMED.get(command, {}).get(name)
+
+
+def command_now(command: str, name: str) -> str | None:
+    """The command that does what an old option of a command did, if the name is of one."""
+    return COMMANDS_NOW.get(command, {}).get(name)

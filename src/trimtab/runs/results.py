@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, named
 from trimtab.runs.figures import own_axis
 from trimtab.runs.tables import Table
 
@@ -59,11 +59,7 @@ class Result:
             UserError: there is no such table.
         """
         tables = self.tables()
-        name = table or next(iter(tables), "")
-        if name not in tables:
-            known = ", ".join(tables) or "none"
-            raise UserError(f"table {table!r} of {type(self).__name__}", f"there is {known}", "choose one of them")
-        return tables[name].to_frame()
+        return named(tables, table or next(iter(tables), ""), f"{type(self).__name__}'s table").to_frame()
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the result.

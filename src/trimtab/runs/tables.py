@@ -8,7 +8,7 @@ A `Table` is shown by terminals, notebooks and pages, and is a frame of pandas.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ from trimtab.stats import Interval, interval_of, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table as RichTable
 
 Cell = str | float | Interval | None
@@ -37,6 +38,8 @@ class Column:
     """A unit or a remark, below the title on a page."""
     factor: float = 1.0
     """What numbers are multiplied by, such as 100 for points."""
+    spare: int = 0
+    """Above 0, it is left out where a terminal is too narrow, the highest number first."""
 
     def cell(self, row: Any) -> Cell:
         """The value in a row; an interval that lies in JSON is made one again."""
@@ -83,8 +86,37 @@ class Table:
     group: Callable[[Any], str] | None = None
     """Rows that follow each other and share this text stand below it."""
 
-    def __rich__(self) -> RichTable:
-        return result_table(self.columns, self.rows, title=self.title, caption=self.caption)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        yield self.fitting(options.max_width)
+
+    def fitting(self, width: int) -> RichTable:
+        """The table for a terminal of so many characters.
+
+        Where words and numbers would be broken, intervals stand below their estimates, and spare columns are left out.
+        """
+        columns, caption = list(self.columns), self.caption
+        narrow = self._least_width(columns, narrow=False) > width
+        while narrow and self._least_width(columns, narrow=True) > width:
+            last = max(columns, key=lambda column: column.spare)
+            if not last.spare:
+                break
+            columns.remove(last)
+        if len(columns) < len(self.columns):
+            left_out = ", ".join(column.title for column in self.columns if column not in columns)
+            caption = f"{caption} Too wide for here, but in JSON and frames: {left_out}.".lstrip()
+        return result_table(columns, self.rows, title=self.title, caption=caption, narrow=narrow)
+
+    def _least_width(self, columns: Sequence[Column], *, narrow: bool) -> int:
+        """Characters that columns take with all lines between them, broken between words, or as if narrow."""
+        widths = [
+            max(
+                *map(len, column.title.split()),
+                *(len(part) for row in self.rows for part in _unbroken(column, column.text(row), narrow)),
+                0,
+            )
+            for column in columns
+        ]
+        return sum(widths) + 3 * len(widths) + 1
 
     def _repr_html_(self) -> str:
         """The table as a notebook shows it."""
@@ -118,6 +150,18 @@ def _html_row(tag: str, texts: Iterable[str], styles: Sequence[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
+def _unbroken(column: Column, text: str, narrow: bool) -> Sequence[str]:
+    """Parts of a cell that stand on one line each."""
+    if column.whole:
+        return [text]
+    return _stacked(text).split("\n") if narrow and column.form else text.split()
+
+
+def _stacked(text: str) -> str:
+    """A number with its interval below it."""
+    return text.replace(" [", "\n[")
+
+
 def result_table(
     columns: Sequence[Column],
     rows: Iterable[Any],
@@ -125,6 +169,7 @@ def result_table(
     title: str = "",
     caption: str = "",
     framed: bool = True,
+    narrow: bool = False,
 ) -> RichTable:
     """A table for the terminal that loses nothing where it is narrow.
 
@@ -134,6 +179,7 @@ def result_table(
         title: above it.
         caption: below it.
         framed: with lines around and between.
+        narrow: intervals stand below their estimates.
     """
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -146,7 +192,8 @@ def result_table(
         justify = "right" if column.form else "left"
         table.add_column(Text(column.title), justify=justify, overflow="fold", no_wrap=column.whole)
     for row in rows:
-        table.add_row(*(Text(column.text(row)) for column in columns))
+        texts = (column.text(row) for column in columns)
+        table.add_row(*(Text(_stacked(text) if narrow else text) for text in texts))
     return table
 
 

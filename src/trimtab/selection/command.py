@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.dictionaries import AnyModelConfig
-from trimtab.errors import UserError
+from trimtab.errors import UserError, named
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
@@ -106,7 +106,7 @@ class RankResult(Result):
         return self.run / TABLE_FILE
 
     def __getitem__(self, criterion: str) -> FeatureTable:
-        return next(table for table in self.rankings if table.criterion == criterion)
+        return named({table.criterion: table for table in self.rankings}, criterion, "ranking")
 
     def headline(self) -> str:
         return f"{self.n_ranked:,} of {self.n_features:,} features of {self.sae} at {self.site} of {self.model}"

@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from trimtab.dictionaries.base import Dictionary
+from trimtab.dictionaries.base import Dictionary, check_is_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, site_width
 from trimtab.lm.logit_lens import token_texts
+from trimtab.lm.model import check_is_model
+from trimtab.runs import whole_numbers
 from trimtab.selection.criterion import Criterion, ScoringTarget
 from trimtab.selection.output_score import OutputScore
-from trimtab.selection.registry import make_criteria
+from trimtab.selection.registry import criterion_object, make_criteria
 from trimtab.selection.scorer import BATCH_SIZE
 from trimtab.selection.scoring import Scores, score_features
 from trimtab.selection.table import FeatureTable
@@ -73,7 +75,12 @@ def rank_by(
         UserError: dictionary and model do not fit, no site is known, statistics are missing, a feature does not exist,
             or none is left to rank.
     """
-    chosen = [make_criteria([c])[0] if isinstance(c, str) else c for c in criteria]
+    check_is_model(model)
+    check_is_dictionary(dictionary)
+    for name, value in (("top_tokens", top_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value}", "it must be at least 1", "change it")
+    chosen = [make_criteria([c])[0] if isinstance(c, str) else criterion_object(c) for c in criteria]
     place = dictionary_site(model, dictionary, site)
     ids = features_to_rank(dictionary, features, live_only=live_only)
     lens_count = max([top_tokens, *(c.n_tokens for c in chosen if isinstance(c, OutputScore))])
@@ -108,14 +115,17 @@ def features_to_rank(
     if features is None:
         ids = torch.arange(dictionary.n_features)
     else:
-        dictionary.check_features(list(features))
-        if len(set(features)) < len(features):
+        wanted = whole_numbers(features, "feature")
+        if not wanted:
+            raise UserError("the features", "there is none", "choose some, or leave them out for all")
+        dictionary.check_features(wanted)
+        if len(set(wanted)) < len(wanted):
             raise UserError("the features", "one is given twice", "give each once")
-        ids = torch.tensor(list(features), dtype=torch.long)
+        ids = torch.tensor(wanted, dtype=torch.long)
     if live_only and dictionary.feature_stats is not None:
         ids = ids[torch.as_tensor(dictionary.feature_stats.live)[ids]]
     if len(ids) == 0:
-        raise UserError("the features", "none of them ever fired" if live_only else "there is none", "choose others")
+        raise UserError("the features", "none of them ever fired", "choose others")
     return ids
 
 

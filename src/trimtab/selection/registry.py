@@ -52,3 +52,12 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
         criterion(**{name: value for name, value in given.items() if name in fields})
         for criterion, fields in zip(classes, taken, strict=True)
     ]
+
+
+def criterion_object(given: Any) -> Criterion:
+    """A criterion as it is, a class of one with its default settings; a `UserError` for anything else."""
+    found = given() if isinstance(given, type) else given
+    if not isinstance(found, EffectCriterion | StatisticCriterion):
+        hint = f"give one of {', '.join(CRITERIA)}"
+        raise UserError(f"criterion {given!r}", "it is neither a name nor a criterion", hint)
+    return found

@@ -11,6 +11,7 @@ from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, DecodingConfig
 from trimtab.runs import Meter, Run, part_of, read_typed
+from trimtab.steering.doses import DEFAULT_DOSE
 from trimtab.steering.result import SteerResult
 from trimtab.steering.steered import SteerOptions, check_options, no_features, plan_steering, steered
 from trimtab.steering.trace import Trace
@@ -59,6 +60,7 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
     check_options(options, len(config.prompt), config.decoding)
     model, dictionary = config.load()
     plan = plan_steering(options, model, dictionary, config.prompt, config.decoding)
+    config = replace(config, dose=config.dose or (DEFAULT_DOSE,))  # what a run records
     if config.run is None:
         return steered(plan, model)
     with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run", "any_model")) as run:

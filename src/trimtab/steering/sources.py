@@ -13,6 +13,7 @@ from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site, edit_delta
 from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
+from trimtab.runs import plain, whole_numbers
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit
 from trimtab.steering.operations import Slots, operation_named
 from trimtab.steering.table import DirectionTable
@@ -377,13 +378,19 @@ def check_each_once(feature: Int[Tensor, "R K"], table: DirectionTable) -> None:
         raise UserError(f"feature {int(dead[0])}", "its direction is zero, so it cannot be set", "leave it out")
 
 
+def _checked(given: int | Sequence[int]) -> int | list[int]:
+    """Ids as torch reads them, once none is a text or a fraction."""
+    whole_numbers(given, "feature")
+    return plain(given)
+
+
 def feature_ids(given: int | Sequence[int] | Tensor, n: int, lowest: int = -1) -> Tensor:
     """Ids as a tensor.
 
     Raises:
         UserError: an id is not a whole number, or not one of `n` features (or −1, if that is the lowest allowed).
     """
-    ids = torch.as_tensor(given)
+    ids = given if isinstance(given, Tensor) else torch.as_tensor(_checked(given))
     if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
         raise UserError(f"feature {ids.flatten()[0].item()}", "features are whole numbers", "give ids like 3")
     ids = ids.long()

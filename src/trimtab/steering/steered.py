@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, Decoded, InterventionSource, LanguageModel, Site, decode, site_width
+from trimtab.lm import (
+    DecodeConfig,
+    Decoded,
+    InterventionSource,
+    LanguageModel,
+    PositionRule,
+    Site,
+    decode,
+    site_width,
+)
+from trimtab.lm.model import check_is_model
 from trimtab.lm.row import check_prompts
-from trimtab.runs import Meter, check_least
+from trimtab.runs import Meter, check_least, field_types, plain, read_keywords, whole_numbers
 from trimtab.steering.composed_sources import SomeRowsSource
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
@@ -35,8 +47,8 @@ class SteerOptions:
 
     feature: tuple[int, ...] = ()
     """Features to steer with, all at once."""
-    dose: tuple[float, ...] = (DEFAULT_DOSE,)
-    """How strongly: one number, or one per feature."""
+    dose: tuple[float, ...] = ()
+    """How strongly: one number, or one per feature; 0.4 by default."""
     sweep: tuple[float, ...] = ()
     """Doses to try one after the other, each for all features; instead of the dose."""
     unit: str = DEFAULT_UNIT
@@ -82,7 +94,8 @@ def steer(
         keep_length: doses are multiples of each vector as it is, so that 1 adds it; otherwise only directions count.
         decoding: how tokens are chosen.
         options: any further fields of `SteerOptions`, such as `site`, `unit`, `sweep`, `operation`, `positions` or
-            `samples`.
+            `samples`; and of `DecodeConfig`, such as `max_new_tokens`, `temperature` and `seed`, instead of those in
+            `decoding`.
 
     Returns:
         Texts, realised doses and effects, the unsteered arm first, and the trace.
@@ -90,16 +103,30 @@ def steer(
     Raises:
         UserError: a value is not allowed, or does not fit the model or the dictionary.
     """
-    if keep_length:
-        options = {"unit": "absolute", **options}
-    dose = (1.0 if keep_length else DEFAULT_DOSE) if dose is None else dose
+    check_is_model(model)
+    if directions is None or (isinstance(directions, str | os.PathLike | torch.nn.Module) and not _decides(directions)):
+        check_is_dictionary(directions)
+    options = {"unit": "absolute", **options} if keep_length else options
+    if options.get("site") is not None:
+        options["site"] = str(Site.parse(options["site"]))
+    if "positions" in options:
+        options["positions"] = str(PositionRule.parse(options["positions"]))
+    known = {**field_types(SteerOptions), **field_types(DecodeConfig)}
+    known = {name: kind for name, kind in known.items() if name not in ("feature", "dose")}
+    options = read_keywords(options, known, steer)
+    tokens = {name: options.pop(name) for name in field_types(DecodeConfig) if name in options}
+    dose = () if dose is None else plain(dose)
+    if dose == []:
+        raise UserError("the doses", "there is none", "give one, or leave them out")
     chosen = SteerOptions(
-        feature=() if features is None else tuple(torch.as_tensor(features).reshape(-1).tolist()),
-        dose=(dose,) if isinstance(dose, int | float) else tuple(dose),
+        feature=() if features is None else tuple(whole_numbers(features, "feature")),
+        dose=tuple(dose) if isinstance(dose, list | tuple) else (dose,),  # type: ignore[arg-type]
         **options,
     )
-    given = [prompts] if isinstance(prompts, str) else prompts
-    decoding = decoding or DecodeConfig()
+    if not isinstance(prompts, str | Iterable):
+        raise UserError(f"prompts {prompts!r}", "they are no texts", "give one text, or a list")
+    given: Any = [prompts] if isinstance(prompts, str) else list(prompts)
+    decoding = replace(decoding or DecodeConfig(), **tokens)
     return steered(plan_steering(chosen, model, directions, given, decoding, keep_length=keep_length), model)
 
 
@@ -185,11 +212,11 @@ def plan_steering(
         UserError: as `steer`.
     """
     check_options(config, len(prompts), decoding)
-    decides = hasattr(directions, "sites")
+    decides = _decides(directions)
     tables = {} if decides else _tables(config, model, directions, keep_length)  # type: ignore[arg-type]
-    ids = [model.encode_text(p, chat=config.chat) if isinstance(p, str) else list(p) for p in prompts]
+    ids = [model.encode_text(p, chat=config.chat) if isinstance(p, str) else _tokens(p) for p in prompts]
     check_prompts(model, ids, decoding)
-    doses = [] if decides else _doses(config)
+    doses = [] if decides else _doses(config, 1.0 if keep_length else DEFAULT_DOSE)
     arms: list[list[float] | None] = [None, *(doses or [None])]
     rows = [
         _Row(prompt, sample, prompt * config.samples + sample, arm)
@@ -215,6 +242,11 @@ def plan_steering(
         positions=str(source.positions) if decides else config.positions,
         decoding=decoding,
     )
+
+
+def _decides(directions: object) -> bool:
+    """Whether it is a source, which decides everything itself."""
+    return hasattr(directions, "sites")
 
 
 def _arm(
@@ -265,12 +297,26 @@ def _tables(
             given.check_model(width, model.name, config.site)
             given.check_features(list(config.feature))
         elif not isinstance(given, DirectionTable):
-            given = torch.as_tensor(given)
+            given = _vector(given)
             if given.shape[-1:] != (width,):
                 check_heads(model, head_shapes({site: given}))
             given = vector_table(given, site, width=width, keep_length=keep)
         found[site] = given
     return found
+
+
+def _vector(given: Any) -> Tensor:
+    """What is given as a vector, as a tensor.
+
+    Raises:
+        UserError: it is no array of numbers.
+    """
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        what = f"the {type(given).__name__} that is to steer"
+        hint = "give what trimtab.load_sae returns, a vector, several, one of these by site, or a source"
+        raise UserError(what, "it is neither a dictionary nor numbers", hint) from None
 
 
 def _of_tables(
@@ -312,11 +358,18 @@ def _alone(config: SteerOptions, source: InterventionSource, rows: Sequence[_Row
     return SomeRowsSource(source, [row.arm == 1 for row in rows]), name
 
 
-def _doses(config: SteerOptions) -> list[list[float]]:
+def _tokens(prompt: Sequence[int]) -> list[int]:
+    """The token ids of a prompt."""
+    if not isinstance(plain(prompt), list):
+        raise UserError(f"prompt {prompt!r}", "it is neither a text nor token ids", "give texts, or lists of token ids")
+    return whole_numbers(prompt, "token")
+
+
+def _doses(config: SteerOptions, usual: float) -> list[list[float]]:
     """Per steered arm, the dose of all features or each one's own."""
     if not operation_named(config.operation).has_dose:
         return [[0.0]]
-    return [[float(dose)] for dose in config.sweep] or [list(map(float, config.dose))]
+    return [[float(dose)] for dose in config.sweep] or [list(map(float, config.dose or (usual,)))]
 
 
 def _name(config: SteerOptions, dose: list[float]) -> str:
@@ -343,7 +396,9 @@ def check_options(config: SteerOptions, n_prompts: int, decoding: DecodeConfig) 
         raise UserError(
             f"samples = {config.samples}", "greedy decoding gives the same text every time", "set a temperature"
         )
+    if config.sweep and config.dose:
+        raise UserError("a dose beside a sweep", "the sweep says the doses", "leave one of them out")
     check_doses(config.sweep or config.dose)
-    given = "a sweep" if config.sweep else "a dose" if config.dose != (DEFAULT_DOSE,) else ""
+    given = "a sweep" if config.sweep else "a dose" if config.dose else ""
     if given and not operation_named(config.operation).has_dose:
         raise UserError(given, f"operation {config.operation} has no dose", "leave it out, or use operation scale")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.errors import UserError
@@ -24,7 +25,8 @@ class PromptTask(Task):
         max_new_tokens: how long an answer may be.
 
     Raises:
-        UserError: a prompt is given twice, there is none, or a split has another name.
+        UserError: a prompt is given twice, there is none, a split has another name, or the reward is no function of two
+            texts.
     """
 
     name = "prompts"
@@ -38,18 +40,48 @@ class PromptTask(Task):
         chat: bool = False,
         max_new_tokens: int = 20,
     ) -> None:
+        if isinstance(prompts, str):
+            raise UserError(f"prompts {prompts!r}", "it is a single text", "give a list of texts")
+        _check_takes_two(reward)
         if not isinstance(prompts, Mapping):
+            prompts = [_text(prompt) for prompt in prompts]
             ordered, n = sorted(prompts, key=text_id), max(1, round(HELD_OUT * len(prompts)))
             prompts = {"test": ordered[:n], "validation": ordered[n : 2 * n], "train": ordered[2 * n :]}
         listed = [text for texts in prompts.values() for text in texts]
         if len(set(listed)) < len(listed):
             raise UserError("the prompts", "one is given twice", "give each once")
-        divided = {split: [_item(text) for text in texts] for split, texts in prompts.items()}
+        divided = {split: [_item(_text(text)) for text in texts] for split, texts in prompts.items()}
         super().__init__(divided)
         self.reward, self.chat, self.max_new_tokens = reward, chat, max_new_tokens  # pyright: ignore[reportAttributeAccessIssue]
 
     def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
-        return Outcome(reward=float(self.reward(item.prompt, text)), correct=None)
+        found = self.reward(item.prompt, text)
+        try:
+            reward = float(found)
+        except (TypeError, ValueError):
+            raise UserError(f"reward {found!r}", "it is no number", "let the function return one") from None
+        return Outcome(reward=reward, correct=None)
+
+
+def _check_takes_two(reward: object) -> None:
+    """Raise a `UserError` unless a reward can be called with a prompt and an answer."""
+    if not callable(reward):
+        raise UserError(f"reward {reward!r}", "it is no function", "give one that takes a prompt and an answer")
+    try:
+        takes = inspect.signature(reward)
+    except ValueError:  # built in, with arguments that Python does not know
+        return
+    try:
+        takes.bind("", "")
+    except TypeError:
+        why = "it is called with a prompt and an answer"
+        raise UserError(f"a reward that takes {takes}", why, "let it take both") from None
+
+
+def _text(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise UserError(f"prompt {prompt!r}", "it is no text", "give a list of texts")
+    return prompt
 
 
 def _item(text: str) -> Item:

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.activations import Document, HarvestOptions, as_documents, harvest, tokenise
 from trimtab.dictionaries import SAE, load_dictionary
+from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
-from trimtab.runs import Run, config_dict, json_safe, kept_or_temporary, read_metrics, read_typed
+from trimtab.lm.model import check_is_model
+from trimtab.runs import (
+    Run,
+    config_dict,
+    field_types,
+    json_safe,
+    kept_or_temporary,
+    read_keywords,
+    read_metrics,
+    read_typed,
+)
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, SHARE, Column, Table
@@ -141,7 +152,12 @@ def train_sae(
         UserError: a value is not allowed, there is too little text, rows are not finite, or the run is of other
             settings.
     """
-    config, rows_of = TrainConfig(**options), harvest_options or HarvestOptions()
+    check_is_model(model)
+    config = TrainConfig(**read_keywords(options, field_types(TrainConfig), train_sae))
+    rows_of = harvest_options or HarvestOptions()
+    if not isinstance(rows_of, HarvestOptions):
+        hint = "give trimtab.activations.HarvestOptions(context=…)"
+        raise UserError(f"harvest_options {rows_of!r}", "they are no HarvestOptions", hint)
     place, corpus = model.site(site), tokenise(as_documents(texts), model.tokenizer)
     described = {"site": str(place), **config_dict(config), "harvest": asdict(rows_of)}
     with (
