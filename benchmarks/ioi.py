@@ -28,7 +28,8 @@ import torch
 import transformers
 from machine import cpu_name
 
-from trimtab.evaluation.circuits.path_patching import Receiver, head_receiver, path_patch
+from trimtab.evaluation.circuits.patched_runs import Location, head_location
+from trimtab.evaluation.circuits.path_patching import path_patch
 from trimtab.evaluation.circuits.rows import PromptRows, rows_of
 from trimtab.lm import LanguageModel, load_model
 from trimtab.tasks.ioi_prompts import IOIDistribution
@@ -39,7 +40,7 @@ MODEL, RECEIVERS = "smollm2-135m-instruct", ((23, 0), (23, 1), (23, 2), (23, 7))
 class Loop:
     """Path patching by whole forward passes of a plain Llama with hooks."""
 
-    def __init__(self, model: LanguageModel, rows: PromptRows, other: torch.Tensor, receivers: list[Receiver]) -> None:
+    def __init__(self, model: LanguageModel, rows: PromptRows, other: torch.Tensor, receivers: list[Location]) -> None:
         self.hf, self.rows, self.receivers = model.hf, rows, receivers
         self.layers = list(model.hf.model.layers)
         self.head_dim = self.hf.config.head_dim
@@ -67,14 +68,14 @@ class Loop:
         part = slice(head * self.head_dim, (head + 1) * self.head_dim)
         values = [z.clone() for z in self.clean]
         values[layer][..., part] = self.corrupted[layer][..., part]
-        read: dict[Receiver, torch.Tensor] = {}
+        read: dict[Location, torch.Tensor] = {}
         handles = [
             block.self_attn.o_proj.register_forward_pre_hook(lambda _m, _args, z=z: (z,))
             for block, z in zip(self.layers, values, strict=True)
         ]
         for receiver in self.receivers:
 
-            def keep(_module: object, _args: object, out: torch.Tensor, receiver: Receiver = receiver) -> None:
+            def keep(_module: object, _args: object, out: torch.Tensor, receiver: Location = receiver) -> None:
                 read[receiver] = out[:, -1, self._columns(receiver)].clone()
 
             handles.append(self.layers[receiver.site.layer].self_attn.q_proj.register_forward_hook(keep))
@@ -88,7 +89,7 @@ class Loop:
                 _module: object,
                 _args: object,
                 out: torch.Tensor,
-                receiver: Receiver = receiver,
+                receiver: Location = receiver,
                 value: torch.Tensor = value,
             ) -> torch.Tensor:
                 out = out.clone()
@@ -101,7 +102,7 @@ class Loop:
             handle.remove()
         return after - self.before
 
-    def _columns(self, receiver: Receiver) -> slice:
+    def _columns(self, receiver: Location) -> slice:
         assert receiver.site.head is not None
         return slice(receiver.site.head * self.head_dim, (receiver.site.head + 1) * self.head_dim)
 
@@ -122,7 +123,7 @@ def main() -> None:
     prompts = ioi.prompts(args.prompts)
     (rows,) = rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=args.prompts)
     (other,) = rows_of([ioi.tokenise(ioi.without_repeat(p)) for p in prompts], model, batch_size=args.prompts)
-    receivers = [head_receiver(model, "attn_q", layer, head, "END") for layer, head in RECEIVERS]
+    receivers = [head_location(model, "attn_q", layer, head, "END") for layer, head in RECEIVERS]
     n_heads = model.hf.config.num_attention_heads
     senders = [(layer, head) for layer in range(RECEIVERS[0][0]) for head in range(n_heads)]
     sample = senders[:: -(-len(senders) // args.naive)]

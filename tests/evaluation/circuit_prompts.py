@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from trimtab.evaluation.circuits.path_patching import Receiver
+from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.circuits.rows import PromptRows, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.tasks.ioi_material import NAMES, OBJECTS, PAPER_TEMPLATES, PLACES
@@ -71,7 +71,7 @@ class Hooks:
         for layer, value in values.items():
             self.handles.append(self.out(layer).register_forward_pre_hook(lambda _m, _args, v=value: (v,)))
 
-    def _columns(self, receiver: Receiver, rows: PromptRows, head_dim: int) -> tuple[Any, Any]:
+    def _columns(self, receiver: Location, rows: PromptRows, head_dim: int) -> tuple[Any, Any]:
         """The module that gives what a receiver reads, and where it stands in its output."""
         layer, kind, head = receiver.site.layer, receiver.site.kind, receiver.site.head
         start = head * head_dim
@@ -82,13 +82,13 @@ class Hooks:
             module = getattr(self.layers[layer].self_attn, f"{kind[-1]}_proj")
         return module, (range(len(rows.ids)), rows.positions[receiver.position], slice(start, start + head_dim))
 
-    def read_head(self, receiver: Receiver, rows: PromptRows, head_dim: int, into: dict[Receiver, Tensor]) -> None:
+    def read_head(self, receiver: Location, rows: PromptRows, head_dim: int, into: dict[Location, Tensor]) -> None:
         module, place = self._columns(receiver, rows, head_dim)
         self.handles.append(
             module.register_forward_hook(lambda _m, _a, out: into.update({receiver: out[place].clone()}))
         )
 
-    def write_head(self, receiver: Receiver, rows: PromptRows, head_dim: int, value: Tensor) -> None:
+    def write_head(self, receiver: Location, rows: PromptRows, head_dim: int, value: Tensor) -> None:
         module, place = self._columns(receiver, rows, head_dim)
 
         def put(_module: Any, _args: Any, out: Tensor) -> Tensor:

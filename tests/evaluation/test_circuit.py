@@ -96,8 +96,8 @@ def test_what_would_find_another_circuit(
     elif mutation == "anywhere":
         monkeypatch.setattr(finding, "_looks", lambda attention, _role: attention["END"] > -1)
     else:
-        receiver = finding.head_receiver
-        monkeypatch.setattr(finding, "head_receiver", lambda *args: receiver(*args[:-1], "IO"))
+        receiver = finding.head_location
+        monkeypatch.setattr(finding, "head_location", lambda *args: receiver(*args[:-1], "IO"))
     found = find_circuit(built, ioi, ioi.prompts(24))
     assert {(head.role, head.layer, head.head) for head in found.heads} != {
         ("name mover", *MOVER),

@@ -10,13 +10,14 @@ from circuit_prompts import Hooks, aligned, logits
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.evaluation.circuits import path_patching
-from trimtab.evaluation.circuits.path_patching import Receiver, head_receiver, logits_receiver, path_patch
+from trimtab.evaluation.circuits import patched_runs, path_patching
+from trimtab.evaluation.circuits.patched_runs import Location, head_location
+from trimtab.evaluation.circuits.path_patching import logits_location, path_patch
 from trimtab.evaluation.circuits.rows import PromptRows
 from trimtab.lm import LanguageModel, RowDelta, Site
 
 
-def reference(model: LanguageModel, rows: PromptRows, other: Tensor, receivers: Sequence[Receiver]) -> Tensor:
+def reference(model: LanguageModel, rows: PromptRows, other: Tensor, receivers: Sequence[Location]) -> Tensor:
     """The definition: for each head one forward pass with all other heads fixed, and one with the receivers patched."""
     n_heads = model.hf.config.num_attention_heads
     clean: dict[int, Tensor] = {}
@@ -38,7 +39,7 @@ def reference(model: LanguageModel, rows: PromptRows, other: Tensor, receivers: 
             part = slice(head * head_dim, (head + 1) * head_dim)
             fixed = {n: value.clone() for n, value in clean.items()}
             fixed[layer][..., part] = corrupted[layer][..., part]
-            read: dict[Receiver, Tensor] = {}
+            read: dict[Location, Tensor] = {}
             with Hooks(model) as hooks:
                 hooks.write_z(fixed)
                 for receiver in receivers:
@@ -54,16 +55,16 @@ def reference(model: LanguageModel, rows: PromptRows, other: Tensor, receivers: 
     return torch.stack(effects, 1).unflatten(1, (model.n_layers, n_heads))
 
 
-def receivers_of(model: LanguageModel, kind: str) -> list[Receiver]:
+def receivers_of(model: LanguageModel, kind: str) -> list[Location]:
     if kind == "logits":
-        return [logits_receiver(model)]
+        return [logits_location(model)]
     if kind == "queries":
-        return [head_receiver(model, "attn_q", 3, head, "END") for head in (0, 2)]
+        return [head_location(model, "attn_q", 3, head, "END") for head in (0, 2)]
     if kind == "values":
-        return [head_receiver(model, "attn_v", layer, 3, "S2") for layer in (2, 3)]
+        return [head_location(model, "attn_v", layer, 3, "S2") for layer in (2, 3)]
     return [
-        head_receiver(model, "attn_q", 3, 1, "END"), head_receiver(model, "attn_k", 3, 1, "IO"),
-        head_receiver(model, "attn_k", 3, 1, "S1"), head_receiver(model, "attn_k", 2, 0, "S1+1"),
+        head_location(model, "attn_q", 3, 1, "END"), head_location(model, "attn_k", 3, 1, "IO"),
+        head_location(model, "attn_k", 3, 1, "S1"), head_location(model, "attn_k", 2, 0, "S1+1"),
     ]  # fmt: skip
 
 
@@ -98,7 +99,8 @@ def test_what_would_be_another_quantity(
             edits = {s: (lambda x, f=fn: f(x)._replace(time=(f(x).time + 1) % x.shape[1])) for s, fn in edits.items()}
         return edited(model, edits)
 
-    monkeypatch.setattr(path_patching, "edited", changed)
+    for module in (path_patching, patched_runs):
+        monkeypatch.setattr(module, "edited", changed)
     if mutation == "wrong token":
         rows = rows._replace(positions={**rows.positions, "S1+1": rows.positions["S1"]})
     found = path_patch(tiny_llama, rows, other, receivers)
@@ -120,16 +122,16 @@ def test_the_same_prompt_changes_nothing(tiny_llama: LanguageModel) -> None:
 
 def test_grouped_queries_share_keys_and_values(tiny_llama: LanguageModel, tiny_gpt2: LanguageModel) -> None:
     """Four query heads, two of keys and values; GPT-2 has one for each."""
-    assert [head_receiver(tiny_llama, "attn_v", 1, head, "S2").site.head for head in range(4)] == [0, 0, 1, 1]
-    assert [head_receiver(tiny_gpt2, "attn_k", 1, head, "S2").site.head for head in range(4)] == [0, 1, 2, 3]
-    assert str(head_receiver(tiny_llama, "attn_q", 1, 3, "END")) == "attn_q.1.3 at END"
+    assert [head_location(tiny_llama, "attn_v", 1, head, "S2").site.head for head in range(4)] == [0, 0, 1, 1]
+    assert [head_location(tiny_gpt2, "attn_k", 1, head, "S2").site.head for head in range(4)] == [0, 1, 2, 3]
+    assert str(head_location(tiny_llama, "attn_q", 1, 3, "END")) == "attn_q.1.3 at END"
 
 
 def test_what_cannot_be_patched(tiny_llama: LanguageModel) -> None:
     rows, other = aligned(tiny_llama)
     with pytest.raises(UserError, match=r"site attn_q.1.4: attn_q has heads 0 to 3"):
-        head_receiver(tiny_llama, "attn_v", 1, 4, "END")
+        head_location(tiny_llama, "attn_v", 1, 4, "END")
     with pytest.raises(UserError, match="receivers: give heads' queries, keys or values, or the logits alone"):
         path_patch(tiny_llama, rows, other, [])
     with pytest.raises(UserError, match=r"receiver attn_q.1: it is not a head's"):
-        path_patch(tiny_llama, rows, other, [Receiver(Site("attn_q", 1), "END")])
+        path_patch(tiny_llama, rows, other, [Location(Site("attn_q", 1), "END")])

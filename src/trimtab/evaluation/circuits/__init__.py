@@ -4,7 +4,8 @@ from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, gpt
 from trimtab.evaluation.circuits.command import CircuitConfig, CircuitResult, run_circuit
 from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
 from trimtab.evaluation.circuits.finding import find_circuit
-from trimtab.evaluation.circuits.path_patching import Receiver, head_receiver, logits_receiver, path_patch
+from trimtab.evaluation.circuits.patched_runs import Location, head_location
+from trimtab.evaluation.circuits.path_patching import logits_location, path_patch
 
 __all__ = [
     "ROLES",
@@ -13,11 +14,11 @@ __all__ = [
     "CircuitHead",
     "CircuitResult",
     "Faithfulness",
-    "Receiver",
+    "Location",
     "find_circuit",
     "gpt2_small_circuit",
-    "head_receiver",
-    "logits_receiver",
+    "head_location",
+    "logits_location",
     "measure_faithfulness",
     "path_patch",
     "run_circuit",

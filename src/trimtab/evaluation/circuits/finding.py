@@ -11,7 +11,8 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, Role
 from trimtab.evaluation.circuits.direct_effects import attention_from, direct_effects
-from trimtab.evaluation.circuits.path_patching import Receiver, head_receiver, path_patch
+from trimtab.evaluation.circuits.patched_runs import Location, head_location
+from trimtab.evaluation.circuits.path_patching import path_patch
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.lm.unembedding import Unembedding
@@ -97,7 +98,7 @@ def find_circuit(
         )
 
     def patched(kind: str, through: Sequence[CircuitHead], position: str) -> Tensor:
-        receivers: list[Receiver] = [head_receiver(model, kind, h.layer, h.head, position) for h in through]
+        receivers: list[Location] = [head_location(model, kind, h.layer, h.head, position) for h in through]
         return torch.cat([path_patch(model, rows, other, receivers, progress) for rows, other, _ in batches])
 
     def add_patched(role: str, change: Tensor) -> list[CircuitHead]:

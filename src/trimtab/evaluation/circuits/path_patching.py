@@ -12,57 +12,23 @@ behind the cached keys and values of the clean run. A loop of hooked forward pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.evaluation.circuits.patched_runs import Location, PatchedRuns
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
-from trimtab.lm.layouts import head_count
 from trimtab.lm.unembedding import Unembedding
 from trimtab.lm.upper_layers import starting_at
 
 
-class Receiver(NamedTuple):
-    """What reads the change: a head's queries, keys or values at a position, or the logits (`resid_post` of the last
-    layer at `END`)."""
-
-    site: Site
-    position: str
-
-    def __str__(self) -> str:
-        return f"{self.site} at {self.position}"
-
-
-def head_receiver(model: LanguageModel, kind: str, layer: int, head: int, position: str) -> Receiver:
-    """A query head's reading side. Keys and values of grouped-query attention are those of its group.
-
-    Args:
-        model: the model.
-        kind: `attn_q`, `attn_k` or `attn_v`.
-        layer: its layer.
-        head: among the query heads.
-        position: of what is read.
-
-    Raises:
-        UserError: there is no such head.
-    """
-    query = model.site(Site("attn_q", layer, head))
-    assert query.head is not None
-    if kind == "attn_q":
-        return Receiver(query, position)
-    found = model.layout.layers[layer]
-    group = head_count(found, query) // head_count(found, Site(kind, layer))
-    return Receiver(Site(kind, layer, query.head // group), position)
-
-
-def logits_receiver(model: LanguageModel) -> Receiver:
+def logits_location(model: LanguageModel) -> Location:
     """The logits behind the last token: with this receiver, path patching gives a head's direct effect."""
-    return Receiver(Site("resid_post", model.n_layers - 1), "END")
+    return Location(Site("resid_post", model.n_layers - 1), "END")
 
 
 @torch.no_grad()
@@ -70,7 +36,7 @@ def path_patch(
     model: LanguageModel,
     rows: PromptRows,
     corrupted: Int[Tensor, "B T"],
-    receivers: Sequence[Receiver],
+    receivers: Sequence[Location],
     progress: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "B layers heads"]:
     """The change of the logit difference when each head's output is the corrupted prompt's, for these receivers alone.
@@ -88,7 +54,7 @@ def path_patch(
     Raises:
         UserError: no receiver, a site that is none, or the logits beside others.
     """
-    logits = logits_receiver(model)
+    logits = logits_location(model)
     receivers = list(dict.fromkeys(receivers))
     if not receivers or (logits in receivers and len(receivers) > 1):
         raise UserError("receivers", "give heads' queries, keys or values, or the logits alone", "see path_patch")
@@ -103,12 +69,12 @@ def path_patch(
     before = logit_difference(unembedding, rows.at(clean.inputs[-1], "END"), answers)
     n_heads = clean.z[0].shape[2]
     effect = torch.zeros(len(before), model.n_layers, n_heads, device=before.device)
-    behind = None if receivers == [logits] else _Behind(model, rows, clean, receivers, n_heads)
+    behind = None if receivers == [logits] else PatchedRuns(model, rows, clean, receivers, n_heads)
     for layer in range(model.n_layers):
         reached = [r for r in receivers if r == logits or r.site.layer > layer]
         if not reached:
             break
-        read: dict[Receiver, Tensor] = {}
+        read: dict[Location, Tensor] = {}
         for position in dict.fromkeys(receiver.position for receiver in reached):
             there = [receiver for receiver in reached if receiver.position == position]
             values = _read_by(model, rows, clean, other[layer], layer, position, [r.site for r in there])
@@ -155,41 +121,3 @@ def _replaced(values: Float[Tensor, "N width"]) -> Callable[[Tensor], RowDelta]:
     number = torch.arange(len(values), device=values.device)
     change = RowDelta(number, torch.zeros_like(number), torch.zeros_like(values), values)
     return lambda _x: change
-
-
-class _Behind:
-    """Clean runs of several copies of each prompt, with other values for the receivers, from their first layer on."""
-
-    def __init__(
-        self, model: LanguageModel, rows: PromptRows, clean: PlainRun, receivers: Sequence[Receiver], copies: int
-    ) -> None:
-        self.model, self.copies, self.clean = model, copies, clean
-        self.start = int(min(rows.positions[receiver.position].min() for receiver in receivers))
-        self.time = {r: (rows.positions[r.position] - self.start).repeat_interleave(copies) for r in receivers}
-        self.end = (rows.positions["END"] - self.start).repeat_interleave(copies)
-        self.batch = TokenBatch.full(rows.ids[:, self.start :].repeat_interleave(copies, 0))
-        self.cache = None
-        if self.start:
-            cache = model.new_cache()
-            model.forward(TokenBatch.full(rows.ids[:, : self.start]), cache=cache, last=1)
-            cache.repeat(copies)
-            self.cache = cache.frozen()
-
-    def run(self, read: Mapping[Receiver, Float[Tensor, "N width"]]) -> Float[Tensor, "N d"]:
-        """The residual behind the last layer at the last token."""
-        at_site: dict[Site, list[Receiver]] = {}
-        for receiver in read:
-            at_site.setdefault(receiver.site, []).append(receiver)
-        number = torch.arange(len(self.end), device=self.end.device)
-
-        def change(site: Site) -> Callable[[Tensor], RowDelta]:
-            here = at_site[site]
-            values = torch.cat([read[receiver] for receiver in here])
-            batch, time = number.repeat(len(here)), torch.cat([self.time[receiver] for receiver in here])
-            return lambda _x: RowDelta(batch, time, torch.zeros_like(values), values)
-
-        layer, last = min(site.layer for site in at_site), Site("resid_post", self.model.n_layers - 1)
-        hidden = self.clean.inputs[layer][:, self.start :].repeat_interleave(self.copies, 0)
-        with starting_at(self.model, layer, hidden), edited(self.model, {site: change(site) for site in at_site}):
-            final = capture(self.model, self.batch, [last], cache=self.cache)[last]
-        return final[number, self.end]
