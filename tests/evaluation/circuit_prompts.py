@@ -98,6 +98,17 @@ class Hooks:
 
         self.handles.append(module.register_forward_hook(put))
 
+    def write_z_head(self, location: Location, rows: PromptRows, head_dim: int, value: Tensor) -> None:
+        assert location.site.head is not None
+        start = location.site.head * head_dim
+
+        def put(_module: Any, args: Any) -> Any:
+            z = args[0].clone()
+            z[range(len(z)), rows.positions[location.position], start : start + head_dim] = value
+            return (z,)
+
+        self.handles.append(self.out(location.site.layer).register_forward_pre_hook(put))
+
 
 def logits(model: LanguageModel, ids: Tensor) -> Tensor:
     return model.hf(input_ids=ids, use_cache=False).logits

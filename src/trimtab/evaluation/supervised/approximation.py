@@ -1,0 +1,58 @@
+"""Test 1 of Makelov, Lange and Nanda 2024: does a dictionary carry what the task needs, and nothing else does?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.evaluation.circuits.patched_runs import Location
+from trimtab.evaluation.supervised.cross_sections import PatchedPrompts
+from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approximation:
+    """Logit differences of a cross-section, and what follows from them; 1 is as good as the model."""
+
+    clean: Interval
+    """Of the plain model."""
+    mean: Interval
+    """With every location at its mean."""
+    sufficiency: Interval
+    """The paper's: the logit difference with a replaced by â, over the plain one."""
+    normalised_sufficiency: Interval
+    """(LD(â) − LD(ā)) / (LD − LD(ā)): 0 for the mean, 1 for the activation itself."""
+    necessity: Interval
+    """The paper's: 1 − |LD(ā) − LD(ā + a − â)| / |LD(ā) − LD|. 1 if what â leaves out does nothing."""
+    normalised_necessity: Interval
+    """1 − (LD(ā + a − â) − LD(ā)) / (LD − LD(ā)), which may exceed 1."""
+
+
+def approximation(
+    prompts: PatchedPrompts,
+    means: Mapping[Location, Float[Tensor, " width"]],
+    rebuilt: Mapping[Location, Float[Tensor, "P width"]],
+) -> Approximation:
+    """Patch in reconstructions, and what they leave out.
+
+    Args:
+        prompts: of the reported split.
+        means: mean activation of each location, over the prompts that dictionaries were fitted on.
+        rebuilt: â of each location.
+    """
+    clean = prompts.plain.difference
+    mean = prompts.answers({place: means[place].expand_as(x) for place, x in rebuilt.items()}).difference
+    kept = prompts.answers(rebuilt).difference
+    left = prompts.answers({p: means[p] + prompts.activations[p] - x for p, x in rebuilt.items()}).difference
+    c, m, k, rest = (value.double().cpu().numpy() for value in (clean, mean, kept, left))
+    return Approximation(
+        clean=bootstrap_mean(c),
+        mean=bootstrap_mean(m),
+        sufficiency=bootstrap_ratio_of_sums(k, c),
+        normalised_sufficiency=bootstrap_ratio_of_sums(k - m, c - m),
+        necessity=bootstrap_ratio_of_sums(rest - m, c - m, transform=lambda ratio: 1 - abs(ratio)),
+        normalised_necessity=bootstrap_ratio_of_sums(rest - m, c - m, transform=lambda ratio: 1 - ratio),
+    )

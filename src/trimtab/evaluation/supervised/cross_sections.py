@@ -1,0 +1,160 @@
+"""Cross-sections of the IOI circuit: locations that together carry everything of a kind, and runs with them patched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.evaluation.circuits.circuit import Circuit
+from trimtab.evaluation.circuits.patched_runs import Location, PatchedRuns, head_location
+from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference, rows_of
+from trimtab.lm import LanguageModel, TokenBatch, capture
+from trimtab.lm.unembedding import Unembedding
+from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
+
+Values = Mapping[Location, Float[Tensor, "P width"]]
+MOVERS, INHIBITION = ("name mover",), ("S-inhibition",)
+CROSS_SECTIONS: Mapping[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
+    "name-mover outputs": ((MOVERS, "attn_z", "END"),),
+    "direct outputs": ((("name mover", "S suppressor"), "attn_z", "END"),),
+    "name-mover queries": ((MOVERS, "attn_q", "END"),),
+    "name-mover queries and keys": ((MOVERS, "attn_q", "END"), (MOVERS, "attn_k", "IO"), (MOVERS, "attn_k", "S1")),
+    "S-inhibition outputs": ((INHIBITION, "attn_z", "END"),),
+    "S-inhibition values": ((INHIBITION, "attn_v", "S2"),),
+    "induction and duplicate-token outputs": ((("induction", "duplicate token"), "attn_z", "S2"),),
+}
+"""Per cross-section: roles, what their heads give or read, and where. *Direct outputs* are name movers with the heads
+that look at the second S, which small models have beside them; the others are the paper's."""
+
+
+def cross_section(name: str, circuit: Circuit, model: LanguageModel) -> tuple[Location, ...]:
+    """The locations of a cross-section.
+
+    Raises:
+        UserError: no such cross-section, or the circuit has no head of its roles.
+    """
+    if name not in CROSS_SECTIONS:
+        raise UserError(f"cross-section {name!r}", f"there are {', '.join(CROSS_SECTIONS)}", "choose one of them")
+    found = [
+        head_location(model, kind, head.layer, head.head, position)
+        for roles, kind, position in CROSS_SECTIONS[name]
+        for role in roles
+        for head in circuit.of(role)
+    ]
+    if not found:
+        roles = " or ".join(role for part in CROSS_SECTIONS[name] for role in part[0])
+        raise UserError(f"cross-section {name}", f"the circuit has no head of role {roles}", "choose another")
+    return tuple(dict.fromkeys(found))  # grouped queries share keys and values
+
+
+class Answers(NamedTuple):
+    """What the model says behind P prompts."""
+
+    difference: Tensor  # [P] logit of IO minus that of S
+    token: Tensor  # [P] the likeliest of the whole vocabulary
+
+
+class _Batch(NamedTuple):
+    rows: PromptRows
+    runs: PatchedRuns
+
+
+class PatchedPrompts:
+    """Prompts whose runs can be patched at all locations of a cross-section at once.
+
+    Args:
+        model: the model.
+        ioi: where the prompts are from.
+        prompts: P of them.
+        locations: of a cross-section.
+        batch_size: prompts per forward pass.
+
+    Attributes:
+        activations: per location what it is in the plain runs, `[P, width]`.
+        plain: the plain answers.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: LanguageModel,
+        ioi: IOIDistribution,
+        prompts: Sequence[IOIPrompt],
+        locations: Sequence[Location],
+        batch_size: int = 64,
+    ) -> None:
+        self.model, self.prompts, self.locations = model, tuple(prompts), tuple(locations)
+        self._batches: list[_Batch] = []
+        self._unembedding = Unembedding(model)
+        tokenised = [ioi.tokenise(prompt) for prompt in prompts]
+        found: dict[Location, list[Tensor]] = {location: [] for location in locations}
+        last: list[Tensor] = []
+        for rows in rows_of(tokenised, model, batch_size=batch_size):
+            clean = PlainRun.of(model, rows.ids)
+            read = read_locations(model, rows, locations)
+            for location, values in read.items():
+                found[location].append(values)
+            last.append(rows.at(clean.inputs[-1], "END"))
+            self._batches.append(_Batch(rows, PatchedRuns(model, rows, clean, locations, 1)))
+        order = torch.tensor([number for batch in self._batches for number in batch.rows.numbers])
+        self._back = order.argsort()
+        self.activations = {location: torch.cat(parts)[self._back] for location, parts in found.items()}
+        self.plain = self._answers(last)
+
+    @torch.no_grad()
+    def answers(self, values: Values) -> Answers:
+        """The answers when locations have other values."""
+        return self._answers(
+            [
+                batch.runs.run({location: value[list(batch.rows.numbers)] for location, value in values.items()})
+                for batch in self._batches
+            ]
+        )
+
+    def _answers(self, hidden: Sequence[Float[Tensor, "B d"]]) -> Answers:
+        pairs = list(zip(self._batches, hidden, strict=True))
+        difference = [logit_difference(self._unembedding, x, batch.rows.answers) for batch, x in pairs]
+        token = [self._unembedding.logits(x).argmax(-1) for x in hidden]
+        return Answers(torch.cat(difference)[self._back], torch.cat(token)[self._back])
+
+
+def read_locations(model: LanguageModel, rows: PromptRows, locations: Sequence[Location]) -> dict[Location, Tensor]:
+    """What locations are in plain runs: `[B, width]` each."""
+    found = capture(model, TokenBatch.full(rows.ids), [location.site for location in locations])
+    return {location: rows.at(found[location.site], location.position) for location in locations}
+
+
+def activations_of(
+    model: LanguageModel,
+    ioi: IOIDistribution,
+    prompts: Sequence[IOIPrompt],
+    locations: Sequence[Location],
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> dict[Location, Float[Tensor, "P width"]]:
+    """What locations are in the plain runs of prompts, as dictionaries are fitted on.
+
+    Args:
+        model: the model.
+        ioi: where the prompts are from.
+        prompts: P of them.
+        locations: each a head's site at a position.
+        batch_size: prompts per forward pass.
+        progress: called with the number of prompts done.
+    """
+    order: list[int] = []
+    found: dict[Location, list[Tensor]] = {location: [] for location in locations}
+    for rows in rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=batch_size):
+        for location, values in read_locations(model, rows, locations).items():
+            found[location].append(values)
+        order += rows.numbers
+        if progress is not None:
+            progress(len(rows.numbers))
+    back: Int[Tensor, " P"] = torch.tensor(order).argsort()
+    return {location: torch.cat(parts)[back] for location, parts in found.items()}

@@ -1,0 +1,37 @@
+"""The examples of docs/circuits.md and docs/supervised.md run, one after the other, on a model built by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.lm import LanguageModel
+
+
+def run_page(name: str, model: LanguageModel) -> dict[str, Any]:
+    """What the examples of a page define."""
+    page = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    known: dict[str, Any] = {"model": model}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(code, name, "exec"), known)
+    return known
+
+
+def test_circuits(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
+    known = run_page("circuits.md", built)
+    assert [tuple(head) for head in known["effects"][0].nonzero().tolist()] == [(0, 1)]
+    assert "2 heads of built bring about 1.00" in capsys.readouterr().out
+
+
+def test_supervised(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """The name mover copies IO, so that its code alone rebuilds and edits what it gives."""
+    known = run_page("supervised.md", built)
+    said = capsys.readouterr().out
+    assert known["locations"][0].site.layer == 1
+    found = known["approximation"](known["prompts"], known["means"], known["rebuilt"])
+    assert found.sufficiency.estimate == pytest.approx(1, abs=0.02)
+    assert found.necessity.estimate == pytest.approx(1, abs=0.05)
+    assert "EditSuccess(success=Interval(estimate=1.0" in said
