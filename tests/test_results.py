@@ -155,7 +155,7 @@ def test_a_changed_digit_is_found(path: Path) -> None:
 def test_a_changed_cell_is_found() -> None:
     page = (DOCS / "results" / "ioi.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| policy |"))
-    (wrong,) = stale(page.replace(row, row.removesuffix(" |") + "0 |"))
+    (wrong,) = stale(page.replace(row, row.removesuffix(" |") + "0 |", 1))
     assert wrong.startswith("| policy")
 
 

@@ -66,6 +66,11 @@ SOURCES = {
         f"trimtab policy evaluate {LAYER_22} {LAYER_15} --skip 200 --items 400 --control random random-allowed static "
         "gated vector --no-equal-kl --vector-steps 60 --train-items 192 --no-trace --run runs/fresh",
     ),
+    "ioi-one-feature": Source(
+        "one-feature", "evaluation.json", ARMS,
+        f"trimtab policy evaluate {LAYER_22} --skip 200 --items 400 --control static gated --used 1 --n-random 0 "
+        "--no-equal-kl --train-items 192 --no-trace --run runs/one-feature",
+    ),
     "ioi-layer-22": Source("layer22", "evaluation.json", ARMS, f"trimtab policy evaluate {LAYER_22} {WIDE}layer22"),
     "ioi-layer-15": Source("layer15", "evaluation.json", ARMS, f"trimtab policy evaluate {LAYER_15} {WIDE}layer15"),
     "ioi-headroom": Source(
@@ -202,6 +207,7 @@ def arms(found: Any) -> str:
 
 TITLES = {
     "ioi-fresh": "[IOI, fresh items](results/ioi.md)",
+    "ioi-one-feature": "[IOI, fresh items, one feature](results/ioi.md#one-feature)",
     "ioi-layer-22": "[IOI, layer 22](results/ioi.md#layer-22-beside-all-controls)",
     "ioi-layer-15": "[IOI, layer 15](results/ioi.md#layer-15-beside-all-controls)",
     "bbq": "[BBQ, ambiguous](results/bbq.md)",
