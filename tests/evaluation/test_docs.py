@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from trimtab.dictionaries import DictionaryInfo, Standard
 from trimtab.lm import LanguageModel
 
 
-def run_page(name: str, model: LanguageModel) -> dict[str, Any]:
+def run_page(name: str, model: LanguageModel, **given: Any) -> dict[str, Any]:
     """What the examples of a page define."""
     page = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
-    known: dict[str, Any] = {"model": model}
+    known: dict[str, Any] = {"model": model, **given}
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(code, name, "exec"), known)
     return known
@@ -27,11 +29,17 @@ def test_circuits(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_supervised(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
-    """The name mover copies IO, so that its code alone rebuilds and edits what it gives."""
-    known = run_page("supervised.md", built)
+    """The name mover copies IO, so that its code alone rebuilds and edits what it gives.
+
+    The SAE has a feature for each coordinate of its output, which are the names.
+    """
+    eye, zero = torch.eye(16), torch.zeros(16)
+    sae = Standard(eye, zero - 0.05, eye, zero, info=DictionaryInfo(architecture="standard"))
+    known = run_page("supervised.md", built, sae=sae)
     said = capsys.readouterr().out
     assert known["locations"][0].site.layer == 1
     found = known["approximation"](known["prompts"], known["means"], known["rebuilt"])
     assert found.sufficiency.estimate == pytest.approx(1, abs=0.02)
     assert found.necessity.estimate == pytest.approx(1, abs=0.05)
-    assert "EditSuccess(success=Interval(estimate=1.0" in said
+    assert said.count("EditSuccess(success=Interval(estimate=1.0") == 2  # by codes and by the SAE's features
+    assert sum(meaning.f1 > 0.99 and meaning.predicates[0].startswith("IO=") for meaning in known["meanings"]) >= 8
