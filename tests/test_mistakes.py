@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import trimtab
+from trimtab.activations import top_contexts
+from trimtab.control import Setting
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, Site, decode
+from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, Site, applied, decode, last_activations
 from trimtab.selection import DeltaConfidence
+from trimtab.steering import StaticSource, VectorSource
 
 FIVE = ["a", "b", "c", "d", "e"]
 
@@ -101,6 +104,32 @@ MISTAKES: dict[str, tuple[Call, str]] = {
         lambda m, s: decode(m, [1, 2]),
         r"tokens of a single one; give a list of prompts, like \[tokens\]",
     ),  # type: ignore[list-item]
+    "decode numbers": (lambda m, s: decode(m, [[7.5]]), "prompt 0: its tokens are no whole numbers"),  # type: ignore[list-item]
+    "a source as the config": (
+        lambda m, s: decode(m, [[7]], VectorSource(torch.ones(32), "resid_post.1")),  # type: ignore[arg-type]
+        r"the VectorSource that is given as the config: it is no DecodeConfig; .*a source comes behind it",
+    ),
+    "a vector as a source": (
+        lambda m, s: decode(m, [[7]], DecodeConfig(), torch.ones(32)),  # type: ignore[arg-type]
+        r"the Tensor that is to steer: it is no source of interventions; give one, like .*VectorSource\(vector, site",
+    ),
+    "a vector to apply": (
+        lambda m, s: applied(m, torch.ones(32)).__enter__(),  # type: ignore[arg-type]
+        "the Tensor that is to steer: it is no source of interventions",
+    ),
+    "a text as a vector": (lambda m, s: VectorSource("happy", "resid_post.1"), "the str that is to steer"),  # type: ignore[arg-type]
+    "a name in a source": (lambda m, s: StaticSource("default", 3), "dictionary 'default': it is a name"),  # type: ignore[arg-type]
+    "texts as one": (lambda m, s: m.encode_text(["an inn"]), r"prompt \['an inn'\]: it is no text"),  # type: ignore[arg-type]
+    "a number as a text": (lambda m, s: DecodeConfig(max_new_tokens="3"), "max_new_tokens '3': it must be at least 1"),  # type: ignore[arg-type]
+    "a text as the prefixes": (
+        lambda m, s: DeltaConfidence(prefixes="From"),  # type: ignore[arg-type]
+        "prefixes 'From': they are a single text; give a tuple of texts",
+    ),
+    "contexts of nothing": (lambda m, s: top_contexts(m, s, ["an inn"], []), "the features: there is none"),
+    "a name in a setting": (
+        lambda m, s: Setting(model=m, dictionary="default", site=None),  # type: ignore[arg-type]
+        "dictionary 'default': it is a name",
+    ),
     "a criterion misspelt": (
         lambda m, s: trimtab.rank(m, s, "delta_confidence"),
         r"criterion 'delta_confidence': .* did you mean delta-confidence\?",
@@ -192,6 +221,7 @@ def test_a_mistake_is_one_line_with_a_hint(mistake: str, tiny_llama: LanguageMod
         call(tiny_llama, sae)
     assert raised.value.why
     assert "\n" not in raised.value.line
+    assert raised.value._render_traceback_() == [f"{type(raised.value).__name__}: {raised.value.line}"]
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(tiny_llama: LanguageModel, sae: Standard) -> None:
@@ -211,6 +241,12 @@ def test_numbers_of_numpy_and_torch_are_numbers(tiny_llama: LanguageModel, sae: 
     texts = ["the end of an inn. " * 5] * 30
     trained = trimtab.train_sae(tiny_llama, texts, Site("resid_post", 1), n_features=np.int64(64), l0=np.float32(4))
     assert trained.sae.n_features == 64
+
+
+def test_one_text_and_a_site_s_name_will_do(tiny_llama: LanguageModel, sae: Standard) -> None:
+    one_text = last_activations(tiny_llama, "an inn", "resid_post.1")
+    assert torch.equal(one_text, last_activations(tiny_llama, ["an inn"], "resid_post.1"))
+    assert Setting(model=tiny_llama, dictionary=sae, site="resid_post.1").site == Site("resid_post", 1)  # type: ignore[arg-type]
 
 
 def test_how_tokens_are_chosen_is_said_in_steer_itself(tiny_llama: LanguageModel, sae: Standard) -> None:

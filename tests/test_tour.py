@@ -89,6 +89,14 @@ def test_no_output_is_an_address_a_warning_or_a_wall(shown: Shown) -> None:
     check_readable(shown)
 
 
+def test_a_mistake_in_a_notebook_is_one_line(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import trimtab\ntrimtab.load_model('')")])
+    notebook.cells[0].metadata["tags"] = ["raises-exception"]
+    run(notebook, tmp_path)
+    (said,) = notebook.cells[0].outputs[-1].traceback
+    assert said == "UserError: the model's name: it is empty; give one; `trimtab models list` names some"
+
+
 def test_what_is_looked_for_is_found() -> None:
     for bad in ("<object at 0x7f9dac56a090>", "FutureWarning: …", "tensor([1.0])", "1.5 " * WALL):
         with pytest.raises(AssertionError):

@@ -27,6 +27,10 @@ class UserError(ValueError):
         """The message on one line, as the command line prints it."""
         return " ".join(str(self).split())
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self.line}"]
+
 
 def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise a `UserError` unless a value is one of a few texts."""

@@ -92,6 +92,8 @@ def top_contexts(
     check_is_model(model)
     check_is_dictionary(dictionary)
     wanted = whole_numbers(features, "feature")
+    if not wanted:
+        raise UserError("the features", "there is none", "give at least one")
     dictionary.check_features(wanted)
     if not (name := site or dictionary.info.site):
         raise UserError("the site", "the dictionary does not name the one it reads", "give a site")

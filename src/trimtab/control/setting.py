@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 
 from trimtab.control.masks import FeatureMask, MaskKind, PromptFirings, build_mask
 from trimtab.dictionaries import Dictionary
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, PromptCache, Site, site_width
 from trimtab.runs import Meter, check_choices
@@ -27,7 +28,7 @@ class Setting:
     dictionary: Dictionary | None
     """Whose features arms choose from; None if all arms do without."""
     site: Site | None
-    """Where they steer; None if none does."""
+    """Where they steer, a name will do; None if none does."""
     dose: float = 0.5
     """How strongly, in `unit`."""
     unit: Unit = "relative"
@@ -50,6 +51,10 @@ class Setting:
     """Told of every answer, and what it is for; shown by whoever opens it."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.site, str):
+            object.__setattr__(self, "site", self.model.site(self.site))
+        if self.dictionary is not None:
+            check_is_dictionary(self.dictionary)
         check_choices(self)
         check_doses(self.dose)
         if self.dictionary is not None and self.site is not None:

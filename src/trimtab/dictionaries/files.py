@@ -156,7 +156,9 @@ def check_fit(sae: SAE, model: LanguageModel, *, any_model: bool = False) -> Non
             width = site_width(model, model.site(sae.info.site))
         except UserError as error:
             raise UserError(
-                f"dictionary for {error.what}", error.why, "choose a dictionary trained on this model"
+                f"dictionary for {error.what}",
+                error.why,
+                "choose a dictionary trained on this model" + f", or model {sae.info.model}" * bool(sae.info.model),
             ) from None
     sae.check_model(width, model.name)
     if not any_model:

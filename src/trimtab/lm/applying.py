@@ -12,9 +12,17 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.editing import DecodeStart, EndedRow, InterventionSource, JoinableSource, RowColumns, SourceRunner
+from trimtab.lm.editing import (
+    DecodeStart,
+    EndedRow,
+    InterventionSource,
+    JoinableSource,
+    RowColumns,
+    SourceRunner,
+    check_is_source,
+)
 from trimtab.lm.edits import EditLog
-from trimtab.lm.model import LanguageModel
+from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.taps import edited
 
 
@@ -56,6 +64,8 @@ class AppliedEdits:
     """
 
     def __init__(self, model: LanguageModel, source: InterventionSource) -> None:
+        check_is_model(model)
+        check_is_source(source)
         if not isinstance(source, JoinableSource):
             raise UserError(
                 f"{type(source).__name__} in the model's own calls",

@@ -60,16 +60,17 @@ def capture(
     return found
 
 
-def last_activations(model: LanguageModel, texts: Sequence[str], site: Site | str) -> Float[Tensor, "N width"]:
+def last_activations(model: LanguageModel, texts: str | Sequence[str], site: Site | str) -> Float[Tensor, "N width"]:
     """The activation at each text's last token, as for a difference of means.
 
     Args:
         model: the model.
-        texts: one or more.
+        texts: one, or several.
         site: a name or a site.
 
     Raises:
         UserError: a text gives no token, or the site does not exist.
     """
+    texts = [texts] if isinstance(texts, str) else texts
     batch = TokenBatch.pad([model.encode_text(text) for text in texts], model.pad_id, model.device)
     return capture(model, batch, [site])[model.site(site)][:, -1]

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.editing import InterventionSource
+from trimtab.lm.editing import InterventionSource, check_is_source
 from trimtab.lm.edits import EditLog
-from trimtab.lm.model import LanguageModel
+from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
 from trimtab.lm.stream import DecodeStream
@@ -113,6 +113,9 @@ def decode(
             allowed, or one that the model does not have.
         RuntimeError: edits applied are not the positions asked for.
     """
+    check_is_model(model)
+    if source is not None:
+        check_is_source(source)
     config = config or DecodeConfig()
     if repeats < 1:
         raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")

@@ -85,6 +85,13 @@ class InterventionSource(Protocol):
         ...
 
 
+def check_is_source(given: object) -> None:
+    """Raise a `UserError` unless what is given as a source of interventions looks like one."""
+    if not hasattr(given, "sites"):
+        hint = "give one, like trimtab.steering.VectorSource(vector, site, dose) or StaticSource(sae, feature, dose)"
+        raise UserError(f"the {type(given).__name__} that is to steer", "it is no source of interventions", hint)
+
+
 @runtime_checkable
 class JoinableSource(InterventionSource, Protocol):
     """A source whose rows need not all be there at the start."""

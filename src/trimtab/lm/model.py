@@ -130,6 +130,8 @@ class LanguageModel:
         Raises:
             UserError: the text gives no token, or the model has no chat template.
         """
+        if not isinstance(text, str):
+            raise UserError(f"prompt {text!r}", "it is no text", "give one text at a time")
         if not text:
             raise UserError("the prompt", "it is empty", "give some text")
         if chat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,6 +113,9 @@ def check_prompts(
     forced: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Raise a `UserError` if `decode` would refuse these prompts."""
+    if not isinstance(config, DecodeConfig):
+        hint = "give DecodeConfig(max_new_tokens=…); a source comes behind it"
+        raise UserError(f"the {type(config).__name__} that is given as the config", "it is no DecodeConfig", hint)
     if isinstance(prompts, str) or any(isinstance(prompt, str) for prompt in prompts):
         raise UserError("the prompts", "they are texts", "give token ids, like [model.encode_text(text)]")
     if not len(prompts):
@@ -142,5 +146,9 @@ def check_tokens(model: LanguageModel, name: str, tokens: Sequence[int]) -> None
     """Raise a `UserError` if there is no token, or one that the model does not have."""
     if len(tokens) == 0:
         raise UserError(name, "it is empty", "give at least one token")
-    if not all(0 <= token < model.vocab_size for token in tokens):
+    try:
+        known = all(0 <= operator.index(token) < model.vocab_size for token in tokens)
+    except TypeError:
+        raise UserError(name, "its tokens are no whole numbers", "give what model.encode_text returns") from None
+    if not known:
         raise UserError(name, f"{model.name} has tokens 0 to {model.vocab_size - 1}", "tokenise again")

@@ -21,7 +21,11 @@ def check_values(config: Any, rule: str, ok: Callable[[Any], bool], *names: str)
     """
     for name in names:
         for one in _each(getattr(config, name)):
-            if one is not None and not ok(one):
+            try:
+                good = one is None or ok(one)
+            except TypeError:
+                raise UserError(f"{name} {one!r}", f"it must be {rule}", "give a number") from None
+            if not good:
                 raise UserError(f"{name} {one}", f"it must be {rule}", "change it")
 
 

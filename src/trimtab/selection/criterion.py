@@ -82,6 +82,8 @@ class EffectCriterion(_Labelled):
     def __post_init__(self) -> None:
         check_doses(self.dose)
         check_unit(self.unit, has_statistics=True)
+        if isinstance(self.prefixes, str):
+            raise UserError(f"prefixes {self.prefixes!r}", "they are a single text", "give a tuple of texts")
         if not self.prefixes:
             raise UserError("the prefixes", "there is none", "give at least one text")
         if not all(self.prefixes):

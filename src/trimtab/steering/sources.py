@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site, edit_delta
 from trimtab.lm.layouts import head_count
@@ -81,6 +83,7 @@ class DirectionSource:
         positions: PositionRule | str | Sequence[int] = "generated",
         combine: str = "each",
     ) -> None:
+        _check_no_name(directions)
         self.how = operation_named(operation)
         check_one_of("combine", combine, ("each", "total"))
         if operation != "add" and combine != "each":
@@ -154,6 +157,12 @@ class DirectionSource:
         filled = feature >= 0
         target = torch.where(filled & table.are_axes(feature), at.length, torch.nan) if self.how.sets else None
         return Edit(feature, torch.where(filled, coefficient, 0), torch.where(filled, dose, 0), target=target)
+
+
+def _check_no_name(directions: object) -> None:
+    """Refuse a dictionary's name in its place."""
+    if isinstance(directions, str | os.PathLike):
+        check_is_dictionary(directions)
 
 
 def by_site(given: PerSite[T], site: Site | str | None) -> dict[Site, T]:
@@ -291,7 +300,7 @@ class VectorSource(StaticSource):
     ) -> None:
         if keep_length:
             options.setdefault("unit", "absolute")
-        given = {at: torch.as_tensor(found) for at, found in by_site(vectors, site).items()}
+        given = {at: as_vector(found) for at, found in by_site(vectors, site).items()}
         self.heads = head_shapes(given)
         most = for_each(tuple(given), max_activation, "max_activation")
         tables = {
@@ -304,6 +313,20 @@ class VectorSource(StaticSource):
     def start(self, start: DecodeStart) -> None:
         check_heads(start.model, self.heads)
         super().start(start)
+
+
+def as_vector(given: Any) -> Tensor:
+    """What is given as a vector, as a tensor.
+
+    Raises:
+        UserError: it is no array of numbers.
+    """
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        what = f"the {type(given).__name__} that is to steer"
+        hint = "give what trimtab.load_sae returns, a vector, several, one of these by site, or a source"
+        raise UserError(what, "it is neither a dictionary nor numbers", hint) from None
 
 
 def head_shapes(values: Mapping[Site, Tensor]) -> dict[Site, tuple[int, ...]]:

@@ -33,7 +33,7 @@ from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
 from trimtab.steering.operations import operation_named
 from trimtab.steering.result import Continuation, DoseResult, SteerResult
-from trimtab.steering.sources import PerSite, StaticSource, by_site, check_heads, head_shapes, vector_table
+from trimtab.steering.sources import PerSite, StaticSource, as_vector, by_site, check_heads, head_shapes, vector_table
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 
@@ -297,26 +297,12 @@ def _tables(
             given.check_model(width, model.name, config.site)
             given.check_features(list(config.feature))
         elif not isinstance(given, DirectionTable):
-            given = _vector(given)
+            given = as_vector(given)
             if given.shape[-1:] != (width,):
                 check_heads(model, head_shapes({site: given}))
             given = vector_table(given, site, width=width, keep_length=keep)
         found[site] = given
     return found
-
-
-def _vector(given: Any) -> Tensor:
-    """What is given as a vector, as a tensor.
-
-    Raises:
-        UserError: it is no array of numbers.
-    """
-    try:
-        return torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        what = f"the {type(given).__name__} that is to steer"
-        hint = "give what trimtab.load_sae returns, a vector, several, one of these by site, or a source"
-        raise UserError(what, "it is neither a dictionary nor numbers", hint) from None
 
 
 def _of_tables(
