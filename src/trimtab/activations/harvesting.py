@@ -151,7 +151,10 @@ class _Harvester:
         self.index = self._open_index()
         damaged = self._damaged()
         redo = [self._stretch_of(shard) for shard in damaged]
-        rest = [] if self.index.complete else self._stretches_from(self.index.next)
+        rest, go_on = list[Stretch](), self.index.next
+        for split in () if self.index.complete else SPLITS[SPLITS.index(go_on.split) :]:
+            first = go_on.batch if split == go_on.split else 0
+            rest.append(Stretch(split, first, len(self.forwards.order[split])))
         self.ranks.broadcast([*redo, *rest])
         batches = self.forwards.read([*redo, *rest])
         if redo or rest:
@@ -237,13 +240,6 @@ class _Harvester:
         if not following:
             return Stretch(shard.split, shard.start.batch, len(self.forwards.order[shard.split]))
         return Stretch(shard.split, shard.start.batch, following[0].batch + (following[0].skip > 0))
-
-    def _stretches_from(self, position: StreamPosition) -> list[Stretch]:
-        splits = SPLITS[SPLITS.index(position.split) :]
-        return [
-            Stretch(split, position.batch if split == position.split else 0, len(self.forwards.order[split]))
-            for split in splits
-        ]
 
     def _open_index(self) -> ShardIndex:
         if (self.directory / INDEX_FILE).exists():

@@ -99,9 +99,6 @@ class LiveSource(PooledSource):
             pool[place].copy_(rows)
             usual[place] = norms(rows).le(self.options.outlier_norm * self.norm_median).cpu()
             filled += len(rows)
-        return self._without_outliers(pool, usual)
-
-    def _without_outliers(self, pool: Tensor, usual: Tensor) -> Tensor:
         outliers, others = torch.where(~usual)[0], torch.where(usual)[0]
         if len(outliers) and len(others):
             pool[outliers] = pool[others[torch.arange(len(outliers)) * 7919 % len(others)]]

@@ -65,6 +65,11 @@ class SyntheticConfig:
     data_seed: int = 0
     """Of the features and of the rows."""
 
+    @property
+    def n_roots(self) -> int:
+        """Features without a parent; they come first."""
+        return self.n_true - self.n_parents * self.n_children
+
     def __post_init__(self) -> None:
         check_least(self, 1, "d", "n_true", "n_topics")
         check_least(self, 0, "n_parents", "n_children", "zipf_exponent", "noise", "offset", "data_seed")
@@ -73,11 +78,10 @@ class SyntheticConfig:
         check_values(
             self, "above 0 and below 1", lambda value: 0 < value < 1, "max_rate", "topic_share", "magnitude_cv"
         )
-        children = self.n_parents * self.n_children
-        if 2 * self.n_parents > self.n_true - children:
+        if 2 * self.n_parents > self.n_roots:
             raise UserError(
                 f"n_parents {self.n_parents} with {self.n_children} children each",
-                f"of {self.n_true} features, {max(0, self.n_true - children)} are left for parents and others",
+                f"of {self.n_true} features, {max(0, self.n_roots)} are left for parents and others",
                 "lower them or raise n_true: parents are at most half of those without a parent",
             )
         expected = _root_rates(self, np.inf)[0]
@@ -143,7 +147,7 @@ class LabelledRows(NamedTuple):
 def plant_features(config: SyntheticConfig) -> PlantedFeatures:
     """Draw the features that a config describes, always the same ones."""
     rng = np.random.default_rng([config.data_seed, _FEATURES])
-    n, n_roots = config.n_true, config.n_true - config.n_parents * config.n_children
+    n, n_roots = config.n_true, config.n_roots
     directions = rng.standard_normal((n, config.d))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     mean = 1 + config.magnitude_spread * rng.uniform(-1, 1, n)
@@ -251,8 +255,7 @@ class SyntheticSource:
         A feature that fires where a Poisson process of intensity −log(1 − p) has a point fires with probability p,
         independently of all else, and only the points need to be drawn.
         """
-        c, planted, n = self.config, self.features, self.config.n_true
-        n_roots = n - c.n_parents * c.n_children
+        c, planted, n, n_roots = self.config, self.features, self.config.n_true, self.config.n_roots
         rate = planted.rate[:n_roots]
         on, off = (-np.log1p(-rate * (1 + c.correlation * by)) for by in (1 / c.topic_share - 1, -1))
         feature = np.repeat(np.arange(n_roots), rng.poisson(on * CHUNK_ROWS))
@@ -281,13 +284,12 @@ _STREAMS: dict[Split, int] = {"train": 2, "holdout": 4}
 
 
 def _parents(config: SyntheticConfig) -> ndarray:
-    n_roots = config.n_true - config.n_parents * config.n_children
-    return np.arange(config.n_parents) * (n_roots // 2) // max(config.n_parents, 1)
+    return np.arange(config.n_parents) * (config.n_roots // 2) // max(config.n_parents, 1)
 
 
 def _root_rates(config: SyntheticConfig, l0: float) -> tuple[float, ndarray]:
     """Rates of the features without a parent, such that all features together have this L0, and the L0 reached."""
-    n_roots = config.n_true - config.n_parents * config.n_children
+    n_roots = config.n_roots
     zipf = np.arange(1, n_roots + 1.0) ** -config.zipf_exponent
     weight = np.ones(n_roots)
     weight[_parents(config)] += config.child_share * bool(config.n_children)

@@ -11,17 +11,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.sparse import SparseCodes, list_codes
 from trimtab.errors import UserError
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.feature_stats import FeatureStats
 
 
 @dataclass(frozen=True, kw_only=True)

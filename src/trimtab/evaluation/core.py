@@ -298,7 +298,7 @@ def evaluate_core(
         norm_limit=rebuilt.norm_limit,
         corpus_hash=packed.corpus.hash,
         convention=_convention(packed.context, rebuilt.norm_limit, options),
-        metrics=(*_metrics(rebuilt, losses, options), *_coherence(dictionary)),
+        metrics=_metrics(dictionary, rebuilt, losses, options),
         density=feature_density(rebuilt.stats.firing_rate, rebuilt.stats.n_tokens),
     )
     return result, rebuilt
@@ -314,7 +314,9 @@ def _convention(context: int, norm_limit: float, options: CoreOptions) -> str:
     )
 
 
-def _metrics(rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions) -> tuple[Metric, ...]:
+def _metrics(
+    dictionary: Dictionary, rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions
+) -> tuple[Metric, ...]:
     def ratio(
         top: np.ndarray, bottom: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> Interval:
@@ -348,19 +350,13 @@ def _metrics(rebuilt: Reconstruction, losses: DocumentSums, options: CoreOptions
         ("dead_share", "features that never fired", dead, 4),
         ("dense_share", f"features on > {DENSE_RATE:.0%} of tokens", dense, 4),
     ]
+    if (n_features := dictionary.n_features) > 1:
+        alike = decoder_coherence(dictionary.directions)
+        found += [
+            ("coherence_mean", "coherence: nearest feature, mean", _counted(alike.mean, n_features), 4),
+            ("coherence_max", "coherence: nearest pair", _counted(alike.max, n_features), 4),
+        ]
     return tuple(Metric(name=name, label=label, value=value, digits=digits) for name, label, value, digits in found)
-
-
-def _coherence(dictionary: Dictionary) -> tuple[Metric, ...]:
-    if dictionary.n_features < 2:
-        return ()
-    found, n = decoder_coherence(dictionary.directions), dictionary.n_features
-    return (
-        Metric(
-            name="coherence_mean", label="coherence: nearest feature, mean", value=_counted(found.mean, n), digits=4
-        ),
-        Metric(name="coherence_max", label="coherence: nearest pair", value=_counted(found.max, n), digits=4),
-    )
 
 
 def _counted(value: float, n: int) -> Interval:

@@ -146,7 +146,13 @@ def _scored(config: GroundTruthConfig, seeds: Iterable[int], directory: Path) ->
         table = train_members(members, left, {SITE: SiteRows(source, heldout)}, place, Ranks())
         assert table is not None
         for member, row in zip(members, table, strict=True):
-            scores, error = ({}, row.error) if row.error else _of_saved(Path(row.path), test, config, source)
+            scores, error = dict[str, float | None](), row.error
+            if not error:
+                try:
+                    sae = load_dictionary(row.path)
+                    scores = _plain(score(sae, test, source.features, threshold=config.match_cosine))
+                except ValueError as found:
+                    error = str(found)
             yield Scored(
                 dictionary=row.arch,
                 kind="trained",
@@ -156,16 +162,6 @@ def _scored(config: GroundTruthConfig, seeds: Iterable[int], directory: Path) ->
                 error=error,
             )
         yield from _of_controls(config, source, test)
-
-
-def _of_saved(
-    path: Path, test: LabelledRows, config: GroundTruthConfig, source: SyntheticSource
-) -> tuple[dict[str, float | None], str]:
-    """The scores of an SAE in a file, or why it has none."""
-    try:
-        return _plain(score(load_dictionary(path), test, source.features, threshold=config.match_cosine)), ""
-    except ValueError as error:
-        return {}, str(error)
 
 
 def _of_controls(config: GroundTruthConfig, source: SyntheticSource, test: LabelledRows) -> Iterator[Scored]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -151,18 +152,14 @@ def decode(
             observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
         if progress is not None and step.ended:
             progress(len(step.ended))
+    same = ("token_ids", "decided_ids", "token_logp", "decided_logp", "entropy", "finish", "branch")
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in same}
     return Decoded(
+        **columns,
         prompts=[list(row.prompt) for row in rows],
         forced=[list(row.forced) for row in rows],
-        token_ids=[row.token_ids for row in rows],
-        decided_ids=[row.decided_ids for row in rows],
         texts=[row.text for row in rows],
-        token_logp=[row.token_logp for row in rows],
-        decided_logp=[row.decided_logp for row in rows],
-        entropy=[row.entropy for row in rows],
-        finish=[row.finish for row in rows],
         sample=[int(row.sample or 0) for row in rows],
-        branch=[row.branch for row in rows],
         edits=EditLog.cat([row.edits for row in rows if len(row.edits)] or [EditLog.empty()]),
         repeats=repeats,
         allowed_logp=[] if allowed is None else [row.allowed_logp for row in rows],

@@ -95,6 +95,9 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
             f"its config could not be read ({type(error).__name__}: {first_line(error)})",
             "fetch or save it again",
         ) from error
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):  # a tokenizer may have several
+        template = template.get("default") or next(iter(template.values()), None)
     model = LanguageModel(hf, tokenizer, name)
     return ModelDetails(
         name=name,
@@ -106,16 +109,9 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
         licence=entry.licence if entry else "",
         source=entry.source if entry else "a local directory" if path.is_dir() else "the hub",
         sites=_site_patterns(model),
-        chat_template=_chat_template(tokenizer.chat_template),
+        chat_template=template or None,
         config=config.to_diff_dict(),
     )
-
-
-def _chat_template(template: Any) -> str | None:
-    """The template, the default one where a tokenizer has several."""
-    if isinstance(template, dict):
-        return template.get("default") or next(iter(template.values()), None)
-    return template or None
 
 
 def _site_patterns(model: LanguageModel) -> tuple[str, ...]:

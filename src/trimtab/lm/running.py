@@ -15,8 +15,8 @@ from trimtab.lm.batch import TokenBatch
 from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.restriction import pack_allowed
 from trimtab.lm.row import Row
+from trimtab.lm.sampling import pack_allowed
 from trimtab.lm.taps import edited
 from trimtab.lm.upper_layers import MOST_COPIES, can_run_from, first_edited_layer, side_by_side
 

@@ -1,10 +1,12 @@
-"""Draws that depend on nothing but their key, and the choice of a token by inverse CDF.
+"""Draws that depend on nothing but their key, and the choice of a token by inverse CDF, among all or a few given ones.
 
 A draw is one uniform keyed by (seed, sample, branch, position, stream), so that a row gives the same
 tokens and actions whatever else is in its batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -71,8 +73,10 @@ def choose_token(
         top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (1 keeps all).
         u: uniform draws; not needed at temperature 0.
     """
-    if temperature == 0:
-        return _argmax(logits)
+    if temperature == 0:  # the first of the largest
+        if logits.device.type == "cpu" and logits.dtype == torch.float32:
+            return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))  # faster than torch's
+        return logits.argmax(dim=-1)
     assert u is not None
     probs = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
@@ -80,11 +84,25 @@ def choose_token(
     return inverse_cdf(probs, u)
 
 
-def _argmax(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-    """The first of the largest logits of each row."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))  # faster than torch's
-    return logits.argmax(dim=-1)
+def pack_allowed(rows: Sequence[Sequence[int]], device: torch.device | str) -> Int[Tensor, "B A"]:
+    """Each row's tokens, ascending; shorter rows are filled with their last one, whose copies are never chosen."""
+    ordered = [sorted(set(row)) for row in rows]
+    width = max(map(len, ordered))
+    return torch.tensor([row + [row[-1]] * (width - len(row)) for row in ordered], device=device)
+
+
+def choose_allowed(
+    allowed: Int[Tensor, "B A"],
+    logits: Float[Tensor, "B V"],
+    temperature: float,
+    top_p: float,
+    u: Float[Tensor, " B"] | None,
+) -> Int[Tensor, " B"]:
+    """`choose_token` over each row's allowed tokens, every other logit taken as −∞. Ties go to the smaller id."""
+    copies = torch.zeros_like(allowed, dtype=torch.bool)
+    copies[:, 1:] = allowed[:, 1:] == allowed[:, :-1]
+    kept = logits.gather(1, allowed).masked_fill(copies, -torch.inf)
+    return allowed.gather(1, choose_token(kept, temperature, top_p, u)[:, None])[:, 0]
 
 
 def nucleus_threshold(probs: Float[Tensor, "B V"], top_p: float, first: int = 256) -> Float[Tensor, " B"]:

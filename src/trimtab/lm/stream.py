@@ -19,10 +19,9 @@ from trimtab.errors import UserError
 from trimtab.lm.editing import DecodeStart, EndedRow, InterventionSource, SourceRunner, tell_of_rows
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.prompt_cache import PromptCache
-from trimtab.lm.restriction import choose_allowed
 from trimtab.lm.row import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
-from trimtab.lm.sampling import choose_token, uniform
+from trimtab.lm.sampling import choose_allowed, choose_token, uniform
 from trimtab.lm.token_statistics import token_statistics
 
 

@@ -154,7 +154,10 @@ def _as_user_error(error: BaseException, final: Path, partial: Path) -> UserErro
     reason = _full_disk(error)
     if reason is not None:
         return UserError(f"cannot write {final}", reason, "free some space or write elsewhere")
-    if isinstance(error, OSError) and error.errno in _DENIED and _concerns(error, final, partial):
+    if isinstance(error, OSError) and error.errno in _DENIED:
+        named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+        if not any(name in (final, partial, *final.parents) for name in named):
+            return None
         return UserError(f"cannot write {final}", os.strerror(error.errno or 0).lower(), "choose a writable path")
     return None
 
@@ -173,8 +176,3 @@ def _full_disk(error: BaseException) -> str | None:
                 return reason
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _concerns(error: OSError, final: Path, partial: Path) -> bool:
-    named = [name for name in (error.filename, error.filename2) if name is not None]
-    return any(Path(os.fsdecode(name)) in (final, partial, *final.parents) for name in named)

@@ -39,11 +39,6 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_ids(ids: list[str]) -> str:
-    """SHA-256 over ids in their order (16 hex characters)."""
-    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16]
-
-
 def utc_now() -> str:
     """The time as `2026-01-31T12:34:56Z`."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,8 +15,9 @@ from trimtab.runs.atomic import is_partial, remove_partial_files, write_json
 from trimtab.runs.config import config_dict, config_difference, json_safe
 from trimtab.runs.lock import LOCK_NAME, RunLock
 from trimtab.runs.metrics import METRICS_NAME, append_metrics, cut_metrics, repair_metrics
-from trimtab.runs.provenance import machine, sha256_ids, utc_now, versions
+from trimtab.runs.provenance import machine, utc_now, versions
 from trimtab.runs.record import RECORD_NAME, SCHEMA, read_record
+from trimtab.runs.splits import text_id
 
 Status = Literal["running", "done", "failed"]
 ANOTHER = "choose another --run directory"
@@ -194,9 +195,8 @@ class Run:
                 f"split {name}", f"run {self.path} holds {len(splits[name])} other ids for it", _hint_at_change()
             )
         openings = cast("list[dict[str, Any]]", self.record_dict["test_split_openings"])
-        openings.append(
-            {"split": name, "time": utc_now(), "command": self.command, "n": len(opened), "ids": sha256_ids(opened)}
-        )
+        about = {"split": name, "time": utc_now(), "command": self.command}
+        openings.append({**about, "n": len(opened), "ids": text_id("\0".join(opened))})
         self._write()
         return opened
 

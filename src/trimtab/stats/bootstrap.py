@@ -55,7 +55,6 @@ def bootstrap_difference(
     b: ArrayLike,
     *,
     paired: bool = True,
-    level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
@@ -64,7 +63,7 @@ def bootstrap_difference(
     Args:
         a, b: `[P]` or `[S, P]`. Paired: the same prompts in the same order.
         paired: resample the differences; otherwise the two samples are resampled independently.
-        level, n_resamples, seed: as in `bootstrap_mean`.
+        n_resamples, seed: as in `bootstrap_mean`.
 
     Raises:
         UserError: empty or non-finite values, or paired samples that do not match.
@@ -74,14 +73,13 @@ def bootstrap_difference(
         same_length(sample_a, sample_b)
         equal = sample_a.shape == sample_b.shape
         difference = sample_a - sample_b if equal else per_prompt(sample_a) - per_prompt(sample_b)
-        return bootstrap_mean(difference, level=level, n_resamples=n_resamples, seed=seed)
+        return bootstrap_mean(difference, n_resamples=n_resamples, seed=seed)
     means_a, means_b = per_prompt(sample_a), per_prompt(sample_b)
     rng = np.random.default_rng(seed)
     draws = _means(means_a, n_resamples, rng) - _means(means_b, n_resamples, rng)
     n_least = min(means_a.size, means_b.size)
-    return percentile_interval(
-        float(means_a.mean() - means_b.mean()), draws, n_least, level, df=_welch_df(means_a, means_b)
-    )
+    df = _welch_df(means_a, means_b)
+    return percentile_interval(float(means_a.mean() - means_b.mean()), draws, n_least, df=df)
 
 
 def bootstrap_ratio_of_sums(
@@ -89,7 +87,6 @@ def bootstrap_ratio_of_sums(
     denominator: ArrayLike,
     *,
     transform: Callable[[FloatArray], FloatArray] | None = None,
-    level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
@@ -101,7 +98,7 @@ def bootstrap_ratio_of_sums(
     Args:
         numerator, denominator: `[P]`, one sum per document.
         transform: applied elementwise to the ratio, in the estimate and in every resample.
-        level, n_resamples, seed: as in `bootstrap_mean`.
+        n_resamples, seed: as in `bootstrap_mean`.
 
     Raises:
         UserError: empty, non-finite or unmatched values, or denominators that sum to zero.
@@ -117,7 +114,7 @@ def bootstrap_ratio_of_sums(
         for block, picks in _resamples(top.size, n_resamples, rng):
             draws[block] = change(top[picks].sum(axis=1) / bottom[picks].sum(axis=1))
     estimate = float(change(np.asarray([top.sum() / bottom.sum()]))[0])
-    return percentile_interval(estimate, draws, top.size, level)
+    return percentile_interval(estimate, draws, top.size)
 
 
 def bootstrap_statistic(
@@ -125,7 +122,6 @@ def bootstrap_statistic(
     arrays: Sequence[NDArray[Any]],
     *,
     groups: ArrayLike | None = None,
-    level: float = 0.95,
     n_resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
@@ -137,7 +133,7 @@ def bootstrap_statistic(
         arrays: arrays with equal first axis `[N, ...]`; their rows are resampled together.
         groups: `[N]` labels of the independent units (document or prompt of every row); None if each row
             is one. Rows of a group stay together, so tokens of one document never count as independent.
-        level, n_resamples, seed: as in `bootstrap_mean`.
+        n_resamples, seed: as in `bootstrap_mean`.
 
     Raises:
         UserError: no rows, or arrays and groups of unequal length.
@@ -156,7 +152,7 @@ def bootstrap_statistic(
         picked = rng.integers(sizes.size, size=sizes.size)
         rows = rows_by_group[_runs(starts[picked], sizes[picked])]
         draws[i] = statistic(*(array[rows] for array in arrays))
-    return percentile_interval(float(statistic(*arrays)), draws, int(sizes.size), level)
+    return percentile_interval(float(statistic(*arrays)), draws, int(sizes.size))
 
 
 def _runs(starts: IntArray, sizes: IntArray) -> IntArray:
@@ -195,7 +191,7 @@ def percentile_interval(
     estimate: float,
     draws: FloatArray,
     n: int,
-    level: float,
+    level: float = 0.95,
     *,
     df: float | None = None,
 ) -> Interval:

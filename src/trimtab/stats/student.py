@@ -35,7 +35,7 @@ def student_mean(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(estimate=mean, low=mean - half, high=mean + half, n=n, level=level, method="student")
 
 
-def crossed_mean(values: ArrayLike, *, level: float = 0.95) -> Interval:
+def crossed_mean(values: ArrayLike) -> Interval:
     """Mean over repetitions and prompts, with an interval that speaks of other repetitions and other prompts.
 
     The variance is that of the pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", 2007), in closed form: the
@@ -45,7 +45,6 @@ def crossed_mean(values: ArrayLike, *, level: float = 0.95) -> Interval:
 
     Args:
         values: `[S, P]`, one row per repetition.
-        level: confidence level.
 
     Raises:
         UserError: empty or non-finite values. A single repetition or prompt gives bounds of NaN.
@@ -56,6 +55,6 @@ def crossed_mean(values: ArrayLike, *, level: float = 0.95) -> Interval:
         parts = [(float(sample.mean(1 - axis).var(ddof=1)) / n, n) for axis, n in enumerate(sample.shape)]
         variance = sum(part for part, _ in parts)
         df = variance**2 / sum(part**2 / (n - 1) for part, n in parts) if variance else 1.0
-        reach = student_quantile((1 + level) / 2, df) * math.sqrt(variance)
+        reach = student_quantile(0.975, df) * math.sqrt(variance)
     low, high = estimate - reach, estimate + reach
-    return Interval(estimate=estimate, low=low, high=high, n=sample.shape[1], level=level, method="crossed")
+    return Interval(estimate=estimate, low=low, high=high, n=sample.shape[1], method="crossed")

@@ -6,20 +6,18 @@ Each takes the dose that the claim uses, so that ‖Δ‖/‖x‖ and the number
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, EditRequest, PositionRule, Site
 from trimtab.steering.doses import DEFAULT_DOSE, check_doses
 from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_each_once, feature_ids
 from trimtab.steering.table import DirectionTable
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.base import Dictionary
 
 CONTROL_STREAM = 1000
 """Draws of slot k use stream CONTROL_STREAM + k, those of a second site go on from there; tokens and policies have

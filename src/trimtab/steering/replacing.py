@@ -7,20 +7,18 @@ activations too, and can be replayed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.steering.sources import DirectionBlock, PerSite, by_site, check_heads, head_shapes
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.base import Dictionary
 
 
 class ReplacingSource:

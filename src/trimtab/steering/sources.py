@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.dictionaries.base import check_is_dictionary
+from trimtab.dictionaries.base import Dictionary, check_is_dictionary
 from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site, edit_delta
 from trimtab.lm.layouts import head_count
@@ -19,9 +19,6 @@ from trimtab.runs import plain, whole_numbers
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit
 from trimtab.steering.operations import Slots, operation_named
 from trimtab.steering.table import DirectionTable
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.base import Dictionary
 
 T = TypeVar("T")
 PerSite = T | Mapping[Site | str, T] | Mapping[Site, T] | Mapping[str, T]

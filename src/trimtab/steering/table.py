@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.base import Dictionary
 
 
 class DirectionTable:

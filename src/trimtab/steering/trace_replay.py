@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode
+from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode, load_model
 from trimtab.runs import read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.composed_sources import ReplaySource
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.base import Dictionary
 
 NEAR_TIE = 1e-3
 """Nats between two tokens below which rounding may decide."""
@@ -114,9 +112,6 @@ def replay(
     Raises:
         UserError: there is no trace, or model or dictionary are not those of the run.
     """
-    from trimtab.dictionaries import Dictionary, load_dictionary
-    from trimtab.lm import load_model
-
     record = read_record(run)
     trace = Trace.read(run)
     if trace.tokens["token_id"].null_count:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.edits import not_kept
@@ -16,9 +16,6 @@ from trimtab.steering.kept_activations import hash_from_hex
 from trimtab.steering.sources import DirectionBlock
 from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
-
-if TYPE_CHECKING:
-    from trimtab.dictionaries.base import Dictionary
 
 
 class TracedSource:

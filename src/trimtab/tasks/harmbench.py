@@ -11,7 +11,7 @@ training that should be followed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar, Self
 
 from trimtab.errors import UserError
@@ -83,9 +83,11 @@ class HarmBench(RefusalTask):
             for row in directory.csv(file, required=_COLUMNS)
         ]
         pool = [item for name in _HARMFUL for item in _instructions(directory, name, "refusal")]
+        unique = list({item.id: item for item in pool}.values())
         others = [item.prompt for item in _instructions(directory, _OTHERS, "refusal")]
         references = [*(item.meta["behaviour"] for item in test), *read_prompts(data), *others]
-        kept = _without_near_duplicates(pool, references)
+        distinct = drop_near_duplicates([item.prompt for item in unique], references)
+        kept = list(itertools.compress(unique, distinct))
         divided = _divide(kept)
         notes = {"instructions": float(len(pool)), "near_duplicates_dropped": float(len(pool) - len(kept))}
         if harmless:
@@ -93,12 +95,6 @@ class HarmBench(RefusalTask):
             for split, items in divided.items():
                 items.extend(_first_distinct(followed[split], references, round(harmless * len(items))))
         return cls({**divided, "test": test}, notes=notes, judge=judge)
-
-
-def _without_near_duplicates(pool: Iterable[Item], references: list[str]) -> list[Item]:
-    unique = {item.id: item for item in pool}
-    keep = drop_near_duplicates([item.prompt for item in unique.values()], references)
-    return [item for item, kept in zip(unique.values(), keep, strict=True) if kept]
 
 
 def _divide(items: list[Item]) -> dict[str, list[Item]]:

@@ -7,14 +7,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from trimtab.errors import UserError
+from trimtab.judges import Judge
 from trimtab.runs import split_ids, text_id
 from trimtab.tasks.tokens import Tokenizer, chat_answer_prefix, continuation_token
-
-if TYPE_CHECKING:
-    from trimtab.judges import Judge
 
 SPLITS = ("train", "validation", "test")
 

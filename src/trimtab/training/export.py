@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,11 +14,9 @@ from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run
+from trimtab.training.config import TrainConfig
 from trimtab.training.result import TrainResult, reached
-
-if TYPE_CHECKING:
-    from trimtab.training.config import TrainConfig
-    from trimtab.training.rows import SiteRows
+from trimtab.training.rows import SiteRows
 
 SAE_DIRECTORY = "sae"
 BLOCK_ROWS = 512
@@ -93,16 +89,12 @@ def measure(sae: SAE, rows: Float[Tensor, "m d"], description: dict[str, object]
         codes = sae.encode_sparse(x)
         core.update(x, sae.decode_sparse(codes), codes, torch.zeros(len(x), dtype=torch.long, device=device))
         stats.update(codes)
-    corpus = description.get("corpus_hash", "")
+    corpus, kept_out = description.get("corpus_hash", ""), ""
+    if "outlier_norm" in description:
+        special = "; special tokens" if description.get("drop_special") else ""
+        kept_out = f"position 0{special}; norm > {description['outlier_norm']} × median"
     sae.feature_stats = stats.result(
         corpus_hash=" ".join(map(str, corpus)) if isinstance(corpus, list | tuple) else str(corpus),
-        sink_filter=_sink_filter(description),
+        sink_filter=kept_out,
     )
     return core.metrics()
-
-
-def _sink_filter(description: dict[str, object]) -> str:
-    if "outlier_norm" not in description:
-        return ""
-    special = "; special tokens" if description.get("drop_special") else ""
-    return f"position 0{special}; norm > {description['outlier_norm']} × median"

@@ -13,18 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from trimtab.activations import ActivationSource
 from trimtab.runs import Meter, Run
 from trimtab.training.config import TrainConfig
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows, Stream
 from trimtab.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from trimtab.activations import ActivationSource
 
 
 @dataclass(eq=False)

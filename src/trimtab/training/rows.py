@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.activations import ActivationSource
 from trimtab.errors import UserError
-
-if TYPE_CHECKING:
-    from trimtab.activations import ActivationSource
 
 DEPTH = 4
 """Batches of a stream that wait for the slowest of its trainings."""
