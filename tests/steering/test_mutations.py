@@ -37,9 +37,9 @@ from trimtab.lm import (
     PositionRule,
     TokenBatch,
     capture,
+    decode_stream,
     editing,
     edits,
-    stream,
     taps,
 )
 from trimtab.lm.cache import GrowingCache, GrowingLayer
@@ -136,7 +136,7 @@ def edit_a_copy_for_the_cache(patch: Patch, *_: object) -> None:
 
 
 def draw_from_a_shared_generator(patch: Patch, *_: object) -> None:
-    patch.setattr(stream, "uniform", lambda seed, sample, *_: torch.rand(len(sample), dtype=torch.float64))
+    patch.setattr(decode_stream, "uniform", lambda seed, sample, *_: torch.rand(len(sample), dtype=torch.float64))
 
 
 def draw_actions_from_a_shared_generator(patch: Patch, *_: object) -> None:
@@ -144,8 +144,10 @@ def draw_actions_from_a_shared_generator(patch: Patch, *_: object) -> None:
 
 
 def key_draws_by_place_in_the_batch(patch: Patch, *_: object) -> None:
-    original = stream.uniform
-    patch.setattr(stream, "uniform", lambda seed, sample, *rest: original(seed, torch.arange(len(sample)), *rest))
+    original = decode_stream.uniform
+    patch.setattr(
+        decode_stream, "uniform", lambda seed, sample, *rest: original(seed, torch.arange(len(sample)), *rest)
+    )
 
 
 def leave_out_position_ids(patch: Patch, *_: object) -> None:

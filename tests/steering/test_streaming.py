@@ -30,8 +30,8 @@ from trimtab.lm import (
     PromptCache,
     Row,
     decode,
+    decode_stream,
     running,
-    stream,
 )
 from trimtab.lm.cache import GrowingLayer
 from trimtab.lm.editing import SourceRunner
@@ -454,12 +454,12 @@ def share_settings(patch: Patch) -> None:
 
 
 def share_seeds(patch: Patch) -> None:
-    original = stream.uniform
-    patch.setattr(stream, "uniform", lambda seed, *rest: original(seed[0].expand_as(seed), *rest))
+    original = decode_stream.uniform
+    patch.setattr(decode_stream, "uniform", lambda seed, *rest: original(seed[0].expand_as(seed), *rest))
 
 
 def key_draws_by_the_step(patch: Patch) -> None:
-    original = stream.uniform
+    original = decode_stream.uniform
     patch.setattr(
         stream, "uniform", lambda seed, sample, branch, at: original(seed, sample, branch, at.max().expand_as(at))
     )

@@ -6,8 +6,8 @@ from trimtab.activations.contexts import Context, FeatureContexts, top_contexts
 from trimtab.activations.harvesting import HarvestProgress, HarvestResult, harvest
 from trimtab.activations.live import LiveSource
 from trimtab.activations.packing import PackedText, TokenisedCorpus, tokenise
+from trimtab.activations.row_sources import ActivationSource, ShardSource
 from trimtab.activations.sequences import HarvestOptions
-from trimtab.activations.stream import ActivationSource, ShardSource
 from trimtab.activations.synthetic import LabelledRows, PlantedFeatures, SyntheticConfig, SyntheticSource
 from trimtab.activations.text import (
     Document,

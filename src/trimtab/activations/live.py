@@ -14,9 +14,9 @@ from torch import Tensor
 from trimtab.activations.forwards import Forwards
 from trimtab.activations.packing import TokenisedCorpus, tokenise
 from trimtab.activations.row_selection import candidates, capture_rows, norms
+from trimtab.activations.row_sources import PooledSource
 from trimtab.activations.sequences import HarvestOptions, pack_splits
 from trimtab.activations.shards import Split
-from trimtab.activations.stream import PooledSource
 from trimtab.activations.text import Document
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site

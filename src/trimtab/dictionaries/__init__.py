@@ -8,11 +8,11 @@ from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.dictionaries.config import AnyModelConfig, DictionaryConfig
 from trimtab.dictionaries.converting import ConvertConfig, ConvertResult, convert_sae
+from trimtab.dictionaries.core_metrics import CoreMetrics, CoreMetricsAccumulator, DocumentTotals
 from trimtab.dictionaries.describing import SAEDescription, SAEInfoConfig, describe_sae
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.dictionaries.files import load_dictionary, save_dictionary
 from trimtab.dictionaries.folding import fold_norms, fold_scale
-from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator, DocumentTotals
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.shipped import shipped_names
 from trimtab.dictionaries.sparse import SparseCodes

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from trimtab.dictionaries.architectures.jumprelu import JumpReLU
+from trimtab.dictionaries.core_metrics import DENSE_RATE
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import load_dictionary
-from trimtab.dictionaries.metrics import DENSE_RATE
 from trimtab.runs.tables import named_values
 from trimtab.stats import number_text
 

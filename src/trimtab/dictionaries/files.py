@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trimtab.dictionaries.checked_weights import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.folding import fold_norms
 from trimtab.dictionaries.foreign import FORMATS, format_of
 from trimtab.dictionaries.foreign.objects import check_same, found_in_object
 from trimtab.dictionaries.foreign.saelens_registry import PREFIX, read_from_registry
-from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import CONFIG_FILE, DIGEST, WEIGHTS_FILE, digest, write_config
 from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names

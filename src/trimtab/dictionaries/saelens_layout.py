@@ -19,8 +19,8 @@ from torch import Tensor
 
 from trimtab.dictionaries.architectures import architecture_class
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.checked_weights import PICKLES, FoundSAE, pickle_error, read_safetensors, take_weights
 from trimtab.dictionaries.config_fields import GET_AGAIN, Fields
-from trimtab.dictionaries.reading import PICKLES, FoundSAE, pickle_error, read_safetensors, take_weights
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site

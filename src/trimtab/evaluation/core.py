@@ -29,8 +29,8 @@ from trimtab.activations import (
 from trimtab.dictionaries import AnyModelConfig, Dictionary
 from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.dictionaries.coherence import decoder_coherence
+from trimtab.dictionaries.core_metrics import DENSE_RATE
 from trimtab.dictionaries.density import FeatureDensity, feature_density
-from trimtab.dictionaries.metrics import DENSE_RATE
 from trimtab.errors import named
 from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct

@@ -12,8 +12,8 @@ from torch import Tensor
 from trimtab.activations import PackedText
 from trimtab.activations.row_selection import norms
 from trimtab.dictionaries.base import Dictionary
+from trimtab.dictionaries.core_metrics import CoreMetricsAccumulator, DocumentTotals
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
-from trimtab.dictionaries.metrics import CoreMetricsAccumulator, DocumentTotals
 from trimtab.evaluation.documents import batches
 from trimtab.lm import LanguageModel, Site, capture
 

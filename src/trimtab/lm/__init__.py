@@ -6,6 +6,7 @@ from trimtab.lm.cache import GrowingCache
 from trimtab.lm.capturing import capture, last_activations
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.config import ModelConfig
+from trimtab.lm.decode_stream import DecodeStep, DecodeStream
 from trimtab.lm.decoding import Decoded, decode
 from trimtab.lm.describing import ModelDetails, show
 from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, JoinableSource
@@ -17,7 +18,6 @@ from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, DecodingConfig, Row
 from trimtab.lm.sites import Site
-from trimtab.lm.stream import DecodeStep, DecodeStream
 from trimtab.lm.taps import RowDelta, edited, site_width
 
 __all__ = [

@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.lm.decode_stream import DecodeStream
 from trimtab.lm.editing import InterventionSource, check_is_source
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
-from trimtab.lm.stream import DecodeStream
 
 
 @dataclass

@@ -13,7 +13,7 @@ from trimtab.runs.config import (
 )
 from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
 from trimtab.runs.keywords import plain, read_keywords, whole_numbers
-from trimtab.runs.metrics import read_metrics
+from trimtab.runs.metrics_log import read_metrics
 from trimtab.runs.named import find_class, keyword_types, registered_class
 from trimtab.runs.progress import Meter
 from trimtab.runs.provenance import machine, sha256_file, utc_now, versions

@@ -14,7 +14,7 @@ from trimtab.errors import UserError
 from trimtab.runs.atomic import is_partial, remove_partial_files, write_json
 from trimtab.runs.config import config_dict, config_difference, json_safe
 from trimtab.runs.lock import LOCK_NAME, RunLock
-from trimtab.runs.metrics import METRICS_NAME, append_metrics, cut_metrics, repair_metrics
+from trimtab.runs.metrics_log import METRICS_NAME, append_metrics, cut_metrics, repair_metrics
 from trimtab.runs.provenance import machine, utc_now, versions
 from trimtab.runs.record import RECORD_NAME, SCHEMA, read_record
 from trimtab.runs.splits import text_id

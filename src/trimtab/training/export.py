@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.core_metrics import CoreMetrics, CoreMetricsAccumulator
 from trimtab.dictionaries.feature_stats import FeatureStatsAccumulator
 from trimtab.dictionaries.files import save_dictionary
 from trimtab.dictionaries.folding import fold_scale
-from trimtab.dictionaries.metrics import CoreMetrics, CoreMetricsAccumulator
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run

@@ -22,9 +22,9 @@ from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.architectures.standard import Standard
 from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.checked_weights import FoundSAE, damage_named, take_weights
 from trimtab.dictionaries.config_fields import GET_AGAIN, Fields
 from trimtab.dictionaries.foreign.module_paths import site_of_submodule
-from trimtab.dictionaries.reading import FoundSAE, damage_named, take_weights
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.checked_weights import FoundSAE, damage_named, take_weights
 from trimtab.dictionaries.config_fields import GET_AGAIN
-from trimtab.dictionaries.reading import FoundSAE, damage_named, take_weights
 from trimtab.errors import UserError
 
 WEIGHTS_FILE = "params.npz"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.dictionaries.checked_weights import FoundSAE
 from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.foreign.dictionary_learning import CLASSES, found_in_trainer
-from trimtab.dictionaries.reading import FoundSAE
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import found_in_saelens
 from trimtab.errors import UserError

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
+from trimtab.dictionaries.checked_weights import FoundSAE
 from trimtab.dictionaries.config_fields import Fields
-from trimtab.dictionaries.reading import FoundSAE
 from trimtab.dictionaries.saelens_layout import found_in_saelens
 from trimtab.errors import UserError, did_you_mean
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.activations import Document, HarvestOptions, LiveSource, ShardSource, harvest
 from trimtab.activations import live as live_module
 from trimtab.activations import shards as shards_module
-from trimtab.activations.stream import PooledSource
+from trimtab.activations.row_sources import PooledSource
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 
