@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,13 @@ def test_values_that_may_be_left_out(capsys, monkeypatch):
     cli.main(["odd", "--count", "None", "--no-switch", "--path", "a"])
     cli.main(["odd"])
     assert seen == [OddConfig(path=Path("a"), count=None, switch=False), OddConfig()]
+
+
+def test_help_loads_no_model_classes():
+    """They take two seconds, more than everything else that a command's config needs."""
+    code = "import sys\nfrom trimtab.cli import main\ntry:\n main(['rank', '--help'])\nexcept SystemExit:\n pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print('transformers.modeling_utils' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "False"

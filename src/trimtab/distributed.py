@@ -10,6 +10,7 @@ none is the one that nothing can be sent to. And it asks for no signs of life fr
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import socket
@@ -206,6 +207,8 @@ class Ranks:
         if dist.is_initialized():
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
         else:
+            # Its functions' defaults are the group that is there when it is first imported, which never closes then.
+            importlib.import_module("torch.distributed.nn.functional")
             own = {"store": PrefixStore("gloo", store), "rank": self.rank, "world_size": self.size}
             dist.init_process_group("gloo", **own, timeout=LONGEST_WAIT)
             self._group = dist.group.WORLD

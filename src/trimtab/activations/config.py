@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+import transformers
 
 from trimtab.activations.packing import TokenisedCorpus, tokenise
 from trimtab.activations.text import MAX_CHARACTERS, Normalisation, read_documents
@@ -25,7 +25,7 @@ class TextConfig:
     """Read no document behind this many tokens."""
 
     def corpus(
-        self, text: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit_documents: int | None = None
+        self, text: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, limit_documents: int | None = None
     ) -> TokenisedCorpus:
         """Text as tokens.
 

@@ -15,9 +15,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import transformers
 from jaxtyping import Int32
 from numpy import ndarray
-from transformers import PreTrainedTokenizerBase
 
 from trimtab.activations.text import Document, bytes_of
 from trimtab.errors import UserError
@@ -84,7 +84,7 @@ class PackedText:
 
 
 def tokenise(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, limit_tokens: int | None = None
+    documents: Iterable[Document], tokenizer: transformers.PreTrainedTokenizerBase, *, limit_tokens: int | None = None
 ) -> TokenisedCorpus:
     """Tokenise documents in batches.
 
@@ -124,7 +124,7 @@ def tokenise(
     )
 
 
-def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
+def _separator(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     end_of_text = tokenizer.get_vocab().get("<|endoftext|>")
     for token in (end_of_text, tokenizer.eos_token_id, tokenizer.bos_token_id):
         if isinstance(token, int):
@@ -136,7 +136,9 @@ def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Document, list[int]]]:
+def _encoded(
+    documents: Iterable[Document], tokenizer: transformers.PreTrainedTokenizerBase
+) -> Iterator[tuple[Document, list[int]]]:
     rest = iter(documents)
     while batch := list(islice(rest, 256)):
         encoded: Any = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers
 
 from trimtab.errors import UserError
 from trimtab.lm.catalogue import cached_path, find_entry, unknown_model
@@ -84,9 +84,9 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
         raise UserError(f"model file {name}", "only catalogue names, directories and hub ids are shown", "load it")
     try:
         with transformers_silenced(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(source, local_files_only=True)
-            hf = AutoModelForCausalLM.from_config(config)
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+            hf = transformers.AutoModelForCausalLM.from_config(config)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not path.is_dir():
             raise unknown_model(name, "it is not in the catalogue, nor in the hub's local cache") from error

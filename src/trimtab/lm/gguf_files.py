@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import gguf
 import torch
+import transformers
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import UserError
 from trimtab.lm.silence import transformers_silenced
@@ -22,8 +22,8 @@ from trimtab.lm.silence import transformers_silenced
 class LoadedModel(NamedTuple):
     """A model and its tokenizer."""
 
-    hf: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    hf: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
 
 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
@@ -38,8 +38,8 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
     arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
         with transformers_silenced(), _parsed_once():
-            dequantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **arguments)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
+            dequantized = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **arguments)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **arguments)
             return LoadedModel(_without_quantization(dequantized), tokenizer)
     except Exception as error:  # a damaged file may fail anywhere in the parser
         raise UserError(
@@ -55,7 +55,7 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= 200 else line[:199] + "…"
 
 
-def _without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
+def _without_quantization(loaded: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """The same weights under a config that does not call them quantized (`transformers` will not save those)."""
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from trimtab.errors import UserError
 from trimtab.lm.sites import HEAD_KINDS, Site
@@ -92,12 +92,12 @@ def head_count(layer: LayerLayout, site: Site) -> int:
     return layer.attention.n_kv_heads if site.kind in ("attn_k", "attn_v") else layer.attention.n_heads
 
 
-def text_config(hf: PreTrainedModel) -> Any:
+def text_config(hf: transformers.PreTrainedModel) -> Any:
     """The decoder's own config, also where it is nested in a multimodal one."""
     return hf.config.get_text_config() if hasattr(hf.config, "get_text_config") else hf.config
 
 
-def find_layout(hf: PreTrainedModel) -> Layout:
+def find_layout(hf: transformers.PreTrainedModel) -> Layout:
     """Locate layers, branches, final norm and head.
 
     Raises:
@@ -119,7 +119,7 @@ def find_layout(hf: PreTrainedModel) -> Layout:
     )
 
 
-def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[str, nn.ModuleList]:
+def _find_layers(hf: transformers.PreTrainedModel, n_layers: int) -> tuple[str, nn.ModuleList]:
     for path in LAYER_PATHS:
         try:
             found = hf.get_submodule(path)

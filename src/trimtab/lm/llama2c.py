@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab.errors import UserError
 
@@ -22,7 +22,7 @@ _BOS, _EOS = 1, 2
 _SPACE = "▁"
 
 
-def read_llama2c_model(path: Path) -> LlamaForCausalLM:
+def read_llama2c_model(path: Path) -> transformers.LlamaForCausalLM:
     """The model in a llama2.c checkpoint, float32.
 
     Raises:
@@ -60,7 +60,7 @@ def read_llama2c_model(path: Path) -> LlamaForCausalLM:
         weights[name] = torch.from_numpy(np.frombuffer(raw, "<f4", count, offset).reshape(shape).copy())
         offset += 4 * count
 
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=mlp,
@@ -86,14 +86,14 @@ def read_llama2c_model(path: Path) -> LlamaForCausalLM:
             if name.endswith(("q_proj", "k_proj")):
                 weight = _halves_from_pairs(weight, head_dim)
             state[f"model.layers.{layer}.{name}.weight"] = weight
-    model = LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config)
     model.load_state_dict(state)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [_BOS, _EOS]  # training set the next story's BOS where one ends
     return model.float().eval()
 
 
-def read_llama2c_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+def read_llama2c_tokenizer(path: Path) -> transformers.PreTrainedTokenizerFast:
     """The SentencePiece BPE tokenizer in a llama2.c tokenizer file (pieces with scores, byte fallback).
 
     Raises:
@@ -115,7 +115,7 @@ def read_llama2c_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", _BOS)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",
         bos_token="<s>",

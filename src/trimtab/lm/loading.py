@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from trimtab.errors import UserError, check_one_of
 from trimtab.lm.catalogue import close_matches, find_entry, unknown_model
@@ -158,9 +158,11 @@ def _reachable(endpoint: str) -> bool:
 
 def _from_pretrained(source: str | Path, dtype: torch.dtype, **arguments: Any) -> LoadedModel:
     with transformers_silenced():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **arguments)
+        tokenizer: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            source, **arguments
+        )
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **arguments)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **options, **arguments)
         hf, report = loaded
     absent = sorted(report["missing_keys"])
     if absent:
@@ -170,7 +172,7 @@ def _from_pretrained(source: str | Path, dtype: torch.dtype, **arguments: Any) -
 
 def _check_tokenizer(loaded: LoadedModel, name: str) -> None:
     """Raise a `UserError` unless the tokenizer turns text into tokens that the model has, and back."""
-    tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+    tokenizer: transformers.PreTrainedTokenizerBase = loaded.tokenizer
     embedding = loaded.hf.get_input_embeddings()
     rows = embedding.weight.shape[0]  # type: ignore[union-attr]
     ids = list(tokenizer("The cat sat.", add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]

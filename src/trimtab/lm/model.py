@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import UserError
 from trimtab.lm.batch import TokenBatch
@@ -31,7 +31,9 @@ class LanguageModel:
         name: the name it was loaded by.
     """
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(
+        self, hf: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str
+    ) -> None:
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.layout: Layout = find_layout(hf)
 
@@ -40,7 +42,9 @@ class LanguageModel:
         return f"<LanguageModel {self.name}: {kind}, {self.n_layers} layers of width {self.d_model}, {dtype}>"
 
     @classmethod
-    def from_hf(cls, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model") -> LanguageModel:
+    def from_hf(
+        cls, hf: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str = "model"
+    ) -> LanguageModel:
         """Wrap a model that is already in memory."""
         return cls(hf, tokenizer, name)
 

@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.capturing import capture
@@ -30,7 +30,9 @@ MOST_COPIES = 1024
 
 Way = Literal["start", "copies"]
 
-_works: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[Way, int, str], bool]] = weakref.WeakKeyDictionary()
+_works: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[tuple[Way, int, str], bool]] = (
+    weakref.WeakKeyDictionary()
+)
 """What works from a layer up under an attention implementation, as far as it has been tried."""
 
 
