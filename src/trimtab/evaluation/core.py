@@ -32,12 +32,12 @@ from trimtab.dictionaries.coherence import decoder_coherence
 from trimtab.dictionaries.core_metrics import DENSE_RATE
 from trimtab.dictionaries.density import FeatureDensity, feature_density
 from trimtab.errors import named
-from trimtab.evaluation.documents import DocumentSums, TextSplit, pack
+from trimtab.evaluation.documents import DocumentSums, PassOptions, pack
 from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
 from trimtab.lm.model import check_is_model
-from trimtab.runs import Meter, Run, check_least, check_values, field_types, json_safe, read_keywords
+from trimtab.runs import Meter, Run, check_least, field_types, json_safe, read_keywords
 from trimtab.runs.figures import plot_bars
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
@@ -46,34 +46,6 @@ from trimtab.stats import Interval, bootstrap_ratio_of_sums, number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassOptions:
-    """Which rows of a text an SAE is shown."""
-
-    split: TextSplit = "all"
-    """Documents to take: all, or the ones that training with the same --holdout held out (or did not)."""
-    holdout: float = 0.05
-    """Share of documents that training held out; used by --split holdout and train."""
-    context: int = 256
-    """Tokens of a sequence, the leading BOS included."""
-    batch_size: int = 4
-    """Sequences per forward pass."""
-    outlier_norm: float = 10.0
-    """Rows above this many times the median norm are left as they are, as training leaves them out."""
-    drop_special: bool = True
-    """Leave special tokens as they are too, chat markup among them."""
-
-    def __post_init__(self) -> None:
-        check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
-        check_least(self, 2, "context")
-        check_least(self, 1, "batch_size")
-        check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
-
-    def special_ids(self, model: LanguageModel) -> list[int]:
-        """Tokens that are left as they are."""
-        return sorted(model.tokenizer.all_special_ids) if self.drop_special else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,17 +226,7 @@ def evaluate_core(
         UserError: the dictionary does not fit the model or the site.
     """
     where = dictionary_site(model, dictionary, site)
-    special = options.special_ids(model)
-    rebuilt = reconstruct(
-        model,
-        dictionary,
-        where,
-        packed,
-        batch_size=options.batch_size,
-        special_ids=special,
-        outlier_norm=options.outlier_norm,
-        progress=progress,
-    )
+    rebuilt = reconstruct(model, dictionary, where, packed, options, progress)
     mean = rebuilt.mean
     variants: dict[str, tuple[Replacement, bool]] = {
         "spliced": (lambda x: dictionary(x), False),
@@ -272,16 +234,7 @@ def evaluate_core(
         "mean": (lambda x: mean.expand_as(x), False),
         "zero": (lambda x: x * 0, False),
     }
-    losses = splice_losses(
-        model,
-        where,
-        packed,
-        variants,
-        batch_size=options.batch_size,
-        special_ids=special,
-        norm_limit=rebuilt.norm_limit,
-        progress=progress,
-    )
+    losses = splice_losses(model, where, packed, variants, options, rebuilt.norm_limit, progress)
     totals = rebuilt.totals
     result = CoreResult(
         model=model.name,

@@ -6,6 +6,7 @@ Documents are what intervals resample, so every sum over tokens is kept per docu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from trimtab.activations import PackedText, TokenisedCorpus
 from trimtab.activations.row_selection import candidates
 from trimtab.activations.sequences import split_corpus
 from trimtab.errors import UserError
-from trimtab.lm import TokenBatch
+from trimtab.lm import LanguageModel, TokenBatch
+from trimtab.runs import check_least, check_values
 
 TextSplit = Literal["all", "holdout", "train"]
 
@@ -72,6 +74,38 @@ def batches(
         tokens = TokenBatch.full(torch.from_numpy(sequences.tokens).to(device, torch.long))
         candidate = torch.from_numpy(candidates(sequences, special_ids).keep).to(device)
         yield EvaluationBatch(tokens, document, candidate, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions:
+    """Which rows of a text an SAE is shown."""
+
+    split: TextSplit = "all"
+    """Documents to take: all, or the ones that training with the same --holdout held out (or did not)."""
+    holdout: float = 0.05
+    """Share of documents that training held out; used by --split holdout and train."""
+    context: int = 256
+    """Tokens of a sequence, the leading BOS included."""
+    batch_size: int = 4
+    """Sequences per forward pass."""
+    outlier_norm: float = 10.0
+    """Rows above this many times the median norm are left as they are, as training leaves them out."""
+    drop_special: bool = True
+    """Leave special tokens as they are too, chat markup among them."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "a share below 1", lambda share: 0 <= share < 1, "holdout")
+        check_least(self, 2, "context")
+        check_least(self, 1, "batch_size")
+        check_values(self, "above 1", lambda norm: norm > 1, "outlier_norm")
+
+    def special_ids(self, model: LanguageModel) -> list[int]:
+        """Tokens that are left as they are."""
+        return sorted(model.tokenizer.all_special_ids) if self.drop_special else []
+
+    def batches(self, packed: PackedText, model: LanguageModel) -> Iterator[EvaluationBatch]:
+        """All sequences, in order."""
+        return batches(packed, self.batch_size, self.special_ids(model), model.device)
 
 
 class DocumentSums:

@@ -14,7 +14,7 @@ from trimtab.activations.row_selection import norms
 from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.core_metrics import CoreMetricsAccumulator, DocumentTotals
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
-from trimtab.evaluation.documents import batches
+from trimtab.evaluation.documents import PassOptions
 from trimtab.lm import LanguageModel, Site, capture
 
 _MEDIAN_ROWS = 8_192
@@ -39,17 +39,14 @@ def reconstruct(
     dictionary: Dictionary,
     site: Site,
     packed: PackedText,
-    *,
-    batch_size: int,
-    special_ids: list[int],
-    outlier_norm: float,
+    options: PassOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Reconstruction:
     """Encode and decode every row of a text, first and special tokens and outlier norms left out.
 
     Args:
         packed: the text; progress is called with the number of sequences done.
-        outlier_norm: rows above this many times the median norm (of the first 8,192 rows) are left out.
+        options: the median norm is that of the first 8,192 rows.
     """
     metrics = CoreMetricsAccumulator(dictionary.d_in, dictionary.n_features)
     stats = FeatureStatsAccumulator(dictionary.decoder_norms.cpu())
@@ -69,26 +66,26 @@ def reconstruct(
         total.add_(x.double().sum(dim=0).cpu())
 
     with torch.no_grad():
-        for batch in batches(packed, batch_size, special_ids, model.device):
+        for batch in options.batches(packed, model):
             x = capture(model, batch.tokens, [site])[site].flatten(2)
             excluded["first"] += x.shape[0]
             excluded["special"] += int((~batch.candidate[:, 1:]).sum())
             waiting.append((x[batch.candidate], batch.document[batch.candidate]))
             if norm_limit is None and sum(len(rows) for rows, _ in waiting) >= _MEDIAN_ROWS:
-                norm_limit = outlier_norm * _median_norm(waiting)
+                norm_limit = options.outlier_norm * _median_norm(waiting)
             if norm_limit is not None:
                 while waiting:
                     take(*waiting.pop(0))
             if progress:
                 progress(len(x))
         if waiting:
-            norm_limit = outlier_norm * _median_norm(waiting)
+            norm_limit = options.outlier_norm * _median_norm(waiting)
             for rows in waiting:
                 take(*rows)
     assert norm_limit is not None
     mean = (total / max(stats.n_tokens, 1)).to(model.device, torch.float32)
-    kept_out = f"position 0 of each {packed.context}-token sequence; norm > {outlier_norm:g} × median"
-    kept_out += "; special tokens" * bool(special_ids)
+    kept_out = f"position 0 of each {packed.context}-token sequence; norm > {options.outlier_norm:g} × median"
+    kept_out += "; special tokens" * bool(options.special_ids(model))
     found = stats.result(corpus_hash=packed.corpus.hash, sink_filter=kept_out)
     return Reconstruction(metrics.totals(), mean, found, norm_limit, excluded)
 

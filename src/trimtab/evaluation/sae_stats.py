@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimtab.activations import TextConfig
+from trimtab.activations import TextConfig, sample_text
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.describing import Firing
 from trimtab.dictionaries.files import STATS_FILE
 from trimtab.errors import UserError
-from trimtab.evaluation.core import PassOptions, sample_text
-from trimtab.evaluation.documents import pack
+from trimtab.evaluation.documents import PassOptions, pack
 from trimtab.evaluation.reconstruction import reconstruct
 from trimtab.runs import Meter
 from trimtab.runs.tables import named_values
@@ -57,10 +56,7 @@ def measure_stats(config: SAEStatsConfig) -> SAEStats:
     corpus = config.corpus(config.text or (sample_text(),), model.tokenizer)
     packed = pack(corpus, config.split, config.holdout, config.context)
     with Meter("measuring features", len(packed)) as meter:
-        stats = reconstruct(
-            model, dictionary, site, packed, batch_size=config.batch_size, special_ids=config.special_ids(model),
-            outlier_norm=config.outlier_norm, progress=meter.advance,
-        ).stats  # fmt: skip
+        stats = reconstruct(model, dictionary, site, packed, config, meter.advance).stats
     path = (config.into or Path(config.sae)) / STATS_FILE
     stats.write(path)
     return SAEStats(str(path), Firing.of(stats))

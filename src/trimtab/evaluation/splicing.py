@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.activations import PackedText
 from trimtab.activations.row_selection import norms
-from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
+from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, PassOptions
 from trimtab.lm import LanguageModel, RowDelta, Site, capture, edited
 from trimtab.lm.token_statistics import kl_divergence
 from trimtab.lm.unembedding import Unembedding
@@ -28,9 +28,7 @@ def splice_losses(
     site: Site,
     packed: PackedText,
     variants: Mapping[str, tuple[Replacement, bool]],
-    *,
-    batch_size: int,
-    special_ids: list[int],
+    options: PassOptions,
     norm_limit: float,
     progress: Callable[[int], None] | None = None,
 ) -> DocumentSums:
@@ -51,7 +49,7 @@ def splice_losses(
     layer, end = first_edited_layer([site]), input_site(model.n_layers)
     checked = False
     with torch.no_grad():
-        for batch in batches(packed, batch_size, special_ids, model.device):
+        for batch in options.batches(packed, model):
             found = capture(model, batch.tokens, [input_site(layer), end])
             if not checked:
                 with starting_at(model, model.n_layers, found[end]):

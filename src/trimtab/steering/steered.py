@@ -154,7 +154,7 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
     if config.kl:
         with Meter("measuring KL", len(rows)) as meter:
             effects = token_effects(model, decoded, source, progress=meter.advance)
-    members = [[i for i, arm in enumerate(branches) if arm == index] for index in range(len(plan.names))]
+    members = [[i for i, arm in enumerate(branches) if arm == index] for index in range(len(plan.arms))]
     return SteerResult(
         model=model.name,
         site=", ".join(map(str, source.sites)),
@@ -164,10 +164,7 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
         unit=source.unit,
         positions=plan.positions,
         prompts=plan.texts,
-        arms=[
-            _arm(name, plan.doses[index], members[index], decoded, effects, rows)
-            for index, name in enumerate(plan.names)
-        ],
+        arms=[_arm(*arm, mine, decoded, effects, rows) for arm, mine in zip(plan.arms, members, strict=True)],
         run=None,
         trace=Trace.of(model, decoded, plan.decoding, source, effects=effects, run=run, branches=branches),
     )
@@ -182,14 +179,20 @@ class _Row(NamedTuple):
     arm: int
 
 
+class _PlannedArm(NamedTuple):
+    """One way to steer all prompts."""
+
+    name: str
+    dose: list[float] | None = None  # of all features or each one's own; None where it is not for the plan to say
+
+
 class SteeringPlan(NamedTuple):
     """Checked options, with the model and directions."""
 
     options: SteerOptions
     texts: list[str]
     ids: list[list[int]]
-    names: list[str]  # of the arms, unsteered first
-    doses: list[list[float] | None]  # per arm
+    arms: list[_PlannedArm]  # unsteered first
     rows: list[_Row]
     source: InterventionSource
     steered_with: str
@@ -216,8 +219,8 @@ def plan_steering(
     tables = {} if decides else _tables(config, model, directions, keep_length)  # type: ignore[arg-type]
     ids = [model.encode_text(p, chat=config.chat) if isinstance(p, str) else _tokens(p) for p in prompts]
     check_prompts(model, ids, decoding)
-    doses = [] if decides else _doses(config, 1.0 if keep_length else DEFAULT_DOSE)
-    arms: list[list[float] | None] = [None, *(doses or [None])]
+    usual = 1.0 if keep_length else DEFAULT_DOSE
+    arms = [_PlannedArm(UNSTEERED), *([_PlannedArm("steered")] if decides else _steered_arms(config, usual))]
     rows = [
         _Row(prompt, sample, prompt * config.samples + sample, arm)
         for prompt in range(len(ids))
@@ -226,16 +229,13 @@ def plan_steering(
     ]
     if decides:
         source, what = _alone(config, directions, rows)  # type: ignore[arg-type]
-        names = [UNSTEERED, "steered"]
     else:
         source, what = _of_tables(config, tables, arms, rows)
-        names = [UNSTEERED, *(_name(config, dose) for dose in doses)]
     return SteeringPlan(
         options=config,
         texts=[p if isinstance(p, str) else model.decode_ids(p, special=True) for p in prompts],
         ids=ids,
-        names=names,
-        doses=arms,
+        arms=arms,
         rows=rows,
         source=source,
         steered_with=what,
@@ -308,11 +308,11 @@ def _tables(
 def _of_tables(
     config: SteerOptions,
     tables: Mapping[Site, Dictionary | DirectionTable],
-    arms: Sequence[list[float] | None],
+    arms: Sequence[_PlannedArm],
     rows: Sequence[_Row],
 ) -> tuple[InterventionSource, str]:
     """Features or vectors at each row's doses, and what to call them."""
-    still = [0.0] * max(len(arm) for arm in arms if arm is not None)
+    still = [0.0] * max(len(arm.dose or ()) for arm in arms)
     ids = {  # every dictionary has been asked for some of its features
         site: list(config.feature or range(table.n if isinstance(table, DirectionTable) else 0))
         for site, table in tables.items()
@@ -320,7 +320,7 @@ def _of_tables(
     source = StaticSource(
         tables,
         {site: torch.tensor([each if row.arm else [-1] * len(each) for row in rows]) for site, each in ids.items()},
-        torch.tensor([arms[row.arm] or still for row in rows]),
+        torch.tensor([arms[row.arm].dose or still for row in rows]),
         unit=config.unit,
         operation=config.operation,
         positions=config.positions,
@@ -351,17 +351,13 @@ def _tokens(prompt: Sequence[int]) -> list[int]:
     return whole_numbers(prompt, "token")
 
 
-def _doses(config: SteerOptions, usual: float) -> list[list[float]]:
-    """Per steered arm, the dose of all features or each one's own."""
+def _steered_arms(config: SteerOptions, usual: float) -> list[_PlannedArm]:
+    """Per steered arm its name and the dose of all features or each one's own."""
     if not operation_named(config.operation).has_dose:
-        return [[0.0]]
-    return [[float(dose)] for dose in config.sweep] or [list(map(float, config.dose or (usual,)))]
-
-
-def _name(config: SteerOptions, dose: list[float]) -> str:
-    if not operation_named(config.operation).has_dose:
-        return config.operation.removesuffix("e") + "ed"
-    return "dose " + (f"{dose[0]:g}" if len(set(dose)) == 1 else ", ".join(f"{d:g}" for d in dose))
+        return [_PlannedArm(config.operation.removesuffix("e") + "ed", [0.0])]
+    doses = [[float(dose)] for dose in config.sweep] or [list(map(float, config.dose or (usual,)))]
+    said = [dose[:1] if len(set(dose)) == 1 else dose for dose in doses]
+    return [_PlannedArm(f"dose {', '.join(f'{d:g}' for d in s)}", dose) for s, dose in zip(said, doses, strict=True)]
 
 
 def no_features() -> UserError:
