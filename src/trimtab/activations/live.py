@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice
 
 import numpy as np
@@ -54,7 +55,6 @@ class LiveSource(PooledSource):
         options: HarvestOptions | None = None,
     ) -> None:
         self.model, self.site = model, model.site(site)
-        self.split: Split = split
         self.options = options = options or HarvestOptions()
         self.corpus = documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer)
         splits = pack_splits(self.corpus, options)
@@ -64,25 +64,14 @@ class LiveSource(PooledSource):
         rows = self._rows_of_sequences()
         if not rows.sum():
             raise UserError(f"the {split} text", "it does not fill one sequence", "give more text")
-        super().__init__(rows.tolist(), buffer_rows, seed, forwards.widths[str(self.site)])
+        super().__init__(rows.tolist(), buffer_rows, seed, forwards.widths[str(self.site)], split)
         self.replaced = 0
 
     @property
     def description(self) -> dict[str, object]:
         """What the rows are of."""
-        options = self.options
-        return {
-            "kind": "live",
-            "model": self.model.name,
-            "model_fingerprint": self.model.fingerprint,
-            "site": str(self.site),
-            "split": self.split,
-            "rows": self.rows_total,
-            "seed": self.seed,
-            "corpus_hash": [self.corpus.hash],
-            "norm_median": [self.norm_median],
-            **{k: getattr(options, k) for k in ("context", "holdout", "outlier_norm", "drop_special")},
-        }
+        of = {"model_fingerprint": self.model.fingerprint, **asdict(self.options)}
+        return self.described("live", self.model.name, str(self.site), of, [self.corpus.hash], [self.norm_median])
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some sequences, one sequence after the other."""

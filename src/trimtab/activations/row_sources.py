@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -54,14 +54,24 @@ class PooledSource:
         pool_rows: rows shuffled together.
         seed: of the order, which is another one in every epoch.
         d: width of a row.
+        split: which documents the rows are of.
     """
 
     reads_ahead: ClassVar[bool] = False
     """Whether `batches` has the next pool read in a thread while the rows of one are given out."""
 
-    def __init__(self, block_rows: Sequence[int], pool_rows: int, seed: int, d: int) -> None:
+    def __init__(self, block_rows: Sequence[int], pool_rows: int, seed: int, d: int, split: Split = "train") -> None:
         self.block_rows, self.pool_rows, self.seed, self.d = block_rows, pool_rows, seed, d
-        self.rows_total = int(sum(block_rows))
+        self.rows_total, self.split = int(sum(block_rows)), split
+
+    def described(
+        self, kind: str, model: str, site: str, identity: Mapping[str, Any], hashes: list[str], medians: list[float]
+    ) -> dict[str, object]:
+        """What the rows are of, for run files; of corpora and medians there are as many as harvests."""
+        where = {"site": site, "split": self.split, "rows": self.rows_total, "seed": self.seed}
+        recipe = {name: identity[name] for name in ("context", "holdout", "outlier_norm", "drop_special")}
+        of = {"kind": kind, "model": model, "model_fingerprint": identity["model_fingerprint"]}
+        return {**of, **where, "corpus_hash": hashes, "norm_median": medians, **recipe}
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some blocks, one block after the other."""
@@ -166,24 +176,15 @@ class ShardSource(PooledSource):
             for start in range(0, shard.rows, block_rows)
         ]
         sizes = [stop - start for _, _, start, stop in self._blocks]
-        super().__init__(sizes, pool_rows, seed, self.indexes[0].widths[self.site])
+        super().__init__(sizes, pool_rows, seed, self.indexes[0].widths[self.site], split)
 
     @property
     def description(self) -> dict[str, object]:
         """What the rows are of."""
+        hashes = [index.identity["corpus_hash"] for index in self.indexes]
+        medians = [index.norm_median[self.site] for index in self.indexes]
         first = self.indexes[0]
-        return {
-            "kind": "shards",
-            "model": first.model,
-            "model_fingerprint": first.identity["model_fingerprint"],
-            "site": self.site,
-            "split": self.split,
-            "rows": self.rows_total,
-            "seed": self.seed,
-            "corpus_hash": [index.identity["corpus_hash"] for index in self.indexes],
-            "norm_median": [index.norm_median[self.site] for index in self.indexes],
-            **{k: first.identity[k] for k in ("context", "holdout", "outlier_norm", "drop_special")},
-        }
+        return self.described("shards", first.model, self.site, first.identity, hashes, medians)
 
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some blocks, one block after the other."""

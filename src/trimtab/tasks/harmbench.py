@@ -91,9 +91,10 @@ class HarmBench(RefusalTask):
         divided = _divide(kept)
         notes = {"instructions": float(len(pool)), "near_duplicates_dropped": float(len(pool) - len(kept))}
         if harmless:
-            followed = _harmless_instructions(directory)
+            followed, signed = _harmless_instructions(directory), [Signature(reference) for reference in references]
             for split, items in divided.items():
-                items.extend(_first_distinct(followed[split], references, round(harmless * len(items))))
+                apart = (i for i in followed[split] if not any(Signature(i.prompt).is_near(r) for r in signed))
+                items.extend(itertools.islice(apart, round(harmless * len(items))))
         return cls({**divided, "test": test}, notes=notes, judge=judge)
 
 
@@ -119,13 +120,6 @@ def _harmless_instructions(directory: DataDirectory) -> dict[str, list[Item]]:
         for item in _instructions(directory, directory.name(file), "compliance")
     }
     return {split: [items[i] for i in part] for split, part in split_ids(sorted(items), _SHARES, "harmbench").items()}
-
-
-def _first_distinct(items: list[Item], references: list[str], n: int) -> list[Item]:
-    """The first n items that are no near-duplicate of a reference."""
-    signed = [Signature(reference) for reference in references]
-    distinct = (i for i in items if not any(Signature(i.prompt).is_near(r) for r in signed))
-    return list(itertools.islice(distinct, n))
 
 
 def _behaviour(row: DataRow) -> Item:

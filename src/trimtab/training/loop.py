@@ -159,25 +159,23 @@ class _Wave:
 
     def run(self) -> None:
         sites = [training.rows for training in self.live]
-        self._start_all()
+        for training in list(self.live):
+            self._submit(training, self._start)
+        while self.running:
+            self._collect()
         self._open_streams()
         while self.live:
             self._give_out_steps()
             if any(stream.read() for stream in self.streams.values()):
                 continue
             assert self.running, "nothing runs and nothing can"
-            self._collect(FIRST_COMPLETED)
+            self._collect()
         for rows in sites:
             rows.forget()
 
-    def _start_all(self) -> None:
-        for training in list(self.live):
-            self._submit(training, self._start)
-        while self.running:
-            self._collect(FIRST_COMPLETED)
-
     def _start(self, t: Training) -> None:
-        t.run.record(hashes={"source": _hash(t.rows.source.description)})
+        about = json.dumps(t.rows.source.description, sort_keys=True, default=str)
+        t.run.record(hashes={"source": hashlib.sha256(about.encode()).hexdigest()[:16]})
         t.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay)
         t.trainer.sae.by_autograd = t.by_autograd
 
@@ -212,8 +210,8 @@ class _Wave:
     def _submit(self, training: Training, work: Callable[[Training], None]) -> None:
         self.running[self.executor.submit(work, training)] = training
 
-    def _collect(self, when: str) -> None:
-        for future in wait(self.running, return_when=when).done:
+    def _collect(self) -> None:
+        for future in wait(self.running, return_when=FIRST_COMPLETED).done:
             training = self.running.pop(future)
             error = future.exception()
             if error is not None and not isinstance(error, Exception):
@@ -280,7 +278,3 @@ def _torch_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _hash(description: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -40,7 +40,14 @@ def read_from_registry(name: str) -> FoundSAE:
         with redirect_stdout(sys.stderr):  # stdout is for results
             sae = sae_lens.SAE.from_pretrained(release, sae_id, device="cpu")
     except Exception as error:
-        raise _not_loaded(name, error) from error
+        said = next(iter(str(error).strip().splitlines()), "no details")
+        reason = f"{type(error).__name__}: {said}"
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK:
+            why = f"it is not in the hub's cache and could not be fetched ({reason})"
+            hint = "check the connection and HF_ENDPOINT, and for a gated repository log in (hf auth login)"
+        else:
+            why, hint = f"SAELens could not load it ({reason})", "update sae-lens, or use another dictionary"
+        raise UserError(f"dictionary {name!r}", why, hint) from error
     return found_in_saelens(Fields(sae.cfg.to_dict(), f"the config of {name}"), sae.state_dict(), name)
 
 
@@ -64,16 +71,3 @@ def _import(name: str) -> tuple[Any, Mapping[str, Any]]:
             'pip install "trimtab[saelens]"',
         ) from error
     return sae_lens, get_pretrained_saes_directory()
-
-
-def _not_loaded(name: str, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK:
-        return UserError(
-            f"dictionary {name!r}",
-            f"it is not in the hub's cache and could not be fetched ({reason})",
-            "check the connection and HF_ENDPOINT, and for a gated repository log in (hf auth login)",
-        )
-    return UserError(
-        f"dictionary {name!r}", f"SAELens could not load it ({reason})", "update sae-lens, or use another dictionary"
-    )
