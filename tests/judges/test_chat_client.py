@@ -89,7 +89,7 @@ def test_what_fails_to_the_end_is_a_gap_and_the_others_are_not(endpoint: StubEnd
     assert (one, three) == ("one", "three")
     assert isinstance(two, NoReply)
     assert two.reason.startswith("no reply of use in 2 tries (")
-    assert client.transcript.count == 2
+    assert len(client.transcript._replies) == 2
     assert client.ask([question(2)]) == ["compliance"]  # a gap is not kept: it is asked again
 
 
@@ -131,7 +131,7 @@ def test_a_reply_of_no_use_is_asked_for_again_and_never_kept(endpoint: StubEndpo
     assert client.ask([question(1)], useful) == ["yes"]
     endpoint.otherwise = "hm"
     assert client.ask([question(2)], useful) == [NoReply("no reply of use in 3 tries (it replied 'hm')")]
-    assert client.transcript.count == 1
+    assert len(client.transcript._replies) == 1
 
 
 def test_a_question_that_is_refused_is_a_gap_at_once(endpoint: StubEndpoint) -> None:

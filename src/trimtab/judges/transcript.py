@@ -58,11 +58,6 @@ class Transcript:
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue
 
-    @property
-    def count(self) -> int:
-        """Exchanges recorded."""
-        return len(self._replies)
-
     def find(self, request: dict[str, Any]) -> str | None:
         """The recorded reply to a request, or None."""
         return self._replies.get(request_key(request))

@@ -68,12 +68,9 @@ def check_site(layout: Layout, site: Site, name: str) -> None:
             f"site {site}", f"{name} has layers 0 to {len(layout.layers) - 1}", "choose a layer in that range"
         )
     layer = layout.layers[site.layer]
-    known = {
-        "resid_mid": layer.attn_branch,
-        "attn_out": layer.attn_branch,
-        "mlp_out": layer.mlp_branch,
-    }
-    if (site.kind in known and known[site.kind] is None) or (site.kind in HEAD_KINDS and layer.attention is None):
+    needed = {"resid_mid": layer.attn_branch, "attn_out": layer.attn_branch, "mlp_out": layer.mlp_branch}
+    needed |= dict.fromkeys(HEAD_KINDS, layer.attention)
+    if needed.get(site.kind, layer) is None:
         raise UserError(
             f"site {site}",
             f"{type(layer.module).__name__} has no attention of the Llama family (self_attn with q_proj, k_proj, "
@@ -140,17 +137,16 @@ def _find_layers(hf: transformers.PreTrainedModel, n_layers: int) -> tuple[str, 
 
 def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
     attention = _attention_layout(layer, config)
-    if attention is None or attention.out is None:
+    if attention is None:
         return LayerLayout(layer, None, None, None)
-    mlp: nn.Module | None = getattr(layer, "mlp", None)
     if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3: each branch ends in a norm of its own
         ends = (layer.get_submodule("post_attention_layernorm"), layer.get_submodule("post_feedforward_layernorm"))
         return LayerLayout(layer, *ends, attention)
     llama = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
-    if hasattr(layer, "post_self_attn_layernorm") or getattr(config, "residual_multiplier", 1) != 1:
-        return LayerLayout(layer, None, None, attention)  # GLM-4, Granite: branches do not end where Llama's do
-    if llama or hasattr(layer, "ln_2"):
-        return LayerLayout(layer, attention.out, mlp, attention)
+    # In GLM-4 and Granite branches do not end where Llama's do.
+    others = hasattr(layer, "post_self_attn_layernorm") or getattr(config, "residual_multiplier", 1) != 1
+    if (llama or hasattr(layer, "ln_2")) and not others:
+        return LayerLayout(layer, attention.out, getattr(layer, "mlp", None), attention)
     return LayerLayout(layer, None, None, attention)
 
 

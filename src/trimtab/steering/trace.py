@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,27 +286,26 @@ def _token_table(
 
     columns: dict[str, list[Any]] = {name: [] for name in TOKEN_SCHEMA.names}
     for row, tokens in enumerate(decoded.token_ids):
-        first = decoded.first_position(row)
-        n = len(tokens)
-        reward: list[float | None] = [None] * n
-        if rewards is not None:
-            reward[-1] = rewards[row]
-        blank: list[None] = [None] * n
-        columns["run"] += [run] * n
-        columns["sample"] += [names[row][0]] * n
-        columns["branch"] += [names[row][1]] * n
-        columns["parent_branch"] += [None if parents is None else parents[row]] * n
-        columns["position"] += range(first, first + n)
-        columns["token_id"] += tokens
-        columns["text"] += map(text_of, tokens)
-        columns["token_logp"] += decoded.token_logp[row]
-        columns["entropy"] += decoded.entropy[row]
-        columns["value"] += [values.get((row, position - 1)) for position in range(first, first + n)]
-        columns["reward"] += reward
-        for name in ("kl_local", "kl_total", "unsteered_logp"):
-            columns[name] += blank if effects is None else getattr(effects, name)[row]
-        for name in ("top_with", "top_without"):
-            columns[name] += blank if effects is None else map(listed, getattr(effects, name)[row])
+        n, (sample, branch) = len(tokens), names[row]
+        positions = range(decoded.first_position(row), decoded.first_position(row) + n)
+        found: dict[str, Iterable[Any]] = {
+            "run": [run] * n,
+            "sample": [sample] * n,
+            "branch": [branch] * n,
+            "parent_branch": [None if parents is None else parents[row]] * n,
+            "position": positions,
+            "token_id": tokens,
+            "text": map(text_of, tokens),
+            "token_logp": decoded.token_logp[row],
+            "entropy": decoded.entropy[row],
+            "value": [values.get((row, position - 1)) for position in positions],
+            "reward": [*[None] * (n - 1), None if rewards is None else rewards[row]],
+        }
+        if effects is not None:
+            found |= {name: getattr(effects, name)[row] for name in ("kl_local", "kl_total", "unsteered_logp")}
+            found |= {name: map(listed, getattr(effects, name)[row]) for name in ("top_with", "top_without")}
+        for name, column in columns.items():
+            column += found.get(name, [None] * n)
     return pa.table(columns, schema=TOKEN_SCHEMA)
 
 
