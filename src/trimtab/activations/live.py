@@ -9,7 +9,6 @@ from itertools import islice
 import numpy as np
 import torch
 from jaxtyping import BFloat16
-from numpy import ndarray
 from torch import Tensor
 
 from trimtab.activations.forwards import Forwards
@@ -61,7 +60,9 @@ class LiveSource(PooledSource):
         forwards = Forwards(model, [self.site], splits, options)
         self.packed, self.special = splits[split], forwards.special
         self.norm_median = forwards.median_norms()[str(self.site)]
-        rows = self._rows_of_sequences()
+        parts = [range(i, min(i + 256, len(self.packed))) for i in range(0, len(self.packed), 256)]
+        counts = [candidates(self.packed.batch(part), self.special).keep.sum(1) for part in parts]
+        rows = np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
         if not rows.sum():
             raise UserError(f"the {split} text", "it does not fill one sequence", "give more text")
         super().__init__(rows.tolist(), buffer_rows, seed, forwards.widths[str(self.site)], split)
@@ -93,10 +94,3 @@ class LiveSource(PooledSource):
             pool[outliers] = pool[others[torch.arange(len(outliers)) * 7919 % len(others)]]
             self.replaced += len(outliers)
         return pool
-
-    def _rows_of_sequences(self) -> ndarray:
-        counts = [
-            candidates(self.packed.batch(range(i, min(i + 256, len(self.packed)))), self.special).keep.sum(1)
-            for i in range(0, len(self.packed), 256)
-        ]
-        return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)

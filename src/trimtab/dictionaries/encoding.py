@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,10 +37,6 @@ class DenseEncoder:
     def __call__(self, z: Float[Tensor, "B d"]) -> Float[Tensor, "B n"]:
         """Pre-activations of some rows, in the precision of the product."""
         return F.linear(z.to(self._W.dtype), self._W, self._b)
-
-    def blocks(self, z: Float[Tensor, "B d"]) -> Iterator[Float[Tensor, "b n"]]:
-        """Pre-activations block after block."""
-        return (self(block) for block in z.split(self.block_rows))
 
 
 QUANTILE_ROWS = 4096

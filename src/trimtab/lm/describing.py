@@ -45,10 +45,11 @@ class ModelDetails:
         return json_safe(self)
 
     def render(self) -> str:
+        elsewhere = "the hub's local cache" if self.config else f"not fetched (trimtab models pull {self.name})"
         said = {
             "model": self.name,
             "source": self.source,
-            "path": self._where(),
+            "path": str(self.path or elsewhere),
             "licence": self.licence or "not stated",
             "parameters": f"{self.parameters:,}",
             "layers": f"{self.n_layers}, width {self.d_model}, vocabulary {self.vocab_size:,}",
@@ -58,11 +59,6 @@ class ModelDetails:
             said["chat template"] = "no" if self.chat_template is None else "yes"
             said["architecture"] = ", ".join(self.config.get("architectures") or ["not stated"])
         return named_values(said)
-
-    def _where(self) -> str:
-        if self.path:
-            return str(self.path)
-        return "the hub's local cache" if self.config else f"not fetched (trimtab models pull {self.name})"
 
 
 def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:

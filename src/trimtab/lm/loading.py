@@ -59,22 +59,18 @@ def load_model(
     check_one_of("dtype", dtype, DTYPES)
     torch_dtype, torch_device = DTYPES[dtype], check_device(device)
     path = Path(name).expanduser()
-    if find_entry(name):
-        directory = pull(name, accept_terms=accept_terms, progress=progress)
-        with stage(f"loading {name}", shown=progress, line=False):
-            loaded = _read_directory(directory, torch_dtype, f"run `trimtab models pull {name} --again`")
-    elif path.is_dir():
-        with stage(f"loading {name}", shown=progress, line=False):
-            loaded = _read_directory(path, torch_dtype)
-    elif path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise UserError(
-                f"model file {path}", "only .gguf files are read by themselves", "give a directory or a .gguf file"
-            )
-        with stage(f"reading {name}", shown=progress, line=False):
+    entry = find_entry(name)
+    directory = pull(name, accept_terms=accept_terms, progress=progress) if entry else path
+    with stage(f"loading {name}", shown=progress, line=False):
+        if directory.is_dir():
+            again = f"run `trimtab models pull {name} --again`" if entry else "fetch or save it again"
+            loaded = _read_directory(directory, torch_dtype, again)
+        elif path.is_file():
+            if path.suffix.lower() != ".gguf":
+                why = "only .gguf files are read by themselves"
+                raise UserError(f"model file {path}", why, "give a directory or a .gguf file")
             loaded = read_gguf(path.resolve(), torch_dtype)
-    else:
-        with stage(f"loading {name}", shown=progress, line=False):
+        else:
             loaded = _read_hub(name, torch_dtype)
     _check_tokenizer(loaded, name)
     return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
@@ -92,8 +88,8 @@ def check_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _read_directory(path: Path, dtype: torch.dtype, hint: str = "") -> LoadedModel:
-    what, hint = f"model directory {path}", hint or "fetch or save it again"
+def _read_directory(path: Path, dtype: torch.dtype, hint: str) -> LoadedModel:
+    what = f"model directory {path}"
     if not (path / "config.json").is_file():
         held = sorted(file.name for file in path.glob("*.gguf"))
         raise UserError(what, "it holds no config.json", f"give the file {path / held[0]}" if held else hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
@@ -73,7 +73,8 @@ class RunningRows:
             if any(whole):
                 batch = TokenBatch.pad(whole, model.pad_id, device)
                 which = torch.arange(0, len(self.rows), copies, device=device)[:, None].expand_as(batch.ids)
-                self._aim(batch.ids, batch.position_ids, which, real=batch.real, copies=copies)
+                if runner is not None:
+                    runner.aim(batch.ids, batch.position_ids, self.columns, which, real=batch.real, copies=copies)
                 self.logits, self.held = self._forward(batch), batch.lengths
             if copies == 1:
                 return
@@ -87,8 +88,9 @@ class RunningRows:
 
     def feed(self) -> None:
         """Feed one token of each row, `ids`."""
-        which = torch.arange(len(self.ids), device=self.ids.device)[:, None]
-        self._aim(self.ids[:, None], self.held[:, None], which)
+        if self._runner is not None:
+            which = torch.arange(len(self.ids), device=self.ids.device)[:, None]
+            self._runner.aim(self.ids[:, None], self.held[:, None], self.columns, which)
         self.logits = self._forward(TokenBatch.full(self.ids[:, None]), self.held)
         self.held = self.held + 1
 
@@ -99,23 +101,12 @@ class RunningRows:
         if self._runner is None:
             self.logits = self._forward(batch, held[:, 0]).repeat_interleave(copies, dim=0)
         else:
-            self._aim(ids, held, torch.arange(len(self.rows), device=ids.device).view(-1, copies))
+            which = torch.arange(len(self.rows), device=ids.device).view(-1, copies)
+            self._runner.aim(ids, held, self.columns, which)
             with side_by_side(self.model, layer, copies, self.cache.length):
                 self.logits = self._forward(batch, held[:, 0], last=copies)
         self.held = self.held + 1
         self._side_by_side = copies, layer
-
-    def _aim(
-        self,
-        ids: Int[Tensor, "B T"],
-        position: Int[Tensor, "B T"],
-        which: Int[Tensor, "B T"],
-        *,
-        real: Bool[Tensor, "B T"] | None = None,
-        copies: int = 1,
-    ) -> None:
-        if self._runner is not None:
-            self._runner.aim(ids, position, self.columns, which, real=real, copies=copies)
 
     def _forward(self, batch: TokenBatch, held: Int[Tensor, " B"] | None = None, last: int = 1) -> Float[Tensor, "B V"]:
         padded = self.cache.length > 0 and any(row.length - 1 != self.cache.length for row in self.rows)

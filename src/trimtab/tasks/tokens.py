@@ -66,8 +66,3 @@ def chat_answer_prefix(tokenizer: Tokenizer) -> tuple[str, str] | None:
     answered = str(apply([*turns, {"role": "assistant", "content": "Z"}], tokenize=False))
     between = answered.removeprefix(prefix).partition("Z")[0] if answered.startswith(prefix) else ""
     return prefix[-24:], between if between.isspace() else ""
-
-
-def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether a text by itself is one token."""
-    return len(encode(tokenizer, text)) == 1

@@ -66,7 +66,8 @@ def expand(
                 trainable_class(arch)
             except UserError as error:
                 raise UserError(f"{place}{error.what}", error.why, error.hint) from error
-            lacking = _lacking(arch, member)
+            others = set(architecture_fields()) - set(fields_of(arch)) - set(SPARSITY)  # fields of other architectures
+            lacking = {name for name in others if member.get(name) is not None}
             for name in lacking & set(values):
                 raise UserError(
                     f"{place}{name}", f"architecture {arch} has no {name}", "leave it out, or choose another arch"
@@ -88,12 +89,6 @@ def expand(
         names.add(member.name)
         configs |= config
     return members
-
-
-def _lacking(arch: str, values: Mapping[str, Any]) -> set[str]:
-    """Fields of other architectures; what is said about sparsity is never one of them."""
-    lacking = set(architecture_fields()) - set(fields_of(arch)) - set(SPARSITY)
-    return {name for name in lacking & set(values) if values[name] is not None}
 
 
 def _member(values: Mapping[str, Any], told: set[str]) -> Member:

@@ -79,7 +79,13 @@ def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ran
     if config.live:
         rows = {sites[0]: _live_rows(config, sites)}
     else:
-        directories = list(config.activations) or [_harvest(config, sites, shards, ranks)]
+        directories = list(config.activations)
+        if not directories:
+            directories = [shards]
+            named = {"text": config.text, "limit_documents": config.limit_documents, "site": tuple(sites)}
+            shared = part_of(config, ModelConfig) | part_of(config, TextConfig)
+            options = part_of(config.harvest_options(), HarvestOptions)
+            harvest_text(HarvestConfig(**shared, **options, **named, run=shards), ranks=ranks)
         rows = {site: shard_rows(directories, site, config.data_seed) for site in sites}
     if ranks.is_first and config.holdout and any(one.heldout is None for one in rows.values()):
         print(NOTHING_HELD_OUT, file=sys.stderr, flush=True)
@@ -120,13 +126,3 @@ def _live_rows(config: RowsConfig, sites: Sequence[str]) -> SiteRows:
         for split in (("train", "holdout") if config.holdout else ("train",))
     ]
     return SiteRows(source, rest[0] if rest else None)
-
-
-def _harvest(config: RowsConfig, sites: Sequence[str], out: Path, ranks: Ranks) -> Path:
-    harvest_config = HarvestConfig(
-        **part_of(config, ModelConfig), **part_of(config, TextConfig),
-        **part_of(config.harvest_options(), HarvestOptions),
-        text=config.text, limit_documents=config.limit_documents, site=tuple(sites), run=out,
-    )  # fmt: skip
-    harvest_text(harvest_config, ranks=ranks)
-    return out

@@ -110,7 +110,7 @@ class TrainableTopK(TopKLike):
         if screening_pays(encoder, self.k):
             pairs = largest_screened(encoder, z, self.k).pairs()
         else:
-            blocks = [largest(h, self.k) for h in encoder.blocks(z)]
+            blocks = [largest(encoder(block), self.k) for block in z.split(encoder.block_rows)]
             values, indices = (torch.cat(parts) for parts in zip(*blocks, strict=True))
             pairs = in_full_precision(SparseCodes(values, indices).pairs(), encoder, z)
         return pairs._replace(value=pairs.value.relu_())
