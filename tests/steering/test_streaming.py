@@ -461,7 +461,9 @@ def share_seeds(patch: Patch) -> None:
 def key_draws_by_the_step(patch: Patch) -> None:
     original = decode_stream.uniform
     patch.setattr(
-        stream, "uniform", lambda seed, sample, branch, at: original(seed, sample, branch, at.max().expand_as(at))
+        decode_stream,
+        "uniform",
+        lambda seed, sample, branch, at: original(seed, sample, branch, at.max().expand_as(at)),
     )
 
 
