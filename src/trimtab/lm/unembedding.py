@@ -82,7 +82,8 @@ class Unembedding:
 
     def _project(self, normed: Float[Tensor, "R d"]) -> Float[Tensor, "R V"]:
         head = self.head
-        if type(head) is nn.Linear and head.bias is None and self.dtype == torch.float32 and not _hooked(head):
+        hooked = bool(head._forward_hooks or head._forward_pre_hooks)
+        if type(head) is nn.Linear and head.bias is None and self.dtype == torch.float32 and not hooked:
             if self._buffer is None or len(self._buffer) < len(normed):
                 self._buffer = normed.new_empty(len(normed), self.vocab_size)
             logits = torch.mm(normed, head.weight.t(), out=self._buffer[: len(normed)])
@@ -92,7 +93,3 @@ class Unembedding:
 
     def _capped(self, logits: Tensor) -> Tensor:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

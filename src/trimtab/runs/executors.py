@@ -75,7 +75,11 @@ class OnRay:
     """Processors that a shard takes up."""
 
     def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
-        ray = _import_ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray: Any = importlib.import_module("ray")
+        except ImportError as error:
+            raise UserError("Ray", "it is not installed", "install it: pip install 'trimtab[scale]'") from error
         started = not ray.is_initialized()
         if started:
             _check_address(self.address)
@@ -183,11 +187,3 @@ def _check_address(address: str | None) -> None:
         except OSError as error:
             why = f"there is none ({error.strerror or error})"
             raise UserError(f"Ray cluster {address}", why, "start it, or correct the address") from error
-
-
-def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError("Ray", "it is not installed", "install it: pip install 'trimtab[scale]'") from error

@@ -21,6 +21,7 @@ from trimtab.runs.splits import text_id
 
 Status = Literal["running", "done", "failed"]
 ANOTHER = "choose another --run directory"
+AT_CHANGE = f"{ANOTHER} or go back to the old value"
 
 
 class Run:
@@ -154,9 +155,7 @@ class Run:
         known = cast(dict[str, str], self.record_dict["hashes"])
         for name, value in (hashes or {}).items():
             if known.get(name, value) != value:
-                raise UserError(
-                    f"run {self.path}", f"its {name} had hash {known[name]} and now has {value}", _hint_at_change()
-                )
+                raise UserError(f"run {self.path}", f"its {name} had hash {known[name]} and now has {value}", AT_CHANGE)
         self.record_dict["hashes"] = {**known, **(hashes or {})}
         self.record_dict.update(cast(dict[str, Any], json_safe(facts)))
         self._write()
@@ -169,7 +168,7 @@ class Run:
         """
         old = self.config[field]
         if value < old:
-            raise UserError(f"run {self.path}", f"{field} was {old} and is now {value}", _hint_at_change())
+            raise UserError(f"run {self.path}", f"{field} was {old} and is now {value}", AT_CHANGE)
         if value > old:
             self.config[field] = value
             self.record_dict.setdefault("extensions", []).append(
@@ -191,9 +190,7 @@ class Run:
         opened = [str(id_) for id_ in ids]
         splits = cast("dict[str, list[str]]", self.record_dict["splits"])
         if splits.setdefault(name, opened) != opened:
-            raise UserError(
-                f"split {name}", f"run {self.path} holds {len(splits[name])} other ids for it", _hint_at_change()
-            )
+            raise UserError(f"split {name}", f"run {self.path} holds {len(splits[name])} other ids for it", AT_CHANGE)
         openings = cast("list[dict[str, Any]]", self.record_dict["test_split_openings"])
         about = {"split": name, "time": utc_now(), "command": self.command}
         openings.append({**about, "n": len(opened), "ids": text_id("\0".join(opened))})
@@ -278,11 +275,7 @@ def _check_same(
             changes += config_difference({key: record[key]}, {key: asked[key]}, ignore=ignore_fields)
     if changes:
         more = f" ({len(changes) - 1} more changed)" if len(changes) > 1 else ""
-        raise UserError(f"run {directory}", f"{changes[0]}{more}", _hint_at_change())
-
-
-def _hint_at_change() -> str:
-    return f"{ANOTHER} or go back to the old value"
+        raise UserError(f"run {directory}", f"{changes[0]}{more}", AT_CHANGE)
 
 
 def _failed_with_nothing(directory: Path, record: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ that of the input token whose activation was edited. The edit at position p acts
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -204,44 +203,42 @@ class Trace:
             )
         place = {str(site): source.sites.index(site) for site in sites}
         blocks = {(str(site), *block[2:5]): block.start for site in sites for block in blocks_of(source, site)}
-        grouped: dict[tuple[int, int, int], list[dict[str, Any]]] = defaultdict(list)
-        for edit in self.edits.to_pylist():
-            grouped[index[edit["sample"], edit["branch"]], edit["position"], place[edit["site"]]].append(edit)
-        if not grouped:
+        edits = self.edits.to_pylist()
+        if not edits:
             return EditLog.empty()
-        width = 1 + max(edit["slot"] for edits in grouped.values() for edit in edits)
-        feature = torch.full((len(grouped), width), -1)
-        coefficient = torch.zeros(len(grouped), width, dtype=torch.float64)
-        requested = torch.zeros(len(grouped), width, dtype=torch.float64)
+        keys = [(index[edit["sample"], edit["branch"]], edit["position"], place[edit["site"]]) for edit in edits]
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        feature = torch.full((len(number), 1 + max(edit["slot"] for edit in edits)), -1)
+        coefficient, requested = torch.zeros(2, *feature.shape, dtype=torch.float64)
         target = torch.full_like(coefficient, torch.nan)
-        replaced = torch.zeros(len(grouped), dtype=torch.long)
-        for i, edits in enumerate(grouped.values()):
-            for edit in edits:
-                if edit["feature"] < 0:
-                    continue
-                key = (edit["site"], edit["unit"], edit["operation"], edit["dictionary_hash"])
-                if key not in blocks:
-                    raise UserError(
-                        f"edits of dictionary {edit['dictionary_hash']} ({edit['operation']}, {edit['unit']})",
-                        f"the given source has {', '.join(sorted({b[3] for b in blocks}))}",
-                        "give the source or dictionary that the run used",
-                    )
-                feature[i, edit["slot"]] = edit["feature"] + blocks[key]
-                coefficient[i, edit["slot"]] = edit["applied_dose"]
-                requested[i, edit["slot"]] = edit["requested_dose"]
-                target[i, edit["slot"]] = torch.nan if edit["target"] is None else edit["target"]
-                if edit["replacement_hash"] is not None:
-                    replaced[i] = hash_from_hex(edit["replacement_hash"])
-        firsts = [edits[0] for edits in grouped.values()]
+        replaced = torch.zeros(len(number), dtype=torch.long)
+        for edit, key in zip(edits, keys, strict=True):
+            if edit["feature"] < 0:
+                continue
+            block = (edit["site"], edit["unit"], edit["operation"], edit["dictionary_hash"])
+            if block not in blocks:
+                raise UserError(
+                    f"edits of dictionary {edit['dictionary_hash']} ({edit['operation']}, {edit['unit']})",
+                    f"the given source has {', '.join(sorted({b[3] for b in blocks}))}",
+                    "give the source or dictionary that the run used",
+                )
+            at = number[key], edit["slot"]
+            feature[at] = edit["feature"] + blocks[block]
+            coefficient[at], requested[at] = edit["applied_dose"], edit["requested_dose"]
+            target[at] = torch.nan if edit["target"] is None else edit["target"]
+            if edit["replacement_hash"] is not None:
+                replaced[number[key]] = hash_from_hex(edit["replacement_hash"])
+        first = dict(zip(reversed(keys), reversed(edits), strict=True))
 
         def column(name: str, missing: float = float("nan")) -> torch.Tensor:
-            return torch.tensor([missing if e[name] is None else e[name] for e in firsts], dtype=torch.float64)
+            found = [first[key][name] for key in number]
+            return torch.tensor([missing if value is None else value for value in found], dtype=torch.float64)
 
-        keys = torch.tensor(list(grouped))
+        row, position, site = torch.tensor(list(number)).unbind(1)
         return EditLog(
-            site=keys[:, 2],
-            row=keys[:, 0],
-            position=keys[:, 1],
+            site=site,
+            row=row,
+            position=position,
             feature=feature,
             coefficient=coefficient,
             requested=requested,
