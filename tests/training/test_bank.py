@@ -19,9 +19,9 @@ from trimtab.errors import UserError
 from trimtab.runs import Run, read_metrics, read_record
 from trimtab.training import SiteRows, Threads, TrainConfig, TrainedBank, Training, expand, train, train_all
 from trimtab.training.bank import MEMBERS, Place, train_members, unfinished
+from trimtab.training.bank_table import TABLE, MemberRow
 from trimtab.training.checkpoint import checkpoint_files
 from trimtab.training.members import Member
-from trimtab.training.table import TABLE, MemberRow
 
 SMALL = {
     "n_features": (24,),

@@ -3,6 +3,7 @@
 from trimtab.steering.command import SteerConfig, run_steer
 from trimtab.steering.composed_sources import CombinedSource, ForkSource, ReplaySource
 from trimtab.steering.controls import RandomFeatureSource, TopActiveSource
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.divergence import DivergenceRecorder
 from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coefficients
 from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
@@ -12,7 +13,6 @@ from trimtab.steering.replacing import PatchSource, ReconstructionSource
 from trimtab.steering.result import Continuation, DoseResult, SteerResult
 from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
 from trimtab.steering.steered import SteerOptions, steer
-from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 from trimtab.steering.trace_replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.traced import TracedSource

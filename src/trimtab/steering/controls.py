@@ -15,9 +15,9 @@ from torch import Tensor
 from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, EditRequest, PositionRule, Site
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.doses import DEFAULT_DOSE, check_doses
 from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_each_once, feature_ids
-from trimtab.steering.table import DirectionTable
 
 CONTROL_STREAM = 1000
 """Draws of slot k use stream CONTROL_STREAM + k, those of a second site go on from there; tokens and policies have

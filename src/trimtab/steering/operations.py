@@ -15,8 +15,8 @@ from torch import Tensor
 
 from trimtab.errors import UserError, check_one_of
 from trimtab.runs.named import module_of
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.doses import coefficients
-from trimtab.steering.table import DirectionTable
 
 DEPENDENT = 1e-5
 """Unit directions are linearly dependent if their Gram matrix has a smaller eigenvalue."""

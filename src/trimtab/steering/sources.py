@@ -16,9 +16,9 @@ from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRu
 from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.runs import plain, whole_numbers
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit
 from trimtab.steering.operations import Slots, operation_named
-from trimtab.steering.table import DirectionTable
 
 T = TypeVar("T")
 PerSite = T | Mapping[Site | str, T] | Mapping[Site, T] | Mapping[str, T]

@@ -28,13 +28,13 @@ from trimtab.lm.model import check_is_model
 from trimtab.lm.row import check_prompts
 from trimtab.runs import Meter, check_least, field_types, plain, read_keywords, whole_numbers
 from trimtab.steering.composed_sources import SomeRowsSource
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
 from trimtab.steering.operations import operation_named
 from trimtab.steering.result import Continuation, DoseResult, SteerResult
 from trimtab.steering.sources import PerSite, StaticSource, as_vector, by_site, check_heads, head_shapes, vector_table
-from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 
 UNSTEERED = "unsteered"

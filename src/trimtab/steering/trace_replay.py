@@ -17,7 +17,7 @@ from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode, load_
 from trimtab.runs import read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.composed_sources import ReplaySource
-from trimtab.steering.table import DirectionTable
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource
 

@@ -12,9 +12,9 @@ from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.edits import not_kept
+from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.kept_activations import hash_from_hex
 from trimtab.steering.sources import DirectionBlock
-from trimtab.steering.table import DirectionTable
 from trimtab.steering.trace import Trace
 
 

@@ -19,13 +19,13 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.runs import Run, config_dict, read_record, read_typed
 from trimtab.runs.record import RECORD_NAME
+from trimtab.training.bank_table import TABLE, MemberRow, render_rows, write_rows
 from trimtab.training.checkpoint import checkpoint_files, discard_checkpoints
 from trimtab.training.loop import Threads, Training, train_all
 from trimtab.training.members import Member
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows
 from trimtab.training.sources import SHARDS, harvest_text_of
-from trimtab.training.table import TABLE, MemberRow, render_rows, write_rows
 from trimtab.training.trainer import CHECKPOINTS
 
 MEMBERS = "members"
