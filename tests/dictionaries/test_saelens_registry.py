@@ -85,11 +85,10 @@ def test_what_saelens_prints_is_no_result(saelens, random_sae, capsys):
     assert (said.out, said.err) == ("", "fetching\n")
 
 
-def test_precision_and_fit_are_as_for_files(saelens, random_sae):
+def test_precision_and_fit_are_as_for_files(saelens, random_sae, tiny_llama):
     saelens.serve(random_sae("jumprelu"))
     assert load_dictionary(NAME, dtype=torch.float64).W_enc.dtype == torch.float64
-    model = SimpleNamespace(d_model=8, name="gemma-2-2b")
-    assert "width 7: gemma-2-2b has width 8" in message(lambda: load_dictionary(NAME, model=model))
+    assert "width 7: tiny-llama has width 32" in message(lambda: load_dictionary(NAME, model=tiny_llama))
 
 
 def test_an_unknown_release_names_a_close_one(saelens):
