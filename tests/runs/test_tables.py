@@ -141,3 +141,4 @@ def test_a_narrow_terminal_leaves_out_what_is_spare_and_says_so() -> None:
     assert all(len(line) <= 50 for line in narrow.splitlines())
     assert "resid_post.15" in narrowest  # what is not spare stays, however narrow
     assert "0.422" in narrowest
+    assert "edits" in shown(ResultTable(columns=[Column("", "site"), COLUMNS[-1]], rows=[]), 40)

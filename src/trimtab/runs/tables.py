@@ -109,11 +109,7 @@ class Table:
     def _least_width(self, columns: Sequence[Column], *, narrow: bool) -> int:
         """Characters that columns take with all lines between them, broken between words, or as if narrow."""
         widths = [
-            max(
-                *map(len, column.title.split()),
-                *(len(part) for row in self.rows for part in _unbroken(column, column.text(row), narrow)),
-                0,
-            )
+            max(map(len, [*column.title.split(), *_unbroken(column, self.rows, narrow)]), default=0)
             for column in columns
         ]
         return sum(widths) + 3 * len(widths) + 1
@@ -150,11 +146,13 @@ def _html_row(tag: str, texts: Iterable[str], styles: Sequence[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _unbroken(column: Column, text: str, narrow: bool) -> Sequence[str]:
-    """Parts of a cell that stand on one line each."""
-    if column.whole:
-        return [text]
-    return _stacked(text).split("\n") if narrow and column.form else text.split()
+def _unbroken(column: Column, rows: Iterable[Any], narrow: bool) -> Iterator[str]:
+    """Parts of a column's cells that stand on one line each."""
+    for text in map(column.text, rows):
+        if column.whole:
+            yield text
+        else:
+            yield from _stacked(text).split("\n") if narrow and column.form else text.split()
 
 
 def _stacked(text: str) -> str:
