@@ -19,7 +19,7 @@ from trimtab.control.arms.letters import always, letter_bias, without_prior
 from trimtab.control.arms.lora import learn_adapter
 from trimtab.control.arms.prompting import best_instruction, instructed
 from trimtab.control.arms.random_allowed import AllowedRandomSource
-from trimtab.control.arms.static import best_static, sample_of_live, score_features, static_source
+from trimtab.control.arms.static import best_static, rewards_with, sample_of_live, static_source
 from trimtab.control.arms.vector import learn_vector
 from trimtab.control.learning import CROSS_ENTROPY, REINFORCE
 from trimtab.control.masks import PromptFirings
@@ -77,7 +77,7 @@ def test_finalists_are_compared_on_all_items(planted: LanguageModel, planted_dic
     every = readout_items(planted, planted_dictionary, HalfHurt, "train")
     yes, no = (np.flatnonzero(gold(every) == right) for right in (True, False))
     validation = every.take([*no[:10].tolist(), *yes[:30].tolist()])
-    of_items = score_features(validation, [0, 1, 0], [2.0] * 3)
+    of_items = rewards_with(validation, [0, 1, 0], [2.0] * 3)
     assert np.array_equal(of_items, [gold(validation), ~gold(validation), gold(validation)])
     assert best_static(validation, {"all": [1, 0, 7]}, factors=(1.0,), first_items=10, finalists=3).feature == 0
     assert best_static(validation, {"all": [1, 0, 7]}, factors=(1.0,), first_items=10, finalists=1).feature == 1

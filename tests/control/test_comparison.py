@@ -253,10 +253,12 @@ def choose_on_test(patch: Patch) -> None:
 
 
 def compare_unpaired(patch: Patch) -> None:
-    from trimtab.control import results
+    from trimtab.control import task_result
 
-    original = results.bootstrap_difference
-    patch.setattr(results, "bootstrap_difference", lambda *args, **options: original(*args, **options, paired=False))
+    original = task_result.bootstrap_difference
+    patch.setattr(
+        task_result, "bootstrap_difference", lambda *args, **options: original(*args, **options, paired=False)
+    )
 
 
 CHECKS = (

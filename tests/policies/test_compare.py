@@ -21,7 +21,7 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies.compare import SETTINGS, CompareConfig, RunComparison, compare_runs
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
-from trimtab.policies.evaluate import EvaluateConfig, evaluate
+from trimtab.policies.evaluate import EvaluateConfig, evaluate_trained
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import fit, load_policy
 from trimtab.policies.trained import TrainedRun, read_policy_config
@@ -71,10 +71,10 @@ def evaluate_run(tiny: LanguageModel, path: Path, *, mask: str, home: Path | Non
     with Run.open(path, "policy train", config, ignore_fields=NOT_THE_RESULT) as run:
         entry = TrainedRun(run=run, setup=setup, policy=load_policy(setup, run.path))
         if home is None:
-            evaluate([entry], settings)
+            evaluate_trained([entry], settings)
         else:
             with Run.open(home, "policy evaluate", {"policy": str(path)}) as out:
-                evaluate([entry], settings, home=out)
+                evaluate_trained([entry], settings, home=out)
                 out.finish({})
 
 

@@ -20,13 +20,13 @@ from trimtab.control import plan
 from trimtab.control.answers import Answers
 from trimtab.control.arm import ARM_KINDS, Arm, find_kind, register
 from trimtab.control.comparison import Comparison
-from trimtab.control.results import AnsweredArm, task_result
+from trimtab.control.task_result import AnsweredArm, task_result
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.policies import evaluate as module
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.evaluate import EvaluateConfig, evaluate, evaluate_policy
+from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy, evaluate_trained
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.setup import Setup
@@ -69,7 +69,7 @@ def run_all(place: Path, model: LanguageModel, dictionary: Standard, seeds: int,
     """Evaluate seeds of a policy that always picks the planted feature."""
     task = WithCompanion.load()
     entries = [entry(place / f"seed{s}", model, dictionary, task, 0, seed=s) for s in range(seeds)]
-    evaluation = evaluate(entries, EvaluateConfig(policy=(place,), **(QUICK | settings)))  # pyright: ignore
+    evaluation = evaluate_trained(entries, EvaluateConfig(policy=(place,), **(QUICK | settings)))  # pyright: ignore
     for one in entries:
         one.run.close()
     return evaluation
@@ -297,7 +297,7 @@ def test_the_best_setting_on_validation_is_reported_and_a_second_opening_is_said
     ]
     config = EvaluateConfig(policy=(tmp_path,), control=("random",), equal_kl=False, trace=False, draws=1)
     for expected in (False, True):
-        evaluation = evaluate(entries, config)
+        evaluation = evaluate_trained(entries, config)
         assert evaluation.runs == (str(tmp_path / "strong"),)
         assert evaluation.setting["dose"] == 2.0
         rewards = [setting["validation_reward"] for setting in evaluation.settings_compared]
@@ -313,7 +313,7 @@ def test_a_policy_that_never_edits_has_no_arms_at_equal_dose(
 ) -> None:
     entries = [entry(tmp_path / "none", planted, planted_dictionary, Planted.load(), -1)]
     config = EvaluateConfig(policy=(tmp_path,), control=("random", "static", "shuffled"), n_random=4, companions=False)
-    evaluation = evaluate(entries, config)
+    evaluation = evaluate_trained(entries, config)
     assert {arm.label for arm in evaluation.result.arms} == {"unsteered", "policy", "static"}
     assert "edits none" in evaluation.missing["arms at equal dose and equal KL"]
     assert evaluation.result.gain.total.estimate == 0
@@ -333,7 +333,7 @@ def test_answers_of_several_tokens_are_matched_decision_by_decision(
         train_items=24,
         **QUICK,  # pyright: ignore
     )
-    evaluation = evaluate(entries, config)
+    evaluation = evaluate_trained(entries, config)
     policy = evaluation.result.arm("policy")
     assert policy.dose is not None
     for arm in evaluation.result.arms:
@@ -368,7 +368,7 @@ def test_a_gain_from_format_alone_is_named() -> None:
     assert unsteered.accuracy_well_formed.estimate == pytest.approx(0.5)
     assert policy.accuracy_well_formed.estimate == pytest.approx(0.8)
     assert (unsteered.malformed.estimate, policy.malformed.estimate) == (0.6, 0)
-    from trimtab.control.tables import gain_line
+    from trimtab.control.comparison_tables import gain_line
 
     assert gain_line(result).endswith("Without the change of format the gain is not shown.")
 
@@ -422,7 +422,7 @@ def test_headroom_finds_static_features_for_longer_answers(
             policy=(tmp_path / "run",), control=("static",), equal_kl=False, trace=False, items=4, headroom_items=3,
             headroom_features=count, **(QUICK | {"n_random": 0}),
         )  # fmt: skip  # pyright: ignore[reportArgumentType]
-        evaluation = evaluate([made], config)
+        evaluation = evaluate_trained([made], config)
         assert not evaluation.missing
         (chosen,) = evaluation.result.arm("static").chosen
         found[count] = chosen["origins"]["headroom"], evaluation.result.arm("static").reward.estimate
@@ -456,7 +456,7 @@ def test_mistakes_are_named(planted: LanguageModel, planted_dictionary: Standard
     task = Planted.load()
     twice = [entry(tmp_path / name, planted, planted_dictionary, task, 0) for name in ("a", "b")]
     with pytest.raises(UserError, match="two of one setting have seed 0"):
-        evaluate(twice, EvaluateConfig(policy=(tmp_path,)))
+        evaluate_trained(twice, EvaluateConfig(policy=(tmp_path,)))
     assert str(twice[0].setup.site) == SITE
 
 
@@ -488,7 +488,7 @@ def test_an_arm_of_ones_own_stands_beside_a_policy(
         name = register(find_kind(name)).name
     made = entry(tmp_path / "run", planted, planted_dictionary, Planted.load(), 0)
     config = EvaluateConfig(policy=(tmp_path,), control=(name, "random"), companions=False, trace=False, **QUICK)  # pyright: ignore
-    found = evaluate([made], config)
+    found = evaluate_trained([made], config)
     labels = ["unsteered", "policy", "random at equal dose", "random at equal kl", "seven", "seven at equal dose",
               "seven at equal kl"]  # fmt: skip
     assert [arm.label for arm in found.result.arms] == labels

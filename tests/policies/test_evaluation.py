@@ -16,12 +16,12 @@ from test_evaluate import QUICK, entry
 
 from trimtab.control.answers import Answers
 from trimtab.control.arm import Arm, Match
-from trimtab.control.results import AnsweredArm, task_result
-from trimtab.control.tables import gain_line
+from trimtab.control.comparison_tables import gain_line
+from trimtab.control.task_result import AnsweredArm, task_result
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import EditLog, LanguageModel
-from trimtab.policies.evaluate import EvaluateConfig, evaluate
+from trimtab.policies.evaluate import EvaluateConfig, evaluate_trained
 from trimtab.stats import bootstrap_mean, crossed_mean
 from trimtab.tasks import Item, Outcome
 
@@ -196,7 +196,7 @@ def test_who_names_the_same_letter_under_every_order_knows_nothing(
     """The policy always says Y, which is right in the first order and wrong in the second."""
     made = entry(tmp_path / "run", planted, planted_dictionary, TwoOrders.load(), 0)
     settings = {"control": ("random",), "equal_kl": False, "trace": False}
-    evaluation = evaluate([made], EvaluateConfig(policy=(tmp_path,), **(QUICK | settings)))  # pyright: ignore
+    evaluation = evaluate_trained([made], EvaluateConfig(policy=(tmp_path,), **(QUICK | settings)))  # pyright: ignore
     policy, unsteered = evaluation.result.arm("policy"), evaluation.result.arm("unsteered")
     assert policy.reward.estimate == 1
     assert policy.known is not None
@@ -208,7 +208,7 @@ def test_who_names_the_same_letter_under_every_order_knows_nothing(
     screen = Console(width=200, record=True, no_color=True)
     screen.print(evaluation.render())
     assert "known: right under every cyclic" in screen.export_text()
-    off = evaluate([made], EvaluateConfig(policy=(tmp_path,), every_order=False, **(QUICK | settings)))  # pyright: ignore
+    off = evaluate_trained([made], EvaluateConfig(policy=(tmp_path,), every_order=False, **(QUICK | settings)))  # pyright: ignore
     assert off.result.arm("policy").known is None
 
 
@@ -246,7 +246,7 @@ def test_items_that_were_looked_at_can_be_left_out(
 
     def run(made: object, **more: object) -> tuple[str, ...]:
         config = EvaluateConfig(policy=(tmp_path,), **(QUICK | settings | more))  # pyright: ignore
-        return evaluate([made], config).warnings  # pyright: ignore
+        return evaluate_trained([made], config).warnings  # pyright: ignore
 
     assert not any("before" in warning for warning in run(one))
     assert any("runs beside these looked at the same test items before (one)" in w for w in run(other))

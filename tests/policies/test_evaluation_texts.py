@@ -16,7 +16,7 @@ from trimtab.errors import UserError
 from trimtab.judges import Verdict
 from trimtab.lm import LanguageModel
 from trimtab.policies.config import PolicyConfig
-from trimtab.policies.evaluate import EvaluateConfig, evaluate
+from trimtab.policies.evaluate import EvaluateConfig, evaluate_trained
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.policies.trained import TrainedRun
@@ -79,7 +79,7 @@ def run_evaluation(entry: TrainedRun, **settings: Any) -> list[dict[str, Any]]:
     """Evaluate; give the rows of items."""
     path = entry.run.path
     config = EvaluateConfig(policy=(path,), control=("random", "prompting"), equal_kl=False, draws=1, **settings)
-    evaluate([entry], config)
+    evaluate_trained([entry], config)
     return pq.read_table(path / "evaluation_items.parquet").to_pylist()
 
 

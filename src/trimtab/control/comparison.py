@@ -13,12 +13,12 @@ from rich.text import Text
 import trimtab.control.arms  # noqa: F401  registers every kind
 from trimtab.control.answers import ItemSet
 from trimtab.control.arm import ArmKind, Choosing, Unsteered, arm_kinds
+from trimtab.control.comparison_tables import arms_table, gain_line, metrics_table
 from trimtab.control.plan import plan_comparison
 from trimtab.control.replicates import DEFAULT_EQUAL_KL, EqualKl, Replicate, choose_arms, scheduled
-from trimtab.control.results import AnsweredArm, TaskResult, task_result
 from trimtab.control.setting import Setting
-from trimtab.control.tables import arms_table, gain_line, metrics_table
 from trimtab.control.task_prompts import TaskPrompts
+from trimtab.control.task_result import AnsweredArm, TaskResult, task_result
 from trimtab.errors import UserError
 from trimtab.runs import Meter, json_safe
 from trimtab.runs.figures import Mark, plot_intervals

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.text import Text
 
 from trimtab.errors import UserError
-from trimtab.policies.files import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
+from trimtab.policies.file_names import EVALUATION_FILE, HEADROOM_FILE, ITEMS_FILE
 from trimtab.runs import json_safe, read_json, read_metrics, read_record
 from trimtab.runs.tables import INTERVAL, NUMBER, Column, result_table
 from trimtab.stats import Interval, bootstrap_mean, number_text

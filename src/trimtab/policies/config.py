@@ -9,7 +9,7 @@ from pathlib import Path
 from trimtab.control.masks import MaskKind
 from trimtab.dictionaries import DictionaryConfig
 from trimtab.errors import UserError
-from trimtab.policies.files import JUDGE_FILE
+from trimtab.policies.file_names import JUDGE_FILE
 from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
 from trimtab.runs import check_choices, check_least, check_values, config_directory

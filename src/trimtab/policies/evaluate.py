@@ -29,7 +29,7 @@ from trimtab.control.replicates import EqualKl, Replicate, choose_arms
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
-from trimtab.policies.files import EVALUATION_FILE, ITEMS_FILE
+from trimtab.policies.file_names import EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.headroom.lines import chosen_features
 from trimtab.policies.headroom.trials import own_headroom
@@ -160,14 +160,14 @@ def evaluate_policy(config: EvaluateConfig) -> Comparison:
         if config.run is not None:
             fields = {name: value for name, value in config_dict(config).items() if name != "run"}
             home = stack.enter_context(Run.open(config.run, "policy evaluate", fields))
-        evaluation = evaluate(entries, config, home=home)
+        evaluation = evaluate_trained(entries, config, home=home)
         if home is not None:
             home.record(hides_text=entries[0].setup.task.hides_text)
             home.finish(evaluation.to_json())
     return evaluation
 
 
-def evaluate(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run | None = None) -> Comparison:
+def evaluate_trained(entries: Sequence[TrainedRun], config: EvaluateConfig, *, home: Run | None = None) -> Comparison:
     """Evaluate policies whose runs are open.
 
     Args:

@@ -22,7 +22,7 @@ from torch import Tensor
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
 from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
-from trimtab.policies.files import ANALYSIS_DIRECTORY, EVALUATION_FILE, ITEMS_FILE
+from trimtab.policies.file_names import ANALYSIS_DIRECTORY, EVALUATION_FILE, ITEMS_FILE
 from trimtab.policies.headroom.training import training_headroom
 from trimtab.policies.networks import Policy
 from trimtab.policies.ppo import Learner, UpdateReport

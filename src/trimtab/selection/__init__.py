@@ -10,6 +10,7 @@ from trimtab.selection.criterion import (
 )
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions
+from trimtab.selection.feature_table import FeatureTable, read_feature_tables, write_feature_tables
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.kl import KLDivergence
 from trimtab.selection.max_activation import MaxActivation
@@ -19,7 +20,6 @@ from trimtab.selection.ranking import rank, rank_by
 from trimtab.selection.registry import CRITERIA, make_criteria
 from trimtab.selection.scorer import LastTokenScorer
 from trimtab.selection.scoring import score_features
-from trimtab.selection.table import FeatureTable, read_feature_tables, write_feature_tables
 
 __all__ = [
     "CRITERIA",

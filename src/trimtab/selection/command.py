@@ -12,12 +12,12 @@ from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_l
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.selection.criterion import Criterion
+from trimtab.selection.feature_table import FeatureTable, read_feature_tables, write_feature_tables
 from trimtab.selection.kl import KLDirection
 from trimtab.selection.ranking import TOP_TOKENS, dictionary_site, features_to_rank, rank_by
 from trimtab.selection.registry import make_criteria
 from trimtab.selection.scorer import BATCH_SIZE
 from trimtab.selection.scoring import passes
-from trimtab.selection.table import FeatureTable, read_feature_tables, write_feature_tables
 from trimtab.steering import Unit
 
 if TYPE_CHECKING:

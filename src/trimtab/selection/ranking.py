@@ -17,11 +17,11 @@ from trimtab.lm.logit_lens import token_texts
 from trimtab.lm.model import check_is_model
 from trimtab.runs import whole_numbers
 from trimtab.selection.criterion import Criterion, ScoringTarget
+from trimtab.selection.feature_table import FeatureTable
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.registry import criterion_object, make_criteria
 from trimtab.selection.scorer import BATCH_SIZE
 from trimtab.selection.scoring import Scores, score_features
-from trimtab.selection.table import FeatureTable
 
 TOP_TOKENS = 10
 

@@ -121,7 +121,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
     Raises:
         UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `Run.open`.
     """
-    prompts = read_prompts(config.prompts)
+    prompts = read_demo_prompts(config.prompts)
     ids = {name: [text_id(text) for text in texts] for name, texts in prompts.items()}
     with Run.open(
         config.run, "demo", config, seeds=[config.seed], splits=ids, device=config.device, ignore_fields=IGNORED
@@ -136,7 +136,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
         return DemoResult(run=run.path, resumed=False, results=run.results)
 
 
-def read_prompts(path: Path | None) -> dict[str, list[str]]:
+def read_demo_prompts(path: Path | None) -> dict[str, list[str]]:
     """The prompts of both splits.
 
     Raises:

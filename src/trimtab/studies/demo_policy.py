@@ -14,7 +14,7 @@ from dataclasses import replace
 from trimtab.dictionaries import DictionaryConfig
 from trimtab.policies.config import PolicyConfig
 from trimtab.policies.evaluate import EvaluateConfig, evaluate_policy
-from trimtab.policies.files import EVALUATION_FILE
+from trimtab.policies.file_names import EVALUATION_FILE
 from trimtab.policies.headroom.candidates import NothingAllowedError
 from trimtab.policies.ppo import PPOConfig
 from trimtab.policies.train import run_policy_train

@@ -64,9 +64,7 @@ def sample_of_live(setting: Setting, count: int, seed: int) -> list[int]:
     return rng.choice(live, min(count, len(live)), replace=False).tolist()
 
 
-def score_features(
-    items: ItemSet, features: Sequence[int], doses: Sequence[float]
-) -> Float[NDArray[np.float64], "F P"]:
+def rewards_with(items: ItemSet, features: Sequence[int], doses: Sequence[float]) -> Float[NDArray[np.float64], "F P"]:
     """Reward of every item with each feature at its dose, at every decision.
 
     Args:
@@ -109,11 +107,11 @@ def best_static(
     dose, left = validation.setting.dose, features
     if len(features) > finalists:
         few = validation.take(range(min(first_items, len(validation))))
-        scores = score_features(few, features, [dose] * len(features)).mean(1)
+        scores = rewards_with(few, features, [dose] * len(features)).mean(1)
         left = [features[i] for i in np.argsort(-scores, kind="stable")[:finalists]]
     doses = sorted((dose * factor for factor in factors), key=lambda d: abs(np.log(d / dose)))
     pairs = [(feature, d) for d in doses for feature in left]
-    scores = score_features(validation, [f for f, _ in pairs], [d for _, d in pairs]).mean(1)
+    scores = rewards_with(validation, [f for f, _ in pairs], [d for _, d in pairs]).mean(1)
     best = int(scores.argmax())
     return StaticChoice(
         feature=pairs[best][0],

@@ -108,7 +108,7 @@ class BranchPoints:
         return tuple(token for token in self.tokens if token.branch_point)
 
 
-class _Try(NamedTuple):
+class _TriedToken(NamedTuple):
     """One token with what will replace its decision: candidates, each with a random feature of its divergence."""
 
     item: int
@@ -149,7 +149,7 @@ def branch_points(
         seed: of the draws of random features.
         progress: called with the number of tokens done.
     """
-    by_step: defaultdict[int, list[_Try | None]] = defaultdict(list)
+    by_step: defaultdict[int, list[_TriedToken | None]] = defaultdict(list)
     for item in range(min(items, len(rollouts))):
         for step in spread(int(rollouts.steps[item]), tokens):
             by_step[step].append(_prepare(rollouts, item, step, candidates, draws, tolerance, seed))
@@ -198,7 +198,7 @@ def fisher_greater(a: int, n_a: int, b: int, n_b: int) -> float:
 
 def _prepare(
     rollouts: PolicyRollouts, item: int, step: int, candidates: int, draws: int, tolerance: float, seed: int
-) -> _Try | None:
+) -> _TriedToken | None:
     """What a token is tried with; None where nothing else is allowed, or no random feature reaches its divergence."""
     decisions, dose = rollouts.decisions, rollouts.source.dose
     n, device = rollouts.source.table.n, decisions.observation.device
@@ -228,7 +228,7 @@ def _prepare(
     if not matched.any():
         return None
     pick = (within.int().argmax(1) + torch.arange(len(chosen)) * per)[matched]
-    return _Try(
+    return _TriedToken(
         item, step, chosen[matched], drawn[pick], dose * scales[pick], kl[matched], reached[pick],
         own=taken if taken < n else NO_EDIT,
         own_kl=float(decision.local_kl(torch.tensor([taken]), torch.tensor([dose]))) if taken < n else 0.0,
@@ -237,7 +237,7 @@ def _prepare(
 
 
 def _decode(
-    rollouts: PolicyRollouts, step: int, tries: list[_Try], m: int, rows: list[BranchToken], forks: list[Fork]
+    rollouts: PolicyRollouts, step: int, tries: list[_TriedToken], m: int, rows: list[BranchToken], forks: list[Fork]
 ) -> int:
     """Decode all forks at one step, all items together; give the number of rollouts that were not repeated."""
     feature = torch.full((len(tries), 2 + 2 * m), OWN_CHOICE)
@@ -261,7 +261,7 @@ def _decode(
     return len(tries) - repeated
 
 
-def _forks(rollouts: PolicyRollouts, one: _Try, dose: Tensor, reward: NDArray[np.float64], m: int) -> list[Fork]:
+def _forks(rollouts: PolicyRollouts, one: _TriedToken, dose: Tensor, reward: NDArray[np.float64], m: int) -> list[Fork]:
     """What came of each decision; the policy's own comes first, then none."""
     listed = [("own", -1, one.own, 0, one.own_kl), ("none", -1, NO_EDIT, 1, 0.0)]
     for i in range(len(one.candidates)):
@@ -283,7 +283,7 @@ def _forks(rollouts: PolicyRollouts, one: _Try, dose: Tensor, reward: NDArray[np
     ]
 
 
-def _token(rollouts: PolicyRollouts, one: _Try, forks: list[Fork]) -> BranchToken:
+def _token(rollouts: PolicyRollouts, one: _TriedToken, forks: list[Fork]) -> BranchToken:
     flips, tried = Counter(fork.kind for fork in forks if fork.flip), len(one.candidates)
     position = rollouts.position(one.item, one.step)
     p = fisher_greater(flips["candidate"], tried, flips["random"], tried)

@@ -20,7 +20,7 @@ from trimtab.policies.analyses.layers import FACTORS, LayerReport, TextRows, lay
 from trimtab.policies.analyses.ledger import feature_ledger
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts
 from trimtab.policies.analyses.result import PolicyAnalysis
-from trimtab.policies.files import ANALYSIS_DIRECTORY
+from trimtab.policies.file_names import ANALYSIS_DIRECTORY
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.openings import open_items
 from trimtab.policies.train import CHECKPOINTS

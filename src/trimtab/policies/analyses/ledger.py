@@ -25,7 +25,7 @@ WINDOW = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class FeatureUse:
     """One use of a feature. Texts are hidden where a task holds harmful prompts."""
 
     item: str
@@ -67,7 +67,7 @@ class LedgerEntry:
     """Mean over uses, in nats; bootstrapped over items."""
     reward_difference: Interval | None
     """Reward with the feature minus without it, over the items that used it; None where that was not measured."""
-    contexts: tuple[Context, ...]
+    contexts: tuple[FeatureUse, ...]
     """Uses with the largest local divergence."""
 
 
@@ -143,10 +143,10 @@ def feature_ledger(rollouts: PolicyRollouts, *, ablated: int = 16, contexts: int
     return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(rollouts))
 
 
-def _context(rollouts: PolicyRollouts, effects: TokenEffects, item: int, step: int) -> Context:
+def _context(rollouts: PolicyRollouts, effects: TokenEffects, item: int, step: int) -> FeatureUse:
     ids, place = rollouts.ids(item), rollouts.position(item, step)
     before = ids[max(0, place - WINDOW) : place]
-    return Context(
+    return FeatureUse(
         item=rollouts.prompts.items[item].id,
         step=step,
         position=place,

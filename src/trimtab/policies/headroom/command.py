@@ -11,7 +11,7 @@ from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, ModelConfig, PromptCache
-from trimtab.policies.files import HEADROOM_FILE, JUDGE_FILE
+from trimtab.policies.file_names import HEADROOM_FILE, JUDGE_FILE
 from trimtab.policies.headroom.candidates import CandidateRule, NothingAllowedError
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.result import HeadroomResult

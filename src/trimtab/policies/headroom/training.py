@@ -6,7 +6,7 @@ import json
 
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
-from trimtab.policies.files import HEADROOM_FILE
+from trimtab.policies.file_names import HEADROOM_FILE
 from trimtab.policies.headroom.candidates import NothingAllowedError
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.result import HeadroomResult

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.control.results import ArmResult, TaskResult
+from trimtab.control.task_result import ArmResult, TaskResult
 from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, Table
 from trimtab.stats import number_text
 
