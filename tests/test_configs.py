@@ -30,6 +30,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "steer": {},
     "evaluate core": {},
     "evaluate circuit": {},
+    "evaluate ioi": {"circuit": Path("a")},
     "evaluate ground-truth": {},
     "sae info": {"sae": "a"},
     "sae stats": {"sae": "a"},

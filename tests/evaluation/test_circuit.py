@@ -129,6 +129,36 @@ def test_the_command(
     assert "circuit gpt2-small: " in capsys.readouterr().err
 
 
+def test_task_saes_beside_supervised_codes(
+    built: LanguageModel, ioi: IOIDistribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the model that was built by hand, where what a name mover gives is its name's code."""
+    built.hf.save_pretrained(tmp_path / "model")
+    built.tokenizer.save_pretrained(tmp_path / "model")
+    find_circuit(built, ioi, ioi.prompts(12)).save(tmp_path / "circuit.json")
+    words = [
+        "evaluate", "ioi", "--model", tmp_path / "model", "--circuit", tmp_path / "circuit.json", "--n-train", 150,
+        "--n-test", 24, "--arch", "topk", "--l0", 1, "--n-features", 24, "--epochs", 60, "--k", 1, 4,
+        "--cross-section", "name-mover outputs", "S-inhibition outputs", "--run", tmp_path / "run",
+    ]  # fmt: skip
+    assert cli.main([*map(str, words), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert read_record(tmp_path / "run")["results"] == printed
+    scores = {(score["cross_section"], score["contender"]): score for score in printed["scores"]}
+    codes = scores["name-mover outputs", "supervised, mse"]
+    assert codes["approximation"]["sufficiency"]["estimate"] == pytest.approx(1, abs=0.02)
+    assert codes["edits"][0]["result"]["success"]["estimate"] == 1
+    sae = scores["name-mover outputs", "topk-n24-l0_1-seed0"]
+    assert sae["approximation"]["sufficiency"]["estimate"] > 0.5
+    assert [(edit["way"], edit["k"]) for edit in sae["edits"][:4]] == [
+        ("greedy", 1), ("meaning", 1), ("greedy", 4), ("meaning", 4),
+    ]  # fmt: skip
+    mean = scores["name-mover outputs", "mean"]
+    assert mean["approximation"]["normalised_sufficiency"]["estimate"] == pytest.approx(0, abs=1e-6)
+    assert cli.main([*map(str, words[:6]), "--cross-section", "S-inhibition queries"]) == 2
+    assert "cross-section 'S-inhibition queries': there are name-mover outputs" in capsys.readouterr().err
+
+
 def test_a_published_circuit(built: LanguageModel) -> None:
     """Golden: the heads of Wang et al. 2022, figure 2."""
     circuit = gpt2_small_circuit()

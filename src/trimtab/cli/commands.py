@@ -137,6 +137,13 @@ def evaluate_circuit() -> Job:
     return Job(CircuitConfig, run_circuit, example="--model smollm2-135m-instruct --run runs/circuit")
 
 
+def evaluate_ioi() -> Job:
+    """hold SAEs of a task against supervised codes, at the cross-sections of its circuit"""
+    from trimtab.evaluation.supervised.command import IOIConfig, run_ioi
+
+    return Job(IOIConfig, run_ioi, example="--circuit runs/circuit/circuit.json --run runs/ioi")
+
+
 def sae_info() -> Job:
     """describe an SAE, whoever trained it"""
     from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
@@ -192,6 +199,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate core": evaluate_core,
     "evaluate ground-truth": evaluate_ground_truth,
     "evaluate circuit": evaluate_circuit,
+    "evaluate ioi": evaluate_ioi,
     "sae info": sae_info,
     "sae stats": sae_stats,
     "sae convert": sae_convert,

@@ -233,7 +233,9 @@ class IOIDistribution:
         return replace(prompt, first=first, second=second, actor=new["S"])
 
     def draw_counterfactual(self, prompt: IOIPrompt, attribute: str, *, seed: int = 0) -> IOIPrompt:
-        """A counterfactual in one attribute, of the same split: another name at random, or the other order.
+        """A counterfactual in one attribute: another name at random, or the other order.
+
+        It is of the prompt's split, unless so few names are known that a sentence without place and object has none.
 
         Raises:
             UserError: an attribute that cannot be changed.
@@ -242,8 +244,8 @@ class IOIDistribution:
             return self.counterfactual(prompt, {"Pos": "BAB" if prompt.pattern == "ABB" else "ABB"})
         others = [name for name in self.names if name not in (prompt.first, prompt.second)]
         random.Random(f"ioi-counterfactual/{seed}/{attribute}/{prompt.text}").shuffle(others)
-        changed = (self.counterfactual(prompt, {attribute: name}) for name in others)
-        return next(one for one in changed if self.split_of(one) == self.split_of(prompt))
+        changed = [self.counterfactual(prompt, {attribute: name}) for name in others]
+        return next((one for one in changed if self.split_of(one) == self.split_of(prompt)), changed[0])
 
     def without_repeat(self, prompt: IOIPrompt, *, seed: int = 0) -> IOIPrompt:
         """The `ABC` sentence: all three persons are others, at random, so that nothing says who receives."""
