@@ -41,6 +41,7 @@ def test_supervised(built: LanguageModel, capsys: pytest.CaptureFixture[str]) ->
     assert known["locations"][0].site.layer == 1
     found = known["approximation"](known["prompts"], known["means"], known["rebuilt"])
     assert found.sufficiency.estimate == pytest.approx(1, abs=0.02)
+    assert found.necessity is not None
     assert found.necessity.estimate == pytest.approx(1, abs=0.05)
     assert said.count("EditSuccess(success=Interval(estimate=1.0") == 2  # by codes and by the SAE's features
     assert "lower loss than the ideal two at 1 of 1 λ" in said

@@ -73,18 +73,32 @@ def test_own_activations_change_nothing(tiny_llama: LanguageModel) -> None:
     torch.testing.assert_close(found.answers(read).difference, found.plain.difference, atol=1e-4, rtol=1e-4)
 
 
-def test_the_activation_itself_is_sufficient_and_the_mean_is_not(tiny_llama: LanguageModel) -> None:
-    found = PatchedPrompts(tiny_llama, IOI, IOI.prompts(12), locations_of(tiny_llama))
+def test_the_activation_itself_is_sufficient_and_the_mean_is_not(built: LanguageModel) -> None:
+    """At the heads that were built, without which there is no answer."""
+    ioi = few_names(tokenizer=built.tokenizer)
+    places = (head_location(built, "attn_z", 0, 1, "END"), head_location(built, "attn_z", 1, 2, "END"))
+    found = PatchedPrompts(built, ioi, ioi.prompts(24), places)
     x = found.activations
     means = {place: value.mean(0) for place, value in x.items()}
     identity = approximation(found, means, x)
     for value in (identity.sufficiency, identity.normalised_sufficiency, identity.necessity):
+        assert value is not None
         assert value.estimate == pytest.approx(1, abs=1e-3)
     nothing = approximation(found, means, {place: means[place].expand_as(value) for place, value in x.items()})
-    assert nothing.normalised_sufficiency.estimate == pytest.approx(0, abs=1e-3)
-    assert nothing.necessity.estimate == pytest.approx(0, abs=1e-3)
-    assert nothing.normalised_necessity.estimate == pytest.approx(0, abs=1e-3)
+    for value in (nothing.normalised_sufficiency, nothing.necessity, nothing.normalised_necessity):
+        assert value is not None
+        assert value.estimate == pytest.approx(0, abs=1e-3)
     assert nothing.clean.estimate == pytest.approx(float(found.plain.difference.mean()), abs=1e-5)
+
+
+def test_a_cross_section_that_is_not_needed_has_no_normalised_shares(built: LanguageModel) -> None:
+    """Head 1.0 of the model that was built gives nothing, so that its mean changes no answer."""
+    ioi = few_names(tokenizer=built.tokenizer)
+    found = PatchedPrompts(built, ioi, ioi.prompts(8), (head_location(built, "attn_z", 1, 0, "END"),))
+    means = {place: value.mean(0) for place, value in found.activations.items()}
+    said = approximation(found, means, found.activations)
+    assert said.sufficiency.estimate == pytest.approx(1)
+    assert (said.normalised_sufficiency, said.necessity, said.normalised_necessity) == (None, None, None)
 
 
 def test_a_supervised_edit_gives_the_counterfactual_where_activations_add_up() -> None:

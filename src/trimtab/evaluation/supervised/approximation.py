@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.cross_sections import PatchedPrompts
 from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
+
+FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +26,12 @@ class Approximation:
     """With every location at its mean."""
     sufficiency: Interval
     """The paper's: the logit difference with a replaced by â, over the plain one."""
-    normalised_sufficiency: Interval
-    """(LD(â) − LD(ā)) / (LD − LD(ā)): 0 for the mean, 1 for the activation itself."""
-    necessity: Interval
+    normalised_sufficiency: Interval | None
+    """(LD(â) − LD(ā)) / (LD − LD(ā)): 0 for the mean, 1 for the activation itself. None, as the next two, where the
+    interval of LD − LD(ā) holds 0: the model does not need this cross-section, and the ratio says nothing."""
+    necessity: Interval | None
     """The paper's: 1 − |LD(ā) − LD(ā + a − â)| / |LD(ā) − LD|. 1 if what â leaves out does nothing."""
-    normalised_necessity: Interval
+    normalised_necessity: Interval | None
     """1 − (LD(ā + a − â) − LD(ā)) / (LD − LD(ā)), which may exceed 1."""
 
 
@@ -48,11 +52,17 @@ def approximation(
     kept = prompts.answers(rebuilt).difference
     left = prompts.answers({p: means[p] + prompts.activations[p] - x for p, x in rebuilt.items()}).difference
     c, m, k, rest = (value.double().cpu().numpy() for value in (clean, mean, kept, left))
+    lost = bootstrap_mean(c - m)
+    needed = lost.low > 0 or lost.high < 0
+
+    def share(of: FloatArray, transform: Callable[[FloatArray], FloatArray]) -> Interval | None:
+        return bootstrap_ratio_of_sums(of - m, c - m, transform=transform) if needed else None
+
     return Approximation(
         clean=bootstrap_mean(c),
         mean=bootstrap_mean(m),
         sufficiency=bootstrap_ratio_of_sums(k, c),
-        normalised_sufficiency=bootstrap_ratio_of_sums(k - m, c - m),
-        necessity=bootstrap_ratio_of_sums(rest - m, c - m, transform=lambda ratio: 1 - abs(ratio)),
-        normalised_necessity=bootstrap_ratio_of_sums(rest - m, c - m, transform=lambda ratio: 1 - ratio),
+        normalised_sufficiency=share(k, lambda ratio: ratio),
+        necessity=share(rest, lambda ratio: 1 - abs(ratio)),
+        normalised_necessity=share(rest, lambda ratio: 1 - ratio),
     )

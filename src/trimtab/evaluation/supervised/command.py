@@ -73,12 +73,14 @@ class IOIResult(Result):
     def tables(self) -> dict[str, Table]:
         """Approximation, and edits."""
         approximation = [
-            Column("contender", "contender"), Column("sufficiency", "approximation.sufficiency", ".2f"),
+            Column("cross-section", "cross_section"), Column("contender", "contender"),
+            Column("sufficiency", "approximation.sufficiency", ".2f"),
             Column("normalised", "approximation.normalised_sufficiency", ".2f"),
             Column("necessity", "approximation.necessity", ".2f"), Column("interpretable", "interpretable", ".0%"),
         ]  # fmt: skip
         edits = [
-            Column("contender", "contender"), Column("attribute", "attribute"), Column("way", "way"),
+            Column("cross-section", "cross_section"), Column("contender", "contender"),
+            Column("attribute", "attribute"), Column("way", "way"),
             Column("k", "k", "d"), Column("success", "success", ".2f"), Column("of", "counted", "d"),
             Column("removed", "removed", ".2f"),
         ]  # fmt: skip
@@ -92,8 +94,8 @@ class IOIResult(Result):
             if edit.result.counted
         ]  # fmt: skip
         return {
-            "approximation": Table(columns=approximation, rows=self.scores, group=lambda score: score.cross_section),
-            "edits": Table(columns=edits, rows=rows, group=lambda row: row["cross_section"]),
+            "approximation": Table(columns=approximation, rows=self.scores),
+            "edits": Table(columns=edits, rows=rows),
         }
 
     def to_json(self) -> dict[str, Any]:
