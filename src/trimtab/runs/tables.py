@@ -109,7 +109,16 @@ class Table:
     def _least_width(self, columns: Sequence[Column], *, narrow: bool) -> int:
         """Characters that columns take with all lines between them, broken between words, or as if narrow."""
         widths = [
-            max(map(len, [*column.title.split(), *_unbroken(column, self.rows, narrow)]), default=0)
+            max(
+                map(
+                    len,
+                    [
+                        *([column.title] if column.whole else column.title.split()),
+                        *_unbroken(column, self.rows, narrow),
+                    ],
+                ),
+                default=0,
+            )
             for column in columns
         ]
         return sum(widths) + 3 * len(widths) + 1
