@@ -108,19 +108,7 @@ class Table:
 
     def _least_width(self, columns: Sequence[Column], *, narrow: bool) -> int:
         """Characters that columns take with all lines between them, broken between words, or as if narrow."""
-        widths = [
-            max(
-                map(
-                    len,
-                    [
-                        *([column.title] if column.whole else column.title.split()),
-                        *_unbroken(column, self.rows, narrow),
-                    ],
-                ),
-                default=0,
-            )
-            for column in columns
-        ]
+        widths = [max(map(len, _unbroken(column, self.rows, narrow)), default=0) for column in columns]
         return sum(widths) + 3 * len(widths) + 1
 
     def _repr_html_(self) -> str:
@@ -156,7 +144,8 @@ def _html_row(tag: str, texts: Iterable[str], styles: Sequence[str]) -> str:
 
 
 def _unbroken(column: Column, rows: Iterable[Any], narrow: bool) -> Iterator[str]:
-    """Parts of a column's cells that stand on one line each."""
+    """Parts of a column's title and cells that stand on one line each."""
+    yield from [column.title] if column.whole else column.title.split()
     for text in map(column.text, rows):
         if column.whole:
             yield text
