@@ -65,7 +65,7 @@ def load_dictionary(
         UserError: nothing there, a damaged or foreign file, a config that asks for what trimtab does not compute, or a
             dictionary that does not fit the model. The message names the file and the field or tensor.
     """
-    if model is not None:
+    if isinstance(model, str | Path):
         check_is_model(model)
     if not isinstance(path_or_name, str | Path):
         sae, stats = _built(found_in_object(path_or_name)), None
@@ -209,7 +209,7 @@ def _locate(path_or_name: str | Path) -> Path:
             "there is no such directory, and none of that name ships with trimtab",
             did_you_mean(
                 str(path_or_name),
-                [*shipped_names(), "default"],
+                [*shipped_names(), *["default"] * bool(shipped_names())],
                 f"give a directory with {files}, a shipped name ({names}) or {PREFIX}RELEASE/SAE_ID",
             ),
         )
