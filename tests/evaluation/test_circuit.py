@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig
 
 from trimtab import cli
+from trimtab.dictionaries import DictionaryInfo, Standard
 from trimtab.errors import UserError
-from trimtab.evaluation.circuits import finding
+from trimtab.evaluation.circuits import command, finding
 from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead, gpt2_small_circuit
+from trimtab.evaluation.circuits.command import CircuitConfig
 from trimtab.evaluation.circuits.faithfulness import measure_faithfulness, random_circuit
 from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.supervised import activations_of, cross_section
+from trimtab.evaluation.supervised import command as ioi_command
+from trimtab.evaluation.supervised.scores import Section
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
 from trimtab.tasks.ioi_prompts import IOIDistribution
@@ -99,7 +108,11 @@ def test_a_file_that_is_tied_to_its_model(
 
 
 def test_the_command(
-    built: LanguageModel, ioi: IOIDistribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: LanguageModel,
+    ioi: IOIDistribution,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the model as others would load it, with a tokenizer of words."""
     built.hf.save_pretrained(tmp_path / "model")
@@ -125,12 +138,23 @@ def test_the_command(
     ]
     assert cli.main([*again, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == printed
+    monkeypatch.setattr(command, "measure_faithfulness", None)  # a run that is done is read back
+    assert cli.main([*again[:4], *numbers, "--run", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    assert cli.main([*again[:4], "--n-prompts", "1"]) == 2
+    assert "n_prompts 1: it must be at least 2" in capsys.readouterr().err
+    assert cli.main([*again[:-8], "--circuit", str(run)]) == 2
+    assert f"circuit {run}: there is no such file; name the circuit.json" in capsys.readouterr().err
     assert cli.main([*again[:-8], "--circuit", "gpt2-small"]) == 2
     assert "circuit gpt2-small: " in capsys.readouterr().err
 
 
 def test_task_saes_beside_supervised_codes(
-    built: LanguageModel, ioi: IOIDistribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: LanguageModel,
+    ioi: IOIDistribution,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the model that was built by hand, where what a name mover gives is its name's code."""
     built.hf.save_pretrained(tmp_path / "model")
@@ -155,6 +179,21 @@ def test_task_saes_beside_supervised_codes(
     ]  # fmt: skip
     mean = scores["name-mover outputs", "mean"]
     assert mean["approximation"]["normalised_sufficiency"]["estimate"] == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr(ioi_command, "Section", None)  # a run that is done is read back
+    assert cli.main([*map(str, words), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    again = [*map(str, words[:6]), "--run", str(tmp_path / "again")]
+    assert cli.main([*again, "--n-train", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "has no code; fit the codes on prompts that have it, or on more" in said
+    assert "done:" not in said  # before SAEs are trained
+    assert cli.main([*again, "--n-train", "150", "--n-features", "2"]) == 2
+    assert "l0 3: it must be from 1 to n_features" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    circuit = Circuit.load(tmp_path / "circuit.json")
+    dataclasses.replace(circuit, seed=7).save(tmp_path / "circuit.json")
+    assert cli.main(list(map(str, words))) == 2
+    assert "its circuit had hash" in capsys.readouterr().err
     assert cli.main([*map(str, words[:6]), "--cross-section", "S-inhibition queries"]) == 2
     assert "cross-section 'S-inhibition queries': there are name-mover outputs" in capsys.readouterr().err
 
@@ -169,6 +208,42 @@ def test_a_published_circuit(built: LanguageModel) -> None:
         circuit.check(built)
 
 
+def test_a_published_circuit_is_of_one_model(ioi: IOIDistribution) -> None:
+    """Other models have twelve layers of width 768, too; what is written is tied to the weights at hand."""
+    config = CircuitConfig(circuit="gpt2-small")
+    model = SimpleNamespace(name="mine", fingerprint="ab", n_layers=12, d_model=768, hf=SimpleNamespace())
+    model.hf.config = GPT2Config()
+    taken = command._circuit(config, model, ioi)  # type: ignore[arg-type]
+    assert (taken.model, taken.fingerprint, len(taken.heads)) == ("mine", "ab", 18)
+    model.hf.config = LlamaConfig()
+    with pytest.raises(UserError, match="circuit gpt2-small: mine is not GPT-2 small; leave out --circuit"):
+        command._circuit(config, model, ioi)  # type: ignore[arg-type]
+
+
+def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution) -> None:
+    """Effects add up in float32, and what is read from the model is float32."""
+    hf = copy.deepcopy(built.hf).to(torch.bfloat16)
+    half = LanguageModel.from_hf(hf, built.tokenizer, name="half")
+    circuit = find_circuit(half, ioi, ioi.prompts(24))
+    assert {(h.role, h.layer, h.head) for h in circuit.heads} == {
+        ("name mover", *MOVER), ("S-inhibition", *INHIBITION),
+    }  # fmt: skip
+    prompts = ioi.prompts(24, "test")
+    found = measure_faithfulness(half, ioi, circuit, prompts, n_random=1)
+    assert found.normalised.estimate == pytest.approx(1, abs=0.02)
+    places = cross_section("name-mover outputs", circuit, half)
+    train = ioi.prompts(150)
+    section = Section(half, ioi, "outputs", places, train, activations_of(half, ioi, train, places), prompts)
+    scores = section.codes("mse", "independent")
+    assert scores.approximation.sufficiency.estimate == pytest.approx(1, abs=0.03)
+    assert scores.edits[0].result.success is not None
+    assert scores.edits[0].result.success.estimate == 1
+    (place,) = places
+    eye, zero = torch.eye(16), torch.zeros(16)
+    sae = Standard(eye, zero - 0.05, eye, zero, info=DictionaryInfo(architecture="standard"))
+    assert section.dictionaries("eye", {place: sae}, (1, 2)).approximation.sufficiency.estimate > 0.9
+
+
 def test_a_model_that_does_not_solve_the_task(
     tiny_llama: LanguageModel, built: LanguageModel, ioi: IOIDistribution
 ) -> None:
@@ -179,7 +254,7 @@ def test_a_model_that_does_not_solve_the_task(
         find_circuit(tiny_llama, ioi, ioi.prompts(8))
     with pytest.raises(UserError, match=r"no head adds 200% of the logit difference"):
         find_circuit(built, ioi, ioi.prompts(8), share=2)
-    with pytest.raises(UserError, match="prompts: there are none"):
-        find_circuit(built, ioi, [])
+    with pytest.raises(UserError, match="1 prompts: an effect's standard error takes two; give some dozens"):
+        find_circuit(built, ioi, ioi.prompts(1))
     with pytest.raises(UserError, match=r"the IOI circuit of tiny-llama: no head adds 0% of the logit difference"):
         find_circuit(tiny_llama, ioi, ioi.prompts(8), force=True, share=0)

@@ -9,6 +9,7 @@ import torch
 from circuit_prompts import few_names
 
 from trimtab.dictionaries import DictionaryInfo, Standard
+from trimtab.errors import UserError
 from trimtab.evaluation.supervised.interpretability import (
     Predicates,
     best_meanings,
@@ -60,7 +61,7 @@ def test_the_best_union_of_names(most: int) -> None:
     for feature in range(12):
         best = 0.0
         for group, members in groups.items():
-            for size in range(1, (1 if group == "named" else most) + 1):
+            for size in range(1, (most if group.startswith(("IO", "S")) and "gender" not in group else 1) + 1):
                 for some in itertools.combinations(members, size):
                     truth = predicates.truth[:, list(some)].any(1)
                     best = max(best, float(f1_scores(fires[:, feature : feature + 1], truth[:, None])))
@@ -74,6 +75,17 @@ def test_the_best_union_of_names(most: int) -> None:
 def test_a_feature_that_never_fires_says_nothing() -> None:
     predicates = Predicates.of(IOI.prompts(20))
     assert best_meanings(torch.zeros(20, 1, dtype=torch.bool), predicates) == [(0.0, ())]
+
+
+def test_a_feature_that_always_fires_says_nothing_of_all_prompts() -> None:
+    """All names of a kind, or both values of Pos or of a gender, are no statement about a prompt."""
+    predicates = Predicates.of(IOI.prompts(100))
+    for most in (3, 10, 50):
+        (found,) = best_meanings(torch.ones(100, 1, dtype=torch.bool), predicates, most)
+        assert len(found.predicates) == (1 if most == 3 else 9)
+        share = predicates.truth[:, [predicates.names.index(name) for name in found.predicates]].any(1).float().mean()
+        assert found.f1 == pytest.approx(float(2 * share / (1 + share)))
+        assert found.f1 < (0.8 if most == 3 else 0.99)
 
 
 def test_kept_and_removed_are_parts_of_the_reconstruction() -> None:
@@ -95,3 +107,5 @@ def test_scores_of_the_value_at_hand() -> None:
     found = value_scores(f1, predicates, "S", prompts[:4])
     for row, prompt in zip(found, prompts, strict=False):
         assert torch.equal(row, f1[:, predicates.names.index(f"S={prompt.attributes['S']}")])
+    with pytest.raises(UserError, match=r"value S=\w+: no predicate is about it; take predicates of prompts"):
+        value_scores(f1, Predicates.of(prompts[:2]), "S", prompts)

@@ -71,3 +71,12 @@ def test_a_bank_over_locations(tiny_llama: LanguageModel, tmp_path: Path, capsys
     )
     with pytest.raises(UserError, match="'topkk'"):
         train_task_saes(tiny_llama, train, held, tmp_path / "other", arch=("topkk",))
+    mistakes = (
+        ({"l0": (0.0,)}, "l0 0.0: it must be positive"),
+        ({"l0": (1.0, 32.0)}, "l0 32: it must be from 1 to n_features"),
+        ({"l0": ()}, "l0: there is none; give at least one"),
+    )
+    for wrong, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            train_task_saes(tiny_llama, train, held, tmp_path / "other", **{"n_features": (16,), **wrong})
+    assert not (tmp_path / "other").exists()

@@ -69,8 +69,8 @@ class RunFiles:
             UserError: there are none yet.
         """
         if not self.results:
-            mend = "run the same command again, which goes on with it"
-            raise UserError(f"run {self.path}", "it has not finished", mend)
+            hint = "run the same command again, which goes on with it"
+            raise UserError(f"run {self.path}", "it has not finished", hint)
         return self.results
 
     @property

@@ -128,7 +128,10 @@ class Circuit(Result):
         Raises:
             UserError: no such file, not a circuit, of another model, or a head that the model lacks.
         """
-        circuit = read_typed(cls, read_json(Path(path)), f"circuit {path}")
+        if not Path(path).is_file():
+            hint = "name the circuit.json in a run of `trimtab evaluate circuit`"
+            raise UserError(f"circuit {path}", "there is no such file", hint)
+        circuit = read_typed(cls, read_json(path), f"circuit {path}")
         if model is not None:
             circuit.check(model)
         return circuit

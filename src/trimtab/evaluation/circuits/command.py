@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faith
 from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, check_least, json_safe
+from trimtab.runs import Meter, Run, check_choices, check_least, json_safe, read_typed
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
@@ -51,7 +51,8 @@ class CircuitConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_least(self, 1, "n_prompts", "n_test", "most")
+        check_least(self, 2, "n_prompts")
+        check_least(self, 1, "n_test", "most")
         check_least(self, 0, "n_random", "share")
 
 
@@ -82,6 +83,8 @@ class CircuitResult(Result):
 def run_circuit(config: CircuitConfig) -> CircuitResult:
     """Find a circuit, or read one, and measure it.
 
+    A run that is done is not done again: its result is read back.
+
     Raises:
         UserError: the model does not solve the task or has no attention sites, or the circuit is another model's.
     """
@@ -94,6 +97,8 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
                 Run.open(config.run, "evaluate circuit", config, device=config.device, ignore_fields=("run",))
             )
             run.record(hashes={"model": model.fingerprint})
+            if run.done and run.results:
+                return read_typed(CircuitResult, run.results, f"run {config.run}")
         circuit = _circuit(config, model, ioi)
         if run is not None:
             circuit.save(run.path / CIRCUIT_FILE)
@@ -112,10 +117,10 @@ def _circuit(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribution) 
     if config.circuit is not None:
         if config.circuit != PUBLISHED:
             return Circuit.load(config.circuit, model)
-        if (model.n_layers, model.d_model) != (12, 768):
+        if (model.hf.config.model_type, model.n_layers, model.d_model) != ("gpt2", 12, 768):
             hint = "leave out --circuit to find the model's own"
             raise UserError(f"circuit {PUBLISHED}", f"{model.name} is not GPT-2 small", hint)
-        return gpt2_small_circuit()
+        return replace(gpt2_small_circuit(), model=model.name, fingerprint=model.fingerprint)
     prompts = ioi.prompts(config.n_prompts, seed=config.seed)
     with Meter("patching, layers done") as meter:
         return find_circuit(

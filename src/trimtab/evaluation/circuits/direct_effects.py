@@ -6,6 +6,7 @@ difference of two logits is a product of its output with the head's rows, and th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,7 @@ def fixed_norm(norm: nn.Module | None, x: Float[Tensor, "B d"]) -> Callable[[Ten
     """
     if norm is None:
         return lambda part: part
+    norm, x = copy.deepcopy(norm).float(), x.float()  # what is split into parts must add up
     centred = isinstance(norm, nn.LayerNorm)
     weight = norm.weight if centred else norm(torch.full_like(x[:1], LARGE))[0]
     bias = norm.bias if centred and norm.bias is not None else torch.zeros_like(weight)
@@ -66,7 +68,7 @@ def direct_effects(
     run = run or PlainRun.of(model, rows.ids)
     final = fixed_norm(model.layout.final_norm, rows.at(run.inputs[-1], "END"))
     head = Unembedding(model).head.weight
-    towards = head[rows.answers[:, 0]] - head[rows.answers[:, 1]]  # type: ignore[index]
+    towards = head[rows.answers[:, 0]].float() - head[rows.answers[:, 1]].float()  # type: ignore[index]
     effects = []
     for layer, found in enumerate(model.layout.layers):
         model.site(Site("attn_out", layer))

@@ -91,7 +91,7 @@ class MeanHeads:
             sums: list[Tensor] = []
             for rows in rows_of([ioi.tokenise(prompt) for prompt in same], model):
                 found = capture(model, TokenBatch.full(rows.ids), sites)
-                parts = [found[site].sum(0) for site in sites]
+                parts = [found[site].float().sum(0) for site in sites]
                 sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
             self.z[template] = [total / len(same) for total in sums]  # [T, heads, head_dim]
 

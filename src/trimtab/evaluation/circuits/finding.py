@@ -54,10 +54,10 @@ def find_circuit(
 
     Raises:
         UnsuitedModelError: the model names the right one too seldom, or no head is a name mover.
-        UserError: no prompts.
+        UserError: fewer than two prompts.
     """
-    if not prompts:
-        raise UserError("prompts", "there are none", "give some dozens")
+    if len(prompts) < 2:
+        raise UserError(f"{len(prompts)} prompts", "an effect's standard error takes two", "give some dozens")
     batches = list(_aligned(model, ioi, prompts, seed))
     unembedding, differences, right = Unembedding(model), [], []
     for rows, _, run in batches:

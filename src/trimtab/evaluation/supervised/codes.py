@@ -57,7 +57,7 @@ class Factors(NamedTuple):
         found = [[f"{','.join(factor)}={_value(prompt, factor)}" for factor in self.factors] for prompt in prompts]
         missing = next((name for names in found for name in names if name not in number), None)
         if missing is not None:
-            raise UserError(f"value {missing}", "it has no code", "fit the codes on prompts that have it")
+            raise UserError(f"value {missing}", "it has no code", "fit the codes on prompts that have it, or on more")
         return torch.tensor([[number[name] for name in names] for names in found]).reshape(len(prompts), -1)
 
     def centred(self, codes: Float[Tensor, "n w"], rows: Int[Tensor, "P F"]) -> Float[Tensor, "n w"]:

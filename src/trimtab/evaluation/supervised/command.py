@@ -10,12 +10,12 @@ from typing import Any
 
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import Circuit
-from trimtab.evaluation.supervised.codes import FITS, Parametrisation
+from trimtab.evaluation.supervised.codes import FITS, Factors, Parametrisation
 from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, activations_of, cross_section
-from trimtab.evaluation.supervised.scores import Scores, Section
+from trimtab.evaluation.supervised.scores import Scores, Section, counterfactuals
 from trimtab.evaluation.supervised.task_saes import train_task_saes
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, check_least, json_safe
+from trimtab.runs import Meter, Run, check_choices, check_least, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
 from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
@@ -106,9 +106,11 @@ class IOIResult(Result):
 def run_ioi(config: IOIConfig) -> IOIResult:
     """Fit, train and measure.
 
+    A run that is done is not done again: its result is read back.
+
     Raises:
-        UserError: the circuit is another model's, has no head of a cross-section that was named, or the run directory
-            is of another config.
+        UserError: the circuit is another model's, has no head of a cross-section that was named; too few prompts to fit
+            on, so that a name has no code; or the run directory is of another config or circuit.
     """
     model = config.load_model()
     circuit = Circuit.load(config.circuit, model)
@@ -121,6 +123,10 @@ def run_ioi(config: IOIConfig) -> IOIResult:
         raise UserError(f"circuit {config.circuit}", "it has no head of any cross-section", "find another circuit")
     places = tuple(dict.fromkeys(place for found in sections.values() for place in found))
     train, test = ioi.prompts(config.n_train, seed=config.seed), ioi.prompts(config.n_test, "test", seed=config.seed)
+    for parametrisation in dict.fromkeys(("independent", config.parametrisation)):  # before anything is trained
+        factors = Factors.of(train, parametrisation)
+        for prompts in (test, *counterfactuals(ioi, test, config.seed).values()):
+            factors.rows(prompts)
     with ExitStack() as stack:
         if config.run is None:
             directory, run = Path(stack.enter_context(TemporaryDirectory(prefix="trimtab-ioi-"))), None
@@ -128,7 +134,9 @@ def run_ioi(config: IOIConfig) -> IOIResult:
             run = stack.enter_context(
                 Run.open(config.run, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
-            run.record(hashes={"model": model.fingerprint})
+            run.record(hashes={"model": model.fingerprint, "circuit": text_id(config.circuit.read_text())})
+            if run.done and run.results:
+                return read_typed(IOIResult, run.results, f"run {config.run}")
             directory = run.path
         with Meter("reading activations", config.n_train + config.n_test) as meter:
             x = activations_of(model, ioi, train, places, progress=meter.advance)

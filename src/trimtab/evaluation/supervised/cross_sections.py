@@ -75,8 +75,8 @@ class PatchedPrompts:
         batch_size: prompts per forward pass.
 
     Attributes:
-        activations: per location what it is in the plain runs, `[P, width]`.
-        plain: the plain answers.
+        activations: per location what it is in the plain runs, `[P, width]`, as `activations_of` gives it.
+        plain: the plain answers, on the CPU, too.
     """
 
     @torch.no_grad()
@@ -108,25 +108,24 @@ class PatchedPrompts:
 
     @torch.no_grad()
     def answers(self, values: Values) -> Answers:
-        """The answers when locations have other values."""
-        return self._answers(
-            [
-                batch.runs.run({location: value[list(batch.rows.numbers)] for location, value in values.items()})
-                for batch in self._batches
-            ]
-        )
+        """The answers when locations have other values, which may be on any device."""
+        hidden: list[Tensor] = []
+        for batch in self._batches:
+            chosen = {place: value[list(batch.rows.numbers)] for place, value in values.items()}
+            hidden.append(batch.runs.run({place: value.to(self.model.device) for place, value in chosen.items()}))
+        return self._answers(hidden)
 
     def _answers(self, hidden: Sequence[Float[Tensor, "B d"]]) -> Answers:
         pairs = list(zip(self._batches, hidden, strict=True))
         difference = [logit_difference(self._unembedding, x, batch.rows.answers) for batch, x in pairs]
         token = [self._unembedding.logits(x).argmax(-1) for x in hidden]
-        return Answers(torch.cat(difference)[self._back], torch.cat(token)[self._back])
+        return Answers(torch.cat(difference).cpu()[self._back], torch.cat(token).cpu()[self._back])
 
 
 def read_locations(model: LanguageModel, rows: PromptRows, locations: Sequence[Location]) -> dict[Location, Tensor]:
-    """What locations are in plain runs: `[B, width]` each."""
+    """What locations are in plain runs: `[B, width]` each, in float32 on the CPU."""
     found = capture(model, TokenBatch.full(rows.ids), [location.site for location in locations])
-    return {location: rows.at(found[location.site], location.position) for location in locations}
+    return {location: rows.at(found[location.site], location.position).float().cpu() for location in locations}
 
 
 def activations_of(
@@ -138,7 +137,7 @@ def activations_of(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> dict[Location, Float[Tensor, "P width"]]:
-    """What locations are in the plain runs of prompts, as dictionaries are fitted on.
+    """What locations are in the plain runs of prompts, as dictionaries are fitted on: in float32 on the CPU.
 
     Args:
         model: the model.

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
+from trimtab.errors import UserError
 from trimtab.tasks.ioi_prompts import IOIPrompt
 
 INTERPRETABLE = 0.6
@@ -68,20 +69,21 @@ class Meaning(NamedTuple):
 def best_meanings(fires: Bool[Tensor, "P n"], predicates: Predicates, most: int = MOST_NAMES) -> list[Meaning]:
     """Per feature the predicate, or the union of predicates of a group, with the largest F1.
 
-    The union is exact: F1 = 2 Σ hits / (fires + Σ true) over a set of at most `most` disjoint predicates is a ratio of
-    sums, whose maximum is where max Σ (2 hits − λ true) = λ fires (Dinkelbach 1967).
+    Only names are joined: a union of both values of Pos would hold of every prompt. The union is
+    exact: F1 = 2 Σ hits / (fires + Σ true) over a set of at most `most` disjoint predicates is a ratio of sums, whose
+    maximum is where max Σ (2 hits − λ true) = λ fires (Dinkelbach 1967).
 
     Args:
         fires: on P prompts.
         predicates: of the same prompts; those named (`named Mary`), which overlap, are not joined.
-        most: predicates of a union.
+        most: names of a union, which never holds all.
     """
     hits = fires.double().T @ predicates.truth.double()
     times, true = fires.sum(0).double(), predicates.truth.sum(0).double()
     best = [Meaning(0.0, ()) for _ in times]
     for group in dict.fromkeys(predicates.groups):
         index = torch.tensor([i for i, name in enumerate(predicates.groups) if name == group])
-        limit = 1 if group == "named" else most
+        limit = max(1, min(most, len(index) - 1)) if group.partition(",")[0] in ("IO", "S") else 1
         found, chosen = _best_union(hits[:, index], true[index], times, limit)
         for feature, score in enumerate(found.tolist()):
             if score > best[feature].f1:
@@ -124,6 +126,15 @@ def kept_and_removed(
 def value_scores(
     f1: Float[Tensor, "n K"], predicates: Predicates, attribute: str, prompts: Sequence[IOIPrompt]
 ) -> Float[Tensor, "P n"]:
-    """Per prompt each feature's F1 for the value that the prompt has of an attribute, as `edit_by_meaning` takes it."""
+    """Per prompt each feature's F1 for the value that the prompt has of an attribute, as `edit_by_meaning` takes it.
+
+    Raises:
+        UserError: no predicate is about a value.
+    """
     number: Mapping[str, int] = {name: i for i, name in enumerate(predicates.names)}
-    return torch.stack([f1[:, number[f"{attribute}={prompt.attributes[attribute]}"]] for prompt in prompts])
+    values = [f"{attribute}={prompt.attributes[attribute]}" for prompt in prompts]
+    missing = next((value for value in values if value not in number), None)
+    if missing is not None:
+        hint = "take predicates of prompts of which some have it and some do not"
+        raise UserError(f"value {missing}", "no predicate is about it", hint)
+    return torch.stack([f1[:, number[value]] for value in values])

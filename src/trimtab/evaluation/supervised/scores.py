@@ -60,6 +60,11 @@ class Scores:
     """Approximation by the interpretable features alone."""
 
 
+def counterfactuals(ioi: IOIDistribution, prompts: Sequence[IOIPrompt], seed: int) -> dict[str, list[IOIPrompt]]:
+    """For each attribute a counterfactual of each prompt."""
+    return {a: [ioi.draw_counterfactual(prompt, a, seed=seed) for prompt in prompts] for a in ATTRIBUTES}
+
+
 class Section:
     """Test prompts at a cross-section, with their counterfactuals, and what dictionaries are fitted on.
 
@@ -89,7 +94,7 @@ class Section:
         self.activations: Values = {location: activations[location] for location in locations}
         self.means = {location: x.mean(0) for location, x in self.activations.items()}
         self.prompts = PatchedPrompts(model, ioi, test, locations)
-        self.changed = {a: [ioi.draw_counterfactual(p, a, seed=seed) for p in test] for a in ATTRIBUTES}
+        self.changed = counterfactuals(ioi, test, seed)
         self.true = {a: activations_of(model, ioi, prompts, locations) for a, prompts in self.changed.items()}
         self.patched = {attribute: self.prompts.answers(values) for attribute, values in self.true.items()}
 

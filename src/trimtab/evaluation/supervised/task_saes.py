@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab.activations.memory import MemorySource
 from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.distributed import Ranks
+from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.lm import LanguageModel
 from trimtab.training.bank import Place, train_members, unfinished
@@ -51,10 +52,12 @@ def train_task_saes(
         settings: other fields of `TrainConfig`.
 
     Returns:
-        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each location; a setting in which one failed is left out.
+        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each location; a setting in which a training
+        failed, which is printed, is left out.
 
     Raises:
-        UserError: an architecture or setting that does not exist, a directory of another bank.
+        UserError: an architecture or setting that does not exist or cannot be (as an L0 of 0), none at all, a directory
+            of another bank.
     """
     names = {f"{location.site}-{location.position.replace('+', 'plus')}": location for location in train}
     n_rows = len(next(iter(train.values())))
@@ -63,7 +66,11 @@ def train_task_saes(
         "rows": [epochs * n_rows], "batch_size": [min(batch_size, n_rows)], "lr": [lr],
         "heldout_rows": [len(next(iter(heldout.values())))], **{name: [value] for name, value in settings.items()},
     }  # fmt: skip
+    if (empty := next((name for name, given in values.items() if not given), None)) is not None:
+        raise UserError(empty, "there is none", "give at least one")
     members = expand(values)
+    if (wrong := next((member.error for member in members if member.error), None)) is not None:
+        raise wrong
     about: dict[str, Any] = {"model": model.name, "model_fingerprint": model.fingerprint}
     rows = {
         name: SiteRows(
