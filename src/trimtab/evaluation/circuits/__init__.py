@@ -2,6 +2,7 @@
 
 from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, gpt2_small_circuit
 from trimtab.evaluation.circuits.command import CircuitConfig, CircuitResult, run_circuit
+from trimtab.evaluation.circuits.direct_effects import attention_from, direct_effects
 from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
 from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
@@ -15,6 +16,8 @@ __all__ = [
     "CircuitResult",
     "Faithfulness",
     "Location",
+    "attention_from",
+    "direct_effects",
     "find_circuit",
     "gpt2_small_circuit",
     "head_location",
