@@ -23,9 +23,9 @@ ROWS, N = 9, 40
 
 @pytest.fixture(scope="module")
 def bags() -> ModuleType:
-    if DEVICE == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     pytest.importorskip("triton")
+    if DEVICE == "cpu":
+        assert os.environ["TRITON_INTERPRET"] == "1"
     return importlib.import_module("trimtab.dictionaries.kernels.bags")
 
 
