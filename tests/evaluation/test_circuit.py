@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from trimtab.evaluation.supervised import command as ioi_command
 from trimtab.evaluation.supervised.scores import Section
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
+from trimtab.stats import interval_of, number_text
 from trimtab.tasks.ioi_prompts import IOIDistribution
 
 INHIBITION, MOVER = (0, 1), (1, 2)
@@ -141,8 +143,21 @@ def test_the_command(
     monkeypatch.setattr(command, "measure_faithfulness", None)  # a run that is done is read back
     assert cli.main([*again[:4], *numbers, "--run", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == printed
-    assert cli.main([*again[:4], "--n-prompts", "1"]) == 2
-    assert "n_prompts 1: it must be at least 2" in capsys.readouterr().err
+    assert cli.main(["report", str(run)]) == 0
+    page = " ".join(re.sub(r"<[^>]+>", " ", (run / "report.html").read_text(encoding="utf-8")).split())
+    page = page.replace("−", "-")
+    share = number_text(interval_of(printed["faithfulness"]["normalised"]), ".2f")
+    assert f"2 heads bring about {share} of the answer, more than 3 of 3 random circuits of their size." in page
+    for head in printed["circuit"]["heads"]:
+        effect = number_text(interval_of(head["effect"]), "+.3f")
+        assert f"{head['layer']}.{head['head']} {head['role']} {effect} {head['attention']:.2f}" in page
+    for what, name in (("Plain model", "full"), ("Every head at its mean", "none"), ("The circuit alone", "circuit")):
+        assert f"{what} {number_text(interval_of(printed['faithfulness'][name]), '.3f')}" in page
+    assert "12 prompts that found no head." in page
+    capsys.readouterr()
+    for name in ("prompts", "test"):
+        assert cli.main([*again[:4], f"--n-{name}", "1"]) == 2
+        assert f"n_{name} 1: it must be at least 2" in capsys.readouterr().err
     assert cli.main([*again[:-8], "--circuit", str(run)]) == 2
     assert f"circuit {run}: there is no such file; name the circuit.json" in capsys.readouterr().err
     assert cli.main([*again[:-8], "--circuit", "gpt2-small"]) == 2

@@ -74,7 +74,7 @@ def check_site(layout: Layout, site: Site, name: str) -> None:
         raise UserError(
             f"site {site}",
             f"{type(layer.module).__name__} has no attention of the Llama family (self_attn with q_proj, k_proj, "
-            "v_proj, o_proj) or GPT-2 (attn with c_attn, c_proj) was found",
+            "v_proj, o_proj) or of GPT-2 (attn with c_attn, c_proj)",
             "use resid_pre or resid_post",
         )
     if site.head is not None:

@@ -35,7 +35,7 @@ def circuit_page(files: RunFiles) -> str:
         lead=files.lead,
         title=f"Which heads of {circuit['model']} solve IOI?",
         verdict_text=f"{measured['n_heads']} heads bring about {share} of the answer{beside}.",
-        good=beaten == n_random,
+        good=0 < n_random == beaten,
         circuit=circuit,
         drawing=figure(
             plot_heads, "The circuit", "Heads by layer and number; larger circles have larger effects.", height=3.4,

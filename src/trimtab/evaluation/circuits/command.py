@@ -51,8 +51,8 @@ class CircuitConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_least(self, 2, "n_prompts")
-        check_least(self, 1, "n_test", "most")
+        check_least(self, 2, "n_prompts", "n_test")
+        check_least(self, 1, "most")
         check_least(self, 0, "n_random", "share")
 
 
