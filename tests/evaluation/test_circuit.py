@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,11 @@ from trimtab import cli
 from trimtab.dictionaries import DictionaryInfo, Standard
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits import command, finding
-from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead, gpt2_small_circuit
+from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, gpt2_small_circuit
 from trimtab.evaluation.circuits.command import CircuitConfig
 from trimtab.evaluation.circuits.faithfulness import measure_faithfulness, random_circuit
 from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.rows import PromptRows
 from trimtab.evaluation.supervised import activations_of, cross_section
 from trimtab.evaluation.supervised import command as ioi_command
 from trimtab.evaluation.supervised.scores import Section
@@ -273,3 +275,59 @@ def test_a_model_that_does_not_solve_the_task(
         find_circuit(built, ioi, ioi.prompts(1))
     with pytest.raises(UserError, match=r"the IOI circuit of tiny-llama: no head adds 0% of the logit difference"):
         find_circuit(tiny_llama, ioi, ioi.prompts(8), force=True, share=0)
+
+
+def test_each_role_is_measured_through_the_one_behind_it(
+    tiny_llama: LanguageModel, ioi: IOIDistribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Effects and attention are planted; what is asked is which receivers each role goes through, and where.
+
+    Value heads of this model are shared by two query heads each.
+    """
+    # role → head, its effect on the logit difference when it is patched (direct effects: what it adds), where it looks
+    planted = {
+        "name mover": ((3, 0), 1.0, "IO"), "S suppressor": ((3, 1), 0.5, "S2"),
+        "negative name mover": ((3, 2), -0.5, "IO"), "S-inhibition": ((2, 3), -0.4, "S2"),
+        "induction": ((1, 0), -0.3, "S1+1"), "duplicate token": ((0, 1), -0.2, "S1"),
+        "previous token": ((0, 2), -0.1, "S1"),
+    }  # fmt: skip
+    direct = ("name mover", "S suppressor", "negative name mover")
+    through = {
+        "attn_q.3.0 at END": ("S-inhibition",),
+        "attn_v.2.1 at S2": ("induction", "duplicate token"),
+        "attn_k.1.0 at S1+1": ("previous token",),
+    }
+
+    def effects(roles: Sequence[str], n: int) -> torch.Tensor:
+        found = torch.zeros(n, 4, 4)
+        found[:, 0, 3] = 0.5  # raises the logit difference when it is patched, and looks nowhere
+        for role in roles:
+            found[:, *planted[role][0]] = planted[role][1]
+        return found
+
+    def attention(_model: object, _batches: object, position: str) -> dict[str, torch.Tensor]:
+        found = {name: torch.zeros(4, 4) for name in ("IO", "S1", "S1+1", "S2", "END")}
+        for role, (place, _, looks_at) in planted.items():
+            if ROLES[role].position == position:
+                found[looks_at][place] = 0.6
+        return found
+
+    asked: list[str] = []
+
+    def patched(_model: object, rows: PromptRows, _other: object, receivers: list, _progress: object) -> torch.Tensor:
+        (receiver,) = map(str, receivers)
+        asked.append(receiver)
+        return effects(through[receiver], len(rows.ids))
+
+    monkeypatch.setattr(finding, "direct_effects", lambda _model, rows, _run: effects(direct, len(rows.ids)))
+    monkeypatch.setattr(finding, "_attention", attention)
+    monkeypatch.setattr(finding, "path_patch", patched)
+    circuit = find_circuit(tiny_llama, ioi, ioi.prompts(8), force=True, share=0)
+    assert asked == list(through)
+    found = {head.role: ((head.layer, head.head), head.effect.estimate) for head in circuit.heads if head.effect}
+    assert len(circuit.heads) == len(found)
+    assert found.pop("other direct") == ((0, 3), 0.5)
+    for role, (place, effect) in found.items():
+        assert place == planted[role][0]
+        assert effect == pytest.approx(planted[role][1] if role in direct else -planted[role][1])
+    assert list(found) == list(planted)
