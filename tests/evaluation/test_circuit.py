@@ -19,7 +19,6 @@ from trimtab.dictionaries import DictionaryInfo, Standard
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits import command, finding
 from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, gpt2_small_circuit
-from trimtab.evaluation.circuits.command import CircuitConfig
 from trimtab.evaluation.circuits.faithfulness import measure_faithfulness, random_circuit
 from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.evaluation.circuits.rows import PromptRows
@@ -145,6 +144,17 @@ def test_the_command(
     monkeypatch.setattr(command, "measure_faithfulness", None)  # a run that is done is read back
     assert cli.main([*again[:4], *numbers, "--run", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == printed
+    monkeypatch.undo()
+    measured = [*again, "--run", str(tmp_path / "measured")]
+    assert cli.main([*measured, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    circuit = Circuit.load(run / "circuit.json")
+    dataclasses.replace(circuit, heads=circuit.heads[:1]).save(run / "circuit.json")
+    assert cli.main(measured) == 2
+    assert "its circuit had hash" in capsys.readouterr().err
+    assert cli.main([*again[:4], "--n-test", "9999", "--run", str(tmp_path / "refused")]) == 2
+    assert "9999 prompts: split test gave" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
     assert cli.main(["report", str(run)]) == 0
     page = " ".join(re.sub(r"<[^>]+>", " ", (run / "report.html").read_text(encoding="utf-8")).split())
     page = page.replace("−", "-")
@@ -225,16 +235,15 @@ def test_a_published_circuit(built: LanguageModel) -> None:
         circuit.check(built)
 
 
-def test_a_published_circuit_is_of_one_model(ioi: IOIDistribution) -> None:
+def test_a_published_circuit_is_of_one_model() -> None:
     """Other models have twelve layers of width 768, too; what is written is tied to the weights at hand."""
-    config = CircuitConfig(circuit="gpt2-small")
     model = SimpleNamespace(name="mine", fingerprint="ab", n_layers=12, d_model=768, hf=SimpleNamespace())
     model.hf.config = GPT2Config()
-    taken = command._circuit(config, model, ioi)  # type: ignore[arg-type]
+    taken = command._given("gpt2-small", model)  # type: ignore[arg-type]
     assert (taken.model, taken.fingerprint, len(taken.heads)) == ("mine", "ab", 18)
     model.hf.config = LlamaConfig()
     with pytest.raises(UserError, match="circuit gpt2-small: mine is not GPT-2 small; leave out --circuit"):
-        command._circuit(config, model, ioi)  # type: ignore[arg-type]
+        command._given("gpt2-small", model)  # type: ignore[arg-type]
 
 
 def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution) -> None:

@@ -180,10 +180,12 @@ class IOIDistribution:
         chosen: dict[IOIPrompt, None] = {}
         rng = random.Random(f"ioi-prompts/{seed}/{split}")
         draws = self._draws(rng, self.held_out if split == HELD_OUT else self.templates, patterns, chosen)
-        for _, prompt in zip(range(MOST_TRIES * max(n, 10)), draws, strict=False):
-            if len(chosen) >= n:
-                break
-            if self.split_of(prompt) == split:
+        missed = 0
+        while len(chosen) < n and missed < MOST_TRIES * max(len(chosen), 10):
+            prompt = next(draws)
+            new = self.split_of(prompt) == split and prompt not in chosen
+            missed = 0 if new else missed + 1
+            if new:
                 chosen[prompt] = None
         if len(chosen) < n:
             raise UserError(f"{n} prompts", f"split {split} gave {len(chosen)} different ones", "ask for fewer")

@@ -13,7 +13,7 @@ from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faith
 from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, check_least, json_safe, read_typed
+from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
@@ -90,20 +90,22 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
     """
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
+    circuit = None if config.circuit is None else _given(config.circuit, model)
+    prompts = ioi.prompts(config.n_test, "test", seed=config.seed)
     with ExitStack() as stack:
         run = None
         if config.run is not None:
             run = stack.enter_context(
                 Run.open(config.run, "evaluate circuit", config, device=config.device, ignore_fields=("run",))
             )
-            run.record(hashes={"model": model.fingerprint})
+            given = {} if circuit is None else {"circuit": text_id(str(config_dict(circuit)))}
+            run.record(hashes={"model": model.fingerprint, **given})
             if run.done and run.results:
                 return read_typed(CircuitResult, run.results, f"run {config.run}")
-        circuit = _circuit(config, model, ioi)
+        circuit = circuit or _found(config, model, ioi)
         if run is not None:
             circuit.save(run.path / CIRCUIT_FILE)
         meter = stack.enter_context(Meter("random circuits", config.n_random))
-        prompts = ioi.prompts(config.n_test, "test", seed=config.seed)
         measured = measure_faithfulness(
             model, ioi, circuit, prompts, n_random=config.n_random, seed=config.seed, progress=meter.advance
         )
@@ -113,14 +115,17 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
     return result
 
 
-def _circuit(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribution) -> Circuit:
-    if config.circuit is not None:
-        if config.circuit != PUBLISHED:
-            return Circuit.load(config.circuit, model)
-        if (model.hf.config.model_type, model.n_layers, model.d_model) != ("gpt2", 12, 768):
-            hint = "leave out --circuit to find the model's own"
-            raise UserError(f"circuit {PUBLISHED}", f"{model.name} is not GPT-2 small", hint)
-        return replace(gpt2_small_circuit(), model=model.name, fingerprint=model.fingerprint)
+def _given(circuit: str, model: LanguageModel) -> Circuit:
+    """That of a file, or the published one."""
+    if circuit != PUBLISHED:
+        return Circuit.load(circuit, model)
+    if (model.hf.config.model_type, model.n_layers, model.d_model) != ("gpt2", 12, 768):
+        hint = "leave out --circuit to find the model's own"
+        raise UserError(f"circuit {PUBLISHED}", f"{model.name} is not GPT-2 small", hint)
+    return replace(gpt2_small_circuit(), model=model.name, fingerprint=model.fingerprint)
+
+
+def _found(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribution) -> Circuit:
     prompts = ioi.prompts(config.n_prompts, seed=config.seed)
     with Meter("patching, layers done") as meter:
         return find_circuit(
