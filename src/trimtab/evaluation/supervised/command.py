@@ -134,7 +134,9 @@ def run_ioi(config: IOIConfig) -> IOIResult:
             run = stack.enter_context(
                 Run.open(config.run, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
-            run.record(hashes={"model": model.fingerprint, "circuit": text_id(config.circuit.read_text())})
+            run.record(
+                hashes={"model": model.fingerprint, "circuit": text_id(config.circuit.read_text(encoding="utf-8"))}
+            )
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
             directory = run.path

@@ -52,7 +52,8 @@ def edit_greedy(
     """Give at most k features their counterfactual codes so that the activation comes nearest to the counterfactual.
 
     Interpretation-agnostic. The best one or two features are found by trying all; from the third on, each is the one
-    that brings the activation nearest. Features that do not help are left as they are.
+    that brings the activation nearest. Features that do not help are left as they are. (The authors' code takes
+    one after the other from the first on, and always k.)
 
     Raises:
         UserError: k is below 1.

@@ -114,6 +114,8 @@ def kept_and_removed(
 ) -> tuple[Float[Tensor, "P width"], Float[Tensor, "P width"]]:
     """The causal check: reconstructions by some features alone, and activations without them.
 
+    The authors' code keeps beside those features what the dictionary does not reconstruct; here nothing else is kept.
+
     Args:
         dictionary: the dictionary.
         x: activations.
