@@ -80,3 +80,6 @@ def test_a_bank_over_locations(tiny_llama: LanguageModel, tmp_path: Path, capsys
         with pytest.raises(UserError, match=message):
             train_task_saes(tiny_llama, train, held, tmp_path / "other", **{"n_features": (16,), **wrong})
     assert not (tmp_path / "other").exists()
+    broken = {**train, places[0]: torch.full_like(train[places[0]], torch.nan)}
+    with pytest.raises(UserError, match=r"1 of 3 members failed \(attn_z.2.1-END-topk-n16-l0_1-seed0\): .* are done;"):
+        train_task_saes(tiny_llama, broken, held, tmp_path / "broken", l0=(1.0,), n_features=(16,), epochs=1)

@@ -15,7 +15,7 @@ from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.lm import LanguageModel
-from trimtab.training.bank import Place, train_members, unfinished
+from trimtab.training.bank import Place, TrainedBank, train_members, unfinished
 from trimtab.training.members import expand
 from trimtab.training.rows import SiteRows
 
@@ -52,12 +52,11 @@ def train_task_saes(
         settings: other fields of `TrainConfig`.
 
     Returns:
-        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each location; a setting in which a training
-        failed, which is printed, is left out.
+        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each location.
 
     Raises:
         UserError: an architecture or setting that does not exist or cannot be (as an L0 of 0), none at all, a directory
-            of another bank.
+            of another bank, or trainings that failed.
     """
     names = {f"{location.site}-{location.position.replace('+', 'plus')}": location for location in train}
     n_rows = len(next(iter(train.values())))
@@ -83,10 +82,10 @@ def train_task_saes(
     run.mkdir(parents=True, exist_ok=True)
     table = train_members(members, unfinished(members, bank), rows, bank, Ranks())
     assert table is not None
+    if (problem := TrainedBank(run=run, rows=tuple(table)).problem) is not None:
+        raise problem
     found: dict[str, dict[Location, SAE]] = {}
     for member, row in zip(members, table, strict=True):
         setting = member.name.removeprefix(f"{member.site}-")
-        found.setdefault(setting, {})
-        if not row.error:
-            found[setting][names[member.site]] = load_dictionary(row.path)
-    return {setting: saes for setting, saes in found.items() if len(saes) == len(names)}
+        found.setdefault(setting, {})[names[member.site]] = load_dictionary(row.path)
+    return found
