@@ -329,6 +329,12 @@ def test_a_comparison_is_a_frame_and_a_figure(planted: LanguageModel, planted_di
     frame = comparison.to_frame()
     assert frame.label.tolist() == [arm.label for arm in arms]
     assert frame.reward.tolist() == [arm.reward.estimate for arm in arms]
+    assert frame.kl.dtype == float
+    assert frame.kl.dropna().tolist() == [arm.kl for arm in arms if arm.kl is not None]
+    assert frame.dose_relative.dtype == float
+    assert frame.dose_relative.dropna().tolist() == [arm.dose.relative for arm in arms if arm.dose]
+    assert frame.equal_dose.tolist() == [arm.equal_dose for arm in arms]
+    assert frame.equal_kl.tolist() == [arm.equal_kl for arm in arms]
     assert frame.difference_low.dropna().tolist() == [arm.difference.low for arm in arms if arm.difference]
     ax = comparison.plot(Figure().add_subplot())
     drawn = [label.get_text() for label in ax.get_yticklabels()]

@@ -89,6 +89,16 @@ def test_a_frame_holds_values() -> None:
         Found(ROWS).to_frame("some")
 
 
+def test_a_marked_number_is_a_number_in_frames() -> None:
+    column = Column("KL", "kl", ".2f", equal="same")
+    rows = [{"kl": 1.5, "same": False}, {"kl": 2.0, "same": True}, {"kl": None, "same": None}]
+    assert [column.text(row) for row in rows] == ["1.50 ≠", "2.00", "–"]
+    frame = Table(columns=[column], rows=rows).to_frame()
+    assert frame.kl.dtype == float
+    assert frame.kl.fillna(-1).tolist() == [1.5, 2.0, -1]
+    assert frame.same.tolist() == [False, True, None]
+
+
 def test_a_terminal_shows_headline_and_tables() -> None:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(Found(ROWS))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.control.task_result import ArmResult, TaskResult
+from trimtab.control.task_result import TaskResult
 from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, Table
-from trimtab.stats import number_text
 
 
 def gain_line(result: TaskResult) -> str:
@@ -33,8 +32,8 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
         *[Column("over trainings", lambda arm: (i := arm.difference_over_runs) and i.bounds(SIGNED), SIGNED)] * (n > 1),
         Column("well formed accuracy", "accuracy_well_formed", INTERVAL, spare=3),
         Column("malformed", "malformed", INTERVAL, spare=4),
-        Column("KL", lambda arm: number_text(arm.kl, NUMBER) + " ≠" * (arm.equal_kl is False), NUMBER, spare=1),
-        Column("‖Δ‖/‖x‖", _dose, NUMBER, spare=2),
+        Column("KL", "kl", NUMBER, spare=1, equal="equal_kl"),
+        Column("‖Δ‖/‖x‖", "dose.relative", NUMBER, spare=2, equal="equal_dose"),
         Column("edits", lambda arm: 0 if arm.dose is None else arm.dose.n_edits, COUNT, spare=5),
     ]
     title = f"{result.task}, {result.split}: {result.items} items, {n} seed{'s' if n > 1 else ''}"
@@ -47,10 +46,6 @@ def arms_table(result: TaskResult, seeds: Sequence[int]) -> Table:
         f"not within 1% of the {result.reference}'s; beside a KL that was made equal on validation: not within 10% of "
         "it here.",
     )
-
-
-def _dose(arm: ArmResult) -> str:
-    return number_text(arm.dose and arm.dose.relative, NUMBER) + " ≠" * (arm.equal_dose is False)
 
 
 def metrics_table(result: TaskResult) -> Table | None:

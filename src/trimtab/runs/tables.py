@@ -40,33 +40,36 @@ class Column:
     """What numbers are multiplied by, such as 100 for points."""
     spare: int = 0
     """Above 0, it is left out where a terminal is too narrow, the highest number first."""
+    equal: str = ""
+    """Name of a field that is False where the number is marked with ≠; a column of its own in frames."""
 
     def cell(self, row: Any) -> Cell:
         """The value in a row; an interval that lies in JSON is made one again."""
-        found = self.value(row) if callable(self.value) else self._field(row)
+        found = self.value(row) if callable(self.value) else _field(row, self.value)
         found = interval_of(cast("dict[str, Any]", found)) if isinstance(found, Mapping) else found
         if self.factor == 1 or found is None or isinstance(found, str):
             return found
         return found.scaled(self.factor) if isinstance(found, Interval) else found * self.factor
 
-    def _field(self, row: Any) -> Any:
-        assert isinstance(self.value, str)
-        found = row
-        for name in self.value.split("."):
-            if found is not None:
-                mapping = isinstance(found, Mapping)
-                found = cast("Mapping[str, Any]", found).get(name) if mapping else getattr(found, name)
-        return found
-
     def text(self, row: Any) -> str:
         """The same as text."""
         cell = self.cell(row)
-        return cell if isinstance(cell, str) else number_text(cell, self.form)
+        text = cell if isinstance(cell, str) else number_text(cell, self.form)
+        return f"{text} ≠" if self.equal and _field(row, self.equal) is False else text
 
     @property
     def name(self) -> str:
         """What a frame calls it: the field, or else the title."""
         return self.title if callable(self.value) else self.value.replace(".", "_")
+
+
+def _field(row: Any, path: str) -> Any:
+    found = row
+    for name in path.split("."):
+        if found is not None:
+            mapping = isinstance(found, Mapping)
+            found = cast("Mapping[str, Any]", found).get(name) if mapping else getattr(found, name)
+    return found
 
 
 COUNT, NUMBER, SHARE, INTERVAL, SIGNED = ",d", ".3g", ".1%", ".3f", "+.3f"
@@ -135,6 +138,8 @@ class Table:
             found[column.name] = cell.estimate if isinstance(cell, Interval) else cell
             if isinstance(cell, Interval):
                 found |= {f"{column.name}_low": cell.low, f"{column.name}_high": cell.high}
+            if column.equal:
+                found[column.equal] = _field(row, column.equal)
         return found
 
 
