@@ -101,6 +101,7 @@ def test_a_file_that_is_tied_to_its_model(
     circuit.save(tmp_path / "circuit.json")
     assert Circuit.load(tmp_path / "circuit.json", built) == circuit
     assert circuit.to_frame()["role"].tolist() == ["name mover", "S-inhibition"]
+    assert Circuit.load(tmp_path, built) == circuit  # a run's directory
     with pytest.raises(UserError, match="the circuit of built: tiny-llama has other weights; find the circuit of this"):
         Circuit.load(tmp_path / "circuit.json", tiny_llama)
     plain = json.loads((tmp_path / "circuit.json").read_text())
@@ -170,8 +171,8 @@ def test_the_command(
     for name in ("prompts", "test"):
         assert cli.main([*again[:4], f"--n-{name}", "1"]) == 2
         assert f"n_{name} 1: it must be at least 2" in capsys.readouterr().err
-    assert cli.main([*again[:-8], "--circuit", str(run)]) == 2
-    assert f"circuit {run}: there is no such file; name the circuit.json" in capsys.readouterr().err
+    assert cli.main([*again[:-8], "--circuit", "nowhere"]) == 2
+    assert "circuit nowhere: there is no such file; name the circuit.json" in capsys.readouterr().err
     assert cli.main([*again[:-8], "--circuit", "gpt2-small"]) == 2
     assert "circuit gpt2-small: " in capsys.readouterr().err
 

@@ -118,6 +118,30 @@ def test_a_kept_run_goes_on_and_steers_by_its_name(
     assert said["arms"][1]["continuations"][0]["text"] == wanted.steered[0].continuations[0].text
 
 
+def test_a_finished_run_is_not_that_of_other_prompts_or_another_reward(on_disk: dict[str, Any]) -> None:
+    """Swapped splits would report on prompts that trained it."""
+    model, dictionary, run = on_disk["model"], on_disk["dictionary"], on_disk["run"]
+    first = train_policy(model, dictionary, SPLITS, reward, max_new_tokens=1, run=run, **SMALL)
+    swapped = {"train": TEXTS[10:], "validation": SPLITS["validation"][:2], "test": TEXTS[:10]}
+    swapped["train"] = [text for text in swapped["train"] if text not in swapped["validation"]]
+    with pytest.raises(UserError, match=r"its data had hash \w+ and now has"):
+        train_policy(model, dictionary, swapped, reward, max_new_tokens=1, run=run, **SMALL)
+
+    def opposite(prompt: str, answer: str) -> float:
+        return -reward(prompt, answer)
+
+    with pytest.raises(UserError, match=r"its reward had hash \w+ and now has"):
+        train_policy(model, dictionary, SPLITS, opposite, max_new_tokens=1, run=run, **SMALL)
+    again = train_policy(model, dictionary, SPLITS, reward, max_new_tokens=1, run=run, **SMALL)
+    assert again.trained.best_validation_reward == first.trained.best_validation_reward
+
+
+def test_a_reward_of_ones_own_has_no_best(tiny_llama: LanguageModel, sae: Standard) -> None:
+    """6 for every answer does not mean that all are right."""
+    learned = train_policy(tiny_llama, sae, SPLITS, lambda _prompt, _answer: 6.0, max_new_tokens=1, **SMALL)
+    assert not any("already gets every validation item right" in warning for warning in learned.trained.warnings)
+
+
 def test_what_does_not_fit_is_refused(on_disk: dict[str, Any], tmp_path: Path, sae: Standard) -> None:
     model, dictionary, run = on_disk["model"], on_disk["dictionary"], on_disk["run"]
     train_policy(model, dictionary, SPLITS, reward, max_new_tokens=1, run=run, **SMALL)

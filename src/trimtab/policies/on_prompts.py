@@ -165,8 +165,9 @@ def train_policy(
         reward: called with a prompt and an answer; any finite number, more is better.
         chat: put prompts into the model's chat template, as user turns.
         max_new_tokens: how long an answer may be.
-        run: directory to keep checkpoints and metrics in; the same call again goes on from there, for the same
-            prompts. That the reward is the same is not checked.
+        run: directory to keep checkpoints and metrics in; the same call again goes on from there, or gives back what
+            it holds. Other prompts, or a reward with other source text, are refused; values that a reward refers to
+            are not compared.
         options: fields of `PolicyConfig`, such as `dose`, `mask`, `iterations`, `samples`, `ppo` and `seed`.
 
     Raises:
@@ -181,7 +182,7 @@ def train_policy(
     with kept_or_temporary(run) as path:
         config = PolicyConfig(task=task.name, max_new_tokens=max_new_tokens, run=path, **named, **options)
         setup = Setup.with_parts(config, model, dictionary, task)
-        summary = train_in_run(config, lambda: setup)
+        summary = train_in_run(config, setup)
         trained = TrainedPolicy(policy=load_policy(setup, path), **summary.results)
         return LearnedPolicy(
             setup=setup, trained=trained, metrics=read_metrics(path), run=None if run is None else path

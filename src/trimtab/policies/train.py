@@ -95,7 +95,7 @@ def run_policy_train(config: PolicyConfig) -> TrainingSummary:
     return train_in_run(config, lambda: Setup.of(config))
 
 
-def train_in_run(config: PolicyConfig, setup: Callable[[], Setup]) -> TrainingSummary:
+def train_in_run(config: PolicyConfig, setup: Setup | Callable[[], Setup]) -> TrainingSummary:
     """Train a policy in its run's directory, or go on from the last checkpoint there.
 
     A run may be given more iterations than it had. It goes on from its last checkpoint, the learning rate falling as if
@@ -103,10 +103,11 @@ def train_in_run(config: PolicyConfig, setup: Callable[[], Setup]) -> TrainingSu
 
     Args:
         config: how.
-        setup: gives what the config names; not called where everything is done.
+        setup: what the config names, or what gives it, which is not called where everything is done.
 
     Raises:
-        UserError: anything that the user named is wrong, a reward that is not finite, a run of another config.
+        UserError: anything that the user named is wrong, a reward that is not finite, a run of another config, or of
+            other prompts than a setup that is given.
     """
     with Run.open(
         config.directory(), "policy train", config, seeds=[config.seed], device=config.device,
@@ -116,8 +117,10 @@ def train_in_run(config: PolicyConfig, setup: Callable[[], Setup]) -> TrainingSu
             _set_aside(run, f"iterations-{run.config['iterations']}")
         run.extend("iterations", config.iterations)
         resumed = run.done
+        if resumed and isinstance(setup, Setup):
+            record_items(setup, run)
         if not resumed:
-            trained = fit(setup(), run)
+            trained = fit(setup if isinstance(setup, Setup) else setup(), run)
             run.finish({name: value for name, value in vars(trained).items() if name != "policy"})
         results: Any = run.results
         return TrainingSummary(run=run.path, task=config.task, results=dict(results), resumed=resumed)
@@ -135,8 +138,12 @@ def _set_aside(run: Run, name: str) -> None:
     print(f"trimtab: what was found of the policy so far is in {run.file(name)}", file=sys.stderr)
 
 
-def fit(setup: Setup, run: Run) -> TrainedPolicy:
-    """Train in an open run; the caller sees to everything else that the run should hold and finishes it."""
+def record_items(setup: Setup, run: Run) -> tuple[TaskPrompts, TaskPrompts]:
+    """Training and validation prompts, once the run has recorded what it is of.
+
+    Raises:
+        UserError: the run was of other ones, or of another model, dictionary or reward.
+    """
     config = setup.config
     train = setup.prompts("train", config.train_items)
     validation = setup.prompts("validation", config.validation_items)
@@ -145,11 +152,18 @@ def fit(setup: Setup, run: Run) -> TrainedPolicy:
             "model": setup.model.fingerprint,
             "dictionary": setup.dictionary.fingerprint,
             "data": hashlib.sha256((train.digest() + validation.digest()).encode()).hexdigest(),
+            **setup.task.hashes,
         },
         splits={"train": [i.id for i in train.items], "validation": [i.id for i in validation.items]},
         hides_text=setup.task.hides_text,
         chat=setup.task.chat,
     )
+    return train, validation
+
+
+def fit(setup: Setup, run: Run) -> TrainedPolicy:
+    """Train in an open run; the caller sees to everything else that the run should hold and finishes it."""
+    train, validation = record_items(setup, run)
     warnings = training_headroom(setup, run, validation)
     _warn(warnings)
     trained = _Trainer(setup, run, train, validation).run_all()
@@ -204,7 +218,8 @@ class _Trainer:
         with Meter("before training, unsteered answers", 2 * len(self.validation) + len(which)) as meter:
             unsteered = self._roll_out(None, self.validation, meter.advance)
             self.facts["unsteered_reward"] = unsteered.mean_reward
-            if min(outcome.reward for outcome in unsteered.outcomes) >= 1:
+            best = self.setup.task.best_reward
+            if best is not None and min(outcome.reward for outcome in unsteered.outcomes) >= best:
                 self._warn("no headroom: the unsteered model already gets every validation item right")
             meter.describe("before training, answers on training items")
             self._roll_out(source, self.train.take(which), meter.advance)

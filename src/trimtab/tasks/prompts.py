@@ -31,6 +31,7 @@ class PromptTask(Task):
 
     name = "prompts"
     metric = "reward"
+    best_reward = None
 
     def __init__(
         self,
@@ -53,6 +54,14 @@ class PromptTask(Task):
         divided = {split: [_item(_text(text)) for text in texts] for split, texts in prompts.items()}
         super().__init__(divided)
         self.reward, self.chat, self.max_new_tokens = reward, chat, max_new_tokens  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of the reward's source text, where Python has it."""
+        try:
+            return {"reward": text_id(inspect.getsource(self.reward))}  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            return {}
 
     def parse(self, item: Item, text: str, permutation: int = 0) -> Outcome:
         found = self.reward(item.prompt, text)

@@ -102,6 +102,8 @@ class Task(ABC):
         "Give the best possible answer.",
     )
     """Instructions that prompting tries before the prompt."""
+    best_reward: ClassVar[float | None] = 1.0
+    """The largest reward of an answer; None where there is none."""
     hides_text: ClassVar[bool] = False
     """Whether prompts and answers may be harmful, so that reports and files do not show them."""
     judge: Judge | None = None
@@ -141,6 +143,11 @@ class Task(ABC):
             tokenizer: the model's, for tasks whose items depend on it.
         """
         raise NotImplementedError(f"{cls.__name__} has no load")
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """By name what decides rewards beside items and code of the library; a run keeps them and refuses others."""
+        return {}
 
     @property
     def splits(self) -> dict[str, tuple[str, ...]]:

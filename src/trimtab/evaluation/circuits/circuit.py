@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+CIRCUIT_FILE = "circuit.json"
+"""Name of a circuit in a run."""
+
+
 class Role(NamedTuple):
     """What heads of a kind do."""
 
@@ -122,12 +126,13 @@ class Circuit(Result):
         """Read a circuit.
 
         Args:
-            path: of its file.
+            path: of its file, or of the run that holds it.
             model: must be the one it was found on.
 
         Raises:
             UserError: no such file, not a circuit, of another model, or a head that the model lacks.
         """
+        path = Path(path) / CIRCUIT_FILE if Path(path).is_dir() else path
         if not Path(path).is_file():
             hint = "name the circuit.json in a run of `trimtab evaluate circuit`"
             raise UserError(f"circuit {path}", "there is no such file", hint)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import UserError
-from trimtab.evaluation.circuits.circuit import Circuit, gpt2_small_circuit
+from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit, gpt2_small_circuit
 from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
 from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.lm import LanguageModel
@@ -21,7 +21,7 @@ from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CIRCUIT_FILE, PUBLISHED = "circuit.json", "gpt2-small"
+PUBLISHED = "gpt2-small"
 
 
 @dataclass(frozen=True, kw_only=True)

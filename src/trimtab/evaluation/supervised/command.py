@@ -15,7 +15,7 @@ from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, activat
 from trimtab.evaluation.supervised.scores import Scores, Section, counterfactuals
 from trimtab.evaluation.supervised.task_saes import train_task_saes
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, check_least, json_safe, read_typed, text_id
+from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
 from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
@@ -26,7 +26,7 @@ class IOIConfig(ModelConfig):
     """Hold task SAEs against supervised codes at the cross-sections of a model's IOI circuit."""
 
     circuit: Path
-    """File of the circuit, as `trimtab evaluate circuit` writes it."""
+    """The circuit: the run of `trimtab evaluate circuit`, or its circuit.json."""
     cross_section: tuple[str, ...] = ()
     """Which ones; by default all of which the circuit has heads."""
     templates: TemplateSet = "paper"
@@ -134,9 +134,7 @@ def run_ioi(config: IOIConfig) -> IOIResult:
             run = stack.enter_context(
                 Run.open(config.run, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
-            run.record(
-                hashes={"model": model.fingerprint, "circuit": text_id(config.circuit.read_text(encoding="utf-8"))}
-            )
+            run.record(hashes={"model": model.fingerprint, "circuit": text_id(str(config_dict(circuit)))})
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
             directory = run.path
