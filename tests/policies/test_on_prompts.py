@@ -116,6 +116,11 @@ def test_a_kept_run_goes_on_and_steers_by_its_name(
     assert cli.main(["policy", "steer", str(run), "the sea", "--max-new-tokens", "4", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["arms"][1]["continuations"][0]["text"] == wanted.steered[0].continuations[0].text
+    for command in ("evaluate", "analyze"):
+        assert cli.main(["policy", command, str(run)]) == 2
+        refused = capsys.readouterr().err
+        assert "task 'prompts': its prompts and its reward are in Python" in refused
+        assert "policy.compare()" in refused
 
 
 def test_a_finished_run_is_not_that_of_other_prompts_or_another_reward(on_disk: dict[str, Any]) -> None:

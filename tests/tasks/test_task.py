@@ -218,6 +218,10 @@ class TestRegistry:
     def test_unknown_names(self) -> None:
         with pytest.raises(UserError, match=r"task 'mmlv': there are mmlu, .*did you mean mmlu\? choose one, or name"):
             load_task("mmlv")
+        with pytest.raises(
+            UserError, match=r"^task 'prompts': its prompts and its reward are in Python, .*compare\(\)$"
+        ):
+            load_task("prompts")
         with pytest.raises(UserError, match=r"task 'no\.such:Task': no\.such cannot be imported"):
             load_task("no.such:Task")
         with pytest.raises(UserError, match=r"trimtab\.tasks \(.*__init__\.py\) has no class Nothing"):

@@ -15,6 +15,7 @@ from trimtab.tasks.gsm8k import GSM8K
 from trimtab.tasks.harmbench import HarmBench
 from trimtab.tasks.ioi import IOI, IOIMixture, IOISwapped
 from trimtab.tasks.mmlu import MMLU
+from trimtab.tasks.prompts import PromptTask
 from trimtab.tasks.task import Task
 from trimtab.tasks.tokens import Tokenizer
 from trimtab.tasks.xstest import XSTest
@@ -45,8 +46,14 @@ def find_task(name: str) -> type[Task]:
     """A task class by its registered name, or by `module:Class` (see `runs.find_class`).
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task, or it was made in Python from prompts and a reward.
     """
+    if name == PromptTask.name and name not in TASKS:
+        raise UserError(
+            f"task {name!r}",
+            "its prompts and its reward are in Python, and no command can read them",
+            "compare its policy with controls there: policy.compare()",
+        )
     return registered_class(name, "task", TASKS, Task)
 
 
