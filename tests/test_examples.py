@@ -77,6 +77,7 @@ def test_generate_with_a_vector(run: Any, tiny_llama: LanguageModel, capsys: pyt
 def test_train_an_sae(run: Any, tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimtab.activations.read_documents", lambda paths: islice(read_documents(paths), 8))
     made = run("train_an_sae")
+    assert "held-out rows" in repr(made["trained"])
     again = load_dictionary("my_sae", model=tiny_llama)
     assert torch.equal(again.W_dec, made["trained"].sae.W_dec)
     strongest = top_contexts(tiny_llama, again, made["texts"], made["feature"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +41,21 @@ def test_it_is_what_the_command_trains(trained: TrainedSAE, data: list[str], tmp
         assert torch.equal(getattr(here.sae, name), getattr(command.sae, name))
     assert here.result.explained_variance == command.result.explained_variance
     assert here.metrics[-1]["loss"] == command.metrics[-1]["loss"]
+
+
+def test_too_short_texts_to_hold_any_out_are_told(tiny_llama: LanguageModel) -> None:
+    texts = [f"{WORDS[:20]} {i}" for i in range(60)]
+    with pytest.warns(UserWarning, match="no document is held out") as told:
+        found = train_sae(tiny_llama, texts, "resid_post.1", **SMALL)
+    (said,) = told
+    assert str(said.message).endswith("or hold out a larger share: harvest_options=HarvestOptions(holdout=0.3)")
+    assert said.filename == __file__
+    assert "training rows" in repr(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for holdout, measured in ((0.4, "held-out rows"), (0.0, "training rows")):
+            rows = HarvestOptions(holdout=holdout)
+            assert measured in repr(train_sae(tiny_llama, texts, "resid_post.1", harvest_options=rows, **SMALL))
 
 
 def test_nothing_is_kept_unless_asked_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from trimtab.training.config import TrainConfig
 from trimtab.training.loop import train
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows
-from trimtab.training.sources import SHARDS, harvest_text_of, shard_rows
+from trimtab.training.sources import NOTHING_HELD_OUT, SHARDS, harvest_text_of, shard_rows
 from trimtab.training.trainer import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def train_sae(
             architecture's own.
 
     Returns:
-        The SAE in `sae`, what it does on held-out rows, what was logged in `metrics`.
+        The SAE in `sae`, what it does on held-out rows, what was logged in `metrics`. Where no sequence of held-out
+        texts fills, it is measured on training rows, with a warning.
 
     Raises:
         UserError: a value is not allowed, there is too little text, rows are not finite, or the run is of other
@@ -168,5 +170,9 @@ def train_sae(
         resumed = opened.done
         if not resumed:
             harvest(model, [place], corpus, path / SHARDS, rows_of)
-            train_one(opened, config, shard_rows([path / SHARDS], str(place), rows_of.seed), str(model.device))
+            rows = shard_rows([path / SHARDS], str(place), rows_of.seed)
+            if rows_of.holdout and rows.heldout is None:
+                remedy = "or hold out a larger share: harvest_options=HarvestOptions(holdout=0.3)"
+                warnings.warn(f"{NOTHING_HELD_OUT}, {remedy}", stacklevel=2)
+            train_one(opened, config, rows, str(model.device))
         return TrainedSAE.of(opened, resumed=resumed, kept=run is not None)

@@ -17,9 +17,8 @@ from trimtab.training.rows import SiteRows
 
 SHARDS = "activations"
 NOTHING_HELD_OUT = (
-    "trimtab: warning: no document is held out (there are too few, or the harvest kept none), and results are "
-    "measured on training rows; give more documents, a larger --holdout, or a smaller --document-characters "
-    "for plain text"
+    "no document is held out (there are too few, they are too short, or the harvest kept none), and results are "
+    "measured on training rows; give more documents"
 )
 
 
@@ -88,7 +87,8 @@ def open_rows(config: RowsConfig, sites: Sequence[str], shards: Path, ranks: Ran
             harvest_text(HarvestConfig(**shared, **options, **named, run=shards), ranks=ranks)
         rows = {site: shard_rows(directories, site, config.data_seed) for site in sites}
     if ranks.is_first and config.holdout and any(one.heldout is None for one in rows.values()):
-        print(NOTHING_HELD_OUT, file=sys.stderr, flush=True)
+        remedy = "a larger --holdout, or a smaller --document-characters for plain text"
+        print(f"trimtab: warning: {NOTHING_HELD_OUT}, {remedy}", file=sys.stderr, flush=True)
     return rows
 
 
