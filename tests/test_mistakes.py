@@ -50,6 +50,10 @@ MISTAKES: dict[str, tuple[Call, str]] = {
         "a dose: operation ablate has no dose; leave it out",
     ),
     "a dose beside a sweep": (lambda m, s: trimtab.steer(m, s, "an inn", 3, 0.4, sweep=[0.4]), "the sweep says the"),
+    "a feature in the singular": (
+        lambda m, s: trimtab.rank(m, s, feature=[1]),
+        r"rank\(feature=…\): it has no such argument; did you mean features\?",
+    ),
     "a layer as a site": (
         lambda m, s: trimtab.steer(m, s, "an inn", 3, site=15),
         r"site 15: a site is KIND\.LAYER.*; did you mean resid_post\.15\?",

@@ -20,7 +20,7 @@ from trimtab.control import answers, comparison, replicates
 from trimtab.control.answers import Answers, EditSchedule, ItemSet, MatchedSource
 from trimtab.control.arm import ARM_KINDS, Arm, ArmKind, Choosing, answers_under, arm_kinds, register
 from trimtab.control.arms import BestStatic, GatedStatic, Lora, Prompting, RandomFeatures, Vector
-from trimtab.control.comparison import Comparison, compare, compare_on
+from trimtab.control.comparison import Comparison, compare, compare_on, few
 from trimtab.control.item_table import ITEM_SCHEMA, item_rows
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
 from trimtab.control.setting import Setting
@@ -640,3 +640,10 @@ def test_a_setting_that_nothing_could_be_compared_on_is_refused(
         change = {"site": planted.site(change["site"])}
     with pytest.raises(UserError, match=message):
         Setting(**given | change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("trainings", "items", "said"), [(3, 10, []), (2, 10, ["2 seeds"]), (1, 1, ["1 seed", "1 test item"])]
+)
+def test_few_trainings_and_few_items_are_told(trainings: int, items: int, said: list[str]) -> None:
+    assert [warning.partition(" only")[0] for warning in few(trainings, items)] == said

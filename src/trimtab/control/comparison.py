@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+FEW_ITEMS = 10
+"""A bootstrap of fewer items does not hold its level."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison(Result):
     """Arms beside a reference, on a task and the tasks that must stand beside it."""
@@ -226,7 +230,7 @@ def compare(
                 compared.append(compare_on(replicates, asked, split, companion=companion, seed=seed))
             else:
                 missing[f"companion {companion.task}"] = f"{companion.why}; but it was not given"
-    return Comparison.of(replicates, compared, began, missing=missing, warnings=few_trainings(len(settings)))
+    return Comparison.of(replicates, compared, began, missing=missing, warnings=few(len(settings), len(test)))
 
 
 def _check_test_items(prompts: Mapping[str, TaskPrompts]) -> None:
@@ -261,6 +265,8 @@ def _check_settings(settings: Sequence[Setting], references: Sequence[ArmKind]) 
                 )
 
 
-def few_trainings(n: int) -> tuple[str, ...]:
-    """A warning where too few trainings say how much they differ."""
-    return (f"{n} seed{'s' if n > 1 else ''} only: the spread of trainings is not known",) if n < 3 else ()
+def few(trainings: int, items: int) -> tuple[str, ...]:
+    """Warnings where too few trainings say how much they differ, or intervals are of too few items."""
+    seeds = f"{trainings} seed{'s' if trainings > 1 else ''} only: the spread of trainings is not known"
+    test = f"{items} test item{'s' if items > 1 else ''} only: intervals of fewer than {FEW_ITEMS} are too narrow"
+    return (*[seeds] * (trainings < 3), *[test] * (items < FEW_ITEMS))

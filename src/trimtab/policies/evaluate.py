@@ -22,7 +22,7 @@ import numpy as np
 from trimtab.control.adapter import AdapterPositions
 from trimtab.control.arm import ARM_KINDS, Choosing, arm_kinds, find_kind
 from trimtab.control.arms.static import LIVE_SAMPLE, sample_of_live, used_features
-from trimtab.control.comparison import Comparison, compare_on, few_trainings
+from trimtab.control.comparison import Comparison, compare_on, few
 from trimtab.control.item_table import item_rows, write_item_rows
 from trimtab.control.plan import Plan, measure_pace, plan_comparison
 from trimtab.control.replicates import EqualKl, Replicate, choose_arms
@@ -185,7 +185,7 @@ def evaluate_trained(entries: Sequence[TrainedRun], config: EvaluateConfig, *, h
         )
         setup, runs = entries[0].setup, [entry.run for entry in entries]
         missing = _choose(setup, replicates, config)
-        warnings = [*few_trainings(len(entries)), *[QUICKLY] * config.quick]
+        warnings = [*few(len(entries), len(items)), *[QUICKLY] * config.quick]
         if config.split in OPENED:
             ids = [item.id for item in items]
             warnings += [*open_items(runs, split, ids), *opened_elsewhere(runs, ids)]

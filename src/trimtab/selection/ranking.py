@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from trimtab.dictionaries.base import Dictionary, check_is_dictionary
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 from trimtab.lm import LanguageModel, Site, site_width
 from trimtab.lm.logit_lens import token_texts
 from trimtab.lm.model import check_is_model
@@ -24,6 +24,9 @@ from trimtab.selection.scorer import BATCH_SIZE
 from trimtab.selection.scoring import Scores, score_features
 
 TOP_TOKENS = 10
+
+
+OPTIONS = ("live_only", "top_tokens", "batch_size", "progress")
 
 
 def rank(
@@ -40,6 +43,10 @@ def rank(
     The arguments, and what is raised, are those of `rank_by`; `options` are `live_only`, `top_tokens`, `batch_size` and
     `progress`.
     """
+    for name in options:
+        if name not in OPTIONS:
+            hint = did_you_mean(name, ["criterion", "site", "features", *OPTIONS], f"there is {', '.join(OPTIONS)}")
+            raise UserError(f"rank({name}=…)", "it has no such argument", hint)
     return rank_by(model, dictionary, [criterion], site=site, features=features, **options)[0]
 
 
