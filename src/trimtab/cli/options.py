@@ -16,7 +16,8 @@ from trimtab.cli.job import Job
 from trimtab.errors import UserError
 
 FIRST = (
-    "task", "model", "sae", "text", "activations", "site", "arch", "n_features", "l0", "k", "rows", "criterion",
+    "task", "model", "sae", "circuit", "cross_section",
+    "text", "activations", "site", "arch", "n_features", "l0", "k", "rows", "criterion",
     "feature", "mask", "dose", "unit", "items", "iterations", "control", "part", "quick",
     "run",
 )  # fmt: skip

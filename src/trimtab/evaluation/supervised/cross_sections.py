@@ -91,19 +91,14 @@ class PatchedPrompts:
         self.model, self.prompts, self.locations = model, tuple(prompts), tuple(locations)
         self._batches: list[_Batch] = []
         self._unembedding = Unembedding(model)
-        tokenised = [ioi.tokenise(prompt) for prompt in prompts]
-        found: dict[Location, list[Tensor]] = {location: [] for location in locations}
+        self.activations = activations_of(model, ioi, prompts, locations, batch_size=batch_size)
         last: list[Tensor] = []
-        for rows in rows_of(tokenised, model, batch_size=batch_size):
+        for rows in rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=batch_size):
             clean = PlainRun.of(model, rows.ids)
-            read = read_locations(model, rows, locations)
-            for location, values in read.items():
-                found[location].append(values)
             last.append(rows.at(clean.inputs[-1], "END"))
             self._batches.append(_Batch(rows, PatchedRuns(model, rows, clean, locations, 1)))
         order = torch.tensor([number for batch in self._batches for number in batch.rows.numbers])
         self._back = order.argsort()
-        self.activations = {location: torch.cat(parts)[self._back] for location, parts in found.items()}
         self.plain = self._answers(last)
 
     @torch.no_grad()
@@ -120,12 +115,6 @@ class PatchedPrompts:
         difference = [logit_difference(self._unembedding, x, batch.rows.answers) for batch, x in pairs]
         token = [self._unembedding.logits(x).argmax(-1) for x in hidden]
         return Answers(torch.cat(difference).cpu()[self._back], torch.cat(token).cpu()[self._back])
-
-
-def read_locations(model: LanguageModel, rows: PromptRows, locations: Sequence[Location]) -> dict[Location, Tensor]:
-    """What locations are in plain runs: `[B, width]` each, in float32 on the CPU."""
-    found = capture(model, TokenBatch.full(rows.ids), [location.site for location in locations])
-    return {location: rows.at(found[location.site], location.position).float().cpu() for location in locations}
 
 
 def activations_of(
@@ -150,8 +139,9 @@ def activations_of(
     order: list[int] = []
     found: dict[Location, list[Tensor]] = {location: [] for location in locations}
     for rows in rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=batch_size):
-        for location, values in read_locations(model, rows, locations).items():
-            found[location].append(values)
+        read = capture(model, TokenBatch.full(rows.ids), [location.site for location in locations])
+        for location, parts in found.items():
+            parts.append(rows.at(read[location.site], location.position).float().cpu())
         order += rows.numbers
         if progress is not None:
             progress(len(rows.numbers))
