@@ -1,6 +1,9 @@
 """Supervised feature dictionaries: codes of known attributes, and tests of any dictionary against them."""
 
 from trimtab.evaluation.supervised.approximation import Approximation, approximation
+from trimtab.evaluation.supervised.attention_result import AttentionTerms
+from trimtab.evaluation.supervised.attention_scores import score_locations
+from trimtab.evaluation.supervised.attention_terms import attention_terms
 from trimtab.evaluation.supervised.codes import FITS, Codes, Factors, mean_codes, mse_codes
 from trimtab.evaluation.supervised.control import (
     EditSuccess,
@@ -10,17 +13,21 @@ from trimtab.evaluation.supervised.control import (
     edit_supervised,
 )
 from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, PatchedPrompts, activations_of, cross_section
+from trimtab.evaluation.supervised.parts import FittedCodes
 
 __all__ = [
     "CROSS_SECTIONS",
     "FITS",
     "Approximation",
+    "AttentionTerms",
     "Codes",
     "EditSuccess",
     "Factors",
+    "FittedCodes",
     "PatchedPrompts",
     "activations_of",
     "approximation",
+    "attention_terms",
     "cross_section",
     "edit_by_meaning",
     "edit_greedy",
@@ -28,4 +35,5 @@ __all__ = [
     "edit_supervised",
     "mean_codes",
     "mse_codes",
+    "score_locations",
 ]

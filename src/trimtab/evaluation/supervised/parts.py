@@ -1,0 +1,68 @@
+"""Activations as sums of parts: a bias, what a contender's features add, and the error that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.dictionaries import Dictionary
+from trimtab.evaluation.circuits.patched_runs import Location
+from trimtab.evaluation.supervised.codes import Codes, Factors
+from trimtab.tasks.ioi_prompts import IOIPrompt
+
+BIAS, ERROR = 0, 1
+"""The first two parts of every activation."""
+
+
+class FittedCodes(NamedTuple):
+    """Supervised codes at a location, and the factors whose values they stand for."""
+
+    codes: Codes
+    factors: Factors
+
+
+Contender = Mapping[Location, FittedCodes | Dictionary]
+"""What takes activations apart, per location."""
+
+
+class Parts(NamedTuple):
+    """P activations, each as a sum of bias, error and active features."""
+
+    name: Callable[[int], str]  # of each of n parts
+    n: int
+    which: Tensor  # [P, a] which part; what is not used is zeros of part 0
+    vectors: Tensor  # [P, a, w]
+
+
+def split_codes(fitted: FittedCodes, x: Float[Tensor, "P w"], prompts: Sequence[IOIPrompt]) -> Parts:
+    """Mean, what the codes leave out, and one part for each factor.
+
+    Raises:
+        UserError: a value without a code.
+    """
+    codes, factors = fitted
+    vectors = codes.vectors[factors.rows(prompts)]
+    error = x - codes.mean - vectors.sum(1)
+    whole = torch.cat([codes.mean.expand_as(x)[:, None], error[:, None], vectors], 1)
+    names = ["mean", "error", *(",".join(factor) for factor in factors.factors)]
+    return Parts(names.__getitem__, len(names), torch.arange(len(names)).expand(len(x), -1), whole)
+
+
+@torch.no_grad()
+def split_dictionary(dictionary: Dictionary, x: Float[Tensor, "P w"]) -> Parts:
+    """What the dictionary gives without features, what it leaves out, and one part for each active feature."""
+    f, rows = dictionary.encode(x), dictionary.W_dec.detach()
+    bias = dictionary.decode(torch.zeros_like(f[:1]))
+    counts = (f != 0).sum(1)
+    most = max(1, int(counts.max())) if len(f) else 1
+    value, index = f.abs().topk(most, dim=1)
+    value = f.gather(1, index)
+    features = value[..., None] * rows[index]
+    whole = torch.cat([bias.expand_as(x)[:, None], (x - bias - features.sum(1))[:, None], features], 1)
+    first = torch.tensor([BIAS, ERROR], device=index.device).expand(len(x), -1)
+    index = torch.cat([first, torch.where(value == 0, BIAS, index + 2)], 1)
+    return Parts(lambda n: ("bias", "error")[n] if n < 2 else str(n - 2), dictionary.n_features + 2, index, whole)
