@@ -21,7 +21,6 @@ class _LastSiteRead(Exception):  # noqa: N818 - a signal, not an error
     pass
 
 
-@torch.no_grad()
 def capture(
     model: LanguageModel,
     batch: TokenBatch,
@@ -29,6 +28,7 @@ def capture(
     *,
     cache: GrowingCache | None = None,
     past_lengths: Tensor | None = None,
+    gradients: bool = False,
 ) -> dict[Site, Tensor]:
     """Activations at sites for every token of a batch; the forward pass stops at the last site.
 
@@ -38,6 +38,7 @@ def capture(
         sites: names or sites.
         cache: as in `LanguageModel.forward`; only the layers that ran are filled.
         past_lengths: as in `LanguageModel.forward`.
+        gradients: let them reach what edits put in, where they are on.
 
     Returns:
         For each site `[B, T, d]`; for attention sites `[B, T, heads, head_dim]`, or `[B, T, head_dim]` for one head.
@@ -55,7 +56,9 @@ def capture(
         if site == wanted[-1]:
             raise _LastSiteRead
 
-    with suppress(_LastSiteRead), edited(model, {site: partial(read, site) for site in wanted}):
+    on = gradients and torch.is_grad_enabled()
+    taps = {site: partial(read, site) for site in wanted}
+    with torch.set_grad_enabled(on), suppress(_LastSiteRead), edited(model, taps):
         model.forward(batch, cache=cache, past_lengths=past_lengths, last=1)
     return found
 

@@ -49,21 +49,21 @@ class Unembedding:
     @torch.no_grad()
     def blocks(self, hidden: Float[Tensor, "B d"]) -> Iterator[LogitRows]:
         """Logits of residual rows (before the final norm), in blocks of `block_rows`."""
-        normed = hidden.to(self.dtype)
-        if self.norm is not None:
-            normed = self.norm(normed)
+        normed = self._normed(hidden)
         count = -(-len(normed) // self.block_rows)
         size = -(-len(normed) // max(count, 1))  # blocks of even size: a short last one would be a slow product
         for start in range(0, len(normed), max(size, 1)):
             yield LogitRows(start, self._project(normed[start : start + size]))
 
     def logits(self, hidden: Float[Tensor, "B d"]) -> Float[Tensor, "B V"]:
-        """All logits of residual rows at once, in float32."""
+        """All logits of residual rows at once, in float32; gradients, where they are on, reach the rows."""
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return self._capped(self.head(self._normed(hidden)).float())
         return torch.cat([rows.logits.clone() for rows in self.blocks(hidden)])
 
     def of_tokens(self, hidden: Float[Tensor, "B d"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Logits of a few tokens for each residual row, in float32; the others are not computed."""
-        normed = hidden.to(self.dtype) if self.norm is None else self.norm(hidden.to(self.dtype))
+        normed = self._normed(hidden)
         logits = (self.head.weight[tokens] @ normed[..., None]).squeeze(-1).float()  # type: ignore[index]
         if getattr(self.head, "bias", None) is not None:
             logits = logits + self.head.bias[tokens]  # type: ignore[index]
@@ -79,6 +79,9 @@ class Unembedding:
             raise UserError(
                 f"model {self.name}", "its logits are not final norm and head of its residual", "use another model"
             )
+
+    def _normed(self, hidden: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
+        return hidden.to(self.dtype) if self.norm is None else self.norm(hidden.to(self.dtype))
 
     def _project(self, normed: Float[Tensor, "R d"]) -> Float[Tensor, "R V"]:
         head = self.head

@@ -74,7 +74,7 @@ class PatchedRuns:
             self.cache = cache.frozen()
 
     def run(self, read: Mapping[Location, Float[Tensor, "N width"]]) -> Float[Tensor, "N d"]:
-        """The residual behind the last layer at the last token."""
+        """The residual behind the last layer at the last token; gradients reach what is read."""
         at_site: dict[Site, list[Location]] = {}
         for location in read:
             at_site.setdefault(location.site, []).append(location)
@@ -89,5 +89,5 @@ class PatchedRuns:
         layer, last = min(site.layer for site in at_site), Site("resid_post", self.model.n_layers - 1)
         hidden = self.clean.inputs[layer][:, self.start :].repeat_interleave(self.copies, 0)
         with starting_at(self.model, layer, hidden), edited(self.model, {site: change(site) for site in at_site}):
-            final = capture(self.model, self.batch, [last], cache=self.cache)[last]
+            final = capture(self.model, self.batch, [last], cache=self.cache, gradients=True)[last]
         return final[number, self.end]

@@ -14,6 +14,13 @@ from trimtab.evaluation.supervised.control import (
 )
 from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, PatchedPrompts, activations_of, cross_section
 from trimtab.evaluation.supervised.parts import FittedCodes
+from trimtab.evaluation.supervised.rotation import (
+    LearnedRotation,
+    Rotation,
+    difference_rotation,
+    learn_rotation,
+    random_rotation,
+)
 
 __all__ = [
     "CROSS_SECTIONS",
@@ -24,16 +31,21 @@ __all__ = [
     "EditSuccess",
     "Factors",
     "FittedCodes",
+    "LearnedRotation",
     "PatchedPrompts",
+    "Rotation",
     "activations_of",
     "approximation",
     "attention_terms",
     "cross_section",
+    "difference_rotation",
     "edit_by_meaning",
     "edit_greedy",
     "edit_success",
     "edit_supervised",
+    "learn_rotation",
     "mean_codes",
     "mse_codes",
+    "random_rotation",
     "score_locations",
 ]

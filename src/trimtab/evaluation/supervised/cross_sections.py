@@ -104,11 +104,27 @@ class PatchedPrompts:
     @torch.no_grad()
     def answers(self, values: Values) -> Answers:
         """The answers when locations have other values, which may be on any device."""
-        hidden: list[Tensor] = []
-        for batch in self._batches:
-            chosen = {place: value[list(batch.rows.numbers)] for place, value in values.items()}
-            hidden.append(batch.runs.run({place: value.to(self.model.device) for place, value in chosen.items()}))
-        return self._answers(hidden)
+        return self._answers([self._hidden(batch, values) for batch in self._batches])
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Which prompts share a forward pass."""
+        return [list(batch.rows.numbers) for batch in self._batches]
+
+    def logits(self, batch: int, values: Values) -> Float[Tensor, "B vocabulary"]:
+        """Logits of all tokens behind the prompts of one batch when locations have other values.
+
+        Gradients, where they are on, reach these; never the model, which is frozen.
+
+        Args:
+            batch: its number among `batches`.
+            values: per location those of all P prompts.
+        """
+        return self._unembedding.logits(self._hidden(self._batches[batch], values))
+
+    def _hidden(self, batch: _Batch, values: Values) -> Float[Tensor, "B d"]:
+        chosen = {place: value[list(batch.rows.numbers)] for place, value in values.items()}
+        return batch.runs.run({place: value.to(self.model.device) for place, value in chosen.items()})
 
     def _answers(self, hidden: Sequence[Float[Tensor, "B d"]]) -> Answers:
         pairs = list(zip(self._batches, hidden, strict=True))

@@ -1,0 +1,208 @@
+"""Subspaces for interchanges: true patching with all directions, axes that are known, gradients by differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from circuit_prompts import few_names
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.evaluation.circuits.patched_runs import Location, head_location
+from trimtab.evaluation.supervised.cross_sections import PatchedPrompts, activations_of
+from trimtab.evaluation.supervised.rotation import (
+    Rotation,
+    difference_rotation,
+    interchange_divergence,
+    learn_rotation,
+    random_rotation,
+)
+from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
+from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution
+
+IOI = few_names()
+
+
+def locations_of(model: LanguageModel) -> tuple[Location, ...]:
+    """Of several kinds and layers."""
+    return (
+        head_location(model, "attn_z", 2, 1, "S2"), head_location(model, "attn_v", 2, 3, "S2"),
+        head_location(model, "attn_k", 3, 0, "IO"), head_location(model, "attn_z", 3, 2, "END"),
+    )  # fmt: skip
+
+
+def patched(
+    model: LanguageModel, places: Sequence[Location], ioi: IOIDistribution = IOI, n: int = 12
+) -> tuple[PatchedPrompts, dict[str, dict[Location, Tensor]], dict[Location, Tensor]]:
+    prompts = PatchedPrompts(model, ioi, ioi.prompts(n), places, batch_size=8)
+    changed = {
+        a: activations_of(model, ioi, [ioi.draw_counterfactual(p, a) for p in prompts.prompts], places)
+        for a in ATTRIBUTES
+    }
+    return prompts, changed, {place: x.mean(0) for place, x in prompts.activations.items()}
+
+
+def test_with_all_directions_it_is_true_patching(any_tiny: LanguageModel) -> None:
+    prompts, changed, means = patched(any_tiny, locations_of(any_tiny))
+    width = len(next(iter(means.values())))
+    whole = Rotation(width, means, {place: torch.eye(width) for place in means})
+    less = Rotation(width - 1, means, whole.bases)
+    true = prompts.answers(changed["IO"])
+    for rotation, equal in ((whole, True), (less, False)):
+        edits = {p: rotation.edit(p, x, changed["IO"][p], "IO") for p, x in prompts.activations.items()}
+        found = prompts.answers({place: edit.x for place, edit in edits.items()})
+        assert torch.allclose(found.difference, true.difference, atol=1e-4) == equal
+    divergence = interchange_divergence(prompts, {"IO": changed["IO"]}, whole)
+    assert list(divergence) == ["IO"]
+    assert divergence["IO"].max() < 1e-5
+    assert not torch.allclose(prompts.plain.difference, true.difference, atol=1e-3)
+
+
+def test_training_lowers_the_divergence(any_tiny: LanguageModel) -> None:
+    """Bases stay orthonormal; the same seed gives the same; nothing of the model has changed."""
+    prompts, changed, means = patched(any_tiny, locations_of(any_tiny))
+    weights = any_tiny.fingerprint
+    done: list[int] = []
+    learned = learn_rotation(prompts, changed, means, rank=1, steps=60, lr=0.05, progress=done.append)
+    assert len(done) == len(learned.losses) == 60
+    assert len(prompts.batches) == 2
+    before, after = (
+        sum(float(one.sum()) for one in interchange_divergence(prompts, changed, rotation).values())
+        for rotation in (learned.start, learned.rotation)
+    )
+    assert after < 0.95 * before
+    for place, basis in learned.rotation.bases.items():
+        torch.testing.assert_close(basis.T @ basis, torch.eye(3), atol=1e-5, rtol=0)
+        assert not basis.requires_grad
+        assert basis.shape == learned.start.bases[place].shape
+    again = learn_rotation(prompts, changed, means, rank=1, steps=60, lr=0.05)
+    other = learn_rotation(prompts, changed, means, rank=1, steps=60, lr=0.05, seed=1)
+    assert again.losses == learned.losses
+    assert other.losses != learned.losses
+    assert any_tiny.fingerprint == weights
+    assert all(p.grad is None and not p.requires_grad for p in any_tiny.hf.parameters())
+    assert learn_rotation(prompts, changed, means, rank=1, steps=0).losses == ()
+
+
+def test_gradients_are_those_of_differences(any_tiny: LanguageModel) -> None:
+    """Of a logit behind a patch, by every location's values; none where nobody asks for them."""
+    prompts, changed, _ = patched(any_tiny, locations_of(any_tiny), n=3)
+    values = {place: x.clone().requires_grad_() for place, x in changed["IO"].items()}
+    generator = torch.Generator().manual_seed(0)
+    towards = torch.randn(any_tiny.vocab_size, generator=generator)
+
+    def said(of: dict[Location, Tensor]) -> Tensor:
+        return torch.stack([(prompts.logits(b, of) @ towards).sum() for b in range(len(prompts.batches))]).sum()
+
+    said(values).backward()
+    for place, value in values.items():
+        assert value.grad is not None
+        step = torch.randn(value.shape, generator=generator)
+        with torch.no_grad():
+            ends = [said({**changed["IO"], place: value + sign * 3e-3 * step}) for sign in (1, -1)]
+        expected = float(ends[0] - ends[1]) / 6e-3
+        assert float((value.grad * step).sum()) == pytest.approx(expected, rel=0.02, abs=0.02)
+    assert not prompts.answers(values).difference.requires_grad
+    for batch, numbers in enumerate(prompts.batches):
+        with torch.no_grad():
+            plain = prompts.logits(batch, values)
+        torch.testing.assert_close(prompts.logits(batch, values).detach(), plain)
+        torch.testing.assert_close(plain.argmax(-1).cpu(), prompts.answers(values).token[numbers])
+
+
+def test_capture_lets_gradients_through_only_if_asked(tiny_llama: LanguageModel) -> None:
+    value, last, place = torch.ones(1, 32, requires_grad=True), Site("resid_post", 3), torch.zeros(1, dtype=torch.long)
+    with edited(tiny_llama, {Site("resid_post", 1): lambda _x: RowDelta(place, place, value)}):
+        batch = TokenBatch.full(torch.tensor([[5, 6]]))
+        assert not capture(tiny_llama, batch, [last])[last].requires_grad
+        assert capture(tiny_llama, batch, [last], gradients=True)[last].requires_grad
+        with torch.no_grad():
+            assert not capture(tiny_llama, batch, [last], gradients=True)[last].requires_grad
+
+
+def sines(found: Tensor, axes: Tensor) -> Tensor:
+    """Sines of the principal angles between a subspace and that of some axes."""
+    return (found - axes @ axes.T @ found).svd().S
+
+
+def test_planted_axes_are_found() -> None:
+    """IO shifts two axes, S two others and one of IO's, Pos one; each gets its own, the strongest first."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
+    place: Any = "place"
+    x = torch.randn(200, 16, generator=generator)
+    shifts = {"IO": {0: 3.0, 1: 2.0}, "S": {2: 4.0, 3: 2.5, 0: 0.5}, "Pos": {4: 1.0}}
+    changed = {
+        attribute: {place: x + sum(
+            size * torch.randn(200, 1, generator=generator) * axes[:, axis] for axis, size in along.items()
+        )}
+        for attribute, along in shifts.items()
+    }  # fmt: skip
+    found = difference_rotation({place: x.mean(0)}, {place: x}, changed, rank=2)
+    assert sines(found.block(place, "IO"), axes[:, :2]).max() < 0.02
+    assert sines(found.block(place, "S"), axes[:, 2:4]).max() < 0.15  # a little of IO's axis, as planted
+    assert sines(axes[:, 4:5], found.block(place, "Pos")).max() < 0.02
+    again = random_rotation({place: x.mean(0)}, rank=2)
+    assert sines(again.block(place, "IO"), axes[:, :2]).max() > 0.5
+
+
+def test_the_names_axes_of_the_model_built_by_hand(ioi: IOIDistribution, built: LanguageModel) -> None:
+    """The mover's output has a coordinate for each name, and holds IO alone."""
+    place = head_location(built, "attn_z", 1, 2, "END")
+    prompts, changed, means = patched(built, [place], ioi, n=60)
+    learned = learn_rotation(prompts, changed, means, rank=5, steps=30)
+    names = torch.eye(16)[:, :10]
+    assert sines(learned.start.block(place, "IO"), names).max() < 0.02
+    trained = sines(learned.rotation.block(place, "IO"), names)
+    assert trained.max() < 0.35
+    before, after = (
+        interchange_divergence(prompts, changed, rotation)["IO"].mean()
+        for rotation in (learned.start, learned.rotation)
+    )
+    assert after < before
+    assert interchange_divergence(prompts, changed, random_rotation(means, 5))["IO"].mean() > 2 * before
+
+
+def test_weights_sum_to_one_and_what_is_rebuilt(tiny_llama: LanguageModel) -> None:
+    prompts, changed, means = patched(tiny_llama, locations_of(tiny_llama))
+    rotation = difference_rotation(means, prompts.activations, changed, rank=2)
+    for place, x in prompts.activations.items():
+        edits = {a: rotation.edit(place, x, changed[a][place], a) for a in ATTRIBUTES}
+        torch.testing.assert_close(torch.stack([edit.removed for edit in edits.values()]).sum(0), torch.ones(len(x)))
+        rebuilt = rotation.reconstruct(place, x)
+        parts = sum((x - means[place]) @ rotation.block(place, a) @ rotation.block(place, a).T for a in ATTRIBUTES)
+        torch.testing.assert_close(rebuilt, means[place] + parts, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rotation.reconstruct(place, rebuilt), rebuilt, atol=1e-5, rtol=1e-5)
+        block = rotation.block(place, "S")
+        torch.testing.assert_close(edits["S"].x @ block, changed["S"][place] @ block, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(edits["S"].x - edits["S"].x @ block @ block.T, x - x @ block @ block.T)
+
+
+def test_random_subspaces_are_orthonormal_and_differ(tiny_llama: LanguageModel) -> None:
+    means = {place: torch.zeros(8) for place in locations_of(tiny_llama)}
+    first, second = random_rotation(means, 2), random_rotation(means, 2, seed=1)
+    bases = list(first.bases.values())
+    for basis in bases:
+        torch.testing.assert_close(basis.T @ basis, torch.eye(6), atol=1e-6, rtol=0)
+    assert not torch.equal(bases[0], bases[1])
+    assert not torch.equal(bases[0], next(iter(second.bases.values())))
+    assert all(torch.equal(a, b) for a, b in zip(bases, random_rotation(means, 2).bases.values(), strict=True))
+
+
+def test_what_is_refused(tiny_llama: LanguageModel) -> None:
+    prompts, changed, means = patched(tiny_llama, locations_of(tiny_llama), n=4)
+    with pytest.raises(
+        UserError, match=r"rank 3: 3 subspaces must fit into width 8 at attn_z.2.1 at S2; choose 1 to 2"
+    ):
+        learn_rotation(prompts, changed, means, rank=3)
+    with pytest.raises(UserError, match="rank 0: 3 subspaces must fit into width 8"):
+        random_rotation(means, 0)
+    with pytest.raises(UserError, match="attribute S: there are no counterfactuals in it; give some for IO, S and Pos"):
+        learn_rotation(prompts, {"IO": changed["IO"]}, means, rank=1)
+    with pytest.raises(UserError, match="steps must be at least 0 and lr above 0"):
+        learn_rotation(prompts, changed, means, rank=1, lr=0)
+    with pytest.raises(UserError, match="attribute 'gender': the rotation has subspaces of IO, S, Pos"):
+        random_rotation(means, 1).block(prompts.locations[0], "gender")
