@@ -18,6 +18,11 @@ def run_page(name: str, model: LanguageModel, **given: Any) -> dict[str, Any]:
     page = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
     known: dict[str, Any] = {"model": model, **given}
     page = page.replace("ioi.prompts(1000)", "ioi.prompts(200)")  # this model knows ten names
+    page = page.replace('ioi.prompts(1000, "test")', 'ioi.prompts(200, "test")')
+    page = page.replace('"validation"))', '"validation"), epochs=2)').replace(
+        "more, {places", "more, epochs=2, test_activations={places"
+    )
+    page = page.replace("occlusion_toy())", "occlusion_toy((1.0,), n_values=8, heldout=20, epochs=2, seeds=(0,)))")
     page = page.replace("splitting_toy())", "splitting_toy((7.0,), rows=1000))")  # the page's takes half a minute
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(code, name, "exec"), known)
@@ -46,4 +51,7 @@ def test_supervised(built: LanguageModel, capsys: pytest.CaptureFixture[str]) ->
     assert found.necessity.estimate == pytest.approx(1, abs=0.05)
     assert said.count("EditSuccess(success=Interval(estimate=1.0") == 2  # by codes and by the SAE's features
     assert "lower loss than the ideal two at 1 of 1 λ" in said
+    assert "of 8 high-norm and 8 low-norm values, norms 1 to 1, L0 2: " in said
+    assert known["said"].both_causal is False  # its name mover copies IO alone
+    assert "features of a value of Pos at attn_z.1.2 at END" in said
     assert sum(meaning.f1 > 0.99 and meaning.predicates[0].startswith("IO=") for meaning in known["meanings"]) >= 8

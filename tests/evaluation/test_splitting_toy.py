@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import quad
 
 from trimtab.evaluation.supervised.splitting_toy import _losses, _tilted, _two_units, splitting_toy
+from trimtab.runs.figures import svg
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,10 @@ def test_few_random_units_do_not() -> None:
     """Two random units explain nearly nothing of ±μ or the noise."""
     (loss,) = splitting_toy((1.0,), rows=300, n_units=2).losses
     assert loss.difference.low > 0
+
+
+def test_both_losses_are_drawn(toy: object) -> None:
+    drawing = svg(toy.draw, "losses")  # type: ignore[attr-defined]
+    assert drawing == svg(toy.draw, "losses")  # type: ignore[attr-defined]
+    assert "ideal two units" in drawing
+    assert "random units" in drawing

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
 from trimtab.stats import Interval, bootstrap_mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LAMBDAS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 BIASES = tuple(0.1 * step for step in range(0, 41))
@@ -62,6 +67,15 @@ class SplittingToy(Result):
             Column("active", "active", ".1f"),
         ]  # fmt: skip
         return {"losses": Table(columns=columns, rows=self.losses)}
+
+    def draw(self, ax: Axes) -> None:
+        """Both losses over λ."""
+        weights = [loss.weight for loss in self.losses]
+        curves = [
+            Curve("ideal two units", weights, [loss.ideal.estimate for loss in self.losses]),
+            Curve("random units", weights, [loss.split.estimate for loss in self.losses]),
+        ]
+        plot_curves(ax, curves, "loss of a row", steps="λ")
 
 
 def splitting_toy(

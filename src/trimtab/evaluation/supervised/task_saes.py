@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,10 +21,16 @@ from trimtab.training.members import expand
 from trimtab.training.rows import SiteRows
 
 
-def train_task_saes(
-    model: LanguageModel,
-    train: Mapping[Location, Float[Tensor, "P width"]],
-    heldout: Mapping[Location, Float[Tensor, "Q width"]],
+class TrainingRows(NamedTuple):
+    """What an SAE is trained on."""
+
+    train: Tensor  # [P, width]
+    heldout: Tensor  # [Q, width]
+    about: Mapping[str, Any] = MappingProxyType({})  # what they are of, such as `model`, `model_fingerprint`, `site`
+
+
+def train_saes(
+    rows: Mapping[str, TrainingRows],
     run: Path,
     *,
     arch: Sequence[str] = ("topk",),
@@ -34,13 +41,11 @@ def train_task_saes(
     lr: float = 1e-3,
     seed: Sequence[int] = (0,),
     **settings: Any,
-) -> dict[str, dict[Location, SAE]]:
-    """Train SAEs on the activations of prompts; what is done already is read back.
+) -> dict[str, dict[str, SAE]]:
+    """Train SAEs of every setting on rows in memory, as a bank; what is done already is read back.
 
     Args:
-        model: what the activations are of.
-        train: activations of each location.
-        heldout: those on which SAEs are measured.
+        rows: by a name of letters, digits, dots and hyphens; of all names equally many.
         run: directory of the bank.
         arch: architectures.
         l0: active features per row.
@@ -52,40 +57,68 @@ def train_task_saes(
         settings: other fields of `TrainConfig`.
 
     Returns:
-        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each location.
+        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each name.
 
     Raises:
         UserError: an architecture or setting that does not exist or cannot be (as an L0 of 0), none at all, a directory
             of another bank, or trainings that failed.
     """
-    names = {f"{location.site}-{location.position.replace('+', 'plus')}": location for location in train}
-    n_rows = len(next(iter(train.values())))
+    first = next(iter(rows.values()))
+    n_rows = len(first.train)
     values = {
-        "site": list(names), "arch": list(arch), "n_features": list(n_features), "l0": list(l0), "seed": list(seed),
+        "site": list(rows), "arch": list(arch), "n_features": list(n_features), "l0": list(l0), "seed": list(seed),
         "rows": [epochs * n_rows], "batch_size": [min(batch_size, n_rows)], "lr": [lr],
-        "heldout_rows": [len(next(iter(heldout.values())))], **{name: [value] for name, value in settings.items()},
+        "heldout_rows": [len(first.heldout)], **{name: [value] for name, value in settings.items()},
     }  # fmt: skip
     if (empty := next((name for name, given in values.items() if not given), None)) is not None:
         raise UserError(empty, "there is none", "give at least one")
     members = expand(values)
     if (wrong := next((member.error for member in members if member.error), None)) is not None:
         raise wrong
-    about: dict[str, Any] = {"model": model.name, "model_fingerprint": model.fingerprint}
-    rows = {
-        name: SiteRows(
-            MemorySource(train[place], **about, site=str(place.site), position=place.position),
-            MemorySource(heldout[place], **about, site=str(place.site), position=place.position),
-        )
-        for name, place in names.items()
+    sources = {
+        name: SiteRows(MemorySource(own.train, **own.about), MemorySource(own.heldout, **own.about))
+        for name, own in rows.items()
     }
     bank = Place(run)
     run.mkdir(parents=True, exist_ok=True)
-    table = train_members(members, unfinished(members, bank), rows, bank, Ranks())
+    table = train_members(members, unfinished(members, bank), sources, bank, Ranks())
     assert table is not None
     if (problem := TrainedBank(run=run, rows=tuple(table)).problem) is not None:
         raise problem
-    found: dict[str, dict[Location, SAE]] = {}
+    found: dict[str, dict[str, SAE]] = {}
     for member, row in zip(members, table, strict=True):
         setting = member.name.removeprefix(f"{member.site}-")
-        found.setdefault(setting, {})[names[member.site]] = load_dictionary(row.path)
+        found.setdefault(setting, {})[member.site] = load_dictionary(row.path)
     return found
+
+
+def train_task_saes(
+    model: LanguageModel,
+    train: Mapping[Location, Float[Tensor, "P width"]],
+    heldout: Mapping[Location, Float[Tensor, "Q width"]],
+    run: Path,
+    **settings: Any,
+) -> dict[str, dict[Location, SAE]]:
+    """Train SAEs on the activations of prompts.
+
+    Args:
+        model: what the activations are of.
+        train: activations of each location.
+        heldout: those on which SAEs are measured.
+        run: directory of the bank.
+        settings: those of `train_saes`: `arch`, `l0`, `n_features`, `epochs`, `batch_size`, `lr`, `seed` and others.
+
+    Returns:
+        Per setting (`topk-n1024-l0_3-seed0`) the SAE of each location.
+
+    Raises:
+        UserError: as `train_saes` does.
+    """
+    about = {"model": model.name, "model_fingerprint": model.fingerprint}
+    names = {f"{location.site}-{location.position.replace('+', 'plus')}": location for location in train}
+    rows = {
+        name: TrainingRows(train[at], heldout[at], {**about, "site": str(at.site), "position": at.position})
+        for name, at in names.items()
+    }
+    found = train_saes(rows, run, **settings)
+    return {setting: {names[name]: sae for name, sae in saes.items()} for setting, saes in found.items()}
