@@ -24,7 +24,10 @@ from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.evaluation.circuits.rows import PromptRows
 from trimtab.evaluation.supervised import activations_of, cross_section
 from trimtab.evaluation.supervised import command as ioi_command
-from trimtab.evaluation.supervised.scores import Section
+from trimtab.evaluation.supervised.contenders import Ground, supervised_codes
+from trimtab.evaluation.supervised.contenders.dictionaries import Dictionaries
+from trimtab.evaluation.supervised.scores import score
+from trimtab.evaluation.supervised.section import PromptPairs, Section
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
 from trimtab.stats import interval_of, number_text
@@ -191,7 +194,8 @@ def test_task_saes_beside_supervised_codes(
     words = [
         "evaluate", "ioi", "--model", tmp_path / "model", "--circuit", tmp_path / "circuit.json", "--n-train", 150,
         "--n-test", 24, "--arch", "topk", "--l0", 1, "--n-features", 24, "--epochs", 60, "--k", 1, 4,
-        "--cross-section", "name-mover outputs", "S-inhibition outputs", "--run", tmp_path / "run",
+        "--cross-section", "name-mover outputs", "S-inhibition outputs", "--run", tmp_path / "run", "--contender",
+        "codes", "task-saes",
     ]  # fmt: skip
     assert cli.main([*map(str, words), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -203,7 +207,7 @@ def test_task_saes_beside_supervised_codes(
     sae = scores["name-mover outputs", "topk-n24-l0_1-seed0"]
     assert sae["approximation"]["sufficiency"]["estimate"] > 0.5
     assert [(edit["way"], edit["k"]) for edit in sae["edits"][:4]] == [
-        ("greedy", 1), ("meaning", 1), ("greedy", 4), ("meaning", 4),
+        ("greedy", 1), ("greedy", 4), ("meaning", 1), ("meaning", 4),
     ]  # fmt: skip
     mean = scores["name-mover outputs", "mean"]
     assert mean["approximation"]["normalised_sufficiency"]["estimate"] == pytest.approx(0, abs=1e-6)
@@ -260,15 +264,18 @@ def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution) -> None:
     assert found.normalised.estimate == pytest.approx(1, abs=0.02)
     places = cross_section("name-mover outputs", circuit, half)
     train = ioi.prompts(150)
-    section = Section(half, ioi, "outputs", places, train, activations_of(half, ioi, train, places), prompts)
-    scores = section.codes("mse", "independent")
+    x = activations_of(half, ioi, train, places)
+    section = Section("outputs", places, x, PromptPairs(half, ioi, prompts, places))
+    ground = Ground(model=half, ioi=ioi, train=train, activations=x, held=x, directory=Path("unused"))
+    scores = score(supervised_codes(ground)[1], section)
     assert scores.approximation.sufficiency.estimate == pytest.approx(1, abs=0.03)
     assert scores.edits[0].result.success is not None
     assert scores.edits[0].result.success.estimate == 1
     (place,) = places
     eye, zero = torch.eye(16), torch.zeros(16)
     sae = Standard(eye, zero - 0.05, eye, zero, info=DictionaryInfo(architecture="standard"))
-    assert section.dictionaries("eye", {place: sae}, (1, 2)).approximation.sufficiency.estimate > 0.9
+    found = score(Dictionaries("eye", {place: sae}, ground), section)
+    assert found.approximation.sufficiency.estimate > 0.9
 
 
 def test_a_model_that_does_not_solve_the_task(

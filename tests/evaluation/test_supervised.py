@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +16,18 @@ from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
 from trimtab.evaluation.circuits.rows import rows_of
 from trimtab.evaluation.supervised import control
-from trimtab.evaluation.supervised.approximation import approximation
+from trimtab.evaluation.supervised.approximation import approximation, loss_recovered
 from trimtab.evaluation.supervised.codes import Codes, Factors
 from trimtab.evaluation.supervised.control import (
+    EditedRows,
+    EditSuccess,
+    Point,
     edit_by_meaning,
     edit_greedy,
     edit_success,
     edit_supervised,
+    edits_greedy,
+    frontier,
     weights,
 )
 from trimtab.evaluation.supervised.cross_sections import Answers, PatchedPrompts, activations_of, cross_section
@@ -153,7 +159,7 @@ def test_one_after_the_other_is_worse_than_pairs(monkeypatch: pytest.MonkeyPatch
     dictionary, generator = small_dictionary(), torch.Generator().manual_seed(5)
     x, target = torch.randn(2, 200, 5, generator=generator)
     exact = (edit_greedy(dictionary, x, target, 2).x - target).norm(dim=1)
-    monkeypatch.setattr(control, "_best_pair", lambda *_: None)
+    monkeypatch.setattr(control, "_best_pairs", lambda _change, _rows, _gain, single: single)
     assert ((edit_greedy(dictionary, x, target, 2).x - target).norm(dim=1) > exact + 1e-3).any()
 
 
@@ -163,6 +169,11 @@ def test_more_features_come_nearer() -> None:
     distance = [float((edit_greedy(dictionary, x, target, k).x - target).norm(dim=1).mean()) for k in (1, 2, 4, 9)]
     assert distance == sorted(distance, reverse=True)
     assert torch.equal(edit_greedy(dictionary, x, x, 4).x, x)
+    several = edits_greedy(dictionary, x, target, (1, 2, 4, 9))
+    for k, rows in several.items():
+        alone = edit_greedy(dictionary, x, target, k)
+        assert torch.equal(rows.x, alone.x)
+        assert torch.equal(rows.removed, alone.removed)
     with pytest.raises(UserError, match="k = 0: at least one feature must be changed"):
         edit_greedy(dictionary, x, target, 0)
 
@@ -182,13 +193,57 @@ def test_an_edit_by_meaning_takes_out_what_says_the_old_value_and_puts_in_what_s
 
 
 def test_success_is_counted_where_the_true_patch_changes_the_answer() -> None:
-    nothing = torch.zeros(4)
-    plain, patched, edited = (Answers(nothing, torch.tensor(t)) for t in ([1, 1, 1, 1], [2, 2, 1, 3], [2, 1, 7, 3]))
-    found = edit_success(plain, patched, edited, torch.tensor([0.0, 1.0, 0.5, 0.5]))
+    """Fifteen prompts; the true patch changes the first twelve, the edit does what it does on the first nine."""
+    nothing, first = torch.zeros(15), torch.arange(15)
+    plain, patched, edited = (
+        Answers(nothing, token, nothing)
+        for token in (torch.ones(15), torch.where(first < 12, 2, 1), torch.where(first < 9, 2, 7))
+    )
+    ones = torch.ones(15, 3)
+    place = Location(Site("attn_z", 0, 0), "END")
+
+    def success(patched: Answers, edited: Answers, x: Tensor, removed: Tensor) -> EditSuccess:
+        prompts = SimpleNamespace(plain=plain, activations={place: ones}, answers=lambda _values: edited)
+        return edit_success(prompts, patched, {place: EditedRows(x, removed)})  # type: ignore[arg-type]
+
+    found = success(patched, edited, ones + (first / 7)[:, None], first / 14)
     assert found.success is not None
-    assert (found.success.estimate, found.counted, found.removed.estimate) == (pytest.approx(2 / 3), 3, 0.5)
-    assert edit_success(plain, patched, plain, nothing).success.estimate == 0  # type: ignore[union-attr]
-    assert edit_success(plain, plain, edited, nothing).success is None
+    assert (found.success.estimate, found.counted) == (pytest.approx(9 / 12), 12)
+    assert found.agreement.estimate == pytest.approx(9 / 15)
+    assert (found.removed.estimate, found.size.estimate) == (pytest.approx(0.5), pytest.approx(1))
+    none = success(patched, plain, ones, nothing)
+    assert none.success is not None
+    assert (none.success.estimate, none.agreement.estimate) == (0, pytest.approx(3 / 15))
+    few = success(plain._replace(token=torch.where(first < 9, 2, 1)), edited, ones, nothing)
+    assert (few.success, few.counted) == (None, 9)
+
+
+def test_the_frontier_holds_what_nothing_cheaper_is_as_good_as() -> None:
+    points = [
+        Point("a", 0.5, 0.5),
+        Point("b", 0.2, 0.6),
+        Point("c", 0.9, 0.9),
+        Point("d", 0.2, 0.1),
+        Point("e", 1, 0.9),
+    ]
+    assert [point.label for point in frontier(points)] == ["b", "c"]
+    assert frontier([]) == []
+
+
+def test_loss_recovered_is_1_for_the_activation_and_0_for_the_mean(built: LanguageModel) -> None:
+    """Location by location, beside the loss of whole passes; a head that gives nothing has none."""
+    ioi = few_names(tokenizer=built.tokenizer)
+    mover, idle = head_location(built, "attn_z", 1, 2, "END"), head_location(built, "attn_z", 1, 0, "END")
+    found = PatchedPrompts(built, ioi, ioi.prompts(24), (mover, idle))
+    for number, prompt in enumerate(ioi.prompts(24)):
+        (rows,) = rows_of([ioi.tokenise(prompt)], built)
+        expected = -logits(built, rows.ids)[0, -1].log_softmax(-1)[rows.answers[0, 0]]
+        assert float(found.plain.loss[number]) == pytest.approx(float(expected), abs=1e-4)
+    means = {place: value.mean(0) for place, value in found.activations.items()}
+    half = {place: (means[place] + value) / 2 for place, value in found.activations.items()}
+    assert loss_recovered(found, means, found.activations)[str(mover)].estimate == pytest.approx(1)  # type: ignore[union-attr]
+    assert 0 < loss_recovered(found, means, half)[str(mover)].estimate < 1  # type: ignore[union-attr]
+    assert loss_recovered(found, means, found.activations)[str(idle)] is None
 
 
 def test_cross_sections_of_a_circuit(tiny_llama: LanguageModel) -> None:

@@ -79,7 +79,7 @@ def test_a_page_needs_nothing_but_itself(written: str) -> None:
         assert not {"src", "srcset", "onclick", "onload"} & set(attributes)
         assert all(str(value).startswith("#") for name, value in attributes.items() if name.endswith("href"))
     assert "@import" not in written
-    assert "content=\"default-src 'none'; style-src 'unsafe-inline'\"" in written
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in written
 
 
 def test_tables_and_figures_can_be_read_aloud(written: str) -> None:

@@ -42,6 +42,8 @@ class TrainableConfig:
     """Where the decoder bias starts, estimated from a sample of rows."""
     apply_b_dec_to_input: bool = True
     """Whether the encoder sees x − b_dec."""
+    freeze_decoder: bool = False
+    """Leave decoder rows as they were drawn, at random: a control, in which the encoder alone learns."""
     encoder_dtype: EncoderDtype = "float32"
     """Precision of the dense product that finds active features; `bfloat16` is faster on processors with matrix units
     for it. Codes and gradients are in full precision in any case."""
@@ -147,6 +149,9 @@ class TrainableSAE(nn.Module):
         self.before_step(x)
         n_dead = int(self.dead_features().sum())
         loss = TrainableSAE.gradients(self, x) if self.by_autograd else self.gradients(x)
+        if self.config.freeze_decoder:
+            assert self.W_dec.grad is not None
+            self.W_dec.grad.zero_()
         active = loss.codes > 0
         l0 = int(active.count_nonzero()) / len(x)
         self.tokens_since_fired += len(x)

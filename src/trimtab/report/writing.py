@@ -12,6 +12,7 @@ from trimtab.report.demo_page import demo_page
 from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import RunFiles
+from trimtab.report.shown_page import ioi_page, ioi_study_page
 from trimtab.report.steer_page import steer_page
 from trimtab.runs import write_text
 
@@ -23,6 +24,8 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "steer": steer_page,
     "evaluate core": core_page,
     "evaluate circuit": circuit_page,
+    "evaluate ioi": ioi_page,
+    "study ioi": ioi_study_page,
     "policy train": policy_page,
     "policy evaluate": policy_page,
 }

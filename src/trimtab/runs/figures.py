@@ -130,7 +130,7 @@ def plot_curves(
     if len(places) <= MOST_TICKS:
         ax.set_xticks(places)
     else:
-        ax.locator_params(axis="x", integer=True)
+        ax.locator_params(axis="x", integer=all(float(place).is_integer() for place in places))
     ax.ticklabel_format(axis="y", useOffset=False)
     ax.grid(axis="y")
     ax.set(xlabel=steps, ylabel=axis)

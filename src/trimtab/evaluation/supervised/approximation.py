@@ -66,3 +66,22 @@ def approximation(
         necessity=share(rest, lambda ratio: 1 - abs(ratio)),
         normalised_necessity=share(rest, lambda ratio: 1 - ratio),
     )
+
+
+def loss_recovered(
+    prompts: PatchedPrompts,
+    means: Mapping[Location, Float[Tensor, " width"]],
+    rebuilt: Mapping[Location, Float[Tensor, "P width"]],
+) -> dict[str, Interval | None]:
+    """Per location patched alone: (L(ā) − L(â)) / (L(ā) − L), with L the mean of −log p(IO) over the vocabulary.
+
+    None where the interval of L(ā) − L holds 0: the loss does not need this location.
+    """
+    clean, found = prompts.plain.loss.double().numpy(), dict[str, Interval | None]()
+    for place, x in rebuilt.items():
+        mean = prompts.answers({place: means[place].expand_as(x)}).loss.double().numpy()
+        lost = bootstrap_mean(mean - clean)
+        needed = lost.low > 0 or lost.high < 0
+        kept = prompts.answers({place: x}).loss.double().numpy() if needed else mean
+        found[str(place)] = bootstrap_ratio_of_sums(mean - kept, mean - clean) if needed else None
+    return found

@@ -1,52 +1,73 @@
-"""`trimtab evaluate ioi`: supervised codes and task SAEs at the cross-sections of a model's IOI circuit."""
+"""`trimtab evaluate ioi`: dictionaries held against supervised codes at the cross-sections of a model's IOI circuit."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import UserError
-from trimtab.evaluation.circuits.circuit import Circuit
-from trimtab.evaluation.supervised.codes import FITS, Factors, Parametrisation
+from trimtab.errors import UserError, named
+from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
+from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.patched_runs import Location
+from trimtab.evaluation.supervised.codes import Factors
+from trimtab.evaluation.supervised.contenders import KINDS, Contender, Ground, make_contenders
+from trimtab.evaluation.supervised.contenders.contender import MEAN, NO_EDIT, ContenderConfig
+from trimtab.evaluation.supervised.control import LEAST_COUNTED, Point, frontier
 from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, activations_of, cross_section
-from trimtab.evaluation.supervised.scores import Scores, Section, counterfactuals
-from trimtab.evaluation.supervised.task_saes import train_task_saes
+from trimtab.evaluation.supervised.scores import Scores, score
+from trimtab.evaluation.supervised.section import PromptPairs, Section, counterfactuals
+from trimtab.lm import LanguageModel
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
+from trimtab.runs import (
+    Meter,
+    Run,
+    check_choices,
+    check_least,
+    config_dict,
+    json_safe,
+    read_json,
+    read_typed,
+    text_id,
+    write_json,
+)
+from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
+from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.runs.tables import Column, Table
-from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
+from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution, TemplateSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FINDING_PROMPTS = 64
+"""By which a circuit is found where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class IOIConfig(ModelConfig):
-    """Hold task SAEs against supervised codes at the cross-sections of a model's IOI circuit."""
+class IOIConfig(ContenderConfig, ModelConfig):
+    """Hold dictionaries against supervised codes at the cross-sections of a model's IOI circuit."""
 
-    circuit: Path
-    """The circuit: the run of `trimtab evaluate circuit`, or its circuit.json."""
+    circuit: Path | None = None
+    """The circuit: the run of `trimtab evaluate circuit`, or its circuit.json; found anew if none is given."""
     cross_section: tuple[str, ...] = ()
     """Which ones; by default all of which the circuit has heads."""
+    contender: tuple[str, ...] = ("codes", "task-saes", "pca", "random")
+    """What is held against each other: codes (supervised), task-saes, frozen-decoder, text-saes, pca, random,
+    rotation."""
     templates: TemplateSet = "paper"
     """Sentences: paper (three), wang (fifteen) or all."""
-    parametrisation: Parametrisation = "independent"
-    """Of supervised codes: independent (IO, S, Pos), coupled (IO and S each with Pos) or names (first to third)."""
     n_train: int = 2000
     """Prompts that dictionaries are fitted on."""
     n_test: int = 128
     """Other prompts, which are reported."""
-    arch: tuple[str, ...] = ("topk",)
-    """Architectures of task SAEs; none with `--arch` alone."""
-    l0: tuple[float, ...] = (3.0,)
-    """Active features of task SAEs."""
-    n_features: tuple[int, ...] = (1024,)
-    """Features of task SAEs."""
-    epochs: int = 100
-    """Passes of a task SAE over its rows."""
-    k: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Features that an edit may change at each location."""
+    force: bool = False
+    """Go on although the model does not solve the task."""
     seed: int = 0
     """Of prompts, counterfactuals and SAEs."""
     run: Path | None = None
@@ -54,7 +75,9 @@ class IOIConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_least(self, 1, "n_train", "n_test", "epochs", "k")
+        check_least(self, 1, "n_train", "n_test", "epochs", "k", "text_tokens")
+        for name in self.contender:
+            named(KINDS, name, "contender")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -63,101 +86,250 @@ class IOIResult(Result):
 
     model: str
     scores: tuple[Scores, ...]
+    left_out: tuple[str, ...] = ()
+    """Contenders that lack a location of a cross-section, and which."""
 
     def headline(self) -> str:
         """What was compared."""
-        sections = dict.fromkeys(score.cross_section for score in self.scores)
-        contenders = dict.fromkeys(score.contender for score in self.scores)
-        return f"{len(contenders)} contenders at {len(sections)} cross-sections of {self.model}'s IOI circuit"
+        sections, contenders = (
+            dict.fromkeys(getattr(s, f) for s in self.scores) for f in ("cross_section", "contender")
+        )
+        said = f"{len(contenders)} contenders at {len(sections)} cross-sections of {self.model}'s IOI circuit"
+        return ". ".join((said, *self.left_out))
 
     def tables(self) -> dict[str, Table]:
-        """Approximation, and edits."""
-        approximation = [
-            Column("cross-section", "cross_section"), Column("contender", "contender"),
-            Column("sufficiency", "approximation.sufficiency", ".2f"),
-            Column("normalised", "approximation.normalised_sufficiency", ".2f"),
-            Column("necessity", "approximation.necessity", ".2f"), Column("interpretable", "interpretable", ".0%"),
-        ]  # fmt: skip
-        edits = [
-            Column("cross-section", "cross_section"), Column("contender", "contender"),
-            Column("attribute", "attribute"), Column("way", "way"),
-            Column("k", "k", "d"), Column("success", "success", ".2f"), Column("of", "counted", "d"),
-            Column("removed", "removed", ".2f"),
-        ]  # fmt: skip
-        rows = [
-            {
-                "cross_section": score.cross_section, "contender": score.contender, "attribute": edit.attribute,
-                "way": edit.way, "k": edit.k, **vars(edit.result),
-            }
-            for score in self.scores
-            for edit in score.edits
-            if edit.result.counted
-        ]  # fmt: skip
+        """One of each cross-section, then every edit, and the loss recovered at each location."""
         return {
-            "approximation": Table(columns=approximation, rows=self.scores),
-            "edits": Table(columns=edits, rows=rows),
-        }
+            **{name: section_table(name, list(of)) for name, of in self.by_section().items()},
+            "frontier": Table(columns=FRONTIER, rows=list(self.frontier()), caption=FRONTIER_CAPTION),
+            "edits": Table(columns=EDITS, rows=list(self.edits())),
+            "locations": Table(
+                columns=[
+                    Column("cross-section", "cross_section"), Column("contender", "contender"),
+                    Column("location", "location", whole=True), Column("loss recovered", "recovered", ".2f"),
+                ],
+                rows=[
+                    {"cross_section": s.cross_section, "contender": s.contender, "location": place, "recovered": value}
+                    for s in self.scores
+                    for place, value in s.loss_recovered.items()
+                ],
+            ),
+        }  # fmt: skip
+
+    def by_section(self) -> dict[str, list[Scores]]:
+        """Scores by cross-section."""
+        found: dict[str, list[Scores]] = {}
+        for one in self.scores:
+            found.setdefault(one.cross_section, []).append(one)
+        return found
+
+    def edits(self) -> Iterator[dict[str, Any]]:
+        """Every edit as a row."""
+        for one in self.scores:
+            for edit in one.edits:
+                about = {"cross_section": one.cross_section, "contender": one.contender, "attribute": edit.attribute}
+                yield {**about, "way": edit.way, "k": edit.k, **vars(edit.result)}
+
+    def frontier(self) -> Iterator[dict[str, Any]]:
+        """Per cross-section and attribute the edits that none smaller is as good as, smallest first."""
+        for name, scores in self.by_section().items():
+            for attribute in ATTRIBUTES:
+                edits = {
+                    f"{one.contender}, {edit.way}" + f" {edit.k}" * (edit.k is not None): edit.result
+                    for one in scores
+                    for edit in one.edits
+                    if edit.attribute == attribute and edit.result.success is not None
+                }
+                points = [Point(label, r.size.estimate, r.success.estimate) for label, r in edits.items() if r.success]
+                for point in frontier(points):
+                    about = {"cross_section": name, "attribute": attribute, "edit": point.label}
+                    yield {**about, **vars(edits[point.label])}
+
+    def draw(self, ax: Axes, cross_section: str | None = None, attribute: str = "Pos") -> None:
+        """Edit success against the weight that was removed, over k, at a cross-section (the first by default)."""
+        sections = self.by_section()
+        name = cross_section or next(iter(sections))
+        curves = edit_curves(named(sections, name, "cross-section"), attribute)
+        plot_curves(ax, curves, f"success, {attribute}", steps="weight removed")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return json_safe(self)
 
 
+EDITS = [
+    Column("cross-section", "cross_section"), Column("contender", "contender"), Column("attribute", "attribute"),
+    Column("way", "way"), Column("k", "k", "d"), Column("success", "success", ".2f"), Column("of", "counted", "d"),
+    Column("all prompts", "agreement", ".2f", spare=2), Column("removed", "removed", ".2f"),
+    Column("edit size", "size", ".2f", spare=1),
+]  # fmt: skip
+"""Of every edit."""
+
+
+FRONTIER = [
+    Column("cross-section", "cross_section"), Column("attribute", "attribute"), Column("edit", "edit"),
+    Column("edit size", "size", ".2f"), Column("success", "success", ".2f"),
+    Column("removed", "removed", ".2f", spare=1),
+]  # fmt: skip
+FRONTIER_CAPTION = (
+    "Edits that none of at most their size (‖x′ − x‖ / ‖x‖, mean over locations) is as good as, the smallest first; "
+    "the last is the best of all."
+)
+
+
+def section_table(name: str, scores: Sequence[Scores]) -> Table:
+    """Approximation, edits and what features say, one row for each contender; edits change at most two features."""
+    ks = sorted({edit.k for one in scores for edit in one.edits if edit.k is not None})
+    at = 2 if 2 in ks or not ks else ks[0]
+    counted = {edit.attribute: edit.result.counted for edit in scores[0].edits}
+
+    def success(attribute: str) -> Column:
+        def of(one: Scores) -> Any:
+            edit = one.edited(attribute, k=at)
+            return edit.result.success if edit else None
+
+        return Column(attribute, of, ".2f", note=f"of {counted[attribute]}")
+
+    def removed(one: Scores) -> float | None:
+        found = [e.result.removed.estimate for a in ATTRIBUTES if (e := one.edited(a, k=at)) is not None]
+        return sum(found) / len(found) if found else None
+
+    columns = [
+        Column("contender", "contender"), Column("sufficient", "approximation.normalised_sufficiency", ".2f"),
+        Column("necessary", "approximation.necessity", ".2f"), *(success(attribute) for attribute in ATTRIBUTES),
+        Column("removed", removed, ".2f"), Column("F1 ≥ 0.6", "causal.interpretable", ".0%", spare=1),
+        Column("kept", "causal.kept", ".2f", spare=2),
+    ]  # fmt: skip
+    said = ", ".join(f"{attribute} {n}" for attribute, n in counted.items())
+    caption = (
+        "Sufficient: 0 is the mean, 1 the activation. IO, S, Pos: edit success with at most "
+        f"{at} features per location, on prompts whose answer the true patch changes ({said}); none is given below "
+        f"{LEAST_COUNTED}. Removed: weight taken out, of 1. F1: share of features that say an attribute; kept: "
+        "sufficiency of these alone."
+    )
+    return Table(columns=columns, rows=scores, title=name, caption=caption)
+
+
+def edit_curves(scores: Sequence[Scores], attribute: str) -> list[Curve]:
+    """Success against weight removed, one curve for each contender and way, over k."""
+    curves = []
+    for one in scores:
+        ways: dict[str, list[tuple[float, float]]] = {}
+        for edit in one.edits:
+            if edit.attribute == attribute and edit.result.success is not None:
+                ways.setdefault(edit.way, []).append((edit.result.removed.estimate, edit.result.success.estimate))
+        for way, points in ways.items():
+            label = one.contender if len(ways) == 1 else f"{one.contender}, {way}"
+            curves.append(Curve(label, *map(list, zip(*points, strict=True))))
+    return curves
+
+
 def run_ioi(config: IOIConfig) -> IOIResult:
     """Fit, train and measure.
 
-    A run that is done is not done again: its result is read back.
+    What is done is not done again: SAEs and the scores of each cross-section are read back.
 
     Raises:
         UserError: the circuit is another model's, has no head of a cross-section that was named; too few prompts to fit
             on, so that a name has no code; or the run directory is of another config or circuit.
     """
     model = config.load_model()
-    circuit = Circuit.load(config.circuit, model)
     ioi = IOIDistribution.load(model.encode_text, config.templates)
-    sections = {name: cross_section(name, circuit, model) for name in config.cross_section}
-    for name in () if config.cross_section else CROSS_SECTIONS:
-        if any(circuit.of(role) for roles, *_ in CROSS_SECTIONS[name] for role in roles):
-            sections[name] = cross_section(name, circuit, model)
-    if not sections:
-        raise UserError(f"circuit {config.circuit}", "it has no head of any cross-section", "find another circuit")
-    places = tuple(dict.fromkeys(place for found in sections.values() for place in found))
+    given = None if config.circuit is None else Circuit.load(config.circuit, model)
+    if given is not None:
+        sections_of(given, model, config.cross_section)
     train, test = ioi.prompts(config.n_train, seed=config.seed), ioi.prompts(config.n_test, "test", seed=config.seed)
     for parametrisation in dict.fromkeys(("independent", config.parametrisation)):  # before anything is trained
         factors = Factors.of(train, parametrisation)
         for prompts in (test, *counterfactuals(ioi, test, config.seed).values()):
             factors.rows(prompts)
     with ExitStack() as stack:
-        if config.run is None:
-            directory, run = Path(stack.enter_context(TemporaryDirectory(prefix="trimtab-ioi-"))), None
+        run, directory = None, config.run
+        if directory is None:
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="trimtab-ioi-")))
         else:
             run = stack.enter_context(
-                Run.open(config.run, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
+                Run.open(directory, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
-            run.record(hashes={"model": model.fingerprint, "circuit": text_id(str(config_dict(circuit)))})
+            hashes = {} if given is None else {"circuit": text_id(str(config_dict(given)))}
+            run.record(hashes={"model": model.fingerprint, **hashes})
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
-            directory = run.path
-        with Meter("reading activations", config.n_train + config.n_test) as meter:
+        circuit = given or _found(config, model, ioi, directory / CIRCUIT_FILE)
+        sections = sections_of(circuit, model, config.cross_section)
+        places = tuple(dict.fromkeys(place for found in sections.values() for place in found))
+        with Meter("reading activations", config.n_train + (1 + len(ATTRIBUTES)) * config.n_test) as meter:
             x = activations_of(model, ioi, train, places, progress=meter.advance)
-            held = activations_of(model, ioi, test, places, progress=meter.advance)
-        saes = {}
-        if config.arch:
-            saes = train_task_saes(
-                model, x, held, directory / "saes", arch=config.arch, l0=config.l0, n_features=config.n_features,
-                epochs=config.epochs, seed=(config.seed,),
-            )  # fmt: skip
+            pairs = PromptPairs(model, ioi, test, places, config.seed, progress=meter.advance)
+        ground = Ground(
+            model=model, ioi=ioi, train=train, activations=x, held=pairs.plain.activations, config=config,
+            directory=directory, seed=config.seed,
+        )  # fmt: skip
+        contenders = [NO_EDIT, MEAN, *make_contenders(config.contender, ground)]
         scores: list[Scores] = []
-        meter = stack.enter_context(Meter("measuring", len(sections) * (1 + len(FITS) + len(saes))))
+        left_out: list[str] = []
+        meter = stack.enter_context(Meter("measuring", len(sections) * len(contenders)))
         for name, found in sections.items():
-            section = Section(model, ioi, name, found, train, x, test, config.seed)
-            for fit in ("", *FITS):
-                scores.append(section.codes(fit, config.parametrisation) if fit else section.ends())
-                meter.advance()
-            for setting, of in saes.items():
-                scores.append(section.dictionaries(setting, of, config.k))
-                meter.advance()
-        result = IOIResult(model=model.name, scores=tuple(scores))
+            file = directory / f"scores-{re.sub('[^A-Za-z]+', '-', name)}.json"
+            if file.is_file():
+                known = read_typed(tuple[Scores, ...], read_json(file), f"file {file}")
+                meter.advance(len(contenders))
+            else:
+                known = tuple(_scored(contenders, Section(name, found, x, pairs), meter))
+                write_json(file, json_safe(known))
+            scores += known
+            said = {one.contender for one in known}
+            for one in contenders:
+                if one.name not in said:
+                    left_out.append(f"{one.name} is not shown at {name}, of which it lacks a location")
+        result = IOIResult(model=model.name, scores=tuple(scores), left_out=tuple(left_out))
         if run is not None:
+            shown = Shown.of("Cross-sections", result, figures_of(result), leave_out=("edits",))
+            write_json(run.file(SHOWN_FILE), shown_json([shown]))
             run.finish(result)
     return result
+
+
+def figures_of(result: IOIResult) -> dict[str, Callable[[Axes], None]]:
+    """Edit success against weight removed, by cross-section and attribute, where there is any."""
+    return {
+        f"{name}: edits of {attribute}, from few features changed to many": partial(
+            result.draw, cross_section=name, attribute=attribute
+        )
+        for name, scores in result.by_section().items()
+        for attribute in ATTRIBUTES
+        if edit_curves(scores, attribute)
+    }
+
+
+def sections_of(circuit: Circuit, model: LanguageModel, names: Sequence[str] = ()) -> dict[str, tuple[Location, ...]]:
+    """The locations of cross-sections, by default of all of which a circuit has heads.
+
+    Raises:
+        UserError: no such cross-section, or the circuit has none of its heads.
+    """
+    sections = {name: cross_section(name, circuit, model) for name in names}
+    for name in () if names else CROSS_SECTIONS:
+        if any(circuit.of(role) for roles, *_ in CROSS_SECTIONS[name] for role in roles):
+            sections[name] = cross_section(name, circuit, model)
+    if not sections:
+        raise UserError(f"the circuit of {circuit.model}", "it has no head of a cross-section", "find another circuit")
+    return sections
+
+
+def _found(config: IOIConfig, model: LanguageModel, ioi: IOIDistribution, file: Path) -> Circuit:
+    """The circuit that an interrupted run has found, or a new one."""
+    if not file.is_file():
+        with Meter("finding the circuit, layers patched") as meter:
+            find_circuit(
+                model, ioi, ioi.prompts(FINDING_PROMPTS, seed=config.seed), seed=config.seed, force=config.force,
+                progress=meter.advance,
+            ).save(file)  # fmt: skip
+    return Circuit.load(file, model)
+
+
+def _scored(contenders: Sequence[Contender], section: Section, meter: Meter) -> Iterator[Scores]:
+    for contender in contenders:
+        if not contender.lacks(section):
+            yield score(contender, section)
+        meter.advance(1)

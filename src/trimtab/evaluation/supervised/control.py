@@ -7,6 +7,7 @@ nothing say nothing, and are not counted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
+from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Codes
-from trimtab.evaluation.supervised.cross_sections import Answers
+from trimtab.evaluation.supervised.cross_sections import Answers, PatchedPrompts
 from trimtab.stats import Interval, bootstrap_mean
+
+LEAST_COUNTED = 10
+"""Prompts that the true patch must change; an interval of fewer says nothing."""
 
 
 class EditedRows(NamedTuple):
@@ -58,28 +63,36 @@ def edit_greedy(
     Raises:
         UserError: k is below 1.
     """
-    if k < 1:
-        raise UserError(f"k = {k}", "at least one feature must be changed", "raise it")
+    return edits_greedy(dictionary, x, counterfactual, (k,))[k]
+
+
+def edits_greedy(
+    dictionary: Dictionary, x: Float[Tensor, "P width"], counterfactual: Float[Tensor, "P width"], ks: Sequence[int]
+) -> dict[int, EditedRows]:
+    """`edit_greedy` for several k, which share the search.
+
+    Raises:
+        UserError: a k below 1.
+    """
+    if (least := min(ks)) < 1:
+        raise UserError(f"k = {least}", "at least one feature must be changed", "raise it")
     rows = dictionary.W_dec.detach()
     before, after = dictionary.encode(x), dictionary.encode(counterfactual)
-    change = after - before
-    target = counterfactual - x
-    gain = _gains(change, rows, target)
+    change, target, each = after - before, counterfactual - x, torch.arange(len(x))
+    weight, found = weights(before, rows), dict[int, EditedRows]()
+    alone = _gains(change, rows, target)
     chosen = torch.zeros_like(change, dtype=torch.bool)
-    best, first = gain.max(1)
-    chosen[torch.arange(len(x)), first] = best > 0
-    if k > 1:
-        for prompt in range(len(x)):
-            pair = _best_pair(change[prompt], rows, gain[prompt])
-            if pair is not None:
-                chosen[prompt] = False
-                chosen[prompt, pair] = True
-    for _ in range(2, k):
-        left = target - (change * chosen) @ rows
-        gain = _gains(change, rows, left).masked_fill(chosen, 0)
-        best, nearest = gain.max(1)
-        chosen[torch.arange(len(x)), nearest] |= best > 0
-    return _exchanged(x, before, change, rows, chosen)
+    chosen[each, alone.argmax(1)] = alone.max(1).values > 0
+    for k in range(1, max(ks) + 1):
+        if k == 2:
+            chosen = _best_pairs(change, rows, alone, chosen)
+        elif k > 2:
+            gain = _gains(change, rows, target - (change * chosen) @ rows).masked_fill(chosen, 0)
+            best, nearest = gain.max(1)
+            chosen[each, nearest] |= best > 0
+        if k in ks:
+            found[k] = EditedRows(x + (change * chosen) @ rows, (weight * chosen).sum(1))
+    return found
 
 
 def edit_by_meaning(
@@ -122,24 +135,27 @@ def _gains(
     return 2 * change * (target @ rows.T) - change.square() * rows.square().sum(1)
 
 
-def _best_pair(
-    change: Float[Tensor, " n"], rows: Float[Tensor, "n width"], gain: Float[Tensor, " n"]
-) -> Int[Tensor, 2] | None:
-    """The two features that together bring nearest; None where one of them alone is as good."""
-    able = change.nonzero().squeeze(1)
-    if len(able) < 2:
-        return None
-    steps = change[able, None] * rows[able]
-    both = gain[able][:, None] + gain[able] - 2 * steps @ steps.T
-    both.fill_diagonal_(-torch.inf)
-    at = int(both.argmax())
-    pair = torch.stack([able[at // len(able)], able[at % len(able)]])
-    return pair if float(both.flatten()[at]) > max(float(gain.max()), 0.0) else None
-
-
-def _exchanged(x: Tensor, before: Tensor, change: Tensor, rows: Tensor, chosen: Bool[Tensor, "P n"]) -> EditedRows:
-    removed = (weights(before, rows) * chosen).sum(1)
-    return EditedRows(x + (change * chosen) @ rows, removed)
+def _best_pairs(
+    change: Float[Tensor, "P n"],
+    rows: Float[Tensor, "n width"],
+    gain: Float[Tensor, "P n"],
+    single: Bool[Tensor, "P n"],
+) -> Bool[Tensor, "P n"]:
+    """Per prompt the two features that together bring nearest; the single best one where none joins it to a gain."""
+    chosen = single.clone()
+    for prompt in range(len(change)):
+        able = change[prompt].nonzero().squeeze(1)
+        if len(able) < 2:
+            continue
+        steps = change[prompt, able, None] * rows[able]
+        own = gain[prompt, able]
+        both = own[:, None] + own - 2 * steps @ steps.T
+        both.fill_diagonal_(-torch.inf)
+        at = int(both.argmax())
+        if float(both.flatten()[at]) > max(float(own.max()), 0.0):
+            chosen[prompt] = False
+            chosen[prompt, able[[at // len(able), at % len(able)]]] = True
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,26 +163,55 @@ class EditSuccess:
     """How an edit of an attribute did."""
 
     success: Interval | None
-    """Share of the counted prompts on which it does what the true counterfactual does; None if none counts."""
+    """Share of the counted prompts on which it does what the true counterfactual does; None below `LEAST_COUNTED`."""
     counted: int
     """Prompts on which the true counterfactual patch changes the likeliest token."""
+    agreement: Interval
+    """The same share of all prompts, those included on which the true patch changes nothing."""
     removed: Interval
     """Weight taken out, mean over locations and prompts."""
+    size: Interval
+    """‖x′ − x‖ / ‖x‖, mean over locations and prompts."""
 
 
-def edit_success(plain: Answers, patched: Answers, edited: Answers, removed: Float[Tensor, " P"]) -> EditSuccess:
+def edit_success(prompts: PatchedPrompts, patched: Answers, edits: Mapping[Location, EditedRows]) -> EditSuccess:
     """Compare an edit with true counterfactual patching.
 
     Args:
-        plain: answers without any patch.
-        patched: with the counterfactual activations.
-        edited: with the edited ones.
-        removed: weight taken out, mean over locations.
+        prompts: what was edited.
+        patched: their answers with the counterfactual activations.
+        edits: at every location, all made at once.
     """
-    counts = patched.token != plain.token
-    hit = (edited.token == patched.token)[counts].double().cpu().numpy()
+    answers = prompts.answers({place: edit.x for place, edit in edits.items()})
+    counts = patched.token != prompts.plain.token
+    agrees = (answers.token == patched.token).double().cpu().numpy()
+    hit = agrees[counts.cpu().numpy()]
+    sizes = [
+        (edit.x - x).norm(dim=1) / x.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+        for x, edit in ((prompts.activations[place], edit) for place, edit in edits.items())
+    ]
+    removed = [edit.removed for edit in edits.values()]
     return EditSuccess(
-        success=bootstrap_mean(hit) if len(hit) else None,
-        counted=int(counts.sum()),
-        removed=bootstrap_mean(removed.double().cpu().numpy()),
+        success=bootstrap_mean(hit) if len(hit) >= LEAST_COUNTED else None,
+        counted=len(hit),
+        agreement=bootstrap_mean(agrees),
+        removed=bootstrap_mean(torch.stack(removed).mean(0).double().cpu().numpy()),
+        size=bootstrap_mean(torch.stack(sizes).mean(0).double().cpu().numpy()),
     )
+
+
+class Point(NamedTuple):
+    """One edit on the plane of effect and cost."""
+
+    label: str
+    cost: float
+    effect: float
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The edits that no other is at least as good as at no more cost: cheapest first, each better than the last."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda one: (one.cost, -one.effect)):
+        if not best or point.effect > best[-1].effect:
+            best.append(point)
+    return best

@@ -57,6 +57,40 @@ class Answers(NamedTuple):
 
     difference: Tensor  # [P] logit of IO minus that of S
     token: Tensor  # [P] the likeliest of the whole vocabulary
+    loss: Tensor  # [P] −log p(IO)
+
+
+class PlainPrompts:
+    """Plain runs of P prompts, which patches at any locations start from.
+
+    Args:
+        model: the model.
+        ioi: where the prompts are from.
+        prompts: P of them.
+        locations: whose activations are kept.
+        batch_size: prompts per forward pass.
+
+    Attributes:
+        activations: per location `[P, width]`, in float32 on the CPU.
+        batches: rows of one length and their runs.
+        back: `[P]`: where each prompt is among the batches' rows.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: LanguageModel,
+        ioi: IOIDistribution,
+        prompts: Sequence[IOIPrompt],
+        locations: Sequence[Location],
+        batch_size: int = 64,
+    ) -> None:
+        self.model, self.prompts, self.batches = model, tuple(prompts), list[tuple[PromptRows, PlainRun]]()
+        for rows in rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=batch_size):
+            self.batches.append((rows, PlainRun.of(model, rows.ids)))
+        order = torch.tensor([number for rows, _ in self.batches for number in rows.numbers])
+        self.back: Int[Tensor, " P"] = order.argsort()
+        self.activations = activations_of(model, ioi, prompts, locations, batch_size=batch_size)
 
 
 class _Batch(NamedTuple):
@@ -72,7 +106,7 @@ class PatchedPrompts:
         ioi: where the prompts are from.
         prompts: P of them.
         locations: of a cross-section.
-        batch_size: prompts per forward pass.
+        plain: their plain runs, if they are known.
 
     Attributes:
         activations: per location what it is in the plain runs, `[P, width]`, as `activations_of` gives it.
@@ -86,20 +120,16 @@ class PatchedPrompts:
         ioi: IOIDistribution,
         prompts: Sequence[IOIPrompt],
         locations: Sequence[Location],
+        *,
         batch_size: int = 64,
+        plain: PlainPrompts | None = None,
     ) -> None:
+        plain = plain or PlainPrompts(model, ioi, prompts, locations, batch_size)
         self.model, self.prompts, self.locations = model, tuple(prompts), tuple(locations)
-        self._batches: list[_Batch] = []
-        self._unembedding = Unembedding(model)
-        self.activations = activations_of(model, ioi, prompts, locations, batch_size=batch_size)
-        last: list[Tensor] = []
-        for rows in rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=batch_size):
-            clean = PlainRun.of(model, rows.ids)
-            last.append(rows.at(clean.inputs[-1], "END"))
-            self._batches.append(_Batch(rows, PatchedRuns(model, rows, clean, locations, 1)))
-        order = torch.tensor([number for batch in self._batches for number in batch.rows.numbers])
-        self._back = order.argsort()
-        self.plain = self._answers(last)
+        self._unembedding, self._back = Unembedding(model), plain.back
+        self.activations = {location: plain.activations[location] for location in locations}
+        self._batches = [_Batch(rows, PatchedRuns(model, rows, run, locations, 1)) for rows, run in plain.batches]
+        self.plain = self._answers([rows.at(run.inputs[-1], "END") for rows, run in plain.batches])
 
     @torch.no_grad()
     def answers(self, values: Values) -> Answers:
@@ -127,10 +157,13 @@ class PatchedPrompts:
         return batch.runs.run({place: value.to(self.model.device) for place, value in chosen.items()})
 
     def _answers(self, hidden: Sequence[Float[Tensor, "B d"]]) -> Answers:
-        pairs = list(zip(self._batches, hidden, strict=True))
-        difference = [logit_difference(self._unembedding, x, batch.rows.answers) for batch, x in pairs]
-        token = [self._unembedding.logits(x).argmax(-1) for x in hidden]
-        return Answers(torch.cat(difference).cpu()[self._back], torch.cat(token).cpu()[self._back])
+        parts: list[Answers] = []
+        for batch, x in zip(self._batches, hidden, strict=True):
+            logits = self._unembedding.logits(x)
+            right = logits.gather(1, batch.rows.answers[:, :1])[:, 0].float()
+            difference = logit_difference(self._unembedding, x, batch.rows.answers)
+            parts.append(Answers(difference, logits.argmax(-1), logits.float().logsumexp(-1) - right))
+        return Answers(*(torch.cat(of).cpu()[self._back] for of in zip(*parts, strict=True)))
 
 
 def activations_of(

@@ -1,0 +1,36 @@
+"""Supervised codes: the mean or the least-squares vector of each attribute's values, told which values a prompt has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trimtab.evaluation.supervised.codes import FITS, Factors, Parametrisation
+from trimtab.evaluation.supervised.contenders.contender import Contender, Ground, Way, kind
+from trimtab.evaluation.supervised.control import edit_supervised
+from trimtab.evaluation.supervised.cross_sections import Values
+from trimtab.evaluation.supervised.section import Section
+
+
+class SupervisedCodes(Contender):
+    """Codes of one fit, `mean` or `mse`."""
+
+    def __init__(self, fit: str, parametrisation: Parametrisation, ground: Ground) -> None:
+        self.name = f"supervised, {fit}" + f", {parametrisation}" * (parametrisation != "independent")
+        self.factors = Factors.of(ground.train, parametrisation)
+        rows = self.factors.rows(ground.train)
+        self.codes = {place: FITS[fit](x, self.factors, rows) for place, x in ground.activations.items()}
+
+    def rebuilt(self, section: Section) -> Values:
+        rows = self.factors.rows(section.test)
+        return {place: self.codes[place].reconstruct(rows) for place in section.locations}
+
+    def edits(self, section: Section, attribute: str) -> Iterator[Way]:
+        old, new = self.factors.rows(section.test), self.factors.rows(section.changed[attribute])
+        x = section.prompts.activations
+        yield Way("codes", None, {p: edit_supervised(x[p], self.codes[p], old, new) for p in section.locations})
+
+
+@kind("codes")
+def supervised_codes(ground: Ground) -> list[Contender]:
+    """Both fits."""
+    return [SupervisedCodes(fit, ground.config.parametrisation, ground) for fit in FITS]

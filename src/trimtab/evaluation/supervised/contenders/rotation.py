@@ -1,0 +1,68 @@
+"""Subspaces of IO, S and Pos, learned through the model at each cross-section, beside random ones of the same rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+
+from trimtab.evaluation.supervised.contenders.contender import Contender, Ground, Way, kind
+from trimtab.evaluation.supervised.cross_sections import Values
+from trimtab.evaluation.supervised.rotation import Rotation, learn_rotation, random_rotation
+from trimtab.evaluation.supervised.section import PromptPairs, Section
+from trimtab.runs import Meter
+
+
+class Subspaces(Contender):
+    """One rotation for each cross-section, made when it is first asked for."""
+
+    def __init__(self, name: str, make: Callable[[Section], Rotation]) -> None:
+        self.name, self._make, self._made = name, make, dict[str, Rotation]()
+
+    def at(self, section: Section) -> Rotation:
+        """The rotation of a cross-section."""
+        if section.name not in self._made:
+            self._made[section.name] = self._make(section)
+        return self._made[section.name]
+
+    def rebuilt(self, section: Section) -> Values:
+        rotation, x = self.at(section), section.prompts.activations
+        return {place: rotation.reconstruct(place, x[place]) for place in section.locations}
+
+    def edits(self, section: Section, attribute: str) -> Iterator[Way]:
+        rotation, x, true = self.at(section), section.prompts.activations, section.true[attribute]
+        yield Way("interchange", None, {p: rotation.edit(p, x[p], true[p], attribute) for p in section.locations})
+
+
+class _Learner:
+    """Training prompts with their counterfactuals, read once."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+
+    @cached_property
+    def pairs(self) -> PromptPairs:
+        """Of the first training prompts."""
+        ground = self.ground
+        few = ground.train[: ground.config.rotation_prompts]
+        return PromptPairs(ground.model, ground.ioi, few, tuple(ground.activations), ground.seed)
+
+    def learn(self, section: Section) -> Rotation:
+        """The subspaces of a cross-section."""
+        own = Section(section.name, section.locations, self.ground.activations, self.pairs)
+        with torch.enable_grad(), Meter(f"learning a rotation of {section.name}, steps") as meter:
+            return learn_rotation(
+                own.prompts, own.true, own.means, rank=self.ground.config.rank, seed=self.ground.seed,
+                progress=meter.advance,
+            ).rotation  # fmt: skip
+
+
+@kind("rotation")
+def learned_rotation(ground: Ground) -> list[Contender]:
+    """The learned one and the random one."""
+    rank = ground.config.rank
+    return [
+        Subspaces(f"rotation, {rank} each", _Learner(ground).learn),
+        Subspaces(f"random subspaces, {rank} each", lambda of: random_rotation(of.means, rank, seed=ground.seed)),
+    ]
