@@ -28,6 +28,7 @@ from trimtab.evaluation.supervised.attention_terms import Terms, attention_terms
 from trimtab.evaluation.supervised.codes import FITS, Factors
 from trimtab.evaluation.supervised.cross_sections import activations_of
 from trimtab.evaluation.supervised.parts import FittedCodes
+from trimtab.evaluation.supervised.rotation import Rotation, random_rotation
 from trimtab.lm import LanguageModel
 from trimtab.runs import json_safe, read_typed
 from trimtab.tasks.ioi_material import PAPER_TEMPLATES
@@ -121,7 +122,19 @@ def codes(model: LanguageModel, heads: list[tuple[int, int]], ioi: Any = IOI) ->
     return {place: FittedCodes(FITS["mse"](own, factors, factors.rows(train)), factors) for place, own in x.items()}
 
 
-@pytest.mark.parametrize("kind", [codes, dictionaries])
+def rotations(model: LanguageModel, heads: list[tuple[int, int]]) -> dict[Any, Rotation]:
+    x = activations_of(model, IOI, IOI.prompts(6), score_locations(model, heads))
+    found = random_rotation({place: own.mean(0) for place, own in x.items()}, 2)
+    return dict.fromkeys(x, found)
+
+
+def reconstruction(one: Any, place: Any, x: Tensor, prompts: Any) -> Tensor:
+    if isinstance(one, FittedCodes):
+        return one.codes.reconstruct(one.factors.rows(prompts))
+    return one.reconstruct(place, x) if isinstance(one, Rotation) else one(x).detach()
+
+
+@pytest.mark.parametrize("kind", [codes, rotations, dictionaries])
 def test_terms_add_up_to_the_score(any_model: LanguageModel, kind: Callable[..., Any]) -> None:
     """The last layer's, bias and error included; without errors to the reconstructions' score."""
     prompts, heads = IOI.prompts(6), [(any_model.n_layers - 1, head) for head in (0, 3)]
@@ -129,11 +142,7 @@ def test_terms_add_up_to_the_score(any_model: LanguageModel, kind: Callable[...,
     contender = kind(any_model, heads)
     for head in scored_heads(any_model, IOI, prompts, heads, x):
         expected = head.scores(x)
-        rebuilt = {
-            place: one(x[place]).detach() if isinstance(one, Dictionary)
-            else one.codes.reconstruct(one.factors.rows(prompts))
-            for place, one in contender.items()
-        }  # fmt: skip
+        rebuilt = {place: reconstruction(one, place, x[place], prompts) for place, one in contender.items()}
         found = terms_of(head, contender, prompts, x)
         for key in KEYS:
             terms = found[key].terms
@@ -303,6 +312,11 @@ def test_what_is_refused(
     lacking = {place: one for place, one in contender.items() if place != other}
     with pytest.raises(UserError, match=r"contender mse: it has nothing for attn_k.3.0 at S1; fit or train it there"):
         run(given={"mse": lacking})
+    turned = random_rotation({place: torch.zeros(8) for place in lacking}, 2)
+    with pytest.raises(
+        UserError, match=r"contender turned: it has nothing for attn_k.3.0 at S1; fit or train it there"
+    ):
+        run(given={"turned": dict.fromkeys(contender, turned)})
     narrow = Standard(
         *(torch.zeros(s) for s in ((4, 9), (9,), (9, 4), (4,))), info=DictionaryInfo(architecture="standard")
     )

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import Circuit
 from trimtab.evaluation.circuits.patched_runs import Location
@@ -37,7 +36,7 @@ from trimtab.evaluation.supervised.attention_scores import (
     scored_heads,
 )
 from trimtab.evaluation.supervised.cross_sections import Values, activations_of
-from trimtab.evaluation.supervised.parts import ERROR, Contender, Parts, split_codes, split_dictionary
+from trimtab.evaluation.supervised.parts import ERROR, Contender, Parts, split, width_of
 from trimtab.lm import LanguageModel
 from trimtab.stats import Interval, bootstrap_mean, bootstrap_ratio_of_sums
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
@@ -154,8 +153,8 @@ def attention_terms(
         heads: a circuit, whose name movers are meant, or (layer, query head) of each.
         train: prompts by which terms are chosen.
         test: other prompts, on which they are reported.
-        contenders: by name, for every one of `score_locations`, supervised codes or a dictionary. Terms of codes are
-            pairs of factors, whatever their values; those of dictionaries are pairs of features.
+        contenders: by name, for every one of `score_locations`, supervised codes, a rotation or a dictionary. Terms of
+            codes and rotations are pairs of factors, whatever their values; those of dictionaries pairs of features.
         n_terms: numbers of terms.
         train_activations: of the train prompts at those locations, if they have been read.
         test_activations: the same for the test prompts.
@@ -202,14 +201,12 @@ def _check_contenders(contenders: Mapping[str, Contender], places: Sequence[Loca
         raise UserError("attention terms", "there is no contender", "give codes or dictionaries")
     for name, contender in contenders.items():
         for place in places:
-            if place not in contender:
+            size, width = width_of(contender[place], place) if place in contender else 0, x[place].shape[1]
+            if not size:
                 raise UserError(f"contender {name}", f"it has nothing for {place}", "fit or train it there, too")
-            one, width = contender[place], x[place].shape[1]
-            size = one.d_in if isinstance(one, Dictionary) else len(one.codes.mean)
             if size != width:
-                raise UserError(
-                    f"contender {name}", f"its width at {place} is {size}, the site's is {width}", "use another"
-                )
+                why = f"its width at {place} is {size}, the site's is {width}"
+                raise UserError(f"contender {name}", why, "use another")
 
 
 class Scored(NamedTuple):
@@ -223,12 +220,11 @@ class Scored(NamedTuple):
 def terms_of(head: ScoredHead, contender: Contender, prompts: Sequence[IOIPrompt], x: Values) -> dict[str, Scored]:
     """Per score its terms."""
 
-    def split(place: Location) -> Parts:
-        one = contender[place]
-        return split_dictionary(one, x[place]) if isinstance(one, Dictionary) else split_codes(one, x[place], prompts)
+    def parts_at(place: Location) -> Parts:
+        return split(contender[place], place, x[place], prompts)
 
-    n, query = len(prompts), split(head.query)
-    keys = {position: split(place) for position, place in head.keys.items()}
+    n, query = len(prompts), parts_at(head.query)
+    keys = {position: parts_at(place) for position, place in head.keys.items()}
     found = {position: Terms.of(query, key, head, position) for position, key in keys.items()}
     io, s = (found[position] for position in KEYS)
 

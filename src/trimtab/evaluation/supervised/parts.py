@@ -12,7 +12,8 @@ from torch import Tensor
 from trimtab.dictionaries import Dictionary
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Codes, Factors
-from trimtab.tasks.ioi_prompts import IOIPrompt
+from trimtab.evaluation.supervised.rotation import Rotation
+from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIPrompt
 
 BIAS, ERROR = 0, 1
 """The first two parts of every activation."""
@@ -25,7 +26,8 @@ class FittedCodes(NamedTuple):
     factors: Factors
 
 
-Contender = Mapping[Location, FittedCodes | Dictionary]
+Splitter = FittedCodes | Rotation | Dictionary
+Contender = Mapping[Location, Splitter]
 """What takes activations apart, per location."""
 
 
@@ -38,6 +40,24 @@ class Parts(NamedTuple):
     vectors: Tensor  # [P, a, w]
 
 
+def width_of(one: Splitter, place: Location) -> int:
+    """Of the activations that something takes apart at a location; 0 if it has nothing for it."""
+    if isinstance(one, Rotation):
+        return len(one.means.get(place, ()))
+    return one.d_in if isinstance(one, Dictionary) else len(one.codes.mean)
+
+
+def split(one: Splitter, place: Location, x: Float[Tensor, "P w"], prompts: Sequence[IOIPrompt]) -> Parts:
+    """Activations of prompts at a location as sums.
+
+    Raises:
+        UserError: a value without a code.
+    """
+    if isinstance(one, Dictionary):
+        return split_dictionary(one, x)
+    return split_rotation(one, place, x) if isinstance(one, Rotation) else split_codes(one, x, prompts)
+
+
 def split_codes(fitted: FittedCodes, x: Float[Tensor, "P w"], prompts: Sequence[IOIPrompt]) -> Parts:
     """Mean, what the codes leave out, and one part for each factor.
 
@@ -46,10 +66,23 @@ def split_codes(fitted: FittedCodes, x: Float[Tensor, "P w"], prompts: Sequence[
     """
     codes, factors = fitted
     vectors = codes.vectors[factors.rows(prompts)]
-    error = x - codes.mean - vectors.sum(1)
-    whole = torch.cat([codes.mean.expand_as(x)[:, None], error[:, None], vectors], 1)
-    names = ["mean", "error", *(",".join(factor) for factor in factors.factors)]
-    return Parts(names.__getitem__, len(names), torch.arange(len(names)).expand(len(x), -1), whole)
+    return _named_parts(x, codes.mean, vectors, [",".join(factor) for factor in factors.factors])
+
+
+def split_rotation(rotation: Rotation, place: Location, x: Float[Tensor, "P w"]) -> Parts:
+    """Mean, what is in no subspace, and the coordinates about the mean in each attribute's."""
+    mean = rotation.means[place]
+    blocks = [rotation.block(place, attribute) for attribute in ATTRIBUTES]
+    return _named_parts(x, mean, torch.stack([(x - mean) @ block @ block.T for block in blocks], 1), ATTRIBUTES)
+
+
+def _named_parts(
+    x: Float[Tensor, "P w"], mean: Float[Tensor, " w"], vectors: Float[Tensor, "P a w"], names: Sequence[str]
+) -> Parts:
+    error = x - mean - vectors.sum(1)
+    whole = torch.cat([mean.expand_as(x)[:, None], error[:, None], vectors], 1)
+    named = ("mean", "error", *names)
+    return Parts(named.__getitem__, len(named), torch.arange(len(named)).expand(len(x), -1), whole)
 
 
 @torch.no_grad()
