@@ -31,9 +31,10 @@ from trimtab.evaluation.supervised.section import PromptPairs, Section
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
 from trimtab.stats import interval_of, number_text
-from trimtab.tasks.ioi_prompts import IOIDistribution
+from trimtab.tasks.ioi_prompts import TEMPLATE_SETS, IOIDistribution
 
 INHIBITION, MOVER = (0, 1), (1, 2)
+D, WIDTH, NAME, END, PLACE, ANSWER = 64, 16, 10, 11, 12, slice(30, 40)  # as in conftest.py
 
 
 def test_the_circuit_that_was_built_is_found_and_no_other_head(built: LanguageModel, ioi: IOIDistribution) -> None:
@@ -49,6 +50,56 @@ def test_the_circuit_that_was_built_is_found_and_no_other_head(built: LanguageMo
     assert circuit.logit_difference is not None
     assert mover.effect.estimate == pytest.approx(circuit.logit_difference.estimate, rel=1e-3)
     assert "IOI circuit of built: 2 heads, logit difference" in repr(circuit)
+
+
+@pytest.fixture(scope="module")
+def built_with_keys(built: LanguageModel) -> LanguageModel:
+    """As `built`, and layer 1, head 3 lowers the logit of a name that layer 0, head 3 has marked as a repeated one.
+
+    At a name, that head looks at the first token of the same name, and writes where it stands; the suppressor's keys
+    take this from where the token itself stands, so that only keys at S2 carry it, and no value does.
+    """
+    hf, written = copy.deepcopy(built.hf), 13
+    suppressor, duplicate = hf.transformer.h[1].attn, hf.transformer.h[0].attn
+    start = 3 * WIDTH
+    with torch.no_grad():
+        token = hf.transformer.wte.weight[next(iter(built_names(built)))]
+        for number in range(10):
+            duplicate.c_attn.weight[number, start + number] = 10
+            duplicate.c_attn.weight[number, D + start + number] = 10
+            suppressor.c_attn.weight[number, 2 * D + start + number] = 1
+            suppressor.c_proj.weight[start + number, ANSWER.start + number] = -4
+        duplicate.c_attn.weight[NAME, start + 10] = 1
+        duplicate.c_attn.weight[PLACE, D + start + 10] = -40  # the first of them
+        duplicate.c_attn.weight[PLACE, 2 * D + start] = 1
+        duplicate.c_proj.weight[start, written] = token.std(correction=0)
+        suppressor.c_attn.weight[END, start] = 10
+        suppressor.c_attn.weight[NAME, D + start] = 10
+        suppressor.c_attn.weight[PLACE, D + start] = 20
+        suppressor.c_attn.weight[written, D + start] = -20
+    return LanguageModel.from_hf(hf, built.tokenizer, name="built with keys")
+
+
+def built_names(built: LanguageModel) -> list[int]:
+    """The tokens of names: those that have the coordinate."""
+    return built.hf.transformer.wte.weight[:, NAME].nonzero()[:, 0].tolist()
+
+
+def test_heads_that_act_through_keys(built_with_keys: LanguageModel, ioi: IOIDistribution) -> None:
+    """What marks the repeated name is found through the keys of the head that looks there, and is no S-inhibition."""
+    circuit = find_circuit(built_with_keys, ioi, ioi.prompts(24))
+    assert {(head.role, head.layer, head.head) for head in circuit.heads} == {
+        ("name mover", *MOVER),
+        ("S-inhibition", *INHIBITION),
+        ("S suppressor", 1, 3),
+        ("duplicate token", 0, 3),
+    }
+    found = measure_faithfulness(built_with_keys, ioi, circuit, ioi.prompts(24, "test"), n_random=0)
+    assert found.normalised.estimate == pytest.approx(1, abs=1e-3)
+    (duplicate,) = circuit.of("duplicate token")
+    less = dataclasses.replace(circuit, heads=tuple(head for head in circuit.heads if head != duplicate))
+    without = measure_faithfulness(built_with_keys, ioi, less, ioi.prompts(24, "test"), n_random=0)
+    assert without.normalised.estimate < 0.95
 
 
 @pytest.mark.parametrize("mutation", ["no corruption", "anywhere", "wrong place"])
@@ -166,11 +217,22 @@ def test_the_command(
     assert f"2 heads bring about {share} of the answer, more than 3 of 3 random circuits of their size." in page
     for head in printed["circuit"]["heads"]:
         effect = number_text(interval_of(head["effect"]), "+.3f")
-        assert f"{head['layer']}.{head['head']} {head['role']} {effect} {head['attention']:.2f}" in page
-    for what, name in (("Plain model", "full"), ("Every head at its mean", "none"), ("The circuit alone", "circuit")):
+        assert f"{head['role']} {head['layer']}.{head['head']} {effect} {head['attention']:.2f}" in page
+    for what, name in (("plain model", "full"), ("every head at its mean", "none"), ("the circuit alone", "circuit")):
         assert f"{what} {number_text(interval_of(printed['faithfulness'][name]), '.3f')}" in page
     assert "12 prompts that found no head." in page
+    lack, of = printed["completeness"]["knock_outs"][1], "name mover"
+    values = [number_text(interval_of(lack[name]), form) for name, form in (("circuit", ".3f"), ("model", ".3f"))]
+    assert f"{of} {' '.join(values)}" in page
+    assert "circuit without them" in page
+    (last,) = [head for head in printed["completeness"]["heads"] if head["head"] == "0.1"]
+    assert f"0.1 S-inhibition {number_text(interval_of(last['alone']), '+.3f')}" in page
     capsys.readouterr()
+    assert cli.main([*again[:4], *numbers, "--run", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == f"next: trimtab evaluate ioi --circuit {run}"
+    for heading in ("logit difference, right name minus wrong one", "taken from both", "as the last of its role"):
+        assert heading in " ".join(shown.split())
     for name in ("prompts", "test"):
         assert cli.main([*again[:4], f"--n-{name}", "1"]) == 2
         assert f"n_{name} 1: it must be at least 2" in capsys.readouterr().err
@@ -178,6 +240,26 @@ def test_the_command(
     assert "circuit nowhere: there is no such file; name the circuit.json" in capsys.readouterr().err
     assert cli.main([*again[:-8], "--circuit", "gpt2-small"]) == 2
     assert "circuit gpt2-small: " in capsys.readouterr().err
+
+
+def test_templates_that_the_circuit_was_not_found_on(
+    built: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentences' other words are unknown to the model, which reads names and the last token alone."""
+    built.hf.save_pretrained(tmp_path / "model")
+    built.tokenizer.save_pretrained(tmp_path / "model")
+    words = ["evaluate", "circuit", "--model", str(tmp_path / "model"), "--n-prompts", "12", "--n-test", "12"]
+    words += ["--n-random", "0", "--n-subsets", "0", "--json"]
+    assert cli.main([*words, "--test-templates", "wang"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["circuit"]["templates"]) <= set(TEMPLATE_SETS["paper"])
+    assert set(printed["templates"]) <= set(TEMPLATE_SETS["wang"])
+    assert len(printed["templates"]) > 3
+    assert printed["faithfulness"]["normalised"]["estimate"] == pytest.approx(1, abs=1e-3)
+    for found in ("paper", "all"):
+        assert cli.main([*words, "--templates", found, "--test-templates", "paper"]) == 2
+        said = capsys.readouterr().err
+        assert "test_templates paper: the circuit is found on them; name others, or same" in said
 
 
 def test_task_saes_beside_supervised_codes(
@@ -309,9 +391,10 @@ def test_each_role_is_measured_through_the_one_behind_it(
         "previous token": ((0, 2), -0.1, "S1"),
     }  # fmt: skip
     direct = ("name mover", "S suppressor", "negative name mover")
+    # Keys and values of two heads each are one: 3.1 (the S suppressor) reads the first, 2.3 the second.
     through = {
-        "attn_q.3.0 at END": ("S-inhibition",),
-        "attn_v.2.1 at S2": ("induction", "duplicate token"),
+        "attn_q.3.0 at END, attn_q.3.1 at END, attn_q.3.2 at END, attn_q.0.3 at END": ("S-inhibition",),
+        "attn_k.3.0 at S2, attn_k.2.1 at S2, attn_v.3.0 at S2, attn_v.2.1 at S2": ("induction", "duplicate token"),
         "attn_k.1.0 at S1+1": ("previous token",),
     }
 
@@ -332,7 +415,7 @@ def test_each_role_is_measured_through_the_one_behind_it(
     asked: list[str] = []
 
     def patched(_model: object, rows: PromptRows, _other: object, receivers: list, _progress: object) -> torch.Tensor:
-        (receiver,) = map(str, receivers)
+        receiver = ", ".join(map(str, receivers))
         asked.append(receiver)
         return effects(through[receiver], len(rows.ids))
 
@@ -344,6 +427,7 @@ def test_each_role_is_measured_through_the_one_behind_it(
     found = {head.role: ((head.layer, head.head), head.effect.estimate) for head in circuit.heads if head.effect}
     assert len(circuit.heads) == len(found)
     assert found.pop("other direct") == ((0, 3), 0.5)
+    assert found.pop("other at S2") == ((0, 3), -0.5)
     for role, (place, effect) in found.items():
         assert place == planted[role][0]
         assert effect == pytest.approx(planted[role][1] if role in direct else -planted[role][1])

@@ -132,9 +132,9 @@ def evaluate_ground_truth() -> Job:
 
 def evaluate_circuit() -> Job:
     """find the heads by which a model solves IOI, and measure how much of the answer they bring about"""
-    from trimtab.evaluation.circuits import CircuitConfig, run_circuit
+    from trimtab.evaluation.circuits.command import CircuitConfig, show_circuit
 
-    return Job(CircuitConfig, run_circuit, example="--model smollm2-135m-instruct --run runs/circuit")
+    return Job(CircuitConfig, show_circuit, example="--model smollm2-135m-instruct --run runs/circuit")
 
 
 def evaluate_ioi() -> Job:

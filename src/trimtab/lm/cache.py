@@ -126,11 +126,18 @@ class GrowingLayer(CacheLayerMixin):
 
 
 class FrozenLayer(GrowingLayer):
-    """Keys and values put before those of any forward pass, which leaves them as they are. One row serves any."""
+    """Keys and values put before those of any forward pass, which leaves them as they are. One row serves any.
 
-    def __init__(self, layer: GrowingLayer) -> None:
+    Args:
+        layer: what holds them.
+        length: how many of them, from the first; all by default.
+    """
+
+    def __init__(self, layer: GrowingLayer, length: int | None = None) -> None:
         super().__init__()
         self.length, self.keys, self.values = layer.length, layer.keys, layer.values
+        if length is not None and self.keys is not None and self.values is not None:
+            self.length, self.keys, self.values = length, self.keys[:, :, :length], self.values[:, :, :length]
         self.is_initialized = True
 
     def update(
@@ -143,6 +150,33 @@ class FrozenLayer(GrowingLayer):
             torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=2),
             torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=2),
         )
+
+
+class PlacedLayer(FrozenLayer):
+    """Keys and values of whole rows, in which those of tokens that are fed take the place of others.
+
+    Args:
+        layer: what holds them.
+        time: `[B, Q]` which places the tokens take. Masks and positions must say so, too.
+    """
+
+    def __init__(self, layer: GrowingLayer, time: Tensor) -> None:
+        super().__init__(layer)
+        self.time = time
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        each = torch.arange(len(self.time), device=self.time.device)[:, None]
+        keys, values = self.keys.clone(), self.values.clone()
+        keys[each, :, self.time] = key_states.transpose(1, 2)
+        values[each, :, self.time] = value_states.transpose(1, 2)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return 0
 
 
 class GrowingCache(Cache):
@@ -162,10 +196,20 @@ class GrowingCache(Cache):
         """Tokens held, padding included."""
         return self.growing[0].length
 
-    def frozen(self) -> GrowingCache:
-        """What is held now, as a cache that stays as it is whatever is fed; it shares this one's memory."""
+    def frozen(self, length: int | None = None) -> GrowingCache:
+        """What is held now, as a cache that stays as it is whatever is fed; it shares this one's memory.
+
+        Args:
+            length: only so many tokens, from the first.
+        """
         found = GrowingCache(len(self.growing))
-        found.growing = found.layers = [FrozenLayer(layer) for layer in self.growing]
+        found.growing = found.layers = [FrozenLayer(layer, length) for layer in self.growing]
+        return found
+
+    def in_places(self, time: Tensor) -> GrowingCache:
+        """What is held now, as a cache in which tokens that are fed take the places `time [B, Q]` of others."""
+        found = GrowingCache(len(self.growing))
+        found.growing = found.layers = [PlacedLayer(layer, time) for layer in self.growing]
         return found
 
     def select(self, rows: Tensor) -> None:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from trimtab.report.page import figure, number, render
 from trimtab.report.run_files import RunFiles
-from trimtab.runs.figures import Head, plot_heads
-from trimtab.runs.tables import Column, Table
+from trimtab.runs.circuit_tables import (
+    completeness_table,
+    drawn_heads,
+    faithfulness_table,
+    heads_table,
+    knock_out_points,
+    minimality_table,
+)
+from trimtab.runs.figures import plot_heads, plot_points
 
 
 def circuit_page(files: RunFiles) -> str:
-    """Which heads answer, what each does, and how much of the answer they bring about."""
+    """Which heads answer, what each does, how much of the answer they bring about, and what they lack."""
     results = files.finished
-    circuit, measured = results["circuit"], results["faithfulness"]
+    circuit, measured, completeness = results["circuit"], results["faithfulness"], results["completeness"]
     beaten = sum(measured["normalised"]["low"] > found for found in measured["random"])
     n_random, share = len(measured["random"]), number(measured["normalised"], ".2f")
     beside = f", more than {beaten} of {n_random} random circuits of their size" if n_random else ""
-    effects = [head["effect"]["estimate"] if head["effect"] else None for head in circuit["heads"]]
-    drawn = [
-        Head(head["layer"], head["head"], head["role"], effect)
-        for head, effect in zip(circuit["heads"], effects, strict=True)
-    ]
-    values = {
-        "Plain model": "full", "Every head at its mean": "none", "The circuit alone": "circuit",
-        "The model without the circuit": "without", "Circuit / model": "faithfulness",
-        "Between none (0) and model (1)": "normalised",
-    }  # fmt: skip
-    heads = [
-        Column("Head", lambda head: f"{head['layer']}.{head['head']}"), Column("Role", "role"),
-        Column("Effect", "effect", "+.3f", note="logits"), Column("Attention", "attention", ".2f"),
-    ]  # fmt: skip
     return render(
         "circuit",
         files=files,
@@ -39,12 +32,17 @@ def circuit_page(files: RunFiles) -> str:
         circuit=circuit,
         drawing=figure(
             plot_heads, "The circuit", "Heads by layer and number; larger circles have larger effects.", height=3.4,
-            heads=drawn,
+            heads=drawn_heads(circuit["heads"]),
         ),
-        heads=Table(columns=heads, rows=circuit["heads"]),
-        measures=Table(
-            columns=[Column("Logit difference, right name minus wrong one", "what"), Column("Value", "value", ".3f")],
-            rows=[{"what": what, "value": measured[name]} for what, name in values.items()],
-            caption=f"{measured['full']['n']} prompts that found no head.",
+        heads=heads_table(circuit["heads"]),
+        measures=faithfulness_table(measured),
+        knock_outs=figure(
+            plot_points, "Completeness",
+            "Logit differences when the same heads are taken from the circuit and from the model. A complete circuit "
+            "lies on the line.",
+            height=3.4, points=knock_out_points(completeness), x_axis="model without the heads",
+            y_axis="circuit without them",
         ),
+        completeness=completeness_table(completeness),
+        minimality=minimality_table(completeness),
     )  # fmt: skip

@@ -66,6 +66,14 @@ class Head(NamedTuple):
     effect: float | None = None
 
 
+class Point(NamedTuple):
+    """Two measurements of one thing."""
+
+    x: float
+    y: float
+    kind: str
+
+
 class Level(NamedTuple):
     """A horizontal line to read curves against."""
 
@@ -186,6 +194,25 @@ def plot_heads(ax: Axes, heads: Sequence[Head]) -> None:
     ax.margins(0.12)
     ax.grid(axis="x")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), markerscale=0.6)
+
+
+def plot_points(ax: Axes, points: Sequence[Point], x_axis: str, y_axis: str) -> None:
+    """Points beside the diagonal on which both measurements are equal, a colour for each kind.
+
+    Args:
+        ax: to draw on.
+        points: the points.
+        x_axis: what the horizontal axis measures.
+        y_axis: what the vertical axis measures, in the same unit.
+    """
+    for colour, kind in zip(COLOURS, dict.fromkeys(point.kind for point in points), strict=False):
+        own = [point for point in points if point.kind == kind]
+        ax.scatter([p.x for p in own], [p.y for p in own], s=24, label=kind, alpha=0.75, color=colour)
+    ends = [value for point in points for value in (point.x, point.y)]
+    ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.grid()
+    ax.set(xlabel=x_axis, ylabel=y_axis)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _name_levels(ax: Axes, levels: Sequence[Level]) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.runs import config_dict, json_safe, read_json, read_typed, write_json
-from trimtab.runs.figures import Head, plot_heads
+from trimtab.runs.circuit_tables import drawn_heads, head_name, heads_table
+from trimtab.runs.figures import plot_heads
 from trimtab.runs.results import Result
-from trimtab.runs.tables import Column, Table
+from trimtab.runs.tables import Table
 from trimtab.stats import Interval
 
 if TYPE_CHECKING:
@@ -32,18 +33,22 @@ class Role(NamedTuple):
     through: str  # by what their effect is measured
 
 
+QUERIES, AT_S2 = "queries of direct heads", "keys and values of heads that look at S2"
 ROLES: Mapping[str, Role] = {
     "name mover": Role("END", "IO", "S2", "logits"),
     "S suppressor": Role("END", "S2", "IO", "logits"),
     "negative name mover": Role("END", "IO", "S2", "logits"),
     "other direct": Role("END", "", "", "logits"),
-    "S-inhibition": Role("END", "S2", "IO", "queries of name movers"),
-    "induction": Role("S2", "S1+1", "S1", "values of S-inhibition heads"),
-    "duplicate token": Role("S2", "S1", "S1+1", "values of S-inhibition heads"),
+    "S-inhibition": Role("END", "S2", "IO", QUERIES),
+    "other query": Role("END", "", "", QUERIES),
+    "induction": Role("S2", "S1+1", "S1", AT_S2),
+    "duplicate token": Role("S2", "S1", "S1+1", AT_S2),
+    "other at S2": Role("S2", "", "", AT_S2),
     "previous token": Role("S1+1", "S1", "IO", "keys of induction heads"),
 }
-"""Those of Wang et al. 2022, and two more that act on the logits directly: heads that look at the second S and lower
-its logit, and heads that look at no name."""
+"""Those of Wang et al. 2022, and more: S suppressors look at the second S and lower its logit themselves; others look
+elsewhere, or work against the answer. Direct heads are the first four; S suppressors and S-inhibition heads look at S2.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class CircuitHead:
     @property
     def name(self) -> str:
         """`LAYER.HEAD`."""
-        return f"{self.layer}.{self.head}"
+        return head_name(self)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -106,16 +111,11 @@ class Circuit(Result):
 
     def tables(self) -> dict[str, Table]:
         """The heads."""
-        columns = [
-            Column("role", "role"), Column("head", "name", whole=True), Column("effect", "effect", "+.3f"),
-            Column("attention", "attention", ".2f"), Column("through", lambda head: ROLES[head.role].through),
-        ]  # fmt: skip
-        return {"heads": Table(columns=columns, rows=self.heads)}
+        return {"heads": heads_table(self.heads, {role: kind.through for role, kind in ROLES.items()})}
 
     def draw(self, ax: Axes) -> None:
         """Heads by layer, as large as their effect, by role."""
-        heads = [Head(h.layer, h.head, h.role, h.effect.estimate if h.effect else None) for h in self.heads]
-        plot_heads(ax, heads)
+        plot_heads(ax, drawn_heads(self.heads))
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit, gpt2_small_circuit
+from trimtab.evaluation.circuits.completeness import Completeness, measure_completeness
 from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
 from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.knock_outs import KnockOuts
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import ModelConfig
 from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
-from trimtab.tasks.ioi_prompts import IOIDistribution, TemplateSet
+from trimtab.tasks.ioi_prompts import HELD_OUT, TEMPLATE_SETS, IOIDistribution, TemplateSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.console import RenderableType
 
 PUBLISHED = "gpt2-small"
 
@@ -34,8 +37,12 @@ class CircuitConfig(ModelConfig):
     """Prompts by which heads are found."""
     n_test: int = 64
     """Other prompts, on which the circuit is held against the model."""
+    test_templates: Literal["same", "paper", "wang"] = "same"
+    """Sentences that the circuit is measured on: those of --templates, or held-out ones (paper or wang)."""
     n_random: int = 100
     """Random circuits of the same size beside it."""
+    n_subsets: int = 12
+    """Random sets of heads that are taken from the circuit and from the model."""
     share: float = 0.02
     """A head's least effect, as a share of the logit difference."""
     most: int = 8
@@ -53,7 +60,11 @@ class CircuitConfig(ModelConfig):
         check_choices(self)
         check_least(self, 2, "n_prompts", "n_test")
         check_least(self, 1, "most")
-        check_least(self, 0, "n_random", "share")
+        check_least(self, 0, "n_random", "n_subsets", "share")
+        if self.test_templates != "same" and self.templates in (self.test_templates, "all"):
+            raise UserError(
+                f"test_templates {self.test_templates}", "the circuit is found on them", "name others, or same"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,14 +73,17 @@ class CircuitResult(Result):
 
     circuit: Circuit
     faithfulness: Faithfulness
+    completeness: Completeness
+    templates: tuple[str, ...]
+    """Those of the prompts that the circuit was measured on."""
 
     def headline(self) -> str:
-        """Both in a line."""
-        return f"{self.circuit.headline()}. {self.faithfulness.headline()}."
+        """All in a line."""
+        return f"{self.circuit.headline()}. {self.faithfulness.headline()}. {self.completeness.headline()}."
 
     def tables(self) -> dict[str, Table]:
-        """Heads, and how much of the answer they bring about."""
-        return {**self.circuit.tables(), **self.faithfulness.tables()}
+        """Heads, how much of the answer they bring about, what it lacks, and what each adds."""
+        return {**self.circuit.tables(), **self.faithfulness.tables(), **self.completeness.tables()}
 
     def draw(self, ax: Axes) -> None:
         """The heads by layer."""
@@ -78,6 +92,28 @@ class CircuitResult(Result):
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return json_safe(self)
+
+
+class ShownCircuit(NamedTuple):
+    """What the command prints: the result, and what to do with it."""
+
+    result: CircuitResult
+    run: Path | None
+
+    def render(self) -> RenderableType:
+        """For the terminal."""
+        from rich.console import Group
+
+        return Group(self.result.render(), *([f"next: trimtab evaluate ioi --circuit {self.run}"] if self.run else []))
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return self.result.to_json()
+
+
+def show_circuit(config: CircuitConfig) -> ShownCircuit:
+    """What `trimtab evaluate circuit` does; see `run_circuit`."""
+    return ShownCircuit(run_circuit(config), config.run)
 
 
 def run_circuit(config: CircuitConfig) -> CircuitResult:
@@ -91,7 +127,8 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
     circuit = None if config.circuit is None else _given(config.circuit, model)
-    prompts = ioi.prompts(config.n_test, "test", seed=config.seed)
+    test, split = _test_prompts(config, model, ioi)
+    prompts = test.prompts(config.n_test, split, seed=config.seed)
     with ExitStack() as stack:
         run = None
         if config.run is not None:
@@ -105,14 +142,33 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
         circuit = circuit or _found(config, model, ioi)
         if run is not None:
             circuit.save(run.path / CIRCUIT_FILE)
-        meter = stack.enter_context(Meter("random circuits", config.n_random))
-        measured = measure_faithfulness(
-            model, ioi, circuit, prompts, n_random=config.n_random, seed=config.seed, progress=meter.advance
-        )
-        result = CircuitResult(circuit=circuit, faithfulness=measured)
+        runs = KnockOuts(model, test, prompts, config.seed)
+        with Meter("random circuits", config.n_random) as meter:
+            faithfulness = measure_faithfulness(
+                model, test, circuit, prompts, n_random=config.n_random, seed=config.seed, runs=runs,
+                progress=meter.advance,
+            )  # fmt: skip
+        with Meter("heads taken away") as meter:
+            completeness = measure_completeness(
+                model, test, circuit, prompts, n_subsets=config.n_subsets, seed=config.seed, runs=runs,
+                progress=meter.advance,
+            )  # fmt: skip
+        result = CircuitResult(
+            circuit=circuit, faithfulness=faithfulness, completeness=completeness,
+            templates=tuple(dict.fromkeys(prompt.template for prompt in prompts)),
+        )  # fmt: skip
         if run is not None:
             run.finish(result)
     return result
+
+
+def _test_prompts(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribution) -> tuple[IOIDistribution, str]:
+    """The distribution of prompts to measure on, and their split."""
+    if config.test_templates == "same":
+        return ioi, "test"
+    held_out = TEMPLATE_SETS[config.test_templates]
+    templates = (*TEMPLATE_SETS[config.templates], *held_out)
+    return IOIDistribution.load(model.encode_text, templates, held_out=held_out), HELD_OUT
 
 
 def _given(circuit: str, model: LanguageModel) -> Circuit:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, Role
 from trimtab.evaluation.circuits.direct_effects import attention_from, direct_effects
-from trimtab.evaluation.circuits.patched_runs import Location, head_location
+from trimtab.evaluation.circuits.patched_runs import head_location
 from trimtab.evaluation.circuits.path_patching import path_patch
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference, rows_of
 from trimtab.lm import LanguageModel
@@ -36,11 +36,12 @@ def find_circuit(
 ) -> Circuit:
     """The heads of each role.
 
-    Name movers by direct logit attribution; then S-inhibition heads by path patching into the name movers' queries,
-    induction and duplicate-token heads into the values of those at S2, previous-token heads into the induction heads'
-    keys at S1+1. Corrupted prompts name three other persons. A head has a role if its mean effect is at least a share
-    of the logit difference, beyond two standard errors of it, and if it looks where the role looks: with a weight of
-    0.1, and more than where the neighbouring role looks.
+    Heads that act on the logits directly (name movers and others) by direct logit attribution; S-inhibition heads by
+    path patching into the queries of all of these; induction and duplicate-token heads into the keys and values at S2
+    of all heads that look there from the end; previous-token heads into the induction heads' keys at S1+1. Corrupted
+    prompts name three other persons. A head has a role if its mean effect is at least a share of the logit difference,
+    beyond two standard errors of it, and if it looks where the role looks: with a weight of 0.1, and more than where
+    the neighbouring role looks. Those that look elsewhere, or work against the answer, are the *others* of a round.
 
     Args:
         model: with attention sites.
@@ -87,7 +88,7 @@ def find_circuit(
     direct = torch.cat([direct_effects(model, rows, run) for rows, _, run in batches])
     positive = direct.mean(0) > 0
     movers = add("name mover", direct, positive & looks["name mover"])
-    add("S suppressor", direct, positive & looks["S suppressor"])
+    suppressors = add("S suppressor", direct, positive & looks["S suppressor"])
     add("negative name mover", direct, ~positive & looks["negative name mover"])
     add("other direct", direct, ~looks["name mover"] & ~(positive & looks["S suppressor"]))
     if not movers:
@@ -97,20 +98,29 @@ def find_circuit(
             "choose another model, or a lower share",
         )
 
-    def patched(kind: str, through: Sequence[CircuitHead], position: str) -> Tensor:
-        receivers: list[Location] = [head_location(model, kind, h.layer, h.head, position) for h in through]
-        return torch.cat([path_patch(model, rows, other, receivers, progress) for rows, other, _ in batches])
+    def taken_away(kinds: Sequence[str], through: Sequence[CircuitHead], position: str) -> Tensor:
+        """What patching takes from the logit difference."""
+        receivers = [head_location(model, kind, h.layer, h.head, position) for kind in kinds for h in through]
+        if not receivers:
+            return torch.zeros_like(direct)
+        return -torch.cat([path_patch(model, rows, other, receivers, progress) for rows, other, _ in batches])
 
-    def add_patched(role: str, change: Tensor) -> list[CircuitHead]:
-        return add(role, -change, (change.mean(0) < 0) & looks[role])
+    def add_others(role: str, effects: Tensor) -> None:
+        known = torch.zeros_like(positive)
+        for head in heads:
+            if ROLES[head.role].position == ROLES[role].position:
+                known[head.layer, head.head] = True
+        add(role, effects, ~known)
 
-    inhibition = add_patched("S-inhibition", patched("attn_q", movers, "END"))
-    if inhibition:
-        change = patched("attn_v", inhibition, "S2")
-        induction = add_patched("induction", change)
-        add_patched("duplicate token", change)
-        if induction:
-            add_patched("previous token", patched("attn_k", induction, "S1+1"))
+    queries = taken_away(["attn_q"], list(heads), "END")
+    inhibition = add("S-inhibition", queries, (queries.mean(0) > 0) & looks["S-inhibition"])
+    add_others("other query", queries)
+    at_s2 = taken_away(["attn_k", "attn_v"], [*suppressors, *inhibition], "S2")
+    induction = add("induction", at_s2, (at_s2.mean(0) > 0) & looks["induction"])
+    add("duplicate token", at_s2, (at_s2.mean(0) > 0) & looks["duplicate token"])
+    add_others("other at S2", at_s2)
+    keys = taken_away(["attn_k"], induction, "S1+1")
+    add("previous token", keys, (keys.mean(0) > 0) & looks["previous token"])
     return Circuit(
         model=model.name, fingerprint=model.fingerprint, heads=tuple(heads), logit_difference=difference,
         accuracy=accuracy, templates=tuple(dict.fromkeys(p.template for p in prompts)), seed=seed, share=share,

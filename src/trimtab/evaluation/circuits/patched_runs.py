@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
+from trimtab.lm.cache import GrowingCache
 from trimtab.lm.layouts import head_count
 from trimtab.lm.upper_layers import starting_at
 
@@ -56,10 +57,17 @@ class PatchedRuns:
         clean: their plain run.
         locations: all that will be patched.
         copies: of each prompt, side by side.
+        cache: keys and values of the plain run, if there are some; copies of them need one of their own.
     """
 
     def __init__(
-        self, model: LanguageModel, rows: PromptRows, clean: PlainRun, locations: Sequence[Location], copies: int
+        self,
+        model: LanguageModel,
+        rows: PromptRows,
+        clean: PlainRun,
+        locations: Sequence[Location],
+        copies: int,
+        cache: GrowingCache | None = None,
     ) -> None:
         self.model, self.copies, self.clean = model, copies, clean
         self.start = int(min(rows.positions[location.position].min() for location in locations))
@@ -67,7 +75,9 @@ class PatchedRuns:
         self.end = (rows.positions["END"] - self.start).repeat_interleave(copies)
         self.batch = TokenBatch.full(rows.ids[:, self.start :].repeat_interleave(copies, 0))
         self.cache = None
-        if self.start:
+        if self.start and cache is not None and copies == 1:
+            self.cache = cache.frozen(self.start)
+        elif self.start:
             cache = model.new_cache()
             model.forward(TokenBatch.full(rows.ids[:, : self.start]), cache=cache, last=1)
             cache.repeat(copies)

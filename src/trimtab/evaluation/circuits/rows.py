@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.lm import LanguageModel, Site, TokenBatch, capture
+from trimtab.lm.cache import GrowingCache
 from trimtab.lm.unembedding import Unembedding
 from trimtab.tasks.ioi_prompts import TokenisedPrompt
 
@@ -52,12 +53,12 @@ class PlainRun(NamedTuple):
     z: list[Tensor]  # per layer: [B, T, heads, head_dim], the output projection's input
 
     @classmethod
-    def of(cls, model: LanguageModel, ids: Int[Tensor, "B T"]) -> PlainRun:
-        """Run the model."""
+    def of(cls, model: LanguageModel, ids: Int[Tensor, "B T"], cache: GrowingCache | None = None) -> PlainRun:
+        """Run the model, and fill a cache where one is given."""
         n = model.n_layers
         inputs = [*(Site("resid_pre", layer) for layer in range(n)), Site("resid_post", n - 1)]
         heads = [Site("attn_z", layer) for layer in range(n)]
-        found = capture(model, TokenBatch.full(ids), [*inputs, *heads])
+        found = capture(model, TokenBatch.full(ids), [*inputs, *heads], cache=cache)
         return cls([found[site] for site in inputs], [found[site] for site in heads])
 
 
