@@ -93,7 +93,7 @@ def test_the_same_sae_recurs_and_random_rows_do_as_by_chance() -> None:
 def planted(location: Location, n: int, split: str) -> tuple[list, dict]:
     """A direction for each pair of Pos and one of three objects."""
     prompts = IOI.prompts(n, split)
-    directions = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    directions = torch.randn(6, 8, generator=torch.Generator().manual_seed(101))
     number = [2 * IOI.objects.index(p.object or IOI.objects[0]) + (p.attributes["Pos"] == "ABB") for p in prompts]
     strength = 1 + torch.rand(n, 1, generator=torch.Generator().manual_seed(n))
     return prompts, {location: directions[number] * strength}
