@@ -43,12 +43,12 @@ LEAST_FIRINGS = 20
 SIMILAR = 0.5
 """Mean cosine of decoder rows at which clusters are joined."""
 SIZES = (1, 2, 4, 8, 16, 32)
-RESAMPLES = 500
+RESAMPLES = 300
 
 
 def overlap(a: Bool[Tensor, "P n"], b: Bool[Tensor, "P m"]) -> Float[Tensor, "n m"]:
     """Prompts on which both fire, of those on which either does (intersection over union); 0 where neither does."""
-    one, other = a.double(), b.double()
+    one, other = a.float(), b.float()  # whole numbers, exact
     both = one.T @ other
     return both / (one.sum(0)[:, None] + other.sum(0) - both).clamp_min(1)
 
@@ -146,8 +146,8 @@ class SplitPos:
     active: float | None
     """Of a value's features those that fire on one of its prompts. This and what follows is on test prompts; None where
     no SAE has two features of a value."""
-    overlap: Interval | None
-    """Mean over pairs of features of one value; interval over prompts."""
+    overlap: float | None
+    """Mean over pairs of features of one value."""
     chance: float | None
     """The same of features that fire as often on the value's prompts, each by itself."""
     difference: Interval | None
@@ -194,7 +194,7 @@ class Splitting(Result):
         unions = [one for one in self.unions if one.location == most.location]
         said = f"{most.features.estimate:.0f} features of a value of Pos at {most.location}"
         if most.overlap is not None and most.chance is not None:
-            said += f", which overlap by {most.overlap.estimate:.3f} (by chance {most.chance:.3f})"
+            said += f", which overlap by {most.overlap:.3f} (by chance {most.chance:.3f})"
         said += f"; the best one has an F1 of {unions[0].f1.estimate:.2f}, the best {unions[-1].k} together "
         return f"{said}{unions[-1].f1.estimate:.2f}"
 
@@ -343,17 +343,18 @@ def _overlaps(saes: Sequence[_Trained], has: Mapping[str, Bool[Tensor, " Q"]]) -
         """Mean over pairs, mean over groups: of overlaps, and of what they are by chance."""
         means: list[tuple[float, float]] = []
         for fired, prompts in groups:
-            own = torch.from_numpy(fired[index][prompts[index]])
-            upper = torch.ones(own.shape[1], own.shape[1]).triu(1).bool()
+            own = torch.from_numpy(fired[index[prompts[index]]])
+            upper = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool).triu(1)
             rates = own.double().mean(0)
             means.append((float(overlap(own, own)[upper].mean()), float(chance_overlap(rates, rates)[upper].mean())))
         return tuple(np.mean(means, 0))
 
     every = np.arange(len(next(iter(has.values()))))
+    mean, chance = pairs(every)
     return {
         "active": float(np.mean([fired[prompts].sum(1).mean() for fired, prompts in groups])),
-        "overlap": bootstrap_statistic(lambda index: pairs(index)[0], [every], n_resamples=RESAMPLES),
-        "chance": pairs(every)[1],
+        "overlap": mean,
+        "chance": chance,
         "difference": bootstrap_statistic(lambda i: float(np.subtract(*pairs(i))), [every], n_resamples=RESAMPLES),
     }
 
