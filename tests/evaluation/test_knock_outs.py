@@ -129,6 +129,10 @@ def test_the_whole_circuit_is_complete(built: LanguageModel, ioi: IOIDistributio
     assert shares["0.1"].alone.estimate > 0.5
     assert "it is 0.00 [0.00, 0.00] of the logit difference from the model" in found.headline()
     assert read_typed(Completeness, json_safe(found), "it") == found
+    drawn = found.plot()
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("model without the heads", "circuit without them")
+    dots = sum(len(kind.get_offsets()) for kind in drawn.collections)  # type: ignore[arg-type]
+    assert dots == len(found.knock_outs)
 
 
 def test_all_heads_are_complete_and_half_a_circuit_is_not(built: LanguageModel, ioi: IOIDistribution) -> None:

@@ -33,22 +33,20 @@ class Role(NamedTuple):
     through: str  # by what their effect is measured
 
 
-QUERIES, AT_S2 = "queries of direct heads", "keys and values of heads that look at S2"
+AT_S2 = "keys and values of heads that look at S2"
 ROLES: Mapping[str, Role] = {
     "name mover": Role("END", "IO", "S2", "logits"),
     "S suppressor": Role("END", "S2", "IO", "logits"),
     "negative name mover": Role("END", "IO", "S2", "logits"),
     "other direct": Role("END", "", "", "logits"),
-    "S-inhibition": Role("END", "S2", "IO", QUERIES),
-    "other query": Role("END", "", "", QUERIES),
+    "S-inhibition": Role("END", "S2", "IO", "queries of direct heads"),
     "induction": Role("S2", "S1+1", "S1", AT_S2),
     "duplicate token": Role("S2", "S1", "S1+1", AT_S2),
-    "other at S2": Role("S2", "", "", AT_S2),
     "previous token": Role("S1+1", "S1", "IO", "keys of induction heads"),
 }
-"""Those of Wang et al. 2022, and more: S suppressors look at the second S and lower its logit themselves; others look
-elsewhere, or work against the answer. Direct heads are the first four; S suppressors and S-inhibition heads look at S2.
-"""
+"""Those of Wang et al. 2022, and two more that act on the logits directly: heads that look at the second S and lower
+its logit, and heads that look at no name. Direct heads are the first four; S suppressors and S-inhibition heads look at
+S2."""
 
 
 @dataclass(frozen=True, kw_only=True)

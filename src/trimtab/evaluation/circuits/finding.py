@@ -41,7 +41,7 @@ def find_circuit(
     of all heads that look there from the end; previous-token heads into the induction heads' keys at S1+1. Corrupted
     prompts name three other persons. A head has a role if its mean effect is at least a share of the logit difference,
     beyond two standard errors of it, and if it looks where the role looks: with a weight of 0.1, and more than where
-    the neighbouring role looks. Those that look elsewhere, or work against the answer, are the *others* of a round.
+    the neighbouring role looks.
 
     Args:
         model: with attention sites.
@@ -105,22 +105,14 @@ def find_circuit(
             return torch.zeros_like(direct)
         return -torch.cat([path_patch(model, rows, other, receivers, progress) for rows, other, _ in batches])
 
-    def add_others(role: str, effects: Tensor) -> None:
-        known = torch.zeros_like(positive)
-        for head in heads:
-            if ROLES[head.role].position == ROLES[role].position:
-                known[head.layer, head.head] = True
-        add(role, effects, ~known)
+    def add_patched(role: str, effects: Tensor) -> list[CircuitHead]:
+        return add(role, effects, (effects.mean(0) > 0) & looks[role])
 
-    queries = taken_away(["attn_q"], list(heads), "END")
-    inhibition = add("S-inhibition", queries, (queries.mean(0) > 0) & looks["S-inhibition"])
-    add_others("other query", queries)
+    inhibition = add_patched("S-inhibition", taken_away(["attn_q"], list(heads), "END"))
     at_s2 = taken_away(["attn_k", "attn_v"], [*suppressors, *inhibition], "S2")
-    induction = add("induction", at_s2, (at_s2.mean(0) > 0) & looks["induction"])
-    add("duplicate token", at_s2, (at_s2.mean(0) > 0) & looks["duplicate token"])
-    add_others("other at S2", at_s2)
-    keys = taken_away(["attn_k"], induction, "S1+1")
-    add("previous token", keys, (keys.mean(0) > 0) & looks["previous token"])
+    induction = add_patched("induction", at_s2)
+    add_patched("duplicate token", at_s2)
+    add_patched("previous token", taken_away(["attn_k"], induction, "S1+1"))
     return Circuit(
         model=model.name, fingerprint=model.fingerprint, heads=tuple(heads), logit_difference=difference,
         accuracy=accuracy, templates=tuple(dict.fromkeys(p.template for p in prompts)), seed=seed, share=share,
