@@ -122,10 +122,15 @@ def codes(model: LanguageModel, heads: list[tuple[int, int]], ioi: Any = IOI) ->
     return {place: FittedCodes(FITS["mse"](own, factors, factors.rows(train)), factors) for place, own in x.items()}
 
 
+def turned(means: dict[Any, Tensor]) -> Rotation:
+    """At random, two directions for each attribute."""
+    bases = {place: torch.zeros(len(mean), 6) for place, mean in means.items()}
+    return random_rotation(Rotation(means, bases, dict.fromkeys(means, ("IO", "S", "Pos") * 2)))
+
+
 def rotations(model: LanguageModel, heads: list[tuple[int, int]]) -> dict[Any, Rotation]:
     x = activations_of(model, IOI, IOI.prompts(6), score_locations(model, heads))
-    found = random_rotation({place: own.mean(0) for place, own in x.items()}, 2)
-    return dict.fromkeys(x, found)
+    return dict.fromkeys(x, turned({place: own.mean(0) for place, own in x.items()}))
 
 
 def reconstruction(one: Any, place: Any, x: Tensor, prompts: Any) -> Tensor:
@@ -312,11 +317,11 @@ def test_what_is_refused(
     lacking = {place: one for place, one in contender.items() if place != other}
     with pytest.raises(UserError, match=r"contender mse: it has nothing for attn_k.3.0 at S1; fit or train it there"):
         run(given={"mse": lacking})
-    turned = random_rotation({place: torch.zeros(8) for place in lacking}, 2)
+    rotation = turned({place: torch.zeros(8) for place in lacking})
     with pytest.raises(
         UserError, match=r"contender turned: it has nothing for attn_k.3.0 at S1; fit or train it there"
     ):
-        run(given={"turned": dict.fromkeys(contender, turned)})
+        run(given={"turned": dict.fromkeys(contender, rotation)})
     narrow = Standard(
         *(torch.zeros(s) for s in ((4, 9), (9,), (9, 4), (4,))), info=DictionaryInfo(architecture="standard")
     )

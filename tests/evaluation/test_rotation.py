@@ -48,8 +48,8 @@ def patched(
 def test_with_all_directions_it_is_true_patching(any_tiny: LanguageModel) -> None:
     prompts, changed, means = patched(any_tiny, locations_of(any_tiny))
     width = len(next(iter(means.values())))
-    whole = Rotation(width, means, {place: torch.eye(width) for place in means})
-    less = Rotation(width - 1, means, whole.bases)
+    whole = Rotation(means, {p: torch.eye(width) for p in means}, {p: ("IO",) * width for p in means})
+    less = whole._replace(owners={place: ("IO",) * (width - 1) + ("S",) for place in means})
     true = prompts.answers(changed["IO"])
     for rotation, equal in ((whole, True), (less, False)):
         edits = {p: rotation.edit(p, x, changed["IO"][p], "IO") for p, x in prompts.activations.items()}
@@ -142,18 +142,36 @@ def test_planted_axes_are_found() -> None:
         for attribute, along in shifts.items()
     }  # fmt: skip
     found = difference_rotation({place: x.mean(0)}, {place: x}, changed, rank=2)
-    assert sines(found.block(place, "IO"), axes[:, :2]).max() < 0.02
-    assert sines(found.block(place, "S"), axes[:, 2:4]).max() < 0.15  # a little of IO's axis, as planted
+    assert sines(axes[:, :2], found.block(place, "IO")).max() < 0.02
+    assert sines(axes[:, 2:4], found.block(place, "S")).max() < 0.15  # a little of IO's axis, as planted
     assert sines(axes[:, 4:5], found.block(place, "Pos")).max() < 0.02
-    again = random_rotation({place: x.mean(0)}, rank=2)
-    assert sines(again.block(place, "IO"), axes[:, :2]).max() > 0.5
+    assert found.owners[place][:5] == ("S", "IO", "S", "IO", "Pos")
+    assert sines(axes[:, :2], random_rotation(found).block(place, "IO")).max() > 0.5
+    few = difference_rotation({place: x.mean(0)}, {place: x}, changed, rank=1)
+    assert few.owners[place] == ("S", "IO", "Pos")  # one each at least
+
+
+def test_directions_go_to_who_needs_them() -> None:
+    """Ten of IO, two of S and one of Pos, of unlike strengths; then what is left."""
+    generator = torch.Generator().manual_seed(0)
+    x, place = torch.randn(300, 16, generator=generator), "place"
+    sizes = {"IO": [9.0 - 0.5 * i for i in range(10)], "S": [6.3, 5.2], "Pos": [0.5]}
+    changed: dict[str, Any] = {}
+    start = 0
+    for attribute, own in sizes.items():
+        delta = torch.zeros(300, 16)
+        delta[:, start : start + len(own)] = torch.randn(300, len(own), generator=generator) * torch.tensor(own)
+        changed[attribute], start = {place: x + delta}, start + len(own)
+    found = difference_rotation({place: x.mean(0)}, {place: x}, changed, rank=4)  # type: ignore[arg-type, dict-item]
+    assert [found.owners[place].count(attribute) for attribute in ATTRIBUTES] == [9, 2, 1]  # type: ignore[index]
+    assert sines(found.block(place, "IO"), torch.eye(16)[:, :10]).max() < 0.02  # type: ignore[arg-type]
 
 
 def test_the_names_axes_of_the_model_built_by_hand(ioi: IOIDistribution, built: LanguageModel) -> None:
     """The mover's output has a coordinate for each name, and holds IO alone."""
     place = head_location(built, "attn_z", 1, 2, "END")
     prompts, changed, means = patched(built, [place], ioi, n=60)
-    learned = learn_rotation(prompts, changed, means, rank=5, steps=30)
+    learned = learn_rotation(prompts, changed, means, rank=3, steps=30)
     names = torch.eye(16)[:, :10]
     assert sines(learned.start.block(place, "IO"), names).max() < 0.02
     trained = sines(learned.rotation.block(place, "IO"), names)
@@ -163,7 +181,7 @@ def test_the_names_axes_of_the_model_built_by_hand(ioi: IOIDistribution, built: 
         for rotation in (learned.start, learned.rotation)
     )
     assert after < before
-    assert interchange_divergence(prompts, changed, random_rotation(means, 5))["IO"].mean() > 2 * before
+    assert interchange_divergence(prompts, changed, random_rotation(learned.start))["IO"].mean() > 2 * before
 
 
 def test_weights_sum_to_one_and_what_is_rebuilt(tiny_llama: LanguageModel) -> None:
@@ -182,27 +200,29 @@ def test_weights_sum_to_one_and_what_is_rebuilt(tiny_llama: LanguageModel) -> No
 
 
 def test_random_subspaces_are_orthonormal_and_differ(tiny_llama: LanguageModel) -> None:
-    means = {place: torch.zeros(8) for place in locations_of(tiny_llama)}
-    first, second = random_rotation(means, 2), random_rotation(means, 2, seed=1)
+    prompts, changed, means = patched(tiny_llama, locations_of(tiny_llama))
+    like = difference_rotation(means, prompts.activations, changed, rank=2)
+    first, second = random_rotation(like), random_rotation(like, seed=1)
+    assert first.owners == like.owners
     bases = list(first.bases.values())
     for basis in bases:
         torch.testing.assert_close(basis.T @ basis, torch.eye(6), atol=1e-6, rtol=0)
     assert not torch.equal(bases[0], bases[1])
     assert not torch.equal(bases[0], next(iter(second.bases.values())))
-    assert all(torch.equal(a, b) for a, b in zip(bases, random_rotation(means, 2).bases.values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(bases, random_rotation(like).bases.values(), strict=True))
 
 
 def test_what_is_refused(tiny_llama: LanguageModel) -> None:
     prompts, changed, means = patched(tiny_llama, locations_of(tiny_llama), n=4)
     with pytest.raises(
-        UserError, match=r"rank 3: 3 subspaces must fit into width 8 at attn_z.2.1 at S2; choose 1 to 2"
+        UserError, match=r"rank 3: 3 times as many directions must fit into width 8 at attn_z.2.1 at S2"
     ):
         learn_rotation(prompts, changed, means, rank=3)
-    with pytest.raises(UserError, match="rank 0: 3 subspaces must fit into width 8"):
-        random_rotation(means, 0)
+    with pytest.raises(UserError, match=r"rank 0: .* at attn_z.2.1 at S2; choose 1 to 2"):
+        difference_rotation(means, prompts.activations, changed, 0)
     with pytest.raises(UserError, match="attribute S: there are no counterfactuals in it; give some for IO, S and Pos"):
         learn_rotation(prompts, {"IO": changed["IO"]}, means, rank=1)
     with pytest.raises(UserError, match="steps must be at least 0 and lr above 0"):
         learn_rotation(prompts, changed, means, rank=1, lr=0)
     with pytest.raises(UserError, match="attribute 'gender': the rotation has subspaces of IO, S, Pos"):
-        random_rotation(means, 1).block(prompts.locations[0], "gender")
+        difference_rotation(means, prompts.activations, changed, 1).block(prompts.locations[0], "gender")

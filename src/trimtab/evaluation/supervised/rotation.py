@@ -1,9 +1,10 @@
 """A learned rotation: subspaces in which IO, S and Pos can be interchanged (Geiger et al. 2024, arXiv 2303.02536).
 
-At each location of a cross-section some columns of an orthonormal basis are for IO, as many for S and for Pos. An
+At each location of a cross-section some columns of an orthonormal basis are for IO, others for S and for Pos. An
 attribute's coordinates are taken from the counterfactual prompt, x + R_a R_aᵀ (x' − x), at all locations at once, and
 the model shall say what it says with the whole counterfactual activations. The basis begins with the directions in
-which counterfactuals differ most, and is trained through the model.
+which counterfactuals differ most, and is trained through the model. A name may need a direction of its own, an order
+needs one: columns go to the attributes by strength, not in equal shares.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from trimtab.evaluation.supervised.cross_sections import PatchedPrompts, Values
 from trimtab.lm.token_statistics import kl_divergence
 from trimtab.tasks.ioi_prompts import ATTRIBUTES
 
-RANK = 8
-"""Directions of an attribute."""
+RANK = 16
+"""Directions of an attribute, on average: with 16 three quarters of a head of width 64 are shared out."""
 STEPS = 24
 """Of training, each on one batch and one attribute."""
 LR = 0.02
 
 
 class Rotation(NamedTuple):
-    """Per location a mean and an orthonormal basis whose blocks of `rank` columns are for IO, S and Pos."""
+    """Per location a mean, an orthonormal basis, and the attribute that each of its columns is for."""
 
-    rank: int
     means: Mapping[Location, Tensor]  # [w]
-    bases: Mapping[Location, Tensor]  # [w, 3 · rank]
+    bases: Mapping[Location, Tensor]  # [w, columns]
+    owners: Mapping[Location, tuple[str, ...]]  # [columns]
 
-    def block(self, place: Location, attribute: str) -> Float[Tensor, "w rank"]:
+    def block(self, place: Location, attribute: str) -> Float[Tensor, "w r"]:
         """The directions of an attribute.
 
         Raises:
@@ -47,8 +48,7 @@ class Rotation(NamedTuple):
         if attribute not in ATTRIBUTES:
             why = f"the rotation has subspaces of {', '.join(ATTRIBUTES)}"
             raise UserError(f"attribute {attribute!r}", why, "choose one of them")
-        start = ATTRIBUTES.index(attribute) * self.rank
-        return self.bases[place][:, start : start + self.rank]
+        return self.bases[place][:, [owner == attribute for owner in self.owners[place]]]
 
     def edit(
         self, place: Location, x: Float[Tensor, "P w"], counterfactual: Float[Tensor, "P w"], attribute: str
@@ -75,18 +75,14 @@ def interchanged(
     return x + (counterfactual - x) @ block @ block.T
 
 
-def random_rotation(means: Mapping[Location, Float[Tensor, " w"]], rank: int = RANK, *, seed: int = 0) -> Rotation:
-    """Random subspaces of the same rank, as the control.
-
-    Raises:
-        UserError: three subspaces do not fit the width.
-    """
+def random_rotation(rotation: Rotation, *, seed: int = 0) -> Rotation:
+    """Random subspaces of the same sizes, as the control."""
     generator = torch.Generator().manual_seed(seed)
-    bases: dict[Location, Tensor] = {}
-    for place, mean in means.items():
-        _check_rank(rank, len(mean), place)
-        bases[place] = torch.linalg.qr(torch.randn(len(mean), len(ATTRIBUTES) * rank, generator=generator)).Q
-    return Rotation(rank, means, bases)
+    bases = {
+        place: torch.linalg.qr(torch.randn(basis.shape, generator=generator)).Q.to(basis)
+        for place, basis in rotation.bases.items()
+    }
+    return rotation._replace(bases=bases)
 
 
 def difference_rotation(
@@ -98,13 +94,13 @@ def difference_rotation(
     """The directions in which counterfactuals in one attribute differ most from their prompts, in closed form.
 
     Again and again the largest of all leading directions, among what is orthogonal to those taken so far, goes to the
-    attribute whose differences it leads, until each has its number.
+    attribute whose differences it leads; every attribute gets one at least.
 
     Args:
         means: of each location.
         activations: of P prompts.
         changed: per attribute those of the prompts' counterfactuals in it.
-        rank: directions of an attribute.
+        rank: directions of an attribute, on average.
 
     Raises:
         UserError: three subspaces do not fit the width, or an attribute has no counterfactuals.
@@ -113,26 +109,35 @@ def difference_rotation(
     if missing is not None:
         raise UserError(f"attribute {missing}", "there are no counterfactuals in it", "give some for IO, S and Pos")
     bases: dict[Location, Tensor] = {}
+    owners: dict[Location, tuple[str, ...]] = {}
     for place, mean in means.items():
-        width = len(mean)
-        _check_rank(rank, width, place)
+        _check_rank(rank, len(mean), place)
         squares = {}
         for attribute in ATTRIBUTES:
             delta = (changed[attribute][place] - activations[place]).double()
             squares[attribute] = delta.T @ delta
-        free = torch.eye(width, dtype=torch.float64)  # projects onto what nobody has taken
-        taken: dict[str, list[Tensor]] = {attribute: [] for attribute in ATTRIBUTES}
-        while wanting := [attribute for attribute, own in taken.items() if len(own) < rank]:
-            leading = {attribute: torch.linalg.eigh(free @ squares[attribute] @ free) for attribute in wanting}
-            most = max(wanting, key=lambda attribute: float(leading[attribute].eigenvalues[-1]))
-            # What no difference reaches is as good as any other direction that is free.
-            reached = leading[most].eigenvalues[-1] > 1e-12 * squares[most].trace()
-            direction = leading[most].eigenvectors[:, -1] if reached else torch.linalg.eigh(free).eigenvectors[:, -1]
-            taken[most].append(direction)
-            free = free - torch.outer(direction, direction)
-        basis = torch.stack([one for attribute in ATTRIBUTES for one in taken[attribute]], 1)
-        bases[place] = torch.linalg.qr(basis).Q.to(mean)
-    return Rotation(rank, means, bases)
+        taken, owned = _shared_out(squares, len(ATTRIBUTES) * rank)
+        bases[place], owners[place] = torch.linalg.qr(taken).Q.to(mean), owned
+    return Rotation(means, bases, owners)
+
+
+def _shared_out(squares: Mapping[str, Float[Tensor, "w w"]], n: int) -> tuple[Float[Tensor, "w n"], tuple[str, ...]]:
+    """Directions by the strength of differences, whose sums of squares are given, and the attribute of each."""
+    free = torch.eye(len(next(iter(squares.values()))), dtype=torch.float64)  # projects onto what nobody has taken
+    taken: list[Tensor] = []
+    owners: list[str] = []
+    while len(taken) < n:
+        without = [attribute for attribute in squares if attribute not in owners]
+        able = without if len(without) == n - len(taken) else list(squares)
+        leading = {attribute: torch.linalg.eigh(free @ squares[attribute] @ free) for attribute in able}
+        most = max(able, key=lambda attribute: float(leading[attribute].eigenvalues[-1]))
+        # What no difference reaches is as good as any other direction that is free.
+        reached = leading[most].eigenvalues[-1] > 1e-12 * squares[most].trace()
+        direction = leading[most].eigenvectors[:, -1] if reached else torch.linalg.eigh(free).eigenvectors[:, -1]
+        taken.append(direction)
+        owners.append(most)
+        free = free - torch.outer(direction, direction)
+    return torch.stack(taken, 1), tuple(owners)
 
 
 class LearnedRotation(NamedTuple):
@@ -163,7 +168,7 @@ def learn_rotation(
         prompts: train prompts at all locations of a cross-section.
         changed: per attribute the activations of their counterfactuals in it, as `activations_of` gives them.
         means: of each location, over the prompts that dictionaries were fitted on.
-        rank: directions of an attribute.
+        rank: directions of an attribute, on average.
         steps: of Adam; 0 for the closed form alone.
         lr: of Adam.
         seed: of the order of batches.
@@ -189,7 +194,7 @@ def learn_rotation(
         if (attribute, batch) not in targets:
             with torch.no_grad():
                 targets[attribute, batch] = prompts.logits(batch, true).softmax(-1)
-        now = Rotation(rank, means, dict(zip(places, bases.weight, strict=True)))
+        now = start._replace(bases=dict(zip(places, bases.weight, strict=True)))
         values = {
             place: interchanged(x, true[place], now.block(place, attribute)) for place, x in prompts.activations.items()
         }
@@ -200,8 +205,8 @@ def learn_rotation(
         losses.append(float(loss.detach()))
         if progress is not None:
             progress(1)
-    found = dict(zip(places, bases.weight.detach(), strict=True))
-    return LearnedRotation(Rotation(rank, means, found if steps else start.bases), start, tuple(losses))
+    learned = start._replace(bases=dict(zip(places, bases.weight.detach(), strict=True))) if steps else start
+    return LearnedRotation(learned, start, tuple(losses))
 
 
 @torch.no_grad()
@@ -246,6 +251,6 @@ def _check_rank(rank: int, width: int, place: Location) -> None:
     if rank < 1 or len(ATTRIBUTES) * rank > width:
         raise UserError(
             f"rank {rank}",
-            f"{len(ATTRIBUTES)} subspaces must fit into width {width} at {place}",
+            f"{len(ATTRIBUTES)} times as many directions must fit into width {width} at {place}",
             f"choose 1 to {width // len(ATTRIBUTES)}",
         )

@@ -86,8 +86,8 @@ class ContenderConfig:
     """Tokens of text that text-saes are trained on, at most."""
     text_l0: float = 16.0
     """Active features of text-saes."""
-    rank: int = 8
-    """Directions of an attribute in a learned rotation."""
+    rank: int = 16
+    """Directions of an attribute in a learned rotation, on average: the stronger ones get more."""
     rotation_prompts: int = 128
     """Training prompts that a rotation learns from."""
 

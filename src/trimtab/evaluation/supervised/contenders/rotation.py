@@ -1,4 +1,4 @@
-"""Subspaces of IO, S and Pos, learned through the model at each cross-section, beside random ones of the same rank."""
+"""Subspaces of IO, S and Pos, learned through the model at each cross-section, beside random ones of the same sizes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trimtab.evaluation.supervised.cross_sections import Values
 from trimtab.evaluation.supervised.rotation import Rotation, learn_rotation, random_rotation
 from trimtab.evaluation.supervised.section import PromptPairs, Section
 from trimtab.runs import Meter
+from trimtab.tasks.ioi_prompts import ATTRIBUTES
 
 
 class Subspaces(Contender):
@@ -61,8 +62,9 @@ class _Learner:
 @kind("rotation")
 def learned_rotation(ground: Ground) -> list[Contender]:
     """The learned one and the random one."""
-    rank = ground.config.rank
+    directions = f"{len(ATTRIBUTES) * ground.config.rank} directions"
+    learned = Subspaces(f"rotation, {directions}", _Learner(ground).learn)
     return [
-        Subspaces(f"rotation, {rank} each", _Learner(ground).learn),
-        Subspaces(f"random subspaces, {rank} each", lambda of: random_rotation(of.means, rank, seed=ground.seed)),
+        learned,
+        Subspaces(f"random subspaces, {directions}", lambda of: random_rotation(learned.at(of), seed=ground.seed)),
     ]
