@@ -119,7 +119,7 @@ def found(tiny_llama: LanguageModel) -> Occlusion:
 
 
 def test_short_codes_are_found_once_the_long_ones_are_gone(found: Occlusion) -> None:
-    assert (found.long, found.short, found.n_values, found.prompts) == ("IO", "S", 10, 200)
+    assert (found.long, found.short, found.n_long, found.n_short, found.prompts) == ("IO", "S", 10, 10, 200)
     whole, without, control = found.sweep
     assert [one.alpha for one in found.sweep] == [0, 1, 1]
     assert [one.shuffled for one in found.sweep] == [False, False, True]
@@ -136,7 +136,7 @@ def test_short_codes_are_found_once_the_long_ones_are_gone(found: Occlusion) -> 
 
 def test_occlusion_as_text_figure_and_json(found: Occlusion) -> None:
     start = f"at {found.location}" + " (nowhere do both matter; it came closest)" * (not found.both_causal)
-    assert found.headline().startswith(f"{start}, codes of IO 5.2 times as long: of 10 values ")
+    assert found.headline().startswith(f"{start}, codes of IO 5.2 times as long: ")
     assert read_typed(Occlusion, json_safe(found), "occlusion") == found
     assert set(found.tables()) == {"sweep", "sparsities", "locations"}
     drawing = svg(found.draw, "occlusion")

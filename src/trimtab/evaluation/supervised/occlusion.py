@@ -71,8 +71,10 @@ class Occlusion(Result):
     long: str
     """The attribute with the longer codes, IO or S."""
     short: str
-    n_values: int
-    """Of each attribute, that the test prompts have."""
+    n_long: int
+    """Values of the attribute with the longer codes that the test prompts have."""
+    n_short: int
+    """The same of the other."""
     prompts: int
     """On which F1 is measured."""
     seeds: tuple[int, ...]
@@ -99,8 +101,8 @@ class Occlusion(Result):
         ratio = self.confirmed.ratio
         lengths = "" if ratio is None else f", codes of {self.long} {ratio:.1f} times as long"
         return (
-            f"{where}{lengths}: of {self.n_values} values {first.long.estimate:.0f} of {self.long} and "
-            f"{first.short.estimate:.0f} of {self.short} have a feature; without {self.long}'s codes "
+            f"{where}{lengths}: {first.long.estimate:.0f} of {self.n_long} values of {self.long} and "
+            f"{first.short.estimate:.0f} of {self.n_short} of {self.short} have a feature; without {self.long}'s codes "
             f"{last.short.estimate:.0f} of {self.short} ({self.gain:+.0f}), in the control {control.short.estimate:.0f}"
         )
 
@@ -138,7 +140,7 @@ class Occlusion(Result):
             )
             if (points := [one for one in self.sweep if one.shuffled == shuffled or one.alpha == 0])
         ]
-        plot_curves(ax, curves, f"values of {self.n_values} with a feature", steps=f"α: share of {self.long} taken out")
+        plot_curves(ax, curves, "values with a feature", steps=f"α: share of {self.long} taken out")
 
 
 def occlusion(
@@ -242,7 +244,8 @@ def occlusion(
 
     return Occlusion(
         model=model.name, location=str(chosen), both_causal=places[chosen].causal, long=long, short=short,
-        n_values=len(values[short].unique()), prompts=len(test), seeds=tuple(seeds), arch=arch,
+        n_long=len(values[long].unique()), n_short=len(values[short].unique()), prompts=len(test),
+        seeds=tuple(seeds), arch=arch,
         places=tuple(places[location] for location in ordered),
         confirmed=name_codes(again, chosen, train, x, circuit.share),
         sparsities=tuple(counted("alpha0", s, n) for n in n_features for s in l0),
