@@ -124,16 +124,21 @@ def difference_rotation(
 def _shared_out(squares: Mapping[str, Float[Tensor, "w w"]], n: int) -> tuple[Float[Tensor, "w n"], tuple[str, ...]]:
     """Directions by the strength of differences, whose sums of squares are given, and the attribute of each."""
     free = torch.eye(len(next(iter(squares.values()))), dtype=torch.float64)  # projects onto what nobody has taken
+    leading: dict[str, tuple[float, Tensor]] = {}  # per attribute; what is known only sinks as others take directions
     taken: list[Tensor] = []
     owners: list[str] = []
     while len(taken) < n:
         without = [attribute for attribute in squares if attribute not in owners]
         able = without if len(without) == n - len(taken) else list(squares)
-        leading = {attribute: torch.linalg.eigh(free @ squares[attribute] @ free) for attribute in able}
-        most = max(able, key=lambda attribute: float(leading[attribute].eigenvalues[-1]))
-        # What no difference reaches is as good as any other direction that is free.
-        reached = leading[most].eigenvalues[-1] > 1e-12 * squares[most].trace()
-        direction = leading[most].eigenvectors[:, -1] if reached else torch.linalg.eigh(free).eigenvectors[:, -1]
+        known: set[str] = set()
+        while (most := max(able, key=lambda a: leading[a][0] if a in leading else torch.inf)) not in known:
+            values, vectors = torch.linalg.eigh(free @ squares[most] @ free)
+            leading[most] = float(values[-1]), vectors[:, -1]
+            known.add(most)
+        size, direction = leading[most]
+        if size <= 1e-12 * float(squares[most].trace()):
+            # What no difference reaches is as good as any other direction that is free.
+            direction = torch.linalg.eigh(free).eigenvectors[:, -1]
         taken.append(direction)
         owners.append(most)
         free = free - torch.outer(direction, direction)
@@ -148,6 +153,7 @@ class LearnedRotation(NamedTuple):
     losses: tuple[float, ...]  # of each step, cross entropy in nats
 
 
+@torch.enable_grad()
 def learn_rotation(
     prompts: PatchedPrompts,
     changed: Mapping[str, Values],
