@@ -51,7 +51,7 @@ def test_supervised(built: LanguageModel, capsys: pytest.CaptureFixture[str]) ->
     assert found.necessity.estimate == pytest.approx(1, abs=0.05)
     assert said.count("EditSuccess(success=Interval(estimate=1.0") == 2  # by codes and by the SAE's features
     assert "lower loss than the ideal two at 1 of 1 λ" in said
-    assert "of 8 high-norm and 8 low-norm values, norms 1 to 1, L0 2: " in said
+    assert "(8 each) that have a feature with an F1 from 0.9 and 0.3, L0 2: norms 1 to 1: " in said
     assert known["said"].both_causal is False  # its name mover copies IO alone
     assert "features of a value of Pos at attn_z.1.2 at END" in said
     assert sum(meaning.f1 > 0.99 and meaning.predicates[0].startswith("IO=") for meaning in known["meanings"]) >= 8

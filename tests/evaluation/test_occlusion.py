@@ -47,8 +47,13 @@ def test_equal_norms_are_found_alike_and_low_ones_are_occluded(toy: OcclusionToy
 
 
 def test_the_toy_as_text_figure_and_json(toy: OcclusionToy) -> None:
-    assert toy.headline().startswith("of 16 high-norm and 16 low-norm values, norms 4 to 1, L0 2: ")
-    assert "norms 1 to 1: " in toy.headline()
+    start = (
+        "values of the high-norm and of the low-norm attribute (16 each) that have a feature with an F1 from 0.9 and "
+    )
+    assert toy.headline().startswith(f"{start}0.2, L0 2: norms 1 to 1: ")
+    low = toy.at(4, 2, 0.9), toy.at(4, 2, 0.2)
+    end = ", ".join(f"{one.high.estimate:.0f} and {one.low.estimate:.0f}" for one in low)
+    assert toy.headline().endswith(f"; norms 4 to 1: {end}")
     assert len(toy.tables()["found"].rows) == 6  # type: ignore[arg-type]
     assert read_typed(OcclusionToy, json_safe(toy), "toy") == toy
     drawing = svg(toy.draw, "toy")

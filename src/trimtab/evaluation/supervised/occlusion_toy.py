@@ -67,18 +67,19 @@ class OcclusionToy(Result):
         return next(one for one in self.found if (one.ratio, one.l0, one.threshold) == wanted)
 
     def headline(self) -> str:
-        """The largest ratio at every threshold, beside the smallest at the first."""
-        ratios, thresholds = _unlike(self.found, "ratio"), _unlike(self.found, "threshold")
-        l0 = self.found[0].l0
-        high = [self.at(max(ratios), l0, threshold) for threshold in thresholds]
-        said = ", ".join(
-            f"{one.high.estimate:.0f} and {one.low.estimate:.0f} at F1 ≥ {one.threshold:g}" for one in high
-        )
-        least = self.at(min(ratios), l0, thresholds[0])
+        """What was found at the first L0, over ratios, at the largest and the smallest threshold."""
+        l0, thresholds = self.found[0].l0, _unlike(self.found, "threshold")
+        ends = list(dict.fromkeys((max(thresholds), min(thresholds))))
+        said = [
+            f"norms {ratio:g} to 1: "
+            + ", ".join(f"{one.high.estimate:.0f} and {one.low.estimate:.0f}" for one in found)
+            for ratio in _unlike(self.found, "ratio")
+            if (found := [self.at(ratio, l0, threshold) for threshold in ends])
+        ]
+        at = " and ".join(f"{threshold:g}" for threshold in ends)
         return (
-            f"of {self.n_values} high-norm and {self.n_values} low-norm values, norms {max(ratios):g} to 1, L0 {l0:g}: "
-            f"{said} have a feature; norms {least.ratio:g} to 1: {least.high.estimate:.0f} and "
-            f"{least.low.estimate:.0f} at F1 ≥ {least.threshold:g}"
+            f"values of the high-norm and of the low-norm attribute ({self.n_values} each) that have a feature with an "
+            f"F1 from {at}, L0 {l0:g}: {'; '.join(said)}"
         )
 
     def tables(self) -> dict[str, Table]:
