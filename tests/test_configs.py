@@ -32,6 +32,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "evaluate circuit": {},
     "evaluate ioi": {"circuit": Path("a")},
     "evaluate ground-truth": {},
+    "study ioi": {},
     "sae info": {"sae": "a"},
     "sae stats": {"sae": "a"},
     "sae convert": {"source": "a", "destination": Path("a")},

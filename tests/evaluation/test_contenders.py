@@ -18,7 +18,7 @@ from trimtab.evaluation.supervised.contenders.dictionaries import Dictionaries
 from trimtab.evaluation.supervised.contenders.rotation import Subspaces
 from trimtab.evaluation.supervised.scores import score
 from trimtab.evaluation.supervised.section import PromptPairs, Section
-from trimtab.lm import LanguageModel
+from trimtab.lm import LanguageModel, load_model
 
 
 @pytest.fixture
@@ -118,3 +118,30 @@ def test_a_learned_rotation_beside_random_subspaces(ground: Ground, section: Sec
     x, true = section.prompts.activations[place], section.true["IO"][place]
     moved = learned.at(section).edit(place, x, true, "IO").x
     assert (moved - true).norm() < (x - true).norm()
+
+
+def test_saes_of_text_are_of_the_locations_sites(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bank over both sites; two positions of one site share an SAE."""
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("trimtab.evaluation.supervised.contenders.text_saes.ROWS_PER_SAE", 20_000)
+    model = load_model(str(tmp_path / "model"))
+    places = (
+        head_location(model, "attn_z", 2, 1, "END"), head_location(model, "attn_k", 3, 0, "IO"),
+        head_location(model, "attn_k", 3, 0, "S1"),
+    )  # fmt: skip
+    ioi = few_names()
+    train = ioi.prompts(40)
+    x = activations_of(model, ioi, train, places)
+    config = ContenderConfig(n_features=(16,), text_tokens=20_000, text_l0=2.0)
+    (found,) = make_contenders(
+        ["text-saes"],
+        Ground(model=model, ioi=ioi, train=train, activations=x, held=x, config=config, directory=tmp_path / "fitted"),
+    )
+    assert isinstance(found, Dictionaries)
+    assert [found.saes[place].info.site for place in places] == ["attn_z.2.1", "attn_k.3.0", "attn_k.3.0"]
+    assert found.saes[places[1]] is found.saes[places[2]]
+    assert found.saes[places[0]].n_features == 16
+    assert ((found.saes[places[0]].encode(x[places[0]]) > 0).sum(1) <= 2).all()

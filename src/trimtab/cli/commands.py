@@ -144,6 +144,16 @@ def evaluate_ioi() -> Job:
     return Job(IOIConfig, run_ioi, example="--circuit runs/circuit/circuit.json --run runs/ioi")
 
 
+def study_ioi() -> Job:
+    """find a model's IOI circuit and hold dictionaries of every kind against supervised codes there, with a report"""
+    from trimtab.studies.ioi import IOIStudyConfig, run_ioi_study
+
+    return Job(
+        IOIStudyConfig, run_ioi_study, example="--preset quick --run runs/study-ioi",
+        pages=lambda _, study: [Path(study.run)],
+    )  # fmt: skip
+
+
 def sae_info() -> Job:
     """describe an SAE, whoever trained it"""
     from trimtab.dictionaries.describing import SAEInfoConfig, describe_sae
@@ -200,6 +210,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate ground-truth": evaluate_ground_truth,
     "evaluate circuit": evaluate_circuit,
     "evaluate ioi": evaluate_ioi,
+    "study ioi": study_ioi,
     "sae info": sae_info,
     "sae stats": sae_stats,
     "sae convert": sae_convert,

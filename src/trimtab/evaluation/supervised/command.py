@@ -11,15 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import UserError, named
+from trimtab.errors import named
 from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
 from trimtab.evaluation.circuits.finding import find_circuit
-from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Factors
 from trimtab.evaluation.supervised.contenders import KINDS, Contender, Ground, make_contenders
 from trimtab.evaluation.supervised.contenders.contender import MEAN, NO_EDIT, ContenderConfig
 from trimtab.evaluation.supervised.control import LEAST_COUNTED, Point, frontier
-from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, activations_of, cross_section
+from trimtab.evaluation.supervised.cross_sections import cross_sections
+from trimtab.evaluation.supervised.kept import kept_activations
 from trimtab.evaluation.supervised.scores import Scores, score
 from trimtab.evaluation.supervised.section import PromptPairs, Section, counterfactuals
 from trimtab.lm import LanguageModel
@@ -45,6 +45,8 @@ from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution, TemplateSet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ACTIVATIONS_FILE = "activations.safetensors"
+"""Activations of the training prompts, in a run."""
 FINDING_PROMPTS = 64
 """By which a circuit is found where none is given."""
 
@@ -237,7 +239,7 @@ def run_ioi(config: IOIConfig) -> IOIResult:
     ioi = IOIDistribution.load(model.encode_text, config.templates)
     given = None if config.circuit is None else Circuit.load(config.circuit, model)
     if given is not None:
-        sections_of(given, model, config.cross_section)
+        cross_sections(given, model, config.cross_section)
     train, test = ioi.prompts(config.n_train, seed=config.seed), ioi.prompts(config.n_test, "test", seed=config.seed)
     for parametrisation in dict.fromkeys(("independent", config.parametrisation)):  # before anything is trained
         factors = Factors.of(train, parametrisation)
@@ -256,10 +258,10 @@ def run_ioi(config: IOIConfig) -> IOIResult:
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
         circuit = given or _found(config, model, ioi, directory / CIRCUIT_FILE)
-        sections = sections_of(circuit, model, config.cross_section)
+        sections = cross_sections(circuit, model, config.cross_section)
         places = tuple(dict.fromkeys(place for found in sections.values() for place in found))
         with Meter("reading activations", config.n_train + (1 + len(ATTRIBUTES)) * config.n_test) as meter:
-            x = activations_of(model, ioi, train, places, progress=meter.advance)
+            x = kept_activations(directory / ACTIVATIONS_FILE, model, ioi, train, places, meter.advance)
             pairs = PromptPairs(model, ioi, test, places, config.seed, progress=meter.advance)
         ground = Ground(
             model=model, ioi=ioi, train=train, activations=x, held=pairs.plain.activations, config=config,
@@ -300,21 +302,6 @@ def figures_of(result: IOIResult) -> dict[str, Callable[[Axes], None]]:
         for attribute in ATTRIBUTES
         if edit_curves(scores, attribute)
     }
-
-
-def sections_of(circuit: Circuit, model: LanguageModel, names: Sequence[str] = ()) -> dict[str, tuple[Location, ...]]:
-    """The locations of cross-sections, by default of all of which a circuit has heads.
-
-    Raises:
-        UserError: no such cross-section, or the circuit has none of its heads.
-    """
-    sections = {name: cross_section(name, circuit, model) for name in names}
-    for name in () if names else CROSS_SECTIONS:
-        if any(circuit.of(role) for roles, *_ in CROSS_SECTIONS[name] for role in roles):
-            sections[name] = cross_section(name, circuit, model)
-    if not sections:
-        raise UserError(f"the circuit of {circuit.model}", "it has no head of a cross-section", "find another circuit")
-    return sections
 
 
 def _found(config: IOIConfig, model: LanguageModel, ioi: IOIDistribution, file: Path) -> Circuit:

@@ -52,6 +52,24 @@ def cross_section(name: str, circuit: Circuit, model: LanguageModel) -> tuple[Lo
     return tuple(dict.fromkeys(found))  # grouped queries share keys and values
 
 
+def cross_sections(
+    circuit: Circuit, model: LanguageModel, names: Sequence[str] = ()
+) -> dict[str, tuple[Location, ...]]:
+    """The locations of several cross-sections, by default of all of which a circuit has heads.
+
+    Raises:
+        UserError: no such cross-section, or the circuit has none of its heads.
+    """
+    sections = {name: cross_section(name, circuit, model) for name in names}
+    for name in () if names else CROSS_SECTIONS:
+        if any(circuit.of(role) for roles, *_ in CROSS_SECTIONS[name] for role in roles):
+            sections[name] = cross_section(name, circuit, model)
+    if not sections:
+        why = "it has no head of any cross-section"
+        raise UserError(f"the circuit of {circuit.model}", why, "find another circuit")
+    return sections
+
+
 class Answers(NamedTuple):
     """What the model says behind P prompts."""
 

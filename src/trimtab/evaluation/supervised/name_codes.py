@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import Circuit
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Factors, mse_codes
 from trimtab.evaluation.supervised.control import edit_supervised
-from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, PatchedPrompts, cross_section
+from trimtab.evaluation.supervised.cross_sections import PatchedPrompts, cross_sections
 from trimtab.lm import LanguageModel
 from trimtab.stats import Interval, bootstrap_mean
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
@@ -47,15 +46,7 @@ class NameCodes:
 
 def name_locations(circuit: Circuit, model: LanguageModel) -> tuple[Location, ...]:
     """Every location of every cross-section that the circuit has. Raises a `UserError` where there is none."""
-    found: dict[Location, None] = {}
-    for name, parts in CROSS_SECTIONS.items():
-        if any(circuit.of(role) for roles, *_ in parts for role in roles):
-            found |= dict.fromkeys(cross_section(name, circuit, model))
-    if not found:
-        raise UserError(
-            f"the circuit of {circuit.model}", "it has no head of any cross-section", "find another circuit"
-        )
-    return tuple(found)
+    return tuple(dict.fromkeys(place for places in cross_sections(circuit, model).values() for place in places))
 
 
 class NameEdits(NamedTuple):

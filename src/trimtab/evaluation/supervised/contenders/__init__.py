@@ -7,7 +7,7 @@ Importing a file registers its kind, in the order in which tables show them.
 # isort: off
 from trimtab.evaluation.supervised.contenders.codes import supervised_codes
 from trimtab.evaluation.supervised.contenders.dictionaries import task_saes, frozen_decoder, own
-from trimtab.evaluation.supervised.contenders.text_saes import text_saes
+from trimtab.evaluation.supervised.contenders.text_saes import saes_of_text
 from trimtab.evaluation.supervised.contenders.bases import principal_components, random_directions
 from trimtab.evaluation.supervised.contenders.rotation import learned_rotation
 from trimtab.evaluation.supervised.contenders.contender import KINDS, Contender, Ground, make_contenders

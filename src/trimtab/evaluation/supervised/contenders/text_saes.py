@@ -14,7 +14,7 @@ ROWS_PER_SAE = 500_000
 
 
 @kind("text-saes")
-def text_saes(ground: Ground) -> list[Contender]:
+def saes_of_text(ground: Ground) -> list[Contender]:
     """One TopK SAE for each site, trained by `trimtab train` from one harvest.
 
     Raises:
