@@ -10,14 +10,13 @@ from circuit_prompts import few_names
 
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
-from trimtab.evaluation.supervised.splitting import (
-    Splitting,
+from trimtab.evaluation.supervised.splitting import Splitting, splitting
+from trimtab.evaluation.supervised.value_features import (
     chance_overlap,
     clusters,
     of_value,
     overlap,
     recurrence,
-    splitting,
     union_order,
 )
 from trimtab.lm import LanguageModel
@@ -132,7 +131,10 @@ def test_splitting_as_text_figure_and_json(found: Splitting) -> None:
     assert "features of a value of Pos at attn_z.2.1 at END, which overlap by 0.0" in found.headline()
     assert read_typed(Splitting, json_safe(found), "splitting") == found
     assert svg(found.draw, "unions") == svg(found.draw, "unions")
-    assert set(found.tables()) == {"features of Pos", "over seeds", "unions"}
+    tables = found.tables()
+    assert set(tables) == {"features of Pos", "over seeds", "F1 of unions"}
+    frame = found.to_frame("F1 of unions")
+    assert [float(frame[name].iloc[0]) for name in ("f1_of_1", "f1_of_4")] == [one.f1.estimate for one in found.unions]
 
 
 def test_with_one_seed_nothing_is_said_of_others(tiny_llama: LanguageModel) -> None:
