@@ -1,4 +1,4 @@
-"""Features of one value of an attribute: which they are, how they overlap, what they say together, whether they recur."""
+"""Features of one value of an attribute: which they are, how they overlap, what they say together, if they recur."""
 
 from __future__ import annotations
 
