@@ -65,6 +65,38 @@ def test_every_residual_site_equals_a_full_forward(any_tiny: LanguageModel, kind
     torch.testing.assert_close(scorer.logits(delta), torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["attn_q", "attn_k", "attn_v", "attn_z"])
+def test_one_attention_head_equals_a_full_forward(any_tiny: LanguageModel, kind: str) -> None:
+    """By a plain hook on the projection: behind that of queries, keys and values, before that of outputs."""
+    attention = any_tiny.layout.layers[2].attention
+    assert attention is not None
+    gpt2, width, ids = any_tiny.name == "tiny-gpt2", attention.head_dim, torch.tensor([PREFIX])
+    delta = deltas(5, width)
+    module: torch.nn.Module = any_tiny.hf.get_submodule(
+        ("transformer.h.2.attn." if gpt2 else "model.layers.2.self_attn.")
+        + (("c_proj" if gpt2 else "o_proj") if kind == "attn_z" else "c_attn" if gpt2 else f"{kind[-1]}_proj")
+    )
+    start = 32 * "qkv".index(kind[-1]) if gpt2 and kind != "attn_z" else 0  # head 0
+    expected = []
+    for row in delta:
+
+        def change(x: Tensor, row: Tensor = row) -> Tensor:
+            x = x.clone()
+            x[0, -1, start : start + width] += row
+            return x
+
+        if kind == "attn_z":
+            handle = module.register_forward_pre_hook(lambda _m, args, change=change: (change(args[0]),))
+        else:
+            handle = module.register_forward_hook(lambda _m, _a, out, change=change: change(out))
+        with torch.no_grad():
+            expected.append(any_tiny.hf(ids, use_cache=False).logits[0, -1])
+        handle.remove()
+    scorer = LastTokenScorer(any_tiny, Site(kind, 2, 0), PREFIX)
+    torch.testing.assert_close(scorer.logits(delta), torch.stack(expected), rtol=1e-4, atol=1e-4)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+
+
 def test_a_site_above_all_layers_needs_only_norm_and_head(any_tiny: LanguageModel) -> None:
     last = any_tiny.n_layers - 1
     delta = deltas(4, any_tiny.d_model)
@@ -266,7 +298,7 @@ def test_hooks_are_gone_after_an_error(tiny_llama: LanguageModel) -> None:
     ("site", "ids", "batch_size", "message"),
     [
         ("resid_post.4", PREFIX, 8, r"site resid_post\.4: tiny-llama has layers 0 to 3"),
-        ("attn_z.1.2", PREFIX, 8, r"features of attention heads cannot be scored"),
+        ("attn_z.1", PREFIX, 8, r"site attn_z\.1: features of all heads at once .*; name a head, like attn_z\.1\.0"),
         ("resid_post.1", [], 8, r"the prefix: it is empty"),
         ("resid_post.1", [5] * 257, 8, r"the prefix: it has 257 tokens, tiny-llama takes 256"),
         ("resid_post.1", PREFIX, 0, r"batch size 0: it must be at least 1"),

@@ -28,7 +28,8 @@ class PrefixContinuation:
 
     Args:
         model: the model; nothing of it is changed.
-        site: where the last token is edited, a residual site or a branch's output.
+        site: where the last token is edited: a residual site, a branch's output, or what one attention head reads or
+            gives.
         ids: the prefix's token ids, at least one.
         past: edits of the tokens before the last, as `edited` takes them.
 
@@ -38,7 +39,7 @@ class PrefixContinuation:
         logits: `[V]` the unedited next-token logits, as the model itself computes them, in float32.
 
     Raises:
-        UserError: the site does not exist or is an attention head's, the prefix is empty or too long.
+        UserError: the site does not exist or is that of all heads, the prefix is empty or too long.
     """
 
     @torch.no_grad()
@@ -50,11 +51,13 @@ class PrefixContinuation:
         past: Mapping[Site, Callable[[Tensor], RowDelta | None]] | None = None,
     ) -> None:
         self.model, self.site = model, model.site(site)
-        if self.site.kind in HEAD_KINDS:
-            raise UserError(f"site {self.site}", "features of attention heads cannot be scored", "use a residual site")
+        of_head = self.site.kind in HEAD_KINDS
+        if of_head and self.site.head is None:
+            hint = f"name a head, like {self.site}.0"
+            raise UserError(f"site {self.site}", "features of all heads at once cannot be scored", hint)
         _check_prefix(model, ids)
         self._layer, self._end = first_edited_layer([self.site]), input_site(model.n_layers)
-        self._rows = ROWS_PER_SEQUENCE if can_run_from(model, self._layer, "copies") else 1
+        self._rows = ROWS_PER_SEQUENCE if not of_head and can_run_from(model, self._layer, "copies") else 1
         tokens = torch.tensor([list(ids)], device=model.device)
         cache = model.new_cache(len(ids) - 1)
         if len(ids) > 1:
