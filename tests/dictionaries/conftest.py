@@ -44,10 +44,12 @@ def random_sae() -> RandomSAE:
         norms = torch.ones(n, 1) if unit_rows else 0.5 + 1.5 * torch.rand(n, 1, generator=generator).double()
         weights["W_dec"] = draw(n, d)
         weights["W_dec"] *= norms / weights["W_dec"].norm(dim=1, keepdim=True)
-        if "threshold" in weights:
-            weights["threshold"] = weights["threshold"].abs()
+        for name in {"threshold", "size"} & weights.keys():
+            weights[name] = weights[name].abs()
         if architecture == "topk":
             settings.setdefault("k", max(1, n // 4))
+        if architecture == "supervised":
+            settings.setdefault("factors", [n] if n < 3 else [n - n // 3, n // 3])
         info = info or DictionaryInfo(architecture=architecture)
         return cls(**{name: w.to(dtype) for name, w in weights.items()}, **settings, info=info)
 

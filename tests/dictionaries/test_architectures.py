@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.dictionaries import ARCHITECTURES, SAE, JumpReLU, Standard, TopK, architecture_class
+from trimtab.dictionaries import ARCHITECTURES, SAE, JumpReLU, Standard, Supervised, TopK, architecture_class
 from trimtab.errors import UserError
 
 ALL = sorted(ARCHITECTURES)
@@ -29,6 +29,12 @@ def reference_codes(sae: SAE, x: np.ndarray) -> np.ndarray:
     if sae.architecture == "gated":
         magnitude = [max(p[i] * math.exp(w["r_mag"][i]) + w["b_mag"][i], 0.0) for i in range(n)]
         return np.array([magnitude[i] if p[i] + w["b_gate"][i] > 0 else 0.0 for i in range(n)])
+    if isinstance(sae, Supervised):
+        score, first, f = [p[i] + w["b_enc"][i] for i in range(n)], 0, np.zeros(n)
+        for count in sae.factors:
+            best = max(range(first, first + count), key=lambda i: score[i])
+            f[best], first = w["size"][best], first + count
+        return f
     assert isinstance(sae, TopK)
     norms = [math.sqrt(sum(v * v for v in row)) for row in w["W_dec"]]
     score = [(p[i] + w["b_enc"][i]) * (norms[i] if sae.rescale_acts_by_decoder_norm else 1.0) for i in range(n)]

@@ -35,16 +35,25 @@ def test_circuits(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> N
     assert "2 heads of built bring about 1.00" in capsys.readouterr().out
 
 
-def test_supervised(built: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_supervised(
+    built: LanguageModel, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The name mover copies IO, so that its code alone rebuilds and edits what it gives.
 
     The SAE has a feature for each coordinate of its output, which are the names.
     """
+    monkeypatch.chdir(tmp_path)
     eye, zero = torch.eye(16), torch.zeros(16)
     sae = Standard(eye, zero - 0.05, eye, zero, info=DictionaryInfo(architecture="standard"))
     known = run_page("supervised.md", built, sae=sae)
     said = capsys.readouterr().out
-    assert known["locations"][0].site.layer == 1
+    (place,) = known["locations"]
+    assert place.site.layer == 1
+    assert "codes lacks ()" in said
+    read = known["contenders"].dictionaries["codes"][place]
+    assert read.info.metadata["read_accuracy"]["IO"]["estimate"] == 1
+    x, rows = known["heldout"][place], known["factors"].rows(known["test"])
+    assert torch.equal(read.read(x)[:, 0], rows[:, 0])
     found = known["approximation"](known["prompts"], known["means"], known["rebuilt"])
     assert found.sufficiency.estimate == pytest.approx(1, abs=0.02)
     assert found.necessity is not None

@@ -20,7 +20,7 @@ from sae_lens.saes import sae as peer
 from torch import Tensor
 
 from trimtab.dictionaries import ARCHITECTURES, SAE, DictionaryInfo, load_dictionary, save_dictionary
-from trimtab.dictionaries.saelens_layout import SAELENS_VERSION
+from trimtab.dictionaries.saelens_layout import SAELENS_READS, SAELENS_VERSION
 
 LIMIT = 1e-5
 D, N, K, ROWS = 96, 512, 12, 400
@@ -74,7 +74,7 @@ def main() -> int:
 
 def ours_opened_by_saelens(folder: Path) -> list[Case]:
     cases = []
-    for architecture in ARCHITECTURES:
+    for architecture in SAELENS_READS:
         for subtract in (True, False):
             for dtype in ("float32", "float16"):
                 for rescale in (False, True) if architecture == "topk" else (None,):
@@ -97,7 +97,7 @@ def ours_opened_by_saelens(folder: Path) -> list[Case]:
 
 def saelens_opened_by_us(folder: Path) -> list[Case]:
     cases = []
-    for architecture in ("standard", "gated", "topk", "jumprelu"):
+    for architecture in SAELENS_READS:
         for subtract in (True, False):
             for rescale in (False, True) if architecture == "topk" else (None,):
                 settings: dict[str, Any] = {"apply_b_dec_to_input": subtract}

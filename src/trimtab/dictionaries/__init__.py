@@ -4,6 +4,7 @@ from trimtab.dictionaries.architectures import ARCHITECTURES, architecture_class
 from trimtab.dictionaries.architectures.gated import Gated
 from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.architectures.standard import Standard
+from trimtab.dictionaries.architectures.supervised import Supervised
 from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.dictionaries.config import AnyModelConfig, DictionaryConfig
@@ -37,6 +38,7 @@ __all__ = [
     "SAEInfoConfig",
     "SparseCodes",
     "Standard",
+    "Supervised",
     "TopK",
     "architecture_class",
     "convert_sae",

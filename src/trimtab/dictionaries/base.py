@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.sparse import SparseCodes, list_codes
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
+
+FEATURE_NAMES = "feature_names"
+"""Where a dictionary's metadata say what its features mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,13 @@ class DictionaryInfo:
     """Where a dictionary comes from."""
 
     architecture: str
-    """SAELens's name of the inference architecture: standard, gated, topk, jumprelu."""
+    """The inference architecture: standard, gated, topk, jumprelu as SAELens names them, or supervised."""
     model: str = ""
     """Name of the model it was trained on; empty if the file does not say."""
     site: str = ""
     """Site it reads, in trimtab's notation (`resid_post.15`); empty if the file does not say."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Whatever else the file says (training recipe, text, versions)."""
+    """Whatever else the file says (training recipe, text, versions; `feature_names`, what each feature means)."""
 
 
 class Dictionary(nn.Module):
@@ -65,6 +68,32 @@ class Dictionary(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What decides, beside the weights, what `encode` computes: constructor arguments, and fields of the config."""
         return {}
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """`[n]` what each feature means (`IO=Mary`), an empty text where that is unknown; none if nothing is known."""
+        return tuple(self.info.metadata.get(FEATURE_NAMES, ()))
+
+    def label(self, feature: int) -> str:
+        """A feature's number, with what it means where that is known: `12 (IO=Mary)`."""
+        names = self.feature_names
+        return f"{feature} ({names[feature]})" if names and names[feature] else str(feature)
+
+    def features_named(self, names: Sequence[str]) -> list[int]:
+        """Ids of features by what they mean. Raises a `UserError` unless each name is that of one feature."""
+        known = self.feature_names
+        for name in names:
+            if not known:
+                raise UserError(
+                    f"feature {name!r}", "the dictionary does not say what its features mean", "give its number"
+                )
+            times = known.count(name) if name else 0
+            if times > 1:
+                raise UserError(f"feature {name!r}", f"{times} features mean that", "give its number")
+            if not times:
+                fix = did_you_mean(name, known, "trimtab sae info --json says what they mean")
+                raise UserError(f"feature {name!r}", "no feature means that", fix)
+        return [known.index(name) for name in names]
 
     @property
     def n_features(self) -> int:
@@ -165,6 +194,16 @@ def _bare(model_name: str) -> str:
     """A model's name without owner or directory; TransformerLens calls gpt2 gpt2-small."""
     bare = model_name.rstrip("/").split("/")[-1].lower()
     return "gpt2" if bare == "gpt2-small" else bare
+
+
+def check_feature_names(metadata: Mapping[str, Any], n: int, source: str) -> None:
+    """Raise a `UserError` if the metadata of n features say what features mean, but not what each of them does."""
+    names = metadata.get(FEATURE_NAMES)
+    if names is None and FEATURE_NAMES not in metadata:
+        return
+    if not isinstance(names, list | tuple) or len(names) != n or not all(isinstance(name, str) for name in names):
+        what = f"field metadata.{FEATURE_NAMES} in {source}"
+        raise UserError(what, f"it must be a list of {n} texts, one for each feature", "correct it, or leave it out")
 
 
 def check_is_dictionary(given: object) -> None:

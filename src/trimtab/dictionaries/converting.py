@@ -10,6 +10,7 @@ from typing import Literal
 from trimtab.dictionaries.describing import made_by
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import STATS_FILE, load_dictionary, save_dictionary
+from trimtab.dictionaries.saelens_layout import SAELENS_READS
 from trimtab.errors import UserError
 from trimtab.lm import Site
 
@@ -54,7 +55,9 @@ class ConvertResult:
         where = " of ".join(part for part in (self.site, self.model) if part)
         missing = [f"--{name}" for name in ("model", "site") if not getattr(self, name)]
         hint = f"\nthe source does not say its {' and '.join(m[2:] for m in missing)}; {' '.join(missing)} would"
-        return f"{self.destination} ({what}{f', {where}' * bool(where)})" + hint * bool(missing)
+        foreign = f"\nSAELens has no architecture {self.architecture}: only trimtab opens it"
+        foreign *= self.architecture not in SAELENS_READS
+        return f"{self.destination} ({what}{f', {where}' * bool(where)})" + hint * bool(missing) + foreign
 
 
 def convert_sae(config: ConvertConfig) -> ConvertResult:

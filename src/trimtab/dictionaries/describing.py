@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from trimtab.dictionaries.architectures.jumprelu import JumpReLU
+from trimtab.dictionaries.base import FEATURE_NAMES
 from trimtab.dictionaries.core_metrics import DENSE_RATE
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import load_dictionary
+from trimtab.dictionaries.saelens_layout import SAELENS_READS
+from trimtab.runs.config import json_safe
 from trimtab.runs.tables import named_values
-from trimtab.stats import number_text
+from trimtab.stats import Interval, number_text
 
 _VERSIONS = ("trimtab_version", "sae_lens_version", "sae_lens_training_version", "read_from")
+READ_ACCURACY = "read_accuracy"
+"""Where the metadata of supervised codes say on what share of held-out prompts each factor's value is read right."""
+_SHOWN_APART = (*_VERSIONS, FEATURE_NAMES, READ_ACCURACY)
+_NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +94,26 @@ class SAEDescription:
     """None without `feature_stats.parquet`."""
     metadata: dict[str, Any]
     """The training recipe, and whatever else the files say."""
+    feature_names: tuple[str, ...] = ()
+    """What each feature means, where the files say it."""
+    read_accuracy: Mapping[str, Interval] = field(default_factory=dict)
+    """Of supervised codes: by factor, how often its value is read right on held-out prompts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not known of any feature is left out."""
+        plain = json_safe(self)
+        return {name: value for name, value in plain.items() if value or name not in (FEATURE_NAMES, READ_ACCURACY)}
+
+    @property
+    def _ours(self) -> bool:
+        return self.architecture not in SAELENS_READS
 
     def render(self) -> str:
         """The description as text."""
         said = {
             "SAE": self.sae,
             "made by": self.made_by or "not said",
-            "architecture": self.architecture,
+            "architecture": self.architecture + " (SAELens has none of that name)" * self._ours,
             "size": f"{self.n_features:,} features of width {self.d_in:,}",
             "model": self.model or "not said",
             "site": self.site or "not said (give --site to the commands that need one)",
@@ -103,6 +123,13 @@ class SAEDescription:
         }
         if self.threshold is not None:
             said["threshold"] = str(self.threshold)
+        if self.feature_names:
+            names = [f"{i} {name}" for i, name in enumerate(self.feature_names) if name]
+            more = f" and {len(names) - _NAMES_SHOWN:,} more (all with --json)" * (len(names) > _NAMES_SHOWN)
+            said["features mean"] = ", ".join(names[:_NAMES_SHOWN]) + more
+        if self.read_accuracy:
+            said["read right"] = ", ".join(f"{factor} {value:.2f}" for factor, value in self.read_accuracy.items())
+            said["read right"] += f" of {next(iter(self.read_accuracy.values())).n:,} held-out prompts"
         said |= self.firing.said() if self.firing else {"L0": "no statistics (trimtab sae stats makes them)"}
         recipe = [f"  {name} = {_shown(value)}" for name, value in _flat(self.metadata)]
         return "\n".join([named_values(said), *["training"] * bool(recipe), *recipe])
@@ -124,7 +151,11 @@ def describe_sae(config: SAEInfoConfig) -> SAEDescription:
         decoder_norms=_spread(sae.decoder_norms),
         threshold=_spread(sae.threshold) if isinstance(sae, JumpReLU) else None,
         firing=None if sae.feature_stats is None else Firing.of(sae.feature_stats),
-        metadata={name: value for name, value in sae.info.metadata.items() if name not in _VERSIONS},
+        metadata={name: value for name, value in sae.info.metadata.items() if name not in _SHOWN_APART},
+        feature_names=sae.feature_names,
+        read_accuracy={
+            factor: Interval.from_dict(value) for factor, value in sae.info.metadata.get(READ_ACCURACY, {}).items()
+        },
     )
 
 

@@ -94,7 +94,7 @@ def save_dictionary(
     *,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> Path:
-    """Save an SAE so that trimtab and SAELens can open it.
+    """Save an SAE so that trimtab and SAELens can open it (supervised codes: trimtab alone).
 
     Args:
         dictionary: in model units (`folding.fold_scale` brings a trained one there).
@@ -165,6 +165,15 @@ def check_fit(sae: SAE, model: LanguageModel, *, any_model: bool = False) -> Non
         sae.check_same_model(model.name, model.fingerprint)
 
 
+def dictionaries_below(path: str | Path) -> list[Path]:
+    """The dictionaries in a directory that holds none itself, at any depth, in order of their paths; none if it is no
+    such directory."""
+    path = Path(path).expanduser()
+    if not path.is_dir() or _holds_one(path):
+        return []
+    return sorted({file.parent for known in FORMATS for file in path.rglob(known.WEIGHTS_FILE)})
+
+
 def trained_on(path_or_name: str | Path) -> str:
     """The model that an SAE's files name, as `load_model` takes it; empty if they name none.
 
@@ -229,9 +238,9 @@ def _locate(path_or_name: str | Path) -> Path:
 
 def _check_not_above(path: Path) -> None:
     """Raise a `UserError` that names some dictionaries below a directory that holds none itself."""
-    files = [known.WEIGHTS_FILE for known in FORMATS]
-    if any((path / name).exists() for name in (*files, CONFIG_FILE)):
+    if _holds_one(path):
         return
+    files = [known.WEIGHTS_FILE for known in FORMATS]
     below = sorted({file.parent for name in files for depth in ("*", "*/*") for file in path.glob(f"{depth}/{name}")})
     if below:
         raise UserError(
@@ -239,6 +248,10 @@ def _check_not_above(path: Path) -> None:
             f"it holds no dictionary itself, but {len(below)} below it",
             f"give one of them, such as {below[0]}",
         )
+
+
+def _holds_one(path: Path) -> bool:
+    return any((path / name).exists() for name in (*(known.WEIGHTS_FILE for known in FORMATS), CONFIG_FILE))
 
 
 def _for_disk(name: str, weight: Tensor, dtype: str) -> Tensor:

@@ -19,11 +19,11 @@ AnySAE = TypeVar("AnySAE", bound=SAE)
 def fold_norms(sae: AnySAE) -> AnySAE:
     """The same function of x with unit decoder rows: f′_i = ‖W_dec[i]‖·f_i, which a TopK SAE that rescales calls f_i.
 
-    A TopK SAE that does not rescale by decoder norm comes back unchanged, since the fold would change which features
-    win; and a zero row stays zero.
+    A TopK SAE that does not rescale by decoder norm comes back unchanged, and supervised codes do, since the fold would
+    change which features win; and a zero row stays zero.
     """
     rescales = sae.settings.get("rescale_acts_by_decoder_norm")
-    if rescales is False:
+    if rescales is False or not sae.folds_norms:
         return sae
     weights = _in_float64(sae)
     norms = weights["W_dec"].norm(dim=-1)

@@ -39,6 +39,8 @@ class SAE(Dictionary):
     """Every weight of the architecture and its dimensions, `d` (input) and `n` (features), as in "d n"."""
     in_code_units: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
     """Weights in the unit of the codes: they grow with the decoder's norms and with the input."""
+    folds_norms: ClassVar[bool] = True
+    """Whether decoder norms may move into the codes: not where other features would then fire."""
     W_enc: nn.Parameter
     b_dec: nn.Parameter
 

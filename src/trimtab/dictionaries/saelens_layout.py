@@ -1,5 +1,8 @@
 """A directory in SAELens's layout: `cfg.json` beside `sae_weights.safetensors`; the config is read and written here.
 
+What each feature means, where that is known, is a list in the metadata (`feature_names`), which SAELens keeps and
+ignores. Supervised codes are written in the same layout, but SAELens has no such architecture and refuses them.
+
 Fields as in SAELens 6 (`sae_lens/saes/sae.py`, `SAEConfig`): d_in, d_sae, dtype, device, apply_b_dec_to_input,
 normalize_activations, reshape_activations, metadata, architecture, and k and rescale_acts_by_decoder_norm for topk.
 Files of SAELens before 6 keep the metadata at the top level and name the activation function; both are understood.
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries.architectures import architecture_class
-from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.dictionaries.base import DictionaryInfo, check_feature_names
 from trimtab.dictionaries.checked_weights import PICKLES, FoundSAE, pickle_error, read_safetensors, take_weights
 from trimtab.dictionaries.config_fields import GET_AGAIN, Fields
 from trimtab.dictionaries.sae import SAE
@@ -32,6 +35,8 @@ DIGEST = "trimtab.sha256"
 """Where a weights file that trimtab wrote keeps its checksum, in the header."""
 SAELENS_VERSION = "6.54.12"
 """The release whose format is written; without a version SAELens takes a file for one of its older formats."""
+SAELENS_READS = ("standard", "gated", "topk", "jumprelu")
+"""Architectures of files here that SAELens opens, too."""
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 _HOOKS = {kind: f"hook_{kind}" for kind in RESIDUAL_KINDS} | {kind: f"attn.hook_{kind[-1]}" for kind in HEAD_KINDS}
@@ -73,6 +78,7 @@ def found_in_saelens(field: Fields, tensors: Mapping[str, Tensor], weights: str)
     d, n = field.positive_integer("d_in"), field.positive_integer("d_sae")
     settings = architecture.read_settings(field, n)
     info = _info(field, architecture.architecture)
+    check_feature_names(info.metadata, n, field.source)
     tensors = dict(tensors)
     scaling = tensors.pop("scaling_factor", None)  # SAELens before 6 wrote ones that it never used
     if scaling is not None and not bool((scaling == 1).all()):
@@ -85,6 +91,7 @@ def found_in_saelens(field: Fields, tensors: Mapping[str, Tensor], weights: str)
 def write_config(dictionary: SAE) -> dict[str, Any]:
     """The `cfg.json` of a dictionary. The site stays in the metadata in trimtab's notation too."""
     info = dictionary.info
+    check_feature_names(info.metadata, dictionary.n_features, "the dictionary's info")
     metadata: dict[str, Any] = {
         "sae_lens_training_version": None,
         **info.metadata,

@@ -76,6 +76,7 @@ def rank_page(files: RunFiles) -> str:
         by_criterion[row["criterion"]].append(row)
     columns = [
         Column("Feature", lambda row: str(row["feature"])),
+        *[Column("Meaning", "meaning")] * any("meaning" in row for row in found),
         Column("Tokens by logit lens", lambda row: tokens(row["top_tokens"])),
         Column("Score", "score", ".4g"),
         Column("Dose", "relative_dose", ".2f", note="‖Δ‖/‖x‖"),

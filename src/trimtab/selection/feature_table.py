@@ -36,6 +36,8 @@ _SCHEMA = pa.schema(
         ("top_tokens", pa.list_(pa.string())),
     ]
 )
+_MEANING = pa.field("meaning", pa.string())
+"""A column of dictionaries that say what their features mean."""
 _COLUMNS = ("feature", "score", "relative_dose", "firing_rate", "max_activation")
 
 
@@ -56,7 +58,9 @@ class FeatureTable(Result):
     max_activation: NDArray[np.float32]
     """Largest activation in model units; NaN if unknown."""
     top_tokens: tuple[tuple[str, ...], ...]
-    """What the logit lens reads in the feature's decoder row, most likely first."""
+    """What the logit lens reads in the feature's decoder row, most likely first; none outside the residual stream."""
+    meaning: tuple[str, ...] = ()
+    """What the dictionary says that the feature means; no column where it says nothing."""
 
     def __len__(self) -> int:
         return len(self.feature)
@@ -71,7 +75,8 @@ class FeatureTable(Result):
         rows = np.asarray(rows, dtype=np.intp)
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         taken = {name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)}
-        return replace(self, **taken, top_tokens=tuple(self.top_tokens[i] for i in rows))
+        meaning = tuple(self.meaning[i] for i in rows) if self.meaning else ()
+        return replace(self, **taken, top_tokens=tuple(self.top_tokens[i] for i in rows), meaning=meaning)
 
     def top(self, count: int) -> FeatureTable:
         """The features of largest score, largest first."""
@@ -90,7 +95,8 @@ class FeatureTable(Result):
             **{name: _nullable(getattr(self, name)) for name in _COLUMNS},
             "top_tokens": [list(tokens) for tokens in self.top_tokens],
         }
-        return pa.table(columns, schema=_SCHEMA)
+        table = pa.table(columns, schema=_SCHEMA)
+        return table.append_column(_MEANING, [list(self.meaning)]) if self.meaning else table
 
     def records(self) -> list[dict[str, Any]]:
         """One mapping per feature."""
@@ -102,16 +108,20 @@ class FeatureTable(Result):
     def tables(self) -> dict[str, Table]:
         """Both ends, or all features in their order where they are few."""
         if len(self) <= SHOWN:
-            return {"features": Table(columns=_SHOWN_COLUMNS, rows=self.records())}
+            return {"features": Table(columns=self._shown(), rows=self.records())}
         return self.ends(SHOWN)
 
     def ends(self, count: int) -> dict[str, Table]:
         """The features of largest score and, where negative scores are an end of their own, of smallest."""
         ends = {"largest": self.top(count), **({"smallest": self.bottom(count)} if self.signed else {})}
         return {
-            end: Table(columns=_SHOWN_COLUMNS, rows=found.records(), title=f"{self.criterion}, {end} first")
+            end: Table(columns=self._shown(), rows=found.records(), title=f"{self.criterion}, {end} first")
             for end, found in ends.items()
         }
+
+    def _shown(self) -> tuple[Column, ...]:
+        first, *rest = _SHOWN_COLUMNS
+        return (first, *[Column("meaning", "meaning")] * bool(self.meaning), *rest)
 
     def to_frame(self, table: str = "") -> pd.DataFrame:
         """All rows, or those that a table shows."""
@@ -144,7 +154,9 @@ def read_feature_tables(path: str | Path) -> list[FeatureTable]:
     try:
         table = pq.read_table(path)
         signed = json.loads((table.schema.metadata or {})[b"trimtab.signed"])
-        table = table.cast(_SCHEMA.with_metadata(table.schema.metadata))
+        named = _MEANING.name in table.column_names
+        schema = _SCHEMA.append(_MEANING) if named else _SCHEMA
+        table = table.cast(schema.with_metadata(table.schema.metadata))
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "rank the features first, with `trimtab rank`") from None
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
@@ -154,6 +166,7 @@ def read_feature_tables(path: str | Path) -> list[FeatureTable]:
         part = table.filter(pa.array(table["criterion"].to_numpy() == criterion))
         columns: dict[str, Any] = {name: part[name].to_numpy() for name in _COLUMNS}  # null becomes NaN
         tokens = tuple(tuple(row) for row in part["top_tokens"].to_pylist())
+        columns |= {"meaning": tuple(part[_MEANING.name].to_pylist())} if named else {}
         found.append(FeatureTable(criterion=criterion, signed=is_signed, top_tokens=tokens, **columns))
     return found
 

@@ -71,7 +71,7 @@ def rank_by(
         site: where features are amplified; by default the site that the dictionary names.
         features: ids to rank; by default all.
         live_only: leave out features that never fired over the statistics' corpus, where there are statistics.
-        top_tokens: tokens per feature by the logit lens.
+        top_tokens: tokens per feature by the logit lens; none where a row is not in the residual stream.
         batch_size: features that go through the layers together.
         progress: called with the number of features whenever some have been scored.
 
@@ -93,7 +93,9 @@ def rank_by(
     lens_count = max([top_tokens, *(c.n_tokens for c in chosen if isinstance(c, OutputScore))])
     target = ScoringTarget(model, dictionary, ids, lens_count=lens_count)
     scores = score_features(target, place, chosen, batch_size=batch_size, progress=progress)
-    tokens = token_texts(model, target.lens_tokens(top_tokens))
+    tokens: Sequence[Sequence[str]] = [()] * len(ids)
+    if dictionary.d_in == model.d_model:
+        tokens = token_texts(model, target.lens_tokens(top_tokens))
     return [_table(dictionary, ids, result, tokens) for result in scores]
 
 
@@ -151,4 +153,5 @@ def _table(
         firing_rate=unknown if stats is None else stats.firing_rate[rows].astype(np.float64),
         max_activation=(unknown if stats is None else stats.max_activation[rows]).astype(np.float32),
         top_tokens=tuple(tuple(row) for row in tokens),
+        meaning=tuple(names[i] for i in rows) if (names := dictionary.feature_names) else (),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, DecodingConfig
-from trimtab.runs import Meter, Run, part_of, read_typed
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, part_of, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE
 from trimtab.steering.result import SteerResult
 from trimtab.steering.steered import SteerOptions, check_options, no_features, plan_steering, steered
@@ -24,6 +24,8 @@ class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
 
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
+    feature_name: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    """Features by what they mean (IO=Mary), where the SAE says it; beside those given by number."""
     stop: tuple[str, ...] = ()
     """End a text that contains one of these."""
     seed: int = 0
@@ -48,17 +50,20 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
         UserError: something in the config is wrong, or does not fit the model, the dictionary or the run directory.
     """
     if config.replay is not None:
-        for field in fields(config):  # the run holds its prompts, features and all
-            if field.name != "replay" and getattr(config, field.name) != field.default:
-                name = field.name if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
+        for one in fields(config):  # the run holds its prompts, features and all
+            if one.name != "replay" and getattr(config, one.name) != one.default:
+                name = one.name if one.name == "prompt" else f"--{one.name.replace('_', '-')}"
                 raise UserError(f"{name} with --replay", "a replay takes it from the run", "leave it out")
         with Meter(f"replaying {config.replay}") as meter:
             return replay(config.replay, progress=meter.advance)
     options = SteerOptions(**part_of(config, SteerOptions))
-    if not config.feature:
+    if not config.feature and not config.feature_name:
         raise no_features()
     check_options(options, len(config.prompt), config.decoding)
     model, dictionary = config.load()
+    named = dictionary.features_named(config.feature_name)
+    config = replace(config, feature=(*config.feature, *named), feature_name=())
+    options = replace(options, feature=config.feature)
     plan = plan_steering(options, model, dictionary, config.prompt, config.decoding)
     config = replace(config, dose=config.dose or (DEFAULT_DOSE,))  # what a run records
     if config.run is None:

@@ -74,7 +74,7 @@ def steer(
     model: LanguageModel,
     directions: PerSite[Dictionary | DirectionTable | Tensor] | InterventionSource,
     prompts: Prompts,
-    features: int | Sequence[int] | None = None,
+    features: int | str | Sequence[int | str] | None = None,
     dose: float | Sequence[float] | None = None,
     *,
     keep_length: bool = False,
@@ -89,7 +89,8 @@ def steer(
             dimensions together hold the site's width (`[d]`, `[n, d]`, `[heads, head_dim]`, …); one of these for each
             of several sites, by name; or any source of interventions, which decides everything itself.
         prompts: one text, several, or token ids.
-        features: one id, or several that are used at once; all rows of vectors by default.
+        features: one id, or several that are used at once; all rows of vectors by default. Features of a dictionary
+            that says what they mean may be given by that (`IO=Mary`).
         dose: one for all features, or one each; 0.4 by default, with `keep_length` 1.
         keep_length: doses are multiples of each vector as it is, so that 1 adds it; otherwise only directions count.
         decoding: how tokens are chosen.
@@ -119,7 +120,7 @@ def steer(
     if dose == []:
         raise UserError("the doses", "there is none", "give one, or leave them out")
     chosen = SteerOptions(
-        feature=() if features is None else tuple(whole_numbers(features, "feature")),
+        feature=() if features is None else tuple(whole_numbers(_by_number(features, directions), "feature")),
         dose=tuple(dose) if isinstance(dose, list | tuple) else (dose,),  # type: ignore[arg-type]
         **options,
     )
@@ -128,6 +129,15 @@ def steer(
     given: Any = [prompts] if isinstance(prompts, str) else list(prompts)
     decoding = replace(decoding or DecodeConfig(), **tokens)
     return steered(plan_steering(chosen, model, directions, given, decoding, keep_length=keep_length), model)
+
+
+def _by_number(features: Any, directions: object) -> Any:
+    """Features with those that a dictionary has by name as their numbers."""
+    given = [features] if isinstance(features, str) else features
+    if not isinstance(directions, Dictionary) or not isinstance(given, list | tuple):
+        return features
+    named = [isinstance(one, str) and not one.strip("-").isdigit() for one in given]  # "35" is refused as a number is
+    return [directions.features_named([one])[0] if by else one for one, by in zip(given, named, strict=True)]
 
 
 def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerResult:
@@ -327,7 +337,8 @@ def _of_tables(
         combine=config.combine,
     )
     if config.feature:
-        return source, f"feature {', '.join(map(str, config.feature))}"
+        said = next((table for table in tables.values() if isinstance(table, Dictionary)), None)
+        return source, f"feature {', '.join(map(str if said is None else said.label, config.feature))}"
     count = sum(map(len, ids.values()))
     return source, "a vector" if count == 1 else f"{count} vectors"
 

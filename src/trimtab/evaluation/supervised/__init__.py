@@ -5,6 +5,7 @@ from trimtab.evaluation.supervised.attention_result import AttentionTerms
 from trimtab.evaluation.supervised.attention_scores import score_locations
 from trimtab.evaluation.supervised.attention_terms import attention_terms
 from trimtab.evaluation.supervised.codes import FITS, Codes, Factors, mean_codes, mse_codes
+from trimtab.evaluation.supervised.contenders import Contenders, load_dictionaries
 from trimtab.evaluation.supervised.control import (
     EditSuccess,
     edit_by_meaning,
@@ -21,6 +22,7 @@ from trimtab.evaluation.supervised.rotation import (
     learn_rotation,
     random_rotation,
 )
+from trimtab.evaluation.supervised.saved_codes import build_codes, save_codes
 
 __all__ = [
     "CROSS_SECTIONS",
@@ -28,6 +30,7 @@ __all__ = [
     "Approximation",
     "AttentionTerms",
     "Codes",
+    "Contenders",
     "EditSuccess",
     "Factors",
     "FittedCodes",
@@ -37,6 +40,7 @@ __all__ = [
     "activations_of",
     "approximation",
     "attention_terms",
+    "build_codes",
     "cross_section",
     "difference_rotation",
     "edit_by_meaning",
@@ -44,8 +48,10 @@ __all__ = [
     "edit_success",
     "edit_supervised",
     "learn_rotation",
+    "load_dictionaries",
     "mean_codes",
     "mse_codes",
     "random_rotation",
+    "save_codes",
     "score_locations",
 ]

@@ -15,6 +15,7 @@ from trimtab.dictionaries import SAE, load_dictionary
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location
+from trimtab.evaluation.supervised.saved_codes import directory_name
 from trimtab.lm import LanguageModel
 from trimtab.training.bank import Place, TrainedBank, train_members, unfinished
 from trimtab.training.members import expand
@@ -115,7 +116,7 @@ def train_task_saes(
         UserError: as `train_saes` does.
     """
     about = {"model": model.name, "model_fingerprint": model.fingerprint}
-    names = {f"{location.site}-{location.position.replace('+', 'plus')}": location for location in train}
+    names = {directory_name(location): location for location in train}
     rows = {
         name: TrainingRows(train[at], heldout[at], {**about, "site": str(at.site), "position": at.position})
         for name, at in names.items()

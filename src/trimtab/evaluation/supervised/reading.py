@@ -1,0 +1,71 @@
+"""Reading values of attributes from activations: linear discriminant analysis (Fisher 1936), one for each factor.
+
+Classes have their own means and one covariance, that of what the class means leave over, shrunk towards a multiple of
+the identity as far as Ledoit and Wolf (2004) say. The score of a class is then linear in x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.evaluation.supervised.codes import Factors
+from trimtab.stats import Interval, wilson_interval
+
+FLOOR = 1e-6
+"""Least variance along any direction, as a share of the mean variance: activations may have fewer dimensions."""
+
+
+class LinearScores(NamedTuple):
+    """Scores of values: those of row x are (x − mean) W + b."""
+
+    W: Tensor  # [w, n]
+    b: Tensor  # [n]
+
+
+def discriminant_scores(
+    x: Float[Tensor, "P w"], mean: Float[Tensor, " w"], factors: Factors, rows: Int[Tensor, "P F"]
+) -> LinearScores:
+    """Fit the scores of all values, each factor by itself.
+
+    Args:
+        x: activations of P prompts.
+        mean: what is taken off them first.
+        factors: the values.
+        rows: of the same prompts, of `factors.rows`; every value is that of some prompt.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    centred = x.double() - mean.double()
+    floor = FLOOR * (centred - centred.mean(0)).square().mean()
+    eye = torch.eye(x.shape[1], dtype=torch.float64)
+    weights, biases, start = [], [], 0
+    for factor, values in enumerate(factors.values):
+        own = rows[:, factor] - start
+        counts = torch.bincount(own, minlength=len(values)).double()
+        means = torch.zeros(len(values), x.shape[1], dtype=torch.float64).index_add_(0, own, centred)
+        means /= counts[:, None]
+        covariance = torch.from_numpy(ledoit_wolf((centred - means[own]).numpy(), assume_centered=True)[0])
+        covariance += eye * (floor if floor > 0 else 1.0)
+        W = torch.linalg.solve(covariance, means.T)
+        weights.append(W)
+        biases.append((counts / len(x)).log() - (means * W.T).sum(1) / 2)
+        start += len(values)
+    return LinearScores(torch.cat(weights, 1), torch.cat(biases))
+
+
+def read_accuracy(found: Int[Tensor, "Q F"], rows: Int[Tensor, "Q F"], factors: Factors) -> Mapping[str, Interval]:
+    """On what share of prompts each factor's value was read right, with Wilson's interval; by factor (`IO,Pos`).
+
+    Args:
+        found: the values that were read.
+        rows: the true ones.
+        factors: what they are of.
+    """
+    right = (found == rows).sum(0).tolist()
+    names = (",".join(factor) for factor in factors.factors)
+    return {name: wilson_interval(count, len(rows)) for name, count in zip(names, right, strict=True)}
