@@ -21,7 +21,7 @@ from trimtab.dictionaries import FeatureStats, Standard, Supervised, load_dictio
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
 from trimtab.evaluation.supervised import FITS, Factors, activations_of, build_codes, save_codes
-from trimtab.evaluation.supervised.contenders import load_dictionaries
+from trimtab.evaluation.supervised.dictionary_files import load_dictionaries
 from trimtab.evaluation.supervised.reading import discriminant_scores, read_accuracy
 from trimtab.evaluation.supervised.saved_codes import dictionary_of
 from trimtab.evaluation.supervised.task_saes import train_task_saes

@@ -5,7 +5,6 @@ from trimtab.evaluation.supervised.attention_result import AttentionTerms
 from trimtab.evaluation.supervised.attention_scores import score_locations
 from trimtab.evaluation.supervised.attention_terms import attention_terms
 from trimtab.evaluation.supervised.codes import FITS, Codes, Factors, mean_codes, mse_codes
-from trimtab.evaluation.supervised.contenders import Contenders, load_dictionaries
 from trimtab.evaluation.supervised.control import (
     EditSuccess,
     edit_by_meaning,
@@ -14,6 +13,7 @@ from trimtab.evaluation.supervised.control import (
     edit_supervised,
 )
 from trimtab.evaluation.supervised.cross_sections import CROSS_SECTIONS, PatchedPrompts, activations_of, cross_section
+from trimtab.evaluation.supervised.dictionary_files import LoadedDictionaries, load_dictionaries
 from trimtab.evaluation.supervised.parts import FittedCodes
 from trimtab.evaluation.supervised.rotation import (
     LearnedRotation,
@@ -30,11 +30,11 @@ __all__ = [
     "Approximation",
     "AttentionTerms",
     "Codes",
-    "Contenders",
     "EditSuccess",
     "Factors",
     "FittedCodes",
     "LearnedRotation",
+    "LoadedDictionaries",
     "PatchedPrompts",
     "Rotation",
     "activations_of",

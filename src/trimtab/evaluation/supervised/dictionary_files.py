@@ -21,7 +21,7 @@ _NOT_IN_A_NAME = ("sae", "saes", "members")
 """Directories that say nothing about what is in them."""
 
 
-class Contenders(NamedTuple):
+class LoadedDictionaries(NamedTuple):
     """What paths hold for some locations."""
 
     dictionaries: dict[str, dict[Location, Dictionary]]
@@ -44,7 +44,7 @@ class _Found(NamedTuple):
 
 def load_dictionaries(
     paths: Sequence[str | Path], model: LanguageModel, locations: Sequence[Location], *, any_model: bool = False
-) -> Contenders:
+) -> LoadedDictionaries:
     """Load dictionaries and give each the locations that it reads.
 
     A dictionary reads the locations of its site, at the position that it was fitted on; one that names no position
@@ -93,7 +93,7 @@ def load_dictionaries(
                 why = f"{mine[place].name} is for {place} of contender {name}, too"
                 raise UserError(f"dictionary {each.path}", why, "give one of them, or rename a directory")
             mine[place] = each.dictionary
-    return Contenders(contenders, tuple(unused))
+    return LoadedDictionaries(contenders, tuple(unused))
 
 
 def position_of(dictionary: Dictionary) -> str:
