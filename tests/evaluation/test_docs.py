@@ -50,7 +50,7 @@ def test_supervised(
     (place,) = known["locations"]
     assert place.site.layer == 1
     assert "codes lacks ()" in said
-    read = known["contenders"].dictionaries["codes"][place]
+    read = known["loaded"].dictionaries["codes"][place]
     assert read.info.metadata["read_accuracy"]["IO"]["estimate"] == 1
     x, rows = known["heldout"][place], known["factors"].rows(known["test"])
     assert torch.equal(read.read(x)[:, 0], rows[:, 0])
