@@ -414,7 +414,7 @@ def test_each_role_is_measured_through_the_one_behind_it(
 
     asked: list[str] = []
 
-    def patched(_model: object, rows: PromptRows, _other: object, receivers: list, _progress: object) -> torch.Tensor:
+    def patched(_model: object, rows: PromptRows, _other: object, receivers: list, *_: object) -> torch.Tensor:
         receiver = ", ".join(map(str, receivers))
         asked.append(receiver)
         return effects(through[receiver], len(rows.ids))

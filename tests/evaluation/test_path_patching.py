@@ -107,6 +107,21 @@ def test_what_would_be_another_quantity(
     assert (found - expected).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["logits", "all"])
+def test_some_senders(any_tiny: LanguageModel, kind: str) -> None:
+    """As many in a layer as there are, in one layer none; the others' effects are left at 0."""
+    rows, other = aligned(any_tiny)
+    receivers, layers = receivers_of(any_tiny, kind), any_tiny.n_layers
+    senders = torch.zeros(layers, 4, dtype=torch.bool)
+    senders[0, 1] = senders[1, 0] = senders[1, 3] = True
+    layers_done: list[int] = []
+    found = path_patch(any_tiny, rows, other, receivers, layers_done.append, senders)
+    expected = path_patch(any_tiny, rows, other, receivers)
+    torch.testing.assert_close(found, expected * senders, atol=1e-5, rtol=1e-4)
+    assert found.count_nonzero(0).bool().sum() == 3
+    assert sum(layers_done) == (layers if kind == "logits" else 3)
+
+
 def test_where_a_model_cannot_start_at_a_layer(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, other = aligned(tiny_llama)
     receivers = receivers_of(tiny_llama, "all")

@@ -98,21 +98,23 @@ def find_circuit(
             "choose another model, or a lower share",
         )
 
-    def taken_away(kinds: Sequence[str], through: Sequence[CircuitHead], position: str) -> Tensor:
-        """What patching takes from the logit difference."""
+    def taken_away(kinds: Sequence[str], through: Sequence[CircuitHead], position: str, *roles: str) -> Tensor:
+        """What patching takes from the logit difference, of the heads that look where one of the roles does."""
         receivers = [head_location(model, kind, h.layer, h.head, position) for kind in kinds for h in through]
         if not receivers:
             return torch.zeros_like(direct)
-        return -torch.cat([path_patch(model, rows, other, receivers, progress) for rows, other, _ in batches])
+        senders = torch.stack([looks[role] for role in roles]).any(0)
+        changes = [path_patch(model, rows, other, receivers, progress, senders) for rows, other, _ in batches]
+        return -torch.cat(changes)
 
     def add_patched(role: str, effects: Tensor) -> list[CircuitHead]:
         return add(role, effects, (effects.mean(0) > 0) & looks[role])
 
-    inhibition = add_patched("S-inhibition", taken_away(["attn_q"], list(heads), "END"))
-    at_s2 = taken_away(["attn_k", "attn_v"], [*suppressors, *inhibition], "S2")
+    inhibition = add_patched("S-inhibition", taken_away(["attn_q"], list(heads), "END", "S-inhibition"))
+    at_s2 = taken_away(["attn_k", "attn_v"], [*suppressors, *inhibition], "S2", "induction", "duplicate token")
     induction = add_patched("induction", at_s2)
     add_patched("duplicate token", at_s2)
-    add_patched("previous token", taken_away(["attn_k"], induction, "S1+1"))
+    add_patched("previous token", taken_away(["attn_k"], induction, "S1+1", "previous token"))
     return Circuit(
         model=model.name, fingerprint=model.fingerprint, heads=tuple(heads), logit_difference=difference,
         accuracy=accuracy, templates=tuple(dict.fromkeys(p.template for p in prompts)), seed=seed, share=share,

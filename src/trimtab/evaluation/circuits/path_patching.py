@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
@@ -38,6 +38,7 @@ def path_patch(
     corrupted: Int[Tensor, "B T"],
     receivers: Sequence[Location],
     progress: Callable[[int], None] | None = None,
+    senders: Bool[Tensor, "layers heads"] | None = None,
 ) -> Float[Tensor, "B layers heads"]:
     """The change of the logit difference when each head's output is the corrupted prompt's, for these receivers alone.
 
@@ -47,9 +48,10 @@ def path_patch(
         corrupted: as many prompts of the same length.
         receivers: patched together; the logits by themselves.
         progress: called with the number of senders' layers that are done.
+        senders: which heads are patched; all by default.
 
     Returns:
-        Patched minus clean, in logits; 0 for heads from which no receiver can be reached.
+        Patched minus clean, in logits; 0 for heads from which no receiver can be reached, and for those not patched.
 
     Raises:
         UserError: no receiver, a site that is none, or the logits beside others.
@@ -69,21 +71,27 @@ def path_patch(
     before = logit_difference(unembedding, rows.at(clean.inputs[-1], "END"), answers)
     n_heads = clean.z[0].shape[2]
     effect = torch.zeros(len(before), model.n_layers, n_heads, device=before.device)
-    behind = None if receivers == [logits] else PatchedRuns(model, rows, clean, receivers, n_heads)
+    runs: dict[int, PatchedRuns] = {}  # by the number of copies
+    done = progress or (lambda _n: None)
     for layer in range(model.n_layers):
+        heads = list(range(n_heads)) if senders is None else senders[layer].nonzero()[:, 0].tolist()
         reached = [r for r in receivers if r == logits or r.site.layer > layer]
         if not reached:
             break
+        if not heads:
+            done(1)
+            continue
         read: dict[Location, Tensor] = {}
         for position in dict.fromkeys(receiver.position for receiver in reached):
             there = [receiver for receiver in reached if receiver.position == position]
-            values = _read_by(model, rows, clean, other[layer], layer, position, [r.site for r in there])
+            values = _read_by(model, rows, clean, other[layer], layer, heads, position, [r.site for r in there])
             read |= {receiver: values[receiver.site] for receiver in there}
-        final = read[logits] if behind is None else behind.run(read)
-        after = logit_difference(unembedding, final, answers.repeat_interleave(n_heads, 0))
-        effect[:, layer] = after.unflatten(0, (-1, n_heads)) - before[:, None]
-        if progress is not None:
-            progress(1)
+        if logits not in read and len(heads) not in runs:
+            runs[len(heads)] = PatchedRuns(model, rows, clean, receivers, len(heads))
+        final = read[logits] if logits in read else runs[len(heads)].run(read)
+        after = logit_difference(unembedding, final, answers.repeat_interleave(len(heads), 0))
+        effect[:, layer, heads] = after.unflatten(0, (-1, len(heads))) - before[:, None]
+        done(1)
     return effect
 
 
@@ -93,17 +101,17 @@ def _read_by(
     clean: PlainRun,
     other: Float[Tensor, "B T heads head_dim"],
     layer: int,
+    heads: Sequence[int],
     position: str,
     sites: Sequence[Site],
-) -> dict[Site, Float[Tensor, "B*heads width"]]:
-    """What sites read at a position when one head of a layer at a time is patched and all others are as they were."""
-    own, n_heads = rows.at(clean.z[layer], position), clean.z[layer].shape[2]
-    copies = own[:, None].expand(-1, n_heads, -1, -1).clone()  # [B, copies, heads, head_dim]
-    each = torch.arange(n_heads, device=own.device)
-    copies[:, each, each] = rows.at(other, position)
+) -> dict[Site, Float[Tensor, "B*copies width"]]:
+    """What sites read at a position when one of these heads at a time is patched and all others are as they were."""
+    own = rows.at(clean.z[layer], position)
+    copies = own[:, None].expand(-1, len(heads), -1, -1).clone()  # [B, copies, heads, head_dim]
+    copies[:, torch.arange(len(heads), device=own.device), heads] = rows.at(other, position)[:, heads]
 
     def fixed(x: Tensor) -> Tensor:
-        return rows.at(x, position).flatten(1).repeat_interleave(n_heads, 0)
+        return rows.at(x, position).flatten(1).repeat_interleave(len(heads), 0)
 
     hidden = fixed(clean.inputs[layer])
     # Where a model cannot start at a layer, the layers below compute something and this takes its place.
