@@ -243,7 +243,8 @@ def test_names_in_python_and_what_is_refused(
     assert run("steer", "the cat", *words, "--feature-name", "Pos=ABBA") == 2
     assert "feature 'Pos=ABBA': no feature means that; did you mean Pos=ABB?" in capsys.readouterr().err
     assert run("rank", *words, "--criterion", "output-score") == 2
-    assert "directions of width 8" in capsys.readouterr().err
+    said = "features of width 8: the logit lens reads rows of the residual stream, of width 32; rank them by delta-conf"
+    assert said in capsys.readouterr().err
     assert run("rank", *words, "--site", "attn_z.2") == 2
     assert "dictionary of width 8" in capsys.readouterr().err
     wide = Standard(torch.ones(32, 3), torch.zeros(3), torch.ones(3, 32), torch.zeros(32))

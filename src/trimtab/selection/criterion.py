@@ -39,7 +39,14 @@ class ScoringTarget:
         self._lens: Tensor | None = None
 
     def lens_tokens(self, count: int) -> Int[Tensor, "n count"]:
-        """The `count` tokens that each feature's decoder row promotes most, by the logit lens, most likely first."""
+        """The `count` tokens that each feature's decoder row promotes most, by the logit lens, most likely first.
+
+        Raises:
+            UserError: the rows are not in the residual stream, as at an attention head.
+        """
+        if (width := self.dictionary.d_in) != self.model.d_model:
+            why = f"the logit lens reads rows of the residual stream, of width {self.model.d_model}"
+            raise UserError(f"features of width {width}", why, "rank them by delta-confidence or kl")
         check_token_count(count, self.model.vocab_size)
         if self._lens is None or self._lens.shape[1] < count:
             rows = self.dictionary.W_dec.detach()[self.features.to(self.dictionary.W_dec.device)]
