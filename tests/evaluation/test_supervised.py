@@ -239,11 +239,13 @@ def test_loss_recovered_is_1_for_the_activation_and_0_for_the_mean(built: Langua
         (rows,) = rows_of([ioi.tokenise(prompt)], built)
         expected = -logits(built, rows.ids)[0, -1].log_softmax(-1)[rows.answers[0, 0]]
         assert float(found.plain.loss[number]) == pytest.approx(float(expected), abs=1e-4)
-    means = {place: value.mean(0) for place, value in found.activations.items()}
+    means = {place: value.mean(0).expand_as(value) for place, value in found.activations.items()}
     half = {place: (means[place] + value) / 2 for place, value in found.activations.items()}
-    assert loss_recovered(found, means, found.activations)[str(mover)].estimate == pytest.approx(1)  # type: ignore[union-attr]
-    assert 0 < loss_recovered(found, means, half)[str(mover)].estimate < 1  # type: ignore[union-attr]
-    assert loss_recovered(found, means, found.activations)[str(idle)] is None
+    at_mean = {place: found.answers({place: value}) for place, value in means.items()}
+    whole, part = (loss_recovered(found, x, at_mean) for x in (found.activations, half))
+    assert whole[str(mover)].estimate == pytest.approx(1)  # type: ignore[union-attr]
+    assert 0 < part[str(mover)].estimate < 1  # type: ignore[union-attr]
+    assert whole[str(idle)] is None
 
 
 def test_cross_sections_of_a_circuit(tiny_llama: LanguageModel) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trimtab.evaluation.supervised.approximation import Approximation, approximation, loss_recovered
+from trimtab.evaluation.supervised.approximation import Approximation, approximation, loss_recovered, share_of_effect
 from trimtab.evaluation.supervised.contenders.contender import Contender
 from trimtab.evaluation.supervised.control import EditSuccess, edit_success
 from trimtab.evaluation.supervised.section import Section
@@ -63,7 +63,7 @@ class Scores:
 @torch.no_grad()
 def score(contender: Contender, section: Section) -> Scores:
     """Measure approximation, control and interpretability."""
-    prompts, means = section.prompts, section.means
+    prompts = section.prompts
     rebuilt = contender.rebuilt(section)
     edits = [
         Edited(attribute=a, way=way.name, k=way.k, result=edit_success(prompts, section.patched[a], way.rows))
@@ -72,9 +72,12 @@ def score(contender: Contender, section: Section) -> Scores:
     ]
     kept, causal = contender.kept(section), None
     if kept is not None:
-        alone, without = (approximation(prompts, means, x).normalised_sufficiency for x in (kept.kept, kept.without))
+        alone, without = (
+            share_of_effect(prompts.plain, section.at_mean, prompts.answers(x)) for x in (kept.kept, kept.without)
+        )
         causal = CausalCheck(interpretable=kept.interpretable, kept=alone, without=without)
     return Scores(
         cross_section=section.name, contender=contender.name, edits=tuple(edits), causal=causal,
-        approximation=approximation(prompts, means, rebuilt), loss_recovered=loss_recovered(prompts, means, rebuilt),
+        approximation=approximation(prompts, section.means, rebuilt, section.at_mean),
+        loss_recovered=loss_recovered(prompts, rebuilt, section.one_at_mean),
     )  # fmt: skip

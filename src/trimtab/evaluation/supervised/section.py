@@ -61,6 +61,8 @@ class Section:
         changed: per attribute their counterfactuals.
         true: per attribute what the locations are in those.
         patched: per attribute the answers when all locations are so.
+        at_mean: the answers with every location at its mean.
+        one_at_mean: per location the answers with it alone at its mean.
     """
 
     def __init__(self, name: str, locations: Sequence[Location], activations: Values, pairs: PromptPairs) -> None:
@@ -70,3 +72,6 @@ class Section:
         self.prompts = PatchedPrompts(self.model, self.ioi, self.test, locations, plain=pairs.plain)
         self.true = {a: {place: x[place] for place in locations} for a, x in pairs.true.items()}
         self.patched = {attribute: self.prompts.answers(values) for attribute, values in self.true.items()}
+        mean = {place: self.means[place].expand_as(x) for place, x in self.prompts.activations.items()}
+        self.at_mean = self.prompts.answers(mean)
+        self.one_at_mean = {place: self.prompts.answers({place: x}) for place, x in mean.items()}

@@ -29,6 +29,7 @@ def saes_of_text(ground: Ground) -> list[Contender]:
     bank = BankConfig(
         model=ground.model.name, dtype=str(ground.model.dtype).removeprefix("torch."), device=str(ground.model.device),
         text=config.text or (sample_text(),), limit_tokens=config.text_tokens, members=tuple(expand(values)),
+        holdout=0.05 if config.text else 0.0,  # the sample holds nothing but documents that others hold out
         run=ground.directory / "text-saes",
     )  # fmt: skip
     trained = train_bank(bank)
