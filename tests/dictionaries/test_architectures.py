@@ -31,9 +31,18 @@ def reference_codes(sae: SAE, x: np.ndarray) -> np.ndarray:
         return np.array([magnitude[i] if p[i] + w["b_gate"][i] > 0 else 0.0 for i in range(n)])
     if isinstance(sae, Supervised):
         score, first, f = [p[i] + w["b_enc"][i] for i in range(n)], 0, np.zeros(n)
+        read: list[int] = []
         for count in sae.factors:
             best = max(range(first, first + count), key=lambda i: score[i])
-            f[best], first = w["size"][best], first + count
+            read, first = [*read, best], first + count
+        for _ in range(sae.passes):
+            first = 0
+            for factor, count in enumerate(sae.factors):
+                rest = z - sum(w["size"][v] * w["W_dec"][v] for k, v in enumerate(read) if k != factor)
+                left = rest @ w["W_left"] + w["b_left"]
+                read[factor] = max(range(first, first + count), key=lambda i: left[i])
+                first += count
+        f[read] = w["size"][read]
         return f
     assert isinstance(sae, TopK)
     norms = [math.sqrt(sum(v * v for v in row)) for row in w["W_dec"]]

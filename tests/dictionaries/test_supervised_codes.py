@@ -19,7 +19,8 @@ def codes(**metadata: object) -> Supervised:
     """Three values along the first two coordinates, two along the third; the mean is (1, 1, 1)."""
     rows = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0], [0, 0, 1], [0, 0, -1]])
     return Supervised(
-        rows.T, torch.zeros(5), rows, torch.ones(3), torch.tensor([2.0, 3.0, 4.0, 0.5, 0.0]), factors=[3, 2],
+        rows.T, torch.zeros(5), rows, torch.ones(3), torch.tensor([2.0, 3.0, 4.0, 0.5, 0.0]), rows.T, torch.zeros(5),
+        factors=[3, 2],
         info=DictionaryInfo(
             architecture="supervised", model="tiny", site="attn_z.2.1",
             metadata={"position": "END", "feature_names": NAMES, **metadata},
@@ -108,7 +109,7 @@ def test_factors_that_do_not_fit(tmp_path: Path, factors: object, message: str) 
 def test_factors_of_other_features() -> None:
     rows = torch.eye(3)
     with pytest.raises(UserError, match=r"factors of 2, 2 values: the dictionary has 3 features"):
-        Supervised(rows, torch.zeros(3), rows, torch.zeros(3), torch.ones(3), factors=[2, 2])
+        Supervised(rows, torch.zeros(3), rows, torch.zeros(3), torch.ones(3), rows, torch.zeros(3), factors=[2, 2])
 
 
 def test_the_commands_that_describe_and_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

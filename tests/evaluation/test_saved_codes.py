@@ -100,6 +100,29 @@ def test_where_values_are_read_right_it_rebuilds_what_the_codes_do(fit: str, par
         assert (value.n, value.method) == (len(TRAIN), "wilson")
 
 
+def test_a_factor_that_varies_much_does_not_hide_the_others() -> None:
+    """More values than dimensions; mostly the likeliest values of all factors together, which trying all finds, too."""
+    factors = Factors.of(TRAIN)
+    rows = factors.rows(TRAIN)
+    vectors = torch.randn(len(factors.names), 6, generator=torch.Generator().manual_seed(7))
+    vectors[: len(factors.values[0])] *= 10
+    x = vectors[rows].sum(1) + 0.1 * torch.randn(len(rows), 6, generator=torch.Generator().manual_seed(8))
+    codes = FITS["mse"](x, factors, rows)
+    sae = dictionary_of(x, factors, rows, codes)
+    alone = (x - codes.mean) @ sae.W_enc + sae.b_enc
+    n = len(factors.values[0])
+    S = slice(n, n + len(factors.values[1]))
+    assert float((alone[:, S].argmax(1) + n == rows[:, 1]).double().mean()) < 0.5
+    assert (sae.read(x) == rows).double().mean(0).min() > 0.8
+    left = (x - codes.mean).double() - codes.vectors[rows].sum(1)
+    inverse = torch.linalg.inv(torch.from_numpy(ledoit_wolf(left.double().numpy(), assume_centered=True)[0]))
+    sizes = [len(values) for values in factors.values]
+    every = torch.cartesian_prod(*(torch.arange(s) + sum(sizes[:i]) for i, s in enumerate(sizes)))
+    rest = (x - codes.mean).double()[:, None] - codes.vectors.double()[every].sum(1)
+    likeliest = every[torch.einsum("pcd,de,pce->pc", rest, inverse, rest).argmin(1)]
+    assert float((sae.read(x) == likeliest).all(1).double().mean()) > 0.8
+
+
 def test_activations_of_few_dimensions_are_read() -> None:
     """No noise at all, as in a model that was built by hand: the covariance has directions of no variance."""
     factors = Factors.of(TRAIN)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.evaluation.supervised.codes import Factors
+from trimtab.evaluation.supervised.codes import Codes, Factors
 from trimtab.stats import Interval, wilson_interval
 
 FLOOR = 1e-6
@@ -56,6 +56,26 @@ def discriminant_scores(
         biases.append((counts / len(x)).log() - (means * W.T).sum(1) / 2)
         start += len(values)
     return LinearScores(torch.cat(weights, 1), torch.cat(biases))
+
+
+def leftover_scores(x: Float[Tensor, "P w"], codes: Codes, rows: Int[Tensor, "P F"]) -> LinearScores:
+    """Scores of each factor's values once the codes u of the other factors are taken off x − mean.
+
+    What all codes leave over has one covariance Σ, shrunk as above: the score Σ⁻¹u − u Σ⁻¹ u / 2 is the log-likelihood
+    of a value, up to what is the same for all.
+
+    Args:
+        x: activations of P prompts.
+        codes: fitted on them.
+        rows: of the same prompts, of `factors.rows`.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    centred, u = x.double() - codes.mean.double(), codes.vectors.double()
+    covariance = torch.from_numpy(ledoit_wolf((centred - u[rows].sum(1)).numpy(), assume_centered=True)[0])
+    floor = FLOOR * (centred - centred.mean(0)).square().mean()
+    W = torch.linalg.solve(covariance + torch.eye(x.shape[1]) * (floor if floor > 0 else 1.0), u.T)
+    return LinearScores(W, -(u * W.T).sum(1) / 2)
 
 
 def read_accuracy(found: Int[Tensor, "Q F"], rows: Int[Tensor, "Q F"], factors: Factors) -> Mapping[str, Interval]:

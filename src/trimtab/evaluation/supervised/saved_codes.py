@@ -15,7 +15,7 @@ from trimtab.dictionaries.describing import READ_ACCURACY
 from trimtab.errors import check_one_of
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import FACTORS, FITS, Codes, Factors, Parametrisation
-from trimtab.evaluation.supervised.reading import discriminant_scores, read_accuracy
+from trimtab.evaluation.supervised.reading import discriminant_scores, leftover_scores, read_accuracy
 from trimtab.lm import LanguageModel
 from trimtab.runs import text_id
 from trimtab.tasks.ioi_prompts import IOIPrompt
@@ -43,7 +43,7 @@ def dictionary_of(
         codes: of a fit.
         info: where they come from; what features mean is added.
     """
-    scores = discriminant_scores(x, codes.mean, factors, rows)
+    scores, left = discriminant_scores(x, codes.mean, factors, rows), leftover_scores(x, codes, rows)
     vectors = codes.vectors.double()
     size = vectors.norm(dim=1)
     info = info or DictionaryInfo(architecture=Supervised.architecture)
@@ -54,6 +54,8 @@ def dictionary_of(
         W_dec=(vectors / torch.where(size > 0, size, 1.0)[:, None]).float(),
         b_dec=codes.mean.float(),
         size=size.float(),
+        W_left=left.W.float(),
+        b_left=left.b.float(),
         factors=[len(values) for values in factors.values],
         info=info,
     )
