@@ -293,8 +293,9 @@ def test_task_saes_beside_supervised_codes(
     ]  # fmt: skip
     mean = scores["name-mover outputs", "mean"]
     assert mean["approximation"]["normalised_sufficiency"]["estimate"] == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr(ioi_command, "Section", None)  # a run that is done is read back
-    assert cli.main([*map(str, words), "--json"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ioi_command, "Section", None)  # a run that is done is read back
+        assert cli.main([*map(str, words), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == printed
     again = [*map(str, words[:6]), "--run", str(tmp_path / "again")]
     assert cli.main([*again, "--n-train", "4"]) == 2
@@ -304,6 +305,19 @@ def test_task_saes_beside_supervised_codes(
     assert cli.main([*again, "--n-train", "150", "--n-features", "2"]) == 2
     assert "l0 3: it must be from 1 to n_features" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
+    bank = tmp_path / "run" / "task-saes"
+    own = [*map(str, words[:-5]), "--run", str(tmp_path / "own"), "--contender", "pca", "--dictionary"]
+    assert cli.main([*own, str(bank), str(tmp_path / "run" / "supervised"), "--json"]) == 0
+    beside = {(one["cross_section"], one["contender"]): one for one in json.loads(capsys.readouterr().out)["scores"]}
+    assert beside["name-mover outputs", "topk-n24-l0_1-seed0"] == sae
+    read = scores["name-mover outputs", "supervised, mse, read"]["approximation"]
+    assert beside["name-mover outputs", "supervised"]["approximation"] == read
+    (values,) = [path for path in (bank / "members").iterdir() if "attn_z.0.1" in path.name]
+    movers = [*own[:-1], "--cross-section", "name-mover outputs", "--run", str(tmp_path / "refused"), "--dictionary"]
+    assert cli.main([*movers, str(values / "sae")]) == 2
+    said = capsys.readouterr().err
+    assert "it reads attn_z.0.1 at END; give one for attn_z.1.2 at END" in said
+    assert not (tmp_path / "refused").exists()
     circuit = Circuit.load(tmp_path / "circuit.json")
     dataclasses.replace(circuit, seed=7).save(tmp_path / "circuit.json")
     assert cli.main(list(map(str, words))) == 2
@@ -348,7 +362,7 @@ def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution) -> None:
     train = ioi.prompts(150)
     x = activations_of(half, ioi, train, places)
     section = Section("outputs", places, x, PromptPairs(half, ioi, prompts, places))
-    ground = Ground(model=half, ioi=ioi, train=train, activations=x, held=x, directory=Path("unused"))
+    ground = Ground(model=half, ioi=ioi, train=train, activations=x, test=train, held=x, directory=Path("unused"))
     scores = score(supervised_codes(ground)[1], section)
     assert scores.approximation.sufficiency.estimate == pytest.approx(1, abs=0.03)
     assert scores.edits[0].result.success is not None

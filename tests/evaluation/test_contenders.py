@@ -28,10 +28,18 @@ def ground(built: LanguageModel, tmp_path: Path) -> Ground:
     places = (head_location(built, "attn_z", 1, 2, "END"),)
     train = ioi.prompts(150)
     x = activations_of(built, ioi, train, places)
-    held = activations_of(built, ioi, ioi.prompts(24, "test"), places)
+    test = ioi.prompts(24, "test")
+    held = activations_of(built, ioi, test, places)
     config = ContenderConfig(arch=("topk",), l0=(1.0,), n_features=(24,), epochs=60, k=(1, 2))
     return Ground(
-        model=built, ioi=ioi, train=train, activations=x, held=held, config=config, directory=tmp_path / "fitted"
+        model=built,
+        ioi=ioi,
+        train=train,
+        activations=x,
+        test=test,
+        held=held,
+        config=config,
+        directory=tmp_path / "fitted",
     )
 
 
@@ -95,8 +103,10 @@ def test_a_contender_of_ones_own_is_one_function(
     kind("nothing")(lambda _ground: [NO_EDIT])
     assert make_contenders(["nothing"], ground) == [NO_EDIT]
     assert list(known)[-1] == "nothing"
-    with pytest.raises(UserError, match=r"contender 'pcaa': there is codes, .*; did you mean pca\?"):
+    with pytest.raises(UserError, match=r"contender 'pcaa': there is .*codes, .*; did you mean pca\?"):
         make_contenders(["pcaa"], ground)
+    with pytest.raises(UserError, match="contender own: no dictionary was given; name some"):
+        make_contenders(["own"], ground)
 
 
 def test_a_contender_without_a_location_is_left_out(ground: Ground, section: Section) -> None:
@@ -138,7 +148,16 @@ def test_saes_of_text_are_of_the_locations_sites(
     config = ContenderConfig(n_features=(16,), text_tokens=20_000, text_l0=2.0)
     (found,) = make_contenders(
         ["text-saes"],
-        Ground(model=model, ioi=ioi, train=train, activations=x, held=x, config=config, directory=tmp_path / "fitted"),
+        Ground(
+            model=model,
+            ioi=ioi,
+            train=train,
+            activations=x,
+            test=train,
+            held=x,
+            config=config,
+            directory=tmp_path / "fitted",
+        ),
     )
     assert isinstance(found, Dictionaries)
     assert [found.saes[place].info.site for place in places] == ["attn_z.2.1", "attn_k.3.0", "attn_k.3.0"]

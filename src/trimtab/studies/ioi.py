@@ -96,6 +96,8 @@ class IOIStudyConfig(ModelConfig):
     """A circuit to take instead of finding one: its run, its file, or gpt2-small."""
     templates: TemplateSet = "paper"
     """Sentences: paper (three), wang (fifteen) or all."""
+    dictionary: tuple[str, ...] = ()
+    """Dictionaries of your own at the circuit's sites: directories of one each, or of many (a bank)."""
     text: tuple[str, ...] = ()
     """Files or directories for SAEs of general text; by default the sample that ships with trimtab."""
     force: bool = False
@@ -203,8 +205,8 @@ class _Study:
             lambda: run_circuit(replace(sizes.circuit, **shared, **own, run=self.run.path / "circuit")),
         )  # fmt: skip
         fitted = replace(
-            sizes.contenders, **shared, text=self.config.text, circuit=self.run.path / "circuit",
-            run=self.run.path / "contenders",
+            sizes.contenders, **shared, text=self.config.text, dictionary=self.config.dictionary,
+            circuit=self.run.path / "circuit", run=self.run.path / "contenders",
         )  # fmt: skip
         contenders = self.part("contenders", IOIResult, lambda: run_ioi(fitted))
         rest = _Rest(self.run.path, fitted, sizes)
@@ -286,8 +288,8 @@ class _Rest:
         }
         held = {place: x[: self.config.n_test] for place, x in test.items()}
         ground = Ground(
-            model=self.model, ioi=self.ioi, train=self.train, activations=train, held=held, config=self.config,
-            directory=self.directory / "contenders", seed=self.config.seed,
+            model=self.model, ioi=self.ioi, train=self.train, activations=train, test=self.test[: self.config.n_test],
+            held=held, config=self.config, directory=self.directory / "contenders", seed=self.config.seed,
         )  # fmt: skip
         for one in task_saes(ground):
             assert isinstance(one, Dictionaries)

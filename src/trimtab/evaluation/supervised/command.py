@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from trimtab.dictionaries import Dictionary
 from trimtab.errors import named
 from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
 from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Factors
 from trimtab.evaluation.supervised.contenders import KINDS, Contender, Ground, make_contenders
 from trimtab.evaluation.supervised.contenders.contender import MEAN, NO_EDIT, ContenderConfig
 from trimtab.evaluation.supervised.control import LEAST_COUNTED, Point, frontier
 from trimtab.evaluation.supervised.cross_sections import cross_sections
+from trimtab.evaluation.supervised.dictionary_files import load_dictionaries
 from trimtab.evaluation.supervised.kept import kept_activations
 from trimtab.evaluation.supervised.scores import Scores, score
 from trimtab.evaluation.supervised.section import PromptPairs, Section, counterfactuals
@@ -62,6 +65,8 @@ class IOIConfig(ContenderConfig, ModelConfig):
     contender: tuple[str, ...] = ("codes", "task-saes", "pca", "random")
     """What is held against each other: codes (supervised), task-saes, frozen-decoder, text-saes, pca, random,
     rotation."""
+    dictionary: tuple[str, ...] = ()
+    """Dictionaries of your own at the circuit's sites, beside these: directories of one each, or of many (a bank)."""
     templates: TemplateSet = "paper"
     """Sentences: paper (three), wang (fifteen) or all."""
     n_train: int = 2000
@@ -76,8 +81,9 @@ class IOIConfig(ContenderConfig, ModelConfig):
     """Directory to write SAEs and the result to."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choices(self)
-        check_least(self, 1, "n_train", "n_test", "epochs", "k", "text_tokens")
+        check_least(self, 1, "n_train", "n_test")
         for name in self.contender:
             named(KINDS, name, "contender")
 
@@ -238,8 +244,7 @@ def run_ioi(config: IOIConfig) -> IOIResult:
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
     given = None if config.circuit is None else Circuit.load(config.circuit, model)
-    if given is not None:
-        cross_sections(given, model, config.cross_section)
+    own = {} if given is None else _own(config, model, _places(cross_sections(given, model, config.cross_section)))
     train, test = ioi.prompts(config.n_train, seed=config.seed), ioi.prompts(config.n_test, "test", seed=config.seed)
     for parametrisation in dict.fromkeys(("independent", config.parametrisation)):  # before anything is trained
         factors = Factors.of(train, parametrisation)
@@ -259,15 +264,16 @@ def run_ioi(config: IOIConfig) -> IOIResult:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
         circuit = given or _found(config, model, ioi, directory / CIRCUIT_FILE)
         sections = cross_sections(circuit, model, config.cross_section)
-        places = tuple(dict.fromkeys(place for found in sections.values() for place in found))
+        places = _places(sections)
+        own = own or _own(config, model, places)
         with Meter("reading activations", config.n_train + (1 + len(ATTRIBUTES)) * config.n_test) as meter:
             x = kept_activations(directory / ACTIVATIONS_FILE, model, ioi, train, places, meter.advance)
             pairs = PromptPairs(model, ioi, test, places, config.seed, progress=meter.advance)
         ground = Ground(
-            model=model, ioi=ioi, train=train, activations=x, held=pairs.plain.activations, config=config,
-            directory=directory, seed=config.seed,
+            model=model, ioi=ioi, train=train, activations=x, test=test, held=pairs.plain.activations,
+            dictionaries=own, config=config, directory=directory, seed=config.seed,
         )  # fmt: skip
-        contenders = [NO_EDIT, MEAN, *make_contenders(config.contender, ground)]
+        contenders = [NO_EDIT, MEAN, *make_contenders([*config.contender, *["own"] * bool(own)], ground)]
         scores: list[Scores] = []
         left_out: list[str] = []
         meter = stack.enter_context(Meter("measuring", len(sections) * len(contenders)))
@@ -302,6 +308,17 @@ def figures_of(result: IOIResult) -> dict[str, Callable[[Axes], None]]:
         for attribute in ATTRIBUTES
         if edit_curves(scores, attribute)
     }
+
+
+def _places(sections: Mapping[str, Sequence[Location]]) -> tuple[Location, ...]:
+    return tuple(dict.fromkeys(place for found in sections.values() for place in found))
+
+
+def _own(
+    config: IOIConfig, model: LanguageModel, places: Sequence[Location]
+) -> Mapping[str, Mapping[Location, Dictionary]]:
+    """The user's dictionaries at the locations."""
+    return load_dictionaries(config.dictionary, model, places).dictionaries if config.dictionary else {}
 
 
 def _found(config: IOIConfig, model: LanguageModel, ioi: IOIDistribution, file: Path) -> Circuit:

@@ -1,4 +1,7 @@
-"""Supervised codes: the mean or the least-squares vector of each attribute's values, told which values a prompt has."""
+"""Supervised codes: the mean or the least-squares vector of each attribute's values.
+
+They are told which values a prompt has; as dictionaries, which see activations alone, they read them.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from collections.abc import Iterator
 
 from trimtab.evaluation.supervised.codes import FITS, Factors, Parametrisation
 from trimtab.evaluation.supervised.contenders.contender import Contender, Ground, Way, kind
+from trimtab.evaluation.supervised.contenders.dictionaries import Dictionaries
 from trimtab.evaluation.supervised.control import edit_supervised
 from trimtab.evaluation.supervised.cross_sections import Values
+from trimtab.evaluation.supervised.saved_codes import build_codes, save_codes
 from trimtab.evaluation.supervised.section import Section
 
 
@@ -32,5 +37,11 @@ class SupervisedCodes(Contender):
 
 @kind("codes")
 def supervised_codes(ground: Ground) -> list[Contender]:
-    """Both fits."""
-    return [SupervisedCodes(fit, ground.config.parametrisation, ground) for fit in FITS]
+    """Both fits, told the values; and least squares as dictionaries that read them, which are saved."""
+    parametrisation = ground.config.parametrisation
+    told = [SupervisedCodes(fit, parametrisation, ground) for fit in FITS]
+    read = build_codes(
+        ground.model, ground.activations, ground.train, ground.held, ground.test, parametrisation=parametrisation
+    )
+    save_codes(read, ground.directory / "supervised")
+    return [*told, Dictionaries(f"{told[-1].name}, read", read, ground)]

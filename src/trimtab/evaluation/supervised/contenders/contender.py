@@ -7,6 +7,7 @@ cross-section, and how it edits an attribute there.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from trimtab.evaluation.supervised.control import EditedRows
 from trimtab.evaluation.supervised.cross_sections import Values
 from trimtab.evaluation.supervised.section import Section
 from trimtab.lm import LanguageModel
+from trimtab.runs import check_least
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
+from trimtab.training.config import TrainConfig
 
 
 class Way(NamedTuple):
@@ -91,6 +94,11 @@ class ContenderConfig:
     rotation_prompts: int = 128
     """Training prompts that a rotation learns from."""
 
+    def __post_init__(self) -> None:
+        check_least(self, 1, "epochs", "k", "text_tokens", "rank", "rotation_prompts")
+        for arch, l0, n in itertools.product(self.arch, self.l0, self.n_features):
+            TrainConfig(arch=arch, l0=l0, n_features=n)  # refuses what cannot be trained
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
@@ -101,8 +109,10 @@ class Ground:
     train: Sequence[IOIPrompt]
     activations: Values
     """Of the training prompts, at all locations of all cross-sections."""
+    test: Sequence[IOIPrompt]
+    """Other prompts, on which what was fitted is measured; nothing learns from them."""
     held: Values
-    """Of the test prompts: SAEs are measured on them, and learn nothing from them."""
+    """Their activations."""
     config: ContenderConfig = field(default_factory=ContenderConfig)
     dictionaries: Mapping[str, Mapping[Location, Dictionary]] = field(default_factory=dict)
     """The user's own, by name."""
@@ -113,7 +123,7 @@ class Ground:
 
 Kind = Callable[[Ground], list[Contender]]
 KINDS: dict[str, Kind] = {}
-"""By name, in the order in which tables show them."""
+"""By name; tables show them in the order in which they were asked for."""
 
 
 def kind(name: str) -> Callable[[Kind], Kind]:

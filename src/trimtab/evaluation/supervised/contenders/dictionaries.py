@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trimtab.dictionaries import Dictionary
+from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.contenders.contender import Contender, Ground, Kept, Way, kind
 from trimtab.evaluation.supervised.control import edit_by_meaning, edits_greedy
@@ -94,5 +95,7 @@ def frozen_decoder(ground: Ground) -> list[Contender]:
 
 @kind("own")
 def own(ground: Ground) -> list[Contender]:
-    """The user's dictionaries."""
+    """The user's dictionaries. Raises a `UserError` if there are none."""
+    if not ground.dictionaries:
+        raise UserError("contender own", "no dictionary was given", "name some with --dictionary")
     return [*(Dictionaries(name, saes, ground) for name, saes in ground.dictionaries.items())]
