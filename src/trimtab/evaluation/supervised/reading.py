@@ -1,7 +1,8 @@
-"""Reading values of attributes from activations: linear discriminant analysis (Fisher 1936), one for each factor.
+"""Reading values of attributes from activations: each factor alone, and from what the others' codes leave over.
 
-Classes have their own means and one covariance, that of what the class means leave over, shrunk towards a multiple of
-the identity as far as Ledoit and Wolf (2004) say. The score of a class is then linear in x.
+Alone by linear discriminant analysis (Fisher 1936): classes have their own means and one covariance, that of what the
+class means leave over, shrunk towards a multiple of the identity as far as Ledoit and Wolf (2004) say. The score of a
+class is then linear in x, and so is that of a value once the codes of other factors are taken off.
 """
 
 from __future__ import annotations
