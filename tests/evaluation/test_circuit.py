@@ -347,7 +347,7 @@ def test_a_published_circuit_is_of_one_model() -> None:
         command._given("gpt2-small", model)  # type: ignore[arg-type]
 
 
-def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution) -> None:
+def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution, tmp_path: Path) -> None:
     """Effects add up in float32, and what is read from the model is float32."""
     hf = copy.deepcopy(built.hf).to(torch.bfloat16)
     half = LanguageModel.from_hf(hf, built.tokenizer, name="half")
@@ -362,7 +362,7 @@ def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution) -> None:
     train = ioi.prompts(150)
     x = activations_of(half, ioi, train, places)
     section = Section("outputs", places, x, PromptPairs(half, ioi, prompts, places))
-    ground = Ground(model=half, ioi=ioi, train=train, activations=x, test=train, held=x, directory=Path("unused"))
+    ground = Ground(model=half, ioi=ioi, train=train, activations=x, test=train, held=x, directory=tmp_path)
     scores = score(supervised_codes(ground)[1], section)
     assert scores.approximation.sufficiency.estimate == pytest.approx(1, abs=0.03)
     assert scores.edits[0].result.success is not None

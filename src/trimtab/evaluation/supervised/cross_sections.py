@@ -26,10 +26,12 @@ CROSS_SECTIONS: Mapping[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
     "name-mover queries and keys": ((MOVERS, "attn_q", "END"), (MOVERS, "attn_k", "IO"), (MOVERS, "attn_k", "S1")),
     "S-inhibition outputs": ((INHIBITION, "attn_z", "END"),),
     "S-inhibition values": ((INHIBITION, "attn_v", "S2"),),
+    "keys of the second S": ((("S suppressor", "S-inhibition"), "attn_k", "S2"),),
     "induction and duplicate-token outputs": ((("induction", "duplicate token"), "attn_z", "S2"),),
 }
 """Per cross-section: roles, what their heads give or read, and where. *Direct outputs* are name movers with the heads
-that look at the second S, which small models have beside them; the others are the paper's."""
+that look at the second S, which small models have beside them; *keys of the second S* are what marks it for the heads
+that look there, as Gemma 3 does it. The others are the paper's."""
 
 
 def cross_section(name: str, circuit: Circuit, model: LanguageModel) -> tuple[Location, ...]:
