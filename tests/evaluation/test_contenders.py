@@ -116,7 +116,10 @@ def test_a_contender_without_a_location_is_left_out(ground: Ground, section: Sec
 def test_a_learned_rotation_beside_random_subspaces(ground: Ground, section: Section) -> None:
     """Twelve names are one-hot in what the mover gives, so that most of it must be interchanged."""
     ground = dataclasses.replace(ground, config=dataclasses.replace(ground.config, rank=3, rotation_prompts=64))
-    learned, random = make_contenders(["rotation"], ground)
+    learned, start, random = make_contenders(["rotation"], ground)
+    assert [one.name for one in (learned, start, random)] == [
+        "rotation, 9 directions", "differences, 9 directions", "random, 9 directions",
+    ]  # fmt: skip
     found, beside = score(learned, section).edited("IO"), score(random, section).edited("IO")
     assert found is not None
     assert beside is not None

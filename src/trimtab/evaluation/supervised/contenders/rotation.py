@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 
 from trimtab.evaluation.supervised.contenders.contender import Contender, Ground, Way, kind
-from trimtab.evaluation.supervised.cross_sections import Values
-from trimtab.evaluation.supervised.rotation import Rotation, learn_rotation, random_rotation
+from trimtab.evaluation.supervised.cross_sections import PatchedPrompts, Values
+from trimtab.evaluation.supervised.rotation import LearnedRotation, Rotation, learn_rotation, random_rotation
 from trimtab.evaluation.supervised.section import PromptPairs, Section
 from trimtab.runs import Meter
 from trimtab.tasks.ioi_prompts import ATTRIBUTES
@@ -37,10 +37,10 @@ class Subspaces(Contender):
 
 
 class _Learner:
-    """Training prompts with their counterfactuals, read once."""
+    """Learns a rotation at each cross-section, once; training prompts with their counterfactuals are read once."""
 
     def __init__(self, ground: Ground) -> None:
-        self.ground = ground
+        self.ground, self._learned = ground, dict[str, LearnedRotation]()
 
     @cached_property
     def pairs(self) -> PromptPairs:
@@ -49,22 +49,25 @@ class _Learner:
         few = ground.train[: ground.config.rotation_prompts]
         return PromptPairs(ground.model, ground.ioi, few, tuple(ground.activations), ground.seed)
 
-    def learn(self, section: Section) -> Rotation:
+    def at(self, section: Section) -> LearnedRotation:
         """The subspaces of a cross-section."""
-        own = Section(section.name, section.locations, self.ground.activations, self.pairs)
-        with torch.enable_grad(), Meter(f"learning a rotation of {section.name}, steps") as meter:
-            return learn_rotation(
-                own.prompts, own.true, own.means, rank=self.ground.config.rank, seed=self.ground.seed,
-                progress=meter.advance,
-            ).rotation  # fmt: skip
+        if section.name not in self._learned:
+            ground, plain, places = self.ground, self.pairs.plain, section.locations
+            prompts = PatchedPrompts(ground.model, ground.ioi, plain.prompts, places, plain=plain)
+            true = {attribute: {place: x[place] for place in places} for attribute, x in self.pairs.true.items()}
+            with torch.enable_grad(), Meter(f"learning a rotation of {section.name}, steps") as meter:
+                self._learned[section.name] = learn_rotation(
+                    prompts, true, section.means, rank=ground.config.rank, seed=ground.seed, progress=meter.advance
+                )
+        return self._learned[section.name]
 
 
 @kind("rotation")
 def learned_rotation(ground: Ground) -> list[Contender]:
-    """The learned one and the random one."""
-    directions = f"{len(ATTRIBUTES) * ground.config.rank} directions"
-    learned = Subspaces(f"rotation, {directions}", _Learner(ground).learn)
+    """The learned one, what it began with (in closed form), and random subspaces of the same sizes."""
+    directions, learner = f"{len(ATTRIBUTES) * ground.config.rank} directions", _Learner(ground)
     return [
-        learned,
-        Subspaces(f"random subspaces, {directions}", lambda of: random_rotation(learned.at(of), seed=ground.seed)),
+        Subspaces(f"rotation, {directions}", lambda of: learner.at(of).rotation),
+        Subspaces(f"differences, {directions}", lambda of: learner.at(of).start),
+        Subspaces(f"random, {directions}", lambda of: random_rotation(learner.at(of).rotation, seed=ground.seed)),
     ]
