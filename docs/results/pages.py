@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from trimtab.runs import read_record
 from trimtab.runs.figures import ROW, Mark, plot_intervals, svg
+from trimtab.runs.shown import SHOWN_FILE
 from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, markdown_table
 from trimtab.stats import Interval, interval_of, number_text
 
@@ -43,6 +44,7 @@ malformed kl equal_kl equal_dose dose relative n_edits metrics accuracy/same acc
 answer settings_compared site seeds validation_reward missing"""
 CRITIC = """counts correct corrected misguided incorrect separations group step n n_right critic probe verdicts label
 helped share random"""
+SHOWN = "sections title headline tables columns form rows"
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -107,6 +109,11 @@ SOURCES = {
         "arms label score score_in_band in_band nll repetition relative_dose n_edits differences interval n_prompts",
         "trimtab demo",
     ),
+    "supervised-smollm2": Source("study-ioi", "shown.json", SHOWN, "trimtab study ioi --run runs/study-ioi"),
+    "supervised-gemma": Source(
+        "study-ioi-gemma", "shown.json", SHOWN,
+        "trimtab study ioi --model gemma-3-270m --run runs/study-ioi-gemma",
+    ),
     "core": Source(
         "core", "run.json",
         "documents tokens metrics name value",
@@ -148,6 +155,7 @@ def collect(runs: Path) -> None:
             record = read_record(runs / (source.record or source.run))
             found = json.loads(file.read_text(encoding="utf-8"))
             found = found["results"] if file.name == "run.json" else found
+            found = {"sections": found} if file.name == SHOWN_FILE else found
             if found is not None:
                 seeds = found.get("seeds", record["seeds"])
                 write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
@@ -290,15 +298,32 @@ def companion(found: Any) -> str:
 ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion)}
 
 
+def at_place(place: int, row: Any) -> Any:
+    return row[place]
+
+
+def shown(kind: str, found: Any) -> str:
+    """A table that the run's own page shows, by its title with underscores."""
+    tables = {re.sub(r"\W+", "_", t["title"]): t for section in found["sections"] for t in section["tables"]}
+    table = tables[kind]
+    columns = [Column(c["title"], partial(at_place, i), c["form"]) for i, c in enumerate(table["columns"])]
+    return markdown_table(columns, table["rows"])
+
+
 def drawn(page: str) -> str:
     """A page with its tables drawn from `data/`."""
 
     def table(match: re.Match[str]) -> str:
         kind, names = match[1], [Path(file).stem for file in match[2].split()]
-        text = summary(*names) if kind == "summary" else ONE_FILE[kind](*map(read, names))
+        text = summary(*names) if kind == "summary" else one_file(kind, read(*names))
         return f"<!-- {kind} {match[2].strip()} -->\n{text}\n"
 
     return MARKER.sub(table, page)
+
+
+def one_file(kind: str, found: Any) -> str:
+    """A table of this module, or one that the run's own page shows."""
+    return ONE_FILE[kind](found) if kind in ONE_FILE else shown(kind, found)
 
 
 def figure() -> str:

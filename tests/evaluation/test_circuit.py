@@ -374,6 +374,25 @@ def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution, tmp_path:
     assert found.approximation.sufficiency.estimate > 0.9
 
 
+def test_a_known_circuit_of_a_model_that_does_not_solve_the_task(
+    built: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its head turned round, the model that was built never names the right one."""
+    hf = copy.deepcopy(built.hf)
+    hf.lm_head.weight.data.neg_()
+    hf.save_pretrained(tmp_path / "model")
+    built.tokenizer.save_pretrained(tmp_path / "model")
+    heads = (CircuitHead(layer=1, head=2, role="name mover"),)
+    Circuit(model="turned", fingerprint="", heads=heads).save(tmp_path / "circuit.json")
+    given = ["--model", str(tmp_path / "model"), "--circuit", str(tmp_path / "circuit.json"), "--n-test", "8"]
+    for words in (["circuit", "--n-random", "0"], ["ioi", "--n-train", "150", "--contender", "pca"]):
+        command = ["evaluate", words[0], *given, *words[1:], "--run", str(tmp_path / words[0])]
+        assert cli.main(command) == 2
+        assert re.search(r"names the right one in \d+% of 8 prompts, a circuit needs 50%", capsys.readouterr().err)
+        assert not (tmp_path / words[0]).exists()
+    assert cli.main(["evaluate", "circuit", *given, "--n-random", "0", "--n-subsets", "1", "--force"]) == 0
+
+
 def test_a_model_that_does_not_solve_the_task(
     tiny_llama: LanguageModel, built: LanguageModel, ioi: IOIDistribution
 ) -> None:

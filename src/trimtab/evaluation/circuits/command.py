@@ -11,8 +11,9 @@ from trimtab.errors import UserError
 from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit, gpt2_small_circuit
 from trimtab.evaluation.circuits.completeness import Completeness, measure_completeness
 from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
-from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.finding import check_solves, find_circuit
 from trimtab.evaluation.circuits.knock_outs import KnockOuts
+from trimtab.evaluation.circuits.rows import PlainRun, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import ModelConfig
 from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
@@ -129,6 +130,9 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
     circuit = None if config.circuit is None else _given(config.circuit, model)
     test, split = _test_prompts(config, model, ioi)
     prompts = test.prompts(config.n_test, split, seed=config.seed)
+    if circuit is not None:
+        rows = rows_of([test.tokenise(prompt) for prompt in prompts], model)
+        check_solves(model, ((of, PlainRun.of(model, of.ids)) for of in rows), force=config.force)
     with ExitStack() as stack:
         run = None
         if config.run is not None:

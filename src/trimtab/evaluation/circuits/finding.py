@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,11 +16,35 @@ from trimtab.evaluation.circuits.path_patching import path_patch
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.lm.unembedding import Unembedding
-from trimtab.stats import bootstrap_mean
+from trimtab.stats import Interval, bootstrap_mean
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
 from trimtab.tasks.task import UnsuitedModelError
 
 LEAST_ACCURACY, LEAST_ATTENTION = 0.5, 0.1
+
+
+def check_solves(
+    model: LanguageModel, runs: Iterable[tuple[PromptRows, PlainRun]], *, force: bool = False
+) -> tuple[Interval, Interval]:
+    """Logit difference and accuracy (the likeliest token is the right name) in plain runs.
+
+    Raises:
+        UnsuitedModelError: the model names the right one in fewer than half of the prompts, unless it is forced.
+    """
+    unembedding, differences, right = Unembedding(model), list[Tensor](), list[Tensor]()
+    for rows, run in runs:
+        last = rows.at(run.inputs[-1], "END")
+        differences.append(logit_difference(unembedding, last, rows.answers))
+        right.append(unembedding.logits(last).argmax(-1) == rows.answers[:, 0])
+    difference, accuracy = bootstrap_mean(torch.cat(differences).cpu()), bootstrap_mean(torch.cat(right).float().cpu())
+    if accuracy.estimate < LEAST_ACCURACY and not force:
+        named = f"it names the right one in {accuracy.estimate:.0%} of {accuracy.n} prompts"
+        raise UnsuitedModelError(
+            f"the IOI circuit of {model.name}",
+            f"{named}, a circuit needs {LEAST_ACCURACY:.0%}",
+            "choose another model, or force it",
+        )
+    return difference, accuracy
 
 
 def find_circuit(
@@ -60,19 +84,7 @@ def find_circuit(
     if len(prompts) < 2:
         raise UserError(f"{len(prompts)} prompts", "an effect's standard error takes two", "give some dozens")
     batches = list(_aligned(model, ioi, prompts, seed))
-    unembedding, differences, right = Unembedding(model), [], []
-    for rows, _, run in batches:
-        last = rows.at(run.inputs[-1], "END")
-        differences.append(logit_difference(unembedding, last, rows.answers))
-        right.append(unembedding.logits(last).argmax(-1) == rows.answers[:, 0])
-    difference, accuracy = bootstrap_mean(torch.cat(differences).cpu()), bootstrap_mean(torch.cat(right).float().cpu())
-    if accuracy.estimate < LEAST_ACCURACY and not force:
-        named = f"it names the right one in {accuracy.estimate:.0%} of {accuracy.n} prompts"
-        raise UnsuitedModelError(
-            f"the IOI circuit of {model.name}",
-            f"{named}, a circuit needs {LEAST_ACCURACY:.0%}",
-            "choose another model, or force it",
-        )
+    difference, accuracy = check_solves(model, ((rows, run) for rows, _, run in batches), force=force)
     least = share * abs(difference.estimate)
     heads: list[CircuitHead] = []
 

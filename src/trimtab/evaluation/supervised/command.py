@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import named
 from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
-from trimtab.evaluation.circuits.finding import find_circuit
+from trimtab.evaluation.circuits.finding import check_solves, find_circuit
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Factors
 from trimtab.evaluation.supervised.contenders import KINDS, Contender, Ground, make_contenders
@@ -267,8 +267,9 @@ def run_ioi(config: IOIConfig) -> IOIResult:
         places = _places(sections)
         own = own or _own(config, model, places)
         with Meter("reading activations", config.n_train + (1 + len(ATTRIBUTES)) * config.n_test) as meter:
-            x = kept_activations(directory / ACTIVATIONS_FILE, model, ioi, train, places, meter.advance)
             pairs = PromptPairs(model, ioi, test, places, config.seed, progress=meter.advance)
+            check_solves(model, pairs.plain.batches, force=config.force)
+            x = kept_activations(directory / ACTIVATIONS_FILE, model, ioi, train, places, meter.advance)
         ground = Ground(
             model=model, ioi=ioi, train=train, activations=x, test=test, held=pairs.plain.activations,
             dictionaries=own, config=config, directory=directory, seed=config.seed,
