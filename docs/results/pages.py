@@ -111,8 +111,9 @@ SOURCES = {
     ),
     "supervised-smollm2": Source("study-ioi", "shown.json", SHOWN, "trimtab study ioi --run runs/study-ioi"),
     "supervised-gemma": Source(
-        "study-ioi-gemma", "shown.json", SHOWN,
-        "trimtab study ioi --model gemma-3-270m --run runs/study-ioi-gemma",
+        "ioi-gemma", "shown.json", SHOWN,
+        "trimtab evaluate ioi --model gemma-3-270m --circuit runs/circuit-gemma --contender codes task-saes pca "
+        "--k 1 2 8 --n-test 96 --run runs/ioi-gemma",
     ),
     "core": Source(
         "core", "run.json",

@@ -177,7 +177,7 @@ def sae_convert() -> Job:
 
 
 def report() -> Job:
-    """write the HTML page of a run: of train, rank, steer, evaluate core, evaluate circuit, policies or the demo"""
+    """write the HTML page of a run: of train, rank, steer, evaluate, study, policies or the demo"""
     from trimtab.report import write_report
 
     def run(config: ReportConfig) -> Printed:

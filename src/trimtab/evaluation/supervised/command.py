@@ -259,7 +259,7 @@ def run_ioi(config: IOIConfig) -> IOIResult:
                 Run.open(directory, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
             hashes = {} if given is None else {"circuit": text_id(str(config_dict(given)))}
-            run.record(hashes={"model": model.fingerprint, **hashes})
+            run.record(hashes={"model": model.fingerprint, **hashes, **_hash_of(own)})
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
         circuit = given or _found(config, model, ioi, directory / CIRCUIT_FILE)
@@ -270,6 +270,8 @@ def run_ioi(config: IOIConfig) -> IOIResult:
             pairs = PromptPairs(model, ioi, test, places, config.seed, progress=meter.advance)
             check_solves(model, pairs.plain.batches, force=config.force)
             x = kept_activations(directory / ACTIVATIONS_FILE, model, ioi, train, places, meter.advance)
+        if run is not None:
+            run.record(hashes=_hash_of(own))
         ground = Ground(
             model=model, ioi=ioi, train=train, activations=x, test=test, held=pairs.plain.activations,
             dictionaries=own, config=config, directory=directory, seed=config.seed,
@@ -320,6 +322,12 @@ def _own(
 ) -> Mapping[str, Mapping[Location, Dictionary]]:
     """The user's dictionaries at the locations."""
     return load_dictionaries(config.dictionary, model, places).dictionaries if config.dictionary else {}
+
+
+def _hash_of(own: Mapping[str, Mapping[Location, Dictionary]]) -> dict[str, str]:
+    """What says that the user's dictionaries are the same as before."""
+    fingerprints = {name: [sae.fingerprint for sae in of.values()] for name, of in own.items()}
+    return {"dictionaries": text_id(str(fingerprints))} if own else {}
 
 
 def _found(config: IOIConfig, model: LanguageModel, ioi: IOIDistribution, file: Path) -> Circuit:
