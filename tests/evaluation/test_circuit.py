@@ -286,7 +286,7 @@ def test_task_saes_beside_supervised_codes(
     codes = scores["name-mover outputs", "supervised, mse"]
     assert codes["approximation"]["sufficiency"]["estimate"] == pytest.approx(1, abs=0.02)
     assert codes["edits"][0]["result"]["success"]["estimate"] == 1
-    sae = scores["name-mover outputs", "topk-n24-l0_1-seed0"]
+    sae = scores["name-mover outputs", "topk-n24-l0_1"]
     assert sae["approximation"]["sufficiency"]["estimate"] > 0.5
     assert [(edit["way"], edit["k"]) for edit in sae["edits"][:4]] == [
         ("greedy", 1), ("greedy", 4), ("meaning", 1), ("meaning", 4),
@@ -309,7 +309,7 @@ def test_task_saes_beside_supervised_codes(
     own = [*map(str, words[:-5]), "--run", str(tmp_path / "own"), "--contender", "pca", "--dictionary"]
     assert cli.main([*own, str(bank), str(tmp_path / "run" / "supervised"), "--json"]) == 0
     beside = {(one["cross_section"], one["contender"]): one for one in json.loads(capsys.readouterr().out)["scores"]}
-    assert beside["name-mover outputs", "topk-n24-l0_1-seed0"] == sae
+    assert beside["name-mover outputs", "topk-n24-l0_1-seed0"] == {**sae, "contender": "topk-n24-l0_1-seed0"}
     read = scores["name-mover outputs", "supervised, mse, read"]["approximation"]
     assert beside["name-mover outputs", "supervised"]["approximation"] == read
     (values,) = [path for path in (bank / "members").iterdir() if "attn_z.0.1" in path.name]

@@ -51,9 +51,9 @@ def test_the_study_of_a_known_model(
     assert codes["approximation"]["normalised_sufficiency"]["estimate"] == pytest.approx(1, abs=0.02)
     assert {edit["result"]["success"]["estimate"] for edit in codes["edits"] if edit["attribute"] == "IO"} == {1.0}
     contenders = {contender for _, contender in scores}
-    assert {"no edit", "mean", "relu-n24-l0_2-seed0", "principal components"} <= contenders
+    assert {"no edit", "mean", "relu-n24-l0_2", "principal components"} <= contenders
     assert {one["contender"] for one in printed["attention"]["scores"]} == {
-        "supervised, mse", "relu-n24-l0_2-seed0", "topk-n24-l0_2-seed0",
+        "supervised, mse", "relu-n24-l0_2", "topk-n24-l0_2",
     }  # fmt: skip
     assert set(printed["seconds"]) == {
         "circuit", "contenders", "attention", "occlusion", "splitting", "occlusion-toy", "splitting-toy",

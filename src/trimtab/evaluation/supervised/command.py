@@ -203,17 +203,19 @@ def section_table(name: str, scores: Sequence[Scores]) -> Table:
         return sum(found) / len(found) if found else None
 
     columns = [
-        Column("contender", "contender"), Column("sufficient", "approximation.normalised_sufficiency", ".2f"),
+        Column("contender", "contender"), Column("sufficient", "approximation.sufficiency", ".2f"),
+        Column("normalised", "approximation.normalised_sufficiency", ".2f", spare=3),
         Column("necessary", "approximation.necessity", ".2f"), *(success(attribute) for attribute in ATTRIBUTES),
         Column("removed", removed, ".2f"), Column("F1 ≥ 0.6", "causal.interpretable", ".0%", spare=1),
         Column("kept", "causal.kept", ".2f", spare=2),
     ]  # fmt: skip
     said = ", ".join(f"{attribute} {n}" for attribute, n in counted.items())
     caption = (
-        "Sufficient: 0 is the mean, 1 the activation. IO, S, Pos: edit success with at most "
+        "Sufficient: logit difference over the plain one; normalised: 0 is the mean's, 1 the activation's. IO, S, Pos: "
+        "edit success with at most "
         f"{at} features per location, on prompts whose answer the true patch changes ({said}); none is given below "
         f"{LEAST_COUNTED}. Removed: weight taken out, of 1. F1: share of features that say an attribute; kept: "
-        "sufficiency of these alone."
+        "normalised sufficiency of these alone."
     )
     return Table(columns=columns, rows=scores, title=name, caption=caption)
 

@@ -78,7 +78,10 @@ def _trained(ground: Ground, arch: Sequence[str], name: str, label: str = "", **
         ground.model, ground.activations, ground.held, ground.directory / name, arch=arch, l0=config.l0,
         n_features=config.n_features, epochs=config.epochs, seed=(ground.seed,), **settings,
     )  # fmt: skip
-    return [Dictionaries(f"{label}{setting}", of, ground) for setting, of in saes.items()]
+    return [
+        Dictionaries(f"{label}{setting.removesuffix(f'-seed{ground.seed}')}", of, ground)
+        for setting, of in saes.items()
+    ]
 
 
 @kind("task-saes")
