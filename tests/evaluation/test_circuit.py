@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from circuit_prompts import few_names
 from transformers import GPT2Config, LlamaConfig
 
 from trimtab import cli
@@ -50,6 +51,7 @@ def test_the_circuit_that_was_built_is_found_and_no_other_head(built: LanguageMo
     assert circuit.logit_difference is not None
     assert mover.effect.estimate == pytest.approx(circuit.logit_difference.estimate, rel=1e-3)
     assert "IOI circuit of built: 2 heads, logit difference" in repr(circuit)
+    assert circuit.headline().endswith("], accuracy 1.00 [1.00, 1.00]")
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +223,10 @@ def test_the_command(
     for what, name in (("plain model", "full"), ("every head at its mean", "none"), ("the circuit alone", "circuit")):
         assert f"{what} {number_text(interval_of(printed['faithfulness'][name]), '.3f')}" in page
     assert "12 prompts that found no head." in page
+    difference = number_text(interval_of(printed["circuit"]["logit_difference"]), ".2f").replace("−", "-")
+    found = f"accuracy 1.00 [1.00, 1.00], logit difference {difference}."
+    assert f"12 prompts that found them: {found}" in page
+    assert "accuracy of the plain model 1.000 [1.000, 1.000]" in page
     lack, of = printed["completeness"]["knock_outs"][1], "name mover"
     values = [number_text(interval_of(lack[name]), form) for name, form in (("circuit", ".3f"), ("model", ".3f"))]
     assert f"{of} {' '.join(values)}" in page
@@ -230,8 +236,16 @@ def test_the_command(
     capsys.readouterr()
     assert cli.main([*again[:4], *numbers, "--run", str(run)]) == 0
     shown = capsys.readouterr().out
-    assert shown.splitlines()[-1] == f"next: trimtab evaluate ioi --circuit {run}"
-    for heading in ("logit difference, right name minus wrong one", "taken from both", "as the last of its role"):
+    following = f"next: trimtab evaluate ioi --model {tmp_path / 'model'} --circuit {run}"
+    assert "".join(shown.split()).endswith("".join(following.split()))  # paths are long, and lines broken
+    assert f"12 prompts that found them: {found}" in " ".join(shown.split())
+    assert ", accuracy 1.00 [1.00, 1.00]. 2 heads of" in " ".join(shown.split())
+    for heading in (
+        "accuracy of the plain model",
+        "logit difference, right name minus wrong one",
+        "taken from both",
+        "as the last of its role",
+    ):
         assert heading in " ".join(shown.split())
     for name in ("prompts", "test"):
         assert cli.main([*again[:4], f"--n-{name}", "1"]) == 2
@@ -242,6 +256,16 @@ def test_the_command(
     assert "circuit gpt2-small: " in capsys.readouterr().err
 
 
+def test_what_comes_next_names_a_model_that_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "run_circuit", lambda _config: None)
+    config = command.CircuitConfig(run=Path("my runs/circuit"))
+    assert command.show_circuit(config).following == "trimtab evaluate ioi --circuit 'my runs/circuit'"
+    other = dataclasses.replace(config, model="gemma-3-270m")
+    expected = "trimtab evaluate ioi --model gemma-3-270m --circuit 'my runs/circuit'"
+    assert command.show_circuit(other).following == expected
+    assert command.show_circuit(dataclasses.replace(other, run=None)).following == ""
+
+
 def test_templates_that_the_circuit_was_not_found_on(
     built: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,10 +274,17 @@ def test_templates_that_the_circuit_was_not_found_on(
     built.tokenizer.save_pretrained(tmp_path / "model")
     words = ["evaluate", "circuit", "--model", str(tmp_path / "model"), "--n-prompts", "12", "--n-test", "12"]
     words += ["--n-random", "0", "--n-subsets", "0", "--json"]
+    # One of Wang et al.'s is among the paper's, on which the circuit was found.
+    config = command.CircuitConfig(test_templates="wang")
+    paper, wang = (set(TEMPLATE_SETS[name]) for name in ("paper", "wang"))
+    distribution, split = command._test_prompts(config, built, few_names(tokenizer=built.tokenizer))
+    assert split == "held-out-templates"
+    assert set(distribution.held_out) == wang - paper
+    assert len(distribution.held_out) == 14
     assert cli.main([*words, "--test-templates", "wang"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed["circuit"]["templates"]) <= set(TEMPLATE_SETS["paper"])
-    assert set(printed["templates"]) <= set(TEMPLATE_SETS["wang"])
+    assert set(printed["templates"]) <= wang - paper
     assert len(printed["templates"]) > 3
     assert printed["faithfulness"]["normalised"]["estimate"] == pytest.approx(1, abs=1e-3)
     for found in ("paper", "all"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -30,16 +31,16 @@ KEPT = {(0, 1): frozenset({"S2", "S1+1"}), (1, 2): frozenset({"END", "S2"}), (2,
 def reference(
     model: LanguageModel, ioi: IOIDistribution, prompts: Sequence[IOIPrompt], chosen: Positions, *, keep: bool
 ) -> list[float]:
-    """One prompt at a time; the mean of its template's sentences with three names takes the heads' place."""
+    """One prompt at a time; the mean of 32 sentences of its template with three names takes the heads' place."""
     found: list[float] = []
     for prompt in prompts:
         sums: dict[int, Tensor] = {}
-        same = [other for other in prompts if other.template == prompt.template]
+        same = ioi.three_persons(prompt.template, 32)
         for other in same:
             z: dict[int, Tensor] = {}
             with Hooks(model) as hooks:
                 hooks.read_z(z)
-                logits(model, torch.tensor([ioi.tokenise(ioi.without_repeat(other)).ids]))
+                logits(model, torch.tensor([ioi.tokenise(other).ids]))
             sums = {layer: sums.get(layer, 0) + value for layer, value in z.items()}
         tokens = ioi.tokenise(prompt)
 
@@ -81,6 +82,35 @@ def test_as_whole_forward_passes_with_hooks(any_tiny: LanguageModel) -> None:
     assert not torch.allclose(runs.without(KEPT), runs.full, atol=1e-3)
 
 
+def test_means_do_not_depend_on_how_many_prompts_a_template_has(tiny_llama: LanguageModel) -> None:
+    """One prompt's template has as good a mean as that of many; another seed has other sentences."""
+    ioi = few_names()
+    prompts = [prompt for prompt in ioi.prompts(40) if prompt.template == ioi.templates[1]]
+    among_many, alone = KnockOuts(tiny_llama, ioi, prompts), KnockOuts(tiny_llama, ioi, prompts[:1])
+    assert len(prompts) > 5
+    torch.testing.assert_close(alone.none, among_many.none[:1])
+    other = KnockOuts(tiny_llama, ioi, prompts[:1], seed=1)
+    assert not torch.allclose(other.none, alone.none, rtol=1e-4, atol=0)
+
+
+def test_the_right_name_is_named_or_not(built: LanguageModel, ioi: IOIDistribution) -> None:
+    """A name whose logit is turned round is never the likeliest; where it is the subject nothing changes."""
+    hf = copy.deepcopy(built.hf)
+    hf.lm_head.weight.data[ioi.name_token[ioi.names[0]]] *= -1
+    model, prompts = LanguageModel.from_hf(hf, built.tokenizer, name="one name less"), ioi.prompts(60, "test")
+    lengths = sorted(prompts, key=lambda prompt: len(ioi.tokenise(prompt).ids))
+    expected = [float(prompt.attributes["IO"] != ioi.names[0]) for prompt in lengths]
+    assert 0 < sum(expected) < 60
+    assert KnockOuts(model, ioi, prompts).right.tolist() == expected
+    heads = (CircuitHead(layer=1, head=2, role="name mover"),)
+    found = measure_faithfulness(model, ioi, Circuit(model="", fingerprint="", heads=heads), prompts, n_random=0)
+    assert (found.accuracy.estimate, found.accuracy.n) == (pytest.approx(sum(expected) / 60), 60)
+    assert found.accuracy.low < found.accuracy.estimate < found.accuracy.high
+    shown = found.tables()["faithfulness"].to_frame()
+    assert shown["measured"].tolist()[:2] == ["accuracy of the plain model", "plain model"]
+    assert shown["value"].tolist()[0] == pytest.approx(sum(expected) / 60)
+
+
 @pytest.mark.parametrize("fault", ["refuses", "other numbers"])
 def test_a_model_that_cannot_run_single_tokens(
     tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -117,14 +147,19 @@ def test_the_whole_circuit_is_complete(built: LanguageModel, ioi: IOIDistributio
         assert one.circuit.estimate == pytest.approx(one.model.estimate, abs=1e-4)
         assert one.difference.estimate == pytest.approx(0, abs=1e-4)
     mover = own[0]
-    assert mover.circuit.estimate == pytest.approx(faithful.none.estimate, abs=0.05)  # the other moves the norm
+    runs = KnockOuts(built, ioi, prompts)
+    left = runs.only({(0, 1): frozenset({"END"})})
+    assert mover.circuit.estimate == pytest.approx(float(left.mean()), abs=1e-6)
+    factor = float((left @ runs.none) / runs.none.square().sum())  # what the other writes lengthens the residual
+    assert 0.3 < factor < 1
+    torch.testing.assert_close(left, factor * runs.none, atol=0.05, rtol=0)
     assert found.incompleteness.estimate == pytest.approx(0, abs=1e-5)
     # A random circuit answers nothing, and the model answers unless its heads are among those taken from it.
     assert found.beside is not None
     assert found.beside.estimate > 0.5
     assert sum(done) == 1 + 2 + 4 + 4 + 2
     shares = {share.head: share for share in found.heads}
-    assert shares["1.2"].alone.estimate == pytest.approx(faithful.full.estimate - faithful.none.estimate, abs=0.05)
+    assert shares["1.2"].alone.estimate == pytest.approx(faithful.full.estimate - mover.circuit.estimate, abs=1e-4)
     assert shares["1.2"].last == shares["1.2"].alone  # no other head has its role
     assert shares["0.1"].alone.estimate > 0.5
     assert "it is 0.00 [0.00, 0.00] of the logit difference from the model" in found.headline()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from circuit_prompts import Hooks, aligned, logits
+from circuit_prompts import Hooks, aligned, few_names, logits
 from torch import Tensor
 
 from trimtab.errors import UserError
@@ -14,6 +14,7 @@ from trimtab.evaluation.circuits import patched_runs, path_patching
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
 from trimtab.evaluation.circuits.path_patching import logits_location, path_patch
 from trimtab.evaluation.circuits.rows import PromptRows
+from trimtab.evaluation.supervised.cross_sections import PatchedPrompts
 from trimtab.lm import LanguageModel, RowDelta, Site
 
 
@@ -150,3 +151,16 @@ def test_what_cannot_be_patched(tiny_llama: LanguageModel) -> None:
         path_patch(tiny_llama, rows, other, [])
     with pytest.raises(UserError, match=r"receiver attn_q.1: it is not a head's"):
         path_patch(tiny_llama, rows, other, [Location(Site("attn_q", 1), "END")])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(tiny_llama: LanguageModel, value: float) -> None:
+    """An edit with a NaN leaves the activation as it is, so that such a dictionary would look perfect."""
+    ioi, place = few_names(), head_location(tiny_llama, "attn_z", 1, 2, "END")
+    found = PatchedPrompts(tiny_llama, ioi, ioi.prompts(3), [place])
+    x = found.activations[place].clone()
+    assert torch.isfinite(found.answers({place: x}).difference).all()
+    x[1, 0] = value
+    expected = r"values for attn_z.1.2 at END: 1 of 3 rows are not finite; check the dictionary that gave them"
+    with pytest.raises(UserError, match=expected):
+        found.answers({place: x})

@@ -11,7 +11,7 @@ from data_files import word_tokenizer
 
 from trimtab.errors import UserError
 from trimtab.tasks.ioi_material import GENDERS, NAMES, PAPER_TEMPLATES, TEMPLATES
-from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
+from trimtab.tasks.ioi_prompts import TEMPLATE_SETS, IOIDistribution, IOIPrompt
 from trimtab.tasks.task import UnsuitedModelError
 
 PROMPT = IOIPrompt(PAPER_TEMPLATES[1], "Mary", "John", "John", "store", "ring")
@@ -108,6 +108,26 @@ def test_nobody_is_named_twice_without_repeat(ioi: IOIDistribution) -> None:
         assert found.positions["IO"] < found.positions["S1"] < found.positions["S2"]
     with pytest.raises(ValueError, match="has no indirect object"):
         _ = abc.attributes
+
+
+def test_sentences_of_three_persons() -> None:
+    ioi = IOIDistribution.load(word_tokenizer(), "wang", held_out=TEMPLATES[:2])
+    for template in (TEMPLATES[0], TEMPLATES[4], TEMPLATES[5]):  # held out; without place and object; with them
+        found = ioi.three_persons(template, 200)
+        assert len({prompt.text for prompt in found}) == 200
+        assert {(prompt.template, prompt.pattern) for prompt in found} == {(template, "ABC")}
+        assert all(len({prompt.first, prompt.second, prompt.actor}) == 3 for prompt in found)
+        assert {ioi.split_of(p) for p in found} == {"held-out-templates" if template == TEMPLATES[0] else "train"}
+        assert {len(ioi.tokenise(prompt).ids) for prompt in found} == {len(ioi.tokenise(found[0]).ids)}
+        assert ioi.three_persons(template, 20) == found[:20] != ioi.three_persons(template, 20, seed=1)
+    few = IOIDistribution.load(word_tokenizer(), [TEMPLATES[4]], names=NAMES[:8])
+    with pytest.raises(UserError, match=r"400 prompts: split train gave \d+ different ones; ask for fewer"):
+        few.three_persons(TEMPLATES[4], 400)
+
+
+def test_no_template_is_there_twice() -> None:
+    assert len(TEMPLATE_SETS["all"]) == len(set(TEMPLATE_SETS["all"])) == 17
+    assert set(TEMPLATE_SETS["all"]) == {*PAPER_TEMPLATES, *TEMPLATES}
 
 
 def test_only_words_of_one_token_are_used() -> None:

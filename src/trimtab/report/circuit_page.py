@@ -34,7 +34,7 @@ def circuit_page(files: RunFiles) -> str:
             plot_heads, "The circuit", "Heads by layer and number; larger circles have larger effects.", height=3.4,
             heads=drawn_heads(circuit["heads"]),
         ),
-        heads=heads_table(circuit["heads"]),
+        heads=heads_table(circuit),
         measures=faithfulness_table(measured),
         knock_outs=figure(
             plot_points, "Completeness",

@@ -13,9 +13,9 @@ from trimtab.stats import Interval
 NOTHING, ROLE, RANDOM, BESIDE = "nothing", "a role", "random heads", "random heads of a random circuit"
 """Kinds of sets of heads that are taken away."""
 _MEASURES = {
-    "full": "plain model", "none": "every head at its mean", "circuit": "the circuit alone",
-    "without": "the model without the circuit", "faithfulness": "circuit / model",
-    "normalised": "between none (0) and model (1)",
+    "accuracy": "accuracy of the plain model", "full": "plain model", "none": "every head at its mean",
+    "circuit": "the circuit alone", "without": "the model without the circuit",
+    "faithfulness": "circuit / model", "normalised": "between none (0) and model (1)",
 }  # fmt: skip
 
 
@@ -24,11 +24,11 @@ def field(row: Any, name: str) -> Any:
     return Column("", name).cell(row)
 
 
-def heads_table(heads: Sequence[Any], through: Mapping[str, str] | None = None) -> Table:
+def heads_table(circuit: Any, through: Mapping[str, str] | None = None) -> Table:
     """Heads by role.
 
     Args:
-        heads: `CircuitHead`s.
+        circuit: a `Circuit`.
         through: by what each role's effect is measured; what lies in JSON does not say.
     """
     columns = [
@@ -36,7 +36,10 @@ def heads_table(heads: Sequence[Any], through: Mapping[str, str] | None = None) 
         Column("attention", "attention", ".2f"),
     ]  # fmt: skip
     shown = [Column("through", lambda head: through[field(head, "role")])] if through else []
-    return Table(columns=[*columns, *shown], rows=heads)
+    accuracy, difference = field(circuit, "accuracy"), field(circuit, "logit_difference")
+    found = f"{accuracy.n} prompts that found them: accuracy {accuracy:.2f}" if accuracy else ""
+    found += f", logit difference {difference:.2f}" if accuracy and difference else ""
+    return Table(columns=[*columns, *shown], rows=field(circuit, "heads"), caption=f"{found}." if found else "")
 
 
 def head_name(head: Any) -> str:
@@ -54,7 +57,7 @@ def drawn_heads(heads: Iterable[Any]) -> list[Head]:
 
 
 def faithfulness_table(measured: Any) -> Table:
-    """Logit differences and what follows from them.
+    """Accuracy, logit differences and what follows from them.
 
     Args:
         measured: a `Faithfulness`.

@@ -22,7 +22,11 @@ from trimtab.tasks.tokens import Tokenizer, encode, token_behind
 Pattern = Literal["ABB", "BAB"]
 TemplateSet = Literal["paper", "wang", "all"]
 ATTRIBUTES = ("IO", "S", "Pos")
-TEMPLATE_SETS = {"paper": PAPER_TEMPLATES, "wang": TEMPLATES, "all": (*PAPER_TEMPLATES, *TEMPLATES)}
+TEMPLATE_SETS = {
+    "paper": PAPER_TEMPLATES,
+    "wang": TEMPLATES,
+    "all": tuple(dict.fromkeys((*PAPER_TEMPLATES, *TEMPLATES))),  # one is among both
+}
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 HELD_OUT = "held-out-templates"
 LEAST_NAMES, MOST_TRIES = 8, 200
@@ -114,8 +118,9 @@ class IOIDistribution:
 
         Args:
             tokenizer: a tokenizer, or a function from text to ids (`model.encode_text`, special tokens included).
-            templates: `paper` (the three of Makelov et al. 2024), `wang` (the fifteen of Wang et al. 2022), `all`, or
-                texts with `{first}`, `{second}`, `{s}` and, if they like, `{place}` and `{object}`.
+            templates: `paper` (the three of Makelov et al. 2024), `wang` (the fifteen of Wang et al. 2022, one of
+                them among those three), `all`, or texts with `{first}`, `{second}`, `{s}` and, if they like,
+                `{place}` and `{object}`.
             held_out: templates that make up a split of their own.
             names: candidates.
             places: candidates.
@@ -177,10 +182,30 @@ class IOIDistribution:
         splits = (*SHARES, *([HELD_OUT] if self.held_out else []))
         if split not in splits:
             raise UserError(f"split {split!r}", f"there are {', '.join(splits)}", "choose one of them")
-        chosen: dict[IOIPrompt, None] = {}
         rng = random.Random(f"ioi-prompts/{seed}/{split}")
-        draws = self._draws(rng, self.held_out if split == HELD_OUT else self.templates, patterns, chosen)
-        missed = 0
+        return self._different(n, split, rng, self.held_out if split == HELD_OUT else self.templates, patterns)
+
+    def three_persons(self, template: str, n: int, *, seed: int = 0) -> list[IOIPrompt]:
+        """Different `ABC` sentences of a template, in an order that the seed fixes; fewer are the first of more.
+
+        They are of the train split, or of the held-out one if the template is.
+
+        Args:
+            template: one of `templates`.
+            n: how many.
+            seed: of the draws.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        rng = random.Random(f"ioi-three-persons/{seed}/{template}")
+        return self._different(n, HELD_OUT if template in self.held_out else "train", rng, [template], ["ABC"])
+
+    def _different(
+        self, n: int, split: str, rng: random.Random, templates: Sequence[str], patterns: Sequence[str]
+    ) -> list[IOIPrompt]:
+        chosen: dict[IOIPrompt, None] = {}
+        draws, missed = self._draws(rng, templates, patterns, chosen), 0
         while len(chosen) < n and missed < MOST_TRIES * max(len(chosen), 10):
             prompt = next(draws)
             new = self.split_of(prompt) == split and prompt not in chosen
@@ -195,13 +220,15 @@ class IOIDistribution:
         self,
         rng: random.Random,
         templates: Sequence[str],
-        patterns: Sequence[Pattern],
+        patterns: Sequence[str],
         chosen: Mapping[IOIPrompt, None],
     ) -> Iterator[IOIPrompt]:
         while True:
             first, second = rng.sample(self.names, 2)
             pattern = patterns[len(chosen) % len(patterns)]
             actor = second if pattern == "ABB" else first
+            if pattern == "ABC":
+                actor = rng.choice([name for name in self.names if name not in (first, second)])
             template, place, thing = rng.choice(templates), rng.choice(self.places), rng.choice(self.objects)
             # A slot that a template lacks holds nothing, or one sentence would be many prompts.
             place, thing = place if "{place}" in template else "", thing if "{object}" in template else ""

@@ -28,7 +28,7 @@ class Role(NamedTuple):
     """What heads of a kind do."""
 
     position: str  # where they act
-    looks_at: str  # where they look; empty for what looks at no name
+    looks_at: str  # where they look; empty for what looks anywhere else
     instead_of: str  # where heads of the neighbouring kind look
     through: str  # by what their effect is measured
 
@@ -45,8 +45,8 @@ ROLES: Mapping[str, Role] = {
     "previous token": Role("S1+1", "S1", "IO", "keys of induction heads"),
 }
 """Those of Wang et al. 2022, and two more that act on the logits directly: heads that look at the second S and lower
-its logit, and heads that look at no name. Direct heads are the first four; S suppressors and S-inhibition heads look at
-S2."""
+its logit, and all others, such as heads that look at no name, or at the second S and raise its logit. Direct heads are
+the first four; S suppressors and S-inhibition heads look at S2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +103,14 @@ class Circuit(Result):
         return found
 
     def headline(self) -> str:
-        """Model, logit difference, number of heads."""
+        """Model, number of heads, logit difference and accuracy."""
         known = f", logit difference {self.logit_difference:.2f}" if self.logit_difference else ""
+        known += f", accuracy {self.accuracy:.2f}" if self.accuracy else ""
         return f"IOI circuit of {self.model}: {len(self.positions())} heads{known}"
 
     def tables(self) -> dict[str, Table]:
         """The heads."""
-        return {"heads": heads_table(self.heads, {role: kind.through for role, kind in ROLES.items()})}
+        return {"heads": heads_table(self, {role: kind.through for role, kind in ROLES.items()})}
 
     def draw(self, ax: Axes) -> None:
         """Heads by layer, as large as their effect, by role."""

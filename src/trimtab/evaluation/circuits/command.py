@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from trimtab.evaluation.circuits.finding import check_solves, find_circuit
 from trimtab.evaluation.circuits.knock_outs import KnockOuts
 from trimtab.evaluation.circuits.rows import PlainRun, rows_of
 from trimtab.lm import LanguageModel
-from trimtab.lm.config import ModelConfig
+from trimtab.lm.config import DEFAULT_MODEL, ModelConfig
 from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
@@ -99,13 +100,14 @@ class ShownCircuit(NamedTuple):
     """What the command prints: the result, and what to do with it."""
 
     result: CircuitResult
-    run: Path | None
+    following: str
+    """The command that goes on from there; empty without a run."""
 
     def render(self) -> RenderableType:
         """For the terminal."""
         from rich.console import Group
 
-        return Group(self.result.render(), *([f"next: trimtab evaluate ioi --circuit {self.run}"] if self.run else []))
+        return Group(self.result.render(), *([f"next: {self.following}"] if self.following else []))
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -114,7 +116,9 @@ class ShownCircuit(NamedTuple):
 
 def show_circuit(config: CircuitConfig) -> ShownCircuit:
     """What `trimtab evaluate circuit` does; see `run_circuit`."""
-    return ShownCircuit(run_circuit(config), config.run)
+    model = [] if config.model == DEFAULT_MODEL else ["--model", config.model]
+    words = ["trimtab", "evaluate", "ioi", *model, "--circuit", str(config.run)]
+    return ShownCircuit(run_circuit(config), shlex.join(words) if config.run else "")
 
 
 def run_circuit(config: CircuitConfig) -> CircuitResult:
@@ -170,9 +174,9 @@ def _test_prompts(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribut
     """The distribution of prompts to measure on, and their split."""
     if config.test_templates == "same":
         return ioi, "test"
-    held_out = TEMPLATE_SETS[config.test_templates]
-    templates = (*TEMPLATE_SETS[config.templates], *held_out)
-    return IOIDistribution.load(model.encode_text, templates, held_out=held_out), HELD_OUT
+    own = TEMPLATE_SETS[config.templates]
+    held_out = [template for template in TEMPLATE_SETS[config.test_templates] if template not in own]
+    return IOIDistribution.load(model.encode_text, (*own, *held_out), held_out=held_out), HELD_OUT
 
 
 def _given(circuit: str, model: LanguageModel) -> Circuit:

@@ -18,10 +18,12 @@ from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Faithfulness(Result):
-    """Logit differences, right name minus wrong one, over the same prompts."""
+    """Logit differences, right name minus wrong one, over the same prompts, and the plain model's accuracy."""
 
     model: str
     n_heads: int
+    accuracy: Interval
+    """Share of the prompts in which the plain model's likeliest token is the right name."""
     full: Interval
     """Of the plain model."""
     none: Interval
@@ -43,7 +45,7 @@ class Faithfulness(Result):
         return f"{self.n_heads} heads of {self.model} bring about {self.normalised:.2f} of the answer{beside}"
 
     def tables(self) -> dict[str, Table]:
-        """Logit differences and what follows from them."""
+        """Accuracy, logit differences and what follows from them."""
         return {"faithfulness": faithfulness_table(self)}
 
 
@@ -95,8 +97,8 @@ def measure_faithfulness(
         if progress is not None:
             progress(1)
     return Faithfulness(
-        model=model.name, n_heads=len(positions), full=bootstrap_mean(full), none=bootstrap_mean(none),
-        circuit=bootstrap_mean(alone), without=bootstrap_mean(runs.without(positions)),
+        model=model.name, n_heads=len(positions), accuracy=bootstrap_mean(runs.right), full=bootstrap_mean(full),
+        none=bootstrap_mean(none), circuit=bootstrap_mean(alone), without=bootstrap_mean(runs.without(positions)),
         faithfulness=bootstrap_ratio_of_sums(alone, full),
         normalised=bootstrap_ratio_of_sums(alone - none, full - none), random=tuple(beside),
     )  # fmt: skip

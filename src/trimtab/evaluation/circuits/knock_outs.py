@@ -1,7 +1,7 @@
 """Prompts in which heads are put to their means: all but some, or some alone.
 
-The mean of a head's output is taken over sentences of the same template that name three persons, so that it keeps what
-the words are and loses who is named twice (Wang et al. 2022, section 4).
+The mean of a head's output is taken over 32 sentences of the same template that name three persons, so that it keeps
+what the words are and loses who is named twice (Wang et al. 2022, section 4).
 
 Where all heads but some are at their means, a token that has none of these is what it is with every head at its mean.
 So only the tokens that have some run, beside the keys and values that the others have then.
@@ -26,6 +26,8 @@ from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
 
 Positions = Mapping[tuple[int, int], frozenset[str]]
 """Per (layer, head) the positions where something is done to it."""
+N_SENTENCES = 32
+"""For the means of a template, however many prompts it has."""
 
 
 class _Batch(NamedTuple):
@@ -42,18 +44,22 @@ class KnockOuts:
     Args:
         model: with attention sites.
         ioi: where the prompts are from.
-        prompts: P of them; each stands for one sentence that names three persons.
-        seed: of those sentences.
+        prompts: P of them.
+        seed: of the sentences for means.
 
     Attributes:
         full: of the plain model, `[P]`, in the order of the prompts' lengths, as all others.
         none: with every head at its mean, `[P]`.
+        right: 1 where the plain model's likeliest token is the right name, else 0, `[P]`.
+
+    Raises:
+        UserError: a template has fewer sentences that name three persons than means take.
     """
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, ioi: IOIDistribution, prompts: Sequence[IOIPrompt], seed: int = 0) -> None:
         self.model, self._unembedding = model, Unembedding(model)
-        means = _means(model, ioi, prompts, seed)
+        means = {template: _means(model, ioi, template, seed) for template in {prompt.template for prompt in prompts}}
         self._batches: list[_Batch] = []
         nothing: list[Tensor] = []
         for rows in rows_of([ioi.tokenise(prompt) for prompt in prompts], model):
@@ -64,7 +70,8 @@ class KnockOuts:
                 last = capture(model, TokenBatch.full(rows.ids), [self._last], cache=ablated)[self._last]
             nothing.append(rows.at(last, "END"))
             self._batches.append(_Batch(rows, PlainRun.of(model, rows.ids, cache), own, ablated, cache))
-        self.full = self._differences([batch.rows.at(batch.clean.inputs[-1], "END") for batch in self._batches])
+        plain = [batch.rows.at(batch.clean.inputs[-1], "END") for batch in self._batches]
+        self.full, self.right = self._differences(plain), self._named_right(plain)
         self.none = self._differences(nothing)
         self._few_tokens: bool | None = None
 
@@ -147,28 +154,25 @@ class KnockOuts:
         found = [logit_difference(self._unembedding, x, batch.rows.answers) for batch, x in pairs]
         return torch.cat(found).cpu().double()
 
+    def _named_right(self, hidden: Sequence[Float[Tensor, "B d"]]) -> Float[Tensor, " P"]:
+        pairs = zip(self._batches, hidden, strict=True)
+        found = [self._unembedding.logits(x).argmax(-1) == batch.rows.answers[:, 0] for batch, x in pairs]
+        return torch.cat(found).cpu().double()
+
 
 class _LastLayerRead(Exception):  # noqa: N818
     """Ends a forward pass; it is no error."""
 
 
 def _means(
-    model: LanguageModel, ioi: IOIDistribution, prompts: Sequence[IOIPrompt], seed: int
-) -> dict[str, list[Float[Tensor, "T heads head_dim"]]]:
-    """Per template, for each layer, mean outputs of all heads, token by token."""
-    others: dict[str, list[IOIPrompt]] = {}
-    for prompt in prompts:
-        others.setdefault(prompt.template, []).append(ioi.without_repeat(prompt, seed=seed))
+    model: LanguageModel, ioi: IOIDistribution, template: str, seed: int
+) -> list[Float[Tensor, "T heads head_dim"]]:
+    """For each layer, mean outputs of all heads, token by token."""
     sites = [Site("attn_z", layer) for layer in range(model.n_layers)]
-    means: dict[str, list[Tensor]] = {}
-    for template, same in others.items():
-        sums: list[Tensor] = []
-        for rows in rows_of([ioi.tokenise(prompt) for prompt in same], model):
-            found = capture(model, TokenBatch.full(rows.ids), sites)
-            parts = [found[site].float().sum(0) for site in sites]
-            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-        means[template] = [total / len(same) for total in sums]
-    return means
+    tokens = [ioi.tokenise(prompt) for prompt in ioi.three_persons(template, N_SENTENCES, seed=seed)]
+    (rows,) = rows_of(tokens, model)  # of one length, as prompts of a template are
+    found = capture(model, TokenBatch.full(rows.ids), sites)
+    return [found[site].float().mean(0) for site in sites]
 
 
 def _put(

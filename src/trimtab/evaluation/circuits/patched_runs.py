@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.errors import UserError
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
 from trimtab.lm.cache import GrowingCache
@@ -84,7 +85,15 @@ class PatchedRuns:
             self.cache = cache.frozen()
 
     def run(self, read: Mapping[Location, Float[Tensor, "N width"]]) -> Float[Tensor, "N d"]:
-        """The residual behind the last layer at the last token; gradients reach what is read."""
+        """The residual behind the last layer at the last token; gradients reach what is read.
+
+        Raises:
+            UserError: a value that is not finite.
+        """
+        for location, values in read.items():
+            if not values.isfinite().all():  # an edit with a NaN leaves its row as it is, which would look perfect
+                n, hint = int((~values.isfinite()).any(-1).sum()), "check the dictionary that gave them"
+                raise UserError(f"values for {location}", f"{n} of {len(values)} rows are not finite", hint)
         at_site: dict[Site, list[Location]] = {}
         for location in read:
             at_site.setdefault(location.site, []).append(location)
