@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from circuit_prompts import few_names
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig
 
 from trimtab import cli
@@ -306,7 +308,7 @@ def test_task_saes_beside_supervised_codes(
     find_circuit(built, ioi, ioi.prompts(12)).save(tmp_path / "circuit.json")
     words = [
         "evaluate", "ioi", "--model", tmp_path / "model", "--circuit", tmp_path / "circuit.json", "--n-train", 150,
-        "--n-test", 24, "--arch", "topk", "--l0", 1, "--n-features", 24, "--epochs", 60, "--k", 1, 4,
+        "--n-heldout", 40, "--n-test", 24, "--arch", "topk", "--l0", 1, "--n-features", 24, "--epochs", 60, "--k", 1, 4,
         "--cross-section", "name-mover outputs", "S-inhibition outputs", "--run", tmp_path / "run", "--contender",
         "codes", "task-saes",
     ]  # fmt: skip
@@ -328,23 +330,60 @@ def test_task_saes_beside_supervised_codes(
         patch.setattr(ioi_command, "Section", None)  # a run that is done is read back
         assert cli.main([*map(str, words), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == printed
-    again = [*map(str, words[:6]), "--run", str(tmp_path / "again")]
+    again = [*map(str, words[:6]), "--n-heldout", "40", "--run", str(tmp_path / "again")]
     assert cli.main([*again, "--n-train", "4"]) == 2
     said = capsys.readouterr().err
     assert "has no code; fit the codes on prompts that have it, or on more" in said
     assert "done:" not in said  # before SAEs are trained
     assert cli.main([*again, "--n-train", "150", "--n-features", "2"]) == 2
     assert "l0 3: it must be from 1 to n_features" in capsys.readouterr().err
+    for wrong, message in (
+        (["--k"], "k: there is none; give at least one"), (["--arch"], "arch: there is none; give at least one"),
+        (["--contender", "text-saes", "--text-l0", "5000"], "l0 5000: it must be from 1 to n_features"),
+        (["--contender", "rotation", "--rank", "6"], "rank 6: heads have room for 5 directions of each attribute"),
+        (["--contender", "pcs"], "did you mean pca?"),
+    ):  # fmt: skip
+        assert cli.main([*again, "--n-train", "150", *wrong]) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
+
+    # An interrupted run measures the cross-sections that are left, and no other.
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "running", "results": None}))
+    (tmp_path / "run" / "scores-S-inhibition-outputs.json").unlink()
+    measured: list[str] = []
+
+    class Counting(Section):
+        def __init__(self, name: str, *rest: Any) -> None:
+            measured.append(name)
+            super().__init__(name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ioi_command, "Section", Counting)
+        assert cli.main([*map(str, words), "--json"]) == 0
+    assert measured == ["S-inhibition outputs"]
+    assert json.loads(capsys.readouterr().out) == printed
     bank = tmp_path / "run" / "task-saes"
-    own = [*map(str, words[:-5]), "--run", str(tmp_path / "own"), "--contender", "pca", "--dictionary"]
+    base = [*map(str, words[:-5]), "--contender", "pca"]
+    own = [*base, "--run", str(tmp_path / "own"), "--dictionary"]
     assert cli.main([*own, str(bank), str(tmp_path / "run" / "supervised"), "--json"]) == 0
     beside = {(one["cross_section"], one["contender"]): one for one in json.loads(capsys.readouterr().out)["scores"]}
-    assert beside["name-mover outputs", "topk-n24-l0_1-seed0"] == {**sae, "contender": "topk-n24-l0_1-seed0"}
+    assert beside["name-mover outputs", "own topk-n24-l0_1-seed0"] == {**sae, "contender": "own topk-n24-l0_1-seed0"}
     read = scores["name-mover outputs", "supervised, mse, read"]["approximation"]
-    assert beside["name-mover outputs", "supervised"]["approximation"] == read
+    assert beside["name-mover outputs", "own supervised"]["approximation"] == read
+    (mover,) = [path for path in (bank / "members").iterdir() if "attn_z.1.2" in path.name]
+    partly = [*base, "--run", str(tmp_path / "partly"), "--dictionary", str(mover / "sae")]
+    assert cli.main([*partly, "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)["left_out"]
+    assert said.endswith("is not shown at S-inhibition outputs: it has nothing for attn_z.0.1 at END")
+    weights = mover / "sae" / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "b_dec": tensors["b_dec"] + 1}, weights)
+    assert cli.main(partly) == 2
+    assert "its dictionaries had hash" in capsys.readouterr().err
+    save_file(tensors, weights)
     (values,) = [path for path in (bank / "members").iterdir() if "attn_z.0.1" in path.name]
-    movers = [*own[:-1], "--cross-section", "name-mover outputs", "--run", str(tmp_path / "refused"), "--dictionary"]
+    movers = [*base, "--cross-section", "name-mover outputs", "--run", str(tmp_path / "refused"), "--dictionary"]
     assert cli.main([*movers, str(values / "sae")]) == 2
     said = capsys.readouterr().err
     assert "it reads attn_z.0.1 at END; give one for attn_z.1.2 at END" in said
@@ -393,7 +432,7 @@ def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution, tmp_path:
     train = ioi.prompts(150)
     x = activations_of(half, ioi, train, places)
     section = Section("outputs", places, x, PromptPairs(half, ioi, prompts, places))
-    ground = Ground(model=half, ioi=ioi, train=train, activations=x, test=train, held=x, directory=tmp_path)
+    ground = Ground(model=half, ioi=ioi, train=train, activations=x, heldout=train, held=x, directory=tmp_path)
     scores = score(supervised_codes(ground)[1], section)
     assert scores.approximation.sufficiency.estimate == pytest.approx(1, abs=0.03)
     assert scores.edits[0].result.success is not None
@@ -416,7 +455,10 @@ def test_a_known_circuit_of_a_model_that_does_not_solve_the_task(
     heads = (CircuitHead(layer=1, head=2, role="name mover"),)
     Circuit(model="turned", fingerprint="", heads=heads).save(tmp_path / "circuit.json")
     given = ["--model", str(tmp_path / "model"), "--circuit", str(tmp_path / "circuit.json"), "--n-test", "8"]
-    for words in (["circuit", "--n-random", "0"], ["ioi", "--n-train", "150", "--contender", "pca"]):
+    for words in (
+        ["circuit", "--n-random", "0"],
+        ["ioi", "--n-train", "150", "--n-heldout", "40", "--contender", "pca"],
+    ):
         command = ["evaluate", words[0], *given, *words[1:], "--run", str(tmp_path / words[0])]
         assert cli.main(command) == 2
         assert re.search(r"names the right one in \d+% of 8 prompts, a circuit needs 50%", capsys.readouterr().err)

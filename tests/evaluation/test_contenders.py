@@ -36,7 +36,7 @@ def ground(built: LanguageModel, tmp_path: Path) -> Ground:
         ioi=ioi,
         train=train,
         activations=x,
-        test=test,
+        heldout=test,
         held=held,
         config=config,
         directory=tmp_path / "fitted",
@@ -110,7 +110,7 @@ def test_a_contender_of_ones_own_is_one_function(
 
 
 def test_a_contender_without_a_location_is_left_out(ground: Ground, section: Section) -> None:
-    assert Dictionaries("none", {}, ground).lacks(section) == section.locations
+    assert Dictionaries("none", {}, ground).lacks(section.locations) == section.locations
 
 
 def test_a_learned_rotation_beside_random_subspaces(ground: Ground, section: Section) -> None:
@@ -156,7 +156,7 @@ def test_saes_of_text_are_of_the_locations_sites(
             ioi=ioi,
             train=train,
             activations=x,
-            test=train,
+            heldout=train,
             held=x,
             config=config,
             directory=tmp_path / "fitted",

@@ -14,6 +14,7 @@ from trimtab.evaluation.supervised.interpretability import (
     Predicates,
     best_meanings,
     f1_scores,
+    interpretable,
     kept_and_removed,
     value_scores,
 )
@@ -109,3 +110,16 @@ def test_scores_of_the_value_at_hand() -> None:
         assert torch.equal(row, f1[:, predicates.names.index(f"S={prompt.attributes['S']}")])
     with pytest.raises(UserError, match=r"value S=\w+: no predicate is about it; take predicates of prompts"):
         value_scores(f1, Predicates.of(prompts[:2]), "S", prompts)
+
+
+def test_what_features_say_is_chosen_on_some_prompts_and_measured_on_others() -> None:
+    """One says Pos on both, one on those that chose it alone; one fires always, which has an F1 of 2/3 for Pos."""
+    train, other = IOI.prompts(200), IOI.prompts(100, "validation")
+    predicates = Predicates.of(train)
+    abb, abb_other = (torch.tensor([p.attributes["Pos"] == "ABB" for p in of]) for of in (train, other))
+    always = torch.ones(200, dtype=torch.bool)
+    meanings = best_meanings(torch.stack([abb, abb, always], 1), predicates)
+    assert [meaning.predicates for meaning in meanings[:2]] == [("Pos=ABB",), ("Pos=ABB",)]
+    assert meanings[2].f1 >= 0.6
+    fires = torch.stack([abb_other, ~abb_other, torch.ones(100, dtype=torch.bool)], 1)
+    assert interpretable(fires, meanings, predicates, predicates.hold(other)).tolist() == [True, False, False]

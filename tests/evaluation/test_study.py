@@ -19,7 +19,7 @@ SMALL = study.Sizes(
     circuit=CircuitConfig(n_prompts=12, n_test=12, n_random=2),
     contenders=IOIConfig(
         contender=("codes", "task-saes", "pca"), arch=("topk", "relu"), l0=(2.0,), n_features=(24,),
-        n_train=150, n_test=24, epochs=20, k=(1, 2),
+        n_train=150, n_heldout=40, n_test=24, epochs=20, k=(1, 2),
     ),
     more=60,
     seeds=(0, 1),
@@ -71,7 +71,7 @@ def test_the_study_of_a_known_model(
     # What is left of an interrupted study is done, and nothing else.
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "running", "results": None}))
-    (run / "splitting.json").unlink()
+    (run / "part-splitting.json").unlink()
     monkeypatch.setattr(study, "run_circuit", None)
     monkeypatch.setattr(study, "run_ioi", None)
     monkeypatch.setattr(study, "occlusion", None)

@@ -220,13 +220,13 @@ def test_success_is_counted_where_the_true_patch_changes_the_answer() -> None:
 
 def test_the_frontier_holds_what_nothing_cheaper_is_as_good_as() -> None:
     points = [
-        Point("a", 0.5, 0.5),
-        Point("b", 0.2, 0.6),
-        Point("c", 0.9, 0.9),
-        Point("d", 0.2, 0.1),
-        Point("e", 1, 0.9),
+        Point(0, 0.5, 0.5),
+        Point(1, 0.2, 0.6),
+        Point(2, 0.9, 0.9),
+        Point(3, 0.2, 0.1),
+        Point(4, 1, 0.9),
     ]
-    assert [point.label for point in frontier(points)] == ["b", "c"]
+    assert [point.number for point in frontier(points)] == [1, 2]
     assert frontier([]) == []
 
 

@@ -11,7 +11,7 @@ An architecture states its `loss`; everything else follows from it by automatic 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from trimtab.dictionaries.active import Active, Values
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.encoding import DenseEncoder, EncoderDtype
 from trimtab.dictionaries.sae import SAE
-from trimtab.runs import check_choices, check_least
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_choices, check_least
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
 
@@ -42,7 +42,7 @@ class TrainableConfig:
     """Where the decoder bias starts, estimated from a sample of rows."""
     apply_b_dec_to_input: bool = True
     """Whether the encoder sees x − b_dec."""
-    freeze_decoder: bool = False
+    freeze_decoder: bool = field(default=False, metadata=LEFT_OUT_AT_DEFAULT)
     """Leave decoder rows as they were drawn, at random: a control, in which the encoder alone learns."""
     encoder_dtype: EncoderDtype = "float32"
     """Precision of the dense product that finds active features; `bfloat16` is faster on processors with matrix units

@@ -9,6 +9,7 @@ on validation prompts; everything is reported on test prompts.
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,33 +18,47 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from trimtab.dictionaries.architectures import TRAINABLE
-from trimtab.evaluation.circuits.circuit import Circuit
+from trimtab.errors import UserError
+from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
 from trimtab.evaluation.circuits.command import CircuitConfig, CircuitResult, run_circuit
+from trimtab.evaluation.supervised.activation_files import kept_activations
 from trimtab.evaluation.supervised.attention_result import AttentionTerms
 from trimtab.evaluation.supervised.attention_scores import score_locations
 from trimtab.evaluation.supervised.attention_terms import attention_terms
 from trimtab.evaluation.supervised.codes import FITS, Factors
-from trimtab.evaluation.supervised.command import ACTIVATIONS_FILE, IOIConfig, IOIResult, figures_of, run_ioi
-from trimtab.evaluation.supervised.contenders import Ground, task_saes
+from trimtab.evaluation.supervised.command import (
+    ACTIVATIONS_FILE,
+    HELDOUT_FILE,
+    IOIConfig,
+    IOIResult,
+    figures_of,
+    hashes_of,
+    run_ioi,
+)
+from trimtab.evaluation.supervised.contenders import Ground, make_contenders
 from trimtab.evaluation.supervised.contenders.dictionaries import Dictionaries
 from trimtab.evaluation.supervised.cross_sections import Values
-from trimtab.evaluation.supervised.kept import kept_activations
+from trimtab.evaluation.supervised.dictionary_files import load_dictionaries
 from trimtab.evaluation.supervised.name_codes import name_locations
 from trimtab.evaluation.supervised.occlusion import ALPHAS, Occlusion, occlusion
 from trimtab.evaluation.supervised.occlusion_toy import OcclusionToy, occlusion_toy
 from trimtab.evaluation.supervised.parts import Contender, FittedCodes
 from trimtab.evaluation.supervised.splitting import Splitting, splitting
 from trimtab.evaluation.supervised.splitting_toy import SplittingToy, splitting_toy
-from trimtab.lm import LanguageModel
+from trimtab.lm import LanguageModel, site_width
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, json_safe, part_of, read_json, read_typed, write_json
+from trimtab.runs import Meter, Run, check_choices, json_safe, part_of, read_json, read_typed, text_id, write_json
 from trimtab.runs.results import Result
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.runs.tables import Column, Table
-from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt, TemplateSet
+from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution, IOIPrompt, TemplateSet
 
 _R = TypeVar("_R", bound=Result)
-QUICK_CONTENDERS = ("codes", "task-saes", "frozen-decoder", "text-saes", "pca", "random", "rotation")
+UNITS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20
+"""Of `ru_maxrss`."""
+TRAINED = ("task-saes", "frozen-decoder", "text-saes")
+"""Contenders that are read back from the run rather than fitted again."""
+ALL_CONTENDERS = ("codes", "task-saes", "frozen-decoder", "text-saes", "pca", "random", "rotation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +79,7 @@ PRESETS = {
     "quick": Sizes(
         circuit=CircuitConfig(n_prompts=32, n_test=32),
         contenders=IOIConfig(
-            contender=QUICK_CONTENDERS, arch=tuple(sorted(TRAINABLE)), n_train=2000, n_test=96, k=(1, 2, 8, 32),
+            contender=ALL_CONTENDERS, arch=tuple(sorted(TRAINABLE)), n_train=2000, n_test=96, k=(1, 2, 8, 32),
             text_tokens=20_000,
         ),
         more=1000,
@@ -74,7 +89,7 @@ PRESETS = {
     "paper": Sizes(
         circuit=CircuitConfig(n_prompts=128, n_test=256),
         contenders=IOIConfig(
-            contender=QUICK_CONTENDERS, arch=tuple(sorted(TRAINABLE)), l0=(2.0, 3.0, 6.0, 12.0), n_train=20_000,
+            contender=ALL_CONTENDERS, arch=tuple(sorted(TRAINABLE)), l0=(2.0, 3.0, 6.0, 12.0), n_train=20_000,
             n_test=500, text_tokens=1_000_000,
         ),
         more=8000,
@@ -118,7 +133,9 @@ class IOIStudy(Result):
     circuit: CircuitResult
     contenders: IOIResult
     attention: AttentionTerms | None
-    """None for a circuit without name movers."""
+    """None where it cannot be had."""
+    attention_left_out: str
+    """Why not; empty where there is one."""
     occlusion: Occlusion
     splitting: Splitting
     occlusion_toy: OcclusionToy
@@ -141,7 +158,8 @@ class IOIStudy(Result):
 
     def headline(self) -> str:
         """Each part in a line."""
-        return "\n".join([f"{title}: {part.headline()}" for title, part in self.parts.items()])
+        said = [f"{title}: {part.headline()}" for title, part in self.parts.items()]
+        return "\n".join([*said, *[f"no attention terms: {self.attention_left_out}"] * bool(self.attention_left_out)])
 
     def tables(self) -> dict[str, Table]:
         """One of each cross-section, and the main table of every other part."""
@@ -180,12 +198,21 @@ def run_ioi_study(config: IOIStudyConfig) -> IOIStudy:
     with Run.open(
         config.run, "study ioi", config, seeds=[config.seed], device=config.device, ignore_fields=("run",)
     ) as run:
+        run.record(hashes=_hashes(config))
         if run.done and run.results:
             return read_typed(IOIStudy, run.results, f"run {config.run}")
         study = _Study(config, run).result()
         write_json(run.file(SHOWN_FILE), shown_json(study.shown()))
         run.finish(study)
         return study
+
+
+def _hashes(config: IOIStudyConfig) -> dict[str, str]:
+    """What says that the run goes on with what it began with."""
+    circuit = config.circuit and Path(config.circuit)
+    file = circuit / CIRCUIT_FILE if circuit and circuit.is_dir() else circuit
+    known = {"circuit": text_id(file.read_text(encoding="utf-8"))} if file and file.is_file() else {}
+    return {"model": config.load_model().fingerprint, **known, **hashes_of(config.dictionary, config.text)}
 
 
 class _Study:
@@ -208,26 +235,29 @@ class _Study:
             sizes.contenders, **shared, text=self.config.text, dictionary=self.config.dictionary,
             circuit=self.run.path / "circuit", run=self.run.path / "contenders",
         )  # fmt: skip
-        contenders = self.part("contenders", IOIResult, lambda: run_ioi(fitted))
         rest = _Rest(self.run.path, fitted, sizes)
-        attention = None
-        if circuit.circuit.of("name mover"):
+        contenders = self.part("contenders", IOIResult, lambda: run_ioi(rest.fitting()))
+        attention, left_out = None, ""
+        try:
             attention = self.part("attention", AttentionTerms, rest.attention)
+        except UserError as error:  # no name mover, or attention that is not taken apart
+            left_out = error.line
         return IOIStudy(
             model=circuit.circuit.model, run=str(self.run.path), circuit=circuit, contenders=contenders,
-            attention=attention, occlusion=self.part("occlusion", Occlusion, rest.occlusion),
+            attention=attention, attention_left_out=left_out,
+            occlusion=self.part("occlusion", Occlusion, rest.occlusion),
             splitting=self.part("splitting", Splitting, rest.splitting),
             occlusion_toy=self.part(
                 "occlusion-toy", OcclusionToy,
                 lambda: occlusion_toy(seeds=sizes.seeds, run=self.run.path / "occlusion-toy"),
             ),
             splitting_toy=self.part("splitting-toy", SplittingToy, splitting_toy), seconds=self.seconds,
-            peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNITS_PER_GIB,
         )  # fmt: skip
 
     def part(self, name: str, kind: type[_R], make: Callable[[], _R]) -> _R:
         """A part's result, from its file or made now."""
-        file = self.run.file(f"{name}.json")
+        file = self.run.file(f"part-{name}.json")
         if (kept := read_json(file)) is not None:
             self.seconds[name] = kept["seconds"]
             return read_typed(kind, kept["result"], f"file {file}")
@@ -277,6 +307,11 @@ class _Rest:
             )
         return train, test
 
+    def fitting(self) -> IOIConfig:
+        """The contenders' config, with no more directions in a rotation than heads have room for."""
+        widths = [site_width(self.model, place.site) for place in name_locations(self.circuit, self.model)]
+        return replace(self.config, rank=min(self.config.rank, min(widths) // len(ATTRIBUTES)))
+
     def attention(self) -> AttentionTerms:
         """Name movers' scores in terms of MSE codes and of every task SAE."""
         train, test = self.activations
@@ -286,14 +321,18 @@ class _Rest:
         contenders: dict[str, Contender] = {
             "supervised, mse": {p: FittedCodes(FITS["mse"](train[p], factors, rows), factors) for p in places}
         }
-        held = {place: x[: self.config.n_test] for place, x in test.items()}
+        heldout = self.ioi.prompts(self.config.n_heldout, "validation", seed=self.config.seed)
+        every = name_locations(self.circuit, self.model)
+        held = kept_activations(self.directory / "contenders" / HELDOUT_FILE, self.model, self.ioi, heldout, every)
+        own = load_dictionaries(self.config.dictionary, self.model, every).dictionaries
         ground = Ground(
-            model=self.model, ioi=self.ioi, train=self.train, activations=train, test=self.test[: self.config.n_test],
-            held=held, config=self.config, directory=self.directory / "contenders", seed=self.config.seed,
+            model=self.model, ioi=self.ioi, train=self.train, activations=train, heldout=heldout, held=held,
+            dictionaries=own, config=self.config, directory=self.directory / "contenders", seed=self.config.seed,
         )  # fmt: skip
-        for one in task_saes(ground):
-            assert isinstance(one, Dictionaries)
-            contenders[one.name] = {place: one.saes[place] for place in places}
+        kinds = [kind for kind in self.config.contender if kind in TRAINED]
+        for one in make_contenders([*kinds, *["own"] * bool(own)], ground):
+            if isinstance(one, Dictionaries) and not one.lacks(places):
+                contenders[one.name] = {place: one.saes[place] for place in places}
         with Meter("taking attention scores apart", len(contenders)) as meter:
             return attention_terms(
                 self.model, self.ioi, self.circuit, self.train, self.test, contenders, train_activations=train,

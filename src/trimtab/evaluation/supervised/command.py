@@ -7,25 +7,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trimtab.dictionaries import Dictionary
-from trimtab.errors import named
+from trimtab.activations import read_documents
+from trimtab.dictionaries import Dictionary, load_dictionary
+from trimtab.dictionaries.files import dictionaries_below
+from trimtab.errors import UserError, named
 from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
 from trimtab.evaluation.circuits.finding import check_solves, find_circuit
 from trimtab.evaluation.circuits.patched_runs import Location
+from trimtab.evaluation.supervised.activation_files import kept_activations
 from trimtab.evaluation.supervised.codes import Factors
 from trimtab.evaluation.supervised.contenders import KINDS, Contender, Ground, make_contenders
 from trimtab.evaluation.supervised.contenders.contender import MEAN, NO_EDIT, ContenderConfig
+from trimtab.evaluation.supervised.contenders.dictionaries import ABOUT
 from trimtab.evaluation.supervised.control import LEAST_COUNTED, Point, frontier
 from trimtab.evaluation.supervised.cross_sections import cross_sections
 from trimtab.evaluation.supervised.dictionary_files import load_dictionaries
-from trimtab.evaluation.supervised.kept import kept_activations
 from trimtab.evaluation.supervised.scores import Scores, score
 from trimtab.evaluation.supervised.section import PromptPairs, Section, counterfactuals
-from trimtab.lm import LanguageModel
+from trimtab.lm import LanguageModel, site_width
 from trimtab.lm.config import ModelConfig
 from trimtab.runs import (
     Meter,
@@ -44,12 +48,17 @@ from trimtab.runs.results import Result
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.runs.tables import Column, Table
 from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution, TemplateSet
+from trimtab.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ACTIVATIONS_FILE = "activations.safetensors"
 """Activations of the training prompts, in a run."""
+HELDOUT_FILE = "heldout.safetensors"
+"""Those of the validation prompts."""
+MOST_HASHED = 10_000
+"""Documents of a text that are looked at to see whether it is the same as before."""
 FINDING_PROMPTS = 64
 """By which a circuit is found where none is given."""
 
@@ -71,6 +80,8 @@ class IOIConfig(ContenderConfig, ModelConfig):
     """Sentences: paper (three), wang (fifteen) or all."""
     n_train: int = 2000
     """Prompts that dictionaries are fitted on."""
+    n_heldout: int = 500
+    """Validation prompts on which SAEs are measured, and what their features say."""
     n_test: int = 128
     """Other prompts, which are reported."""
     force: bool = False
@@ -83,9 +94,14 @@ class IOIConfig(ContenderConfig, ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
-        check_least(self, 1, "n_train", "n_test")
+        check_least(self, 1, "n_train")
+        check_least(self, 2, "n_test", "n_heldout")
+        if not self.contender and not self.dictionary:
+            raise UserError("contender", "there is none", "name one, or a --dictionary")
         for name in self.contender:
             named(KINDS, name, "contender")
+        for n in self.n_features if "text-saes" in self.contender else ():
+            TrainConfig(arch="topk", l0=self.text_l0, n_features=n)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -110,6 +126,14 @@ class IOIResult(Result):
         return {
             **{name: section_table(name, list(of)) for name, of in self.by_section().items()},
             "frontier": Table(columns=FRONTIER, rows=list(self.frontier()), caption=FRONTIER_CAPTION),
+            "features": Table(
+                columns=[
+                    Column("cross-section", "cross_section"), Column("contender", "contender"),
+                    *(Column(about, partial(_share_saying, about), ".0%") for about in ABOUT),
+                    Column("without", "causal.without", ".2f"),
+                ],
+                rows=[one for one in self.scores if one.causal is not None], caption=FEATURES_CAPTION,
+            ),
             "edits": Table(columns=EDITS, rows=list(self.edits())),
             "locations": Table(
                 columns=[
@@ -142,16 +166,20 @@ class IOIResult(Result):
         """Per cross-section and attribute the edits that none smaller is as good as, smallest first."""
         for name, scores in self.by_section().items():
             for attribute in ATTRIBUTES:
-                edits = {
-                    f"{one.contender}, {edit.way}" + f" {edit.k}" * (edit.k is not None): edit.result
+                edits = [
+                    (f"{one.contender}, {edit.way}" + f" {edit.k}" * (edit.k is not None), edit.result)
                     for one in scores
                     for edit in one.edits
-                    if edit.attribute == attribute and edit.result.success is not None
-                }
-                points = [Point(label, r.size.estimate, r.success.estimate) for label, r in edits.items() if r.success]
+                    if edit.attribute == attribute
+                ]
+                points = [
+                    Point(number, of.size.estimate, of.success.estimate)
+                    for number, (_, of) in enumerate(edits)
+                    if of.success is not None
+                ]
                 for point in frontier(points):
-                    about = {"cross_section": name, "attribute": attribute, "edit": point.label}
-                    yield {**about, **vars(edits[point.label])}
+                    label, of = edits[point.number]
+                    yield {"cross_section": name, "attribute": attribute, "edit": label, **vars(of)}
 
     def draw(self, ax: Axes, cross_section: str | None = None, attribute: str = "Pos") -> None:
         """Edit success against the weight that was removed, over k, at a cross-section (the first by default)."""
@@ -180,9 +208,17 @@ FRONTIER = [
     Column("removed", "removed", ".2f", spare=1),
 ]  # fmt: skip
 FRONTIER_CAPTION = (
-    "Edits that none of at most their size (‖x′ − x‖ / ‖x‖, mean over locations) is as good as, the smallest first; "
-    "the last is the best of all."
+    "Edits that no smaller edit matches, the smallest first (size: ‖x′ − x‖ / ‖x‖, mean over locations). They are "
+    "picked on the prompts that they are reported on."
 )
+FEATURES_CAPTION = (
+    "Share of the features that fire, by what they say; without: normalised sufficiency when these are taken out of "
+    "the activations."
+)
+
+
+def _share_saying(about: str, scores: Scores) -> float | None:
+    return scores.causal.shares[about] if scores.causal else None
 
 
 def section_table(name: str, scores: Sequence[Scores]) -> Table:
@@ -221,16 +257,16 @@ def section_table(name: str, scores: Sequence[Scores]) -> Table:
 
 
 def edit_curves(scores: Sequence[Scores], attribute: str) -> list[Curve]:
-    """Success against weight removed, one curve for each contender and way, over k."""
+    """Success against weight removed over k, one curve for each contender: features by `greedy` choice."""
     curves = []
     for one in scores:
-        ways: dict[str, list[tuple[float, float]]] = {}
-        for edit in one.edits:
-            if edit.attribute == attribute and edit.result.success is not None:
-                ways.setdefault(edit.way, []).append((edit.result.removed.estimate, edit.result.success.estimate))
-        for way, points in ways.items():
-            label = one.contender if len(ways) == 1 else f"{one.contender}, {way}"
-            curves.append(Curve(label, *map(list, zip(*points, strict=True))))
+        points = [
+            (edit.result.removed.estimate, edit.result.success.estimate)
+            for edit in one.edits
+            if edit.attribute == attribute and edit.way != "meaning" and edit.result.success is not None
+        ]
+        if points:
+            curves.append(Curve(one.contender, *map(list, zip(*points, strict=True))))
     return curves
 
 
@@ -246,11 +282,15 @@ def run_ioi(config: IOIConfig) -> IOIResult:
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
     given = None if config.circuit is None else Circuit.load(config.circuit, model)
-    own = {} if given is None else _own(config, model, _places(cross_sections(given, model, config.cross_section)))
-    train, test = ioi.prompts(config.n_train, seed=config.seed), ioi.prompts(config.n_test, "test", seed=config.seed)
+    if given is not None:
+        _own(config, model, _checked(config, cross_sections(given, model, config.cross_section), model))
+    train, test, heldout = (
+        ioi.prompts(n, split, seed=config.seed)
+        for n, split in ((config.n_train, "train"), (config.n_test, "test"), (config.n_heldout, "validation"))
+    )
     for parametrisation in dict.fromkeys(("independent", config.parametrisation)):  # before anything is trained
         factors = Factors.of(train, parametrisation)
-        for prompts in (test, *counterfactuals(ioi, test, config.seed).values()):
+        for prompts in (test, heldout, *counterfactuals(ioi, test, config.seed).values()):
             factors.rows(prompts)
     with ExitStack() as stack:
         run, directory = None, config.run
@@ -261,26 +301,26 @@ def run_ioi(config: IOIConfig) -> IOIResult:
                 Run.open(directory, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
             hashes = {} if given is None else {"circuit": text_id(str(config_dict(given)))}
-            run.record(hashes={"model": model.fingerprint, **hashes, **_hash_of(own)})
+            run.record(hashes={"model": model.fingerprint, **hashes, **hashes_of(config.dictionary, config.text)})
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
         circuit = given or _found(config, model, ioi, directory / CIRCUIT_FILE)
         sections = cross_sections(circuit, model, config.cross_section)
-        places = _places(sections)
-        own = own or _own(config, model, places)
-        with Meter("reading activations", config.n_train + (1 + len(ATTRIBUTES)) * config.n_test) as meter:
+        places = _checked(config, sections, model)
+        own, left_out = _own(config, model, places)
+        with Meter(
+            "reading activations", config.n_train + config.n_heldout + (1 + len(ATTRIBUTES)) * config.n_test
+        ) as meter:
             pairs = PromptPairs(model, ioi, test, places, config.seed, progress=meter.advance)
             check_solves(model, pairs.plain.batches, force=config.force)
             x = kept_activations(directory / ACTIVATIONS_FILE, model, ioi, train, places, meter.advance)
-        if run is not None:
-            run.record(hashes=_hash_of(own))
+            held = kept_activations(directory / HELDOUT_FILE, model, ioi, heldout, places, meter.advance)
         ground = Ground(
-            model=model, ioi=ioi, train=train, activations=x, test=test, held=pairs.plain.activations,
+            model=model, ioi=ioi, train=train, activations=x, heldout=heldout, held=held,
             dictionaries=own, config=config, directory=directory, seed=config.seed,
         )  # fmt: skip
-        contenders = [NO_EDIT, MEAN, *make_contenders([*config.contender, *["own"] * bool(own)], ground)]
+        contenders = [NO_EDIT, MEAN, *make_contenders(dict.fromkeys([*config.contender, *["own"] * bool(own)]), ground)]
         scores: list[Scores] = []
-        left_out: list[str] = []
         meter = stack.enter_context(Meter("measuring", len(sections) * len(contenders)))
         for name, found in sections.items():
             file = directory / f"scores-{re.sub('[^A-Za-z]+', '-', name)}.json"
@@ -291,10 +331,9 @@ def run_ioi(config: IOIConfig) -> IOIResult:
                 known = tuple(_scored(contenders, Section(name, found, x, pairs), meter))
                 write_json(file, json_safe(known))
             scores += known
-            said = {one.contender for one in known}
             for one in contenders:
-                if one.name not in said:
-                    left_out.append(f"{one.name} is not shown at {name}, of which it lacks a location")
+                if lacking := ", ".join(map(str, one.lacks(found))):
+                    left_out.append(f"{one.name} is not shown at {name}: it has nothing for {lacking}")
         result = IOIResult(model=model.name, scores=tuple(scores), left_out=tuple(left_out))
         if run is not None:
             shown = Shown.of("Cross-sections", result, figures_of(result), leave_out=("edits",))
@@ -315,21 +354,43 @@ def figures_of(result: IOIResult) -> dict[str, Callable[[Axes], None]]:
     }
 
 
-def _places(sections: Mapping[str, Sequence[Location]]) -> tuple[Location, ...]:
-    return tuple(dict.fromkeys(place for found in sections.values() for place in found))
+def _checked(
+    config: IOIConfig, sections: Mapping[str, Sequence[Location]], model: LanguageModel
+) -> tuple[Location, ...]:
+    """All locations, once. Raises a `UserError` where a rotation does not fit them."""
+    places = tuple(dict.fromkeys(place for found in sections.values() for place in found))
+    most = min(site_width(model, place.site) for place in places) // len(ATTRIBUTES)
+    if "rotation" in config.contender and config.rank > most:
+        why = f"heads have room for {most} directions of each attribute"
+        raise UserError(f"rank {config.rank}", why, f"choose at most {most}")
+    return places
 
 
 def _own(
     config: IOIConfig, model: LanguageModel, places: Sequence[Location]
-) -> Mapping[str, Mapping[Location, Dictionary]]:
-    """The user's dictionaries at the locations."""
-    return load_dictionaries(config.dictionary, model, places).dictionaries if config.dictionary else {}
+) -> tuple[Mapping[str, Mapping[Location, Dictionary]], list[str]]:
+    """The user's dictionaries at the locations, and what is said of those that read none of them."""
+    if not config.dictionary:
+        return {}, []
+    loaded = load_dictionaries(config.dictionary, model, places)
+    said = f"{len(loaded.unused)} dictionaries read no location of these cross-sections"
+    return loaded.dictionaries, [said] if loaded.unused else []
 
 
-def _hash_of(own: Mapping[str, Mapping[Location, Dictionary]]) -> dict[str, str]:
-    """What says that the user's dictionaries are the same as before."""
-    fingerprints = {name: [sae.fingerprint for sae in of.values()] for name, of in own.items()}
-    return {"dictionaries": text_id(str(fingerprints))} if own else {}
+def hashes_of(dictionaries: Sequence[str], text: Sequence[str]) -> dict[str, str]:
+    """What says that the user's dictionaries and texts are the same as before.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    found: dict[str, str] = {}
+    if dictionaries:
+        paths = [path for given in dictionaries for path in dictionaries_below(given) or [given]]
+        found["dictionaries"] = text_id(str([load_dictionary(path).fingerprint for path in paths]))
+    if text:
+        texts = (document.text for document in read_documents(text))
+        found["text"] = text_id("".join(islice(texts, MOST_HASHED)))
+    return found
 
 
 def _found(config: IOIConfig, model: LanguageModel, ioi: IOIDistribution, file: Path) -> Circuit:
@@ -345,6 +406,6 @@ def _found(config: IOIConfig, model: LanguageModel, ioi: IOIDistribution, file: 
 
 def _scored(contenders: Sequence[Contender], section: Section, meter: Meter) -> Iterator[Scores]:
     for contender in contenders:
-        if not contender.lacks(section):
+        if not contender.lacks(section.locations):
             yield score(contender, section)
         meter.advance(1)

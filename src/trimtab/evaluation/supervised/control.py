@@ -203,7 +203,7 @@ def edit_success(prompts: PatchedPrompts, patched: Answers, edits: Mapping[Locat
 class Point(NamedTuple):
     """One edit on the plane of effect and cost."""
 
-    label: str
+    number: int  # among those that were given
     cost: float
     effect: float
 

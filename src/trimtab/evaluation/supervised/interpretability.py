@@ -32,25 +32,32 @@ class Predicates(NamedTuple):
     @classmethod
     def of(cls, prompts: Sequence[IOIPrompt]) -> Predicates:
         """All predicates that hold of some of the prompts and not of all."""
-        groups: dict[str, str] = {}
-        holds: list[set[str]] = []
-        for prompt in prompts:
-            own = prompt.attributes
-            said = {f"Pos={own['Pos']}": "Pos"}
-            for role in ("IO", "S"):
-                said[f"{role}={own[role]}"] = role
-                said[f"{role}={own[role]}, Pos={own['Pos']}"] = f"{role}, Pos={own['Pos']}"
-                said[f"named {own[role]}"] = "named"
-                gender = f"{role} gender"
-                if gender in own:
-                    said[f"{gender}={own[gender]}"] = gender
-            groups |= said
-            holds.append(set(said))
+        holds = [_statements(prompt) for prompt in prompts]
+        groups = {name: group for said in holds for name, group in said.items()}
         names = sorted(groups)
         truth = torch.tensor([[name in own for name in names] for own in holds])
         some = truth.any(0) & ~truth.all(0)
         kept = [name for name, keep in zip(names, some.tolist(), strict=True) if keep]
         return cls(tuple(kept), tuple(groups[name] for name in kept), truth[:, some])
+
+    def hold(self, prompts: Sequence[IOIPrompt]) -> Bool[Tensor, "Q K"]:
+        """Which of them hold of other prompts."""
+        holds = [_statements(prompt) for prompt in prompts]
+        return torch.tensor([[name in own for name in self.names] for own in holds])
+
+
+def _statements(prompt: IOIPrompt) -> dict[str, str]:
+    """What holds of a prompt, each with its group."""
+    own = prompt.attributes
+    said = {f"Pos={own['Pos']}": "Pos"}
+    for role in ("IO", "S"):
+        said[f"{role}={own[role]}"] = role
+        said[f"{role}={own[role]}, Pos={own['Pos']}"] = f"{role}, Pos={own['Pos']}"
+        said[f"named {own[role]}"] = "named"
+        gender = f"{role} gender"
+        if gender in own:
+            said[f"{gender}={own[gender]}"] = gender
+    return said
 
 
 def f1_scores(fires: Bool[Tensor, "P n"], truth: Bool[Tensor, "P K"]) -> Float[Tensor, "n K"]:
@@ -107,6 +114,27 @@ def _best_union(
         if not better.any():
             return score, chosen
         score, chosen = torch.where(better, after, score), torch.where(better[:, None], now, chosen)
+
+
+def interpretable(
+    fires: Bool[Tensor, "Q n"], meanings: Sequence[Meaning], predicates: Predicates, holds: Bool[Tensor, "Q K"]
+) -> Bool[Tensor, " n"]:
+    """Features whose meaning, chosen on other prompts, has an F1 of 0.6 here, and more than firing always would have.
+
+    Args:
+        fires: on Q prompts that chose nothing.
+        meanings: of `best_meanings`.
+        predicates: among which they were chosen.
+        holds: which of these hold of the Q prompts.
+    """
+    number = {name: i for i, name in enumerate(predicates.names)}
+    chosen = torch.zeros(len(meanings), len(predicates.names))
+    for feature, meaning in enumerate(meanings):
+        chosen[feature, [number[name] for name in meaning.predicates]] = 1
+    true = holds.float() @ chosen.T > 0  # [Q, n]
+    share = true.float().mean(0)
+    f1 = 2 * (fires & true).sum(0) / (fires.sum(0) + true.sum(0)).clamp_min(1)
+    return (f1 >= INTERPRETABLE) & (f1 > 2 * share / (1 + share))
 
 
 def kept_and_removed(

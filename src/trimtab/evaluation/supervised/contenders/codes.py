@@ -41,7 +41,7 @@ def supervised_codes(ground: Ground) -> list[Contender]:
     parametrisation = ground.config.parametrisation
     told = [SupervisedCodes(fit, parametrisation, ground) for fit in FITS]
     read = build_codes(
-        ground.model, ground.activations, ground.train, ground.held, ground.test, parametrisation=parametrisation
+        ground.model, ground.activations, ground.train, ground.held, ground.heldout, parametrisation=parametrisation
     )
     save_codes(read, ground.directory / "supervised")
     return [*told, Dictionaries(f"{told[-1].name}, read", read, ground)]

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from trimtab.dictionaries import Dictionary
-from trimtab.errors import named
+from trimtab.errors import UserError, named
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Parametrisation
 from trimtab.evaluation.supervised.control import EditedRows
 from trimtab.evaluation.supervised.cross_sections import Values
+from trimtab.evaluation.supervised.interpretability import Predicates
 from trimtab.evaluation.supervised.section import Section
 from trimtab.lm import LanguageModel
 from trimtab.runs import check_least
@@ -35,10 +39,10 @@ class Way(NamedTuple):
     rows: Mapping[Location, EditedRows]
 
 
-class Kept(NamedTuple):
-    """The causal check: activations by interpretable features alone, and without them."""
+class Interpreted(NamedTuple):
+    """What interpretable features are, and activations by them alone and without them."""
 
-    interpretable: float  # share of the features that fire
+    shares: Mapping[str, float]  # of the features that fire, by what they say: IO, S, Pos, named, gender
     kept: Values
     without: Values
 
@@ -56,14 +60,14 @@ class Contender(ABC):
     def edits(self, section: Section, attribute: str) -> Iterator[Way]:
         """The test prompts' activations with the attribute changed to what it is in the section's counterfactuals."""
 
-    def kept(self, section: Section) -> Kept | None:
-        """What its interpretable features do; None if it has none."""
+    def interpreted(self, section: Section) -> Interpreted | None:
+        """What its features say and do; None if it has none."""
         del section
         return None
 
-    def lacks(self, section: Section) -> tuple[Location, ...]:
-        """Locations of the section that it says nothing of, which leaves it out there."""
-        del section
+    def lacks(self, locations: Sequence[Location]) -> tuple[Location, ...]:
+        """Which locations it says nothing of; a cross-section that has one is left out."""
+        del locations
         return ()
 
 
@@ -96,6 +100,9 @@ class ContenderConfig:
 
     def __post_init__(self) -> None:
         check_least(self, 1, "epochs", "k", "text_tokens", "rank", "rotation_prompts")
+        for name in ("arch", "l0", "n_features", "k"):
+            if not getattr(self, name):
+                raise UserError(name, "there is none", "give at least one")
         for arch, l0, n in itertools.product(self.arch, self.l0, self.n_features):
             TrainConfig(arch=arch, l0=l0, n_features=n)  # refuses what cannot be trained
 
@@ -109,8 +116,8 @@ class Ground:
     train: Sequence[IOIPrompt]
     activations: Values
     """Of the training prompts, at all locations of all cross-sections."""
-    test: Sequence[IOIPrompt]
-    """Other prompts, on which what was fitted is measured; nothing learns from them."""
+    heldout: Sequence[IOIPrompt]
+    """Validation prompts: thresholds of SAEs are set on them, and it is measured what features say."""
     held: Values
     """Their activations."""
     config: ContenderConfig = field(default_factory=ContenderConfig)
@@ -119,6 +126,16 @@ class Ground:
     directory: Path
     """For what is trained."""
     seed: int = 0
+
+    @cached_property
+    def predicates(self) -> Predicates:
+        """What may be said of the training prompts."""
+        return Predicates.of(self.train)
+
+    @cached_property
+    def holds(self) -> Tensor:
+        """[Q, K] which of the predicates hold of the validation prompts."""
+        return self.predicates.hold(self.heldout)
 
 
 Kind = Callable[[Ground], list[Contender]]
@@ -136,7 +153,7 @@ def kind(name: str) -> Callable[[Kind], Kind]:
     return add
 
 
-def make_contenders(names: Sequence[str], ground: Ground) -> list[Contender]:
+def make_contenders(names: Iterable[str], ground: Ground) -> list[Contender]:
     """Fit the contenders of several kinds.
 
     Raises:

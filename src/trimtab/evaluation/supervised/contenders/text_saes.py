@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab.activations import sample_text
-from trimtab.dictionaries import load_dictionary
+from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.evaluation.supervised.contenders.contender import Contender, Ground, kind
 from trimtab.evaluation.supervised.contenders.dictionaries import Dictionaries
 from trimtab.training.command import BankConfig, train_bank
@@ -15,7 +15,7 @@ ROWS_PER_SAE = 500_000
 
 @kind("text-saes")
 def saes_of_text(ground: Ground) -> list[Contender]:
-    """One TopK SAE for each site, trained by `trimtab train` from one harvest.
+    """One TopK SAE for each site and size, trained by `trimtab train` from one harvest.
 
     Raises:
         UserError: a text that cannot be read; trainings that failed.
@@ -23,7 +23,7 @@ def saes_of_text(ground: Ground) -> list[Contender]:
     config = ground.config
     sites = tuple(dict.fromkeys(str(place.site) for place in ground.activations))
     values = {
-        "site": sites, "arch": ["topk"], "n_features": config.n_features[:1], "l0": [config.text_l0],
+        "site": sites, "arch": ["topk"], "n_features": config.n_features, "l0": [config.text_l0],
         "rows": [ROWS_PER_SAE], "seed": [ground.seed],
     }  # fmt: skip
     bank = BankConfig(
@@ -36,6 +36,11 @@ def saes_of_text(ground: Ground) -> list[Contender]:
     assert trained is not None
     if trained.problem is not None:
         raise trained.problem
-    of = {row.site: load_dictionary(row.path) for row in trained.rows}
-    saes = {place: of[str(place.site)] for place in ground.activations}
-    return [Dictionaries(f"text SAE, topk-n{config.n_features[0]}-l0_{config.text_l0:g}", saes, ground)]
+    found: dict[str, dict[str, Dictionary]] = {}
+    for row in trained.rows:
+        name = f"text SAE, topk-n{row.n_features}-l0_{config.text_l0:g}"
+        found.setdefault(name, {})[row.site] = load_dictionary(row.path)
+    return [
+        Dictionaries(name, {place: of[str(place.site)] for place in ground.activations}, ground)
+        for name, of in found.items()
+    ]
