@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from trimtab.dictionaries import Dictionary, DictionaryInfo, Standard
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits import Circuit, head_location
 from trimtab.evaluation.circuits.rows import rows_of
-from trimtab.evaluation.supervised.attention_result import ALL, BOTH, DIFFERENCE, AttentionTerms
+from trimtab.evaluation.supervised.attention_result import ALL, BOTH, DIFFERENCE, AttentionTerms, HeadTerms
 from trimtab.evaluation.supervised.attention_scores import (
     KEYS,
     ScoredHead,
@@ -27,7 +27,7 @@ from trimtab.evaluation.supervised.attention_scores import (
 from trimtab.evaluation.supervised.attention_terms import Terms, attention_terms, best_terms, terms_of
 from trimtab.evaluation.supervised.codes import FITS, Factors
 from trimtab.evaluation.supervised.cross_sections import activations_of
-from trimtab.evaluation.supervised.parts import FittedCodes
+from trimtab.evaluation.supervised.parts import FittedCodes, n_parts
 from trimtab.evaluation.supervised.rotation import Rotation, random_rotation
 from trimtab.lm import LanguageModel
 from trimtab.runs import json_safe, read_typed
@@ -213,9 +213,8 @@ def test_the_first_term_is_the_best_of_all() -> None:
 def planted(prompts: Any, seed: int) -> tuple[ScoredHead, dict[Any, Tensor]]:
     """Queries hold IO's number along axis 0 and the order along axis 1; keys the same, and noise along axis 2."""
     locations = ("query", "IO", "S1")
-    head = ScoredHead(
-        "0.0", locations[0], {"IO": "IO", "S1": "S1"}, 0.5, dict.fromkeys(locations, lambda parts: parts.double())
-    )  # type: ignore[arg-type]
+    through = dict.fromkeys(locations, lambda parts, _rows: parts.double())
+    head = ScoredHead("0.0", locations[0], {"IO": "IO", "S1": "S1"}, 0.5, through)  # type: ignore[arg-type]
     number = {name: i - 4.5 for i, name in enumerate(IOI.names)}
     generator = torch.Generator().manual_seed(seed)
     x = {place: torch.zeros(len(prompts), 4) for place in locations}
@@ -286,6 +285,66 @@ def test_shares_of_several_contenders(tiny_llama: LanguageModel) -> None:
     assert given == found
 
 
+def test_dense_dictionaries_are_chosen_by_fewer_prompts(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And measured on all, block by block, which changes nothing."""
+    heads, module = [(3, 0), (3, 1)], sys.modules[Terms.__module__]
+    contenders = {"codes": codes(tiny_llama, heads), "dense": dictionaries(tiny_llama, heads, -2.0)}
+    train, test = IOI.prompts(60), IOI.prompts(30, "test")
+
+    def run(train: Any) -> AttentionTerms:
+        return attention_terms(tiny_llama, IOI, heads, train, test, contenders, n_terms=(1, 4))
+
+    def of(found: AttentionTerms, contender: str) -> list[HeadTerms]:
+        return [one for one in found.scores if one.contender == contender]
+
+    def check(found: Sequence[HeadTerms], expected: Sequence[HeadTerms]) -> None:
+        """Up to rounding, the same terms with the same shares."""
+        for one, other in zip(found, expected, strict=True):
+            names = [[(term.query, term.key, term.position) for term in of.terms] for of in (one, other)]
+            assert (one.n_train, one.n_terms, names[0]) == (other.n_train, other.n_terms, names[1])
+            for share, like in zip((*(s.share for s in one.shares), one.whole), numbers(other), strict=True):
+                assert share is not None
+                assert (share.estimate, share.low, share.high) == pytest.approx(like, abs=1e-4, rel=1e-4)
+
+    def numbers(one: HeadTerms) -> list[tuple[float, float, float]]:
+        shares = [share for share in (*(s.share for s in one.shares), one.whole) if share is not None]
+        return [(share.estimate, share.low, share.high) for share in shares]
+
+    whole, by_ten = run(train), run(train[:10])
+    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(module, "PRODUCTS", 3000)
+    check(run(train).scores, whole.scores)
+    monkeypatch.setattr(module, "MOST_TERMS", 12_000)
+    found = run(train)
+    check(of(found, "codes"), of(whole, "codes"))
+    n_train = {one.n_train for one in of(found, "dense")}
+    assert 2 <= min(n_train) <= max(n_train) < 30
+    assert {one.n_train for one in of(whole, "dense")} == {60}
+    for one, like in zip(of(found, "dense"), of(whole, "dense"), strict=True):
+        assert numbers(one)[-1] == pytest.approx(
+            numbers(like)[-1], abs=1e-4, rel=1e-4
+        )  # the whole, on all test prompts
+        assert one.shares[0].share != like.shares[0].share
+    assert list(found.to_frame()["n_train"]) == [one.n_train for one in found.scores]
+    monkeypatch.setattr(module, "MOST_PROMPTS", 10)
+    first = run(train)
+    assert first.n_train == 10
+    check(of(first, "codes"), of(by_ten, "codes"))
+
+
+def test_a_prompts_terms_are_as_many_as_are_counted(tiny_llama: LanguageModel) -> None:
+    heads, prompts = [(3, 2)], IOI.prompts(6)
+    x = activations_of(tiny_llama, IOI, prompts, score_locations(tiny_llama, heads))
+    (head,) = scored_heads(tiny_llama, IOI, prompts, heads, x)
+    for contender in (codes(tiny_llama, heads), rotations(tiny_llama, heads), dictionaries(tiny_llama, heads)):
+        found = terms_of(head, contender, prompts, x)
+        key = head.keys["S1"]
+        counts = n_parts(contender[head.query], x[head.query]) * n_parts(contender[key], x[key])
+        assert found["S1"].terms.prompt.bincount().tolist() == counts.tolist()
+
+
 def test_a_score_that_does_not_vary_has_no_shares(ioi: IOIDistribution, built: LanguageModel) -> None:
     """Heads without weights in the model built by hand."""
     train = ioi.prompts(40)
@@ -339,15 +398,26 @@ def test_what_is_refused(
     with monkeypatch.context() as patch:
         half = {3: {len(IOI.tokenise(train[0]).ids): (torch.ones(30, 4), torch.zeros(30, 4))}}
         patch.setattr("trimtab.evaluation.supervised.attention_scores._rotations", lambda *_given: half)
-        with pytest.raises(UserError, match="the rotation of its queries and keys is none of the whole head's"):
+        with pytest.raises(UserError, match="tiny-llama: it rotates only part of each head; use another model"):
             run()
+    read = {
+        f"{split}_activations": activations_of(tiny_llama, IOI, prompts, tuple(contender))
+        for split, prompts in (("train", train), ("test", test))
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.evaluation.supervised.attention_scores._rotations", lambda *_given: half)
+        patch.setattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        with pytest.raises(UserError, match="tiny-llama: it does not say how it rotates queries and keys; use another"):
+            run(**read)
     with monkeypatch.context() as patch:
         patch.setattr(attention, "q_norm", torch.nn.RMSNorm(32), raising=False)
         with pytest.raises(UserError, match="its QK-norm is over all heads together; use another model"):
             run()
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[Terms.__module__], "MOST_PAIRS", 100)
-        with pytest.raises(UserError, match="1,500 pairs of active features over all prompts, at most 100 fit"):
+        patch.setattr(sys.modules[Terms.__module__], "MOST_TERMS", 24)
+        with pytest.raises(
+            UserError, match=r"terms of head 3.0: 25 pairs of active features in one prompt, at most 24 fit; use spar"
+        ):
             run()
 
 

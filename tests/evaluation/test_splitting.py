@@ -127,6 +127,19 @@ def test_planted_parts_of_pos_are_found(found: Splitting) -> None:
     assert four.f1.estimate > 0.97
 
 
+def test_a_feature_counts_once_however_many_saes_it_is_held_against(tiny_llama: LanguageModel) -> None:
+    """Over three seeds there are no more features than there are, though each has two others to be held against."""
+    place = head_location(tiny_llama, "attn_z", 2, 1, "END")
+    train, test = planted(place, 400, "train"), planted(place, 150, "test")
+    said = splitting(tiny_llama, *train, *test, l0=1.0, n_features=12, epochs=100, seeds=(0, 1, 2), ks=(1,))
+    (only,) = said.locations
+    for interval in (only.cosine, only.recurring, only.recurring_difference):
+        assert interval is not None
+        assert (
+            6 < interval.n <= round(3 * 2 * only.features.estimate)
+        )  # a value's only feature has none to be exchanged
+
+
 def test_splitting_as_text_figure_and_json(found: Splitting) -> None:
     assert "features of a value of Pos at attn_z.2.1 at END, which overlap by 0.0" in found.headline()
     assert read_typed(Splitting, json_safe(found), "splitting") == found

@@ -42,7 +42,7 @@ from trimtab.evaluation.supervised.dictionary_files import load_dictionaries
 from trimtab.evaluation.supervised.name_codes import name_locations
 from trimtab.evaluation.supervised.occlusion import ALPHAS, Occlusion, occlusion
 from trimtab.evaluation.supervised.occlusion_toy import OcclusionToy, occlusion_toy
-from trimtab.evaluation.supervised.parts import Contender, FittedCodes
+from trimtab.evaluation.supervised.parts import FittedCodes, Splitters
 from trimtab.evaluation.supervised.splitting import Splitting, splitting
 from trimtab.evaluation.supervised.splitting_toy import SplittingToy, splitting_toy
 from trimtab.lm import LanguageModel, site_width
@@ -318,7 +318,7 @@ class _Rest:
         places = score_locations(self.model, [(h.layer, h.head) for h in self.circuit.of("name mover")])
         factors = Factors.of(self.train, self.config.parametrisation)
         rows = factors.rows(self.train)
-        contenders: dict[str, Contender] = {
+        contenders: dict[str, Splitters] = {
             "supervised, mse": {p: FittedCodes(FITS["mse"](train[p], factors, rows), factors) for p in places}
         }
         heldout = self.ioi.prompts(self.config.n_heldout, "validation", seed=self.config.seed)

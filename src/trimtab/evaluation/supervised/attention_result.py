@@ -53,8 +53,10 @@ class HeadTerms:
     makes the head prefer one of them in every prompt is no variance over prompts, but it is one over both keys."""
     mean: Interval
     """Of the score over test prompts, before the softmax; over heads as well."""
+    n_train: int
+    """Prompts by which its terms were chosen, the first of the result's: fewer than those where features are dense."""
     n_terms: int
-    """Pairs of parts that are active together on some train prompt, errors left out."""
+    """Pairs of parts that are active together on some of these prompts, errors left out."""
     shares: tuple[TermShare, ...]
     whole: Interval | None
     """Share explained by all terms without an error: by the reconstruction."""
@@ -72,7 +74,7 @@ class AttentionTerms(Result):
 
     model: str
     n_train: int
-    """Prompts by which terms were chosen."""
+    """Prompts by which terms were chosen, the first of the train prompts."""
     n_test: int
     """Other prompts, which are reported."""
     scores: tuple[HeadTerms, ...]
@@ -97,7 +99,7 @@ class AttentionTerms(Result):
         columns = [
             Column("score", "score"), Column("head", "head", whole=True), Column("contender", "contender"),
             *(Column(f"t = {t}", lambda row, t=t: row.share_of(t), ".2f", spare=t) for t in ts),
-            Column("whole", "whole", ".2f"), Column("of", "n_terms", "d"),
+            Column("whole", "whole", ".2f"), Column("of", "n_terms", "d"), Column("chosen on", "n_train", "d"),
         ]  # fmt: skip
         named = [
             Column("score", "score"), Column("head", "head", whole=True), Column("contender", "contender"),

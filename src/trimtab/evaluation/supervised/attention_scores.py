@@ -29,10 +29,13 @@ KEYS = ("IO", "S1")
 CLOSE = {torch.float32: 1e-3}
 """How far scores may be from the model's own, as a share of their size; in lower precision 0.1."""
 
+EVERY = slice(None)
+"""All prompts."""
 UNDERFLOW = -80.0
 """Below this log a weight may be 0 without being masked."""
 
-Rotation = tuple[Float[Tensor, "T w"], Float[Tensor, "T w"]]
+Rotary = tuple[Float[Tensor, "T w"], Float[Tensor, "T w"]]
+"""Cosines and sines of a rotary position embedding."""
 
 
 class ScoredHead(NamedTuple):
@@ -42,14 +45,15 @@ class ScoredHead(NamedTuple):
     query: Location
     keys: Mapping[str, Location]
     scaling: float
-    through: Mapping[Location, Callable[[Tensor], Tensor]]
-    """Per location, parts of activations `[P, a, w]` as they enter the product, in float64."""
+    through: Mapping[Location, Callable[[Tensor, slice], Tensor]]
+    """Per location, parts of the activations of some of the prompts `[p, a, w]` as they enter the product, in
+    float64."""
 
     def scores(self, activations: Values) -> dict[str, Float[Tensor, " P"]]:
         """Per position of a key the head's score, before the softmax."""
-        q = self.through[self.query](activations[self.query][:, None])
+        q = self.through[self.query](activations[self.query][:, None], EVERY)
         return {
-            position: self.scaling * (q * self.through[key](activations[key][:, None])).sum((1, 2))
+            position: self.scaling * (q * self.through[key](activations[key][:, None], EVERY)).sum((1, 2))
             for position, key in self.keys.items()
         }
 
@@ -163,9 +167,9 @@ def _attention(model: LanguageModel, layer: int) -> nn.Module:
 
 def _rotations(
     model: LanguageModel, modules: Mapping[int, nn.Module], prompts: Sequence[TokenisedPrompt]
-) -> dict[int, dict[int, Rotation]]:
+) -> dict[int, dict[int, Rotary]]:
     """Per layer and length of a prompt the cosines and sines that the model hands to attention; none in GPT-2."""
-    found: dict[int, dict[int, Rotation]] = {layer: {} for layer in modules}
+    found: dict[int, dict[int, Rotary]] = {layer: {} for layer in modules}
     if not modules:
         return found
     for length, ids in {len(prompt.ids): prompt.ids for prompt in prompts}.items():
@@ -194,26 +198,28 @@ def _through(
     module: nn.Module,
     place: Location,
     x: Float[Tensor, "P w"],
-    rotations: Mapping[int, Rotation],
+    rotations: Mapping[int, Rotary],
     prompts: Sequence[TokenisedPrompt],
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[[Tensor, slice], Tensor]:
     """QK-norm as it is at x, then the rotation at each prompt's position."""
     part, width, what = place.site.kind[-1], x.shape[1], f"attention scores of {model.name}"
     norm = getattr(module, f"{part}_norm", None)
     weight = getattr(norm, "weight", None)
     if weight is not None and weight.shape != (width,):
         raise UserError(what, "its QK-norm is over all heads together", "use another model")
-    normed = fixed_norm(None if norm is None else copy.deepcopy(norm).cpu(), x)
+    norm = None if norm is None else copy.deepcopy(norm).cpu()
     if not rotations:
-        return lambda parts: normed(parts.double())
+        return lambda parts, rows: fixed_norm(norm, x[rows])(parts.double())
     rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     both = [[rotations[len(p.ids)][side][p.positions[place.position]] for p in prompts] for side in (0, 1)]
     cos, sin = (torch.stack(rows)[:, None] for rows in both)  # [P, 1, w]
-    if rotate is None or cos.shape[-1] != width:
-        raise UserError(what, "the rotation of its queries and keys is none of the whole head's", "use another model")
+    if rotate is None:
+        raise UserError(what, "it does not say how it rotates queries and keys", "use another model")
+    if cos.shape[-1] != width:
+        raise UserError(what, "it rotates only part of each head", "use another model")
 
-    def through(parts: Float[Tensor, "P a w"]) -> Float[Tensor, "P a w"]:
-        x = normed(parts.double())[:, :, None]  # heads are where a model has them, of one token each
-        return rotate(x, x, cos, sin)[0 if part == "q" else 1][:, :, 0]
+    def through(parts: Float[Tensor, "p a w"], rows: slice) -> Float[Tensor, "p a w"]:
+        normed = fixed_norm(norm, x[rows])(parts.double())[:, :, None]  # heads are where a model has them, of one token
+        return rotate(normed, normed, cos[rows], sin[rows])[0 if part == "q" else 1][:, :, 0]
 
     return through

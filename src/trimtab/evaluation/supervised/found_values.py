@@ -1,4 +1,4 @@
-"""Which values of an attribute have a feature of their own: the best F1 that any feature has for each value."""
+"""Which values of an attribute have a feature of their own: chosen on train rows, and its F1 measured on others."""
 
 from __future__ import annotations
 
@@ -19,11 +19,27 @@ def fires(dictionary: Dictionary, x: Float[Tensor, "P width"]) -> Bool[Tensor, "
     return dictionary.encode(x) > 0
 
 
-def best_f1(fired: Bool[Tensor, "P n"], values: Int[Tensor, " P"]) -> Float[Tensor, " V"]:
-    """Per value that rows have, in order, the largest F1 that a feature's firing has against it."""
-    present, own = values.unique(return_inverse=True)
-    truth = own[:, None] == torch.arange(len(present))
-    return f1_scores(fired, truth).max(0).values
+def chosen_f1(
+    fired: Bool[Tensor, "P n"],
+    values: Int[Tensor, " P"],
+    test_fired: Bool[Tensor, "Q n"],
+    test_values: Int[Tensor, " Q"],
+) -> Float[Tensor, " V"]:
+    """Per value that test rows have, in order, the F1 of one feature's firing on them.
+
+    It is the feature with the largest F1 on train rows, so that the number is not the best of many on the same rows; 0
+    where no feature fires on train rows with the value.
+
+    Args:
+        fired: which features fire on train rows.
+        values: of these rows; numbers stand for the same values as those of test rows.
+        test_fired: the same features on other rows.
+        test_values: of those.
+    """
+    present = test_values.unique()
+    best, feature = f1_scores(fired, values[:, None] == present).max(0)
+    own = f1_scores(test_fired, test_values[:, None] == present)
+    return torch.where(best > 0, own[feature, torch.arange(len(present))], 0.0)
 
 
 def n_found(found: Sequence[Bool[Tensor, " V"]]) -> Interval:

@@ -15,6 +15,7 @@ from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Factors, mse_codes
 from trimtab.evaluation.supervised.control import edit_supervised
 from trimtab.evaluation.supervised.cross_sections import PatchedPrompts, cross_sections
+from trimtab.evaluation.supervised.section import counterfactuals
 from trimtab.lm import LanguageModel
 from trimtab.stats import Interval, bootstrap_mean
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
@@ -65,8 +66,7 @@ class NameEdits(NamedTuple):
         seed: int,
     ) -> NameEdits:
         """Draw names."""
-        changed = {a: [ioi.draw_counterfactual(prompt, a, seed=seed) for prompt in prompts] for a in NAMES}
-        return cls(PatchedPrompts(model, ioi, prompts, locations), changed)
+        return cls(PatchedPrompts(model, ioi, prompts, locations), counterfactuals(ioi, prompts, seed))
 
 
 def name_codes(

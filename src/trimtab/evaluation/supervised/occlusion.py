@@ -23,7 +23,7 @@ from trimtab.evaluation.circuits.circuit import Circuit
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.codes import Factors, mse_codes
 from trimtab.evaluation.supervised.cross_sections import Values
-from trimtab.evaluation.supervised.found_values import best_f1, fires, n_found
+from trimtab.evaluation.supervised.found_values import chosen_f1, fires, n_found
 from trimtab.evaluation.supervised.name_codes import NAMES, NameCodes, NameEdits, by_ratio, name_codes
 from trimtab.evaluation.supervised.task_saes import TrainingRows, train_saes
 from trimtab.lm import LanguageModel
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOUND = 0.5
-"""F1 above which a feature is of a value, as in the paper."""
+"""F1 above which a value has a feature, as in the paper; the feature is chosen on train prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,8 @@ class Occlusion(Result):
         first, last = self.sweep[0], [one for one in self.sweep if not one.shuffled][-1]
         control = [one for one in self.sweep if one.shuffled][-1]
         where = f"at {self.location}" + ("" if self.both_causal else " (nowhere do both matter; it came closest)")
+        if self.both_causal and not self.confirmed.causal:
+            where += " (on test prompts not both matter)"
         ratio = self.confirmed.ratio
         lengths = "" if ratio is None else f", codes of {self.long} {ratio:.1f} times as long"
         return (
@@ -107,7 +109,7 @@ class Occlusion(Result):
         )
 
     def tables(self) -> dict[str, Table]:
-        """Values found over sparsities and over α, and the locations."""
+        """Values found over sparsities and over α, the locations, and the chosen one on test prompts."""
         found = [Column("L0", "l0", "g"), Column("features", "n_features", "d")]
         counts = [
             Column(f"{self.long} values", "long", ".0f"), Column(f"{self.short} values", "short", ".0f"),
@@ -127,6 +129,7 @@ class Occlusion(Result):
             "sweep": Table(columns=[*swept, *counts], rows=self.sweep),
             "sparsities": Table(columns=[*found, *counts], rows=self.sparsities),
             "locations": Table(columns=places, rows=self.places),
+            "on test prompts": Table(columns=places, rows=[self.confirmed]),
         }
 
     def draw(self, ax: Axes) -> None:
@@ -170,7 +173,7 @@ def occlusion(
         circuit: which heads; an effect matters from its `share` of the logit difference on.
         train: prompts that codes and SAEs are fitted on.
         activations: theirs, at the locations to choose from.
-        test: other prompts, on which features are measured.
+        test: other prompts, on which features that were chosen on `train` are measured.
         test_activations: theirs.
         validation: further prompts, by which the location is chosen; as many of `test` then show its effects again.
         alphas: shares of the longer codes to take out, from 0 to 1.
@@ -206,9 +209,9 @@ def occlusion(
     about = {"model": model.name, "model_fingerprint": model.fingerprint, "site": str(chosen.site)}
     taken = {f"alpha{a:g}": own.rows(a, False, about) for a in sorted(alphas)}
     taken |= {f"shuffled{a:g}": own.rows(a, True, about) for a in sorted(alphas) if a}
-    values = {attribute: _numbers(test, attribute) for attribute in NAMES}
+    values = {attribute: _numbers(train, test, attribute) for attribute in NAMES}
     generator = torch.Generator().manual_seed(seeds[0])
-    by_chance = values[short][torch.randperm(len(test), generator=generator)]
+    by_chance = tuple(of[torch.randperm(len(of), generator=generator)] for of in values[short])
     f1: dict[tuple[str, float, int], list[dict[str, Tensor]]] = {}
     with kept_or_temporary(run) as path:
         for name, rows, sparsities, sizes in (
@@ -222,9 +225,11 @@ def occlusion(
                     )
                     for of_seed in saes.values():
                         for which, sae in of_seed.items():
-                            fired = fires(sae, rows[which].heldout)
-                            scores = {attribute: best_f1(fired, of) for attribute, of in values.items()}
-                            scores["chance"] = best_f1(fired, by_chance)
+                            fired, fired_test = fires(sae, rows[which].train), fires(sae, rows[which].heldout)
+                            scores = {
+                                name: chosen_f1(fired, own, fired_test, other)
+                                for name, (own, other) in {**values, "chance": by_chance}.items()
+                            }
                             f1.setdefault((which, sparsity, size), []).append(scores)
 
     def found(which: str, sparsity: float, size: int, attribute: str) -> list[Bool[Tensor, " V"]]:
@@ -244,7 +249,7 @@ def occlusion(
 
     return Occlusion(
         model=model.name, location=str(chosen), both_causal=places[chosen].causal, long=long, short=short,
-        n_long=len(values[long].unique()), n_short=len(values[short].unique()), prompts=len(test),
+        n_long=len(values[long][1].unique()), n_short=len(values[short][1].unique()), prompts=len(test),
         seeds=tuple(seeds), arch=arch,
         places=tuple(places[location] for location in ordered),
         confirmed=name_codes(again, chosen, train, x, circuit.share),
@@ -254,10 +259,14 @@ def occlusion(
     )  # fmt: skip
 
 
-def _numbers(prompts: Sequence[IOIPrompt], attribute: str) -> Int[Tensor, " P"]:
-    names = [prompt.attributes[attribute] for prompt in prompts]
-    number = {name: i for i, name in enumerate(sorted(set(names)))}
-    return torch.tensor([number[name] for name in names])
+def _numbers(
+    train: Sequence[IOIPrompt], test: Sequence[IOIPrompt], attribute: str
+) -> tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]:
+    """An attribute's values on both, by one numbering."""
+    names = [[prompt.attributes[attribute] for prompt in prompts] for prompts in (train, test)]
+    number = {name: i for i, name in enumerate(sorted({*names[0], *names[1]}))}
+    found = [torch.tensor([number[name] for name in of]) for of in names]
+    return found[0], found[1]
 
 
 class Taken(NamedTuple):

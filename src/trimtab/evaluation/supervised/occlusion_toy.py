@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trimtab.errors import UserError
-from trimtab.evaluation.supervised.found_values import best_f1, fires
+from trimtab.evaluation.supervised.found_values import chosen_f1, fires
 from trimtab.evaluation.supervised.task_saes import TrainingRows, train_saes
 from trimtab.runs import kept_or_temporary
 from trimtab.runs.figures import Curve, plot_curves
@@ -42,7 +42,7 @@ class ToyFound:
     """Mean norm of u over that of v."""
     l0: float
     threshold: float
-    """Least F1 of a feature, on rows that it was not trained on."""
+    """Least F1 of a value's feature: chosen on rows that it was trained on, measured on others."""
     high: Interval
     """Values of the attribute with the longer vectors."""
     low: Interval
@@ -175,8 +175,12 @@ def occlusion_toy(
                 )
                 (saes,) = found.values()
                 for ratio in ratios:
-                    fired = fires(saes[f"ratio{ratio:g}"], rows[f"ratio{ratio:g}"].heldout)
-                    scores[ratio, sparsity, seed] = [best_f1(fired, values) for values in test.T]
+                    sae, of = saes[f"ratio{ratio:g}"], rows[f"ratio{ratio:g}"]
+                    fired, fired_test = fires(sae, of.train), fires(sae, of.heldout)
+                    scores[ratio, sparsity, seed] = [
+                        chosen_f1(fired, values, fired_test, test_values)
+                        for values, test_values in zip(train.T, test.T, strict=True)
+                    ]
 
     def counted(ratio: float, sparsity: float, threshold: float, attribute: int) -> Interval:
         found = student_mean([int((scores[ratio, sparsity, s][attribute] >= threshold).sum()) for s in seeds])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
@@ -27,7 +27,7 @@ class FittedCodes(NamedTuple):
 
 
 Splitter = FittedCodes | Rotation | Dictionary
-Contender = Mapping[Location, Splitter]
+Splitters = Mapping[Location, Splitter]
 """What takes activations apart, per location."""
 
 
@@ -45,6 +45,14 @@ def width_of(one: Splitter, place: Location) -> int:
     if isinstance(one, Rotation):
         return len(one.means.get(place, ()))
     return one.d_in if isinstance(one, Dictionary) else len(one.codes.mean)
+
+
+@torch.no_grad()
+def n_parts(one: Splitter, x: Float[Tensor, "P w"]) -> Int[Tensor, " P"]:
+    """How many parts each activation has, bias and error included, without taking it apart."""
+    if isinstance(one, Dictionary):
+        return 2 + (one.encode(x) != 0).sum(1)
+    return torch.full((len(x),), 2 + len(ATTRIBUTES if isinstance(one, Rotation) else one.factors.factors))
 
 
 def split(one: Splitter, place: Location, x: Float[Tensor, "P w"], prompts: Sequence[IOIPrompt]) -> Parts:

@@ -22,7 +22,6 @@ from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.control import EditedRows
 from trimtab.evaluation.supervised.cross_sections import PatchedPrompts, Values
-from trimtab.lm.token_statistics import kl_divergence
 from trimtab.tasks.ioi_prompts import ATTRIBUTES
 
 RANK = 16
@@ -213,24 +212,6 @@ def learn_rotation(
             progress(1)
     learned = start._replace(bases=dict(zip(places, bases.weight.detach(), strict=True))) if steps else start
     return LearnedRotation(learned, start, tuple(losses))
-
-
-@torch.no_grad()
-def interchange_divergence(
-    prompts: PatchedPrompts, changed: Mapping[str, Values], rotation: Rotation
-) -> dict[str, Float[Tensor, " P"]]:
-    """Per attribute KL(counterfactual patching ‖ interchange) of next-token distributions, in nats, by prompt."""
-    found: dict[str, Tensor] = {}
-    for attribute, true in changed.items():
-        values = {
-            place: interchanged(x, true[place], rotation.block(place, attribute))
-            for place, x in prompts.activations.items()
-        }
-        found[attribute] = torch.zeros(len(prompts.prompts))
-        for batch, numbers in enumerate(prompts.batches):
-            both = prompts.logits(batch, true), prompts.logits(batch, values)
-            found[attribute][numbers] = kl_divergence(*both).cpu()
-    return found
 
 
 class _Bases(nn.Module):

@@ -68,8 +68,9 @@ class SplitPos:
     difference: Interval | None
     """overlap − chance; interval over prompts."""
     cosine: Interval | None
-    """Largest cosine with a decoder row of the SAE of another seed, mean over features; this and what follows has its
-    interval over features, and is None with one seed."""
+    """Largest cosine with a decoder row of the SAE of another seed, mean over these SAEs and over features. This and
+    what follows has its interval over features, as if those of one SAE were independent, which they are not: read it as
+    the least uncertainty. None with one seed."""
     random_cosine: float | None
     """With as many random rows of the same covariance."""
     recurring: Interval | None
@@ -285,18 +286,20 @@ def _overlaps(saes: Sequence[_Trained], has: Mapping[str, Bool[Tensor, " Q"]]) -
 
 
 def _recurring(saes: Sequence[_Trained], seed: int) -> dict[str, Any]:
-    """Features of each SAE beside those of each other one."""
-    found = [
-        recurrence(one.rows[own], other.rows[alive], one.test[:, own], other.test[:, alive], seed)
-        for one in saes
-        for other in saes
-        if one is not other
-        for own in one.own.values()
-        if len(own) > 1 and (alive := other.train.any(0)).any()
-    ]
+    """Features of each SAE beside those of the others, each feature once: averaged over the others."""
+    found: list[list[Tensor]] = []
+    for one in saes:
+        others = [(other, alive) for other in saes if other is not one and (alive := other.train.any(0)).any()]
+        for own in one.own.values():
+            if len(own) > 1 and others:
+                beside = [
+                    recurrence(one.rows[own], other.rows[alive], one.test[:, own], other.test[:, alive], seed)
+                    for other, alive in others
+                ]
+                found.append([torch.stack(parts).double().mean(0) for parts in zip(*beside, strict=True)])
     if not found:
         return dict.fromkeys(("cosine", "random_cosine", "recurring", "exchanged", "recurring_difference"))
-    cosine, random, own, exchanged = (torch.cat(parts).double().numpy() for parts in zip(*found, strict=True))
+    cosine, random, own, exchanged = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     return {
         "cosine": bootstrap_mean(cosine), "random_cosine": float(random.mean()), "recurring": bootstrap_mean(own),
         "exchanged": float(exchanged.mean()), "recurring_difference": bootstrap_mean(own - exchanged),
