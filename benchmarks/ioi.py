@@ -9,6 +9,10 @@ receivers the queries at END of its four strongest heads that copy the indirect 
   spread over the layers below the receivers, and counted for all of these.
 - `max_abs_difference`: largest difference of an effect between the two, in logits, on those heads.
 
+- `three_tests_seconds` (with `--tests`): approximation, control and interpretability at one cross-section, the outputs
+  of these heads, by `trimtab evaluate ioi` with its defaults: 2,000 training prompts are read, codes fitted and SAEs
+  trained.
+
 Measurements alternate; figures are medians over the repeats of per-repeat ratios.
 
     python benchmarks/ioi.py --json
@@ -22,15 +26,19 @@ import os
 import platform
 import resource
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 import transformers
 from machine import cpu_name
 
+from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
 from trimtab.evaluation.circuits.path_patching import path_patch
 from trimtab.evaluation.circuits.rows import PromptRows, rows_of
+from trimtab.evaluation.supervised.command import IOIConfig, run_ioi
 from trimtab.lm import LanguageModel, load_model
 from trimtab.tasks.ioi_prompts import IOIDistribution
 
@@ -107,6 +115,17 @@ class Loop:
         return slice(receiver.site.head * self.head_dim, (receiver.site.head + 1) * self.head_dim)
 
 
+def three_tests(model: LanguageModel) -> float:
+    """Seconds of `trimtab evaluate ioi` at the receivers' outputs."""
+    heads = tuple(CircuitHead(layer=layer, head=head, role="name mover") for layer, head in RECEIVERS)
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "circuit.json"
+        Circuit(model=MODEL, fingerprint=model.fingerprint, heads=heads).save(file)
+        start = time.perf_counter()
+        run_ioi(IOIConfig(model=MODEL, circuit=file, cross_section=("name-mover outputs",)))
+        return time.perf_counter() - start
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,6 +133,7 @@ def main() -> None:
     parser.add_argument("--naive", type=int, default=6, help="heads patched by the loop per repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
+    parser.add_argument("--tests", action="store_true", help="time the three tests on one cross-section, too")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
@@ -155,6 +175,8 @@ def main() -> None:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+    if args.tests:
+        result["three_tests_seconds"] = three_tests(model)
     if args.json:
         print(json.dumps(result))
     else:
