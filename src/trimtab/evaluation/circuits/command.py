@@ -117,8 +117,8 @@ class ShownCircuit(NamedTuple):
 def show_circuit(config: CircuitConfig) -> ShownCircuit:
     """What `trimtab evaluate circuit` does; see `run_circuit`."""
     model = [] if config.model == DEFAULT_MODEL else ["--model", config.model]
-    words = ["trimtab", "evaluate", "ioi", *model, "--circuit", str(config.run)]
-    return ShownCircuit(run_circuit(config), shlex.join(words) if config.run else "")
+    words = shlex.join([*model, "--circuit", str(config.run)])
+    return ShownCircuit(run_circuit(config), f"trimtab evaluate ioi {words}" if config.run else "")
 
 
 def run_circuit(config: CircuitConfig) -> CircuitResult:
