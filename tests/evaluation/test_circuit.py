@@ -253,7 +253,10 @@ def test_the_command(
         assert cli.main([*again[:4], f"--n-{name}", "1"]) == 2
         assert f"n_{name} 1: it must be at least 2" in capsys.readouterr().err
     assert cli.main([*again[:-8], "--circuit", "nowhere"]) == 2
-    assert "circuit nowhere: there is no such file; name the circuit.json" in capsys.readouterr().err
+    assert (
+        "circuit nowhere: there is no such file; name a run of `trimtab evaluate circuit`, or the circuit.json"
+        in capsys.readouterr().err
+    )
     assert cli.main([*again[:-8], "--circuit", "gpt2-small"]) == 2
     assert "circuit gpt2-small: " in capsys.readouterr().err
 
@@ -394,6 +397,16 @@ def test_task_saes_beside_supervised_codes(
     assert "its circuit had hash" in capsys.readouterr().err
     assert cli.main([*map(str, words[:6]), "--cross-section", "S-inhibition queries"]) == 2
     assert "cross-section 'S-inhibition queries': there are name-mover outputs" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # refused before anything is loaded or found
+        patch.setattr(ioi_command.IOIConfig, "load_model", None)
+        assert cli.main([*map(str, words[:4]), "--cross-section", "name-mover output"]) == 2
+        assert "did you mean name-mover outputs?" in capsys.readouterr().err
+        (tmp_path / "begun").mkdir()
+        (tmp_path / "begun" / "run.json").write_text("{}")
+        assert cli.main([*map(str, words[:4]), "--circuit", str(tmp_path / "begun")]) == 2
+        assert "the run has not found it yet; run the same command again" in capsys.readouterr().err
+        assert cli.main([*map(str, words[:4]), "--dictionary", str(tmp_path / "nowhere")]) == 2
+        assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_published_circuit(built: LanguageModel) -> None:

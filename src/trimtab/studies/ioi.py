@@ -106,7 +106,8 @@ class IOIStudyConfig(ModelConfig):
     run: Path = Path("runs/study-ioi")
     """Directory to write; the same command goes on with it."""
     preset: Literal["quick", "paper"] = "quick"
-    """Sizes: quick (2,000 prompts, one sparsity) or paper (20,000, four sparsities, many hours)."""
+    """Sizes: quick (2,000 prompts, SAEs of L0 3; up to an hour on two cores) or paper (20,000 prompts, SAEs of four
+    L0; many hours)."""
     circuit: str | None = None
     """A circuit to take instead of finding one: its run, its file, or gpt2-small."""
     templates: TemplateSet = "paper"

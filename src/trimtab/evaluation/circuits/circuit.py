@@ -12,6 +12,7 @@ from trimtab.lm import LanguageModel
 from trimtab.runs import config_dict, json_safe, read_json, read_typed, write_json
 from trimtab.runs.circuit_tables import drawn_heads, head_name, heads_table
 from trimtab.runs.figures import plot_heads
+from trimtab.runs.record import RECORD_NAME
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.stats import Interval
@@ -131,9 +132,12 @@ class Circuit(Result):
         Raises:
             UserError: no such file, not a circuit, of another model, or a head that the model lacks.
         """
-        path = Path(path) / CIRCUIT_FILE if Path(path).is_dir() else path
+        if Path(path).is_dir():
+            if not (Path(path) / CIRCUIT_FILE).is_file() and (Path(path) / RECORD_NAME).is_file():
+                raise UserError(f"circuit {path}", "the run has not found it yet", "run the same command again")
+            path = Path(path) / CIRCUIT_FILE
         if not Path(path).is_file():
-            hint = "name the circuit.json in a run of `trimtab evaluate circuit`"
+            hint = "name a run of `trimtab evaluate circuit`, or the circuit.json in it"
             raise UserError(f"circuit {path}", "there is no such file", hint)
         circuit = read_typed(cls, read_json(path), f"circuit {path}")
         if model is not None:

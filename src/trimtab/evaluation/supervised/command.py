@@ -25,7 +25,7 @@ from trimtab.evaluation.supervised.contenders import KINDS, Contender, Ground, m
 from trimtab.evaluation.supervised.contenders.contender import MEAN, NO_EDIT, ContenderConfig
 from trimtab.evaluation.supervised.contenders.dictionaries import ABOUT
 from trimtab.evaluation.supervised.control import LEAST_COUNTED, Point, frontier
-from trimtab.evaluation.supervised.cross_sections import cross_sections
+from trimtab.evaluation.supervised.cross_sections import check_cross_section, cross_sections
 from trimtab.evaluation.supervised.dictionary_files import load_dictionaries
 from trimtab.evaluation.supervised.scores import Scores, score
 from trimtab.evaluation.supervised.section import PromptPairs, Section, counterfactuals
@@ -100,6 +100,8 @@ class IOIConfig(ContenderConfig, ModelConfig):
             raise UserError("contender", "there is none", "name one, or a --dictionary")
         for name in self.contender:
             named(KINDS, name, "contender")
+        for name in self.cross_section:
+            check_cross_section(name)
         for n in self.n_features if "text-saes" in self.contender else ():
             TrainConfig(arch="topk", l0=self.text_l0, n_features=n)
 
@@ -279,6 +281,9 @@ def run_ioi(config: IOIConfig) -> IOIResult:
         UserError: the circuit is another model's, has no head of a cross-section that was named; too few prompts to fit
             on, so that a name has no code; or the run directory is of another config or circuit.
     """
+    if config.circuit is not None:
+        Circuit.load(config.circuit)  # what is not there is refused before anything is loaded
+    given_hashes = hashes_of(config.dictionary, config.text)
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
     given = None if config.circuit is None else Circuit.load(config.circuit, model)
@@ -301,7 +306,7 @@ def run_ioi(config: IOIConfig) -> IOIResult:
                 Run.open(directory, "evaluate ioi", config, device=config.device, ignore_fields=("run",))
             )
             hashes = {} if given is None else {"circuit": text_id(str(config_dict(given)))}
-            run.record(hashes={"model": model.fingerprint, **hashes, **hashes_of(config.dictionary, config.text)})
+            run.record(hashes={"model": model.fingerprint, **hashes, **given_hashes})
             if run.done and run.results:
                 return read_typed(IOIResult, run.results, f"run {config.run}")
         circuit = given or _found(config, model, ioi, directory / CIRCUIT_FILE)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 from trimtab.evaluation.circuits.circuit import Circuit
 from trimtab.evaluation.circuits.patched_runs import Location, PatchedRuns, head_location
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference, rows_of
@@ -34,14 +34,20 @@ that look at the second S, which small models have beside them; *keys of the sec
 that look there, as Gemma 3 does it. The others are the paper's."""
 
 
+def check_cross_section(name: str) -> None:
+    """Raise a `UserError` if there is no such cross-section."""
+    if name not in CROSS_SECTIONS:
+        hint = did_you_mean(name, CROSS_SECTIONS, "choose one of them")
+        raise UserError(f"cross-section {name!r}", f"there are {', '.join(CROSS_SECTIONS)}", hint)
+
+
 def cross_section(name: str, circuit: Circuit, model: LanguageModel) -> tuple[Location, ...]:
     """The locations of a cross-section.
 
     Raises:
         UserError: no such cross-section, or the circuit has no head of its roles.
     """
-    if name not in CROSS_SECTIONS:
-        raise UserError(f"cross-section {name!r}", f"there are {', '.join(CROSS_SECTIONS)}", "choose one of them")
+    check_cross_section(name)
     found = [
         head_location(model, kind, head.layer, head.head, position)
         for roles, kind, position in CROSS_SECTIONS[name]
