@@ -44,7 +44,9 @@ malformed kl equal_kl equal_dose dose relative n_edits metrics accuracy/same acc
 answer settings_compared site seeds validation_reward missing"""
 CRITIC = """counts correct corrected misguided incorrect separations group step n n_right critic probe verdicts label
 helped share random"""
-SHOWN = "sections title headline tables columns form rows"
+SHOWN = "title tables columns form rows"
+CROSS_SECTIONS = ("name-mover outputs", "direct outputs", "S-inhibition outputs", "S-inhibition values")
+"""Those that pages show."""
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -109,12 +111,7 @@ SOURCES = {
         "arms label score score_in_band in_band nll repetition relative_dose n_edits differences interval n_prompts",
         "trimtab demo",
     ),
-    "supervised-smollm2": Source("study-ioi", "shown.json", SHOWN, "trimtab study ioi --run runs/study-ioi"),
-    "supervised-gemma": Source(
-        "ioi-gemma", "shown.json", SHOWN,
-        "trimtab evaluate ioi --model gemma-3-270m --circuit runs/circuit-gemma --contender codes task-saes pca "
-        "--k 1 2 8 --n-test 96 --run runs/ioi-gemma",
-    ),
+    "supervised-smollm2": Source("study-ioi/contenders", "shown.json", SHOWN, "trimtab study ioi --run runs/study-ioi"),
     "core": Source(
         "core", "run.json",
         "documents tokens metrics name value",
@@ -156,7 +153,7 @@ def collect(runs: Path) -> None:
             record = read_record(runs / (source.record or source.run))
             found = json.loads(file.read_text(encoding="utf-8"))
             found = found["results"] if file.name == "run.json" else found
-            found = {"sections": found} if file.name == SHOWN_FILE else found
+            found = {"tables": few_tables(found)} if file.name == SHOWN_FILE else found
             if found is not None:
                 seeds = found.get("seeds", record["seeds"])
                 write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
@@ -299,15 +296,27 @@ def companion(found: Any) -> str:
 ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion)}
 
 
+def few_tables(sections: Any) -> list[Any]:
+    """The tables that pages show, their numbers rounded."""
+
+    def rounded(cell: Any) -> Any:
+        if isinstance(cell, dict):
+            return {name: rounded(one) for name, one in cell.items()}
+        return round(cell, 4) if isinstance(cell, float) else cell
+
+    tables = [table for section in sections for table in section["tables"] if table["title"] in CROSS_SECTIONS]
+    return [{**table, "rows": [[rounded(cell) for cell in row] for row in table["rows"]]} for table in tables]
+
+
 def at_place(place: int, row: Any) -> Any:
     return row[place]
 
 
 def shown(kind: str, found: Any) -> str:
     """A table that the run's own page shows, by its title with underscores."""
-    tables = {re.sub(r"\W+", "_", t["title"]): t for section in found["sections"] for t in section["tables"]}
-    table = tables[kind]
-    columns = [Column(c["title"], partial(at_place, i), c["form"]) for i, c in enumerate(table["columns"])]
+    table = {re.sub(r"\W+", "_", t["title"]): t for t in found["tables"]}[kind]
+    forms = [INTERVAL if c["form"] == ".2f" else c["form"] for c in table["columns"]]
+    columns = [Column(c["title"], partial(at_place, i), forms[i]) for i, c in enumerate(table["columns"])]
     return markdown_table(columns, table["rows"])
 
 
