@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trimtab.runs.config import config_dict, json_safe
@@ -41,7 +41,7 @@ class ShownTable:
     def of(cls, table: Table, title: str) -> ShownTable:
         """A table's columns and cells."""
         columns = tuple(ShownColumn(title=c.title, form=c.form, note=c.note) for c in table.columns)
-        rows = tuple(tuple(_plain(column.cell(row)) for column in table.columns) for row in table.rows)
+        rows = tuple(tuple(json_safe(column.cell(row)) for column in table.columns) for row in table.rows)
         return cls(title=table.title or title, caption=table.caption, columns=columns, rows=rows)
 
     def table(self) -> Table:
@@ -65,7 +65,7 @@ class Shown:
     title: str
     headline: str
     tables: tuple[ShownTable, ...] = ()
-    figures: tuple[ShownFigure, ...] = field(default=())
+    figures: tuple[ShownFigure, ...] = ()
 
     @classmethod
     def of(
@@ -96,10 +96,6 @@ class Shown:
 def shown_json(sections: Sequence[Shown]) -> Any:
     """Sections as plain values."""
     return json_safe([config_dict(section) for section in sections])
-
-
-def _plain(cell: Cell) -> Any:
-    return json_safe(cell)
 
 
 def _cell(number: int) -> Callable[[Any], Cell]:

@@ -33,7 +33,7 @@ def kept_activations(
     if file.is_file():
         try:
             with safe_open(file, framework="pt") as found:
-                if found.metadata().get("of") == about:
+                if (found.metadata() or {}).get("of") == about:
                     if progress is not None:
                         progress(len(prompts))
                     return {location: found.get_tensor(str(location)) for location in locations}

@@ -165,7 +165,7 @@ class IOIResult(Result):
                 yield {**about, "way": edit.way, "k": edit.k, **vars(edit.result)}
 
     def frontier(self) -> Iterator[dict[str, Any]]:
-        """Per cross-section and attribute the edits that none smaller is as good as, smallest first."""
+        """Per cross-section and attribute the edits that no smaller edit matches, smallest first."""
         for name, scores in self.by_section().items():
             for attribute in ATTRIBUTES:
                 edits = [
@@ -250,10 +250,9 @@ def section_table(name: str, scores: Sequence[Scores]) -> Table:
     said = ", ".join(f"{attribute} {n}" for attribute, n in counted.items())
     caption = (
         "Sufficient: logit difference over the plain one; normalised: 0 is the mean's, 1 the activation's. IO, S, Pos: "
-        "edit success with at most "
-        f"{at} features per location, on prompts whose answer the true patch changes ({said}); none is given below "
-        f"{LEAST_COUNTED}. Removed: weight taken out, of 1. F1: share of features that say an attribute; kept: "
-        "normalised sufficiency of these alone."
+        f"edit success with at most {at} features per location, nearest to the counterfactual activation, on prompts "
+        f"whose answer the true patch changes ({said}); none is given below {LEAST_COUNTED}. Removed: weight taken "
+        "out, of 1. F1: share of features that say an attribute; kept: normalised sufficiency of these alone."
     )
     return Table(columns=columns, rows=scores, title=name, caption=caption)
 

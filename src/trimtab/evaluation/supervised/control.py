@@ -209,7 +209,7 @@ class Point(NamedTuple):
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The edits that no other is at least as good as at no more cost: cheapest first, each better than the last."""
+    """The edits that no cheaper edit matches: cheapest first, each better than the last."""
     best: list[Point] = []
     for point in sorted(points, key=lambda one: (one.cost, -one.effect)):
         if not best or point.effect > best[-1].effect:

@@ -55,12 +55,9 @@ class Scores:
     causal: CausalCheck | None = None
     """None for contenders without features of their own."""
 
-    def edited(self, attribute: str, way: str | None = None, k: int | None = None) -> Edited | None:
-        """The edit of an attribute in a way, the only one by default, with at most k features."""
-        found = [
-            e for e in self.edits if e.attribute == attribute and way in (None, e.way) and (e.k is None or e.k == k)
-        ]
-        return found[0] if found else None
+    def edited(self, attribute: str, k: int | None = None) -> Edited | None:
+        """The first edit of an attribute (`greedy` before `meaning`), with at most k features where it counts them."""
+        return next((e for e in self.edits if e.attribute == attribute and e.k in (None, k)), None)
 
 
 @torch.no_grad()
