@@ -133,6 +133,18 @@ def test_an_unusable_option_is_one_line(words, says, monkeypatch, capsys):
     assert says in failure(capsys, ["fake", *words])
 
 
+def test_a_list_without_a_value_is_no_default(capsys):
+    line = failure(capsys, ["evaluate", "ioi", "--cross-section", "--seed", "1"])
+    assert line == "--cross-section: no value follows it; give one or more, or leave it out"
+    assert "no value follows it" in failure(capsys, ["evaluate", "ioi", "--dictionary"])
+
+
+def test_a_part_in_capitals_is_a_word_of_its_own_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["study", "ioi", "--help"])
+    assert "ioi-study options" in capsys.readouterr().out
+
+
 def test_a_missing_argument_is_named(capsys):
     assert "Missing from trimtab models pull: NAME" in failure(capsys, ["models", "pull"])
 

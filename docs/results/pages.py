@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,9 +45,20 @@ answer settings_compared site seeds validation_reward missing"""
 CRITIC = """counts correct corrected misguided incorrect separations group step n n_right critic probe verdicts label
 helped share random"""
 SHOWN = "title tables columns form rows"
-CROSS_SECTIONS = ("name-mover outputs", "direct outputs", "S-inhibition outputs", "S-inhibition values")
-"""Those that pages show."""
+CROSS_SECTIONS = {
+    name: "" for name in ("name-mover outputs", "direct outputs", "S-inhibition outputs", "S-inhibition values")
+}
+"""Those that pages show, all rows of them."""
+FEATURES = {
+    "shares": r"IO(, S1| − S1), all, ", "sweep": "", "sparsities": "", "on test prompts": "",
+    "features of Pos": 10, "F1 of unions": 10,
+}  # fmt: skip
+"""Tables of what features are: how many rows pages show, or what the words of a row begin with that they show."""
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
+
+
+STUDIED = (("smollm2", "ioi", ""), ("gemma3", "ioi-gemma", " --model gemma-3-270m"))
+"""Names of files and runs, and options, of the models whose IOI circuits are studied."""
 
 
 class Source(NamedTuple):
@@ -62,6 +73,8 @@ class Source(NamedTuple):
     command: str
     record: str = ""
     """Run whose record has versions, where this one has none of its own."""
+    tables: Mapping[str, str | int] = {}
+    """Of what a run's page shows: titles, and which rows."""
 
 
 SOURCES = {
@@ -111,7 +124,19 @@ SOURCES = {
         "arms label score score_in_band in_band nll repetition relative_dose n_edits differences interval n_prompts",
         "trimtab demo",
     ),
-    "supervised-smollm2": Source("study-ioi/contenders", "shown.json", SHOWN, "trimtab study ioi --run runs/study-ioi"),
+    **{
+        f"supervised-{name}": Source(
+            f"study-{model}/contenders", SHOWN_FILE, SHOWN, f"trimtab study ioi{option} --run runs/study-{model}",
+            tables=CROSS_SECTIONS,
+        )
+        for name, model, option in STUDIED
+    },
+    **{
+        f"features-{name}": Source(
+            f"study-{model}", SHOWN_FILE, SHOWN, f"trimtab study ioi{option} --run runs/study-{model}", tables=FEATURES
+        )
+        for name, model, option in STUDIED
+    },
     "core": Source(
         "core", "run.json",
         "documents tokens metrics name value",
@@ -153,7 +178,7 @@ def collect(runs: Path) -> None:
             record = read_record(runs / (source.record or source.run))
             found = json.loads(file.read_text(encoding="utf-8"))
             found = found["results"] if file.name == "run.json" else found
-            found = {"tables": few_tables(found)} if file.name == SHOWN_FILE else found
+            found = {"tables": few_tables(found, source.tables)} if file.name == SHOWN_FILE else found
             if found is not None:
                 seeds = found.get("seeds", record["seeds"])
                 write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
@@ -296,7 +321,7 @@ def companion(found: Any) -> str:
 ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion)}
 
 
-def few_tables(sections: Any) -> list[Any]:
+def few_tables(sections: Any, wanted: Mapping[str, str | int]) -> list[Any]:
     """The tables that pages show, their numbers rounded."""
 
     def rounded(cell: Any) -> Any:
@@ -304,8 +329,14 @@ def few_tables(sections: Any) -> list[Any]:
             return {name: rounded(one) for name, one in cell.items()}
         return round(cell, 4) if isinstance(cell, float) else cell
 
-    tables = [table for section in sections for table in section["tables"] if table["title"] in CROSS_SECTIONS]
-    return [{**table, "rows": [[rounded(cell) for cell in row] for row in table["rows"]]} for table in tables]
+    def rows_of(table: Any) -> list[list[Any]]:
+        rows, which = table["rows"], wanted[table["title"]]
+        if isinstance(which, int):
+            return rows[:which]
+        return [row for row in rows if re.match(which, ", ".join(cell for cell in row if isinstance(cell, str)))]
+
+    tables = [table for section in sections for table in section["tables"] if table["title"] in wanted]
+    return [{**table, "rows": [[rounded(cell) for cell in row] for row in rows_of(table)]} for table in tables]
 
 
 def at_place(place: int, row: Any) -> Any:

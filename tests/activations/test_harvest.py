@@ -370,6 +370,15 @@ def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageM
     with pytest.raises(UserError, match=r"text of \d tokens: it does not fill one sequence of 256; give more text"):
         harvest(tiny_llama, ["resid_post.1"], [Document("a", "short", "")], tmp_path / "out", HarvestOptions(holdout=0))
     assert not (tmp_path / "out").exists()
+    one = r"text of 1 document: each is held out as a whole or not at all, and at --holdout 0.99 all of them are"
+    with pytest.raises(UserError, match=one):
+        harvest(
+            tiny_llama,
+            ["resid_post.1"],
+            [Document("a", "word " * 99, "")],
+            tmp_path / "out",
+            HarvestOptions(holdout=0.99),
+        )
     with pytest.raises(UserError, match=r"holdout 1\.5: it must be a share below 1; change it"):
         HarvestOptions(holdout=1.5)
     with pytest.raises(UserError, match=r"site resid_post\.99: tiny-llama has layers 0 to 3"):

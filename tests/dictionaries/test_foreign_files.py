@@ -20,7 +20,7 @@ from trimtab.errors import UserError
 
 
 def write_dictionary_learning(path: Path, dict_class: str, tensors: Any = None, **trainer: Any) -> Path:
-    path.mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     fields = {
         "trainer_class": "Trainer",
         "dict_class": dict_class,
@@ -215,10 +215,11 @@ class TestDictionaryLearning:
         (path / "config.json").unlink()
         refused(path, "it has no config.json", "dictionary_learning")
 
-    def test_a_directory_above_several_names_one(self, tmp_path):
-        write_dictionary_learning(tmp_path / "trainer_0", "AutoEncoder")
-        write_dictionary_learning(tmp_path / "trainer_1", "AutoEncoder")
-        refused(tmp_path, "holds no dictionary itself, but 2 below it", str(tmp_path / "trainer_0"))
+    @pytest.mark.parametrize("above", [".", "resid_post.15", "members/resid_post.15"])
+    def test_a_directory_above_several_names_one(self, tmp_path, above):
+        write_dictionary_learning(tmp_path / above / "trainer_0", "AutoEncoder")
+        write_dictionary_learning(tmp_path / above / "trainer_1", "AutoEncoder")
+        refused(tmp_path, "holds no dictionary itself, but 2 below it", str(tmp_path / above / "trainer_0"))
 
 
 class Bomb:

@@ -21,7 +21,7 @@ from trimtab import cli
 from trimtab.dictionaries import DictionaryInfo, Standard
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits import command, finding
-from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, gpt2_small_circuit
+from trimtab.evaluation.circuits.circuit import ROLES, Circuit, CircuitHead, given_circuit, gpt2_small_circuit
 from trimtab.evaluation.circuits.faithfulness import measure_faithfulness, random_circuit
 from trimtab.evaluation.circuits.finding import find_circuit
 from trimtab.evaluation.circuits.rows import PromptRows
@@ -423,11 +423,11 @@ def test_a_published_circuit_is_of_one_model() -> None:
     """Other models have twelve layers of width 768, too; what is written is tied to the weights at hand."""
     model = SimpleNamespace(name="mine", fingerprint="ab", n_layers=12, d_model=768, hf=SimpleNamespace())
     model.hf.config = GPT2Config()
-    taken = command._given("gpt2-small", model)  # type: ignore[arg-type]
+    taken = given_circuit("gpt2-small", model)  # type: ignore[arg-type]
     assert (taken.model, taken.fingerprint, len(taken.heads)) == ("mine", "ab", 18)
     model.hf.config = LlamaConfig()
     with pytest.raises(UserError, match="circuit gpt2-small: mine is not GPT-2 small; leave out --circuit"):
-        command._given("gpt2-small", model)  # type: ignore[arg-type]
+        given_circuit("gpt2-small", model)  # type: ignore[arg-type]
 
 
 def test_in_half_precision(built: LanguageModel, ioi: IOIDistribution, tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def pack_splits(corpus: TokenisedCorpus, options: HarvestOptions) -> dict[Split,
     }
     if held_out.all():
         raise UserError(
-            f"text of {len(held_out)} documents",
-            "by their ids all of them are held out",
-            "give more documents, or --holdout 0",
+            f"text of {len(held_out)} document{'s' * (len(held_out) > 1)}",
+            f"each is held out as a whole or not at all, and at --holdout {options.holdout:g} all of them are",
+            "split it into more documents, or give --holdout 0",
         )
     if not len(packed["train"]):
         raise UserError(

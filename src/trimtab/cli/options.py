@@ -10,6 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 from trimtab.cli.job import Job
@@ -41,6 +42,7 @@ def parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
             raise UserError(word.partition("=")[0], "it has another name now", f"write --{new.replace('_', '-')}")
         if (other := command_now(command, name.removeprefix("no_"))) is not None:
             raise UserError(word.partition("=")[0], "a command of its own does that now", f"run {other}")
+    _check_given(job, words)
     about = " ".join((job.config.__doc__ or "").split())
     said = io.StringIO()
     try:
@@ -58,6 +60,14 @@ def parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
     sys.stderr.write(said.getvalue())
     values = {name: value for part in (parsed, *vars(parsed).values()) for name, value in _values(part)}
     return values.pop("json"), job.config(**values)
+
+
+def _check_given(job: Job, words: Sequence[str]) -> None:
+    """Raise a `UserError` at a list option without a value where that would mean its default."""
+    empty = {field.name for field in dataclasses.fields(job.config) if _usual(field) == ()}
+    for word, following in pairwise([*words, "--"]):
+        if word.startswith("--") and following.startswith("--") and word[2:].replace("-", "_") in empty:
+            raise UserError(word, "no value follows it", "give one or more, or leave it out")
 
 
 class _Group:
@@ -140,7 +150,7 @@ def _headings(config: type[Any], leading: Sequence[str]) -> dict[str, str]:
     for name, part in sorted(stated.items(), key=lambda item: parts.index(item[1])):
         if name not in found and name not in named:
             kind = re.sub("(Config|Options|Command)$", "", part.__name__)
-            found[name] = re.sub("(?<=[a-z])(?=[A-Z])", "-", kind).lower()
+            found[name] = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind).lower()
     return found | {name: heading for name, heading in named.items() if name not in found}
 
 

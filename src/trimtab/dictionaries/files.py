@@ -240,8 +240,8 @@ def _check_not_above(path: Path) -> None:
     """Raise a `UserError` that names some dictionaries below a directory that holds none itself."""
     if _holds_one(path):
         return
-    files = [known.WEIGHTS_FILE for known in FORMATS]
-    below = sorted({file.parent for name in files for depth in ("*", "*/*") for file in path.glob(f"{depth}/{name}")})
+    depths, files = ("*", "*/*", "*/*/*"), [known.WEIGHTS_FILE for known in FORMATS]
+    below = sorted({file.parent for name in files for depth in depths for file in path.glob(f"{depth}/{name}")})
     if below:
         raise UserError(
             f"dictionary {path}",

@@ -106,7 +106,7 @@ class IOIStudyConfig(ModelConfig):
     run: Path = Path("runs/study-ioi")
     """Directory to write; the same command goes on with it."""
     preset: Literal["quick", "paper"] = "quick"
-    """Sizes: quick (2,000 prompts, SAEs of L0 3; up to an hour on two cores) or paper (20,000 prompts, SAEs of four
+    """Sizes: quick (2,000 prompts, SAEs of L0 3; about 35 minutes on two cores) or paper (20,000 prompts, SAEs of four
     L0; many hours)."""
     circuit: str | None = None
     """A circuit to take instead of finding one: its run, its file, or gpt2-small."""
@@ -234,7 +234,7 @@ class _Study:
         )  # fmt: skip
         fitted = replace(
             sizes.contenders, **shared, text=self.config.text, dictionary=self.config.dictionary,
-            circuit=self.run.path / "circuit", run=self.run.path / "contenders",
+            circuit=str(self.run.path / "circuit"), run=self.run.path / "contenders",
         )  # fmt: skip
         rest = _Rest(self.run.path, fitted, sizes)
         contenders = self.part("contenders", IOIResult, lambda: run_ioi(rest.fitting()))

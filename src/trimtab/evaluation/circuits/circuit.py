@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -154,6 +154,9 @@ class Circuit(Result):
             model.site(f"attn_z.{head.layer}.{head.head}")
 
 
+PUBLISHED = "gpt2-small"
+"""Name of the published circuit."""
+
 _GPT2_SMALL = {
     "name mover": "9.9 10.0 9.6",
     "negative name mover": "10.7 11.10",
@@ -172,3 +175,24 @@ def gpt2_small_circuit() -> Circuit:
         for layer, head in (name.split(".") for name in names.split())
     ]
     return Circuit(model="gpt2", fingerprint="", heads=tuple(heads))
+
+
+def given_circuit(name: Path | str, model: LanguageModel | None = None) -> Circuit:
+    """A circuit by its file, its run, or the name of the published one.
+
+    Args:
+        name: see `Circuit.load`, or `gpt2-small`.
+        model: must be the one it was found on; for the published one, GPT-2 small.
+
+    Raises:
+        UserError: as `Circuit.load` says, or the model is not GPT-2 small.
+    """
+    if str(name) != PUBLISHED:
+        return Circuit.load(name, model)
+    published = gpt2_small_circuit()
+    if model is None:
+        return published
+    if (model.hf.config.model_type, model.n_layers, model.d_model) != ("gpt2", 12, 768):
+        hint = "leave out --circuit to find the model's own"
+        raise UserError(f"circuit {PUBLISHED}", f"{model.name} is not GPT-2 small", hint)
+    return replace(published, model=model.name, fingerprint=model.fingerprint)

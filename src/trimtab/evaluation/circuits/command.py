@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trimtab.errors import UserError
-from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit, gpt2_small_circuit
+from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit, given_circuit
 from trimtab.evaluation.circuits.completeness import Completeness, measure_completeness
 from trimtab.evaluation.circuits.faithfulness import Faithfulness, measure_faithfulness
 from trimtab.evaluation.circuits.finding import check_solves, find_circuit
@@ -25,8 +25,6 @@ from trimtab.tasks.ioi_prompts import HELD_OUT, TEMPLATE_SETS, IOIDistribution, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import RenderableType
-
-PUBLISHED = "gpt2-small"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ def run_circuit(config: CircuitConfig) -> CircuitResult:
     """
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
-    circuit = None if config.circuit is None else _given(config.circuit, model)
+    circuit = None if config.circuit is None else given_circuit(config.circuit, model)
     test, split = _test_prompts(config, model, ioi)
     prompts = test.prompts(config.n_test, split, seed=config.seed)
     if circuit is not None:
@@ -177,16 +175,6 @@ def _test_prompts(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribut
     own = TEMPLATE_SETS[config.templates]
     held_out = [template for template in TEMPLATE_SETS[config.test_templates] if template not in own]
     return IOIDistribution.load(model.encode_text, (*own, *held_out), held_out=held_out), HELD_OUT
-
-
-def _given(circuit: str, model: LanguageModel) -> Circuit:
-    """That of a file, or the published one."""
-    if circuit != PUBLISHED:
-        return Circuit.load(circuit, model)
-    if (model.hf.config.model_type, model.n_layers, model.d_model) != ("gpt2", 12, 768):
-        hint = "leave out --circuit to find the model's own"
-        raise UserError(f"circuit {PUBLISHED}", f"{model.name} is not GPT-2 small", hint)
-    return replace(gpt2_small_circuit(), model=model.name, fingerprint=model.fingerprint)
 
 
 def _found(config: CircuitConfig, model: LanguageModel, ioi: IOIDistribution) -> Circuit:

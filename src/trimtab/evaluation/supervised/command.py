@@ -16,7 +16,7 @@ from trimtab.activations import read_documents
 from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.dictionaries.files import dictionaries_below
 from trimtab.errors import UserError, named
-from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit
+from trimtab.evaluation.circuits.circuit import CIRCUIT_FILE, Circuit, given_circuit
 from trimtab.evaluation.circuits.finding import check_solves, find_circuit
 from trimtab.evaluation.circuits.patched_runs import Location
 from trimtab.evaluation.supervised.activation_files import kept_activations
@@ -67,8 +67,9 @@ FINDING_PROMPTS = 64
 class IOIConfig(ContenderConfig, ModelConfig):
     """Hold dictionaries against supervised codes at the cross-sections of a model's IOI circuit."""
 
-    circuit: Path | None = None
-    """The circuit: the run of `trimtab evaluate circuit`, or its circuit.json; found anew if none is given."""
+    circuit: str | None = None
+    """The circuit: the run of `trimtab evaluate circuit`, its circuit.json, or gpt2-small for the published one; found
+    anew if none is given."""
     cross_section: tuple[str, ...] = ()
     """Which ones; by default all of which the circuit has heads."""
     contender: tuple[str, ...] = ("codes", "task-saes", "pca", "random")
@@ -281,11 +282,11 @@ def run_ioi(config: IOIConfig) -> IOIResult:
             on, so that a name has no code; or the run directory is of another config or circuit.
     """
     if config.circuit is not None:
-        Circuit.load(config.circuit)  # what is not there is refused before anything is loaded
+        given_circuit(config.circuit)  # what is not there is refused before anything is loaded
     given_hashes = hashes_of(config.dictionary, config.text)
     model = config.load_model()
     ioi = IOIDistribution.load(model.encode_text, config.templates)
-    given = None if config.circuit is None else Circuit.load(config.circuit, model)
+    given = None if config.circuit is None else given_circuit(config.circuit, model)
     if given is not None:
         _own(config, model, _checked(config, cross_sections(given, model, config.cross_section), model))
     train, test, heldout = (
