@@ -50,6 +50,8 @@ class LayerLayout:
     attn_branch: nn.Module | None
     mlp_branch: nn.Module | None
     attention: AttentionLayout | None
+    mlp_norm: nn.Module | None = None
+    """What the MLP branch begins with; it is given the stream between the branches."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def check_site(layout: Layout, site: Site, name: str) -> None:
             f"site {site}", f"{name} has layers 0 to {len(layout.layers) - 1}", "choose a layer in that range"
         )
     layer = layout.layers[site.layer]
-    needed = {"resid_mid": layer.attn_branch, "attn_out": layer.attn_branch, "mlp_out": layer.mlp_branch}
+    needed = {"resid_mid": layer.mlp_norm, "attn_out": layer.attn_branch, "mlp_out": layer.mlp_branch}
     needed |= dict.fromkeys(HEAD_KINDS, layer.attention)
     if needed.get(site.kind, layer) is None:
         raise UserError(
@@ -141,12 +143,13 @@ def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
         return LayerLayout(layer, None, None, None)
     if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3: each branch ends in a norm of its own
         ends = (layer.get_submodule("post_attention_layernorm"), layer.get_submodule("post_feedforward_layernorm"))
-        return LayerLayout(layer, *ends, attention)
+        return LayerLayout(layer, *ends, attention, layer.get_submodule("pre_feedforward_layernorm"))
     llama = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
     # In GLM-4 and Granite branches do not end where Llama's do.
     others = hasattr(layer, "post_self_attn_layernorm") or getattr(config, "residual_multiplier", 1) != 1
     if (llama or hasattr(layer, "ln_2")) and not others:
-        return LayerLayout(layer, attention.out, getattr(layer, "mlp", None), attention)
+        norm = getattr(layer, "post_attention_layernorm" if llama else "ln_2")
+        return LayerLayout(layer, attention.out, getattr(layer, "mlp", None), attention, norm)
     return LayerLayout(layer, None, None, attention)
 
 

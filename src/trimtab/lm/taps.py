@@ -1,7 +1,7 @@
 """The one mechanism that reads and edits activations at sites.
 
-A tap calls `fn(x)` with the activation at a site, `[B, T, width]`, while the model runs. If `fn`
-returns a `RowDelta`, the activation is changed there, skip path included.
+A tap calls `fn(x)` with the activation at a site, `[B, T, width]`, while the model runs. If `fn` returns a `RowDelta`
+or `Coordinates`, the activation is changed there, skip path included, and gradients flow to all that was not replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from trimtab.lm.layouts import AttentionLayout, LayerLayout, head_count
+from trimtab.lm.layouts import AttentionLayout, LayerLayout, Layout, head_count
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import HEAD_KINDS, Site, site_order
 
@@ -35,7 +35,15 @@ class RowDelta(NamedTuple):
         return x + self.delta.to(x.dtype)
 
 
-TapFunction = Callable[[Tensor], RowDelta | None]
+class Coordinates(NamedTuple):
+    """Coordinates that are set at every position, bit for bit: `x[b, t, dims] = values[b]`."""
+
+    dims: Tensor  # [K]
+    values: Tensor  # [B, K], or [1, K] for all rows alike
+
+
+Change = RowDelta | Coordinates
+TapFunction = Callable[[Tensor], Change | None]
 
 
 def site_width(model: LanguageModel, site: Site) -> int:
@@ -48,7 +56,10 @@ def site_width(model: LanguageModel, site: Site) -> int:
 
 def tap(model: LanguageModel, site: Site, fn: TapFunction) -> list[RemovableHandle]:
     """Call `fn` at a site in every forward pass until the returned handles are removed."""
-    layer = model.layout.layers[site.layer]
+    return _tap(model.layout.layers[site.layer], site, fn)
+
+
+def _tap(layer: LayerLayout, site: Site, fn: TapFunction) -> list[RemovableHandle]:
     if site.kind == "resid_pre":
         return [layer.module.register_forward_pre_hook(_before_layer(fn), with_kwargs=True)]
     if site.kind == "resid_post":
@@ -58,7 +69,7 @@ def tap(model: LanguageModel, site: Site, fn: TapFunction) -> list[RemovableHand
     if site.kind == "mlp_out":
         return [_module(layer.mlp_branch).register_forward_hook(_after(fn))]
     if site.kind == "resid_mid":
-        return _tap_resid_mid(layer, fn)
+        return [_module(layer.mlp_norm).register_forward_pre_hook(_before_norm(fn))]
     return _tap_heads(site, layer, fn)
 
 
@@ -73,16 +84,26 @@ def edited(model: LanguageModel, edits: Mapping[Site, TapFunction]) -> Iterator[
     Raises:
         UserError: a site does not exist in the model.
     """
+    with hooked(model.layout, {model.site(site): fn for site, fn in edits.items()}):
+        yield
+
+
+@contextmanager
+def hooked(layout: Layout, edits: Mapping[Site, TapFunction]) -> Iterator[None]:
+    """`edited` for a model of which no more is known than where its parts are; the sites must exist."""
     with ExitStack() as stack:
-        # In the order of the forward pass, so that resid_mid sees what was edited at resid_pre.
         for site, fn in sorted(edits.items(), key=lambda item: site_order(item[0])):
-            for handle in tap(model, model.site(site), fn):
+            for handle in _tap(layout.layers[site.layer], site, fn):
                 stack.callback(handle.remove)
         yield
 
 
-def apply_rows(x: Tensor, change: RowDelta) -> Tensor:
-    """`x [B, T, width]` with the rows of `change` changed; `x` itself is left as it is."""
+def apply_rows(x: Tensor, change: Change) -> Tensor:
+    """`x [B, T, width]` with what `change` says changed; `x` itself is left as it is."""
+    if isinstance(change, Coordinates):
+        out = x.clone()
+        out[..., change.dims] = change.values[:, None].to(x.dtype)
+        return out
     if x.shape[1] == 1 and len(change.batch) == x.shape[0]:  # one token per row, every row edited, in order
         return change.of(x[:, 0])[:, None]
     out = x.clone()
@@ -118,28 +139,20 @@ def _before_layer(fn: TapFunction) -> Callable[..., Any]:
     return hook
 
 
-def _tap_resid_mid(layer: LayerLayout, fn: TapFunction) -> list[RemovableHandle]:
-    """Between the branches the stream exists only as a sum, so the change goes onto the attention branch.
+def _before_norm(fn: TapFunction) -> Callable[..., None]:
+    """Between the branches the stream is the very tensor that the second norm is given, and the skip path with it.
 
-    What takes the stream's place there does so to rounding.
+    It is changed in place, before the norm reads it: nobody else holds it, and the sum that made it needs it for no
+    gradient. What a tap is shown is a copy, which stays as it was.
     """
-    skip: list[Tensor] = []
 
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        skip[:] = [_layer_input(args, kwargs)]
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        change = fn(x.clone())
+        if change is not None:
+            x.copy_(apply_rows(x, change))
 
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-        x = skip.pop() + output
-        change = fn(x)
-        if change is not None and change.base is not None:
-            rows = x[change.batch, change.time]
-            change = RowDelta(change.batch, change.time, change.of(rows) - rows)
-        return None if change is None else apply_rows(output, change)
-
-    return [
-        layer.module.register_forward_pre_hook(keep, with_kwargs=True),
-        _module(layer.attn_branch).register_forward_hook(hook),
-    ]
+    return hook
 
 
 def _tap_heads(site: Site, layer: LayerLayout, fn: TapFunction) -> list[RemovableHandle]:
