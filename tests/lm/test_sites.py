@@ -197,7 +197,9 @@ def test_with_nothing_edited_logits_are_transformers_bit_for_bit(any_tiny):
     ids = torch.tensor(IDS)
     with torch.no_grad():
         expected = any_tiny.hf(ids).logits
-        handles = tap(any_tiny, Site("resid_mid", 1), lambda x: None) + tap(any_tiny, Site("attn_z", 2), lambda x: None)
+        handles = tap(any_tiny.layout, Site("resid_mid", 1), lambda x: None) + tap(
+            any_tiny.layout, Site("attn_z", 2), lambda x: None
+        )
         try:
             tapped = any_tiny.forward(TokenBatch.full(ids))
         finally:
@@ -231,7 +233,7 @@ def test_logits_behind_a_cache_of_padded_rows_equal_those_without(any_tiny):
 
 @torch.no_grad()
 def edited_capture(model: LanguageModel, site: Site, change: RowDelta, read: str) -> Tensor:
-    handles = tap(model, site, lambda x: change)
+    handles = tap(model.layout, site, lambda x: change)
     try:
         return capture(model, TokenBatch.full(torch.tensor(IDS)), [read])[Site.parse(read)]
     finally:
@@ -285,8 +287,8 @@ def test_an_edit_of_one_head_changes_that_head_only(any_tiny, kind):
     delta = torch.ones(1, site_width(any_tiny, site))
     change = RowDelta(torch.tensor([0]), torch.tensor([3]), delta)
     plain = ByHand(any_tiny, torch.tensor(IDS)).sites(1)
-    handles = tap(any_tiny, site, lambda x: change)
-    handles += tap(any_tiny, Site(kind, 1), seen_by(seen := []))
+    handles = tap(any_tiny.layout, site, lambda x: change)
+    handles += tap(any_tiny.layout, Site(kind, 1), seen_by(seen := []))
     try:
         with torch.no_grad():
             any_tiny.forward(TokenBatch.full(torch.tensor(IDS)))
@@ -307,8 +309,8 @@ def test_what_takes_an_activation_s_place_is_there_bit_for_bit(any_tiny, kind):
     given[1, ::2] = float("nan")  # there x stays
     change = RowDelta(torch.tensor([0, 1]), torch.tensor([3, 6]), torch.full((2, width), -0.0), given)
     before, after = [], []
-    handles = tap(any_tiny, site, seen_by(before)) + tap(any_tiny, site, lambda x: change)
-    handles += tap(any_tiny, site, seen_by(after))
+    handles = tap(any_tiny.layout, site, seen_by(before)) + tap(any_tiny.layout, site, lambda x: change)
+    handles += tap(any_tiny.layout, site, seen_by(after))
     try:
         with torch.no_grad():
             any_tiny.forward(TokenBatch.full(torch.tensor(IDS)))

@@ -233,8 +233,8 @@ def check_reconstruction_error_kept(
     site = source.sites[0]
     assert site.kind == "resid_post"
     before, after = [], []
-    handles = tap(model, site, lambda x: before.append(x[0].clone()))  # registered first, so it sees x unedited
-    handles += tap(model, Site("resid_pre", site.layer + 1), lambda x: after.append(x[0].clone()))
+    handles = tap(model.layout, site, lambda x: before.append(x[0].clone()))  # registered first, so it sees x unedited
+    handles += tap(model.layout, Site("resid_pre", site.layer + 1), lambda x: after.append(x[0].clone()))
     try:
         decoded = run_decode(model, [prompt], DecodeConfig(max_new_tokens=6, stop_at_eos=False), source)
     finally:
@@ -393,13 +393,13 @@ def decode_and_look(
     def seen_by(into: list[Tensor]) -> Callable[[Tensor], None]:
         return lambda x: into.append(x[0].clone())
 
-    handles = [handle for site in source.sites for handle in tap(model, site, seen_by(before[site]))]
+    handles = [handle for site in source.sites for handle in tap(model.layout, site, seen_by(before[site]))]
     late: list[RemovableHandle] = []
 
     def look_behind(*_: object) -> None:  # in each pass, once decoding has registered its hooks
         for handle in late:
             handle.remove()
-        late[:] = [handle for site in source.sites for handle in tap(model, site, seen_by(after[site]))]
+        late[:] = [handle for site in source.sites for handle in tap(model.layout, site, seen_by(after[site]))]
 
     handles.append(model.hf.get_input_embeddings().register_forward_hook(look_behind))
     try:

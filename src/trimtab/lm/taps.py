@@ -54,12 +54,9 @@ def site_width(model: LanguageModel, site: Site) -> int:
     return _attention(layer).head_dim * (1 if site.head is not None else head_count(layer, site))
 
 
-def tap(model: LanguageModel, site: Site, fn: TapFunction) -> list[RemovableHandle]:
-    """Call `fn` at a site in every forward pass until the returned handles are removed."""
-    return _tap(model.layout.layers[site.layer], site, fn)
-
-
-def _tap(layer: LayerLayout, site: Site, fn: TapFunction) -> list[RemovableHandle]:
+def tap(layout: Layout, site: Site, fn: TapFunction) -> list[RemovableHandle]:
+    """Call `fn` at a site, which must exist, in every forward pass until the returned handles are removed."""
+    layer = layout.layers[site.layer]
     if site.kind == "resid_pre":
         return [layer.module.register_forward_pre_hook(_before_layer(fn), with_kwargs=True)]
     if site.kind == "resid_post":
@@ -93,7 +90,7 @@ def hooked(layout: Layout, edits: Mapping[Site, TapFunction]) -> Iterator[None]:
     """`edited` for a model of which no more is known than where its parts are; the sites must exist."""
     with ExitStack() as stack:
         for site, fn in sorted(edits.items(), key=lambda item: site_order(item[0])):
-            for handle in _tap(layout.layers[site.layer], site, fn):
+            for handle in tap(layout, site, fn):
                 stack.callback(handle.remove)
         yield
 

@@ -15,11 +15,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Adam:
-    """Adam for a module's parameters, the whole gradient clipped to a norm (0 does not clip)."""
+    """Adam for a module's parameters, the whole gradient clipped to a norm (0 does not clip).
 
-    def __init__(self, module: nn.Module, *, betas: tuple[float, float], clip_norm: float) -> None:
+    With a `weight_decay` it is AdamW (Loshchilov and Hutter 2019): each step takes lr · weight_decay off the weights.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, betas: tuple[float, float], clip_norm: float, weight_decay: float = 0.0
+    ) -> None:
         self._parameters = dict(module.named_parameters())
-        self._adam = torch.optim.Adam(self._parameters.values(), betas=betas, fused=True)
+        self._adam = torch.optim.Adam(
+            self._parameters.values(), betas=betas, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True
+        )
         self._clip_norm = clip_norm
 
     def step(self, lr: float) -> float:
@@ -45,7 +52,9 @@ class Adam:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state()`."""
+        """Go on from `state()`, where parameters that never had a gradient are missing."""
         for name, parameter in self._parameters.items():
+            if f"{name}.step" not in state:
+                continue
             parts = {key: state[f"{name}.{key}"] for key in (*MOMENTS, "step")}
             self._adam.state[parameter] = {key: part.to(parameter.device, copy=True) for key, part in parts.items()}

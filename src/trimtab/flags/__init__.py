@@ -1,0 +1,32 @@
+"""Flags: residual dimensions that a finetuning makes say what a model is about to write, and that decide it."""
+
+from trimtab.flags.curricula import CURRICULA, Curriculum, Phase
+from trimtab.flags.examples import Example, read_examples
+from trimtab.flags.files import load_flags, save_flags
+from trimtab.flags.loss import LOSSES
+from trimtab.flags.measuring import FlagMeasures, measure_flags
+from trimtab.flags.placing import place_flags
+from trimtab.flags.result import TrainedFlags
+from trimtab.flags.spec import FlagSpec
+from trimtab.flags.switches import FlagSource, switched
+from trimtab.flags.training import FlagTraining, train_flags
+
+__all__ = [
+    "CURRICULA",
+    "LOSSES",
+    "Curriculum",
+    "Example",
+    "FlagMeasures",
+    "FlagSource",
+    "FlagSpec",
+    "FlagTraining",
+    "Phase",
+    "TrainedFlags",
+    "load_flags",
+    "measure_flags",
+    "place_flags",
+    "read_examples",
+    "save_flags",
+    "switched",
+    "train_flags",
+]

@@ -1,0 +1,167 @@
+"""Where flags go in a model that has none yet: which dimensions, from which layer on, how large "on" is.
+
+Dimensions are those whose values vary least over ordinary text, so that little is lost when they are taken. "On" grows
+with depth because residual norms do: it is a multiple of the usual size of a coordinate at each site, or the paper's
+0.25·k after the MLP of layer k (k from 1) and 0.25·k − 0.125 after its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.errors import UserError, check_one_of
+from trimtab.flags.spec import FlagSpec, check_concepts
+from trimtab.lm import LanguageModel, Site, TokenBatch, edited
+from trimtab.lm.model import check_is_model
+from trimtab.runs import Meter, plain, whole_numbers
+
+Ramp = Literal["norms", "paper"]
+FIRST_CLEAN = 5 / 32
+"""Share of the depth below which the paper's flags never became clean; flags begin there unless told otherwise."""
+RAMP_SCALE = 3.0
+"""How many times the usual size of a coordinate "on" is, unless told otherwise."""
+MEASURED_TOKENS = 8192
+"""Tokens on which the residual stream is measured."""
+BATCH = 8
+
+
+class Residuals(NamedTuple):
+    """The residual stream at S sites over many tokens; each row's first token, often a sink, is left out."""
+
+    variance: Float[Tensor, "S d"]
+    size: Float[Tensor, " S"]
+    """Median over tokens of ‖x‖/√d, the usual size of a coordinate."""
+
+
+def flag_sites(model: LanguageModel, from_layer: int | None = None) -> list[Site]:
+    """After attention and after the MLP of every layer from one on; the paper's share of the depth by default.
+
+    Raises:
+        UserError: there is no such layer, or the model's streams between attention and MLP were not found.
+    """
+    first = round(FIRST_CLEAN * model.n_layers) if from_layer is None else whole_numbers(from_layer, "layer")[0]
+    if not 0 <= first < model.n_layers:
+        why = f"{model.name} has layers 0 to {model.n_layers - 1}"
+        raise UserError(f"flags from layer {first} on", why, "choose a layer in that range")
+    return [model.site(f"{kind}.{i}") for i in range(first, model.n_layers) for kind in ("resid_mid", "resid_post")]
+
+
+def place_flags(
+    model: LanguageModel,
+    concepts: Sequence[str],
+    texts: Sequence[str],
+    *,
+    dims: int | Mapping[str, Sequence[int]] = 16,
+    from_layer: int | None = None,
+    ramp: Ramp = "norms",
+    ramp_scale: float = RAMP_SCALE,
+) -> FlagSpec:
+    """Choose dimensions, sites and targets of flags for a model.
+
+    Args:
+        model: the model before it is finetuned.
+        concepts: names of the flags.
+        texts: ordinary text of the kind that the model will write; the first 8,192 tokens are looked at.
+        dims: how many dimensions in all, spread over the concepts, those of the lowest baseline variance; or the
+            dimensions of each concept. The variance of a dimension is divided by the site's mean variance and averaged
+            over sites.
+        from_layer: first layer with flags; 5/32 of the depth by default.
+        ramp: `norms` for `ramp_scale` times the median over tokens of ‖x‖/√d at each site, or `paper`.
+        ramp_scale: see there; `paper` does not use it.
+
+    Raises:
+        UserError: fewer dimensions than concepts or more than the model has, a dimension out of range or used twice, a
+            layer that does not exist, or a model whose residual sites cannot be found.
+    """
+    check_is_model(model)
+    check_concepts(concepts)
+    check_one_of("ramp", ramp, ("norms", "paper"))
+    if not (isinstance(ramp_scale, int | float) and 0 < ramp_scale < float("inf")):
+        raise UserError(f"ramp_scale {ramp_scale}", "it must be a number above 0", "give one like 3")
+    sites = flag_sites(model, from_layer)
+    given = isinstance(dims, Mapping)
+    chosen = _given_dims(concepts, dims) if isinstance(dims, Mapping) else []
+    if not given:
+        _check_count(model, concepts, whole_numbers(dims, "dims")[0])
+    found = None
+    if ramp == "norms" or not given:
+        found = measure_residuals(model, [model.encode_text(text) for text in texts], sites)
+    if not given:
+        assert found is not None
+        lowest = lowest_variance(found, whole_numbers(dims, "dims")[0])
+        chosen = [tuple(lowest[i :: len(concepts)]) for i in range(len(concepts))]
+    if ramp == "paper":
+        targets = {str(site): 0.25 * (site.layer + 1) - 0.125 * (site.kind == "resid_mid") for site in sites}
+    else:
+        assert found is not None
+        targets = {str(site): ramp_scale * float(size) for site, size in zip(sites, found.size, strict=True)}
+    # Values that every precision holds exactly, so that a target is the same number everywhere.
+    targets = {site: float(torch.tensor(target).bfloat16()) for site, target in targets.items()}
+    return FlagSpec(concepts=tuple(concepts), dims=tuple(chosen), d_model=model.d_model, targets=targets)
+
+
+def lowest_variance(residuals: Residuals, n: int) -> list[int]:
+    """The n dimensions that vary least, the least first."""
+    relative = residuals.variance / residuals.variance.mean(dim=1, keepdim=True)
+    return relative.mean(dim=0).argsort(stable=True)[:n].tolist()
+
+
+@torch.no_grad()
+def measure_residuals(model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site]) -> Residuals:
+    """Variance of every dimension and size of the residual stream at sites.
+
+    Args:
+        model: the model.
+        rows: token ids.
+        sites: in the order of the forward pass.
+
+    Raises:
+        UserError: there are not two tokens behind rows' first ones.
+    """
+    rows = [list(row) for row in rows if len(row) > 1]
+    sums = torch.zeros(2, len(sites), model.d_model, dtype=torch.float64)
+    norms: list[list[Tensor]] = [[] for _ in sites]
+    count = 0
+
+    def read(index: int, real: Tensor, x: Tensor) -> None:
+        kept = x[real].double().cpu()
+        sums[0, index] += kept.sum(dim=0)
+        sums[1, index] += kept.square().sum(dim=0)
+        norms[index].append(kept.norm(dim=-1))
+
+    with Meter("measuring the residual stream", min(MEASURED_TOKENS, sum(len(row) - 1 for row in rows))) as meter:
+        for start in range(0, len(rows), BATCH):
+            batch = TokenBatch.pad(rows[start : start + BATCH], model.pad_id, model.device)
+            real = batch.real & (batch.position_ids > 0)
+            with edited(model, {site: partial(read, i, real) for i, site in enumerate(sites)}):
+                model.forward(batch, last=1)
+            new = int(real.sum())
+            count += new
+            meter.advance(new)
+            if count >= MEASURED_TOKENS:
+                break
+    if count < 2:
+        raise UserError("the texts that flags are placed by", "they have fewer than two tokens", "give more text")
+    mean = sums[0] / count
+    size = torch.stack([torch.cat(found).median() for found in norms]) / model.d_model**0.5
+    return Residuals((sums[1] / count - mean.square()).clamp_min(0), size)
+
+
+def _given_dims(concepts: Sequence[str], dims: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
+    for name in dims:
+        if name not in concepts:
+            raise UserError(f"dimensions of {name!r}", f"the concepts are {', '.join(concepts)}", "name one of them")
+    return [tuple(whole_numbers(plain(dims.get(concept, [])), "dimension")) for concept in concepts]
+
+
+def _check_count(model: LanguageModel, concepts: Sequence[str], n: int) -> None:
+    if n < len(concepts):
+        raise UserError(f"{n} dimensions", f"there are {len(concepts)} concepts", "give at least one for each")
+    if n > model.d_model:
+        raise UserError(f"{n} dimensions", f"{model.name} has {model.d_model}", "give fewer")

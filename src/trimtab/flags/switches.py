@@ -1,0 +1,129 @@
+"""Flags as switches: at every site and step a concept's dimensions are set to on, off or a strength between them.
+
+A concept that is not named, or is None, stays free: the model itself decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.flags.files import NAME, load_flags
+from trimtab.flags.spec import FlagSpec
+from trimtab.lm import Edit, LanguageModel, PositionRule, Site
+from trimtab.lm.layouts import find_layout, text_config
+from trimtab.lm.taps import Coordinates, hooked
+from trimtab.steering import Choice, DirectionTable, StaticSource
+
+Switch = bool | float | None
+"""On, off, a strength (0 off, 1 on), or free."""
+
+
+def switch_values(flags: FlagSpec, switches: Mapping[str, Switch]) -> tuple[list[int], dict[Site, Float[Tensor, " K"]]]:
+    """Which dimensions are set, and to what at each site.
+
+    Raises:
+        UserError: a name is none of the concepts, a strength is not a finite number, or all concepts are free.
+    """
+    set_to: dict[int, float] = {}
+    for concept, switch in switches.items():
+        index = flags.index(concept)
+        if switch is None:
+            continue
+        if not isinstance(switch, int | float) or not math.isfinite(switch):
+            raise UserError(f"switch {concept}={switch!r}", "it is on, off or a strength", "give True, False or 0.5")
+        set_to |= dict.fromkeys(flags.dims[index], float(switch))
+    if not set_to:
+        raise UserError("the switches", "all flags are free", f"set one, such as {flags.concepts[0]}=True")
+    strength = torch.tensor(list(set_to.values()))
+    return list(set_to), {site: flags.targets[str(site)] * strength for site in flags.sites}
+
+
+class FlagSource(StaticSource):
+    """Flags as a source of interventions, for `steer`, `decode` and `applied`.
+
+    Args:
+        flags: the model's flags, as `load_flags` gives them.
+        switches: concepts that are on (True), off (False), at a strength (0 off, 1 on), or free (None).
+        positions: all by default, as in forced steps of the finetuning.
+
+    Raises:
+        UserError: as `switch_values` says; while decoding, if the flags do not fit the model.
+    """
+
+    def __init__(
+        self,
+        flags: FlagSpec,
+        switches: Mapping[str, Switch],
+        *,
+        positions: PositionRule | str | Sequence[int] = "all",
+    ) -> None:
+        self.flags, self.switches = flags, dict(switches)
+        dims, values = switch_values(flags, switches)
+        table = DirectionTable.axes(flags.d_model, dims)
+        self._dims = torch.tensor(dims)
+        super().__init__(
+            dict.fromkeys(values, table),
+            range(len(dims)),
+            dict(values),
+            operation="overwrite",
+            unit="absolute",
+            positions=positions,
+        )
+
+    def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
+        """What `overwrite` gives, which along axes is a difference of coordinates."""
+        held = x.index_select(1, self._dims.to(x.device)).to(choice.dose.dtype)
+        return Edit(choice.feature, choice.dose - held, choice.dose, target=choice.dose)
+
+
+@contextmanager
+def switched(
+    model: LanguageModel | transformers.PreTrainedModel,
+    flags: FlagSpec | Path | str | None = None,
+    /,
+    **switches: Switch,
+) -> Iterator[None]:
+    """Set flags in every forward pass of the `transformers` model inside the block.
+
+        with switched(model, sea=True):
+            model.generate(**tokenizer("Yesterday", return_tensors="pt"))
+
+    Every position is edited, so that `generate` may use beams, no cache, or any batch. `FlagSource` does the same and
+    leaves a trace.
+
+    Args:
+        model: of `transformers` or of `load_model`; its hooks are removed on leaving.
+        flags: the model's flags or their directory; by default those that lie beside the files it was loaded from.
+        switches: concepts that are on (True), off (False), at a strength (0 off, 1 on), or free (None).
+
+    Raises:
+        UserError: there are no flags, they are another model's, or a switch is none of theirs.
+    """
+    hf = model.hf if isinstance(model, LanguageModel) else model
+    if not isinstance(hf, transformers.PreTrainedModel):
+        what = f"the {type(model).__name__} whose flags are to be switched"
+        raise UserError(what, "it is no language model", "give one of transformers or of load_model")
+    name = (model.name if isinstance(model, LanguageModel) else hf.name_or_path) or ""
+    layout = find_layout(hf)
+    if not isinstance(flags, FlagSpec):
+        where = name if flags is None else flags
+        if flags is None and not (name and (Path(name) / NAME).is_file()):
+            why = f"there is no {NAME} beside its files"
+            raise UserError(f"switches of {name or type(hf).__name__}", why, "give the flags, or their directory")
+        flags = load_flags(where, model)
+    flags.check_fits(layout, int(text_config(hf).hidden_size), name or type(hf).__name__)
+    dims, values = switch_values(flags, switches)
+    device = hf.device
+    where = torch.tensor(dims, device=device)
+    changes = {site: Coordinates(where, row[None].to(device)) for site, row in values.items()}
+    with hooked(layout, {site: lambda _x, change=change: change for site, change in changes.items()}):
+        yield

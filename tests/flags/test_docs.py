@@ -1,0 +1,33 @@
+"""The examples of docs/flags.md run, one after the other, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_corpus import toy_examples
+
+from trimtab.lm import LanguageModel
+
+
+def test_the_page_runs(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps(asdict(example)) for example in toy_examples(48)]
+    Path("examples.jsonl").write_text("\n".join(lines))
+    page = (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8")
+    page = page.replace("steps=400", "steps=40, lr=3e-3")
+    known: dict[str, Any] = {"model": tiny_llama}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(code, "flags.md", "exec"), known)
+    said = capsys.readouterr().out
+    assert "2 flags in 8 dimensions, curriculum forced, 40 steps" in said
+    assert said.rstrip().endswith("True")
+    assert known["own"].result.curriculum == "own"
+    assert known["ids"].shape[1] > 20
+    assert known["flags"] == known["trained"].flags
