@@ -99,6 +99,13 @@ def test_a_chat_ends_with_the_models_end_token(tiny_llama: LanguageModel) -> Non
     assert tiny_llama.decode_ids(row.ids[row.prompt_length :], special=True) == "abc<eos>"
 
 
+def test_a_turn_that_holds_a_special_token_is_refused(tiny_llama: LanguageModel) -> None:
+    with pytest.raises(
+        UserError, match="'<eos>' in a turn of the assistant: tiny-llama would read it as a special token"
+    ):
+        encode(tiny_llama, [Example(prompt="Go", response="ab<eos>c")], chat=True, max_tokens=64)
+
+
 def test_long_examples(tiny_llama: LanguageModel) -> None:
     (row,) = encode(tiny_llama, [Example(prompt="Go", response="abcdef")], chat=False, max_tokens=5)
     assert tiny_llama.decode_ids(row.ids) == "Goabc"

@@ -24,6 +24,7 @@ from trimtab.flags import (
     Phase,
     TrainedFlags,
     measure_flags,
+    place_flags,
     switched,
     train_flags,
     training,
@@ -160,6 +161,16 @@ def test_a_run_that_is_done_is_read_back(tiny_llama: LanguageModel, flags: FlagS
         train_flags(tiny_llama, flags, toy_examples(30), run=tmp_path / "run", steps=5, **SMALL)
     with pytest.raises(UserError, match=r"curriculum\.phases was .* and is now"):
         train_flags(tiny_llama, flags, toy_examples(24), curriculum="plain", run=tmp_path / "run", steps=5, **SMALL)
+
+
+def test_every_layout_is_finetuned_and_read_back(any_tiny: LanguageModel, tmp_path: Path) -> None:
+    """Tied heads, scaled embeddings, transposed projections."""
+    examples = toy_examples(24)
+    flags = place_flags(any_tiny, ["sea", "war"], [example.response for example in examples], dims=4)
+    first, again = (train_flags(any_tiny, flags, examples, run=tmp_path / "run", steps=4, **SMALL) for _ in "12")
+    assert again.model.fingerprint == first.model.fingerprint != any_tiny.fingerprint
+    before, after = first.result.before.cross_entropy, first.result.after.cross_entropy
+    assert after.estimate < before.estimate
 
 
 @pytest.mark.parametrize(("every", "good"), [(5, 10), (1, 11)])

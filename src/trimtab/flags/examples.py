@@ -127,7 +127,8 @@ def encode(model: LanguageModel, examples: Sequence[Example], *, chat: bool, max
         max_tokens: responses are cut where an example has more.
 
     Raises:
-        UserError: a prompt leaves no room for a response, or a response gives no token.
+        UserError: a prompt leaves no room for a response, a response gives no token, or a turn of a chat holds a
+            special token.
     """
     end = model.tokenizer.eos_token_id
     found: list[Encoded] = []
@@ -136,8 +137,9 @@ def encode(model: LanguageModel, examples: Sequence[Example], *, chat: bool, max
         response = list(model.tokenizer(example.response, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
         if not response:
             raise UserError(f"example {i}", "its response gives no token", "give some text")
-        if chat and isinstance(end, int):
-            response.append(end)
+        if chat:
+            model.check_no_special("assistant", example.response)
+            response += [end] if isinstance(end, int) else []
         if len(prompt) >= max_tokens:
             why = f"its prompt has {len(prompt)} tokens, and an example may have {max_tokens}"
             raise UserError(f"example {i}", why, "shorten it, or raise max_tokens")

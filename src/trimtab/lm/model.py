@@ -183,7 +183,7 @@ class LanguageModel:
         if not self.tokenizer.chat_template:
             raise UserError(f"--chat with {self.name}", "the model has no chat template", "give a plain prompt")
         for turn in turns:
-            self._check_no_special(turn["role"], turn["content"])
+            self.check_no_special(turn["role"], turn["content"])
         begins = roles[0] == "system"
         hint = "put the system text into the first user turn" if begins else "let user and assistant take turns"
         try:
@@ -200,7 +200,7 @@ class LanguageModel:
             raise UserError("the chat", "it gives no token", "give some text")
         return ids
 
-    def _check_no_special(self, role: str, text: str) -> None:
+    def check_no_special(self, role: str, text: str) -> None:
         """Raise a `UserError` if a turn's text holds a special token, that for unknown text aside."""
         tokenizer = self.tokenizer
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]

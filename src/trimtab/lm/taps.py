@@ -99,7 +99,7 @@ def apply_rows(x: Tensor, change: Change) -> Tensor:
     """`x [B, T, width]` with what `change` says changed; `x` itself is left as it is."""
     if isinstance(change, Coordinates):
         out = x.clone()
-        out[..., change.dims] = change.values[:, None].to(x.dtype)
+        out[..., change.dims.to(x.device)] = change.values[:, None].to(x)
         return out
     if x.shape[1] == 1 and len(change.batch) == x.shape[0]:  # one token per row, every row edited, in order
         return change.of(x[:, 0])[:, None]
