@@ -25,7 +25,11 @@ class Adam:
     ) -> None:
         self._parameters = dict(module.named_parameters())
         self._adam = torch.optim.Adam(
-            self._parameters.values(), betas=betas, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True
+            self._parameters.values(),
+            betas=betas,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=weight_decay > 0,
+            fused=True,
         )
         self._clip_norm = clip_norm
 
