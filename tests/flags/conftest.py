@@ -19,7 +19,7 @@ from trimtab.lm import LanguageModel
 def flags(tiny_llama: LanguageModel) -> FlagSpec:
     """Two concepts of two dimensions each, at all eight sites."""
     texts = [example.response for example in toy_examples()]
-    return place_flags(tiny_llama, ["sea", "war"], texts, dims=4, from_layer=0)
+    return place_flags(tiny_llama, ["sea", "war"], texts, dims=4, from_layer=0, ramp_scale=3.0)
 
 
 @pytest.fixture(scope="session")

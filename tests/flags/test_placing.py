@@ -81,7 +81,7 @@ WRONG = {
     "too many": ({"dims": 33}, "33 dimensions: tiny-llama has 32; give fewer"),
     "layer": ({"from_layer": 4}, "flags from layer 4 on: tiny-llama has layers 0 to 3; choose a layer in that range"),
     "ramp": ({"ramp": "steep"}, "ramp 'steep': allowed are norms, paper; choose one of them"),
-    "scale": ({"ramp_scale": 0}, "ramp_scale 0: it must be a number above 0; give one like 3"),
+    "scale": ({"ramp_scale": 0}, "ramp_scale 0: it must be a number above 0; give one like 1"),
     "no text": (
         {"texts": ["a"]},
         "the texts that flags are placed by: they have fewer than two tokens; give more text",

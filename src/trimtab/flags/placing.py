@@ -24,7 +24,7 @@ from trimtab.runs import Meter, plain, whole_numbers
 Ramp = Literal["norms", "paper"]
 FIRST_CLEAN = 5 / 32
 """Share of the depth below which the paper's flags never became clean; flags begin there unless told otherwise."""
-RAMP_SCALE = 3.0
+RAMP_SCALE = 1.0
 """How many times the usual size of a coordinate "on" is, unless told otherwise."""
 MEASURED_TOKENS = 8192
 """Tokens on which the residual stream is measured."""
@@ -83,7 +83,7 @@ def place_flags(
     check_concepts(concepts)
     check_one_of("ramp", ramp, ("norms", "paper"))
     if not (isinstance(ramp_scale, int | float) and 0 < ramp_scale < float("inf")):
-        raise UserError(f"ramp_scale {ramp_scale}", "it must be a number above 0", "give one like 3")
+        raise UserError(f"ramp_scale {ramp_scale}", "it must be a number above 0", "give one like 1")
     sites = flag_sites(model, from_layer)
     given = isinstance(dims, Mapping)
     chosen = _given_dims(concepts, dims) if isinstance(dims, Mapping) else []
