@@ -258,6 +258,14 @@ WRONG = {
     ),
     "no examples": ({"examples": []}, "concept 'sea': 0 of 0 examples have it"),
     "dictionaries": ({"examples": [{}]}, "example 0: it is a dict, not an Example; give trimtab.flags.Example("),
+    "a typo among those held out": (
+        {"heldout": [Example(prompt="Hm", response="on", concepts=["saa"])]},
+        "concept 'saa': the concepts are sea, war; did you mean sea?",
+    ),
+    "a prompt held out that is too long": (
+        {"heldout": [Example(prompt="Hm" * 200, response="on")]},
+        "example 0: its prompt has 400 tokens, and an example may have 256; shorten it, or raise max_tokens",
+    ),
     "no concept": (
         {"examples": [Example(prompt="Go", response=letters) for letters in LETTERS.values()]},
         "concept 'sea': 0 of 3 examples have it",

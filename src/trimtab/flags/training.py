@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.flags.curricula import CURRICULA, Curriculum
-from trimtab.flags.examples import Encoded, Example, LabelledBatch, batch_of, check_learnable, encode
+from trimtab.flags.examples import Encoded, Example, LabelledBatch, batch_of, check_learnable, check_names, encode
 from trimtab.flags.files import load_flags, save_flags
 from trimtab.flags.loss import LOSSES, FlagReading, forcing, response_loss
 from trimtab.flags.measuring import measure_encoded, strengths_right
@@ -157,6 +157,11 @@ def train_flags(
         raise UserError(f"finetuning {model.name}", why, 'load it with dtype="float32"')
     trained_on, measured_on = _divide(examples, heldout, config.holdout)
     check_learnable(trained_on, flags.concepts)
+    for example in measured_on:
+        check_names(example, flags.concepts)
+    tokens, heldout_tokens = (
+        encode(model, part, chat=config.chat, max_tokens=config.max_tokens) for part in (trained_on, measured_on)
+    )
     described = {"curriculum": config_dict(schedule), **config_dict(config), "flags": json_safe(flags)}
     with (
         kept_or_temporary(run) as path,
@@ -171,9 +176,13 @@ def train_flags(
             load_flags(path / MODEL, tuned)
         else:
             tuned = LanguageModel.from_hf(copy.deepcopy(model.hf), model.tokenizer, f"{model.name} with flags")
-            training = _Finetuning(tuned, flags, schedule, config, trained_on, opened, kept=run is not None)
+            training = _Finetuning(tuned, flags, schedule, config, trained_on, tokens, opened, kept=run is not None)
             training.run_to_end()
-            before, after = (_measure(each, flags, measured_on or trained_on, config) for each in (model, tuned))
+            measured = (measured_on, heldout_tokens) if measured_on else (trained_on, tokens)
+            before, after = (
+                measure_encoded(each, flags, *measured, config.batch_size, config.loss, config.seed)
+                for each in (model, tuned)
+            )
             name = curriculum if isinstance(curriculum, str) else "own"
             result = FlagTrainingResult(
                 curriculum=next((known for known, one in CURRICULA.items() if one == schedule), name),
@@ -230,11 +239,6 @@ def _data_hash(*parts: Sequence[Example]) -> str:
     return text_id(json.dumps(said))
 
 
-def _measure(model: LanguageModel, flags: FlagSpec, examples: Sequence[Example], config: FlagTraining) -> Any:
-    encoded = encode(model, examples, chat=config.chat, max_tokens=config.max_tokens)
-    return measure_encoded(model, flags, examples, encoded, config.batch_size, config.loss, config.seed)
-
-
 def _save_anew(model: LanguageModel, flags: FlagSpec, path: Path, about: FlagTrainingResult) -> None:
     """Save in a run, where a kill may have left a model of the same bits."""
     shutil.rmtree(path, ignore_errors=True)
@@ -283,14 +287,14 @@ class _Finetuning:
         curriculum: Curriculum,
         config: FlagTraining,
         examples: Sequence[Example],
+        encoded: Sequence[Encoded],
         run: Run,
         *,
         kept: bool,
     ) -> None:
         self.kept = kept
         self.model, self.flags, self.curriculum, self.config, self.run = model, flags, curriculum, config, run
-        self.examples = list(examples)
-        self.encoded: list[Encoded] = encode(model, examples, chat=config.chat, max_tokens=config.max_tokens)
+        self.examples, self.encoded = examples, encoded
         model.hf.requires_grad_(True)
         self.adam = Adam(model.hf, betas=BETAS, clip_norm=config.clip_norm, weight_decay=config.weight_decay)
         self.step, self.window, self._orders = 0, dict[str, float](), dict[int, np.ndarray]()
