@@ -1,5 +1,6 @@
 """Flags: residual dimensions that a finetuning makes say what a model is about to write, and that decide it."""
 
+from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import CURRICULA, Curriculum, Phase
 from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import load_flags, save_flags
@@ -9,7 +10,7 @@ from trimtab.flags.placing import place_flags
 from trimtab.flags.result import TrainedFlags
 from trimtab.flags.spec import FlagSpec
 from trimtab.flags.switches import FlagSource, switched
-from trimtab.flags.training import FlagTraining, train_flags
+from trimtab.flags.training import train_flags
 
 __all__ = [
     "CURRICULA",

@@ -12,7 +12,6 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +20,11 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import CURRICULA, Curriculum
 from trimtab.flags.examples import Encoded, Example, LabelledBatch, batch_of, check_learnable, check_names, encode
 from trimtab.flags.files import load_flags, save_flags
-from trimtab.flags.loss import LOSSES, FlagReading, forcing, response_loss
+from trimtab.flags.loss import FlagReading, forcing, response_loss
 from trimtab.flags.measuring import measure_encoded, strengths_right
 from trimtab.flags.result import FlagTrainingResult, TrainedFlags
 from trimtab.flags.spec import FlagSpec
@@ -33,8 +33,6 @@ from trimtab.lm.model import check_is_model
 from trimtab.runs import (
     Meter,
     Run,
-    check_least,
-    check_values,
     config_dict,
     field_types,
     json_safe,
@@ -60,56 +58,6 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 BETAS = (0.9, 0.999)
 ORDER_STREAM = 32
 """Of the draws that order the examples of an epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlagTraining:
-    """How a model is finetuned. Optimiser and clipping are the paper's.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-
-    steps: int = 1000
-    """Optimiser steps."""
-    batch_size: int = 8
-    """Examples per step."""
-    max_tokens: int = 256
-    """Tokens of an example; longer responses are cut."""
-    chat: bool = False
-    """Whether prompts are turns of a user and responses those of the model, in its chat template."""
-    lr: float = 3e-5
-    """AdamW's learning rate after warm-up."""
-    warmup_share: float = 0.02
-    """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.01
-    """AdamW's."""
-    clip_norm: float = 5.0
-    """Largest norm of the gradient of all weights; 0 does not clip."""
-    loss: str = "normalised_l1"
-    """Form of the flags' loss, by a name in `LOSSES`."""
-    holdout: float = 0.1
-    """Share of the examples held out, unless held-out ones are given."""
-    seed: int = 0
-    """Seed of the order of examples and of forced steps."""
-    log_every: int = 10
-    """Steps between lines of metrics."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints; the last two are kept."""
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "steps", "batch_size", "log_every", "checkpoint_every")
-        check_least(self, 2, "max_tokens")
-        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "lr")
-        check_values(self, "from 0 to below 1", lambda value: 0 <= value < 1, "warmup_share", "holdout")
-        check_values(self, "at least 0 and finite", lambda value: 0 <= value < math.inf, "weight_decay", "clip_norm")
-        if self.loss not in LOSSES:
-            raise UserError(f"loss {self.loss!r}", f"it is one of {', '.join(LOSSES)}", "choose one")
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step."""
-        warmup = round(self.warmup_share * self.steps)
-        return self.lr * min(1.0, (step + 1) / max(warmup, 1))
 
 
 NOT_THE_RESULT = ("checkpoint_every",)
