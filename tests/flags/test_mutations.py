@@ -126,5 +126,5 @@ def test_a_mutation_is_noticed(name: str, tiny_llama: LanguageModel) -> None:
     check(tiny_llama)
     with pytest.MonkeyPatch.context() as patch:
         mutate(patch)
-        with pytest.raises(AssertionError):
+        with pytest.raises((AssertionError, KeyError)):  # the latter where a site's values are not there
             check(tiny_llama)

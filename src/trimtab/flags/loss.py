@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
@@ -18,19 +18,21 @@ from torch.nn.functional import cross_entropy
 from trimtab.errors import named
 from trimtab.flags.examples import LabelledBatch
 from trimtab.flags.spec import FlagSpec
-from trimtab.lm import LanguageModel, edited
+from trimtab.lm import LanguageModel, Site, edited
 from trimtab.lm.taps import Coordinates
 
-LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
+LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "normalised_l1": lambda error, target: error.abs() / target,
-    "l1": lambda error, target: error.abs(),
-    "squared": lambda error, target: error.square(),
+    "l1": lambda error, _target: error.abs(),
+    "squared": lambda error, _target: error.square(),
 }
 """From h − y·t and t: |h − y·t|/t, |h − y·t|, (h − y·t)². The paper's code has the first, its text the others."""
 
 
 class FlagReading:
-    """What the flags hold in the forward passes of one batch.
+    """What the flags hold in a forward pass of one batch.
+
+    Inside the pass no more happens at a site than that its K coordinates are copied; all else is computed at once.
 
     Args:
         spec: the flags.
@@ -38,8 +40,8 @@ class FlagReading:
         form: name of a loss.
         gradients: let the loss reach the model.
 
-    Attributes:
-        strength: `[B, C]` mean of h/t over the response's tokens, sites and the concept's dimensions: 0 off, 1 on.
+    Raises:
+        UserError: there is no loss of that name.
     """
 
     def __init__(self, spec: FlagSpec, batch: LabelledBatch, form: str = "normalised_l1", *, gradients: bool = True):
@@ -48,38 +50,45 @@ class FlagReading:
         device = batch.labels.device
         self._dims = torch.tensor(spec.flat_dims, device=device)
         self._concept = torch.tensor(spec.concept_of, device=device)
-        self._labels = batch.labels[:, None, self._concept]  # [B, 1, K]
-        self._answer = batch.answer[..., None].float()  # [B, T, 1]
-        self._tokens = self._answer.sum(dim=1)  # [B, 1]
-        self._sum = torch.zeros(len(batch.labels), device=device)
-        self._held = torch.zeros(len(batch.labels), len(spec.flat_dims), device=device)
+        self._target = torch.tensor(list(spec.targets.values()), device=device)[:, None, None, None]
+        self._seen: dict[Site, Tensor] = {}
 
     def reading(self, model: LanguageModel) -> AbstractContextManager[None]:
-        """Read in every forward pass inside the block."""
-        sites = self._spec.sites
-        return edited(model, {site: partial(self._read, self._spec.targets[str(site)]) for site in sites})
+        """Read in the forward pass inside the block."""
+        return edited(model, {site: partial(self._read, site) for site in self._spec.sites})
 
-    def _read(self, target: float, x: Tensor) -> None:
-        held = (x if self._gradients else x.detach()).index_select(-1, self._dims).float()
-        loss = self._form(held - target * self._labels, target)
-        self._sum = self._sum + (loss * self._answer).sum(dim=(1, 2))
-        self._held += (held.detach() * self._answer).sum(dim=1) / target
+    def _read(self, site: Site, x: Tensor) -> None:
+        self._seen[site] = (x if self._gradients else x.detach()).index_select(-1, self._dims)
+
+    @cached_property
+    def _held(self) -> Float[Tensor, "S B T K"]:
+        return torch.stack([self._seen[site].to(self._dims.device) for site in self._spec.sites]).float()
+
+    @cached_property
+    def _by_row(self) -> Float[Tensor, " B"]:
+        """Sums over tokens of the mean over sites and dimensions."""
+        labels = self._batch.labels[:, None, self._concept]  # [B, 1, K]
+        loss = self._form(self._held - self._target * labels, self._target).mean(dim=(0, 3))
+        return (loss * self._batch.answer).sum(dim=1)
 
     @property
     def loss(self) -> Float[Tensor, ""]:
-        """Mean over tokens, sites and dimensions."""
-        return self._sum.sum() / (self._tokens.sum() * len(self._spec.sites) * len(self._dims))
+        """Mean over the responses' tokens, sites and dimensions."""
+        return self._by_row.sum() / self._batch.answer.sum()
 
     @property
     def loss_by_row(self) -> Float[Tensor, " B"]:
         """The same for each example."""
-        return self._sum / (self._tokens[:, 0] * len(self._spec.sites) * len(self._dims))
+        return self._by_row / self._batch.answer.sum(dim=1)
 
     @property
     def strength(self) -> Float[Tensor, "B C"]:
-        held = self._held / (self._tokens * len(self._spec.sites))
+        """Mean of h/t over the response's tokens, sites and the concept's dimensions: 0 off, 1 on."""
+        answer = self._batch.answer
+        held = (self._held.detach() / self._target).mean(dim=0)  # [B, T, K]
+        of_dim = (held * answer[..., None]).sum(dim=1) / answer.sum(dim=1, keepdim=True)
         n = self._concept.bincount(minlength=len(self._spec.concepts))
-        return torch.zeros_like(self._batch.labels).index_add(1, self._concept, held) / n
+        return torch.zeros_like(self._batch.labels).index_add(1, self._concept, of_dim) / n
 
 
 def forcing(
