@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ FLAGS = FlagSpec(
 SWITCHES = [
     {"sea": True},
     {"sea": False, "war": True},
-    {"sea": None, "war": 0.3, "old town": False},
+    {"sea": None, "war": np.float32(0.3), "old town": False},
 ]
 
 

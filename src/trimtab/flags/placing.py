@@ -45,7 +45,7 @@ def flag_sites(model: LanguageModel, from_layer: int | None = None) -> list[Site
     Raises:
         UserError: there is no such layer, or the model's streams between attention and MLP were not found.
     """
-    first = round(FIRST_CLEAN * model.n_layers) if from_layer is None else whole_numbers(from_layer, "layer")[0]
+    first = round(FIRST_CLEAN * model.n_layers) if from_layer is None else _one_number(from_layer, "layer")
     if not 0 <= first < model.n_layers:
         why = f"{model.name} has layers 0 to {model.n_layers - 1}"
         raise UserError(f"flags from layer {first} on", why, "choose a layer in that range")
@@ -84,17 +84,17 @@ def place_flags(
     check_one_of("ramp", ramp, ("norms", "paper"))
     if not (isinstance(ramp_scale, int | float) and 0 < ramp_scale < float("inf")):
         raise UserError(f"ramp_scale {ramp_scale}", "it must be a number above 0", "give one like 1")
+    if isinstance(texts, str):
+        raise UserError("the texts that flags are placed by", "they are one text", "give a list of texts")
     sites = flag_sites(model, from_layer)
-    given = isinstance(dims, Mapping)
-    chosen = _given_dims(concepts, dims) if isinstance(dims, Mapping) else []
-    if not given:
-        _check_count(model, concepts, whole_numbers(dims, "dims")[0])
+    chosen = _given_dims(concepts, dims) if isinstance(dims, Mapping) else None
+    count = 0 if isinstance(dims, Mapping) else _checked_count(model, concepts, dims)
     found = None
-    if ramp == "norms" or not given:
+    if ramp == "norms" or chosen is None:
         found = measure_residuals(model, [model.encode_text(text) for text in texts], sites)
-    if not given:
+    if chosen is None:
         assert found is not None
-        lowest = lowest_variance(found, whole_numbers(dims, "dims")[0])
+        lowest = lowest_variance(found, count)
         chosen = [tuple(lowest[i :: len(concepts)]) for i in range(len(concepts))]
     if ramp == "paper":
         targets = {str(site): 0.25 * (site.layer + 1) - 0.125 * (site.kind == "resid_mid") for site in sites}
@@ -160,8 +160,18 @@ def _given_dims(concepts: Sequence[str], dims: Mapping[str, Sequence[int]]) -> l
     return [tuple(whole_numbers(plain(dims.get(concept, [])), "dimension")) for concept in concepts]
 
 
-def _check_count(model: LanguageModel, concepts: Sequence[str], n: int) -> None:
+def _checked_count(model: LanguageModel, concepts: Sequence[str], dims: int) -> int:
+    n = _one_number(dims, "dimension")
     if n < len(concepts):
         raise UserError(f"{n} dimensions", f"there are {len(concepts)} concepts", "give at least one for each")
     if n > model.d_model:
         raise UserError(f"{n} dimensions", f"{model.name} has {model.d_model}", "give fewer")
+    return n
+
+
+def _one_number(given: int, what: str) -> int:
+    found = whole_numbers(given, what)
+    if len(found) != 1:
+        hint = 'give one number, or each concept\'s like {"sea": [3, 17]}' if what == "dimension" else "give one number"
+        raise UserError(f"{what}s {found}", "one number is needed", hint)
+    return found[0]

@@ -21,6 +21,7 @@ from trimtab.flags.spec import FlagSpec
 from trimtab.lm import Edit, LanguageModel, PositionRule, Site
 from trimtab.lm.layouts import find_layout, text_config
 from trimtab.lm.taps import Coordinates, hooked
+from trimtab.runs import plain
 from trimtab.steering import Choice, DirectionTable, StaticSource
 
 Switch = bool | float | None
@@ -34,8 +35,8 @@ def switch_values(flags: FlagSpec, switches: Mapping[str, Switch]) -> tuple[list
         UserError: a name is none of the concepts, a strength is not a finite number, or all concepts are free.
     """
     set_to: dict[int, float] = {}
-    for concept, switch in switches.items():
-        index = flags.index(concept)
+    for concept, given in switches.items():
+        index, switch = flags.index(concept), plain(given)
         if switch is None:
             continue
         if not isinstance(switch, int | float) or not math.isfinite(switch):
