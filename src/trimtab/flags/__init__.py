@@ -1,5 +1,6 @@
 """Flags: residual dimensions that a finetuning makes say what a model is about to write, and that decide it."""
 
+from trimtab.flags.concepts import read_concepts
 from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import CURRICULA, Curriculum, Phase
 from trimtab.flags.examples import Example, read_examples
@@ -26,6 +27,7 @@ __all__ = [
     "load_flags",
     "measure_flags",
     "place_flags",
+    "read_concepts",
     "read_examples",
     "save_flags",
     "switched",

@@ -1,0 +1,42 @@
+"""Files that list concepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.errors import UserError
+from trimtab.flags import read_concepts
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("sea: the sea, ships\n\n# a comment\nwar  # of armies\n", {"sea": "the sea, ships", "war": "war"}),
+        ('["sea", "war"]', {"sea": "sea", "war": "war"}),
+        ('{"war": "armies", "sea": ""}', {"war": "armies", "sea": "sea"}),
+    ],
+)
+def test_reads_lines_lists_and_objects(tmp_path: Path, text: str, found: dict[str, str]) -> None:
+    path = tmp_path / "concepts"
+    path.write_text(text, encoding="utf-8")
+    assert list(read_concepts(path).items()) == list(found.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# nothing\n", "it names no concept"),
+        ("sea\nwar\nsea\n", "'sea': it is named twice"),
+        ('{"sea": "a", "sea": "b"}', "'sea': it is named twice"),
+        ("[1, 2]", "names and descriptions are texts"),
+        ('["sea",', "it is not JSON"),
+        (": no name\n", "it is no name"),
+    ],
+)
+def test_refuses_what_is_no_list_of_concepts(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "concepts"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_concepts(path)
