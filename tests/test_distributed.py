@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
@@ -43,6 +44,9 @@ def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with Ranks.from_environment() as ranks:
         assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)
         assert (ranks.gather("a"), ranks.broadcast(3), ranks.device("cuda")) == (["a"], 3, "cuda")
+        alone = torch.ones(2)
+        ranks.add_up([alone])
+        assert torch.equal(alone, torch.ones(2))
         ranks.barrier()
 
 
@@ -81,6 +85,9 @@ def test_objects_and_tensors_go_from_rank_to_rank_and_a_process_can_join_again(s
                 assert torch.equal(into[0], 2 * x) and torch.equal(into[1], 3 * x)
             else:
                 ranks.send(x, 0).wait()
+            parts = [torch.full((2, 3), float(ranks.rank)), torch.ones(3, 2).T * ranks.rank]
+            ranks.add_up(parts)
+            assert all(torch.equal(part, torch.full((2, 3), 3.0)) for part in parts)
             ranks.barrier()
     print("ranks", ranks.size)
     """

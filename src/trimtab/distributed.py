@@ -1,10 +1,11 @@
 """Several processes at one job, as torchrun starts them: who is who, what they tell each other, how they fail together.
 
-All goes through `torch.distributed` with gloo, from CPU memory to CPU memory, whatever device the model is on. Three
-things it does not do by itself. Its waits end at a limit, and a rank may work for hours while the others wait, so the
-limit is a month, and each exchange begins with an all-to-all, which fails at once when any connection closes: a process
-that ends closes its own. Its errors name no rank, so a failing rank leaves its reason in the store, and one that left
-none is the one that nothing can be sent to. And it asks for no signs of life from a machine that vanishes.
+All goes through `torch.distributed` with gloo, from CPU memory to CPU memory, whatever device the model is on; sums of
+tensors on CUDA devices alone go through NCCL. Three things gloo does not do by itself. Its waits end at a limit, and a
+rank may work for hours while the others wait, so the limit is a month, and each exchange begins with an all-to-all,
+which fails at once when any connection closes: a process that ends closes its own. Its errors name no rank, so a
+failing rank leaves its reason in the store, and one that left none is the one that nothing can be sent to. And it asks
+for no signs of life from a machine that vanishes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -76,6 +77,7 @@ class Ranks:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store: Store | None = None
         self._group: dist.ProcessGroup | None = None
+        self._nccl: dist.ProcessGroup | None = None
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -149,6 +151,34 @@ class Ranks:
             dist.broadcast_object_list(found, src=0, group=self._group)
         return found[0]
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all ranks in the place of each tensor, which has the same shape on all of them.
+
+        Tensors on CUDA devices go through NCCL, from device to device.
+
+        Raises:
+            RankLostError: a rank is gone.
+        """
+        if self._group is None or not tensors:
+            return
+        dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+        if dense[0].is_cuda:
+            self.barrier()  # NCCL does not notice who is gone
+        with self.losses_named():
+            group = self._device_group() if dense[0].is_cuda else self._group
+            transfers: list[Any] = [dist.all_reduce(tensor, group=group, async_op=True) for tensor in dense]
+            for transfer in transfers:
+                transfer.wait()
+        for tensor, summed in zip(tensors, dense, strict=True):
+            if tensor is not summed:
+                tensor.copy_(summed)
+
+    def _device_group(self) -> dist.ProcessGroup:
+        """The same processes, joined by NCCL when it is first needed."""
+        if self._nccl is None:
+            self._nccl = cast(dist.ProcessGroup, dist.new_group(backend="nccl", timeout=JOIN_TIMEOUT))
+        return self._nccl
+
     def send(self, tensor: Tensor, to: int) -> Transfer:
         """Begin to send a contiguous CPU tensor, which must not change before the transfer's `wait`."""
         with self.losses_named():
@@ -216,9 +246,10 @@ class Ranks:
 
     def _leave(self) -> None:
         """Close the connections, which wakes whoever waits on them."""
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-            self._group = None
+        for group in (self._nccl, self._group):
+            if group is not None:
+                dist.destroy_process_group(group)
+        self._group = self._nccl = None
 
     def _lost(self, error: RuntimeError) -> RankLostError:
         with contextlib.suppress(RuntimeError):

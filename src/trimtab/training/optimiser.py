@@ -15,7 +15,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Adam:
-    """Adam for a module's parameters, the whole gradient clipped to a norm (0 does not clip).
+    """Adam for those of a module's parameters that require gradients, the whole gradient clipped to a norm (0: none).
 
     With a `weight_decay` it is AdamW (Loshchilov and Hutter 2019): each step takes lr · weight_decay off the weights.
     """
@@ -23,7 +23,7 @@ class Adam:
     def __init__(
         self, module: nn.Module, *, betas: tuple[float, float], clip_norm: float, weight_decay: float = 0.0
     ) -> None:
-        self._parameters = dict(module.named_parameters())
+        self._parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self._adam = torch.optim.Adam(
             self._parameters.values(),
             betas=betas,
