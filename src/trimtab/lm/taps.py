@@ -42,8 +42,21 @@ class Coordinates(NamedTuple):
     values: Tensor  # [B, K], or [1, K] for all rows alike
 
 
+class CoordinateReader(NamedTuple):
+    """Coordinates that are read at every position: `keep(x[..., dims])`, a copy that gradients flow through."""
+
+    dims: Tensor  # [K]
+    keep: Callable[[Tensor], None]
+
+    def read(self, x: Float[Tensor, "B T d"]) -> None:
+        """Keep them."""
+        self.keep(x.index_select(-1, self.dims.to(x.device)))
+
+
 Change = RowDelta | Coordinates
 TapFunction = Callable[[Tensor], Change | None]
+Tap = TapFunction | Coordinates | CoordinateReader
+"""What is done at a site. The last two need no copy of an activation to look at."""
 
 
 def site_width(model: LanguageModel, site: Site) -> int:
@@ -54,9 +67,12 @@ def site_width(model: LanguageModel, site: Site) -> int:
     return _attention(layer).head_dim * (1 if site.head is not None else head_count(layer, site))
 
 
-def tap(layout: Layout, site: Site, fn: TapFunction) -> list[RemovableHandle]:
-    """Call `fn` at a site, which must exist, in every forward pass until the returned handles are removed."""
+def tap(layout: Layout, site: Site, given: Tap) -> list[RemovableHandle]:
+    """Tap a site, which must exist, in every forward pass until the returned handles are removed."""
     layer = layout.layers[site.layer]
+    if site.kind == "resid_mid":
+        return [_module(layer.mlp_norm).register_forward_pre_hook(_before_norm(given))]
+    fn = _function(given)
     if site.kind == "resid_pre":
         return [layer.module.register_forward_pre_hook(_before_layer(fn), with_kwargs=True)]
     if site.kind == "resid_post":
@@ -65,18 +81,17 @@ def tap(layout: Layout, site: Site, fn: TapFunction) -> list[RemovableHandle]:
         return [_module(layer.attn_branch).register_forward_hook(_after(fn))]
     if site.kind == "mlp_out":
         return [_module(layer.mlp_branch).register_forward_hook(_after(fn))]
-    if site.kind == "resid_mid":
-        return [_module(layer.mlp_norm).register_forward_pre_hook(_before_norm(fn))]
     return _tap_heads(site, layer, fn)
 
 
 @contextmanager
-def edited(model: LanguageModel, edits: Mapping[Site, TapFunction]) -> Iterator[None]:
+def edited(model: LanguageModel, edits: Mapping[Site, Tap]) -> Iterator[None]:
     """Apply edits in every forward pass inside the block.
 
     Args:
         model: the model; its hooks are removed on leaving.
-        edits: per site a function from the activation `[B, T, width]` to the rows to change, or None.
+        edits: per site a function from the activation `[B, T, width]` to the rows to change, or None; or coordinates
+            to set or to read.
 
     Raises:
         UserError: a site does not exist in the model.
@@ -86,7 +101,7 @@ def edited(model: LanguageModel, edits: Mapping[Site, TapFunction]) -> Iterator[
 
 
 @contextmanager
-def hooked(layout: Layout, edits: Mapping[Site, TapFunction]) -> Iterator[None]:
+def hooked(layout: Layout, edits: Mapping[Site, Tap]) -> Iterator[None]:
     """`edited` for a model of which no more is known than where its parts are; the sites must exist."""
     with ExitStack() as stack:
         for site, fn in sorted(edits.items(), key=lambda item: site_order(item[0])):
@@ -106,6 +121,12 @@ def apply_rows(x: Tensor, change: Change) -> Tensor:
     out = x.clone()
     out[change.batch, change.time] = change.of(x[change.batch, change.time])
     return out
+
+
+def _function(given: Tap) -> TapFunction:
+    if isinstance(given, Coordinates):
+        return lambda _x: given
+    return given.read if isinstance(given, CoordinateReader) else given
 
 
 def _after(fn: TapFunction) -> Callable[..., Any]:
@@ -136,17 +157,20 @@ def _before_layer(fn: TapFunction) -> Callable[..., Any]:
     return hook
 
 
-def _before_norm(fn: TapFunction) -> Callable[..., None]:
+def _before_norm(given: Tap) -> Callable[..., None]:
     """Between the branches the stream is the very tensor that the second norm is given, and the skip path with it.
 
     It is changed in place, before the norm reads it: nobody else holds it, and the sum that made it needs it for no
-    gradient. What a tap is shown is a copy, which stays as it was.
+    gradient. What a function is shown is a copy, which stays as it was.
     """
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
-        change = fn(x.clone())
-        if change is not None:
+        if isinstance(given, CoordinateReader):
+            given.read(x)
+        elif isinstance(given, Coordinates):
+            x[..., given.dims.to(x.device)] = given.values[:, None].to(x)
+        elif (change := given(x.clone())) is not None:
             x.copy_(apply_rows(x, change))
 
     return hook
