@@ -71,3 +71,21 @@ def test_rollout_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> N
             "unsteered", "ratio", "none_ratio", "kl_ratio", *(rate for _, rate in copies),
         }  # fmt: skip
     assert set(found) >= {"device_name", "threads", "torch", "load_average"}
+
+
+@pytest.mark.slow
+def test_flags_step_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    sizes = {"batch-size": 2, "tokens": 24, "concepts": 2, "dims": 4, "repeats": 3, "threads": 1}
+    command = [sys.executable, str(BENCHMARKS / "flags_step.py"), "--json", "--model", str(tmp_path / "model")]
+    command += [f"--{name}={size}" for name, size in sizes.items()]
+    done = subprocess.run([*command, "--only=lora"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for kind in ("auxiliary", "forced"):
+        low, high = found[f"lora.{kind}.interval"]
+        assert 0 < low <= found[f"lora.{kind}.ratio"] <= high
+        assert 0.5 < found[f"lora.{kind}.memory_ratio"] < 2
+    assert found["lora.plain_seconds"] > 0
+    assert set(found) >= {"threads", "torch", "load_average", "repeats"}

@@ -37,6 +37,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "sae stats": {"sae": "a"},
     "sae convert": {"source": "a", "destination": Path("a")},
     "demo": {},
+    "flags train": {"concepts": Path("a"), "data": (Path("a"),)},
     "policy headroom": {"task": "a"},
     "policy train": {"task": "a"},
     "policy evaluate": {"policy": (Path("a"),)},

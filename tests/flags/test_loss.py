@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from trimtab.errors import UserError
 from trimtab.flags import LOSSES, Example, FlagSpec
 from trimtab.flags.examples import LabelledBatch, batch_of, encode
 from trimtab.flags.loss import FlagReading, forcing, response_loss
-from trimtab.flags.training import step_loss
+from trimtab.flags.steps import recomputed_layers, step_loss
 from trimtab.lm import LanguageModel, Site, TokenBatch, capture
 
 EXAMPLES = [
@@ -159,8 +161,7 @@ def test_gradients_flow_to_everything_but_what_was_overwritten(any_tiny: Languag
     given = batch(any_tiny)
     any_tiny.hf.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            loss = step_loss(any_tiny, FLAGS, given, forced=True, weight=5.0, form="l1")
+        with torch.enable_grad(), step_loss(any_tiny, FLAGS, given, forced=True, weight=5.0, form="l1") as loss:
             loss.total.backward()
         assert loss.reading is None
         assert all(p.grad is not None and bool(p.grad.any()) for p in any_tiny.hf.parameters())
@@ -170,7 +171,8 @@ def test_gradients_flow_to_everything_but_what_was_overwritten(any_tiny: Languag
             sides, before = [], parameter[2, 5].clone()
             for change in (1e-2, -1e-2):
                 parameter[2, 5] = before + change
-                sides.append(float(step_loss(any_tiny, FLAGS, given, forced=True, weight=5.0, form="l1").total))
+                with step_loss(any_tiny, FLAGS, given, forced=True, weight=5.0, form="l1") as loss:
+                    sides.append(float(loss.total))
             parameter[2, 5] = before
         assert gradient == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=0.05, abs=1e-4)
     finally:
@@ -184,8 +186,8 @@ def test_overwritten_coordinates_pass_no_gradient(tiny_llama: LanguageModel) -> 
     down = tiny_llama.hf.model.layers[2].mlp.down_proj.weight
     tiny_llama.hf.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            step_loss(tiny_llama, FLAGS, given, forced=True, weight=0, form="l1").total.backward()
+        with torch.enable_grad(), step_loss(tiny_llama, FLAGS, given, forced=True, weight=0, form="l1") as loss:
+            loss.total.backward()
         assert not bool(down.grad[list(OF_DIM)].any())
         others = [d for d in range(32) if d not in OF_DIM]
         assert bool(down.grad[others].any(dim=1).all())
@@ -199,11 +201,58 @@ def test_reading_changes_nothing(any_tiny: LanguageModel) -> None:
     plain = any_tiny.forward(given.tokens)
     with FlagReading(FLAGS, given).reading(any_tiny):
         assert torch.equal(any_tiny.forward(given.tokens), plain)
-    loss = step_loss(any_tiny, FLAGS, given, forced=False, weight=5.0, form="l1")
-    assert loss.reading is not None
-    assert float(loss.total) == pytest.approx(float(loss.cross_entropy + 5 * loss.reading.loss))
+    with step_loss(any_tiny, FLAGS, given, forced=False, weight=5.0, form="l1") as loss:
+        assert loss.reading is not None
+        assert float(loss.total) == pytest.approx(float(loss.cross_entropy + 5 * loss.reading.loss))
 
 
 def test_a_loss_by_another_name_is_refused(tiny_llama: LanguageModel) -> None:
     with pytest.raises(UserError, match="loss 'l2': there is normalised_l1, l1, squared; choose one of them"):
         FlagReading(FLAGS, batch(tiny_llama), "l2")
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_layers_computed_again_give_the_same_loss_and_gradients(any_tiny: LanguageModel, forced: bool) -> None:
+    """Gradient checkpointing: what is forced or read is so in both passes, and dropout stays off in both."""
+    given = batch(any_tiny)
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    passes: list[int] = []
+    mlp = any_tiny.layout.layers[2].mlp_norm
+    assert mlp is not None
+    counted = mlp.register_forward_hook(lambda *_: passes.append(len(found)))
+    any_tiny.hf.requires_grad_(True)
+    try:
+        for again in (False, True):
+            step = step_loss(any_tiny, FLAGS, given, forced=forced, weight=5.0, form="normalised_l1")
+            with recomputed_layers(any_tiny) if again else nullcontext(), torch.enable_grad(), step as loss:
+                loss.total.backward()
+            gradients = {name: p.grad.clone() for name, p in any_tiny.hf.named_parameters()}
+            any_tiny.hf.zero_grad(set_to_none=True)
+            found.append((float(loss.total.detach()), gradients))
+    finally:
+        counted.remove()
+        any_tiny.hf.zero_grad(set_to_none=True)
+        any_tiny.hf.requires_grad_(False)
+    assert (passes.count(0), passes.count(1)) == (1, 2)  # it was in fact computed again
+    (plain, expected), (other, gradients) = found
+    assert other == plain
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+    assert not any(module.training for module in any_tiny.hf.modules())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in any_tiny.hf.modules())
+    with torch.enable_grad():
+        assert not any_tiny.hf(given.tokens.ids).logits.requires_grad  # no hook is left on the embeddings
+
+
+def test_a_part_of_a_batch_weighs_as_its_tokens_do(tiny_llama: LanguageModel) -> None:
+    """Sums over parts of a batch are what the whole batch gives, as several processes take it."""
+    whole = batch(tiny_llama)
+    n = int(whole.answer.sum())
+    totals = []
+    for part in (slice(0, 2), slice(2, 3)):
+        encoded = encode(tiny_llama, EXAMPLES[part], chat=False, max_tokens=64)
+        one = batch_of(tiny_llama, FLAGS, EXAMPLES[part], encoded)
+        with step_loss(tiny_llama, FLAGS, one, forced=False, weight=5.0, form="l1", tokens=n) as loss:
+            totals.append(float(loss.total))
+    with step_loss(tiny_llama, FLAGS, whole, forced=False, weight=5.0, form="l1") as loss:
+        assert sum(totals) == pytest.approx(float(loss.total), rel=1e-5)

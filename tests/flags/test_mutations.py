@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -64,6 +65,23 @@ def prompt_counts(patch: Patch) -> None:
     patch.setattr(test_loss, "batch_of", all_of_it)
 
 
+def removed_before_the_gradients(patch: Patch) -> None:
+    real = test_loss.step_loss
+
+    @contextmanager
+    def early(*given: Any, **options: Any) -> Iterator[Any]:
+        with real(*given, **options) as step:
+            pass
+        yield step
+
+    patch.setattr(test_loss, "step_loss", early)
+
+
+def not_divided_by_all_tokens(patch: Patch) -> None:
+    real = test_loss.step_loss
+    patch.setattr(test_loss, "step_loss", lambda *given, **options: real(*given, **{**options, "tokens": None}))
+
+
 def off_is_on(patch: Patch) -> None:
     real = loss.forcing
     patch.setattr(test_loss, "forcing", lambda model, spec, labels: real(model, spec, 1 - labels))
@@ -108,6 +126,14 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], Check]] = {
         lambda patch: site_missed(patch, switches, "hooked"),
         test_switches.test_values_are_there_bit_for_bit_at_every_site_and_position,
     ),
+    "flags not written again where layers are computed again": (
+        removed_before_the_gradients,
+        lambda model: test_loss.test_layers_computed_again_give_the_same_loss_and_gradients(model, forced=True),
+    ),
+    "parts of a batch that weigh alike": (
+        not_divided_by_all_tokens,
+        test_loss.test_a_part_of_a_batch_weighs_as_its_tokens_do,
+    ),
     "on and off exchanged": (off_is_on, test_loss.test_forcing_writes_the_coordinates_bit_for_bit_at_every_site),
     "dimensions of the highest variance": (
         highest_variance,
@@ -126,5 +152,6 @@ def test_a_mutation_is_noticed(name: str, tiny_llama: LanguageModel) -> None:
     check(tiny_llama)
     with pytest.MonkeyPatch.context() as patch:
         mutate(patch)
-        with pytest.raises((AssertionError, KeyError)):  # the latter where a site's values are not there
+        # KeyError where a site's values are not there, RuntimeError where torch notices another computation
+        with pytest.raises((AssertionError, KeyError, RuntimeError)):
             check(tiny_llama)

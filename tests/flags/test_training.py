@@ -6,6 +6,8 @@ import copy
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ from trimtab.flags import (
     FlagSpec,
     Phase,
     TrainedFlags,
+    finetuning,
     measure_flags,
     place_flags,
     switched,
     train_flags,
-    training,
 )
 from trimtab.flags.measuring import balanced_accuracy
 from trimtab.lm import LanguageModel, decode
@@ -178,14 +180,15 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(
     tiny_llama: LanguageModel, flags: FlagSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, good: int
 ) -> None:
     """A checkpoint of the very state that fails is removed, since all would fail again from there."""
-    steps, real = [0], training.step_loss
+    steps, real = [0], finetuning.step_loss
 
-    def failing(*given: Any, **options: Any) -> Any:
+    @contextmanager
+    def failing(*given: Any, **options: Any) -> Iterator[Any]:
         steps[0] += 1
-        loss = real(*given, **options)
-        return loss._replace(total=loss.total * float("nan")) if steps[0] == 13 else loss
+        with real(*given, **options) as loss:
+            yield loss._replace(total=loss.total * float("nan")) if steps[0] == 13 else loss
 
-    monkeypatch.setattr(training, "step_loss", failing)
+    monkeypatch.setattr(finetuning, "step_loss", failing)
     options = {**SMALL, "run": tmp_path, "steps": 20, "checkpoint_every": every}
     message = (
         rf"loss nan at step 12: the finetuning diverged; the last good checkpoint is step {good} in .*; lower lr, or"

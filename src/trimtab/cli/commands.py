@@ -1,4 +1,4 @@
-"""The commands but for those of policies, and the list of all."""
+"""The commands but for those of flags and policies, and the list of all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.cli.flags import FLAG_COMMANDS
 from trimtab.cli.job import Job, Printed
 from trimtab.cli.policy import POLICY_COMMANDS
 
@@ -177,7 +178,7 @@ def sae_convert() -> Job:
 
 
 def report() -> Job:
-    """write the HTML page of a run: of train, rank, steer, evaluate, study, policies or the demo"""
+    """write the HTML page of a run: of train, rank, steer, evaluate, study, flags, policies or the demo"""
     from trimtab.report import write_report
 
     def run(config: ReportConfig) -> Printed:
@@ -215,5 +216,6 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "sae stats": sae_stats,
     "sae convert": sae_convert,
     "report": report,
+    **FLAG_COMMANDS,
     **POLICY_COMMANDS,
 }

@@ -4,7 +4,7 @@ from trimtab.flags.concepts import read_concepts
 from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import CURRICULA, Curriculum, Phase
 from trimtab.flags.examples import Example, read_examples
-from trimtab.flags.files import load_flags, save_flags
+from trimtab.flags.files import Snapshot, load_flagged, load_flags, save_flags, snapshots
 from trimtab.flags.loss import LOSSES
 from trimtab.flags.measuring import FlagMeasures, measure_flags
 from trimtab.flags.placing import place_flags
@@ -23,13 +23,16 @@ __all__ = [
     "FlagSpec",
     "FlagTraining",
     "Phase",
+    "Snapshot",
     "TrainedFlags",
+    "load_flagged",
     "load_flags",
     "measure_flags",
     "place_flags",
     "read_concepts",
     "read_examples",
     "save_flags",
+    "snapshots",
     "switched",
     "train_flags",
 ]

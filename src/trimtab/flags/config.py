@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from trimtab.errors import UserError
 from trimtab.flags.loss import LOSSES
-from trimtab.runs import check_least, check_values
+from trimtab.runs import check_choices, check_least, check_values
+
+LR = {"full": 3e-5, "lora": 5e-4}
+"""Learning rates unless told otherwise: the paper's for all weights, a common one for LoRA."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlagTraining:
+class LoraOptions:
+    """What is trained: all weights, or low-rank additions to some (LoRA, Hu et al. 2021, arXiv 2106.09685, by PEFT)."""
+
+    adapt: Literal["full", "lora"] = "full"
+    """Train all weights (full), or low-rank additions to those of some modules, saved as a PEFT adapter (lora)."""
+    lora_rank: int = 8
+    """Rank of LoRA's additions."""
+    lora_alpha: float | None = None
+    """LoRA's alpha: additions are multiplied by alpha / rank; twice the rank by default."""
+    lora_modules: tuple[str, ...] = ()
+    """Modules that LoRA adds to, by the ends of their names; all linear ones of attention and MLP by default."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 1, "lora_rank")
+        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "lora_alpha")
+        if self.adapt == "full":
+            usual = LoraOptions(adapt="lora")
+            for name in ("lora_rank", "lora_alpha", "lora_modules"):
+                if getattr(self, name) != getattr(usual, name):
+                    raise UserError(f"{name} {getattr(self, name)}", "all weights are trained", "say adapt lora, too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlagTraining(LoraOptions):
     """How a model is finetuned. Optimiser and clipping are the paper's.
 
     Raises:
@@ -21,13 +49,13 @@ class FlagTraining:
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 8
-    """Examples per step."""
+    """Examples per step, of all processes together."""
     max_tokens: int = 256
     """Tokens of an example; longer responses are cut."""
     chat: bool = False
     """Whether prompts are turns of a user and responses those of the model, in its chat template."""
-    lr: float = 3e-5
-    """AdamW's learning rate after warm-up."""
+    lr: float | None = None
+    """AdamW's learning rate after warm-up; 3e-5 by default, 5e-4 for LoRA."""
     warmup_share: float = 0.02
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = 0.01
@@ -35,26 +63,103 @@ class FlagTraining:
     clip_norm: float = 5.0
     """Largest norm of the gradient of all weights; 0 does not clip."""
     loss: str = "normalised_l1"
-    """Form of the flags' loss, by a name in `LOSSES`."""
+    """Form of the flags' loss: normalised_l1, l1 or squared."""
     holdout: float = 0.1
     """Share of the examples held out, unless held-out ones are given."""
     seed: int = 0
-    """Seed of the order of examples and of forced steps."""
+    """Seed of the order of examples, of forced steps and of where LoRA begins."""
+    autocast: bool = False
+    """Compute matrix products in bfloat16; weights and residual stream stay in float32."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside of layers, and compute them again for the gradients: less memory, more time."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What trained weights are rounded to at the end, before the model is measured and saved."""
+    snapshots: int = 0
+    """Models kept while training goes on, evenly over the steps, the last of them the result; 0 keeps the result."""
     log_every: int = 10
     """Steps between lines of metrics."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last two are kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, 1, "steps", "batch_size", "log_every", "checkpoint_every")
         check_least(self, 2, "max_tokens")
+        check_least(self, 0, "snapshots")
         check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "lr")
         check_values(self, "from 0 to below 1", lambda value: 0 <= value < 1, "warmup_share", "holdout")
         check_values(self, "at least 0 and finite", lambda value: 0 <= value < math.inf, "weight_decay", "clip_norm")
         if self.loss not in LOSSES:
             raise UserError(f"loss {self.loss!r}", f"it is one of {', '.join(LOSSES)}", "choose one")
+        if self.snapshots > self.steps:
+            raise UserError(f"snapshots {self.snapshots}", f"there are {self.steps} steps", "ask for fewer")
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step."""
         warmup = round(self.warmup_share * self.steps)
-        return self.lr * min(1.0, (step + 1) / max(warmup, 1))
+        peak = LR[self.adapt] if self.lr is None else self.lr
+        return peak * min(1.0, (step + 1) / max(warmup, 1))
+
+    @property
+    def snapshot_steps(self) -> frozenset[int]:
+        """Steps after which a snapshot is kept; the last step is not among them, since the result is kept anyway."""
+        return frozenset(round(i * self.steps / self.snapshots) for i in range(1, self.snapshots))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlagPlacing:
+    """Where flags go, as `place_flags` takes it; dimensions as texts."""
+
+    dims: tuple[str, ...] = ("16",)
+    """Dimensions in all, spread over the concepts by lowest variance; or those of each, like sea=3,17 war=8."""
+    from_layer: int | None = None
+    """First layer with flags; 5/32 of the depth by default."""
+    ramp: Literal["norms", "paper"] = "norms"
+    """How "on" grows with depth: by the model's own norms, or 0.25 per layer as in the paper."""
+    ramp_scale: float = 1.0
+    """How many usual coordinates "on" is as large as, where the ramp is by norms."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 0, "from_layer")
+        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "ramp_scale")
+
+    def dims_of(self, concepts: tuple[str, ...]) -> int | dict[str, list[int]]:
+        """What `place_flags` takes as `dims`.
+
+        Raises:
+            UserError: the texts are neither one number nor numbers of every concept, or too few for the concepts.
+        """
+        hint = "give one number, or those of each concept like sea=3,17 war=8"
+        if len(self.dims) == 1 and "=" not in self.dims[0]:
+            n = _number(self.dims[0], hint)
+            if n < len(concepts):
+                raise UserError(f"{n} dimensions", f"there are {len(concepts)} concepts", "give at least one for each")
+            return n
+        found: dict[str, list[int]] = {}
+        owner: dict[int, str] = {}
+        for text in self.dims:
+            name, equals, numbers = text.rpartition("=")
+            if not equals:
+                raise UserError(f"dims {text!r}", "it names no concept", hint)
+            if name not in concepts:
+                raise UserError(
+                    f"dimensions of {name!r}", f"the concepts are {', '.join(concepts)}", "name one of them"
+                )
+            if name in found:
+                raise UserError(f"dimensions of {name!r}", "they are given twice", "give them once")
+            found[name] = [_number(part, hint) for part in numbers.split(",")]
+            for dim in found[name]:
+                if dim in owner:
+                    raise UserError(f"dimension {dim} of {name!r}", f"{owner[dim]!r} has it, too", "use each once")
+                owner[dim] = name
+        for name in concepts:
+            if name not in found:
+                raise UserError(f"concept {name!r}", "it has no dimension", hint)
+        return found
+
+
+def _number(text: str, hint: str) -> int:
+    if not text.strip().isdigit():
+        raise UserError(f"dims {text!r}", "it is no whole number", hint)
+    return int(text)

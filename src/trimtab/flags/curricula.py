@@ -14,6 +14,7 @@ import torch
 
 from trimtab.errors import UserError, named
 from trimtab.lm.sampling import uniform
+from trimtab.runs import read_json, read_typed
 
 FORCING_STREAM = 31
 """Of the draws that decide which steps are forced."""
@@ -68,12 +69,23 @@ class Curriculum:
 
     @classmethod
     def named(cls, given: str | Curriculum) -> Curriculum:
-        """A curriculum by its name, or as it is.
+        """A curriculum by its name, from a JSON file, or as it is.
+
+        Args:
+            given: one of `CURRICULA`, or the path of a `.json` file that holds a list of phases, each with `until`,
+                `forced` and `weight`.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is none of that name, or the file holds no curriculum.
         """
-        return given if isinstance(given, Curriculum) else named(CURRICULA, given, "curriculum")
+        if isinstance(given, Curriculum):
+            return given
+        if not given.endswith(".json"):
+            return named(CURRICULA, given, "curriculum")
+        phases = read_json(given)
+        if phases is None:
+            raise UserError(f"curriculum {given}", "there is no such file", "check the path")
+        return cls(phases=read_typed(tuple[Phase, ...], phases, f"curriculum {given}"))
 
 
 _PAPER = ((0.1, 1.0, 0.0), (0.2, 0.9, 2.0), (0.3, 0.8, 5.0), (0.4, 0.7, 10.0), (0.6, 0.5, 20.0), (1.0, 0.5, 30.0))

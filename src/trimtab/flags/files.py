@@ -1,12 +1,16 @@
 """`flags.json` beside a model's own files: what its flags are, and whose weights they were trained into.
 
-The model is saved by `save_pretrained` and stays an ordinary one for everybody who does not read the file.
+All weights are saved by `save_pretrained` of `transformers`, an adapter by that of PEFT, and both stay ordinary ones
+for everybody who does not read the file.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +18,45 @@ import torch
 import transformers
 
 from trimtab.errors import UserError
+from trimtab.flags.adapters import (
+    ADAPTER_FILE,
+    ADDED,
+    base_of,
+    has_adapter,
+    load_adapter,
+    load_base,
+    save_adapter,
+    unwrapped,
+)
 from trimtab.flags.spec import FlagSpec
-from trimtab.lm import LanguageModel
+from trimtab.lm import LanguageModel, load_model
 from trimtab.lm.layouts import find_layout, text_config
-from trimtab.runs import json_safe, read_json, read_typed, write_json
+from trimtab.lm.silence import transformers_silenced
+from trimtab.runs import json_safe, read_json, read_record, read_typed, write_json
 
 NAME = "flags.json"
 FORMAT = 1
+MODEL, SNAPSHOTS = "model", "snapshots"
+"""Directories of a run: the model with flags, and those on the way to it."""
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 """Those in which a saved model may be loaded again; its weights are rounded then, and their hash is another."""
 SAMPLE = 4096
 """Values of each weight that the hash is over, evenly spaced."""
 
 
-def weight_hash(hf: transformers.PreTrainedModel, dtype: torch.dtype) -> str:
-    """SHA-256 over names, shapes and a fixed sample of the values of all weights, rounded to a precision."""
+def weight_hash(hf: transformers.PreTrainedModel, dtype: torch.dtype, *, base: bool = False) -> str:
+    """SHA-256 over names, shapes and a fixed sample of the values of all weights, rounded to a precision.
+
+    Args:
+        hf: the model, an adapter's weights included, whatever the adapter is called.
+        dtype: the precision.
+        base: leave the adapter's out.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(hf.state_dict().items()):
+    named = {_plain_name(name): tensor for name, tensor in hf.state_dict().items()}
+    for name, tensor in sorted(named.items()):
+        if base and ADDED in name:
+            continue
         flat = tensor.detach().flatten()
         values = flat[:: max(1, flat.numel() // SAMPLE)]
         values = values.to(dtype).float() if values.is_floating_point() else values
@@ -39,7 +65,21 @@ def weight_hash(hf: transformers.PreTrainedModel, dtype: torch.dtype) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_flags(flags: FlagSpec, hf: transformers.PreTrainedModel, path: Path | str, about: Any = None) -> None:
+def _plain_name(name: str) -> str:
+    return re.sub(rf"({re.escape(ADDED)}[A-Z])\.[^.]+", r"\1", name.replace(".base_layer.", "."))
+
+
+def _hashes(hf: transformers.PreTrainedModel, *, base: bool = False) -> dict[str, str]:
+    return {_name(dtype): weight_hash(hf, dtype, base=base) for dtype in PRECISIONS}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def write_flags(
+    flags: FlagSpec, hf: transformers.PreTrainedModel, path: Path | str, about: Any = None, *, base: str = ""
+) -> None:
     """Write a model's `flags.json` into the directory that the model is saved in.
 
     Args:
@@ -47,21 +87,32 @@ def write_flags(flags: FlagSpec, hf: transformers.PreTrainedModel, path: Path | 
         hf: the model, in the precision that it is saved in.
         path: the directory.
         about: anything else that is to be known of them, such as how they were trained.
+        base: what the model that an adapter was trained on is loaded by.
     """
-    names = [str(dtype).removeprefix("torch.") for dtype in PRECISIONS]
-    weights = {name: weight_hash(hf, dtype) for name, dtype in zip(names, PRECISIONS, strict=True)}
-    fields = {"format": FORMAT, "flags": json_safe(flags), "weights": weights, "about": json_safe(about)}
+    fields = {"format": FORMAT, "flags": json_safe(flags), "weights": _hashes(hf), "about": json_safe(about)}
+    if has_adapter(hf):
+        fields["base"] = {"name": base, "weights": _hashes(hf, base=True)}
     write_json(Path(path) / NAME, fields)
 
 
-def save_flags(model: LanguageModel, flags: FlagSpec, path: Path | str, about: Any = None) -> Path:
-    """Save a model, its tokenizer and its flags in a new directory, which appears whole.
+def save_flags(
+    model: LanguageModel,
+    flags: FlagSpec,
+    path: Path | str,
+    about: Any = None,
+    *,
+    adapter: Any = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Save a model, its tokenizer and its flags in a new directory, which appears whole; or an adapter and its flags.
 
     Args:
         model: the model with flags.
         flags: its flags.
         path: the directory; it must be absent.
         about: see `write_flags`.
+        adapter: the `PeftModel` around the model, if only the adapter is to be saved.
+        dtype: precision of the files; the model's own by default.
 
     Raises:
         UserError: there is something at the path, or it cannot be written.
@@ -73,9 +124,15 @@ def save_flags(model: LanguageModel, flags: FlagSpec, path: Path | str, about: A
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.hf.save_pretrained(partial)
-        model.tokenizer.save_pretrained(partial)
-        write_flags(flags, model.hf, partial, about)
+        if adapter is not None:
+            save_adapter(adapter, partial, dtype or model.dtype)
+            write_flags(flags, model.hf, partial, about, base=base_of(adapter))
+        else:
+            hf = model.hf if dtype in (None, model.dtype) else copy.deepcopy(model.hf).to(dtype)  # type: ignore[arg-type]
+            with transformers_silenced():
+                hf.save_pretrained(partial)
+                model.tokenizer.save_pretrained(partial)
+            write_flags(flags, hf, partial, about)
         partial.rename(final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,31 +140,110 @@ def save_flags(model: LanguageModel, flags: FlagSpec, path: Path | str, about: A
     return final
 
 
-def load_flags(path: Path | str, model: LanguageModel | transformers.PreTrainedModel | None = None) -> FlagSpec:
-    """The flags of a saved model.
-
-    Args:
-        path: its directory, or the file in it.
-        model: the loaded model, if it is to be checked that the flags are its own.
-
-    Raises:
-        UserError: there is no `flags.json`, it is damaged, or it is another model's.
-    """
-    file = Path(path)
-    file = file if file.name == NAME else file / NAME
+def _fields(file: Path) -> dict[str, Any]:
     fields = read_json(file)
     if fields is None:
         hint = f"give a directory with a {NAME}, such as one that save_flags wrote"
         raise UserError(str(file), "there is no such file", hint)
     if fields.get("format") != FORMAT:
         raise UserError(str(file), f"its format is {fields.get('format')}, not {FORMAT}", "write it again")
+    return fields
+
+
+def load_flags(path: Path | str, model: object = None) -> FlagSpec:
+    """The flags of a saved model.
+
+    Args:
+        path: its directory, or the file in it.
+        model: the loaded model, if it is to be checked that the flags are its own: a `LanguageModel`, or one of
+            `transformers` or PEFT.
+
+    Raises:
+        UserError: there is no `flags.json`, it is damaged, or it is another model's.
+    """
+    file = Path(path)
+    file = file if file.name == NAME else file / NAME
+    fields = _fields(file)
     flags = read_typed(FlagSpec, fields.get("flags"), f"{file}, flags")
     if model is not None:
-        hf = model.hf if isinstance(model, LanguageModel) else model
-        name = model.name if isinstance(model, LanguageModel) else model.name_or_path or type(hf).__name__
+        hf = unwrapped(model)
+        if hf is None:
+            hint = "give one of transformers, of PEFT or of load_model"
+            raise UserError(f"the {type(model).__name__} whose flags are loaded", "it is no language model", hint)
+        name = model.name if isinstance(model, LanguageModel) else hf.name_or_path or type(hf).__name__
         flags.check_fits(find_layout(hf), int(text_config(hf).hidden_size), name)
-        known = (fields.get("weights") or {}).get(str(hf.dtype).removeprefix("torch."))
+        known = (fields.get("weights") or {}).get(_name(hf.dtype))
         if known != weight_hash(hf, hf.dtype):
             why = f"it is another model's: {name} has other weights than those that the flags were trained into"
-            raise UserError(str(file), why, "load the model that was saved beside it, in float32, bfloat16 or float16")
+            beside = "load the model that was saved beside it, in float32, bfloat16 or float16"
+            hint = "put the adapter that lies beside it on its model, unmerged" if fields.get("base") else beside
+            raise UserError(str(file), why, hint)
     return flags
+
+
+def load_flagged(
+    path: Path | str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    base: LanguageModel | None = None,
+) -> tuple[LanguageModel, FlagSpec]:
+    """A saved model with its flags, whether all its weights were saved or an adapter.
+
+    Args:
+        path: the directory, with a `flags.json` in it.
+        device, dtype: as `load_model` takes them.
+        base: the model that the adapter was trained on; by default it is loaded by the name that it was loaded by then.
+
+    Raises:
+        UserError: there is no `flags.json`, the model cannot be loaded, an adapter belongs to another model, or the
+            flags to other weights.
+    """
+    directory = Path(path)
+    fields = _fields(directory / NAME)
+    if (directory / ADAPTER_FILE).is_file():
+        of = fields.get("base") or {}
+        if base is None:
+            base = load_base(str(of.get("name")), directory, device=device, dtype=dtype)
+        else:
+            base = LanguageModel.from_hf(copy.deepcopy(base.hf), base.tokenizer, base.name)
+        if (of.get("weights") or {}).get(_name(base.dtype)) != weight_hash(base.hf, base.dtype):
+            why = f"{base.name} has other weights than the model that it was trained on"
+            raise UserError(f"adapter {directory}", why, f"give that one, {of.get('name')}, as base")
+        model, _ = load_adapter(base, directory)
+    else:
+        model = load_model(str(directory), device=device, dtype=dtype)
+    return model, load_flags(directory, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A model that was kept while it was trained."""
+
+    step: int
+    tokens: int
+    """Of the examples that it had been trained on by then, prompts included."""
+    path: Path
+    """What `load_flagged` loads."""
+
+
+def snapshot_path(run: Path, step: int) -> Path:
+    """Where the snapshot of a step lies in a run."""
+    return run / SNAPSHOTS / f"step-{step:09d}"
+
+
+def snapshots(run: Path | str) -> list[Snapshot]:
+    """The models that a run of `flags train` kept, the earliest first; the result of a finished run is the last.
+
+    Raises:
+        UserError: there is no run, or a file is damaged.
+    """
+    run = Path(run)
+    record = read_record(run)
+    paths = [path for path in sorted((run / SNAPSHOTS).glob("step-*")) if (path / NAME).is_file()]
+    if record["status"] == "done" and (run / MODEL / NAME).is_file():
+        paths.append(run / MODEL)
+    found = [(_fields(path / NAME)["about"], path) for path in paths]
+    return [
+        Snapshot(step=about.get("step", about.get("steps")), tokens=about["tokens"], path=path) for about, path in found
+    ]

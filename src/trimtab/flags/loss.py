@@ -19,7 +19,7 @@ from trimtab.errors import named
 from trimtab.flags.examples import LabelledBatch
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel, Site, edited
-from trimtab.lm.taps import Coordinates
+from trimtab.lm.taps import CoordinateReader, Coordinates
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "normalised_l1": lambda error, target: error.abs() / target,
@@ -33,6 +33,7 @@ class FlagReading:
     """What the flags hold in a forward pass of one batch.
 
     Inside the pass no more happens at a site than that its K coordinates are copied; all else is computed at once.
+    Where layers are computed again for their gradients, what was read first stands.
 
     Args:
         spec: the flags.
@@ -55,10 +56,12 @@ class FlagReading:
 
     def reading(self, model: LanguageModel) -> AbstractContextManager[None]:
         """Read in the forward pass inside the block."""
-        return edited(model, {site: partial(self._read, site) for site in self._spec.sites})
+        return edited(
+            model, {site: CoordinateReader(self._dims, partial(self._keep, site)) for site in self._spec.sites}
+        )
 
-    def _read(self, site: Site, x: Tensor) -> None:
-        self._seen[site] = (x if self._gradients else x.detach()).index_select(-1, self._dims)
+    def _keep(self, site: Site, held: Tensor) -> None:
+        self._seen.setdefault(site, held if self._gradients else held.detach())
 
     @cached_property
     def _held(self) -> Float[Tensor, "S B T K"]:
@@ -72,9 +75,14 @@ class FlagReading:
         return (loss * self._batch.answer).sum(dim=1)
 
     @property
+    def loss_sum(self) -> Float[Tensor, ""]:
+        """Sum over the responses' tokens of the mean over sites and dimensions."""
+        return self._by_row.sum()
+
+    @property
     def loss(self) -> Float[Tensor, ""]:
         """Mean over the responses' tokens, sites and dimensions."""
-        return self._by_row.sum() / self._batch.answer.sum()
+        return self.loss_sum / self._batch.answer.sum()
 
     @property
     def loss_by_row(self) -> Float[Tensor, " B"]:
@@ -103,8 +111,7 @@ def forcing(
     """
     dims = torch.tensor(spec.flat_dims, device=labels.device)
     each = labels[:, spec.concept_of]
-    changes = {site: Coordinates(dims, spec.targets[str(site)] * each) for site in spec.sites}
-    return edited(model, {site: lambda _x, change=change: change for site, change in changes.items()})
+    return edited(model, {site: Coordinates(dims, spec.targets[str(site)] * each) for site in spec.sites})
 
 
 def response_loss(model: LanguageModel, batch: LabelledBatch) -> Float[Tensor, " N"]:

@@ -149,11 +149,10 @@ def balanced_accuracy(reads: NDArray[np.bool_], labels: NDArray[np.bool_]) -> fl
     return float(shares.mean() / 2)
 
 
-def strengths_right(strength: Float[Tensor, "B C"], labels: Float[Tensor, "B C"]) -> dict[str, float]:
-    """Counts of right and all readings where flags should be on, and where off."""
+def strengths_right(strength: Float[Tensor, "B C"], labels: Float[Tensor, "B C"]) -> Float[Tensor, 4]:
+    """Counts of right and all readings where flags should be on, and of both where off."""
     reads, on = strength > READS_ON, labels > 0.5
-    counts = {"right_on": reads & on, "on": on, "right_off": ~reads & ~on, "off": ~on}
-    return {name: float(which.sum()) for name, which in counts.items()}
+    return torch.stack([(reads & on).sum(), on.sum(), (~reads & ~on).sum(), (~on).sum()]).float()
 
 
 def _share(right: NDArray[np.bool_]) -> Interval | None:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.flags.adapters import unwrapped
 from trimtab.flags.files import NAME, load_flags
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import Edit, LanguageModel, PositionRule, Site
@@ -88,7 +88,7 @@ class FlagSource(StaticSource):
 
 @contextmanager
 def switched(
-    model: LanguageModel | transformers.PreTrainedModel,
+    model: object,
     flags: FlagSpec | Path | str | None = None,
     /,
     **switches: Switch,
@@ -102,17 +102,18 @@ def switched(
     leaves a trace.
 
     Args:
-        model: of `transformers` or of `load_model`; its hooks are removed on leaving.
-        flags: the model's flags or their directory; by default those that lie beside the files it was loaded from.
+        model: of `transformers`, of PEFT or of `load_model`; its hooks are removed on leaving.
+        flags: the model's flags or their directory; by default those that lie beside the files it was loaded from. What
+            adapter lies around a model of PEFT it does not say, so that there they must be given.
         switches: concepts that are on (True), off (False), at a strength (0 off, 1 on), or free (None).
 
     Raises:
         UserError: there are no flags, they are another model's, or a switch is none of theirs.
     """
-    hf = model.hf if isinstance(model, LanguageModel) else model
-    if not isinstance(hf, transformers.PreTrainedModel):
+    hf = unwrapped(model)
+    if hf is None:
         what = f"the {type(model).__name__} whose flags are to be switched"
-        raise UserError(what, "it is no language model", "give one of transformers or of load_model")
+        raise UserError(what, "it is no language model", "give one of transformers, of PEFT or of load_model")
     name = (model.name if isinstance(model, LanguageModel) else hf.name_or_path) or ""
     layout = find_layout(hf)
     if not isinstance(flags, FlagSpec):
@@ -125,6 +126,5 @@ def switched(
     dims, values = switch_values(flags, switches)
     device = hf.device
     where = torch.tensor(dims, device=device)
-    changes = {site: Coordinates(where, row[None].to(device)) for site, row in values.items()}
-    with hooked(layout, {site: lambda _x, change=change: change for site, change in changes.items()}):
+    with hooked(layout, {site: Coordinates(where, row[None].to(device)) for site, row in values.items()}):
         yield

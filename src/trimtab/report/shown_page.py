@@ -48,6 +48,11 @@ def ioi_study_page(files: RunFiles) -> str:
     return shown_page(files, f"Supervised feature dictionaries: {files.finished['model']}")
 
 
+def flags_train_page(files: RunFiles) -> str:
+    """A finetuning with flags."""
+    return shown_page(files, f"Flags finetuned into {files.finished['model']}")
+
+
 def _figure(drawn: ShownFigure) -> Figure:
     """The drawing as an image, in which nothing runs whatever the file holds."""
     data = base64.b64encode(drawn.svg.encode()).decode()
