@@ -22,7 +22,7 @@ def test_the_page_runs(
     Path("examples.jsonl").write_text("\n".join(lines))
     page = (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8")
     page = page.replace("steps=400", "steps=40, lr=3e-3")
-    known: dict[str, Any] = {"model": tiny_llama}
+    known: dict[str, Any] = {"model": tiny_llama, "more_examples": toy_examples(90, seed=7)}
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(code, "flags.md", "exec"), known)
     said = capsys.readouterr().out

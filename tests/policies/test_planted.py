@@ -252,7 +252,7 @@ def count_ties_as_told(patch: Patch) -> None:
     def pairs(score: Any, positive: Any) -> Any:
         return (score[positive][:, None] >= score[~positive][None, :]).astype(np.float64)
 
-    patch.setattr(critic, "_pairs", pairs)
+    patch.setattr(critic, "pairs_won", pairs)
 
 
 def count_what_is_equal_as_helped(patch: Patch) -> None:

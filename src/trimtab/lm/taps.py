@@ -36,10 +36,15 @@ class RowDelta(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """Coordinates that are set at every position, bit for bit: `x[b, t, dims] = values[b]`."""
+    """Coordinates that are set at every position, bit for bit: `x[b, t, dims] = values[b]`, or `values[b, t]`."""
 
     dims: Tensor  # [K]
-    values: Tensor  # [B, K], or [1, K] for all rows alike
+    values: Tensor  # [B, K], or [1, K] for all rows alike, or [B, T, K]
+
+    @property
+    def by_position(self) -> Float[Tensor, "B T K"] | Float[Tensor, "B 1 K"]:
+        """The values, with an axis for positions."""
+        return self.values if self.values.ndim == 3 else self.values[:, None]
 
 
 class CoordinateReader(NamedTuple):
@@ -114,7 +119,7 @@ def apply_rows(x: Tensor, change: Change) -> Tensor:
     """`x [B, T, width]` with what `change` says changed; `x` itself is left as it is."""
     if isinstance(change, Coordinates):
         out = x.clone()
-        out[..., change.dims.to(x.device)] = change.values[:, None].to(x)
+        out[..., change.dims.to(x.device)] = change.by_position.to(x)
         return out
     if x.shape[1] == 1 and len(change.batch) == x.shape[0]:  # one token per row, every row edited, in order
         return change.of(x[:, 0])[:, None]
@@ -169,7 +174,7 @@ def _before_norm(given: Tap) -> Callable[..., None]:
         if isinstance(given, CoordinateReader):
             given.read(x)
         elif isinstance(given, Coordinates):
-            x[..., given.dims.to(x.device)] = given.values[:, None].to(x)
+            x[..., given.dims.to(x.device)] = given.by_position.to(x)
         elif (change := given(x.clone())) is not None:
             x.copy_(apply_rows(x, change))
 

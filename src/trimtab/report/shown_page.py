@@ -53,6 +53,11 @@ def flags_train_page(files: RunFiles) -> str:
     return shown_page(files, f"Flags finetuned into {files.finished['model']}")
 
 
+def flags_evaluate_page(files: RunFiles) -> str:
+    """Finetunings with flags side by side."""
+    return shown_page(files, f"Flags in {files.finished['model']}")
+
+
 def _figure(drawn: ShownFigure) -> Figure:
     """The drawing as an image, in which nothing runs whatever the file holds."""
     data = base64.b64encode(drawn.svg.encode()).decode()

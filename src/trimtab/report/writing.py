@@ -12,7 +12,7 @@ from trimtab.report.demo_page import demo_page
 from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import RunFiles
-from trimtab.report.shown_page import flags_train_page, ioi_page, ioi_study_page
+from trimtab.report.shown_page import flags_evaluate_page, flags_train_page, ioi_page, ioi_study_page
 from trimtab.report.steer_page import steer_page
 from trimtab.runs import write_text
 
@@ -27,6 +27,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "evaluate ioi": ioi_page,
     "study ioi": ioi_study_page,
     "flags train": flags_train_page,
+    "flags evaluate": flags_evaluate_page,
     "policy train": policy_page,
     "policy evaluate": policy_page,
 }

@@ -14,10 +14,13 @@ from trimtab.stats.bootstrap import (
 from trimtab.stats.interval import Interval, interval_of, number_text
 from trimtab.stats.multiple import benjamini_hochberg
 from trimtab.stats.proportion import wilson_interval
+from trimtab.stats.resamples import Resampled, Resamples
 from trimtab.stats.student import crossed_mean, student_mean
 
 __all__ = [
     "Interval",
+    "Resampled",
+    "Resamples",
     "benjamini_hochberg",
     "best_of_some",
     "bootstrap_difference",

@@ -22,6 +22,7 @@ from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, as_numpy, 
 from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.headroom.trials import own_headroom
 from trimtab.stats import Interval, best_of_some, bootstrap_statistic, wilson_interval
+from trimtab.stats.resamples import pairs_won
 
 GROUPS = ("correct", "corrected", "misguided", "incorrect")
 MEAN = -1
@@ -252,22 +253,17 @@ def _separation(
                 seed=seed,
             )
 
-        own = _pairs(value, after)
+        own = pairs_won(value, after)
         critic = interval([(1, own)])
         fitted = cross_fitted_probe(x, after, seed)
         if fitted is not None:
-            told = _pairs(fitted, after)
+            told = pairs_won(fitted, after)
             probe = interval([(1, told)])
             difference = interval([(1, told), (-1, own)])
     return Separation(
         group=group, step=step, n=len(value), n_right=int(after.sum()), critic=critic, probe=probe,
         difference=difference,
     )  # fmt: skip
-
-
-def _pairs(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> Float[NDArray[np.float64], "P N"]:
-    """Whether each positive item scores above each negative one, ½ where they tie."""
-    return (1 + np.sign(score[positive][:, None] - score[~positive][None, :])) / 2
 
 
 def _resampled_auc(

@@ -1,0 +1,278 @@
+"""Evaluate finetunings with flags: every part of every moment is measured once, kept, and compared at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
+
+from trimtab.activations import Document, as_documents, read_documents, sample_text, tokenise
+from trimtab.control.task_prompts import TaskPrompts
+from trimtab.errors import UserError
+from trimtab.evaluation.documents import pack
+from trimtab.flags.evaluation.effects import effects_result
+from trimtab.flags.evaluation.erosion import erosion_result
+from trimtab.flags.evaluation.finetunings import Finetuning, check_alike
+from trimtab.flags.evaluation.measured import Moment, Part, Series, read_part, write_part
+from trimtab.flags.evaluation.measured_model import MeasuredModel, MeasuredOn
+from trimtab.flags.evaluation.options import FlagEvaluationOptions, PartName
+from trimtab.flags.evaluation.price import GeneralText, price_result
+from trimtab.flags.evaluation.reading import reading_result
+from trimtab.flags.evaluation.reliance import reliance_result
+from trimtab.flags.evaluation.result import FlagEvaluation, PartSeconds
+from trimtab.flags.evaluation.texts import evaluation_texts
+from trimtab.flags.examples import Example
+from trimtab.flags.result import TrainedFlags
+from trimtab.flags.spec import FlagSpec
+from trimtab.lm import LanguageModel
+from trimtab.lm.model import check_is_model
+from trimtab.runs import (
+    Meter,
+    Run,
+    config_dict,
+    field_types,
+    json_safe,
+    kept_or_temporary,
+    read_keywords,
+    text_id,
+    write_json,
+)
+from trimtab.runs.shown import SHOWN_FILE, shown_json
+from trimtab.stats import Resamples
+from trimtab.tasks import Task, load_task
+from trimtab.tasks.task import UnsuitedModelError
+
+COMMAND = "flags evaluate"
+PROBED = 6
+"""Layers that probes read unless told otherwise."""
+PARTS_DIRECTORY = "parts"
+TASK = "ioi"
+"""The unrelated task."""
+
+
+def evaluate_flags(
+    original: LanguageModel,
+    trained: TrainedFlags | Sequence[TrainedFlags],
+    examples: Sequence[Example],
+    *,
+    texts: Iterable[str | Document] | None = None,
+    task: str | Task | None = TASK,
+    chat: bool = False,
+    run: Path | str | None = None,
+    **options: Any,
+) -> FlagEvaluation:
+    """What finetunings with flags did: what their flags say, what else still says it, what is lost without, the price.
+
+    Args:
+        original: the model before it was finetuned.
+        trained: finetunings of it with flags for the same concepts.
+        examples: labelled ones that none of them was trained on. A third of their prompts is reported, and probes are
+            fitted on the others.
+        texts: general text for the price; by default a sample that ships with trimtab.
+        task: an unrelated task for the price, or its name; None for none.
+        chat: as in `FlagTraining`.
+        run: directory that keeps what was measured; the same call again goes on from there.
+        options: fields of `FlagEvaluationOptions`.
+
+    Raises:
+        UserError: the finetunings are of different concepts or widths, or too few examples have or lack a concept.
+    """
+    check_is_model(original)
+    chosen = FlagEvaluationOptions(**read_keywords(options, field_types(FlagEvaluationOptions), evaluate_flags))
+    several = [trained] if isinstance(trained, TrainedFlags) else list(trained)
+    names = [f"{one.result.curriculum}, seed {one.result.seed}" for one in several]
+    finetunings = [Finetuning.of(one, name) for one, name in zip(several, names, strict=True)]
+    config = {**config_dict(chosen), "chat": chat, "runs": names}
+    with kept_or_temporary(run) as path, Run.open(path, COMMAND, config, device=str(original.device)) as opened:
+        evaluator = Evaluator(original, finetunings, examples, chosen, opened, texts=texts, task=task, chat=chat)
+        return evaluator.finish()
+
+
+class Evaluator:
+    """Measures finetunings, keeping each part of each moment in a run, and compares them.
+
+    Args:
+        original: the model before it was finetuned.
+        finetunings: of it.
+        examples: that none was trained on.
+        options: what to measure.
+        run: keeps what was measured.
+        texts, task, chat: as in `evaluate_flags`.
+
+    Raises:
+        UserError: as `evaluate_flags` says.
+    """
+
+    def __init__(
+        self,
+        original: LanguageModel,
+        finetunings: Sequence[Finetuning],
+        examples: Sequence[Example],
+        options: FlagEvaluationOptions,
+        run: Run,
+        *,
+        texts: Iterable[str | Document] | None = None,
+        task: str | Task | None = TASK,
+        chat: bool = False,
+    ) -> None:
+        check_alike(finetunings)
+        self.original, self.finetunings, self.options, self.run = original, finetunings, options, run
+        self.left_out: list[str] = []
+        self._seconds: list[PartSeconds] = []
+        flags = finetunings[0].flags
+        for one in finetunings:
+            one.flags.check_fits(original.layout, original.d_model, original.name)
+        divided = evaluation_texts(
+            original, flags, examples, fit_items=options.fit_items, items=options.items, chat=chat,
+            max_tokens=options.max_tokens,
+        )  # fmt: skip
+        text, prompts = None, None
+        if "price" in options.part:
+            documents = read_documents([sample_text()]) if texts is None else as_documents(texts)
+            packed = pack(tokenise(documents, original.tokenizer), "all", 0.0, options.context)
+            text = GeneralText(original, packed, options.text_tokens, options.batch_size)
+            prompts = self._task_prompts(task)
+        self.on = MeasuredOn(
+            texts=divided, text=text, task=prompts, layers=probed_layers(original, options.layer),
+            effect_layer=_checked_layer(original, original.n_layers // 2, options.effect_layer), options=options,
+        )  # fmt: skip
+        run.record(
+            hashes={"model": original.fingerprint, "data": _data_hash(examples)}
+            | {f"{one.label}, step {s.step}": s.identity for one in finetunings for s in one.states}
+        )
+
+    def _task_prompts(self, task: str | Task | None) -> TaskPrompts | None:
+        if task is None:
+            return None
+        try:
+            found = load_task(task, tokenizer=self.original.tokenizer) if isinstance(task, str) else task
+        except UnsuitedModelError as error:
+            self.left_out.append(f"the unrelated task is left out: {error.line}")
+            return None
+        items = found.sample("test", self.options.task_items)
+        return TaskPrompts.of(self.original, found, items, options_only=found.options_only)
+
+    def finish(self) -> FlagEvaluation:
+        """Measure what is left, compare, and close the run with its page's sections."""
+        found = self.result()
+        write_json(self.run.file(SHOWN_FILE), shown_json(found.shown()))
+        self.run.finish(found)
+        return found
+
+    def result(self) -> FlagEvaluation:
+        """Measure what is left to measure, and compare."""
+        options, on = self.options, self.on
+        measured: dict[tuple[str, int], dict[PartName, Part]] = {}
+        specs = {_spec_id(one.flags): one.flags for one in self.finetunings}
+        models = len(specs) + sum(len(one.states) for one in self.finetunings)
+        with Meter("evaluating", models * (1 + len(options.part))) as meter:
+            for id_, flags in specs.items():
+                moment = Moment(run="original", curriculum="", seed=0, step=0, tokens=0)
+                measured[id_, 0] = self._parts(f"original-{id_}", moment, flags, lambda: self.original, meter)
+            for one in self.finetunings:
+                measured[one.label, 0] = measured[_spec_id(one.flags), 0]
+                for state in one.states:
+                    moment = one.moment(state)
+                    measured[one.label, state.step] = self._parts(one.label, moment, one.flags, state.load, meter)
+
+        def series(part: PartName) -> list[Series]:
+            return [
+                Series(
+                    [one.beginning, *map(one.moment, one.states)],
+                    [measured[one.label, step][part] for step in (0, *(state.step for state in one.states))],
+                )
+                for one in self.finetunings
+            ]
+
+        reported, kept = on.texts.reported, set(options.part)
+        resamples = _resamples(reported.unit, options)
+        few = _resamples(reported.first(options.reliance_items).unit, options)
+        flags = {one.label: one.flags for one in self.finetunings}
+        return FlagEvaluation(
+            model=self.original.name,
+            concepts=self.finetunings[0].flags.concepts,
+            runs=tuple(one.label for one in self.finetunings),
+            fitted=len(on.texts.fitted),
+            reported=len(reported),
+            unit=on.texts.unit,
+            reading=reading_result(series("reading"), reported, flags, resamples, options.seed)
+            if "reading" in kept
+            else None,
+            erosion=erosion_result(series("erosion"), reported, resamples) if "erosion" in kept else None,
+            effects=effects_result(series("effects"), reported, resamples, layer=on.effect_layer, dose=options.dose)
+            if "effects" in kept
+            else None,
+            reliance=reliance_result(series("reliance"), few) if "reliance" in kept else None,
+            price=price_result(
+                series("price"), on.task.task.name if on.task else "", n_resamples=options.n_resamples,
+                seed=options.seed,
+            )
+            if "price" in kept
+            else None,
+            seconds=tuple(self._seconds),
+            left_out=tuple(self.left_out),
+        )  # fmt: skip
+
+    def _parts(
+        self, name: str, moment: Moment, flags: FlagSpec, load: Callable[[], LanguageModel], meter: Meter
+    ) -> dict[PartName, Part]:
+        """Every part of one model, read back or measured."""
+        found: dict[PartName, Part] = {}
+        measured: MeasuredModel | None = None
+        for part in self.options.part:
+            file = self.run.file(PARTS_DIRECTORY) / name.replace("/", "-") / f"{moment.step}-{part}.parquet"
+            kept = read_part(file)
+            if kept is None:
+                if measured is None:
+                    meter.describe(f"loading {moment.run}, step {moment.step:,}")
+                    measured = MeasuredModel(load(), flags, self.on, meter)
+                meter.describe(f"{moment.run}, step {moment.step:,}: {part}")
+                began = time.perf_counter()
+                rows = measured.measure(part)
+                kept = Part(rows, time.perf_counter() - began)
+                write_part(file, kept)
+            else:
+                meter.advance(1)
+            found[part] = kept
+            self._seconds.append(PartSeconds(moment=moment, part=part, seconds=kept.seconds))
+        return found
+
+
+def probed_layers(model: LanguageModel, given: Sequence[int]) -> tuple[int, ...]:
+    """Layers that probes read: those given, or six, evenly spaced.
+
+    Raises:
+        UserError: the model has no such layer, or one is given twice.
+    """
+    if not given:
+        return tuple(dict.fromkeys(np.linspace(0, model.n_layers - 1, PROBED).round().astype(int).tolist()))
+    for i, layer in enumerate(given):
+        _checked_layer(model, layer, layer)
+        if layer in given[:i]:
+            raise UserError(f"layer {layer}", "it is given twice", "give it once")
+    return tuple(sorted(given))
+
+
+def _checked_layer(model: LanguageModel, usual: int, given: int | None) -> int:
+    layer = usual if given is None else given
+    if not 0 <= layer < model.n_layers:
+        raise UserError(f"layer {layer}", f"{model.name} has layers 0 to {model.n_layers - 1}", "choose one of them")
+    return layer
+
+
+def _resamples(unit: Int[NDArray[np.int64], " N"], options: FlagEvaluationOptions) -> Resamples:
+    return Resamples(unit, n_resamples=options.n_resamples, seed=options.seed)
+
+
+def _spec_id(flags: FlagSpec) -> str:
+    return text_id(json.dumps(json_safe(flags), sort_keys=True))[:6]
+
+
+def _data_hash(examples: Sequence[Example]) -> str:
+    return text_id(json.dumps([[one.prompt, one.response, *one.concepts] for one in examples]))

@@ -1,0 +1,64 @@
+"""How large each part of an evaluation of flags is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trimtab.errors import UserError
+from trimtab.runs import check_choices, check_least, check_values
+
+PartName = Literal["reading", "erosion", "effects", "reliance", "price"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlagEvaluationOptions:
+    """What is measured, and on how much.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    part: tuple[PartName, ...] = PARTS
+    """What to measure: `reading` (what flags say), `erosion` (probes of the rest), `effects` (directions outside the
+    flags), `reliance` (the cost of taking flags away), `price` (general text and an unrelated task)."""
+    items: int = 128
+    """Held-out examples that reading and probes are reported on, at most; no more than a third of the prompts."""
+    fit_items: int = 256
+    """Other held-out examples that probes, directions and means are fitted on, at most."""
+    layer: tuple[int, ...] = ()
+    """Layers after which probes read; six, evenly spaced, by default."""
+    effect_layer: int | None = None
+    """Layer after which directions are added; half the depth by default."""
+    dose: float = 0.2
+    """Length of an added direction, as a share of ‖x‖."""
+    effect_items: int = 16
+    """Examples of each concept that its direction is tried on, half of which have it."""
+    reliance_items: int = 32
+    """Examples on which flags are taken away, at most."""
+    text_tokens: int = 4096
+    """Tokens of general text."""
+    context: int = 128
+    """Tokens of a sequence of general text."""
+    task_items: int = 64
+    """Items of the unrelated task, at most."""
+    max_tokens: int = 128
+    """Tokens of an example; longer responses are cut."""
+    batch_size: int = 8
+    """Examples of a forward pass."""
+    n_resamples: int = 1000
+    """Bootstrap samples of the held-out prompts."""
+    seed: int = 0
+    """Of the dimensions of controls, shuffled labels, networks and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.part:
+            raise UserError("part", "there is none", f"choose among {', '.join(PARTS)}")
+        check_least(
+            self, 1, "reliance_items", "text_tokens", "task_items", "batch_size", "n_resamples", "fit_items", "items"
+        )
+        check_least(self, 2, "context", "max_tokens", "effect_items")
+        check_least(self, 0, "layer", "effect_layer")
+        check_values(self, "above 0 and below 10", lambda dose: 0 < dose < 10, "dose")

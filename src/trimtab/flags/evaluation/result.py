@@ -1,0 +1,120 @@
+"""What an evaluation of flags comes to, part by part, and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from trimtab.flags.evaluation.effects import Effects
+from trimtab.flags.evaluation.erosion import Erosion
+from trimtab.flags.evaluation.measured import Moment
+from trimtab.flags.evaluation.price import Price
+from trimtab.flags.evaluation.reading import Reading
+from trimtab.flags.evaluation.reliance import Reliance
+from trimtab.runs import json_safe
+from trimtab.runs.results import Result
+from trimtab.runs.shown import Shown
+from trimtab.runs.tables import Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSeconds:
+    """How long a part of one model took, when it was computed. The first part that reads activations pays for them."""
+
+    moment: Moment
+    part: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FlagEvaluation(Result):
+    """Finetunings with flags side by side. Parts that were not measured are None."""
+
+    model: str
+    """The original."""
+    concepts: tuple[str, ...]
+    runs: tuple[str, ...]
+    fitted: int
+    """Held-out examples that probes, directions and means are fitted on."""
+    reported: int
+    """Others, which are reported."""
+    unit: str
+    """What the two differ in, and what intervals resample: `prompt`, or `example` where prompts are few."""
+    reading: Reading | None
+    erosion: Erosion | None
+    effects: Effects | None
+    reliance: Reliance | None
+    price: Price | None
+    seconds: tuple[PartSeconds, ...]
+    left_out: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+    @property
+    def parts(self) -> dict[str, Result]:
+        """What was measured, by title."""
+        found = {
+            "Reading": self.reading, "Erosion": self.erosion, "Directions outside the flags": self.effects,
+            "Reliance": self.reliance, "Price": self.price,
+        }  # fmt: skip
+        return {title: part for title, part in found.items() if part is not None}
+
+    def headline(self) -> str:
+        n = len(self.runs)
+        about = (
+            f"{n} {'runs' if n > 1 else 'run'} of {self.model} with flags for {', '.join(self.concepts)}, on "
+            f"{self.reported} held-out examples, divided by {self.unit} from {self.fitted} that probes are fitted on"
+        )
+        said = [f"{title}: {part.headline()}" for title, part in self.parts.items()]
+        return "\n".join([about, *said, *self.left_out])
+
+    def tables(self) -> dict[str, Table]:
+        """The main table of each part, and what each took."""
+        found: dict[str, Table] = {}
+        for title, part in self.parts.items():
+            for number, (name, table) in enumerate(part.tables().items()):
+                key = name if number == 0 else f"{title.lower()}, {name}"
+                found[key] = replace(table, title=table.title or f"{title}: {name}" * bool(number) or title)
+        columns = [
+            Column("run", "moment.run"), Column("step", "moment.step", ",d"), Column("part", "part"),
+            Column("seconds", "seconds", ",.0f"),
+        ]  # fmt: skip
+        return {**found, "seconds": Table(columns=columns, rows=self.seconds, title="Seconds")}
+
+    def render(self) -> Any:
+        """For the terminal: the main table of each part."""
+        from rich.console import Group
+        from rich.text import Text
+
+        mains = (replace(next(iter(part.tables().values())), title=title) for title, part in self.parts.items())
+        return Group(Text(self.headline()), *mains)
+
+    def draw(self, ax: Axes) -> None:
+        """Erosion over steps, or what else was measured first."""
+        part = self.erosion or next(iter(self.parts.values()))
+        part.draw(ax)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return json_safe(self)
+
+    def shown(self) -> list[Shown]:
+        """Sections of the page."""
+        found: list[Shown] = []
+        for title, part in self.parts.items():
+            figures: dict[str, Callable[[Axes], None]] = {_CAPTIONS.get(title, title): part.draw}
+            if isinstance(part, Erosion):
+                figures = part.figures
+            found.append(Shown.of(title, part, figures, leave_out=("by layer", "by site", "over steps")))
+        return found
+
+
+_CAPTIONS = {
+    "Reading": "AUC of flags after each layer's MLP, mean over concepts, at the end of each run",
+    "Directions outside the flags": "Effect of a concept's direction outside the flags, mean over concepts",
+    "Reliance": "Cross-entropy of responses with flags zeroed, above the untouched model",
+    "Price": "Perplexity on general text",
+}

@@ -1,0 +1,119 @@
+"""One set of bootstrap resamples for many statistics, each a function of weights, so that any two can be compared.
+
+A resample is how often each unit was drawn. What is computed from the weights of the same resamples is paired: a
+difference of two statistics has the interval that it would have if it had been resampled itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trimtab.errors import UserError
+from trimtab.stats.bootstrap import percentile_interval
+from trimtab.stats.interval import Interval
+from trimtab.stats.samples import FloatArray
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A statistic on the data and on each resample."""
+
+    estimate: float
+    draws: FloatArray
+    """`[R]`"""
+    n: int
+    """Units that were resampled."""
+
+    @property
+    def interval(self) -> Interval:
+        """With 95% bounds, expanded percentiles of the draws that are numbers."""
+        return percentile_interval(self.estimate, self.draws, self.n)
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        assert self.draws.shape == other.draws.shape
+        assert self.n == other.n
+        return Resampled(self.estimate - other.estimate, self.draws - other.draws, self.n)
+
+    @staticmethod
+    def mean(parts: Sequence[Resampled]) -> Resampled:
+        """The mean of several statistics of the same resamples."""
+        draws = np.mean([part.draws for part in parts], axis=0)
+        return Resampled(float(np.mean([part.estimate for part in parts])), draws, parts[0].n)
+
+
+class Resamples:
+    """Resamples of units, such as prompts; all rows of a unit are drawn together.
+
+    Args:
+        unit: `[N]` what each row belongs to, such as the number of its prompt.
+        n_resamples: how many.
+        seed: of the draws.
+
+    Raises:
+        UserError: there is no row.
+    """
+
+    def __init__(self, unit: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> None:
+        names: Any = np.unique(np.asarray(unit), return_inverse=True)
+        of_row: NDArray[np.int64] = names[1]
+        self.units = len(names[0])
+        if not self.units:
+            raise UserError("a bootstrap", "there is nothing to resample", "give at least one prompt")
+        drawn = np.random.default_rng(seed).integers(self.units, size=(n_resamples, self.units))
+        counts = np.zeros((n_resamples, self.units))
+        np.add.at(counts, (np.arange(n_resamples)[:, None], drawn), 1)
+        self.weights: FloatArray = counts[:, of_row]
+        """`[R, N]` how often each row is in each resample."""
+
+    def of(self, statistic: Callable[[FloatArray], FloatArray]) -> Resampled:
+        """A statistic on the data and on all resamples.
+
+        Args:
+            statistic: from weights `[R, N]` of the rows to `[R]` values; NaN where a resample has none.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimate = float(statistic(np.ones((1, self.weights.shape[1])))[0])
+            return Resampled(estimate, statistic(self.weights), self.units)
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike, weights: FloatArray) -> FloatArray:
+    """Σ numerator / Σ denominator under each row of weights: a mean per token of sums per document, for example.
+
+    Args:
+        numerator, denominator: `[N]`.
+        weights: `[R, N]`.
+    """
+    return (weights @ np.asarray(numerator, dtype=np.float64)) / (weights @ np.asarray(denominator, dtype=np.float64))
+
+
+def pairs_won(score: FloatArray, positive: NDArray[np.bool_]) -> FloatArray:
+    """`[P, M]` whether each positive row scores above each negative one, ½ where they tie."""
+    return (1 + np.sign(score[positive][:, None] - score[~positive][None, :])) / 2
+
+
+def auc(score: ArrayLike, positive: ArrayLike, weights: FloatArray) -> FloatArray:
+    """Area under the ROC curve under each row of weights: how often a positive row scores above a negative one.
+
+    Args:
+        score: `[N]`.
+        positive: `[N]` booleans.
+        weights: `[R, N]`.
+
+    Returns:
+        `[R]`; ties count ½; NaN where a kind has no weight.
+    """
+    wanted = np.asarray(positive, dtype=bool)
+    pairs = pairs_won(np.asarray(score, dtype=np.float64), wanted)
+    p, m = weights[:, wanted], weights[:, ~wanted]
+    return np.einsum("rm,rm->r", p @ pairs, m) / (p.sum(axis=1) * m.sum(axis=1))
+
+
+def column_mean(values: FloatArray) -> FloatArray:
+    """Mean over the last axis of what are numbers; NaN where none is."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
