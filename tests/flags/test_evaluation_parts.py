@@ -204,15 +204,44 @@ def test_other_dimensions_are_moved_by_as_much(tiny_llama: LanguageModel, flags:
     assert (changed[0][:, flags.flat_dims] == 0).all()
 
 
+def costing(cost: np.ndarray) -> Part:
+    """A part in which changed flags cost so much in each example, and other dimensions nothing."""
+    n = np.full(len(cost), 10.0)
+    rows = [("tokens", "", n), ("none", "", n)]
+    for way in reliance.WAYS:
+        rows += [(way, CHANGED, n * (1 + cost)), (way, ELSEWHERE, n), (way, THEMSELVES, n)]
+    return Part([reliance.Measured({"way": way, "dims": dims}, values) for way, dims, values in rows], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("forced", "auxiliary", "says"),
+    [
+        (0.5, 0.3, "Reliance without forcing: +0.300 [+0."),
+        (0.5, 0.0, "No reliance without forcing was seen (+0.000 [−0."),
+        (0.0, 0.0, "Neither forced nor auxiliary training shows reliance at this budget, from which nothing follows"),
+        (0.5, None, "Whether reliance emerges without forcing takes a forced and an auxiliary run"),
+    ],
+)
+def test_the_verdict_needs_forced_reliance_before_it_denies_any(
+    forced: float, auxiliary: float | None, says: str
+) -> None:
+    noise = np.random.default_rng(0).normal(size=20) * 0.05
+    noise -= noise.mean()
+    before = costing(np.full(20, 0.2))  # which flags cost already at step 0
+    series = [
+        Series(moments(0, 5, run=name, curriculum=name), [before, costing(0.2 + cost + noise)])
+        for name, cost in (("forced", forced), ("auxiliary", auxiliary))
+        if cost is not None
+    ]
+    found = reliance_result(series, Resamples(np.arange(20))).verdict().replace("-", "−")
+    assert found.startswith(says.replace("-", "−")), found
+
+
 def test_growth_is_the_straight_line_over_tenfolds(tiny_tokenizer) -> None:
-    n = np.full(6, 10.0)
     rng = np.random.default_rng(0)
 
     def part(cost: float) -> Part:
-        noise = rng.normal(size=6) * 0.01
-        rows = [("tokens", "", n), ("none", "", n * 0)]
-        rows += [(way, dims, n * (cost + noise)) for way in reliance.WAYS for dims in (CHANGED, ELSEWHERE, THEMSELVES)]
-        return Part([reliance.Measured({"way": way, "dims": dims}, values) for way, dims, values in rows], 0.0)
+        return costing(cost + rng.normal(size=6) * 0.01)
 
     steps, costs = (0, 1, 10, 100), (0.0, 0.1, 0.3, 0.5)
     found = reliance_result([Series(moments(*steps), [part(c) for c in costs])], Resamples(np.arange(6)))

@@ -23,9 +23,9 @@ class FlagEvaluationOptions:
     part: tuple[PartName, ...] = PARTS
     """What to measure: `reading` (what flags say), `erosion` (probes of the rest), `effects` (directions outside the
     flags), `reliance` (the cost of taking flags away), `price` (general text and an unrelated task)."""
-    items: int = 128
+    items: int = 96
     """Held-out examples that reading and probes are reported on, at most; no more than a third of the prompts."""
-    fit_items: int = 256
+    fit_items: int = 192
     """Other held-out examples that probes, directions and means are fitted on, at most."""
     layer: tuple[int, ...] = ()
     """Layers after which probes read; six, evenly spaced, by default."""
@@ -33,11 +33,11 @@ class FlagEvaluationOptions:
     """Layer after which directions are added; half the depth by default."""
     dose: float = 0.2
     """Length of an added direction, as a share of ‖x‖."""
-    effect_items: int = 16
+    effect_items: int = 12
     """Examples of each concept that its direction is tried on, half of which have it."""
-    reliance_items: int = 32
+    reliance_items: int = 24
     """Examples on which flags are taken away, at most."""
-    text_tokens: int = 4096
+    text_tokens: int = 3072
     """Tokens of general text."""
     context: int = 128
     """Tokens of a sequence of general text."""

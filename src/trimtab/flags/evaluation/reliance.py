@@ -40,6 +40,7 @@ FLAGS, ELSEWHERE, THEMSELVES = "flags", "same change elsewhere", "others zeroed"
 """What is changed: the flags; other dimensions, by as much; other dimensions, to zero."""
 PAPER_TOKENS = 50_000 * 10 * 1_024
 """Of the published finetuning, if every text were of full length."""
+BEYOND = "beyond the same change elsewhere and what it was at step 0"
 LEAST_MOMENTS = 3
 """With fewer, no line is fitted."""
 
@@ -151,13 +152,15 @@ class Loss:
     """The same with other dimensions moved by as much."""
     difference: Interval
     """Of the two."""
+    gained: Interval | None
+    """By how much that difference grew since step 0; None there."""
     others_zeroed: Interval | None
     """With the other dimensions zeroed themselves; of `zeroed` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """A straight line through the cost over log10 of the tokens trained on, and where it leads.
+    """A straight line through the difference over log10 of the tokens trained on, and where it leads.
 
     The interval speaks of other prompts. It says nothing of other trainings, nor of whether the line goes on straight.
     """
@@ -198,18 +201,18 @@ class Reliance(Result):
     def verdict(self) -> str:
         """Whether reliance was seen without forcing, and how small a one would have been seen."""
         forced, auxiliary = (
-            over_runs([row.difference for row in self.last("zeroed") if row.moment.curriculum == name])
+            over_runs([row.gained for row in self.last("zeroed") if row.gained and row.moment.curriculum == name])
             for name in ("forced", "auxiliary")
         )
         if forced is None or auxiliary is None:
             return "Whether reliance emerges without forcing takes a forced and an auxiliary run"
         reach = (auxiliary.high - auxiliary.low) / 2
         if auxiliary.low > 0:
-            return f"Reliance without forcing: {number_text(auxiliary, SIGNED)} beyond the same change elsewhere"
+            return f"Reliance without forcing: {number_text(auxiliary, SIGNED)} {BEYOND}"
         if forced.low > 0:
             return (
-                f"No reliance without forcing was seen ({number_text(auxiliary, SIGNED)} beyond the same change "
-                f"elsewhere; one of {reach:.3f} would have been), while forcing gives {number_text(forced, SIGNED)}"
+                f"No reliance without forcing was seen ({number_text(auxiliary, SIGNED)} {BEYOND}; one of {reach:.3f} "
+                f"would have been), while forcing gives {number_text(forced, SIGNED)}"
             )
         return "Neither forced nor auxiliary training shows reliance at this budget, from which nothing follows"
 
@@ -219,14 +222,15 @@ class Reliance(Result):
             "no flag's, moved by as much at each site and position. 95% intervals over prompts."
         )
         line = (
-            "A straight line through the cost over log10 of the tokens trained on. Intervals speak of other prompts, "
-            "not of other trainings, nor of whether the line goes on straight."
+            "A straight line through the difference over log10 of the tokens trained on. Intervals speak of other "
+            "prompts, not of other trainings, nor of whether the line goes on straight."
         )
         return {
             "reliance": Table(
                 columns=[
                     *MOMENT, Column("flags", "way"), Column("cost", "flags", SIGNED),
                     Column("elsewhere", "elsewhere", SIGNED), Column("difference", "difference", SIGNED, spare=1),
+                    Column("since step 0", "gained", SIGNED, note="of the difference"),
                     Column("others zeroed", "others_zeroed", SIGNED, spare=1),
                 ],
                 rows=self.losses, caption=caption,
@@ -264,10 +268,10 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
     growth: list[Growth] = []
     for one in series:
         for way in WAYS:
-            costs: list[Resampled] = []
+            differences: list[Resampled] = []
             for moment, part in zip(one.moments, one.parts, strict=True):
                 flags, elsewhere = (_cost(part, way, dims, resamples) for dims in (FLAGS, ELSEWHERE))
-                costs.append(flags)
+                differences.append(flags - elsewhere)
                 zeroed = _cost(part, way, THEMSELVES, resamples).interval if way == "zeroed" else None
                 losses.append(
                     Loss(
@@ -275,11 +279,12 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
                         way=way,
                         flags=flags.interval,
                         elsewhere=elsewhere.interval,
-                        difference=(flags - elsewhere).interval,
+                        difference=differences[-1].interval,
+                        gained=(differences[-1] - differences[0]).interval if moment.step else None,
                         others_zeroed=zeroed,
                     )
                 )
-            growth += _growth(one.moments, costs, way)
+            growth += _growth(one.moments, differences, way)
     return Reliance(losses=tuple(losses), growth=tuple(growth))
 
 
