@@ -27,7 +27,8 @@ def test_the_page_runs(
         exec(compile(code, "flags.md", "exec"), known)
     said = capsys.readouterr().out
     assert "2 flags in 8 dimensions, curriculum forced, 40 steps" in said
-    assert said.rstrip().endswith("True")
+    assert " True\n" in said
+    assert "Whether reliance emerges without forcing takes a forced and an auxiliary run" in said
     assert known["own"].result.curriculum == "own"
     assert known["ids"].shape[1] > 20
     assert known["flags"] == known["trained"].flags
