@@ -175,7 +175,8 @@ class Effects(Result):
             "Gain in log-probability of responses with the concept minus that of others, when the difference of means, "
             "fitted on other prompts without the flags' dimensions, is added at an equal share of ‖x‖."
         )
-        rows = [row for row in self.directions if row.concept != MEAN]
+        last = {row.moment.run: row.moment.step for row in self.directions}
+        rows = [row for row in self.directions if row.concept != MEAN and row.moment.step == last[row.moment.run]]
         concept = Column("concept", "concept", whole=True)
         return {
             "effects": Table(columns=[*MOMENT, *scores], rows=self.means, caption=caption),
