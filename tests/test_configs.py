@@ -38,6 +38,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "sae convert": {"source": "a", "destination": Path("a")},
     "demo": {},
     "flags train": {"concepts": Path("a"), "data": (Path("a"),)},
+    "flags evaluate": {"trained": (Path("a"),)},
     "policy headroom": {"task": "a"},
     "policy train": {"task": "a"},
     "policy evaluate": {"policy": (Path("a"),)},

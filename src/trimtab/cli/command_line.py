@@ -115,5 +115,9 @@ def _run(command: str, words: Sequence[str]) -> int:
 
 
 def _after_a_stop(words: Sequence[str]) -> str:
-    resumes = words[:1] in (["demo"], ["harvest"], ["train"]) or words[:2] in (["policy", "train"], ["flags", "train"])
+    resumes = words[:1] in (["demo"], ["harvest"], ["train"]) or words[:2] in (
+        ["policy", "train"],
+        ["flags", "train"],
+        ["flags", "evaluate"],
+    )
     return f"the same command again {'goes on from here' if resumes else 'starts anew'}"

@@ -105,7 +105,7 @@ def run_flag_train(config: FlagTrainConfig) -> FlagTrainRun | None:
         concepts = tuple(read_concepts(config.concepts))
         dims = config.dims_of(concepts)
         curriculum = Curriculum.named(config.curriculum)
-        data = _read(config, concepts)
+        data = read_data(config, concepts)
         run = _open(config) if ranks.is_first else None
         with run or nullcontext():
             if run is not None:
@@ -141,7 +141,7 @@ def _open(config: FlagTrainConfig) -> Run:
     )
 
 
-def _read(config: FlagTrainConfig, concepts: Sequence[str]) -> Divided:
+def read_data(config: FlagTrainConfig, concepts: Sequence[str]) -> Divided:
     """All examples, those held out apart."""
 
     def read(paths: Sequence[Path]) -> list[Example]:

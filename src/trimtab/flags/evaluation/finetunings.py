@@ -49,7 +49,7 @@ class Finetuning:
     def of(cls, trained: TrainedFlags, label: str) -> Finetuning:
         """A finetuning in memory, of which the end alone is known."""
         result = trained.result
-        state = State(result.steps, getattr(result, "tokens", 0), trained.model.fingerprint, lambda: trained.model)
+        state = State(result.steps, result.tokens, trained.model.fingerprint, lambda: trained.model)
         return cls(
             label=label, curriculum=result.curriculum, seed=result.seed, flags=trained.flags, states=(state,)
         )  # fmt: skip

@@ -1,0 +1,215 @@
+"""`trimtab flags evaluate`: runs of `flags train` side by side, from the original model to the end of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimtab.activations import read_documents, sample_text
+from trimtab.errors import UserError
+from trimtab.flags.dividing import Divided, example_id
+from trimtab.flags.evaluation.evaluating import COMMAND, TASK, Evaluator
+from trimtab.flags.evaluation.finetunings import Finetuning, State, check_alike, labels_of
+from trimtab.flags.evaluation.options import FlagEvaluationOptions
+from trimtab.flags.evaluation.result import FlagEvaluation
+from trimtab.flags.examples import Example, read_examples
+from trimtab.flags.files import NAME, Snapshot, load_flagged, load_flags, snapshots
+from trimtab.flags.train_command import FlagTrainConfig, read_data
+from trimtab.flags.training import COMMAND as TRAINING
+from trimtab.lm import LanguageModel, load_model
+from trimtab.runs import Run, check_least, config_directory, read_record, read_typed, text_id
+
+NOT_THE_RESULT = ("run", "trained", "batch_size")
+"""Fields that may change between openings of a run: what was measured stays, and further runs join it."""
+FIRST = {"heading": ""}
+"""Metadata of options that stand at the top of the help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlagEvaluateConfig(FlagEvaluationOptions):
+    """Show what finetunings with flags did: what flags say, what else says it, what is lost without, and the price."""
+
+    trained: tuple[Path, ...] = ()
+    """Runs of `flags train`: of each curriculum and seed that is to be compared."""
+    data: tuple[Path, ...] = field(default=(), metadata=FIRST)
+    """JSONL files of examples that no run was trained on; by default those that the runs held out."""
+    snapshots: int = field(default=4, metadata=FIRST)
+    """Snapshots of each run to measure, evenly chosen, the last among them; the original model comes on top."""
+    text: tuple[str, ...] = ()
+    """Files, directories or hub:NAME[:SPLIT] of general text; by default a sample that ships with trimtab."""
+    task: str = TASK
+    """The unrelated task, one that needs no files, or none."""
+    device: str = "cpu"
+    """Where to compute."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after the rest. The same command resumes it, and runs that
+    are added to it are measured alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.trained:
+            raise UserError(COMMAND, "there is no run to evaluate", "name a run of `flags train`")
+        check_least(self, 1, "snapshots")
+
+    def directory(self) -> Path:
+        """Where the run goes: the same config always finds its own run."""
+        return self.run or config_directory("flags-evaluate", self, ignore=("run", "batch_size"))
+
+
+class TrainedRun(NamedTuple):
+    """A run of `flags train` as its record says it."""
+
+    path: Path
+    label: str
+    record: dict[str, Any]
+    kept: list[Snapshot]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.record["config"]
+
+    @property
+    def model(self) -> str:
+        """What the original model is loaded by."""
+        return str(self.config.get("model") or (self.record["results"] or {}).get("model"))
+
+    @property
+    def curriculum(self) -> str:
+        known = self.record["results"] or {}
+        return known["curriculum"] if known else Path(str(self.config["curriculum"])).stem
+
+
+def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
+    """Measure what is not measured yet, and compare.
+
+    Raises:
+        UserError: a run is not one of `flags train` or keeps no model; runs of different models, concepts,
+            templates or data; too few examples have or lack a concept.
+    """
+    runs = [read_run(path, label) for path, label in zip(config.trained, labels_of(config.trained), strict=True)]
+    check_same(runs, own_data=bool(config.data))
+    examples, unchecked = heldout_examples(config, runs)
+    original = load_model(runs[0].model, device=config.device)
+    known = runs[0].record["hashes"].get("model", original.fingerprint)
+    if original.fingerprint != known:
+        why = f"{runs[0].label} was finetuned from weights of hash {known}, and these have {original.fingerprint}"
+        raise UserError(f"model {runs[0].model}", why, "load the model that was finetuned")
+    finetunings = [finetuning_of(one, original, config) for one in runs]
+    check_alike(finetunings)
+    with Run.open(
+        config.directory(), COMMAND, config, seeds=[config.seed], device=config.device, ignore_fields=NOT_THE_RESULT
+    ) as run:
+        documents = list(read_documents(config.text or [sample_text()])) if "price" in config.part else None
+        evaluator = Evaluator(
+            original, finetunings, examples, config, run, texts=documents,
+            task=None if config.task == "none" else config.task, chat=bool(runs[0].config.get("chat")),
+        )  # fmt: skip
+        evaluator.left_out += unchecked
+        return evaluator.finish()
+
+
+def read_run(path: Path, label: str) -> TrainedRun:
+    """A run of `flags train`.
+
+    Raises:
+        UserError: it is another command's, or keeps no model.
+    """
+    record = read_record(path)
+    if record["command"] != TRAINING:
+        why = f"it belongs to `{record['command']}`, not `{TRAINING}`"
+        raise UserError(f"run {path}", why, "name a run of `flags train`")
+    kept = snapshots(path)
+    if not kept:
+        raise UserError(f"run {path}", "it keeps no model yet", "let it finish, or train with --snapshots")
+    return TrainedRun(path, label, record, kept)
+
+
+def check_same(runs: Sequence[TrainedRun], *, own_data: bool) -> None:
+    """Raise a `UserError` unless runs are of one model and template, and held out the same examples.
+
+    Args:
+        runs: to compare.
+        own_data: whether examples are given that no run knows.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        facts = [
+            ("its model", first.model, other.model),
+            ("its model's hash", first.record["hashes"].get("model"), other.record["hashes"].get("model")),
+            ("chat", bool(first.config.get("chat")), bool(other.config.get("chat"))),
+        ]
+        if not own_data:
+            facts.append(("its data's hash", first.record["hashes"].get("data"), other.record["hashes"].get("data")))
+        for name, one, two in facts:
+            if one != two:
+                hint = "give examples that no run was trained on as --data" if "data" in name else "evaluate it alone"
+                raise UserError(f"run {other.label}", f"{name} is {two}, and that of {first.label} {one}", hint)
+
+
+def heldout_examples(config: FlagEvaluateConfig, runs: Sequence[TrainedRun]) -> tuple[list[Example], list[str]]:
+    """The examples to evaluate on, those given or those that the runs held out; and what could not be checked of them.
+
+    Raises:
+        UserError: there are none, the runs' files changed, or one was trained on.
+    """
+    concepts = load_flags(runs[0].kept[-1].path).concepts
+    given = [example for path in config.data for example in read_examples(path, concepts)]
+    unchecked: list[str] = []
+    for run in runs if given else runs[:1]:
+        try:
+            data = _data_of(run, concepts)
+        except UserError as error:
+            if not given:
+                raise UserError(error.what, error.why, "give examples that it was not trained on as --data") from error
+            unchecked.append(f"whether examples were trained on is not known: {error.line}")
+            continue
+        trained = {example_id(example) for example in data.train}
+        for example in given:
+            if example_id(example) in trained:
+                why = f"{run.label} was trained on it"
+                raise UserError(f"example {example.prompt[:40]!r}", why, "give others, or leave out --data")
+        if not given and not data.heldout:
+            raise UserError(f"run {run.path}", "it held out no example", "give some as --data")
+        given = given or data.heldout
+    return given, unchecked
+
+
+def _data_of(run: TrainedRun, concepts: Sequence[str]) -> Divided:
+    """The examples of a run. Raises a `UserError` if it does not know them any more."""
+    if not run.config.get("data"):
+        raise UserError(f"run {run.path}", "it was made in Python and does not know which examples it held out")
+    data = read_data(read_typed(FlagTrainConfig, run.config, f"run {run.path}"), concepts)
+    if data.hash != run.record["hashes"].get("data"):
+        raise UserError(f"run {run.path}", "its files of examples are not what they were when it was trained")
+    return data
+
+
+def finetuning_of(run: TrainedRun, original: LanguageModel, config: FlagEvaluateConfig) -> Finetuning:
+    """A run's models to measure: so many of its snapshots, evenly chosen, the last among them."""
+    kept = list({one.step: one for one in run.kept}.values())
+    places = np.linspace(len(kept) - 1, 0, min(config.snapshots, len(kept))).round().astype(int)
+    states = [
+        State(
+            step=one.step,
+            tokens=one.tokens,
+            identity=text_id((one.path / NAME).read_text(encoding="utf-8")),
+            load=partial(_loaded, one.path, original, config.device),
+        )
+        for one in (kept[place] for place in sorted(set(places.tolist())))
+    ]
+    return Finetuning(
+        label=run.label,
+        curriculum=run.curriculum,
+        seed=int((run.record["seeds"] or [0])[0]),
+        flags=load_flags(run.kept[-1].path),
+        states=tuple(states),
+    )
+
+
+def _loaded(path: Path, original: LanguageModel, device: str) -> LanguageModel:
+    return load_flagged(path, device=device, base=original)[0]

@@ -1,0 +1,131 @@
+"""`trimtab flags evaluate` on runs of `flags train`: which models and examples it takes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from test_evaluation import SMALL
+from toy_corpus import toy_examples
+
+from trimtab import cli
+from trimtab.errors import UserError
+from trimtab.flags.evaluation.command import FlagEvaluateConfig, run_flag_evaluate
+from trimtab.flags.train_command import FlagTrainConfig, run_flag_train
+from trimtab.lm import LanguageModel
+from trimtab.runs import read_record
+
+OPTIONS = {name: tuple(value) if isinstance(value, list) else value for name, value in SMALL.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the model, concepts, examples, and runs of two curricula."""
+    place = tmp_path_factory.mktemp("trained")
+    tiny_llama.hf.save_pretrained(place / "tiny")
+    tiny_llama.tokenizer.save_pretrained(place / "tiny")
+    (place / "concepts.txt").write_text("sea: the sea\nwar\n")
+    lines = [json.dumps(asdict(example)) for example in toy_examples(240, seed=3)]
+    (place / "examples.jsonl").write_text("\n".join(lines))
+    for curriculum in ("forced", "plain"):
+        config = FlagTrainConfig(
+            model=str(place / "tiny"), concepts=place / "concepts.txt", data=(place / "examples.jsonl",),
+            curriculum=curriculum, steps=12, batch_size=4, holdout=0.5, snapshots=2, lr=1e-3, dims=("4",), from_layer=1,
+            run=place / curriculum,
+        )  # fmt: skip
+        run_flag_train(config)
+    return place
+
+
+def config_of(place: Path, *runs: str, **options: object) -> FlagEvaluateConfig:
+    given = {**OPTIONS, "part": ("reading", "reliance"), "run": place / "evaluated", **options}
+    return FlagEvaluateConfig(trained=tuple(place / name for name in runs), **given)
+
+
+def test_runs_are_measured_from_the_original_over_their_snapshots(trained: Path) -> None:
+    found = run_flag_evaluate(config_of(trained, "forced"))
+    assert found.reliance is not None
+    moments = dict.fromkeys((row.moment.run, row.moment.step) for row in found.reliance.losses)
+    assert list(moments) == [("forced", 0), ("forced", 6), ("forced", 12)]
+    tokens = [row.moment.tokens for row in found.reliance.losses if row.way == "zeroed"]
+    assert 0 == tokens[0] < tokens[1] < tokens[2]
+    together = run_flag_evaluate(config_of(trained, "forced", "plain"))  # the second run joins the first
+    assert together.runs == ("forced", "plain")
+    first = [row.seconds for row in found.seconds]
+    assert [row.seconds for row in together.seconds][: len(first)] == first
+    assert read_record(trained / "evaluated")["status"] == "done"
+    last = run_flag_evaluate(config_of(trained, "forced", snapshots=1, run=trained / "last"))
+    assert last.reliance is not None
+    assert {row.moment.step for row in last.reliance.losses} == {0, 12}
+
+
+def test_the_command_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--part", "reading", "--items", "30", "--run", str(trained / "shown"), "--max-tokens", "64", "--json"]
+    assert cli.main(["flags", "evaluate", str(trained / "forced"), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == ["forced"]
+    assert "<h2>Reading</h2>" in (trained / "shown" / "report.html").read_text(encoding="utf-8")
+
+
+def test_own_examples_may_be_given(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.jsonl"
+    file.write_text("\n".join(json.dumps(asdict(example)) for example in toy_examples(90, length=7, seed=11)))
+    config = config_of(trained, "forced", data=(file,), run=tmp_path / "run", part=("reading",))
+    found = run_flag_evaluate(config)
+    assert 60 < found.fitted + found.reported <= 90
+    assert found.left_out == ()
+    stale = changed(trained, "forced", tmp_path / "stale", hashes={"data": "0"})
+    found = run_flag_evaluate(replace(config, trained=(stale,), run=tmp_path / "other"))
+    assert found.left_out[0].startswith("whether examples were trained on is not known: run ")
+    whole = replace(config, data=(trained / "examples.jsonl",))
+    refused(whole, "forced was trained on it; give others, or leave out --data")
+
+
+def changed(place: Path, name: str, to: Path, **fields: object) -> Path:
+    """A copy of a run's record, with other fields."""
+    record = read_record(place / name)
+    for key, value in fields.items():
+        record[key] = {**record[key], **value} if isinstance(value, dict) else value
+    to.mkdir()
+    (to / "run.json").write_text(json.dumps(record))
+    for part in ("model", "snapshots"):
+        (to / part).symlink_to(place / name / part)
+    return to
+
+
+def refused(config: FlagEvaluateConfig, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        run_flag_evaluate(config)
+
+
+def test_what_does_not_belong_together_is_refused(trained: Path, tmp_path: Path) -> None:
+    config = config_of(trained, "forced", run=tmp_path / "run")
+    with pytest.raises(UserError, match="flags evaluate: there is no run to evaluate; name a run of `flags train`"):
+        replace(config, trained=())
+    refused(replace(config, trained=(tmp_path,)), "there is no run.json")
+    other = changed(trained, "forced", tmp_path / "other", command="train")
+    refused(replace(config, trained=(other,)), "it belongs to `train`, not `flags train`")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    record = {**read_record(trained / "forced"), "status": "running"}
+    (empty / "run.json").write_text(json.dumps(record))
+    refused(replace(config, trained=(empty,)), "it keeps no model yet; let it finish, or train with --snapshots")
+    for name, fields, says in (
+        ("model", {"config": {"model": "gpt2"}}, "its model is gpt2"),
+        ("data", {"hashes": {"data": "0"}}, "its data's hash is 0"),
+        ("chat", {"config": {"chat": True}}, "chat is True"),
+    ):
+        two = changed(trained, "plain", tmp_path / name, **fields)
+        refused(replace(config, trained=(trained / "forced", two)), f"run {name}: {says}")
+    stale = changed(trained, "forced", tmp_path / "stale", hashes={"data": "0"})
+    refused(replace(config, trained=(stale,)), "its files of examples are not what they were")
+    weights = changed(trained, "forced", tmp_path / "weights", hashes={"model": "0"})
+    refused(replace(config, trained=(weights,)), "weights was finetuned from weights of hash 0")
+    python = changed(trained, "forced", tmp_path / "python")
+    record = read_record(python)
+    del record["config"]["data"]
+    (python / "run.json").write_text(json.dumps(record))
+    refused(replace(config, trained=(python,)), "it was made in Python and does not know which examples it held out")
