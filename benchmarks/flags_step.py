@@ -7,6 +7,7 @@ gradients, AdamW.
 
 - `ratio`: seconds of a step over the mean of the plain steps before and behind it, the median over the repeats.
 - `interval`: of that median, 95%, by bootstrap over the repeats.
+- `cpu_ratio`, `cpu_interval`: the same by processor time, which other work on the machine disturbs less.
 - `memory_ratio`: peak memory of a process that takes such steps over that of one that takes plain ones: the process's
   resident memory, or on an accelerator what torch allocated there.
 
@@ -96,13 +97,14 @@ class Steps:
     def step(self, kind: str) -> Callable[[], None]:
         return self.plain if kind == "plain" else self.trainings[kind].take_step
 
-    def seconds(self, kind: str) -> float:
+    def seconds(self, kind: str) -> tuple[float, float]:
+        """Of the clock, and of the processor."""
         take = self.step(kind)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         take()
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu
 
 
 def peak_mib(args: argparse.Namespace) -> float:
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", choices=("full", "lora"), help="measure one of them")
     parser.add_argument("--autocast", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
@@ -146,22 +149,24 @@ def main() -> None:
         steps = Steps(args, adapt)
         for kind in ("plain", *KINDS):
             steps.seconds(kind)  # caches, and the optimiser's state
-        ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        ratios: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in KINDS}
         plain = [steps.seconds("plain")]
         for repeat in range(args.repeats):
             for kind in list(KINDS) if repeat % 2 == 0 else reversed(KINDS):
                 taken = steps.seconds(kind)
                 plain.append(steps.seconds("plain"))
-                ratios[kind].append(2 * taken / (plain[-2] + plain[-1]))
-        result[f"{adapt}.plain_seconds"] = float(np.median(plain))
+                ratios[kind].append(tuple(2 * t / (a + b) for t, a, b in zip(taken, *plain[-2:], strict=True)))
+        result[f"{adapt}.plain_seconds"] = float(np.median([clock for clock, _ in plain]))
         del steps
-        before = memory(adapt, "plain")
-        result[f"{adapt}.plain_peak_mib"] = before
+        if not args.no_memory:
+            before = result[f"{adapt}.plain_peak_mib"] = memory(adapt, "plain")
         for kind, found in ratios.items():
-            median = bootstrap_statistic(lambda x: float(np.median(x)), [np.array(found)], seed=0)
-            result[f"{adapt}.{kind}.ratio"] = median.estimate
-            result[f"{adapt}.{kind}.interval"] = [median.low, median.high]
-            result[f"{adapt}.{kind}.memory_ratio"] = memory(adapt, kind) / before
+            for name, values in zip(("", "cpu_"), zip(*found, strict=True), strict=True):
+                median = bootstrap_statistic(lambda x: float(np.median(x)), [np.array(values)], seed=0)
+                result[f"{adapt}.{kind}.{name}ratio"] = median.estimate
+                result[f"{adapt}.{kind}.{name}interval"] = [median.low, median.high]
+            if not args.no_memory:
+                result[f"{adapt}.{kind}.memory_ratio"] = memory(adapt, kind) / before
     result |= {
         "batch_size": args.batch_size,
         "tokens": args.tokens,

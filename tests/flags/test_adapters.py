@@ -27,7 +27,7 @@ from trimtab.flags import (
 )
 from trimtab.flags.adapters import add_adapter, check_lora
 from trimtab.flags.config import LoraOptions
-from trimtab.lm import LanguageModel, load_model
+from trimtab.lm import LanguageModel, load_model, pull
 
 SMALL = {"lr": 1e-2, "batch_size": 8, "log_every": 5, "adapt": "lora"}
 FLAGS = FlagSpec(
@@ -256,3 +256,24 @@ def test_the_modules_that_write_are_enough(tiny_llama: LanguageModel, tiny_gpt2:
 def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         LoraOptions(**options)
+
+
+@pytest.mark.real
+def test_an_adapter_of_the_default_model_is_small_and_plain(real_model: LanguageModel, tmp_path: Path) -> None:
+    """At most 10 MB at the default rank, and read by plain PEFT on the files that `trimtab models pull` names."""
+    examples = toy_examples(24)
+    dims = {"sea": [3, 17], "war": [8, 30]}
+    flags = place_flags(real_model, ["sea", "war"], [examples[0].response], dims=dims, ramp="paper")
+    trained = train_flags(
+        real_model, flags, examples, adapt="lora", steps=2, batch_size=2, max_tokens=24, holdout=0, warmup_share=0
+    )
+    where = trained.save(tmp_path / "adapter")
+    assert trained.result.trained_weights == 8 * 305_280
+    assert sum(file.stat().st_size for file in where.iterdir()) < 10_000_000
+    base = AutoModelForCausalLM.from_pretrained(pull(real_model.name))
+    model = peft.PeftModel.from_pretrained(base, where)
+    assert load_flags(where, model) == flags
+    ids = torch.tensor([real_model.encode_text("Over the hills")])
+    ours, _ = load_flagged(where)
+    with torch.no_grad(), switched(model, where, sea=True), switched(ours, sea=True):
+        assert torch.equal(model(ids).logits, ours.hf(ids).logits)
