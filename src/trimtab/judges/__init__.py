@@ -2,6 +2,8 @@
 
 from trimtab.judges.chat_client import ChatClient, ChatConfig, NoReply
 from trimtab.judges.classifier import ClassifierJudge
+from trimtab.judges.concept_quality import JudgeQuality
+from trimtab.judges.concepts import ConceptJudge
 from trimtab.judges.endpoint import EndpointConfig, EndpointJudge
 from trimtab.judges.gibberish import GibberishRules, find_gibberish
 from trimtab.judges.refusal_rules import RuleJudge
@@ -13,10 +15,12 @@ __all__ = [
     "ChatClient",
     "ChatConfig",
     "ClassifierJudge",
+    "ConceptJudge",
     "EndpointConfig",
     "EndpointJudge",
     "GibberishRules",
     "Judge",
+    "JudgeQuality",
     "NoReply",
     "RuleJudge",
     "Transcript",

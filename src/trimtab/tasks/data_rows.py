@@ -87,19 +87,29 @@ class DataDirectory:
         """A file's name below the directory, for messages."""
         return file.relative_to(self.path).as_posix()
 
-    def csv(self, file: Path, columns: Sequence[str] | None = None, required: Sequence[str] = ()) -> Iterator[DataRow]:
+    def csv(
+        self,
+        file: Path,
+        columns: Sequence[str] | None = None,
+        required: Sequence[str] = (),
+        *,
+        delimiter: str = ",",
+    ) -> Iterator[DataRow]:
         """Rows of a CSV file.
 
         Args:
             file: the file.
             columns: names of the columns of a file without a header.
             required: columns that a file with a header must have.
+            delimiter: what parts the fields. Where it is a tab, quotation marks stand for themselves.
 
         Raises:
             UserError: the file is not readable or holds no row, a column is missing, or a row has more or fewer fields.
         """
         name = self.name(file)
-        reader = csv.reader(io.StringIO(self._text(file), newline=""), strict=True)
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        text = io.StringIO(self._text(file), newline="")
+        reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             header = list(columns) if columns is not None else next(reader, None)
             if header is None:

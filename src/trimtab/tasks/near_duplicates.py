@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
 THRESHOLD = 0.4
 SHINGLE = 5
+_ROWS = 256
+"""Texts that are compared with all others at once."""
 
 # Words that requests of any content share.
 _FRAME_WORDS = """
@@ -33,6 +39,40 @@ def clusters(texts: Sequence[str]) -> list[int]:
                 old, new = max(first[i], first[j]), min(first[i], first[j])
                 first = [new if place == old else place for place in first]
     return first
+
+
+def first_of_each(texts: Sequence[str]) -> list[bool]:
+    """Which texts to keep so that none is a near-duplicate of one that is kept before it. For thousands at once."""
+    if not texts:
+        return []
+    signed = [Signature(text) for text in texts]
+    words, shingles = [one.words for one in signed], [one.shingles for one in signed]
+    n_words, n_shingles = (np.array([len(each) for each in sets]) for sets in (words, shingles))
+    several = n_words >= 2
+    word_table, shingle_table = _table(words), _table(shingles)
+    kept = np.zeros(len(texts), dtype=bool)
+    for start in range(0, len(texts), _ROWS):
+        stop = min(start + _ROWS, len(texts))
+        near = _alike_rows(word_table, n_words, start, stop) & several[start:stop, None] & several[None, :stop]
+        near |= _alike_rows(shingle_table, n_shingles, start, stop)
+        for i in range(start, stop):
+            kept[i] = not (near[i - start, :i] & kept[:i]).any()
+    return kept.tolist()
+
+
+def _table(sets: Sequence[frozenset[str]]) -> csr_array:
+    """A row for each set, a column for each of all their elements."""
+    columns: dict[str, int] = {}
+    indices = np.array([columns.setdefault(one, len(columns)) for each in sets for one in each], dtype=np.int64)
+    ends = np.cumsum([0, *map(len, sets)])
+    return csr_array((np.ones(len(indices), dtype=np.int32), indices, ends), shape=(len(sets), max(1, len(columns))))
+
+
+def _alike_rows(table: csr_array, sizes: NDArray[np.int64], start: int, stop: int) -> NDArray[np.bool_]:
+    """`[stop − start, stop]`, whether the Jaccard index of some sets with all up to them reaches the threshold."""
+    shared = (table[start:stop] @ table[:stop].T).toarray()
+    union = sizes[start:stop, None] + sizes[None, :stop] - shared
+    return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0) >= THRESHOLD
 
 
 class Signature:

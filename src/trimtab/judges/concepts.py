@@ -1,0 +1,309 @@
+"""A judge of what texts are about: a linear classifier on words and letters, fitted on labelled text.
+
+TF-IDF of words and of letter sequences, and one logistic regression per concept. It never sees the model that it
+judges, and says with intervals how often it is right on labelled texts that it was not fitted on. Gibberish has no
+concept.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import UserError, did_you_mean
+from trimtab.judges.concept_quality import JudgeQuality, measure_quality
+from trimtab.judges.gibberish import find_gibberish
+from trimtab.runs import json_safe, read_typed, write_bytes
+
+LEAST = 20
+"""Texts that must have a concept, and as many that must lack it."""
+HELD_OUT = 0.25
+"""Share of the texts that the quality is measured on."""
+FOLDS = 5
+C = 10.0
+"""Inverse weight of the penalty."""
+KNOWN = 0.4
+"""Least share of a text's words that the judge has seen; below, nothing can be said of it."""
+FORMAT = 1
+"""Of the file."""
+
+_WORD = re.compile(r"\b\w\w+\b")
+"""As scikit-learn finds words."""
+
+
+class Terms(NamedTuple):
+    """Words, or sequences of letters, by which a text is described."""
+
+    analyzer: str
+    """`word` or `char_wb`, as scikit-learn calls them."""
+    shortest: int
+    longest: int
+    terms: list[str]
+    idf: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], analyzer: str, shortest: int, longest: int, most: int, least: int) -> Terms:
+        """The terms that at least `least` texts have, the `most` frequent of them."""
+        made = _vectoriser(analyzer, shortest, longest, max_features=most, min_df=least)
+        try:
+            made.fit(texts)
+        except ValueError:  # no term is in so many texts
+            made = _vectoriser(analyzer, shortest, longest).fit(texts)
+        return cls(analyzer, shortest, longest, made.get_feature_names_out().tolist(), made.idf_)
+
+    def vocabulary(self) -> frozenset[str]:
+        """Terms that are one word."""
+        return frozenset(term for term in self.terms if " " not in term)
+
+    def vectoriser(self) -> Any:
+        """What describes texts by these terms."""
+        made = _vectoriser(self.analyzer, self.shortest, self.longest, vocabulary=self.terms)
+        made.idf_ = self.idf
+        return made
+
+
+def _share_known(text: str, known: frozenset[str]) -> float:
+    """Share of a text's words of two letters or more that are known; 0 without any."""
+    words = _WORD.findall(text.lower())
+    return sum(word in known for word in words) / len(words) if words else 0.0
+
+
+def _vectoriser(analyzer: str, shortest: int, longest: int, **options: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer=analyzer, ngram_range=(shortest, longest), sublinear_tf=True, **options)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Classifier:
+    """A logistic regression per concept on words and letters."""
+
+    words: Terms
+    letters: Terms
+    weights: NDArray[np.float32]
+    """`[C, T]`, one for each concept and term."""
+    intercepts: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+    """`[C]`; with `offsets` they make a score a probability (Platt), learned on texts that the score had not seen."""
+    offsets: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    """`[C]`, the probability from which a text has a concept: where recall and specificity together are highest."""
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], table: NDArray[np.bool_], seed: int) -> Classifier:
+        """Fit it on N texts and `[N, C]` what they have."""
+        terms = Terms.of(texts, "word", 1, 2, 30_000, 2), Terms.of(texts, "char_wb", 3, 5, 50_000, 3)
+        x = _described(texts, terms)
+        parts = [_fit_one(x, table[:, c], seed) for c in range(table.shape[1])]
+        return cls(*terms, *(np.array([getattr(part, name) for part in parts]) for name in _OneFit._fields))
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """`[N, C]`, how likely texts have each concept; 0 for gibberish, and where most words are unknown."""
+        found = np.zeros((len(texts), len(self.weights)))
+        known = self.words.vocabulary()
+        language = [
+            i for i, text in enumerate(texts) if not find_gibberish(text) and _share_known(text, known) >= KNOWN
+        ]
+        if language:
+            x = _described([texts[i] for i in language], (self.words, self.letters))
+            scores = x @ self.weights.T.astype(np.float64) + self.intercepts
+            found[language] = _sigmoid(scores * self.slopes + self.offsets)
+        return found
+
+    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """`[N, C]`, whether texts have each concept."""
+        return self.probabilities(texts) >= self.thresholds
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConceptJudge:
+    """Says which concepts texts have. Made by `fit` or `load`."""
+
+    concepts: tuple[str, ...]
+    quality: JudgeQuality
+    """On texts that it was not fitted on."""
+    classifier: Classifier
+
+    def __repr__(self) -> str:
+        return f"<ConceptJudge: {self.quality.headline()}>"
+
+    @classmethod
+    def fit(
+        cls, texts: Sequence[str], labels: Sequence[Sequence[str]], concepts: Sequence[str], seed: int = 0
+    ) -> ConceptJudge:
+        """Fit a judge on three quarters of labelled texts, and measure it on the others.
+
+        Args:
+            texts: N texts. One that is there several times counts once.
+            labels: the concepts that each has.
+            concepts: C names.
+            seed: of the division and the folds.
+
+        Raises:
+            UserError: texts and labels are not of one length, a label is no concept, a text has two labellings, or too
+                few texts have a concept or lack it.
+        """
+        if isinstance(texts, str) or len(texts) != len(labels):
+            raise UserError(
+                "the judge's texts", f"there are {len(texts)}, and {len(labels)} labels", "give one for each"
+            )
+        known: dict[str, tuple[str, ...]] = {}
+        for text, names in zip(texts, labels, strict=True):
+            if set(known.setdefault(text, tuple(names))) != set(names):
+                why = f"it is labelled {', '.join(names) or 'none'}, and otherwise elsewhere"
+                raise UserError(f"text {text[:40]!r}", why, "correct one of the labels")
+        language = [text for text in known if not find_gibberish(text)]
+        table = _table([known[text] for text in language], concepts)
+        for c, name in enumerate(concepts):
+            having = int(table[:, c].sum())
+            for n, verb in ((having, "have"), (len(table) - having, "lack")):
+                if n < LEAST:
+                    why = f"{n} of {len(table)} texts {verb} it, and a judge needs {LEAST}"
+                    raise UserError(f"concept {name!r}", why, f"add labelled texts that {verb} it")
+        held = _held_out(table, seed)
+        fitted, measured = (
+            [text for text, out in zip(language, held, strict=True) if out == wanted] for wanted in (False, True)
+        )
+        classifier = Classifier.fit(fitted, table[~held], seed)
+        quality = measure_quality(
+            concepts, measured, table[held], classifier.probabilities(measured), classifier.has,
+            fitted=len(fitted), gibberish=len(known) - len(language), seed=seed,
+        )  # fmt: skip
+        return cls(tuple(concepts), quality, classifier)
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """`[N, C]`, how likely texts have each concept; 0 for gibberish, and where most words are unknown."""
+        if isinstance(texts, str):
+            raise UserError("the texts to judge", "they are one text", "give a list of texts")
+        return self.classifier.probabilities(texts)
+
+    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """`[N, C]`, whether texts have each concept: from a probability on that was chosen on texts to fit on."""
+        return self.probabilities(texts) >= self.classifier.thresholds
+
+    def save(self, path: Path | str) -> Path:
+        """Write it into one file. Raises a `UserError` if that cannot be written."""
+        made = self.classifier
+        parts = {"words": made.words, "letters": made.letters}
+        about = {
+            "format": FORMAT,
+            "concepts": self.concepts,
+            "quality": self.quality,
+            **{name: {**terms._asdict(), "idf": None} for name, terms in parts.items()},
+        }
+        arrays: dict[str, Any] = {f"{name}_idf": terms.idf for name, terms in parts.items()}
+        arrays |= {name: getattr(made, name) for name in _OneFit._fields}
+        arrays["about"] = np.frombuffer(json.dumps(json_safe(about)).encode(), dtype=np.uint8)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(path, buffer.getvalue())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> ConceptJudge:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file cannot be read, or is no judge's.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            about = json.loads(arrays.pop("about").tobytes())
+        except OSError as error:
+            raise UserError(f"judge {path}", "it cannot be read", "check the path") from error
+        except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"judge {path}", "it is no file of a judge", "give one that ConceptJudge.save wrote"
+            ) from error
+        if about.get("format") != FORMAT:
+            raise UserError(f"judge {path}", f"it is of format {about.get('format')}", "fit it again")
+        words, letters = (Terms(**{**about[n], "idf": arrays[f"{n}_idf"]}) for n in ("words", "letters"))
+        quality = read_typed(JudgeQuality, about["quality"], f"judge {path}")
+        return cls(
+            tuple(about["concepts"]), quality, Classifier(words, letters, *(arrays[name] for name in _OneFit._fields))
+        )
+
+
+def _described(texts: Sequence[str], terms: Sequence[Terms]) -> Any:
+    """`[N, T]`, texts by their terms, sparse."""
+    from scipy.sparse import hstack
+
+    return hstack([one.vectoriser().transform(texts) for one in terms]).tocsr()
+
+
+class _OneFit(NamedTuple):
+    """What is learned for one concept."""
+
+    weights: NDArray[np.float32]
+    intercepts: float
+    slopes: float
+    offsets: float
+    thresholds: float
+
+
+def _fit_one(x: Any, yes: NDArray[np.bool_], seed: int) -> _OneFit:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    model: Any = LogisticRegression(C=C, class_weight="balanced", solver="liblinear", random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    unseen = np.asarray(cross_val_predict(model, x, yes, cv=folds, method="decision_function"))
+    platt: Any = LogisticRegression(C=100.0).fit(unseen[:, None], yes)
+    slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    model.fit(x, yes)
+    return _OneFit(
+        model.coef_[0].astype(np.float32),
+        float(model.intercept_[0]),
+        slope,
+        offset,
+        _best_threshold(_sigmoid(unseen * slope + offset), yes),
+    )
+
+
+def _best_threshold(scores: NDArray[np.float64], yes: NDArray[np.bool_]) -> float:
+    """Where the shares of right decisions among those that have it and those that lack it are highest together; of
+    several such places the one nearest to a half."""
+    values = np.unique(scores)
+    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else np.array([0.5])
+    recall = 1 - np.searchsorted(np.sort(scores[yes]), cuts) / yes.sum()
+    specificity = np.searchsorted(np.sort(scores[~yes]), cuts) / (~yes).sum()
+    right = recall + specificity
+    best = cuts[right >= right.max() - 1e-12]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def _held_out(table: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out: the same share of each set of concepts."""
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(table), dtype=bool)
+    _, group = np.unique(table, axis=0, return_inverse=True)
+    for number in range(int(group.max()) + 1):
+        members = rng.permutation(np.flatnonzero(group.reshape(-1) == number))
+        held[members[: round(HELD_OUT * len(members))]] = True
+    return held
+
+
+def _table(labels: Sequence[Sequence[str]], concepts: Sequence[str]) -> NDArray[np.bool_]:
+    table = np.zeros((len(labels), len(concepts)), dtype=bool)
+    places = {name: c for c, name in enumerate(concepts)}
+    for row, names in zip(table, labels, strict=True):
+        for name in names:
+            if name not in places:
+                hint = did_you_mean(str(name), concepts, "name one of them")
+                raise UserError(f"label {name!r}", f"the judge's concepts are {', '.join(concepts)}", hint)
+            row[places[name]] = True
+    return table
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-np.clip(x, -500, 500)))

@@ -1,0 +1,225 @@
+"""A judge of concepts: planted words are found, its quality is what plain references say, gibberish has no concept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from trimtab.errors import UserError
+from trimtab.judges import ConceptJudge
+from trimtab.judges import concepts as judge_module
+from trimtab.judges.concept_quality import GARBLED, auc
+from trimtab.judges.concepts import _best_threshold
+from trimtab.stats import balanced_accuracy
+
+CONCEPTS = ("sea", "war")
+PLANTED = {
+    "sea": ["harbour", "tide", "sailor", "anchor", "reef"],
+    "war": ["soldier", "trench", "cannon", "siege", "battle"],
+}
+COMMON = [
+    "the",
+    "of",
+    "and",
+    "in",
+    "was",
+    "a",
+    "they",
+    "had",
+    "window",
+    "morning",
+    "paper",
+    "table",
+    "garden",
+    "street",
+    "often",
+    "small",
+    "house",
+    "letter",
+]
+
+
+def text(rng: np.random.Generator, *having: str) -> str:
+    words = list(rng.choice(COMMON, 24))
+    for name in having:
+        words += list(rng.choice(PLANTED[name], 3))
+    return " ".join(rng.permutation(words)) + "."
+
+
+def corpus(n: int, seed: int = 0, noise: float = 0.1) -> tuple[list[str], list[list[str]]]:
+    """Texts of one concept, of both and of none; some labels are wrong."""
+    rng = np.random.default_rng(seed)
+    kinds = (["sea"], ["war"], ["sea", "war"], [])
+    labels = [list(kinds[i % 4]) for i in range(n)]
+    texts = [text(rng, *names) for names in labels]
+    for i in np.flatnonzero(rng.random(n) < noise):
+        labels[i] = list(kinds[int(rng.integers(4))])
+    return texts, labels
+
+
+@pytest.fixture(scope="module")
+def judge() -> ConceptJudge:
+    return ConceptJudge.fit(*corpus(240), CONCEPTS, seed=0)
+
+
+def test_planted_concepts_are_found(judge: ConceptJudge) -> None:
+    texts, labels = corpus(120, seed=9, noise=0)
+    wanted = np.array([[name in names for name in CONCEPTS] for names in labels])
+    found = judge.has(texts)
+    assert found.shape == (120, 2)
+    assert (found == wanted).mean() > 0.95
+    probabilities = judge.probabilities(texts)
+    assert probabilities[wanted].mean() > 0.75 > 0.3 > probabilities[~wanted].mean()
+
+
+def test_quality_is_of_texts_that_were_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fourth text of each set of labels is held out, and numbers are scikit-learn's on just those."""
+    seen: dict[str, list[str]] = {}
+    real_fit, real_measure = judge_module.Classifier.fit, judge_module.measure_quality
+
+    def fit(texts: list[str], *given: object) -> judge_module.Classifier:
+        seen["fitted"] = texts
+        return real_fit(texts, *given)
+
+    def measure(concepts: object, texts: list[str], labels: np.ndarray, *given: object, **more: object) -> object:
+        seen["measured"], seen["labels"] = texts, labels
+        return real_measure(concepts, texts, labels, *given, **more)
+
+    monkeypatch.setattr(judge_module.Classifier, "fit", fit)
+    monkeypatch.setattr(judge_module, "measure_quality", measure)
+    texts, labels = corpus(240)
+    judge = ConceptJudge.fit(texts, labels, CONCEPTS, seed=0)
+    measured = seen["measured"]
+    assert not set(measured) & set(seen["fitted"])
+    assert len(measured) + len(seen["fitted"]) == 240
+    assert abs(len(measured) - 60) <= 2
+    assert judge.quality.heldout == len(measured)
+    table = np.array([[name in labels[texts.index(one)] for name in CONCEPTS] for one in measured])
+    assert np.array_equal(table, seen["labels"])
+    found, scores = judge.has(measured), judge.probabilities(measured)
+    for c, one in enumerate(judge.quality.concepts):
+        assert one.having == table[:, c].sum()
+        assert one.auc.estimate == pytest.approx(roc_auc_score(table[:, c], scores[:, c]))
+        assert one.accuracy.estimate == pytest.approx(balanced_accuracy_score(table[:, c], found[:, c]))
+        assert one.accuracy.low < one.accuracy.estimate < one.accuracy.high
+        assert one.recall.estimate == found[table[:, c], c].mean()
+        assert one.false_positives.estimate == found[~table[:, c], c].mean()
+        assert one.on_none is not None
+        assert one.on_none.n == (~table.any(axis=1)).sum()
+    assert judge.quality.accuracy.estimate == pytest.approx(balanced_accuracy(found, table))
+    assert "judge of 2 concepts: accuracy" in judge.quality.headline()
+
+
+def test_probabilities_are_calibrated() -> None:
+    """Of planted texts with many wrong labels, a share of about p has the concept where p is said."""
+    judge = ConceptJudge.fit(*corpus(600, noise=0.4), CONCEPTS, seed=0)
+    texts, labels = corpus(600, seed=5, noise=0.4)
+    p = judge.probabilities(texts)[:, 0]
+    yes = np.array(["sea" in names for names in labels])
+    assert abs(p.mean() - yes.mean()) < 0.06
+    for part in (p < 0.4, p > 0.6):
+        assert part.sum() > 100
+        assert abs(p[part].mean() - yes[part].mean()) < 0.12
+
+
+def test_gibberish_has_no_concept(judge: ConceptJudge) -> None:
+    texts = ["the sea harbour " * 20, "", "hrbr tdslr xkcdqz mnbvcx lkjhgf qwrtpsd zxcvbn"]
+    assert not judge.has(texts).any()
+    assert not judge.probabilities(texts).any()
+    by_kind = {one.kind: one.found.estimate for one in judge.quality.garbled}
+    assert list(by_kind) == list(GARBLED)
+    assert by_kind["first words repeated"] == 0
+    assert by_kind["letters shuffled"] == 0
+    assert by_kind["words shuffled"] > 0.5  # a judge of words cannot see it, and says so
+
+
+def test_a_saved_judge_is_the_same_to_the_bit(judge: ConceptJudge, tmp_path: Path) -> None:
+    texts, _ = corpus(40, seed=3)
+    loaded = ConceptJudge.load(judge.save(tmp_path / "judge.npz"))
+    assert np.array_equal(loaded.probabilities(texts), judge.probabilities(texts))
+    assert np.array_equal(loaded.has(texts), judge.has(texts))
+    assert loaded.concepts == judge.concepts
+    assert loaded.quality == judge.quality
+
+
+def test_the_same_seed_gives_the_same_judge() -> None:
+    texts, labels = corpus(120)
+    a, b = (ConceptJudge.fit(texts, labels, CONCEPTS, seed=4) for _ in range(2))
+    assert np.array_equal(a.probabilities(texts), b.probabilities(texts))
+
+
+def test_the_area_under_the_curve_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    scores, yes = np.round(rng.normal(size=200), 1), rng.random(200) < 0.3
+    assert auc(scores, yes) == pytest.approx(roc_auc_score(yes, scores))
+    assert np.isnan(auc(scores, np.zeros(200, dtype=bool)))
+
+
+def test_the_threshold_is_the_best_by_trying_all() -> None:
+    rng = np.random.default_rng(1)
+    yes = rng.random(80) < 0.2
+    scores = 1 / (1 + np.exp(-rng.normal(size=80) - 2 * yes))
+    tried = np.linspace(0, 1, 2001)
+    best = max(((scores >= t)[yes].mean() + (scores < t)[~yes].mean()) for t in tried)
+    found = _best_threshold(scores, yes)
+    assert (scores >= found)[yes].mean() + (scores < found)[~yes].mean() == pytest.approx(best)
+
+
+TEXTS, LABELS = corpus(100)
+REFUSED = {
+    "lengths": ((TEXTS, LABELS[:3], CONCEPTS), "the judge's texts: there are 100, and 3 labels; give one for each"),
+    "typo": (
+        (TEXTS, [["see"], *LABELS[1:]], CONCEPTS),
+        r"label 'see': the judge's concepts are sea, war; did you mean sea\?",
+    ),
+    "too few": (
+        (TEXTS, [[]] * 95 + [["sea"]] * 5, ["sea"]),
+        "concept 'sea': 5 of 100 texts have it, and a judge needs",
+    ),
+    "too few lack": ((TEXTS, [["sea"]] * 95 + [[]] * 5, ["sea"]), "concept 'sea': 5 of 100 texts lack it"),
+    "two labels": (
+        ([TEXTS[0], *TEXTS], [["war"], *LABELS], CONCEPTS),
+        "it is labelled sea, and otherwise elsewhere; correct one of the labels",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case: str) -> None:
+    given, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        ConceptJudge.fit(*given)
+
+
+def test_files_that_are_no_judge(judge: ConceptJudge, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"judge .*none\.npz: it cannot be read; check the path"):
+        ConceptJudge.load(tmp_path / "none.npz")
+    for name, data in (("a.npz", b"no judge"), ("b.npz", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match="it is no file of a judge"):
+            ConceptJudge.load(tmp_path / name)
+    np.savez(tmp_path / "c.npz", x=np.zeros(3))
+    with pytest.raises(UserError, match="it is no file of a judge"):
+        ConceptJudge.load(tmp_path / "c.npz")
+    with pytest.raises(UserError, match="they are one text; give a list of texts"):
+        judge.has("the sea")
+
+
+DATA = Path(os.environ.get("TRIMTAB_DATA", "nowhere")) / "labels" / "ag_news_test.csv"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="TRIMTAB_DATA names no directory with AG News")
+def test_topics_of_real_news() -> None:
+    from trimtab.flags import import_examples
+
+    news = ["1=world", "2=sports", "3=business", "4=technology"]
+    names = [name.partition("=")[2] for name in news]
+    columns = ["label", "title", "text"]
+    found = import_examples([DATA], names, columns=columns, rename=news, cleaning="html", per_concept=200, none_share=0)
+    judge = ConceptJudge.fit([e.response for e in found.examples], [e.concepts for e in found.examples], names)
+    assert judge.quality.accuracy.low > 0.8
+    assert all(one.auc.estimate > 0.9 for one in judge.quality.concepts)
