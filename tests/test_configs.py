@@ -45,6 +45,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "policy steer": {"policy": Path("a")},
     "policy analyze": {"run": (Path("a"),)},
     "policy compare": {"run": (Path("a"),)},
+    "flags import": {"text": ("a",), "concepts": Path("a"), "run": Path("a")},
+    "flags data": {"concepts": Path("a"), "run": Path("a")},
     "report": {"run": Path("a")},
 }
 """Values without which a command's config cannot be made."""

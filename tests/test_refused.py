@@ -26,6 +26,8 @@ REFUSED = {
     "evaluate core --sae nowhere --run run": "nowhere",
     "evaluate ground-truth --arch topc --run run": "topc",
     "sae stats nowhere": "nowhere",
+    "flags import --text missing.csv --concepts nowhere --run run": "nowhere",
+    "flags data --concepts nowhere --run run": "nowhere",
     "demo --model ./no-model --run run": "no-model",
     "report nowhere": "nowhere",
     "policy headroom --task nonsense --run run": "nonsense",

@@ -117,6 +117,7 @@ def _run(command: str, words: Sequence[str]) -> int:
 def _after_a_stop(words: Sequence[str]) -> str:
     resumes = words[:1] in (["demo"], ["harvest"], ["train"]) or words[:2] in (
         ["policy", "train"],
+        ["flags", "data"],
         ["flags", "train"],
         ["flags", "evaluate"],
     )

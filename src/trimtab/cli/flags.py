@@ -7,6 +7,21 @@ from collections.abc import Callable
 from trimtab.cli.job import Job
 
 
+def flags_import() -> Job:
+    """make examples for flags out of labelled text"""
+    from trimtab.flags.data import ImportConfig, run_import
+
+    example = "--text news.csv --concepts concepts.txt --run data/news"
+    return Job(ImportConfig, run_import, example=example)
+
+
+def flags_data() -> Job:
+    """let a model write examples for flags, and check them"""
+    from trimtab.flags.data import DataConfig, run_data
+
+    return Job(DataConfig, run_data, example="--concepts concepts.txt --run data/own")
+
+
 def flags_train() -> Job:
     """finetune switches into a model: residual dimensions that say, and decide, which concepts it writes about"""
     from trimtab.flags.train_command import FlagTrainConfig, run_flag_train
@@ -26,6 +41,8 @@ def flags_evaluate() -> Job:
 
 
 FLAG_COMMANDS: dict[str, Callable[[], Job]] = {
+    "flags import": flags_import,
+    "flags data": flags_data,
     "flags train": flags_train,
     "flags evaluate": flags_evaluate,
 }

@@ -3,6 +3,7 @@
 from trimtab.flags.concepts import read_concepts
 from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import CURRICULA, Curriculum, Phase
+from trimtab.flags.data import FRESH_PROMPTS, NEUTRAL_PROMPTS, import_examples, read_judge, write_examples
 from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import Snapshot, load_flagged, load_flags, save_flags, snapshots
 from trimtab.flags.loss import LOSSES
@@ -15,7 +16,9 @@ from trimtab.flags.training import train_flags
 
 __all__ = [
     "CURRICULA",
+    "FRESH_PROMPTS",
     "LOSSES",
+    "NEUTRAL_PROMPTS",
     "Curriculum",
     "Example",
     "FlagMeasures",
@@ -25,14 +28,17 @@ __all__ = [
     "Phase",
     "Snapshot",
     "TrainedFlags",
+    "import_examples",
     "load_flagged",
     "load_flags",
     "measure_flags",
     "place_flags",
     "read_concepts",
     "read_examples",
+    "read_judge",
     "save_flags",
     "snapshots",
     "switched",
     "train_flags",
+    "write_examples",
 ]

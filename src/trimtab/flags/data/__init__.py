@@ -1,0 +1,21 @@
+"""Labelled examples for flags: out of labelled text, or written by the model itself and checked."""
+
+from trimtab.flags.data.checking import read_judge
+from trimtab.flags.data.command import DataConfig, ImportConfig, run_data, run_import
+from trimtab.flags.data.importing import ImportedExamples, import_examples
+from trimtab.flags.data.prompts import FRESH_PROMPTS, NEUTRAL_PROMPTS
+from trimtab.flags.data.writing import WrittenExamples, write_examples
+
+__all__ = [
+    "FRESH_PROMPTS",
+    "NEUTRAL_PROMPTS",
+    "DataConfig",
+    "ImportConfig",
+    "ImportedExamples",
+    "WrittenExamples",
+    "import_examples",
+    "read_judge",
+    "run_data",
+    "run_import",
+    "write_examples",
+]

@@ -1,0 +1,114 @@
+"""Checks of whether a text has a concept: by a judge that was fitted on labelled text, or by the concept's words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import UserError, did_you_mean
+from trimtab.flags.data.prompts import stems
+from trimtab.flags.examples import read_examples
+from trimtab.judges import ConceptJudge
+from trimtab.runs import text_id
+
+MENTIONS = 2
+"""Words of a concept's description from which a text has it by rule."""
+JUDGE_SUFFIX = ".npz"
+"""Of a judge that was saved."""
+
+
+class Check(Protocol):
+    """Says of texts which concepts they have."""
+
+    @property
+    def name(self) -> str:
+        """What a run records."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """`[N, C]`, whether texts have each concept."""
+        ...
+
+
+class WordCheck:
+    """By rule: a text has a concept if it has two words of its description or more.
+
+    Endings are cut; words that several concepts share do not count. One word is taken for a passing mention. What is
+    about a concept in other words is taken to lack it, and what uses its words in another sense to have it: a judge of
+    labelled texts is better.
+
+    Raises:
+        UserError: a concept has no word of its own.
+    """
+
+    name = "words"
+
+    def __init__(self, concepts: Mapping[str, str]) -> None:
+        sets = {name: set(stems(description)) for name, description in concepts.items()}
+        shared = Counter(stem for words in sets.values() for stem in words)
+        self.words = [{stem for stem in words if shared[stem] == 1} for words in sets.values()]
+        for name, words in zip(sets, self.words, strict=True):
+            if not words:
+                hint = "describe it by other words, or give labelled texts for a judge"
+                raise UserError(f"concept {name!r}", "it has no word that no other concept has", hint)
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        found = [Counter(stems(text)) for text in texts]
+        counts = np.array([[sum(count[word] for word in words) for words in self.words] for count in found])
+        return counts.reshape(len(texts), len(self.words)) >= MENTIONS
+
+
+class JudgeCheck:
+    """By a judge of concepts: a text has one if that is more likely than not.
+
+    Raises:
+        UserError: it does not know one of the concepts.
+    """
+
+    def __init__(self, judge: ConceptJudge, concepts: Sequence[str]) -> None:
+        check_knows(judge, concepts)
+        self.judge, self.columns = judge, [judge.concepts.index(name) for name in concepts]
+
+    @property
+    def name(self) -> str:
+        """`judge`, and a hash of its weights."""
+        return f"judge {text_id(self.judge.classifier.weights.tobytes().hex())}"
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        return self.judge.probabilities(texts)[:, self.columns] >= 0.5
+
+
+def check_knows(judge: ConceptJudge, concepts: Sequence[str]) -> None:
+    """Raise a `UserError` unless a judge knows all of some concepts."""
+    for name in concepts:
+        if name not in judge.concepts:
+            hint = did_you_mean(name, judge.concepts, "fit it on texts of this concept, too")
+            raise UserError(f"concept {name!r}", f"the judge knows {', '.join(judge.concepts)}", hint)
+
+
+def read_judge(path: Path | str, concepts: Sequence[str], seed: int = 0) -> ConceptJudge:
+    """A judge of concepts from a file.
+
+    Args:
+        path: examples with labels to fit it on (JSONL of prompt, response, concepts, as `flags import` writes them), or
+            a judge that was saved (`.npz`).
+        concepts: names that it must know.
+        seed: of the fit.
+
+    Raises:
+        UserError: the file cannot be read, has too few texts of a concept, or is of a judge that does not know one.
+    """
+    if Path(path).suffix == JUDGE_SUFFIX:
+        judge = ConceptJudge.load(path)
+        check_knows(judge, concepts)
+        return judge
+    examples = read_examples(path, concepts)
+    try:
+        return ConceptJudge.fit([e.response for e in examples], [e.concepts for e in examples], concepts, seed)
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.why, error.hint) from None

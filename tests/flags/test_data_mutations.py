@@ -1,0 +1,129 @@
+"""What would go unnoticed otherwise in the making of examples: each of these mistakes makes a check fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_importing
+import test_writing
+
+from trimtab.flags.data import importing, labels, selecting, writing
+from trimtab.lm import LanguageModel
+
+Patch = pytest.MonkeyPatch
+
+
+def passages_divided(patch: Patch) -> None:
+    """Each passage goes to the examples or the judge by itself."""
+    real = importing.Candidate
+    patch.setattr(importing, "Candidate", lambda text, having, unit, *more: real(text, having, text, *more))
+
+
+def unbalanced(patch: Patch) -> None:
+    patch.setattr(selecting, "_up_to", lambda each, none, candidates: list(candidates))
+
+
+def prompts_in_order(patch: Patch) -> None:
+    """Prompts are dealt out over all examples instead of within each concept."""
+    patch.setattr(selecting, "neutral", lambda concepts: list(test_importing.NEUTRAL_PROMPTS[: 7 * len(concepts)]))
+
+
+def contradictions_kept(patch: Patch) -> None:
+    patch.setattr(
+        importing, "without_copies", lambda candidates, dropped: list({c.text: c for c in candidates}.values())
+    )
+
+
+def typos_pass(patch: Patch) -> None:
+    patch.setattr(labels, "NEAR", 1.0)
+
+
+def others_not_looked_at(patch: Patch) -> None:
+    """The check sees only the concept that was asked for."""
+    real = writing._Writing._reason
+
+    def reason(self: Any, request: Any, text: str, has: Any) -> str:
+        asked = np.array([name in request.concepts for name in self.requests.concepts])
+        return real(self, request, text, asked & has)
+
+    patch.setattr(writing._Writing, "_reason", reason)
+
+
+def lacking_passes(patch: Patch) -> None:
+    real = writing._Writing._reason
+
+    def reason(self: Any, request: Any, text: str, has: Any) -> str:
+        asked = np.array([name in request.concepts for name in self.requests.concepts])
+        return real(self, request, text, asked | has)
+
+    patch.setattr(writing._Writing, "_reason", reason)
+
+
+def asked_prompts_kept(patch: Patch) -> None:
+    real = writing.Requests.request
+    patch.setattr(
+        writing.Requests, "request",
+        lambda self, group, number: (r := real(self, group, number))._replace(kept_prompt=r.prompt),
+    )  # fmt: skip
+
+
+def importing_check(test: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda model, path, patch: test(path)
+
+
+def writing_check(test: Callable[..., Any]) -> Callable[..., Any]:
+    def check(model: LanguageModel, path: Path, patch: Patch) -> None:
+        author = test_writing.Author()
+        patch.setattr(writing, "decode", author)
+        test(model, author)
+
+    return check
+
+
+MUTATIONS: dict[str, tuple[Callable[[Patch], None], Callable[..., Any]]] = {
+    "passages of a document on both sides": (
+        passages_divided,
+        importing_check(test_importing.test_a_document_is_never_both_trained_and_judged_on),
+    ),
+    "no balance": (unbalanced, importing_check(test_importing.test_numbers_of_examples)),
+    "some prompts never asked": (
+        prompts_in_order,
+        importing_check(test_importing.test_prompts_say_nothing_of_the_concept),
+    ),
+    "contradicting labels kept": (
+        contradictions_kept,
+        importing_check(test_importing.test_copies_and_contradictions_are_left_out),
+    ),
+    "a misspelt concept passes": (
+        typos_pass,
+        lambda model, path, patch: test_importing.test_what_is_refused("typo beside others", path, patch),
+    ),
+    "another concept passes": (
+        others_not_looked_at,
+        writing_check(test_writing.test_only_what_has_its_concepts_is_taken),
+    ),
+    "a lacking concept passes": (lacking_passes, writing_check(test_writing.test_only_what_has_its_concepts_is_taken)),
+    "every prompt names its concept": (
+        asked_prompts_kept,
+        writing_check(test_writing.test_half_are_kept_under_neutral_prompts),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_is_noticed(name: str, tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    mutate, check = MUTATIONS[name]
+    for mutated in (False, True):
+        path = tmp_path / str(mutated)
+        path.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            if not mutated:
+                check(tiny_llama, path, patch)
+                continue
+            mutate(patch)
+            with pytest.raises((AssertionError, pytest.fail.Exception)):
+                check(tiny_llama, path, patch)
