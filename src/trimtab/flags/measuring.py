@@ -17,7 +17,7 @@ from trimtab.flags.loss import FlagReading, response_loss
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
 from trimtab.runs import Meter
-from trimtab.stats import Interval, balanced_accuracy, bootstrap_ratio_of_sums, bootstrap_statistic, wilson_interval
+from trimtab.stats import Interval, bootstrap_ratio_of_sums, bootstrap_statistic, wilson_interval
 
 READS_ON = 0.5
 """Strength above which a flag reads on."""
@@ -131,6 +131,22 @@ def measure_encoded(
             for on in [labels[:, i]]
         ),
     )
+
+
+def balanced_accuracy(reads: NDArray[np.bool_], labels: NDArray[np.bool_]) -> float:
+    """Mean over concepts of the mean of both classes' shares of right readings; NaN where no concept has both.
+
+    Args:
+        reads: `[N, C]` whether each flag reads on.
+        labels: `[N, C]` whether it should.
+    """
+    right, on = reads == labels, labels.sum(axis=0)
+    off = len(labels) - on
+    both = (on > 0) & (off > 0)
+    if not both.any():
+        return float("nan")
+    shares = (right & labels).sum(axis=0)[both] / on[both] + (right & ~labels).sum(axis=0)[both] / off[both]
+    return float(shares.mean() / 2)
 
 
 def strengths_right(strength: Float[Tensor, "B C"], labels: Float[Tensor, "B C"]) -> Float[Tensor, 4]:

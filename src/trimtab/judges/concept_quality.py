@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from trimtab.runs.figures import Mark, plot_intervals
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
-from trimtab.stats import Interval, balanced_accuracy, bootstrap_statistic, number_text, wilson_interval
+from trimtab.stats import Interval, Resampled, Resamples, number_text, wilson_interval
+from trimtab.stats.resamples import auc, ratio
+from trimtab.stats.samples import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESAMPLES = 1000
 Judging = Callable[[Sequence[str]], NDArray[np.bool_]]
 
 
@@ -117,16 +119,18 @@ def measure_quality(
     """
     found = has(texts)
     none = ~labels.any(axis=1)
+    resamples = Resamples(range(len(texts)), seed=seed)
     each: list[ConceptQuality] = []
+    accuracies: list[Resampled] = []
     for c, name in enumerate(concepts):
         yes, said = labels[:, c], found[:, c]
-        pair = [said[:, None], yes[:, None]]
+        accuracies.append(resamples.of(partial(_balanced, said, yes)))
         each.append(
             ConceptQuality(
                 concept=name,
                 having=int(yes.sum()),
-                accuracy=bootstrap_statistic(balanced_accuracy, pair, n_resamples=RESAMPLES, seed=seed),
-                auc=bootstrap_statistic(auc, [probabilities[:, c], yes], n_resamples=RESAMPLES, seed=seed),
+                accuracy=accuracies[-1].interval,
+                auc=resamples.of(partial(auc, probabilities[:, c], yes)).interval,
                 recall=_share(said[yes]),
                 false_positives=_share(said[~yes]),
                 on_none=_share(said[none]) if none.any() else None,
@@ -139,7 +143,7 @@ def measure_quality(
         heldout=len(texts),
         gibberish=gibberish,
         seed=seed,
-        accuracy=bootstrap_statistic(balanced_accuracy, [found, labels], n_resamples=RESAMPLES, seed=seed),
+        accuracy=Resampled.mean(accuracies).interval,
         concepts=tuple(each),
         garbled=tuple(
             GarbledQuality(kind=kind, found=_share(np.asarray(has(t).any(axis=1)))) for kind, t in garbled.items()
@@ -147,16 +151,9 @@ def measure_quality(
     )
 
 
-def auc(scores: NDArray[np.float64], yes: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: how often a text that has it scores above one that lacks it, ties half; NaN without
-    both."""
-    from scipy.stats import rankdata
-
-    n_yes = int(yes.sum())
-    n_no = len(yes) - n_yes
-    if not n_yes or not n_no:
-        return float("nan")
-    return float((rankdata(scores)[yes].sum() - n_yes * (n_yes + 1) / 2) / (n_yes * n_no))
+def _balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArray) -> FloatArray:
+    """`[R]`, mean of the shares of right decisions on texts that have it and on those that lack it."""
+    return (ratio(said & yes, yes, weights) + ratio(~said & ~yes, ~yes, weights)) / 2
 
 
 def _share(found: NDArray[np.bool_]) -> Interval:

@@ -4,7 +4,6 @@ Prompts (or documents, or items) are what is resampled; seeds stay inside their 
 never units. Every random draw follows from the `seed` given.
 """
 
-from trimtab.stats.balanced import balanced_accuracy
 from trimtab.stats.best_of import best_of_some
 from trimtab.stats.bootstrap import (
     bootstrap_difference,
@@ -22,7 +21,6 @@ __all__ = [
     "Interval",
     "Resampled",
     "Resamples",
-    "balanced_accuracy",
     "benjamini_hochberg",
     "best_of_some",
     "bootstrap_difference",
