@@ -196,8 +196,12 @@ def test_success_is_counted_where_the_true_patch_changes_the_answer() -> None:
     """Fifteen prompts; the true patch changes the first twelve, the edit does what it does on the first nine."""
     nothing, first = torch.zeros(15), torch.arange(15)
     plain, patched, edited = (
-        Answers(nothing, token, nothing)
-        for token in (torch.ones(15), torch.where(first < 12, 2, 1), torch.where(first < 9, 2, 7))
+        Answers(difference, token, nothing)
+        for difference, token in (
+            (first + 4.0, torch.ones(15)),
+            (first + 0.0, torch.where(first < 12, 2, 1)),
+            (first + 1.0, torch.where(first < 9, 2, 7)),
+        )
     )
     ones = torch.ones(15, 3)
     place = Location(Site("attn_z", 0, 0), "END")
@@ -211,7 +215,12 @@ def test_success_is_counted_where_the_true_patch_changes_the_answer() -> None:
     assert (found.success.estimate, found.counted) == (pytest.approx(9 / 12), 12)
     assert found.agreement.estimate == pytest.approx(9 / 15)
     assert (found.removed.estimate, found.size.estimate) == (pytest.approx(0.5), pytest.approx(1))
+    assert found.effect is not None
+    assert found.effect.estimate == pytest.approx(3 / 4)
     none = success(patched, plain, ones, nothing)
+    assert none.effect is not None
+    assert none.effect.estimate == 0
+    assert success(plain, edited, ones, nothing).effect is None  # a patch that moves nothing has no effect to share
     assert none.success is not None
     assert (none.success.estimate, none.agreement.estimate) == (0, pytest.approx(3 / 15))
     few = success(plain._replace(token=torch.where(first < 9, 2, 1)), edited, ones, nothing)

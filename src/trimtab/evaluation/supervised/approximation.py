@@ -66,7 +66,8 @@ def approximation(
 def share_of_effect(
     plain: Answers, mean: Answers, patched: Answers, transform: Callable[[FloatArray], FloatArray] | None = None
 ) -> Interval | None:
-    """(LD_patched − LD(ā)) / (LD − LD(ā)), transformed; None where the interval of the denominator holds 0."""
+    """(LD_patched − LD_mean) / (LD_plain − LD_mean), transformed: how far from one end to the other; None where the
+    interval of the denominator holds 0."""
     return _share(_differences(plain), _differences(mean), _differences(patched), transform)
 
 

@@ -200,7 +200,7 @@ EDITS = [
     Column("cross-section", "cross_section"), Column("contender", "contender"), Column("attribute", "attribute"),
     Column("way", "way"), Column("k", "k", "d"), Column("success", "success", ".2f"), Column("of", "counted", "d"),
     Column("all prompts", "agreement", ".2f", spare=2), Column("removed", "removed", ".2f"),
-    Column("edit size", "size", ".2f", spare=1),
+    Column("edit size", "size", ".2f", spare=1), Column("effect", "effect", ".2f"),
 ]  # fmt: skip
 """Of every edit."""
 
@@ -208,7 +208,7 @@ EDITS = [
 FRONTIER = [
     Column("cross-section", "cross_section"), Column("attribute", "attribute"), Column("edit", "edit"),
     Column("edit size", "size", ".2f"), Column("success", "success", ".2f"),
-    Column("removed", "removed", ".2f", spare=1),
+    Column("effect", "effect", ".2f", spare=2), Column("removed", "removed", ".2f", spare=1),
 ]  # fmt: skip
 FRONTIER_CAPTION = (
     "Edits that no smaller edit matches, the smallest first (size: ‖x′ − x‖ / ‖x‖, mean over locations). They are "

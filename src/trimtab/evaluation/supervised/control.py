@@ -18,6 +18,7 @@ from torch import Tensor
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.evaluation.circuits.patched_runs import Location
+from trimtab.evaluation.supervised.approximation import share_of_effect
 from trimtab.evaluation.supervised.codes import Codes
 from trimtab.evaluation.supervised.cross_sections import Answers, PatchedPrompts
 from trimtab.stats import Interval, bootstrap_mean
@@ -172,6 +173,9 @@ class EditSuccess:
     """Weight taken out, mean over locations and prompts."""
     size: Interval
     """‖x′ − x‖ / ‖x‖, mean over locations and prompts."""
+    effect: Interval | None = None
+    """(LD(x′) − LD) / (LD(true patch) − LD), means over all prompts: 1 where the edit moves the logit difference as far
+    as the true patch does. None where the interval of the patch's own effect holds 0."""
 
 
 def edit_success(prompts: PatchedPrompts, patched: Answers, edits: Mapping[Location, EditedRows]) -> EditSuccess:
@@ -197,6 +201,7 @@ def edit_success(prompts: PatchedPrompts, patched: Answers, edits: Mapping[Locat
         agreement=bootstrap_mean(agrees),
         removed=bootstrap_mean(torch.stack(removed).mean(0).double().cpu().numpy()),
         size=bootstrap_mean(torch.stack(sizes).mean(0).double().cpu().numpy()),
+        effect=share_of_effect(patched, prompts.plain, answers),
     )
 
 
