@@ -47,6 +47,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "policy compare": {"run": (Path("a"),)},
     "flags import": {"text": ("a",), "concepts": Path("a"), "run": Path("a")},
     "flags data": {"concepts": Path("a"), "run": Path("a")},
+    "flags steer": {"model": "a"},
     "report": {"run": Path("a")},
 }
 """Values without which a command's config cannot be made."""

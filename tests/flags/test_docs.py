@@ -39,7 +39,10 @@ def test_the_page_runs(
     Path("judge.jsonl").write_text("\n".join(labelled_lines()))
     page = (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8")
     page = page.replace("steps=400", "steps=40, lr=3e-3")
-    known: dict[str, Any] = {"model": tiny_llama, "more_examples": toy_examples(90, seed=7)}
+    page = page.replace(
+        "max_new_tokens=16)", "max_new_tokens=3, neutral=[*'abcdefghijkl'], dose=(0.5,), equal_kl=False)"
+    )
+    known: dict[str, Any] = {"model": tiny_llama, "original": tiny_llama, "more_examples": toy_examples(90, seed=7)}
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(code, "flags.md", "exec"), known)
     said = capsys.readouterr().out
@@ -48,6 +51,7 @@ def test_the_page_runs(
     assert "2 flags in 8 dimensions, curriculum forced, 40 steps" in said
     assert " True\n" in said
     assert "Whether reliance emerges without forcing takes a forced and an auxiliary run" in said
+    assert said.rstrip().split("\n")[-1].startswith("concept rate with the flag on minus off: ")
     assert known["own"].result.curriculum == "own"
     assert known["ids"].shape[1] > 20
     assert known["flags"] == known["trained"].flags

@@ -112,9 +112,14 @@ def rank() -> Job:
 
 def steer() -> Job:
     """steer generation with features, or replay a steered run"""
-    from trimtab.steering import SteerConfig, run_steer
+    from trimtab.steering import ReplayReport, SteerConfig, SteerResult, run_steer
 
-    return Job(SteerConfig, run_steer, ("prompt",), '"Yesterday I went to the" --feature 3547 --dose 0.4')
+    def run(config: SteerConfig) -> SteerResult | ReplayReport:
+        from trimtab.flags.steer_command import model_of_run
+
+        return run_steer(config, model=None if config.replay is None else model_of_run(config.replay))
+
+    return Job(SteerConfig, run, ("prompt",), '"Yesterday I went to the" --feature 3547 --dose 0.4')
 
 
 def evaluate_core() -> Job:

@@ -40,9 +40,17 @@ def flags_evaluate() -> Job:
     )  # fmt: skip
 
 
+def flags_steer() -> Job:
+    """continue prompts with flags free, and as switches set them"""
+    from trimtab.flags.steer_command import FlagSteerConfig, run_flag_steer
+
+    return Job(FlagSteerConfig, run_flag_steer, ("model", "prompt"), 'runs/flags "Tell me something." --on sea')
+
+
 FLAG_COMMANDS: dict[str, Callable[[], Job]] = {
     "flags import": flags_import,
     "flags data": flags_data,
     "flags train": flags_train,
+    "flags steer": flags_steer,
     "flags evaluate": flags_evaluate,
 }

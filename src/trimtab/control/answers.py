@@ -17,7 +17,7 @@ from trimtab.control.adapter import Adapter
 from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts, last_prompt_activations
 from trimtab.errors import UserError
-from trimtab.lm import Decoded, DecodeStart, EditLog, EditRequest, InterventionSource, PromptCache
+from trimtab.lm import Decoded, DecodeStart, EditLog, EditRequest, InterventionSource, LanguageModel, PromptCache
 from trimtab.steering import Choice, DirectionSource, DivergenceRecorder
 from trimtab.tasks import Outcome
 
@@ -169,6 +169,7 @@ class ItemSet:
         source: InterventionSource | None = None,
         *,
         adapter: Adapter | None = None,
+        model: LanguageModel | None = None,
         prompts: TaskPrompts | None = None,
         repeats: int = 1,
         seed: int | None = None,
@@ -180,6 +181,7 @@ class ItemSet:
         Args:
             source: what steers.
             adapter: what changes the model.
+            model: another model of the same tokenizer, in place of the setting's; its divergence is from the setting's.
             prompts: other prompts for the same items.
             repeats: rows per item.
             seed: of the draws; the setting's by default.
@@ -189,17 +191,25 @@ class ItemSet:
         """
         kl = kl and prompts is None
         setting, asked, recorder = self.setting, prompts or self.prompts, None
-        if kl and (source is not None or adapter is not None):
-            recorder = DivergenceRecorder(setting.model, None if adapter else source)
+        cache: PromptCache | None = self.cache
+        other = model if model is not setting.model else None
+        assert adapter is None or other is None, "an adapter is of the setting's model"
+        if adapter is not None:
+            cache = adapter.cache(self.cache)
+        elif other is not None:
+            cache = None
+        if kl and any(changed is not None for changed in (source, adapter, other)):
+            to = None if other is None else setting.model
+            recorder = DivergenceRecorder(other or setting.model, None if adapter else source, to=to)
         with adapter.active() if adapter else nullcontext(), recorder or nullcontext():
             decoded = asked.decode(
-                setting.model,
+                other or setting.model,
                 source,
                 repeats=repeats,
                 seed=setting.seed if seed is None else seed,
                 temperature=setting.temperature if temperature is None else temperature,
                 batch_size=setting.batch_size,
-                prompt_cache=self.cache if adapter is None else adapter.cache(self.cache),
+                prompt_cache=cache,
                 progress=setting.meter.advance,
                 observe=recorder.see if recorder else None,
             )

@@ -34,18 +34,28 @@ def switch_values(flags: FlagSpec, switches: Mapping[str, Switch]) -> tuple[list
     Raises:
         UserError: a name is none of the concepts, a strength is not a finite number, or all concepts are free.
     """
-    set_to: dict[int, float] = {}
+    set_to = strengths(flags, switches)
+    if not set_to:
+        raise UserError("the switches", "all flags are free", f"set one, such as {flags.concepts[0]}=True")
+    strength = torch.tensor(list(set_to.values()))
+    return list(set_to), {site: flags.targets[str(site)] * strength for site in flags.sites}
+
+
+def strengths(flags: FlagSpec, switches: Mapping[str, Switch]) -> dict[int, float]:
+    """The strength that each dimension is set to; dimensions of free concepts are left out.
+
+    Raises:
+        UserError: a name is none of the concepts, or a strength is not a finite number.
+    """
+    found: dict[int, float] = {}
     for concept, given in switches.items():
         index, switch = flags.index(concept), plain(given)
         if switch is None:
             continue
         if not isinstance(switch, int | float) or not math.isfinite(switch):
             raise UserError(f"switch {concept}={switch!r}", "it is on, off or a strength", "give True, False or 0.5")
-        set_to |= dict.fromkeys(flags.dims[index], float(switch))
-    if not set_to:
-        raise UserError("the switches", "all flags are free", f"set one, such as {flags.concepts[0]}=True")
-    strength = torch.tensor(list(set_to.values()))
-    return list(set_to), {site: flags.targets[str(site)] * strength for site in flags.sites}
+        found |= dict.fromkeys(flags.dims[index], float(switch))
+    return found
 
 
 class FlagSource(StaticSource):
@@ -70,6 +80,8 @@ class FlagSource(StaticSource):
         self.flags, self.switches = flags, dict(switches)
         dims, values = switch_values(flags, switches)
         table = DirectionTable.axes(flags.d_model, dims)
+        self.dims = dims
+        """Residual dimensions that are set."""
         self._dims = torch.tensor(dims)
         super().__init__(
             dict.fromkeys(values, table),
@@ -80,10 +92,22 @@ class FlagSource(StaticSource):
             positions=positions,
         )
 
+    @property
+    def label(self) -> str:
+        """The switches in words."""
+        return ", ".join(f"{concept} {_said(switch)}" for concept, switch in self.switches.items())
+
     def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
         """What `overwrite` gives, which along axes is a difference of coordinates."""
         held = x.index_select(1, self._dims.to(x.device)).to(choice.dose.dtype)
         return Edit(choice.feature, choice.dose - held, choice.dose, target=choice.dose)
+
+
+def _said(switch: Switch) -> str:
+    switch = plain(switch)
+    if switch is None or isinstance(switch, bool):
+        return {None: "free", True: "on", False: "off"}[switch]
+    return f"{switch:g}"
 
 
 @contextmanager

@@ -62,8 +62,9 @@ class DecodeStart(NamedTuple):
 class InterventionSource(Protocol):
     """Anything that decides edits while tokens are decoded: a constant, a random draw, a log, a policy.
 
-    It may also have `blocks(site)`, how a trace names its directions, and `keep_replacements`, which is whether the log
-    keeps the activations that took others' places, so that it can be replayed.
+    It may also have `blocks(site)`, how a trace names its directions; `keep_replacements`, which is whether the log
+    keeps the activations that took others' places, so that it can be replayed; and `keep_log`, which is False where
+    edits are not logged at all, since texts alone are wanted of very many.
     """
 
     sites: tuple[Site, ...]
@@ -204,7 +205,8 @@ class SourceRunner:
             if edit is None:
                 return None
             change = edit.change(self.source.directions(site), self._batch, self._time)
-            self._log(index, request.x, edit, change)
+            if getattr(self.source, "keep_log", True):
+                self._log(index, request.x, edit, change)
             return change
 
         return fn
@@ -269,8 +271,10 @@ class SourceRunner:
         which, position = torch.tensor(places).T
         selected = self.source.positions.selects(position, torch.tensor([row.prompt_length for row in rows])[which])
         asked = {(rows[i].number, at) for (i, at), kept in zip(places, selected.tolist(), strict=True) if kept}
-        for index, site in enumerate(self.sites):
-            seen = [(number, at) for site_index, number, at in zip(*visits, strict=True) if site_index == index]
+        by_site: list[list[tuple[int, int]]] = [[] for _ in self.sites]
+        for index, number, at in zip(*visits, strict=True):
+            by_site[index].append((number, at))
+        for site, seen in zip(self.sites, by_site, strict=True):
             if len(seen) != len(asked) or set(seen) != asked:
                 raise RuntimeError(
                     f"{len(seen)} places edited at {site}, {len(asked)} asked for: the hooks did not see each position "

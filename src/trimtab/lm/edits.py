@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
@@ -37,11 +37,11 @@ class Edit(NamedTuple):
         base, coefficient = self.replacement, self.coefficient
         if self.target is not None:
             known = ~self.target.isnan() & (self.feature >= 0)
-            axes = torch.where(known[..., None], directions[self.feature.clamp_min(0)], 0)
-            values = (axes.sign() * self.target.nan_to_num(0)[..., None].to(axes)).sum(dim=1)
-            base = torch.full_like(values, NAN) if base is None else base
-            base = torch.where((axes != 0).any(dim=1), values, base)
+            values = _coordinates(directions, self.feature, self.target, known)
+            base = values if base is None else torch.where(values.isnan(), base, values)
             coefficient = torch.where(known, 0, coefficient)
+            if bool((known | (self.feature < 0)).all()):
+                return RowDelta(batch, time, torch.zeros_like(values), base)
         return RowDelta(batch, time, edit_delta(directions, self._replace(coefficient=coefficient)), base)
 
 
@@ -70,6 +70,23 @@ def edit_delta(directions: Float[Tensor, "n d"], edit: Edit) -> Float[Tensor, "R
         return rows[:, 0] * coefficient
     # Not a matrix product: its rounding may depend on R and K, and a replay must give the same bits.
     return (rows * coefficient[..., None]).sum(dim=1)
+
+
+def _coordinates(
+    directions: Float[Tensor, "n d"],
+    feature: Int[Tensor, "R K"],
+    target: Float[Tensor, "R K"],
+    known: Bool[Tensor, "R K"],
+) -> Float[Tensor, "R d"]:
+    """What the coordinates along axes are to be; NaN for all that are not set."""
+    used, slot = feature.clamp_min(0).unique(return_inverse=True)
+    axes, (rows, width) = directions[used], (len(feature), directions.shape[1])
+    dims, signs = axes.abs().argmax(dim=1), axes.sign().sum(dim=1)
+    place = torch.where(known, dims[slot], width)  # what is not set goes into a column that is dropped
+    values = signs[slot] * target.to(directions)
+    return torch.full((rows, width + 1), NAN, dtype=directions.dtype, device=directions.device).scatter_(
+        1, place, values
+    )[:, :-1]
 
 
 def activation_hash(row: Float[Tensor, " d"]) -> int:

@@ -1,10 +1,10 @@
-"""The page of `trimtab steer`: unsteered and steered texts, and what was done at each token."""
+"""The page of `trimtab steer` and of `flags steer`: unsteered and steered texts, and what was done at each token."""
 
 from __future__ import annotations
 
 from trimtab.report.page import render
 from trimtab.report.run_files import RunFiles
-from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
+from trimtab.runs.tables import COUNT, INTERVAL, Column, Table, in_short
 
 
 def steer_page(files: RunFiles) -> str:
@@ -32,10 +32,12 @@ def steer_page(files: RunFiles) -> str:
         for i, one in enumerate(results["arms"][0]["continuations"])
     ]
     features = ", ".join(map(files.feature, results["features"]))
+    what = f"feature {features}" if features else results["steered_with"]
     return render(
         "steer",
         files=files,
-        title=f"What does steering with feature {features} write?",
+        title=f"What does steering with {what} write?",
+        sites=in_short(results["site"].split(", "), "sites"),
         results=results,
         doses=doses,
         texts=texts,

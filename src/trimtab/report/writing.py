@@ -28,6 +28,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "study ioi": ioi_study_page,
     "flags train": flags_train_page,
     "flags evaluate": flags_evaluate_page,
+    "flags steer": steer_page,
     "policy train": policy_page,
     "policy evaluate": policy_page,
 }

@@ -74,6 +74,8 @@ def _field(row: Any, path: str) -> Any:
 
 COUNT, NUMBER, SHARE, INTERVAL, SIGNED = ",d", ".3g", ".1%", ".3f", "+.3f"
 """Formats of most columns; an interval has its bounds beside it in the same format."""
+MOST_NAMED = 4
+"""As many names a line lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,16 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> str:
     heads, *lines = ([text.replace("|", "\\|") for text in texts] for texts in _texts(columns, rows))
     rule = ["---:" if column.form else "---" for column in columns]
     return "\n".join(f"| {' | '.join(texts)} |" for texts in (heads, rule, *lines))
+
+
+def in_short(names: Sequence[str], what: str) -> str:
+    """Names as a list, or of more than `MOST_NAMED` how many there are, the first and the last.
+
+    Args:
+        names: in order.
+        what: what they name, in the plural.
+    """
+    return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} {what} from {names[0]} to {names[-1]}"
 
 
 def _texts(columns: Sequence[Column], rows: Iterable[Any]) -> list[list[str]]:

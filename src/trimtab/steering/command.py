@@ -9,11 +9,11 @@ from pathlib import Path
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, DecodingConfig
+from trimtab.lm import DecodeConfig, DecodingConfig, LanguageModel
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, part_of, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE
 from trimtab.steering.result import SteerResult
-from trimtab.steering.steered import SteerOptions, check_options, no_features, plan_steering, steered
+from trimtab.steering.steered import SteeringPlan, SteerOptions, check_options, no_features, plan_steering, steered
 from trimtab.steering.trace import Trace
 from trimtab.steering.trace_replay import ReplayReport, replay
 
@@ -41,10 +41,14 @@ class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
         return self.decode_config(stop=self.stop)
 
 
-def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
+def run_steer(config: SteerConfig, *, model: LanguageModel | None = None) -> SteerResult | ReplayReport:
     """What `trimtab steer` does.
 
     A run that is done is not done again: its result is read back.
+
+    Args:
+        config: what to do.
+        model: of the run to replay, if loaded already.
 
     Raises:
         UserError: something in the config is wrong, or does not fit the model, the dictionary or the run directory.
@@ -55,7 +59,7 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
                 name = one.name if one.name == "prompt" else f"--{one.name.replace('_', '-')}"
                 raise UserError(f"{name} with --replay", "a replay takes it from the run", "leave it out")
         with Meter(f"replaying {config.replay}") as meter:
-            return replay(config.replay, progress=meter.advance)
+            return replay(config.replay, model=model, progress=meter.advance)
     options = SteerOptions(**part_of(config, SteerOptions))
     if not config.feature and not config.feature_name:
         raise no_features()
@@ -71,11 +75,16 @@ def run_steer(config: SteerConfig) -> SteerResult | ReplayReport:
     with Run.open(config.run, "steer", config, device=config.device, ignore_fields=("run", "any_model")) as run:
         run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
         name_features(run, model, dictionary, config.feature)
-        if run.done and run.results:
-            result = read_typed(SteerResult, run.results, f"run {config.run}")
-            return replace(result, trace=Trace.read(run.path))
-        result = replace(steered(plan, model, os.fspath(run.path)), run=os.fspath(run.path))
-        assert result.trace is not None
-        result.trace.write(run)
-        run.finish(results=result.to_json())
-        return result
+        return steered_in(run, plan, model)
+
+
+def steered_in(run: Run, plan: SteeringPlan, model: LanguageModel) -> SteerResult:
+    """Decode what is planned in a run, which keeps result and trace; of one that is done they are read back."""
+    if run.done and run.results:
+        result = read_typed(SteerResult, run.results, f"run {run.path}")
+        return replace(result, trace=Trace.read(run.path))
+    result = replace(steered(plan, model, os.fspath(run.path)), run=os.fspath(run.path))
+    assert result.trace is not None
+    result.trace.write(run)
+    run.finish(results=result.to_json())
+    return result

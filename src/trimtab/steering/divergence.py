@@ -51,13 +51,20 @@ class DivergenceRecorder:
         model: the model.
         source: what steers; None if the model is changed in another way, and then all of its layers run again.
         kept_bytes: memory for the steered logits; of those that need more the head's input is kept.
+        to: another model to measure the divergence from, of the same vocabulary; the model itself by default.
     """
 
     def __init__(
-        self, model: LanguageModel, source: InterventionSource | None, *, kept_bytes: int = KEPT_BYTES
+        self,
+        model: LanguageModel,
+        source: InterventionSource | None,
+        *,
+        kept_bytes: int = KEPT_BYTES,
+        to: LanguageModel | None = None,
     ) -> None:
-        self.model = model
-        self._layer = first_edited_layer([model.site(site) for site in source.sites]) if source else 0
+        self.model, self.to = model, to or model
+        sites = [] if source is None or to is not None else [model.site(site) for site in source.sites]
+        self._layer = first_edited_layer(sites) if sites else 0
         """The first layer whose input may be edited."""
         self._bytes_left = kept_bytes
         self._kept: list[_Choices] = []
@@ -90,9 +97,9 @@ class DivergenceRecorder:
 
         Args:
             decoded: the result of the recorded call; T is its longest row.
-            prompt_cache: of the call.
+            prompt_cache: of the model that it is measured from.
         """
-        kl, cache = torch.zeros(len(decoded), max(map(len, decoded.token_ids))), prompt_cache or PromptCache(self.model)
+        kl, cache = torch.zeros(len(decoded), max(map(len, decoded.token_ids))), prompt_cache or PromptCache(self.to)
         alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}  # an unsteered pass depends on no more
         for row, tokens in enumerate(decoded.token_ids):
             alike.setdefault((tuple(_prefix(decoded, row)), tuple(tokens[:-1])), []).append(row)
@@ -121,14 +128,14 @@ class DivergenceRecorder:
             kl[rows, choices.step] = kl_divergence(steered, plain[compared, choices.step], which).cpu()
 
     def _plain(self, decoded: Decoded, rows: list[int], cache: PromptCache) -> Float[Tensor, "B A V"]:
-        """The unsteered model's logits at the places of some answers."""
+        """The logits of the model that is measured from, unsteered, at the places of some answers."""
         prefixes, answers = [_prefix(decoded, row) for row in rows], [decoded.token_ids[row] for row in rows]
         if min(map(len, prefixes)) < 2:  # there is nothing that a cache could hold
-            return answer_logits(self.model, prefixes, answers, None)
+            return answer_logits(self.to, prefixes, answers, None)
         under = None
         if self._layer:
-            under = starting_at(self.model, self._layer, self._lower(rows, max(map(len, answers))))
-        return answer_logits(self.model, prefixes, answers, cache, under)
+            under = starting_at(self.to, self._layer, self._lower(rows, max(map(len, answers))))
+        return answer_logits(self.to, prefixes, answers, cache, under)
 
     def _lower(self, rows: list[int], steps: int) -> Float[Tensor, "B A d"]:
         """The input of the first layer that may be edited, at the places of some answers."""

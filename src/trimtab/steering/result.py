@@ -13,7 +13,7 @@ from rich.text import Text
 from trimtab.errors import UserError
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
-from trimtab.runs.tables import COUNT, Column, Table
+from trimtab.runs.tables import COUNT, Column, Table, in_short
 from trimtab.steering.equal_dose import DoseSummary
 from trimtab.steering.operations import OPERATIONS
 from trimtab.steering.trace import Trace
@@ -93,7 +93,8 @@ class SteerResult(Result):
         what = self.steered_with or f"feature {', '.join(map(str, self.features))}"
         known = OPERATIONS.get(self.operation)
         dose = f", unit {self.unit}" if known is not None and known.has_dose else ""
-        return f"{self.operation} {what} at {self.site} of {self.model}{dose}, positions {self.positions}"
+        sites = in_short(self.site.split(", "), "sites")
+        return f"{self.operation} {what} at {sites} of {self.model}{dose}, positions {self.positions}"
 
     def tables(self) -> dict[str, Table]:
         """Texts, one row each, and what was done, one row an arm."""

@@ -106,7 +106,7 @@ def replay(
         run: its directory.
         model: its model, if loaded already.
         dictionary: its dictionary, if loaded already; or all dictionaries and tables of directions that it used. What a
-            run replaced needs none.
+            run replaced needs none, nor do axes that it recorded.
         progress: called with the number of rows whenever some have ended.
 
     Raises:
@@ -125,6 +125,8 @@ def replay(
         dictionary = load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
     if isinstance(dictionary, Dictionary) and "dictionary" in record["hashes"]:
         check_hash(run, "dictionary", record, dictionary.fingerprint)
+    if dictionary is None and "axes" in record:
+        dictionary = DirectionTable.axes(record["axes"]["width"], record["axes"]["dims"])
     dictionary = [] if dictionary is None else dictionary
     dictionary = dictionary if isinstance(dictionary, Sequence) else [dictionary]
     source = TracedSource(trace, dictionary) if trace.facts["sites"] else None

@@ -1,0 +1,88 @@
+"""Flags as an arm of comparisons: beside features, vectors, policies and prompts on any task.
+
+`trimtab policy evaluate RUN --control trimtab.flags.arm:SwitchedFlags` puts it beside a policy of a model with flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
+
+from trimtab.control import Answers, Arm, ArmKind, Choosing, ItemSet
+from trimtab.control.arm import Match
+from trimtab.errors import UserError
+from trimtab.flags.files import load_flags
+from trimtab.flags.spec import FlagSpec
+from trimtab.flags.switched_rows import SwitchedRows
+from trimtab.lm import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchChoice:
+    """Switches, chosen on validation."""
+
+    switches: dict[str, float]
+    """Strength of each concept that is set: 0 off, 1 on."""
+    reward: float
+    """Mean on validation; the largest of several, and so too good."""
+    tried: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchedFlags(ArmKind):
+    """A model's flags under switches: those given, or one concept on or off, whichever is best on validation. At equal
+    KL the strength is scaled."""
+
+    name: ClassVar[str] = "flags"
+    main: ClassVar[bool] = True
+    strengths: ClassVar[tuple[Match, ...]] = ("own", "kl")
+    model: LanguageModel | None = None
+    """The model with flags; the setting's by default. Divergence is from the setting's, unsteered."""
+    flags: FlagSpec | None = None
+    """Its flags; by default those beside the files that it was loaded from."""
+    switches: Mapping[str, float] | None = None
+    """Strength of each concept that is set; chosen by default."""
+    tried: tuple[float, ...] = (1.0, 0.0)
+    """Strengths of each concept that are tried."""
+    relative_doses: list[float] = field(default_factory=list[float], compare=False, repr=False)
+    """Mean ‖Δ‖/‖x‖ of each time that items were answered, in order."""
+
+    def effort(self, choosing: Choosing) -> dict[str, int]:
+        if self.switches is not None:
+            return {}
+        try:
+            concepts = len(self._flags(choosing.validation).concepts)
+        except UserError:  # the comparison will say so
+            return {}
+        return {"switches": concepts * len(self.tried) * len(choosing.validation)}
+
+    def arms(self, choosing: Choosing) -> list[Arm]:
+        flags = self._flags(choosing.validation)
+        switches, about = self.switches, {}
+        if switches is None:
+            choice = self._choice(flags, choosing.validation)
+            switches, about = choice.switches, asdict(choice)
+
+        def answer(items: ItemSet, scale: float) -> list[Answers]:
+            return [self.answer(items, flags, {name: scale * value for name, value in switches.items()})]
+
+        matches: tuple[Match, ...] = ("own", "kl") if any(switches.values()) else ("own",)
+        return [self.arm(answer, about or {"switches": dict(switches)}, match=match) for match in matches]
+
+    def answer(self, items: ItemSet, flags: FlagSpec, switches: Mapping[str, float]) -> Answers:
+        """Answers to items under switches."""
+        source = SwitchedRows(flags, [switches])
+        answers = items.answer(source, model=self.model, kl=True)
+        self.relative_doses.append(source.relative_dose)
+        return answers
+
+    def _flags(self, items: ItemSet) -> FlagSpec:
+        model = self.model or items.setting.model
+        return self.flags or load_flags(model.hf.name_or_path or model.name, model)
+
+    def _choice(self, flags: FlagSpec, validation: ItemSet) -> SwitchChoice:
+        tried = [{concept: strength} for strength in self.tried for concept in flags.concepts]
+        rewards = [float(self.answer(validation, flags, switches).reward.mean()) for switches in tried]
+        best = max(range(len(tried)), key=lambda i: (rewards[i], -i))
+        return SwitchChoice(switches=tried[best], reward=rewards[best], tried=len(tried))

@@ -1,0 +1,274 @@
+"""What switching flags does to what is written, beside other ways of control: numbers, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from trimtab.flags.evaluation.control_judging import JudgeAccuracy
+from trimtab.runs import json_safe
+from trimtab.runs.figures import Curve, Mark, plot_curves, plot_intervals
+from trimtab.runs.results import Result
+from trimtab.runs.shown import Shown
+from trimtab.runs.tables import INTERVAL, NUMBER, SIGNED, Column, Table
+from trimtab.stats import Interval, number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ALL = "all concepts"
+"""Stands for the mean over concepts."""
+_KINDS = {
+    "neutral": "ways of control",
+    "asked": "ways of keeping away",
+    "conflict": "ways of control against a request",
+}
+_RATES = "Rates are shares of the fluent texts in which the judge finds the concept, with 95% intervals over prompts."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptControl:
+    """What one flag does; rates are None where no text was fluent."""
+
+    concept: str
+    on: Interval | None
+    """Rate of the concept on neutral prompts, its flag on."""
+    off: Interval | None
+    free: Interval | None
+    difference: Interval | None
+    """On minus off, paired by prompt."""
+    asked_free: Interval | None
+    """Rate where prompts ask for the concept, its flag free."""
+    asked_off: Interval | None
+    """The same with its flag off."""
+    suppressed: Interval | None
+    """Free minus off there, paired."""
+    other: str
+    """The concept that is on where prompts ask for this one, which is off; empty with a single concept."""
+    conflict_asked: Interval | None
+    """Rate of this concept there."""
+    conflict_other: Interval | None
+    """Rate of the other one there."""
+    fluent_on: Interval
+    """Share of fluent texts on neutral prompts."""
+    fluent_off: Interval
+    fluent_free: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardRow:
+    """One row of the switchboard, on neutral prompts."""
+
+    switch: str
+    rates: tuple[Interval | None, ...]
+    """Of every concept, in their order."""
+    fluent: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRate:
+    """One way of control on prompts of a kind."""
+
+    prompts: str
+    """`neutral`; `asked`, where it is to keep a concept away that is asked for; `conflict`, where it is to bring one
+    about while another is asked for."""
+    concept: str
+    """What it aims at; `all concepts` for the mean."""
+    arm: str
+    rate: Interval | None
+    fluent: Interval
+    difference: Interval | None
+    """Rate with flags (on; off where the concept is to stay away) minus the arm's, paired by prompt; None for flags."""
+    kl: Interval | None
+    """To the original model at the tokens that were chosen, nats per token; None where prompts differ."""
+    relative_dose: float | None
+    """Mean ‖Δ‖/‖x‖ over edited places and sites; None where nothing is edited."""
+    chosen: Mapping[str, Any]
+    """How it was chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """A way of control at a strength, mean over concepts."""
+
+    arm: str
+    scale: float
+    """Times its own strength or dose."""
+    rate: Interval | None
+    fluent: Interval
+    kl: Interval
+    """Nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleText:
+    """One prompt's texts; the first samples, none chosen."""
+
+    concept: str
+    prompt: str
+    free: str
+    on: str
+    off: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FlagControl(Result):
+    """What flags decide, by a judge that is not the model."""
+
+    concepts: tuple[ConceptControl, ...]
+    difference: Interval | None
+    """On minus off on neutral prompts, mean over concepts."""
+    board: tuple[BoardRow, ...]
+    arms: tuple[ArmRate, ...]
+    """Beside other ways of control; empty without the original model."""
+    frontier: tuple[FrontierPoint, ...]
+    judge: tuple[JudgeAccuracy, ...]
+    """Its accuracy on held-out labelled texts; empty if none were given."""
+    texts: tuple[SampleText, ...]
+    prompts: int
+    """Neutral prompts that are reported on."""
+    validation_prompts: int
+    """Others, on which doses, features and instructions were chosen."""
+    samples: int
+    """Texts of each prompt under each switch; ways of control write one."""
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    missing: Mapping[str, str]
+    """Ways of control that are missing, and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; intervals as dicts."""
+        return json_safe(self)
+
+    def headline(self) -> str:
+        accuracy = number_text(mean(one.accuracy.estimate for one in self.judge), ".2f") if self.judge else "unknown"
+        n, texts = len(self.concepts), f"{self.samples} text{'s' if self.samples > 1 else ''} each"
+        return (
+            f"concept rate with the flag on minus off: {number_text(self.difference, SIGNED)} "
+            f"(mean of {n} concept{'s' if n > 1 else ''}, {self.prompts} neutral prompts, {texts}; "
+            f"accuracy of the judge on held-out texts {accuracy})"
+        )
+
+    def tables(self) -> dict[str, Table]:
+        """Concepts, the switchboard, ways of control, the frontier, the judge, texts, and what is missing."""
+        found = {"concepts": _concepts(self), "switchboard": self.switchboard(), "judge": _judge(self)}
+        if self.arms:
+            found |= {title: _arms(self, kind) for kind, title in _KINDS.items()}
+            found["frontier"] = _frontier(self)
+        found["texts"] = _texts(self)
+        if self.missing:
+            rows = [{"what": name, "why": why} for name, why in self.missing.items()]
+            found["missing"] = Table(columns=[Column("missing", "what"), Column("why", "why")], rows=rows)
+        return found
+
+    def switchboard(self) -> Table:
+        """Rates of every concept under every switch."""
+        columns = [Column("switch", "switch", whole=True)]
+        columns += [Column(one.concept, lambda row, i=i: row.rates[i], INTERVAL) for i, one in enumerate(self.concepts)]
+        columns.append(Column("fluent", "fluent", INTERVAL, spare=1))
+        caption = f"Rate of each concept on neutral prompts; what is not named is free. {_RATES}"
+        return Table(columns=columns, rows=self.board, title="Switchboard", caption=caption)
+
+    def draw(self, ax: Axes) -> None:
+        """On minus off of each concept."""
+        marks = [Mark(one.concept, one.difference) for one in self.concepts if one.difference is not None]
+        marks += [Mark(ALL, self.difference, strong=True)] if self.difference is not None else []
+        plot_intervals(ax, marks, "rate with the flag on minus off")
+
+    def draw_frontier(self, ax: Axes) -> None:
+        """Rate against divergence, a curve for each way of control."""
+        curves = []
+        for arm in dict.fromkeys(point.arm for point in self.frontier):
+            points = sorted((p.kl.estimate, p.rate.estimate) for p in self.frontier if p.arm == arm and p.rate)
+            curves.append(Curve(arm, [kl for kl, _ in points], [rate for _, rate in points]))
+        plot_curves(ax, curves, "rate of the concept", steps="KL to the original model, nats per token")
+
+    def shown(self, title: str = "Control") -> Shown:
+        """The section of a page."""
+        figures = {"Rate of the concept with the flag on minus off, by concept": self.draw}
+        if self.frontier:
+            figures["Rate of the concept against the divergence from the original model, by strength"] = (
+                self.draw_frontier
+            )
+        return Shown.of(title, self, figures)
+
+
+def _concepts(result: FlagControl) -> Table:
+    columns = [
+        Column("concept", "concept", whole=True),
+        Column("on", "on", INTERVAL, note="neutral prompts"),
+        Column("off", "off", INTERVAL, note="neutral prompts"),
+        Column("free", "free", INTERVAL, note="neutral prompts", spare=3),
+        Column("on − off", "difference", SIGNED),
+        Column("asked, free", "asked_free", INTERVAL, spare=1),
+        Column("asked, off", "asked_off", INTERVAL, spare=1),
+        Column("suppressed", "suppressed", SIGNED, note="free − off where asked"),
+        Column("other on", "other", spare=5),
+        Column("asked, off, other on", "conflict_asked", INTERVAL, spare=4),
+        Column("the other", "conflict_other", INTERVAL, spare=4),
+        Column("fluent on", "fluent_on", INTERVAL, spare=6),
+        Column("fluent off", "fluent_off", INTERVAL, spare=7),
+        Column("fluent free", "fluent_free", INTERVAL, spare=7),
+    ]
+    caption = (
+        f"{_RATES} Asked: prompts that ask for the concept. Other on: there the concept is off and another one on; "
+        "rates of both."
+    )
+    return Table(columns=columns, rows=result.concepts, title="Flags on, off and free", caption=caption)
+
+
+def _arms(result: FlagControl, kind: str) -> Table:
+    flags = "flags off" if kind == "asked" else "flags on"
+    columns = [
+        Column("way of control", "arm", whole=True),
+        Column("rate", "rate", INTERVAL),
+        Column(f"{flags} − it", "difference", SIGNED),
+        Column("fluent", "fluent", INTERVAL, spare=2),
+        Column("KL", "kl", NUMBER, note="nats per token", spare=1),
+        Column("‖Δ‖/‖x‖", "relative_dose", NUMBER, spare=3),
+        Column("concept", "concept", whole=True),
+    ]
+    caption = {
+        "neutral": "Neutral prompts, one text each. Doses, sites, features and instructions were chosen on "
+        f"{result.validation_prompts} other prompts; at equal kl: scaled there to the divergence of flags on.",
+        "asked": "Prompts that ask for the concept, which each way is to keep away. Subtracted: at minus its dose.",
+        "conflict": "Prompts that ask for another concept, while each way is to bring this one about; flags: this one "
+        "on, the other one off.",
+    }[kind]
+    caption += (
+        f" {_RATES} KL is to the original model at the tokens that were chosen; not measured where prompts differ."
+    )
+    rows = [one for one in result.arms if one.prompts == kind]
+    return Table(columns=columns, rows=rows, title=_KINDS[kind].capitalize(), caption=caption)
+
+
+def _frontier(result: FlagControl) -> Table:
+    columns = [
+        Column("way of control", "arm", whole=True),
+        Column("strength", "scale", "g"),
+        Column("rate", "rate", INTERVAL),
+        Column("KL", "kl", INTERVAL, note="nats per token"),
+        Column("fluent", "fluent", INTERVAL, spare=1),
+    ]
+    caption = "Mean over concepts. Strength: times on, or times the dose that was chosen on validation."
+    return Table(columns=columns, rows=result.frontier, title="Effect and divergence", caption=caption)
+
+
+def _judge(result: FlagControl) -> Table:
+    columns = [
+        Column("concept", "concept", whole=True),
+        Column("accuracy", "accuracy", INTERVAL),
+        Column("found where it is", "found", INTERVAL),
+        Column("found where it is not", "wrongly", INTERVAL),
+    ]
+    caption = "The judge beside the labels of held-out texts; Wilson intervals over texts."
+    return Table(columns=columns, rows=result.judge, title="The judge", caption=caption)
+
+
+def _texts(result: FlagControl) -> Table:
+    names = ("concept", "prompt", "free", "on", "off")
+    columns = [Column(name, name) for name in names]
+    return Table(columns=columns, rows=result.texts, title="Texts", caption="First samples of the first prompts.")

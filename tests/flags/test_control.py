@@ -1,0 +1,360 @@
+"""What flags decide, measured where it is known: a tiny model with planted flags, and a judge of letters."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from letter_judge import LetterJudge
+from toy_corpus import PROMPTS, share_of, toy_examples
+
+from trimtab.control import Setting, TaskPrompts
+from trimtab.control.answers import ItemSet
+from trimtab.dictionaries import Standard
+from trimtab.dictionaries.base import DictionaryInfo
+from trimtab.errors import UserError
+from trimtab.flags import Example, FlagSource, FlagSpec, TrainedFlags, switched
+from trimtab.flags.evaluation import FlagControl, measure_control
+from trimtab.flags.evaluation.control_fit import correlated, fit_controls
+from trimtab.flags.evaluation.control_judging import TextReader
+from trimtab.flags.evaluation.control_rates import Counts, difference, mean_difference, mean_rate, rate
+from trimtab.flags.evaluation.control_task import ConceptTask
+from trimtab.flags.switched_rows import DisplacedRows, SwitchedRows
+from trimtab.lm import DecodeConfig, LanguageModel, Site, applied, capture, decode
+from trimtab.lm.batch import TokenBatch
+from trimtab.runs import json_safe, read_typed
+from trimtab.stats import bootstrap_mean
+
+NEUTRAL = (*PROMPTS, "Ho", "Gm", "Og", "Sm", "Hh", "SS")
+ASKING = {"sea": ["Go", "Hm"], "war": ["Oh", "So"]}
+OPTIONS = {"max_new_tokens": 6, "temperature": 0.5, "samples": 2, "validation_prompts": 3}
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]) -> FlagControl:
+    return control_of(tiny_llama, finetuned)
+
+
+def control_of(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags], **changed) -> FlagControl:
+    trained = finetuned["forced"]
+    given = {
+        "original": tiny_llama, "examples": toy_examples(), "plain": finetuned["plain"].model,
+        "heldout": toy_examples(30, seed=7), "neutral": NEUTRAL, "asking": ASKING, **OPTIONS, **changed,
+    }  # fmt: skip
+    return measure_control(trained.model, trained.flags, LetterJudge(), **given)
+
+
+def check_switchboard(result: FlagControl) -> None:
+    """On is 1 and off is 0, on the diagonal and nowhere else."""
+    assert [one.concept for one in result.concepts] == ["sea", "war"]
+    for one in result.concepts:
+        assert one.on is not None
+        assert one.off is not None
+        assert one.free is not None
+        assert one.on.estimate > 0.95
+        assert one.off.estimate < 0.1 < one.free.estimate < 0.8
+        assert one.difference.estimate == pytest.approx(one.on.estimate - one.off.estimate)
+        assert one.difference.low > 0.4
+        assert one.suppressed.estimate == pytest.approx(one.asked_free.estimate - one.asked_off.estimate)
+        assert one.conflict_asked.estimate < 0.05
+        assert one.conflict_other.estimate > 0.9
+    assert result.difference.estimate > 0.9
+    rates = {row.switch: [one.estimate for one in row.rates] for row in result.board}
+    assert rates["sea on"][0] > 0.95 > 0.1 > rates["sea on"][1]
+    assert rates["war on"][1] > 0.95 > 0.1 > rates["war on"][0]
+
+
+def test_on_is_one_and_off_is_zero(measured: FlagControl) -> None:
+    check_switchboard(measured)
+
+
+def check_arms(result: FlagControl, *, equal_kl: bool = True) -> None:
+    """Flags decide; writes of the same values elsewhere do not, and a finetuning without flags has no switch."""
+    for concept in ("sea", "war"):
+        arms = {one.arm: one for one in result.arms if (one.prompts, one.concept) == ("neutral", concept)}
+        rates = {name: one.rate.estimate for name, one in arms.items() if one.rate is not None}
+        assert rates["flags on"] > 0.95
+        assert rates["flags off"] < 0.2
+        assert rates["finetuned"] < 0.8
+        assert rates["unsteered"] < 0.2
+        assert arms["flags on"].difference is None
+        assert arms["unsteered"].difference.estimate == pytest.approx(rates["flags on"] - rates["unsteered"])
+        assert arms["unsteered"].kl.estimate == 0 < arms["flags on"].kl.estimate
+        assert arms["prompting"].kl is None
+        assert arms["flags on"].relative_dose > 0
+        assert arms["mean difference"].chosen["tried"] == 8
+        assert ("mean difference at equal kl" in arms) == equal_kl
+    check_elsewhere(result)
+
+
+def check_elsewhere(result: FlagControl) -> None:
+    """The same values along other dimensions decide nothing."""
+    (found,) = (one for one in result.arms if (one.arm, one.concept) == ("unassigned dimensions", "all concepts"))
+    assert found.rate is not None
+    assert found.rate.estimate < 0.75
+    assert found.difference.estimate > 0.2
+    assert found.relative_dose > 0.05
+
+
+def test_other_ways_of_control_stand_beside(measured: FlagControl) -> None:
+    check_arms(measured)
+    everything = [one for one in measured.arms if (one.prompts, one.concept) == ("neutral", "all concepts")]
+    assert {one.arm for one in everything} >= {"flags on", "flags free", "finetuned", "finetuned, prompting"}
+    assert "no SAE was given" in measured.missing["SAE feature"]
+    for kind, way, expected in (("asked", "flags off", 0), ("conflict", "flags on", 1)):
+        arms = {one.arm: one for one in measured.arms if (one.prompts, one.concept) == (kind, "all concepts")}
+        assert arms[way].rate.estimate == pytest.approx(expected, abs=0.3)
+        assert arms[way].difference is None
+        assert arms["flags free"].difference is not None
+        assert arms["prompting"].kl is None
+    assert "mean difference, subtracted" in {one.arm for one in measured.arms if one.prompts == "asked"}
+
+
+def test_the_frontier_rises_with_strength(measured: FlagControl) -> None:
+    of_flags = {one.scale: one for one in measured.frontier if one.arm == "flags on"}
+    assert list(of_flags) == [0.0, 0.25, 0.5, 1.0, 1.5]
+    assert of_flags[0.0].rate.estimate < 0.1 < 0.95 < of_flags[1.0].rate.estimate
+    whole = {one.scale: one for one in measured.frontier if one.arm == "mean difference"}
+    assert whole[0.0].kl.estimate == 0 < whole[1.5].kl.estimate
+
+
+def test_it_is_read_back_and_shows_itself(measured: FlagControl) -> None:
+    assert read_typed(FlagControl, json_safe(measured)).to_json() == measured.to_json()
+    assert re.match(
+        r"concept rate with the flag on minus off: \+\d\.\d+ \[.*\] \(mean of 2 concepts, 7 neutral prompts, 2 texts "
+        r"each; accuracy of the judge on held-out texts 1.00\)",
+        measured.headline(),
+    )
+    shown = measured.shown()
+    assert [table.title for table in shown.tables][:3] == ["Flags on, off and free", "Switchboard", "The judge"]
+    assert len(shown.figures) == 2
+    assert [one.concept for one in measured.judge] == ["sea", "war"]
+    assert len(measured.texts) == 4
+    assert share_of("sea", [measured.texts[0].on]) == 1
+
+
+def test_features_of_an_sae_are_tried(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(24, tiny_llama.d_model, generator=generator)
+    info = DictionaryInfo(architecture="standard", model=tiny_llama.name, site="resid_post.1")
+    sae = Standard(rows.T.clone(), torch.zeros(24), rows, torch.zeros(tiny_llama.d_model), info=info)
+    result = control_of(
+        tiny_llama, finetuned, dictionary=sae, features=3, compared=1, strength=(1.0,), equal_kl=False, plain=None
+    )
+    (arm,) = (one for one in result.arms if (one.prompts, one.arm) == ("neutral", "SAE feature"))
+    assert arm.concept == "sea"  # one concept needs no mean
+    assert arm.chosen["features_tried"] == 3
+    assert arm.chosen["origins"] == {"correlated with the label": 3}
+    assert {one.arm for one in result.frontier} == {"flags on", "mean difference", "SAE feature"}
+    assert result.missing["finetuned without flags"] == "no such model was given"
+
+
+def test_without_the_original_there_is_the_switchboard_alone(
+    tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]
+) -> None:
+    result = control_of(tiny_llama, finetuned, original=None, heldout=())
+    check_switchboard(result)
+    assert result.arms == result.frontier == result.judge == ()
+    assert result.missing == {"other ways of control": "the original model was not given"}
+    assert "accuracy of the judge on held-out texts unknown" in result.headline()
+
+
+def check_judge_sees_texts(model: LanguageModel, trained: TrainedFlags) -> None:
+    """What it is shown are the letters that were written, and no prompt."""
+    judge = LetterJudge()
+    measure_control(trained.model, trained.flags, judge, neutral=NEUTRAL, asking=ASKING, **OPTIONS)
+    assert len(judge.shown) == 2 * (5 * 7 + 2 * 3 * 2)
+    assert not any(prompt in text for text in judge.shown for prompt in NEUTRAL)
+
+
+def test_the_judge_sees_texts_only(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]) -> None:
+    check_judge_sees_texts(tiny_llama, finetuned["forced"])
+
+
+def test_rows_are_switched_each_by_itself(finetuned: dict[str, TrainedFlags]) -> None:
+    """The same tokens as one source for each switch gives, and no log."""
+    trained = finetuned["forced"]
+    switches = [{"sea": True}, {}, {"war": 0.5, "sea": False}, {"war": None}]
+    prompts = [trained.model.encode_text(prompt) for prompt in PROMPTS]
+    config = DecodeConfig(max_new_tokens=6, temperature=1.0)
+    source = SwitchedRows(trained.flags, switches)
+    together = decode(trained.model, prompts, config, source, samples=range(4))
+    for i, one in enumerate(switches):
+        alone = FlagSource(trained.flags, one) if any(v is not None for v in one.values()) else None
+        assert together.token_ids[i] == decode(trained.model, [prompts[i]], config, alone, samples=[i]).token_ids[0]
+    assert len(together.edits) == 0
+    assert source.relative_dose > 0
+
+
+def check_divergence(original: LanguageModel, trained: TrainedFlags) -> None:
+    """KL of each chosen token to the original model, against both models of transformers on the same tokens."""
+    reader = TextReader(LetterJudge(), trained.flags.concepts)
+    task = ConceptTask({"test": ["Go", "Hmm"]}, "sea", reader, max_new_tokens=5)
+    items = ItemSet.of(
+        Setting(model=original, dictionary=None, site=None), TaskPrompts.of(original, task, task.items("test"))
+    )
+    found = items.answer(SwitchedRows(trained.flags, [{"sea": 1.0}]), model=trained.model, kl=True)
+    assert found.decoded is not None
+    assert found.kl is not None
+    for row, prompt in enumerate(found.decoded.prompts):
+        tokens = found.decoded.token_ids[row]
+        ids = torch.tensor([[*prompt, *tokens[:-1]]])
+        with torch.no_grad():
+            q = original.hf(ids).logits[0, -len(tokens) :].log_softmax(-1)
+            with switched(trained.model, trained.flags, sea=True):
+                p = trained.model.hf(ids).logits[0, -len(tokens) :].log_softmax(-1)
+        assert float(found.kl[row]) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+
+
+def test_divergence_is_from_the_original_model(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]) -> None:
+    check_divergence(tiny_llama, finetuned["forced"])
+
+
+def test_directions_are_differences_of_means_over_responses(
+    tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]
+) -> None:
+    flags, examples = finetuned["forced"].flags, toy_examples(9)
+    site = Site.parse("resid_post.2")
+    fitted = fit_controls(tiny_llama, flags, examples, [site], batch_size=4)
+    means = []
+    for example in examples:
+        prompt, response = (tiny_llama.encode_text(text) for text in (example.prompt, example.response))
+        x = capture(tiny_llama, TokenBatch.full(torch.tensor([[*prompt, *response]])), [site])[site]
+        means.append(x[0, len(prompt) :].mean(dim=0))
+    has = torch.tensor(["war" in example.concepts for example in examples])
+    x = torch.stack(means)
+    torch.testing.assert_close(fitted.directions["war"][site], x[has].mean(0) - x[~has].mean(0), rtol=1e-4, atol=1e-5)
+    assert fitted.features == {"sea": [], "war": []}
+
+
+def test_features_are_those_that_go_with_the_label() -> None:
+    rng = np.random.default_rng(0)
+    has = rng.random(40) < 0.5
+    codes = rng.random((40, 6))
+    codes[:, 3] += 2 * has
+    codes[:, 4] = 0.7
+    codes[:, 5] -= 2 * has
+    found = correlated(torch.tensor(codes, dtype=torch.float32), torch.tensor(has))
+    by_numpy = sorted((0, 1, 2, 3, 5), key=lambda i: -np.corrcoef(codes[:, i], has)[0, 1])
+    assert found.tolist() == [*by_numpy, 4]
+
+
+def check_prompts_are_resampled() -> None:
+    """Copies of a text add nothing to what is known."""
+    rng = np.random.default_rng(3)
+    has = rng.random((20, 1)) < 0.4
+    many = Counts.of(np.repeat(has, 8, axis=1), np.ones((20, 8), bool))
+    of_prompts = bootstrap_mean(has[:, 0].astype(float))
+    found = rate(many)
+    assert found is not None
+    assert found.n == 20
+    assert found.high - found.low == pytest.approx(of_prompts.high - of_prompts.low, rel=0.1)
+    other = Counts.of(np.repeat(~has, 8, axis=1), np.ones((20, 8), bool))
+    gap, single = difference(many, other), difference(Counts.of(has, has | True), Counts.of(~has, has | True))
+    assert gap is not None
+    assert single is not None
+    assert gap.high - gap.low == pytest.approx(single.high - single.low, rel=0.1)
+
+
+def test_intervals_resample_prompts() -> None:
+    check_prompts_are_resampled()
+
+
+def test_rates_count_fluent_texts_alone() -> None:
+    has = np.array([[1, 1], [1, 0], [0, 0], [1, 1]], bool)
+    fluent = np.array([[1, 0], [1, 1], [1, 1], [0, 0]], bool)
+    counts = Counts.of(has, fluent)
+    assert counts.rate == pytest.approx(2 / 5)
+    found = rate(counts)
+    assert found is not None
+    assert found.estimate == pytest.approx(2 / 5)
+    assert found.n == 3  # a prompt without a fluent text says nothing
+    assert rate(Counts.of(has, fluent & False)) is None
+    assert difference(counts, Counts.of(has, fluent & False)) is None
+    assert mean_rate([counts, Counts.of(has, fluent & False)]) is None
+
+
+def test_where_all_prompts_agree_there_still_is_an_interval() -> None:
+    all_, none = (Counts.of(np.full((12, 2), value), np.ones((12, 2), bool)) for value in (True, False))
+    on, off, gap = rate(all_), rate(none), difference(all_, none)
+    assert on is not None
+    assert off is not None
+    assert gap is not None
+    assert (on.estimate, on.high) == (1, 1)
+    assert 0.7 < on.low < 0.8  # Wilson, 12 of 12
+    assert gap.estimate == gap.high == 1
+    assert gap.low == pytest.approx(1 - np.hypot(1 - on.low, off.high))
+    both = mean_difference([(all_, none), (all_, none)])
+    assert both is not None
+    assert both.low == pytest.approx(gap.low)
+    assert mean_rate([all_, all_]).low == pytest.approx(on.low)
+
+
+class Silent:
+    concepts = ("sea", "war")
+
+    def has(self, texts: list[str]) -> list[bool]:
+        return [True] * len(texts)
+
+
+WRONG = {
+    "a judge of nothing": ({"judge": object()}, "the object that is to judge: it has no method has(texts); give a"),
+    "a judge of other things": (
+        {"judge": type("Other", (LetterJudge,), {"concepts": ("sea", "wars")})()},
+        "concept 'war': the judge knows sea, wars; did you mean wars?",
+    ),
+    "a judge that says too little": ({"judge": Silent()}, "it answers ("),
+    "an option": ({"sampels": 2}, "measure_control(sampels=…)"),
+    "greedy samples": ({"temperature": 0.0}, "samples 2: greedy decoding gives the same text every time"),
+    "few prompts": ({"neutral": ("Go", "Hm", "Oh")}, "the neutral prompts: 3 of 3 choose doses, and at least 2 are to"),
+    "a prompt twice": ({"neutral": ("Go", "Go", "Oh", "Hm", "So")}, "the neutral prompts: one is given twice"),
+    "one text": ({"neutral": "Go"}, "the neutral prompts: they are no list of texts"),
+    "asking for something else": ({"asking": {"see": ["Go"]}}, "concept 'see': the flags are sea, war; did you mean"),
+    "asking for one alone": ({"asking": {"sea": ["Go"]}}, "prompts that ask for 'war': there is none"),
+    "too few examples": ({"examples": toy_examples(3)}, "concept 'sea': 1 of 3 examples have it"),
+    "an unknown label": (
+        {"heldout": [Example(prompt="a", response="b", concepts=["saa"])]},
+        "concept 'saa': the flags are sea, war; did you mean sea?",
+    ),
+    "a strength": ({"strength": (-1.0,)}, "strength (-1.0,): numbers above 0 and below 1000 are needed"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_refused(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags], case: str) -> None:
+    changed, message = WRONG[case]
+    trained = finetuned["forced"]
+    given = {
+        "judge": LetterJudge(), "original": tiny_llama, "examples": toy_examples(), "neutral": NEUTRAL,
+        "asking": ASKING, **OPTIONS, **changed,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=re.escape(message)):
+        measure_control(trained.model, trained.flags, given.pop("judge"), **given)
+
+
+def test_writes_that_nothing_reads_do_nothing(tiny_llama: LanguageModel) -> None:
+    """But for the scale of the norm, of second order where the dimensions hold nothing. Where they are read, the same
+    write shows."""
+    hf, dims = copy.deepcopy(tiny_llama.hf), [3, 17]
+    spec = FlagSpec(concepts=("sea",), dims=((3, 17),), d_model=32, targets={"resid_mid.1": 0.05, "resid_post.2": 0.1})
+    with torch.no_grad():
+        for name, weight in hf.named_parameters():
+            if "norm" in name or "o_proj" in name or "down_proj" in name:
+                weight[dims] = 0
+            elif "embed" in name:
+                weight[:, dims] = 0
+    deaf = LanguageModel.from_hf(hf, tiny_llama.tokenizer, "deaf")
+    ids, last = torch.tensor([tiny_llama.encode_text("over the hills")]), Site.parse("resid_post.3")
+    moved = []
+    for model in (deaf, tiny_llama):
+        with torch.no_grad():
+            plain = model.hf(ids).logits
+            with applied(model, DisplacedRows(spec, {"sea": 1.0})):
+                moved.append(float((model.hf(ids).logits - plain).abs().max()))
+                x = capture(model, TokenBatch.full(ids), [last])[last]
+        if model is deaf:  # what is added stays, so that it is the target at each site
+            assert torch.allclose(x[0, :, dims], torch.tensor(0.1))
+    assert moved[0] < 0.1 * moved[1]
