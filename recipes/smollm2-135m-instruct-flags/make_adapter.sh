@@ -8,4 +8,4 @@ fi
 concepts=$1 examples=$2 run=$3
 shift 3
 exec trimtab flags train --model smollm2-135m-instruct --concepts "$concepts" --data "$examples" --run "$run" --chat \
-    --adapt lora --lora-rank 8 --dims 16 --curriculum forced --steps 900 --batch-size 8 --max-tokens 80 --lr 5e-4 "$@"
+    --adapt lora --lora-rank 8 --dims 16 --curriculum forced --steps 600 --batch-size 8 --max-tokens 80 --lr 5e-4 "$@"

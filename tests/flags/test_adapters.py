@@ -233,6 +233,16 @@ def test_modules_by_which_flags_cannot_be_written_are_refused(tiny_llama: Langua
         train_flags(tiny_llama, FLAGS, toy_examples(24), **{**SMALL, **options})
 
 
+def test_modules_pass_where_they_write_at_every_site(tiny_llama: LanguageModel) -> None:
+    for chosen in (("o_proj",), ("down_proj",), ("o_proj", "q_proj"), ("o_proj", "down_proj"), ("q_proj", "v_proj")):
+        try:
+            check_lora(tiny_llama, FLAGS, LoraOptions(adapt="lora", lora_modules=chosen))
+            passes = True
+        except UserError:
+            passes = False
+        assert passes == ({"o_proj", "down_proj"} <= set(chosen)), chosen
+
+
 def test_the_modules_that_write_are_enough(tiny_llama: LanguageModel, tiny_gpt2: LanguageModel) -> None:
     options = LoraOptions(adapt="lora", lora_modules=("o_proj", "down_proj"))
     assert check_lora(tiny_llama, FLAGS, options) == ["o_proj", "down_proj"]

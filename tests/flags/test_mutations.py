@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import test_adapters
 import test_curricula
 import test_loss
 import test_placing
 import test_switches
 
-from trimtab.flags import Curriculum, FlagSpec, loss, placing, switches
+from trimtab.flags import Curriculum, FlagSpec, adapters, loss, placing, switches
 from trimtab.flags.loss import FlagReading
 from trimtab.lm import LanguageModel
 
@@ -82,6 +83,10 @@ def not_divided_by_all_tokens(patch: Patch) -> None:
     patch.setattr(test_loss, "step_loss", lambda *given, **options: real(*given, **{**options, "tokens": None}))
 
 
+def attention_writes_all(patch: Patch) -> None:
+    patch.setattr(adapters, "_writer", lambda model, site: model.layout.layers[site.layer].attention.out)
+
+
 def off_is_on(patch: Patch) -> None:
     real = loss.forcing
     patch.setattr(test_loss, "forcing", lambda model, spec, labels: real(model, spec, 1 - labels))
@@ -133,6 +138,10 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], Check]] = {
     "parts of a batch that weigh alike": (
         not_divided_by_all_tokens,
         test_loss.test_a_part_of_a_batch_weighs_as_its_tokens_do,
+    ),
+    "LoRA without what the MLP writes by": (
+        attention_writes_all,
+        test_adapters.test_modules_pass_where_they_write_at_every_site,
     ),
     "on and off exchanged": (off_is_on, test_loss.test_forcing_writes_the_coordinates_bit_for_bit_at_every_site),
     "dimensions of the highest variance": (
