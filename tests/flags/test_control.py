@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from letter_judge import LetterJudge
+from numpy.typing import NDArray
 from toy_corpus import PROMPTS, share_of, toy_examples
 
 from trimtab.control import Setting, TaskPrompts
@@ -23,6 +25,7 @@ from trimtab.flags.evaluation.control_judging import TextReader
 from trimtab.flags.evaluation.control_rates import Counts, difference, mean_difference, mean_rate, rate
 from trimtab.flags.evaluation.control_task import ConceptTask
 from trimtab.flags.switched_rows import DisplacedRows, SwitchedRows
+from trimtab.judges.concept_quality import measure_quality
 from trimtab.lm import DecodeConfig, LanguageModel, Site, applied, capture, decode
 from trimtab.lm.batch import TokenBatch
 from trimtab.runs import json_safe, read_typed
@@ -125,7 +128,7 @@ def test_it_is_read_back_and_shows_itself(measured: FlagControl) -> None:
     assert read_typed(FlagControl, json_safe(measured)).to_json() == measured.to_json()
     assert re.match(
         r"concept rate with the flag on minus off: \+\d\.\d+ \[.*\] \(mean of 2 concepts, 7 neutral prompts, 2 texts "
-        r"each; accuracy of the judge on held-out texts 1.00\)",
+        r"each; accuracy of the judge on held-out texts 1.00, 0.5 is chance\)",
         measured.headline(),
     )
     shown = measured.shown()
@@ -358,3 +361,34 @@ def test_writes_that_nothing_reads_do_nothing(tiny_llama: LanguageModel) -> None
         if model is deaf:  # what is added stays, so that it is the target at each site
             assert torch.allclose(x[0, :, dims], torch.tensor(0.1))
     assert moved[0] < 0.1 * moved[1]
+
+
+class Careless(LetterJudge):
+    """Right about `sea`; finds `war` in every text."""
+
+    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        found = super().has(texts)
+        found[:, 0] = True
+        return found
+
+
+def test_the_accuracy_of_the_judge_is_balanced() -> None:
+    """Half of what is found where it should be and of what is not where it should not: 0.5 for who says always yes."""
+    judge = Careless()
+    sea, war = TextReader(judge, ("sea", "war")).accuracy(toy_examples(30))
+    assert (sea.accuracy.estimate, sea.recall.estimate, sea.false_positives.estimate) == (1, 1, 0)
+    assert (war.accuracy.estimate, war.recall.estimate, war.false_positives.estimate) == (0.5, 1, 1)
+    assert TextReader(judge, ("sea", "war")).accuracy(()) == ()
+
+
+def test_a_judge_may_say_itself_how_good_it_is() -> None:
+    judge, examples = Careless(), toy_examples(30)
+    texts = [example.response for example in examples]
+    labels = np.array([[concept in example.concepts for concept in judge.concepts] for example in examples])
+    judge.quality = measure_quality(
+        judge.concepts, texts, labels, judge.has(texts).astype(float), judge.has, fitted=9, gibberish=0, seed=0
+    )
+    sea, war = TextReader(judge, ("sea", "war")).accuracy(())
+    assert (sea.concept, war.concept) == ("sea", "war")
+    assert (sea.accuracy.estimate, war.accuracy.estimate) == (1, 0.5)
+    assert (war.recall.estimate, war.false_positives.estimate) == (1, 1)

@@ -124,7 +124,7 @@ def measure_quality(
     accuracies: list[Resampled] = []
     for c, name in enumerate(concepts):
         yes, said = labels[:, c], found[:, c]
-        accuracies.append(resamples.of(partial(_balanced, said, yes)))
+        accuracies.append(resamples.of(partial(balanced, said, yes)))
         each.append(
             ConceptQuality(
                 concept=name,
@@ -151,7 +151,7 @@ def measure_quality(
     )
 
 
-def _balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArray) -> FloatArray:
+def balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArray) -> FloatArray:
     """`[R]`, mean of the shares of right decisions on texts that have it and on those that lack it."""
     return (ratio(said & yes, yes, weights) + ratio(~said & ~yes, ~yes, weights)) / 2
 

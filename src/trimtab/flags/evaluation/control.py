@@ -127,7 +127,7 @@ def measure_control(
         examples: labelled, on which mean differences and SAE features are fitted: those that flags were trained on.
         plain: the original finetuned on the same examples without flags.
         dictionary: an SAE of the original.
-        heldout: labelled responses that the judge has not seen, for its accuracy.
+        heldout: labelled responses that the judge has not seen, for its accuracy; by default what it says of itself.
         neutral: prompts that ask for nothing in particular; the first `validation_prompts` are not reported on.
         asking: prompts that ask for each concept; a few templates with its description by default.
         descriptions: what each concept is in words, as `read_concepts` gives them.
@@ -176,7 +176,7 @@ def measure_control(
         board=tuple(board.rows()),
         arms=tuple(arm_rates(compared, config.seed)) if compared else (),
         frontier=tuple(frontier_points(compared, config.seed)) if compared else (),
-        judge=reader.accuracy(heldout),
+        judge=reader.accuracy(heldout, config.seed),
         texts=tuple(board.samples(test)),
         prompts=len(test),
         validation_prompts=len(validation),

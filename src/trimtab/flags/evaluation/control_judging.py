@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from trimtab.errors import UserError, did_you_mean
 from trimtab.flags.examples import Example
+from trimtab.judges.concept_quality import JudgeQuality, balanced
 from trimtab.judges.gibberish import find_gibberish
-from trimtab.stats import Interval, wilson_interval
+from trimtab.stats import Interval, Resamples, wilson_interval
 
 
 class JudgesConcepts(Protocol):
@@ -37,14 +39,14 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeAccuracy:
-    """The judge beside the labels of held-out texts, for one concept; Wilson intervals over texts."""
+    """The judge beside the labels of held-out texts, for one concept; intervals over texts."""
 
     concept: str
-    accuracy: Interval
-    """Share of the texts that it is right about."""
-    found: Interval | None
+    accuracy: Interval | None
+    """Mean of `recall` and 1 − `false_positives`: 0.5 is chance; None if texts of one kind are missing."""
+    recall: Interval | None
     """Share of the texts about the concept in which it finds it; None if there is none."""
-    wrongly: Interval | None
+    false_positives: Interval | None
     """Share of the other texts in which it finds it, too."""
 
 
@@ -88,24 +90,41 @@ class TextReader:
             raise UserError(f"the {type(self.judge).__name__} that judges", why, "let has(texts) give [N, C]")
         return found[:, self._columns].astype(bool)
 
-    def accuracy(self, examples: Sequence[Example]) -> tuple[JudgeAccuracy, ...]:
+    def accuracy(self, examples: Sequence[Example], seed: int = 0) -> tuple[JudgeAccuracy, ...]:
         """How often the judge is right about labelled responses that it was not fitted on.
 
         Args:
-            examples: the responses with their labels; empty gives nothing.
+            examples: the responses with their labels; without any, what the judge itself knows of its quality.
+            seed: of the bootstrap.
         """
         if not examples:
-            return ()
+            return self._own_quality()
         said = self.has([example.response for example in examples])
         labels = np.array([[concept in example.concepts for concept in self.concepts] for example in examples])
-        return tuple(
-            JudgeAccuracy(
-                concept=concept,
-                accuracy=wilson_interval(int((said[:, i] == labels[:, i]).sum()), len(examples)),
-                found=_share(said[labels[:, i], i]),
-                wrongly=_share(said[~labels[:, i], i]),
+        resamples = Resamples(range(len(examples)), seed=seed)
+        found: list[JudgeAccuracy] = []
+        for concept, says, has in zip(self.concepts, said.T, labels.T, strict=True):
+            both = bool(has.any() and not has.all())
+            found.append(
+                JudgeAccuracy(
+                    concept=concept,
+                    accuracy=resamples.of(partial(balanced, says, has)).interval if both else None,
+                    recall=_share(says[has]),
+                    false_positives=_share(says[~has]),
+                )
             )
-            for i, concept in enumerate(self.concepts)
+        return tuple(found)
+
+    def _own_quality(self) -> tuple[JudgeAccuracy, ...]:
+        quality = getattr(self.judge, "quality", None)
+        if not isinstance(quality, JudgeQuality):
+            return ()
+        known = {one.concept: one for one in quality.concepts}
+        names = [field.name for field in fields(JudgeAccuracy)]
+        return tuple(
+            JudgeAccuracy(**{name: getattr(known[concept], name) for name in names})
+            for concept in self.concepts
+            if concept in known
         )
 
 

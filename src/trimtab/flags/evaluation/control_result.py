@@ -125,7 +125,7 @@ class FlagControl(Result):
     """Beside other ways of control; empty without the original model."""
     frontier: tuple[FrontierPoint, ...]
     judge: tuple[JudgeAccuracy, ...]
-    """Its accuracy on held-out labelled texts; empty if none were given."""
+    """Its accuracy on held-out labelled texts; empty if none were given and it does not know its own."""
     texts: tuple[SampleText, ...]
     prompts: int
     """Neutral prompts that are reported on."""
@@ -144,7 +144,8 @@ class FlagControl(Result):
         return json_safe(self)
 
     def headline(self) -> str:
-        accuracy = number_text(mean(one.accuracy.estimate for one in self.judge), ".2f") if self.judge else "unknown"
+        known = [one.accuracy.estimate for one in self.judge if one.accuracy is not None]
+        accuracy = f"{number_text(mean(known), '.2f')}, 0.5 is chance" if known else "unknown"
         n, texts = len(self.concepts), f"{self.samples} text{'s' if self.samples > 1 else ''} each"
         return (
             f"concept rate with the flag on minus off: {number_text(self.difference, SIGNED)} "
@@ -261,10 +262,10 @@ def _judge(result: FlagControl) -> Table:
     columns = [
         Column("concept", "concept", whole=True),
         Column("accuracy", "accuracy", INTERVAL),
-        Column("found where it is", "found", INTERVAL),
-        Column("found where it is not", "wrongly", INTERVAL),
+        Column("found where it is", "recall", INTERVAL),
+        Column("found where it is not", "false_positives", INTERVAL),
     ]
-    caption = "The judge beside the labels of held-out texts; Wilson intervals over texts."
+    caption = "The judge beside the labels of held-out texts: accuracy is the mean of both shares of right decisions."
     return Table(columns=columns, rows=result.judge, title="The judge", caption=caption)
 
 
