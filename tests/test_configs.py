@@ -48,6 +48,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "flags import": {"text": ("a",), "concepts": Path("a"), "run": Path("a")},
     "flags data": {"concepts": Path("a"), "run": Path("a")},
     "flags steer": {"model": "a"},
+    "flags judge": {"judge_data": Path("a"), "concepts": Path("a")},
     "report": {"run": Path("a")},
 }
 """Values without which a command's config cannot be made."""

@@ -28,6 +28,8 @@ REFUSED = {
     "sae stats nowhere": "nowhere",
     "flags import --text missing.csv --concepts nowhere --run run": "nowhere",
     "flags data --concepts nowhere --run run": "nowhere",
+    "flags judge --judge-data text.txt --concepts nowhere --save judge.npz": "nowhere",
+    "flags judge --judge-data text.txt --concepts nowhere --save judge.pkl": "judge.pkl",
     "demo --model ./no-model --run run": "no-model",
     "report nowhere": "nowhere",
     "policy headroom --task nonsense --run run": "nonsense",

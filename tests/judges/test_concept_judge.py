@@ -147,6 +147,19 @@ def test_a_saved_judge_is_the_same_to_the_bit(judge: ConceptJudge, tmp_path: Pat
     assert loaded.quality == judge.quality
 
 
+def test_quality_on_texts_of_another_kind(judge: ConceptJudge) -> None:
+    texts, labels = corpus(80, seed=9, noise=0)
+    found = judge.measure([*texts, "go on. " * 30], [*labels, []])
+    table = np.array([[name in names for name in CONCEPTS] for names in labels])
+    assert (found.heldout, found.fitted, found.gibberish) == (80, judge.quality.fitted, 1)
+    for c, one in enumerate(found.concepts):
+        assert one.recall.estimate == judge.has(texts)[table[:, c], c].mean()
+    with pytest.raises(
+        UserError, match="concept 'war': 0 of 2 texts have it; give labelled texts that have it and some"
+    ):
+        judge.measure(["the sea in the morning.", "the garden in the morning."], [["sea"], []])
+
+
 def test_the_same_seed_gives_the_same_judge() -> None:
     texts, labels = corpus(120)
     a, b = (ConceptJudge.fit(texts, labels, CONCEPTS, seed=4) for _ in range(2))

@@ -22,6 +22,14 @@ def flags_data() -> Job:
     return Job(DataConfig, run_data, example="--concepts concepts.txt --run data/own")
 
 
+def flags_judge() -> Job:
+    """fit a judge of concepts on labelled texts, and say how good it is"""
+    from trimtab.flags.data import JudgeConfig, run_judge
+
+    example = "--judge-data data/news/judge.jsonl --concepts concepts.txt --save judge.npz"
+    return Job(JudgeConfig, run_judge, example=example)
+
+
 def flags_train() -> Job:
     """finetune switches into a model: residual dimensions that say, and decide, which concepts it writes about"""
     from trimtab.flags.train_command import FlagTrainConfig, run_flag_train
@@ -50,6 +58,7 @@ def flags_steer() -> Job:
 FLAG_COMMANDS: dict[str, Callable[[], Job]] = {
     "flags import": flags_import,
     "flags data": flags_data,
+    "flags judge": flags_judge,
     "flags train": flags_train,
     "flags steer": flags_steer,
     "flags evaluate": flags_evaluate,

@@ -29,7 +29,7 @@ class ConceptQuality:
 
     concept: str
     having: int
-    """Held-out texts that have it."""
+    """Texts that have it."""
     accuracy: Interval
     """Mean of `recall` and 1 − `false_positives`: 0.5 is chance."""
     auc: Interval
@@ -44,7 +44,7 @@ class ConceptQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class GarbledQuality:
-    """Held-out texts that were spoilt: no concept should be found."""
+    """Texts that were spoilt: no concept should be found."""
 
     kind: str
     found: Interval
@@ -71,7 +71,7 @@ class JudgeQuality(Result):
         worst = min(self.concepts, key=lambda one: one.accuracy.estimate)
         return (
             f"judge of {len(self.concepts)} concepts: accuracy {number_text(self.accuracy, INTERVAL)} (0.5 is chance) "
-            f"on {self.heldout:,} held-out texts, fitted on {self.fitted:,}; worst for {worst.concept}, "
+            f"on {self.heldout:,} texts, fitted on {self.fitted:,} others; worst for {worst.concept}, "
             f"{number_text(worst.accuracy, INTERVAL)}"
         )
 
@@ -85,7 +85,7 @@ class JudgeQuality(Result):
             Column("found where it is not", "false_positives", INTERVAL),
             Column("in texts of none", "on_none", INTERVAL),
         ]
-        garbled = [Column("held-out texts", "kind"), Column("some concept found", "found", INTERVAL)]
+        garbled = [Column("spoilt texts", "kind"), Column("some concept found", "found", INTERVAL)]
         return {
             "concepts": Table(columns=columns, rows=self.concepts),
             "garbled": Table(columns=garbled, rows=self.garbled),

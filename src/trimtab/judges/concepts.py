@@ -152,15 +152,7 @@ class ConceptJudge:
             UserError: texts and labels are not of one length, a label is no concept, a text has two labellings, or too
                 few texts have a concept or lack it.
         """
-        if isinstance(texts, str) or len(texts) != len(labels):
-            raise UserError(
-                "the judge's texts", f"there are {len(texts)}, and {len(labels)} labels", "give one for each"
-            )
-        known: dict[str, tuple[str, ...]] = {}
-        for text, names in zip(texts, labels, strict=True):
-            if set(known.setdefault(text, tuple(names))) != set(names):
-                why = f"it is labelled {', '.join(names) or 'none'}, and otherwise elsewhere"
-                raise UserError(f"text {text[:40]!r}", why, "correct one of the labels")
+        known = _labelled(texts, labels)
         language = [text for text in known if not find_gibberish(text)]
         table = _table([known[text] for text in language], concepts)
         for c, name in enumerate(concepts):
@@ -189,6 +181,29 @@ class ConceptJudge:
     def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """`[N, C]`, whether texts have each concept: from a probability on that was chosen on texts to fit on."""
         return self.probabilities(texts) >= self.classifier.thresholds
+
+    def measure(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> JudgeQuality:
+        """Its quality on labelled texts of another kind, none of which it was fitted on.
+
+        Args:
+            texts: N texts. Gibberish by the rules is left out.
+            labels: the concepts that each has.
+
+        Raises:
+            UserError: a label is no concept, or some concept has no text or all of them.
+        """
+        known = _labelled(texts, labels)
+        language = [text for text in known if not find_gibberish(text)]
+        table = _table([known[text] for text in language], self.concepts)
+        for c, name in enumerate(self.concepts):
+            if not 0 < table[:, c].sum() < len(table):
+                why = f"{int(table[:, c].sum())} of {len(table)} texts have it"
+                raise UserError(f"concept {name!r}", why, "give labelled texts that have it and some that lack it")
+        old = self.quality
+        return measure_quality(
+            self.concepts, language, table, self.probabilities(language), self.has,
+            fitted=old.fitted, gibberish=len(known) - len(language), seed=old.seed,
+        )  # fmt: skip
 
     def save(self, path: Path | str) -> Path:
         """Write it into one file. Raises a `UserError` if that cannot be written."""
@@ -291,6 +306,18 @@ def _held_out(table: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
         members = rng.permutation(np.flatnonzero(group.reshape(-1) == number))
         held[members[: round(HELD_OUT * len(members))]] = True
     return held
+
+
+def _labelled(texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Labels by text, each once. Raises a `UserError` where there are not as many, or two labellings of a text."""
+    if isinstance(texts, str) or len(texts) != len(labels):
+        raise UserError("the judge's texts", f"there are {len(texts)}, and {len(labels)} labels", "give one for each")
+    known: dict[str, tuple[str, ...]] = {}
+    for text, names in zip(texts, labels, strict=True):
+        if set(known.setdefault(text, tuple(names))) != set(names):
+            why = f"it is labelled {', '.join(names) or 'none'}, and otherwise elsewhere"
+            raise UserError(f"text {text[:40]!r}", why, "correct one of the labels")
+    return known
 
 
 def _table(labels: Sequence[Sequence[str]], concepts: Sequence[str]) -> NDArray[np.bool_]:

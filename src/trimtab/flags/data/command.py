@@ -1,16 +1,25 @@
-"""`trimtab flags import` and `trimtab flags data`: examples out of labelled text, and examples that a model writes."""
+"""`trimtab flags import`, `data` and `judge`: examples out of labelled text or written by a model; a judge of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from trimtab.errors import UserError
 from trimtab.flags.concepts import read_concepts
-from trimtab.flags.data.checking import read_judge
+from trimtab.flags.data.checking import JUDGE_SUFFIX, read_judge
 from trimtab.flags.data.importing import ImportedExamples, ImportOptions, import_examples
 from trimtab.flags.data.writing import WritingOptions, WrittenExamples, write_examples
+from trimtab.flags.examples import read_examples
+from trimtab.judges import JudgeQuality
 from trimtab.lm import ModelConfig
 from trimtab.runs import part_of
+from trimtab.runs.results import Result
+from trimtab.runs.tables import Table
+
+FIRST = {"heading": ""}
+"""Metadata of options that stand at the top of the help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +29,7 @@ class ImportConfig(ImportOptions):
     text: tuple[str, ...]
     """Tables with a column of labels, directories or .zip files with a folder for each label, AxBench's files, files of
     examples; with --label any text."""
-    concepts: Path
+    concepts: Path = field(metadata=FIRST)
     """File of the concepts: `name: description` in each line."""
     run: Path
     """Directory for the examples."""
@@ -30,9 +39,9 @@ class ImportConfig(ImportOptions):
 class DataConfig(WritingOptions, ModelConfig):
     """Let a model write examples for flags."""
 
-    concepts: Path
+    concepts: Path = field(metadata=FIRST)
     """File of the concepts: `name: description` in each line, where a description lists topics to ask for."""
-    judge_data: Path | None = None
+    judge_data: Path | None = field(default=None, metadata=FIRST)
     """Labelled texts to fit a judge on that checks what is written (JSONL, as `trimtab flags import` makes it), or a
     judge that was saved (.npz). Without it a concept is where two words of its description are."""
     run: Path
@@ -51,3 +60,56 @@ def run_data(config: DataConfig) -> WrittenExamples:
     judge = None if config.judge_data is None else read_judge(config.judge_data, list(concepts), config.seed)
     model = config.load_model()
     return write_examples(model, concepts, judge=judge, run=config.run, **part_of(config, WritingOptions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Fit a judge of concepts on labelled texts, say how good it is, and keep it."""
+
+    judge_data: Path = field(metadata=FIRST)
+    """Labelled texts to fit it on (JSONL, as `trimtab flags import` makes it), or a judge that was saved (.npz)."""
+    concepts: Path = field(metadata=FIRST)
+    """File of the concepts: `name: description` in each line."""
+    data: tuple[Path, ...] = field(default=(), metadata=FIRST)
+    """JSONL files of examples of another kind to measure it on, too, none of which it was fitted on."""
+    save: Path | None = field(default=None, metadata=FIRST)
+    """File to keep it in (.npz), which other commands take as --judge-data."""
+    seed: int = 0
+    """Of which texts are held out, and of the fit."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class JudgeReport(Result):
+    """How good a judge is."""
+
+    held_out: JudgeQuality
+    """On texts of the kind that it was fitted on."""
+    others: Mapping[str, JudgeQuality]
+    """On files of other examples."""
+
+    def headline(self) -> str:
+        lines = [self.held_out.headline(), *(f"{name}: {one.headline()}" for name, one in self.others.items())]
+        return "\n".join(lines)
+
+    def tables(self) -> dict[str, Table]:
+        others = {name: replace(one.tables()["concepts"], title=name) for name, one in self.others.items()}
+        return self.held_out.tables() | others
+
+
+def run_judge(config: JudgeConfig) -> JudgeReport:
+    """What `trimtab flags judge` does.
+
+    Raises:
+        UserError: a file cannot be read, has too few texts of a concept, or would be saved under another suffix.
+    """
+    if config.save is not None and config.save.suffix != JUDGE_SUFFIX:
+        raise UserError(f"save {config.save}", f"a judge is kept as {JUDGE_SUFFIX}", f"end the name in {JUDGE_SUFFIX}")
+    names = list(read_concepts(config.concepts))
+    judge = read_judge(config.judge_data, names, config.seed)
+    others: dict[str, JudgeQuality] = {}
+    for path in config.data:
+        examples = read_examples(path, names)
+        others[str(path)] = judge.measure([e.response for e in examples], [e.concepts for e in examples])
+    if config.save is not None:
+        judge.save(config.save)
+    return JudgeReport(held_out=judge.quality, others=others)
