@@ -84,6 +84,32 @@ def test_own_examples_may_be_given(trained: Path, tmp_path: Path) -> None:
     refused(whole, "forced was trained on it; give others, or leave out --data")
 
 
+def test_control_takes_a_judge_of_labelled_text(trained: Path, tmp_path: Path) -> None:
+    words = {"sea": "the tide and the waves of the sea", "war": "the soldiers and guns of the war", "": "a chair"}
+    told = ("He wrote about", "She spoke for hours of", "They remember", "Few people have seen", "We often think of")
+    lines = [
+        {"prompt": "Go", "response": f"{verb} {about}, {n} years ago.", "concepts": [name] if name else []}
+        for name, about in words.items()
+        for verb in told
+        for n in ("two", "three", "ten", "eleven", "twenty")
+    ]
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    config = config_of(trained, "forced", part=("control",), text_length=4, judge_data=file, run=tmp_path / "run")
+    found = run_flag_evaluate(config)
+    assert [one.run for one in found.controls] == ["forced"]
+    assert found.left_out == ()
+    assert found.controls[0].control.missing == {"other ways of control": "the original model was not given"}
+    own = run_flag_evaluate(replace(config, judge_data=None, run=tmp_path / "own"))  # fitted on what was trained on
+    assert [one.concept for one in own.controls[0].control.judge] == ["sea", "war"]
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(json.dumps(asdict(example)) for example in toy_examples(90, length=7, seed=11)))
+    stale = changed(trained, "forced", tmp_path / "stale", hashes={"data": "0"})
+    none = run_flag_evaluate(replace(config, judge_data=None, trained=(stale,), data=(other,), run=tmp_path / "none"))
+    assert none.controls == ()
+    assert any("no judge could be fitted, so give one as --judge-data" in said for said in none.left_out)
+
+
 def changed(place: Path, name: str, to: Path, **fields: object) -> Path:
     """A copy of a run's record, with other fields."""
     record = read_record(place / name)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from letter_judge import LetterJudge
 from toy_corpus import toy_examples
 
 from trimtab.errors import UserError
 from trimtab.flags import TrainedFlags
-from trimtab.flags.evaluation import FlagEvaluation, FlagEvaluationOptions, evaluate_flags, evaluating
+from trimtab.flags.evaluation import FlagControl, FlagEvaluation, FlagEvaluationOptions, evaluate_flags, evaluating
 from trimtab.flags.evaluation.erosion import ONLY
 from trimtab.lm import LanguageModel
 from trimtab.report import write_report
@@ -59,7 +60,8 @@ def test_it_says_what_it_measured_on(evaluated: tuple[FlagEvaluation, Path]) -> 
     assert found.reported <= 40
     assert found.price is not None
     assert found.price.task == ""
-    assert found.left_out[0].startswith("the unrelated task is left out: task ioi: only 0 of")
+    assert found.left_out[0] == "control is left out: no judge of concepts was given"
+    assert found.left_out[1].startswith("the unrelated task is left out: task ioi: only 0 of")
     plain = [row for row in found.price.models if row.moment.step]
     assert all(row.increase is not None and row.kl is not None and row.kl.estimate > 0 for row in plain)
     assert {(row.moment.run, row.moment.step) for row in found.seconds} == {
@@ -120,6 +122,38 @@ def test_one_part_alone(tiny_llama: LanguageModel, finetuned: dict[str, TrainedF
     assert found.headline().startswith("1 run of tiny-llama with flags for sea, war, on ")
 
 
+def test_control_is_measured_at_the_end_of_each_run(
+    tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags], tmp_path: Path, monkeypatch
+) -> None:
+    options = {**SMALL, "part": ["control"], "text_length": 6}
+    both = [finetuned["forced"], finetuned["plain"]]
+    judge = LetterJudge()
+    found = evaluate_flags(tiny_llama, both, EXAMPLES, judge=judge, run=tmp_path / "run", **options)
+    rates = {one.run: one.control.difference for one in found.controls}
+    assert rates["forced, seed 0"].low > 0.4
+    assert abs(rates["plain, seed 0"].estimate) < 0.3
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "<h2>Control, forced, seed 0</h2>" in page
+    assert "Switchboard" in page
+    monkeypatch.setattr(evaluating, "measure_control", None)
+    again = evaluate_flags(tiny_llama, both, EXAMPLES, judge=judge, run=tmp_path / "run", **options)
+    assert json_safe(again) == json_safe(found)
+    seen: list[dict[str, Any]] = []
+    known = {id(one.model): of.control for one, of in zip(both, found.controls, strict=True)}
+
+    def control(model: LanguageModel, *_: Any, **given: Any) -> FlagControl:
+        seen.append(given)
+        return known[id(model)]
+
+    monkeypatch.setattr(evaluating, "measure_control", control)
+    evaluate_flags(tiny_llama, both, EXAMPLES, judge=judge, **options, compared=2)
+    forced, plain = seen
+    assert (forced["original"], forced["plain"], forced["compared"]) == (tiny_llama, finetuned["plain"].model, 2)
+    assert not {*forced["examples"]} & {*forced["heldout"]}
+    assert "original" not in plain
+    assert json_safe(read_typed(FlagEvaluation, json_safe(found))) == json_safe(found)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -127,7 +161,7 @@ def test_one_part_alone(tiny_llama: LanguageModel, finetuned: dict[str, TrainedF
         ({"layer": [1, 1]}, "layer 1: it is given twice; give it once"),
         ({"effect_layer": 9}, "layer 9: tiny-llama has layers 0 to 3"),
         ({"part": ["readings"]}, "part"),
-        ({"part": []}, "part: there is none; choose among reading, erosion, effects, reliance, price"),
+        ({"part": []}, "part: there is none; choose among reading, erosion, effects, reliance, price, control"),
         ({"dose": 0.0}, "dose 0.0: it must be above 0 and below 10"),
         ({"items": 0}, "items 0: it must be at least 1"),
         ({"itmes": 3}, "did you mean items?"),
@@ -154,4 +188,4 @@ def test_finetunings_must_be_of_the_same_concepts(
 
 
 def test_defaults_are_those_of_the_options() -> None:
-    assert FlagEvaluationOptions().part == ("reading", "erosion", "effects", "reliance", "price")
+    assert FlagEvaluationOptions().part == ("reading", "erosion", "effects", "reliance", "price", "control")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trimtab.activations import read_documents, sample_text
+from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
+from trimtab.flags.concepts import read_concepts
+from trimtab.flags.data.checking import read_judge
 from trimtab.flags.dividing import Divided, example_id
 from trimtab.flags.evaluation.evaluating import COMMAND, TASK, Evaluator
 from trimtab.flags.evaluation.finetunings import Finetuning, State, check_alike, labels_of
@@ -21,6 +24,7 @@ from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import NAME, Snapshot, load_flagged, load_flags, snapshots
 from trimtab.flags.train_command import FlagTrainConfig, read_data
 from trimtab.flags.training import COMMAND as TRAINING
+from trimtab.judges import ConceptJudge
 from trimtab.lm import LanguageModel, load_model
 from trimtab.runs import Run, check_least, config_directory, read_record, read_typed, text_id
 
@@ -44,6 +48,12 @@ class FlagEvaluateConfig(FlagEvaluationOptions):
     """Files, directories or hub:NAME[:SPLIT] of general text; by default a sample that ships with trimtab."""
     task: str = TASK
     """The unrelated task, one that needs no files, or none."""
+    judge_data: Path | None = None
+    """Labelled texts to fit a judge of concepts on (JSONL, as `trimtab flags import` makes it), or a judge that was
+    saved (.npz); by default one is fitted on the responses that the runs were trained on. It measures control."""
+    sae: str | None = None
+    """Shipped SAE, or directory of an SAE in SAELens's layout, whose features are compared where `compared` is above
+    0."""
     device: str = "cpu"
     """Where to compute."""
     run: Path | None = None
@@ -94,11 +104,15 @@ def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
     runs = [read_run(path, label) for path, label in zip(config.trained, labels_of(config.trained), strict=True)]
     check_same(runs, own_data=bool(config.data))
     examples, unchecked = heldout_examples(config, runs)
+    judge, descriptions = None, None
+    if "control" in config.part:
+        judge, descriptions = judge_of(config, runs[0], unchecked)
     original = load_model(runs[0].model, device=config.device)
     known = runs[0].record["hashes"].get("model", original.fingerprint)
     if original.fingerprint != known:
         why = f"{runs[0].label} was finetuned from weights of hash {known}, and these have {original.fingerprint}"
         raise UserError(f"model {runs[0].model}", why, "load the model that was finetuned")
+    dictionary = None if config.sae is None else load_dictionary(config.sae, model=original, device=config.device)
     finetunings = [finetuning_of(one, original, config) for one in runs]
     check_alike(finetunings)
     with Run.open(
@@ -107,9 +121,13 @@ def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
         documents = list(read_documents(config.text or [sample_text()])) if "price" in config.part else None
         evaluator = Evaluator(
             original, finetunings, examples, config, run, texts=documents,
-            task=None if config.task == "none" else config.task, chat=bool(runs[0].config.get("chat")),
+            task=None if config.task == "none" else config.task, judge=judge,
+            dictionary=dictionary, descriptions=descriptions,
+            chat=bool(runs[0].config.get("chat")),
         )  # fmt: skip
         evaluator.left_out += unchecked
+        if judge is not None:
+            run.record(hashes={"judge": text_id(repr(judge))})
         return evaluator.finish()
 
 
@@ -177,6 +195,38 @@ def heldout_examples(config: FlagEvaluateConfig, runs: Sequence[TrainedRun]) -> 
             raise UserError(f"run {run.path}", "it held out no example", "give some as --data")
         given = given or data.heldout
     return given, unchecked
+
+
+def judge_of(
+    config: FlagEvaluateConfig, run: TrainedRun, notes: list[str]
+) -> tuple[ConceptJudge | None, Mapping[str, str] | None]:
+    """What finds concepts in texts, and what each concept is in words.
+
+    Args:
+        config: names a judge, or none.
+        run: whose examples a judge is fitted on otherwise.
+        notes: gets what could not be had.
+
+    Raises:
+        UserError: the judge that is named cannot be read, or does not know a concept.
+    """
+    concepts = load_flags(run.kept[-1].path).concepts
+    judge: ConceptJudge | None = None
+    if config.judge_data is not None:
+        judge = read_judge(config.judge_data, concepts, config.seed)
+    else:
+        try:
+            data = _data_of(run, concepts).train
+            texts, labels = [one.response for one in data], [one.concepts for one in data]
+            judge = ConceptJudge.fit(texts, labels, concepts, config.seed)
+        except UserError as error:
+            notes.append(f"no judge could be fitted, so give one as --judge-data: {error.line}")
+    try:
+        descriptions = read_concepts(str(run.config.get("concepts")))
+    except UserError:
+        notes.append("concepts are described by their names alone, as their file is not there any more")
+        descriptions = None
+    return judge, descriptions
 
 
 def _data_of(run: TrainedRun, concepts: Sequence[str]) -> Divided:

@@ -21,7 +21,10 @@ from trimtab.stats import Interval, Resamples, wilson_interval
 class JudgesConcepts(Protocol):
     """What finds concepts in texts, such as `judges.concepts.ConceptJudge`. It is shown nothing but the texts."""
 
-    concepts: Sequence[str]
+    @property
+    def concepts(self) -> Sequence[str]:
+        """Names that it knows."""
+        ...
 
     def has(self, texts: Sequence[str], /) -> NDArray[np.bool_]:
         """`[N, C]`, whether each text is about each of `concepts`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,22 @@ from numpy.typing import NDArray
 
 from trimtab.activations import Document, as_documents, read_documents, sample_text, tokenise
 from trimtab.control.task_prompts import TaskPrompts
+from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.evaluation.documents import pack
+from trimtab.flags.evaluation.control import measure_control
+from trimtab.flags.evaluation.control_judging import JudgesConcepts
+from trimtab.flags.evaluation.control_result import FlagControl
 from trimtab.flags.evaluation.effects import effects_result
 from trimtab.flags.evaluation.erosion import erosion_result
-from trimtab.flags.evaluation.finetunings import Finetuning, check_alike
+from trimtab.flags.evaluation.finetunings import Finetuning, check_alike, plain_finetuning
 from trimtab.flags.evaluation.measured import Moment, Part, Series, read_part, write_part
 from trimtab.flags.evaluation.measured_model import MeasuredModel, MeasuredOn
-from trimtab.flags.evaluation.options import FlagEvaluationOptions, PartName
+from trimtab.flags.evaluation.options import FlagEvaluationOptions, MomentPart
 from trimtab.flags.evaluation.price import GeneralText, price_result
 from trimtab.flags.evaluation.reading import reading_result
 from trimtab.flags.evaluation.reliance import reliance_result
-from trimtab.flags.evaluation.result import FlagEvaluation, PartSeconds
+from trimtab.flags.evaluation.result import FlagEvaluation, PartSeconds, RunControl
 from trimtab.flags.evaluation.texts import evaluation_texts
 from trimtab.flags.examples import Example
 from trimtab.flags.result import TrainedFlags
@@ -39,7 +43,9 @@ from trimtab.runs import (
     field_types,
     json_safe,
     kept_or_temporary,
+    read_json,
     read_keywords,
+    read_typed,
     text_id,
     write_json,
 )
@@ -63,6 +69,9 @@ def evaluate_flags(
     *,
     texts: Iterable[str | Document] | None = None,
     task: str | Task | None = TASK,
+    judge: JudgesConcepts | None = None,
+    dictionary: Dictionary | None = None,
+    descriptions: Mapping[str, str] | None = None,
     chat: bool = False,
     run: Path | str | None = None,
     **options: Any,
@@ -76,6 +85,9 @@ def evaluate_flags(
             fitted on the others.
         texts: general text for the price; by default a sample that ships with trimtab.
         task: an unrelated task for the price, or its name; None for none.
+        judge: finds concepts in texts, for control, which is left out without it.
+        dictionary: an SAE of the original, for control, if other ways of it are compared.
+        descriptions: what each concept is in words, for prompts that ask for it.
         chat: as in `FlagTraining`.
         run: directory that keeps what was measured; the same call again goes on from there.
         options: fields of `FlagEvaluationOptions`.
@@ -90,7 +102,10 @@ def evaluate_flags(
     finetunings = [Finetuning.of(one, name) for one, name in zip(several, names, strict=True)]
     config = {**config_dict(chosen), "chat": chat, "runs": names}
     with kept_or_temporary(run) as path, Run.open(path, COMMAND, config, device=str(original.device)) as opened:
-        evaluator = Evaluator(original, finetunings, examples, chosen, opened, texts=texts, task=task, chat=chat)
+        evaluator = Evaluator(
+            original, finetunings, examples, chosen, opened, texts=texts, task=task, chat=chat,
+            judge=judge, dictionary=dictionary, descriptions=descriptions,
+        )  # fmt: skip
         return evaluator.finish()
 
 
@@ -103,7 +118,7 @@ class Evaluator:
         examples: that none was trained on.
         options: what to measure.
         run: keeps what was measured.
-        texts, task, chat: as in `evaluate_flags`.
+        texts, task, judge, dictionary, descriptions, chat: as in `evaluate_flags`.
 
     Raises:
         UserError: as `evaluate_flags` says.
@@ -119,11 +134,18 @@ class Evaluator:
         *,
         texts: Iterable[str | Document] | None = None,
         task: str | Task | None = TASK,
+        judge: JudgesConcepts | None = None,
+        dictionary: Dictionary | None = None,
+        descriptions: Mapping[str, str] | None = None,
         chat: bool = False,
     ) -> None:
         check_alike(finetunings)
         self.original, self.finetunings, self.options, self.run = original, finetunings, options, run
         self.left_out: list[str] = []
+        self.judge, self.dictionary, self.descriptions, self.chat = judge, dictionary, descriptions, chat
+        self.parts: tuple[MomentPart, ...] = tuple(part for part in options.part if part != "control")
+        if "control" in options.part and judge is None:
+            self.left_out.append("control is left out: no judge of concepts was given")
         self._seconds: list[PartSeconds] = []
         flags = finetunings[0].flags
         for one in finetunings:
@@ -168,10 +190,10 @@ class Evaluator:
     def result(self) -> FlagEvaluation:
         """Measure what is left to measure, and compare."""
         options, on = self.options, self.on
-        measured: dict[tuple[str, int], dict[PartName, Part]] = {}
+        measured: dict[tuple[str, int], dict[MomentPart, Part]] = {}
         specs = {_spec_id(one.flags): one.flags for one in self.finetunings}
         models = len(specs) + sum(len(one.states) for one in self.finetunings)
-        with Meter("evaluating", models * (1 + len(options.part))) as meter:
+        with Meter("evaluating", models * (1 + len(self.parts))) as meter:
             for id_, flags in specs.items():
                 moment = Moment(run="original", curriculum="", seed=0, step=0, tokens=0)
                 measured[id_, 0] = self._parts(f"original-{id_}", moment, flags, lambda: self.original, meter)
@@ -181,7 +203,7 @@ class Evaluator:
                     moment = one.moment(state)
                     measured[one.label, state.step] = self._parts(one.label, moment, one.flags, state.load, meter)
 
-        def series(part: PartName) -> list[Series]:
+        def series(part: MomentPart) -> list[Series]:
             return [
                 Series(
                     [one.beginning, *map(one.moment, one.states)],
@@ -215,18 +237,58 @@ class Evaluator:
             )
             if "price" in kept
             else None,
+            controls=self._controls(),
             seconds=tuple(self._seconds),
             left_out=tuple(self.left_out),
         )  # fmt: skip
 
+    def _controls(self) -> tuple[RunControl, ...]:
+        """What switches decide at the end of each run, read back or measured."""
+        if self.judge is None or "control" not in self.options.part:
+            return ()
+        found: list[RunControl] = []
+        for one in self.finetunings:
+            state = one.states[-1]
+            file = self._file(one.label, state.step, "control", "json")
+            kept = read_json(file)
+            if kept is None:
+                began = time.perf_counter()
+                control = self._control(one, state.load())
+                kept = json_safe({"seconds": time.perf_counter() - began, "result": control})
+                write_json(file, kept)
+            found.append(RunControl(run=one.label, control=read_typed(FlagControl, kept["result"], f"file {file}")))
+            self._seconds.append(PartSeconds(moment=one.moment(state), part="control", seconds=kept["seconds"]))
+        return tuple(found)
+
+    def _control(self, one: Finetuning, model: LanguageModel) -> FlagControl:
+        """The switchboard; beside other ways of control where the run was trained with flags and they are compared."""
+        options, texts = self.options, self.on.texts
+        assert self.judge is not None
+        given: dict[str, Any] = {}
+        if options.compared and one.curriculum != "plain":
+            plain = plain_finetuning(one, self.finetunings)
+            given = {
+                "original": self.original, "examples": texts.fitted.examples, "dictionary": self.dictionary,
+                "plain": None if plain is None else plain.states[-1].load(), "compared": options.compared,
+            }  # fmt: skip
+        return measure_control(
+            model, one.flags, self.judge, heldout=texts.reported.examples, descriptions=self.descriptions,
+            samples=options.samples, max_new_tokens=options.text_length, max_tokens=options.max_tokens,
+            chat=self.chat, seed=options.seed, **given,
+        )  # fmt: skip
+
+    def _file(self, label: str, step: int, part: str, suffix: str) -> Path:
+        """What a part of one model is kept in."""
+        return self.run.file(PARTS_DIRECTORY) / label.replace("/", "-") / f"{step}-{part}.{suffix}"
+
     def _parts(
         self, name: str, moment: Moment, flags: FlagSpec, load: Callable[[], LanguageModel], meter: Meter
-    ) -> dict[PartName, Part]:
+    ) -> dict[MomentPart, Part]:
         """Every part of one model, read back or measured."""
-        found: dict[PartName, Part] = {}
+        found: dict[MomentPart, Part] = {}
         measured: MeasuredModel | None = None
-        for part in self.options.part:
-            file = self.run.file(PARTS_DIRECTORY) / name.replace("/", "-") / f"{moment.step}-{part}.parquet"
+        for part in self.parts:
+            file = self._file(name, moment.step, part, "parquet")
             kept = read_part(file)
             if kept is None:
                 if measured is None:

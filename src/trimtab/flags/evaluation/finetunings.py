@@ -73,6 +73,11 @@ def check_alike(finetunings: Sequence[Finetuning]) -> None:
             raise UserError(f"run {label}", "two runs have this name", "give each once, or rename a directory")
 
 
+def plain_finetuning(of: Finetuning, among: Sequence[Finetuning]) -> Finetuning | None:
+    """The plain finetuning of the same seed, if there is one."""
+    return next((one for one in among if one.curriculum == "plain" and one.seed == of.seed and one is not of), None)
+
+
 def labels_of(paths: Sequence[Path]) -> list[str]:
     """For each run the shortest trailing part of its path that no other one shares."""
     resolved = [path.resolve() for path in paths]

@@ -13,7 +13,7 @@ from trimtab.flags.evaluation.effects import concept_directions, effect_values
 from trimtab.flags.evaluation.erosion import probe_values, subsets
 from trimtab.flags.evaluation.harvest import PLACES, Harvest, harvest
 from trimtab.flags.evaluation.measured import Measured
-from trimtab.flags.evaluation.options import FlagEvaluationOptions, PartName
+from trimtab.flags.evaluation.options import FlagEvaluationOptions, MomentPart
 from trimtab.flags.evaluation.price import GeneralText, price_values
 from trimtab.flags.evaluation.probes import PROBES
 from trimtab.flags.evaluation.reading import reading_values
@@ -53,7 +53,7 @@ class MeasuredModel:
         self.model, self.flags, self.on, self._meter = model, flags, on, meter
         self.unassigned = unassigned_dims(flags, on.options.seed)
 
-    def measure(self, part: PartName) -> list[Measured]:
+    def measure(self, part: MomentPart) -> list[Measured]:
         """What a part measures, by its name."""
         return {
             "reading": self.reading, "erosion": self.erosion, "effects": self.effects, "reliance": self.reliance,

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 from trimtab.errors import UserError
 from trimtab.runs import check_choices, check_least, check_values
 
-PartName = Literal["reading", "erosion", "effects", "reliance", "price"]
+MomentPart = Literal["reading", "erosion", "effects", "reliance", "price"]
+"""Measured of every model on the way."""
+PartName = Literal[MomentPart, "control"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
 
 
@@ -22,7 +24,8 @@ class FlagEvaluationOptions:
 
     part: tuple[PartName, ...] = PARTS
     """What to measure: `reading` (what flags say), `erosion` (probes of the rest), `effects` (directions outside the
-    flags), `reliance` (the cost of taking flags away), `price` (general text and an unrelated task)."""
+    flags), `reliance` (the cost of taking flags away), `price` (general text and an unrelated task), `control` (what
+    switches decide, at the end of each run)."""
     items: int = 96
     """Held-out examples that reading and probes are reported on, at most; no more than a third of the prompts."""
     fit_items: int = 192
@@ -43,6 +46,13 @@ class FlagEvaluationOptions:
     """Tokens of a sequence of general text."""
     task_items: int = 64
     """Items of the unrelated task, at most."""
+    samples: int = 1
+    """Texts of each prompt under each switch."""
+    text_length: int = 24
+    """Tokens of these texts."""
+    compared: int = 0
+    """Concepts for which other ways of control are chosen and compared, too: prompting, a mean difference, the best
+    feature of an SAE, a plain finetuning."""
     max_tokens: int = 128
     """Tokens of an example; longer responses are cut."""
     batch_size: int = 8
@@ -57,8 +67,18 @@ class FlagEvaluationOptions:
         if not self.part:
             raise UserError("part", "there is none", f"choose among {', '.join(PARTS)}")
         check_least(
-            self, 1, "reliance_items", "text_tokens", "task_items", "batch_size", "n_resamples", "fit_items", "items"
+            self,
+            1,
+            "reliance_items",
+            "text_tokens",
+            "task_items",
+            "batch_size",
+            "n_resamples",
+            "fit_items",
+            "items",
+            "samples",
+            "text_length",
         )
         check_least(self, 2, "context", "max_tokens", "effect_items")
-        check_least(self, 0, "layer", "effect_layer")
+        check_least(self, 0, "layer", "effect_layer", "compared")
         check_values(self, "above 0 and below 10", lambda dose: 0 < dose < 10, "dose")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from trimtab.flags.evaluation.control_result import FlagControl
 from trimtab.flags.evaluation.effects import Effects
 from trimtab.flags.evaluation.erosion import Erosion
 from trimtab.flags.evaluation.measured import Moment
@@ -30,6 +31,14 @@ class PartSeconds:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunControl:
+    """What switches decide at the end of a run."""
+
+    run: str
+    control: FlagControl
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FlagEvaluation(Result):
     """Finetunings with flags side by side. Parts that were not measured are None."""
@@ -49,6 +58,8 @@ class FlagEvaluation(Result):
     effects: Effects | None
     reliance: Reliance | None
     price: Price | None
+    controls: tuple[RunControl, ...]
+    """At the end of each run; empty where control was not measured."""
     seconds: tuple[PartSeconds, ...]
     left_out: tuple[str, ...] = ()
     """What could not be measured, and why."""
@@ -56,11 +67,12 @@ class FlagEvaluation(Result):
     @property
     def parts(self) -> dict[str, Result]:
         """What was measured, by title."""
-        found = {
+        found: dict[str, Result | None] = {
             "Reading": self.reading, "Erosion": self.erosion, "Directions outside the flags": self.effects,
             "Reliance": self.reliance, "Price": self.price,
         }  # fmt: skip
-        return {title: part for title, part in found.items() if part is not None}
+        measured = {title: part for title, part in found.items() if part is not None}
+        return measured | {f"Control, {one.run}": one.control for one in self.controls}
 
     def headline(self) -> str:
         n = len(self.runs)
@@ -76,7 +88,7 @@ class FlagEvaluation(Result):
         found: dict[str, Table] = {}
         for title, part in self.parts.items():
             for number, (name, table) in enumerate(part.tables().items()):
-                key = name if number == 0 else f"{title.lower()}, {name}"
+                key = name if number == 0 and not isinstance(part, FlagControl) else f"{title.lower()}, {name}"
                 found[key] = replace(table, title=table.title or f"{title}: {name}" * bool(number) or title)
         columns = [
             Column("run", "moment.run"), Column("step", "moment.step", ",d"), Column("part", "part"),
@@ -105,6 +117,9 @@ class FlagEvaluation(Result):
         """Sections of the page."""
         found: list[Shown] = []
         for title, part in self.parts.items():
+            if isinstance(part, FlagControl):
+                found.append(part.shown(title))
+                continue
             figures: dict[str, Callable[[Axes], None]] = {_CAPTIONS.get(title, title): part.draw}
             if isinstance(part, Erosion):
                 figures = part.figures
