@@ -117,7 +117,7 @@ def steer() -> Job:
     def run(config: SteerConfig) -> SteerResult | ReplayReport:
         from trimtab.flags.steer_command import model_of_run
 
-        return run_steer(config, model=None if config.replay is None else model_of_run(config.replay))
+        return run_steer(config, load=model_of_run)
 
     return Job(SteerConfig, run, ("prompt",), '"Yesterday I went to the" --feature 3547 --dose 0.4')
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -41,14 +42,16 @@ class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
         return self.decode_config(stop=self.stop)
 
 
-def run_steer(config: SteerConfig, *, model: LanguageModel | None = None) -> SteerResult | ReplayReport:
+def run_steer(
+    config: SteerConfig, *, load: Callable[[Path], LanguageModel | None] | None = None
+) -> SteerResult | ReplayReport:
     """What `trimtab steer` does.
 
     A run that is done is not done again: its result is read back.
 
     Args:
         config: what to do.
-        model: of the run to replay, if loaded already.
+        load: loads the model of a run to replay whose record alone does not say how; None leaves it to the record.
 
     Raises:
         UserError: something in the config is wrong, or does not fit the model, the dictionary or the run directory.
@@ -59,6 +62,7 @@ def run_steer(config: SteerConfig, *, model: LanguageModel | None = None) -> Ste
                 name = one.name if one.name == "prompt" else f"--{one.name.replace('_', '-')}"
                 raise UserError(f"{name} with --replay", "a replay takes it from the run", "leave it out")
         with Meter(f"replaying {config.replay}") as meter:
+            model = None if load is None else load(config.replay)
             return replay(config.replay, model=model, progress=meter.advance)
     options = SteerOptions(**part_of(config, SteerOptions))
     if not config.feature and not config.feature_name:

@@ -169,11 +169,11 @@ class Evaluator:
             | {f"{one.label}, step {s.step}": s.identity for one in finetunings for s in one.states}
         )
 
-    def _task_prompts(self, task: str | Task | None) -> TaskPrompts | None:
-        if task is None:
+    def _task_prompts(self, given: str | Task | None) -> TaskPrompts | None:
+        if given is None:
             return None
         try:
-            found = load_task(task, tokenizer=self.original.tokenizer) if isinstance(task, str) else task
+            found = load_task(given, tokenizer=self.original.tokenizer) if isinstance(given, str) else given
         except UnsuitedModelError as error:
             self.left_out.append(f"the unrelated task is left out: {error.line}")
             return None
