@@ -54,6 +54,7 @@ FEATURES = {
     "features of Pos": 10, "F1 of unions": 10,
 }  # fmt: skip
 """Tables of what features are: how many rows pages show, or what the words of a row begin with that they show."""
+CODES = "supervised, mse"
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -137,6 +138,15 @@ SOURCES = {
         )
         for name, model, option in STUDIED
     },
+    **{
+        f"codes-{name}": Source(
+            f"codes-{model}", "run.json", "scores cross_section contender approximation sufficiency edits attribute "
+            "result success counted effect",
+            f"trimtab evaluate ioi{option} --circuit runs/study-{model}/circuit --contender codes --k 2 --n-test 96 "
+            f"--n-heldout 64 --run runs/codes-{model}",
+        )
+        for name, model, option in STUDIED
+    },
     "core": Source(
         "core", "run.json",
         "documents tokens metrics name value",
@@ -179,6 +189,8 @@ def collect(runs: Path) -> None:
             found = json.loads(file.read_text(encoding="utf-8"))
             found = found["results"] if file.name == "run.json" else found
             found = {"tables": few_tables(found, source.tables)} if file.name == SHOWN_FILE else found
+            if found is not None and "scores" in found:
+                found = {"scores": [score for score in found["scores"] if score["contender"] == CODES]}
             if found is not None:
                 seeds = found.get("seeds", record["seeds"])
                 write(name, source.command, record, seeds, kept(found, set(source.keep.split())))
@@ -318,7 +330,18 @@ def companion(found: Any) -> str:
     return markdown_table(ARM_COLUMNS, found["companions"][0]["arms"])
 
 
-ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion)}
+def edits_of_codes(found: Any) -> str:
+    """Every cross-section and attribute whose true patch moves the logit difference or enough answers."""
+    columns = [
+        Column("cross-section", "cross_section"), Column("sufficient", "approximation.sufficiency", INTERVAL),
+        Column("attribute", "attribute"), Column("answers changed", "result.counted", COUNT),
+        Column("success", "result.success", INTERVAL), Column("effect", "result.effect", INTERVAL),
+    ]  # fmt: skip
+    rows = [{**score, **edit} for score in found["scores"] for edit in score["edits"] if edit["result"]["effect"]]
+    return markdown_table(columns, rows)
+
+
+ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion, edits_of_codes)}
 
 
 def few_tables(sections: Any, wanted: Mapping[str, str | int]) -> list[Any]:
