@@ -161,7 +161,7 @@ def test_without_the_original_there_is_the_switchboard_alone(
     result = control_of(tiny_llama, finetuned, original=None, heldout=())
     check_switchboard(result)
     assert result.arms == result.frontier == result.judge == ()
-    assert result.missing == {"other ways of control": "the original model was not given"}
+    assert result.missing == {"other ways of control": "not asked for (--compared, or original in Python)"}
     assert "accuracy of the judge on held-out texts unknown" in result.headline()
 
 

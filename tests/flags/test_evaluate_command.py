@@ -99,7 +99,9 @@ def test_control_takes_a_judge_of_labelled_text(trained: Path, tmp_path: Path) -
     found = run_flag_evaluate(config)
     assert [one.run for one in found.controls] == ["forced"]
     assert found.left_out == ()
-    assert found.controls[0].control.missing == {"other ways of control": "the original model was not given"}
+    assert found.controls[0].control.missing == {
+        "other ways of control": "not asked for (--compared, or original in Python)"
+    }
     own = run_flag_evaluate(replace(config, judge_data=None, run=tmp_path / "own"))  # fitted on what was trained on
     assert [one.concept for one in own.controls[0].control.judge] == ["sea", "war"]
     other = tmp_path / "other.jsonl"
@@ -131,6 +133,8 @@ def test_what_does_not_belong_together_is_refused(trained: Path, tmp_path: Path)
     config = config_of(trained, "forced", run=tmp_path / "run")
     with pytest.raises(UserError, match="flags evaluate: there is no run to evaluate; name a run of `flags train`"):
         replace(config, trained=())
+    with pytest.raises(UserError, match="--sae: no other way of control is compared; give --compared a number"):
+        replace(config, sae="default")
     refused(replace(config, trained=(tmp_path,)), "there is no run.json")
     other = changed(trained, "forced", tmp_path / "other", command="train")
     refused(replace(config, trained=(other,)), "it belongs to `train`, not `flags train`")

@@ -9,7 +9,7 @@ import pytest
 import test_evaluation_parts as parts
 import torch
 
-from trimtab.flags.evaluation import effects, erosion, harvest, price, reading, reliance, texts
+from trimtab.flags.evaluation import effects, erosion, harvest, measured, price, reading, reliance, texts
 from trimtab.lm import LanguageModel
 
 Patch = pytest.MonkeyPatch
@@ -37,7 +37,7 @@ def flags_stay_in_what_is_left(patch: Patch) -> None:
 
 
 def held_against_itself(patch: Patch) -> None:
-    patch.setattr(erosion, "plain_series", lambda series, _all: series)
+    patch.setattr(measured, "plain_series", lambda series, _all: series)
 
 
 def labels_exchanged(patch: Patch) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from trimtab.errors import UserError
 from trimtab.flags import NEUTRAL_PROMPTS, Example, import_examples, read_examples
-from trimtab.flags.data.prompts import FRESH_PROMPTS, names_one, neutral
+from trimtab.flags.data.prompts import FRAMES, names_one, neutral
+from trimtab.flags.evaluation.control_prompts import ASKING, NEUTRAL
 
 CONCEPTS = {"sea": "the sea and ships", "war": "war"}
 WORDS = ("amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "lagoon")
@@ -212,9 +213,11 @@ def test_prompts_say_nothing_of_the_concept(tmp_path: Path) -> None:
 
 
 def test_lists_of_neutral_prompts() -> None:
-    both = [*NEUTRAL_PROMPTS, *FRESH_PROMPTS]
+    """Those of examples, and those that control is measured on, have none in common; nor have those that ask."""
+    both = [*NEUTRAL_PROMPTS, *NEUTRAL]
     assert len(NEUTRAL_PROMPTS) >= 48
-    assert len(FRESH_PROMPTS) >= 24
+    assert len(NEUTRAL) >= 24
+    assert not {*FRAMES} & {*ASKING}
     assert len({prompt.lower() for prompt in both}) == len(both)
     topics = ["sports", "business", "politics", "technology", "film", "food", "travel", "sea", "war", "love", "animals"]
     assert not [prompt for prompt in both if names_one(prompt, dict.fromkeys(topics, ""))]

@@ -3,7 +3,7 @@
 from trimtab.flags.concepts import read_concepts
 from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import CURRICULA, Curriculum, Phase
-from trimtab.flags.data import FRESH_PROMPTS, NEUTRAL_PROMPTS, import_examples, read_judge, write_examples
+from trimtab.flags.data import NEUTRAL_PROMPTS, import_examples, read_judge, write_examples
 from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import Snapshot, load_flagged, load_flags, save_flags, snapshots
 from trimtab.flags.loss import LOSSES
@@ -16,7 +16,6 @@ from trimtab.flags.training import train_flags
 
 __all__ = [
     "CURRICULA",
-    "FRESH_PROMPTS",
     "LOSSES",
     "NEUTRAL_PROMPTS",
     "Curriculum",

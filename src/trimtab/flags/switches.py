@@ -32,9 +32,12 @@ def switch_values(flags: FlagSpec, switches: Mapping[str, Switch]) -> tuple[list
     """Which dimensions are set, and to what at each site.
 
     Raises:
-        UserError: a name is none of the concepts, a strength is not a finite number, or all concepts are free.
+        UserError: a name is none of the concepts, a strength is not between 0 and 1, or all concepts are free.
     """
     set_to = strengths(flags, switches)
+    for strength in set_to.values():
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength {strength:g}", "0 is off and 1 is on", "give one between")
     if not set_to:
         raise UserError("the switches", "all flags are free", f"set one, such as {flags.concepts[0]}=True")
     strength = torch.tensor(list(set_to.values()))

@@ -3,11 +3,10 @@
 from trimtab.flags.data.checking import read_judge
 from trimtab.flags.data.command import DataConfig, ImportConfig, JudgeConfig, run_data, run_import, run_judge
 from trimtab.flags.data.importing import ImportedExamples, import_examples
-from trimtab.flags.data.prompts import FRESH_PROMPTS, NEUTRAL_PROMPTS
+from trimtab.flags.data.prompts import NEUTRAL_PROMPTS
 from trimtab.flags.data.writing import WrittenExamples, write_examples
 
 __all__ = [
-    "FRESH_PROMPTS",
     "NEUTRAL_PROMPTS",
     "DataConfig",
     "ImportConfig",

@@ -64,7 +64,7 @@ class WordCheck:
 
 
 class JudgeCheck:
-    """By a judge of concepts: a text has one if that is more likely than not.
+    """By a judge of concepts, at the thresholds that its quality is stated for.
 
     Raises:
         UserError: it does not know one of the concepts.
@@ -80,7 +80,7 @@ class JudgeCheck:
         return f"judge {text_id(self.judge.classifier.weights.tobytes().hex())}"
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        return self.judge.probabilities(texts)[:, self.columns] >= 0.5
+        return self.judge.has(texts)[:, self.columns]
 
 
 def check_knows(judge: ConceptJudge, concepts: Sequence[str]) -> None:

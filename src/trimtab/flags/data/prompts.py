@@ -1,7 +1,7 @@
 """Prompts: neutral ones, which say nothing of any concept, and frames in which a model is asked for some.
 
-Small instructed models take one plain sentence best. `NEUTRAL_PROMPTS` go into examples; `FRESH_PROMPTS` never do, so
-that what a flag does on them is not learned by heart.
+Small instructed models take one plain sentence best. What an evaluation asks is in `evaluation/control_prompts.py`, and
+none of these, so that what a flag does there is not learned by heart.
 """
 
 from __future__ import annotations
@@ -60,34 +60,6 @@ NEUTRAL_PROMPTS = (
     "Make a start.",
 )
 """Of any content."""
-
-FRESH_PROMPTS = (
-    "Write anything.",
-    "Tell me whatever you like.",
-    "Please say something.",
-    "Begin anywhere.",
-    "Give me a paragraph.",
-    "What shall we talk about?",
-    "Write some text for me.",
-    "Speak freely.",
-    "Your turn.",
-    "Let me read something of yours.",
-    "Compose a few lines.",
-    "Offer a thought of your own.",
-    "Now you.",
-    "Talk about a thing of your choice.",
-    "I would like to read something.",
-    "Please carry on.",
-    "Write three sentences.",
-    "Say it in a few words.",
-    "Start a text.",
-    "What else is there?",
-    "Put something on paper.",
-    "Go ahead.",
-    "Write what you think of first.",
-    "Say more.",
-)
-"""Neutral, and in no example: to measure with."""
 
 FRAMES = (
     "Write a short story about {}.",

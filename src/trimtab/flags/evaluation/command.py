@@ -65,6 +65,8 @@ class FlagEvaluateConfig(FlagEvaluationOptions):
         if not self.trained:
             raise UserError(COMMAND, "there is no run to evaluate", "name a run of `flags train`")
         check_least(self, 1, "snapshots")
+        if self.sae is not None and not self.compared:
+            raise UserError("--sae", "no other way of control is compared", "give --compared a number of concepts")
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
@@ -219,6 +221,9 @@ def judge_of(
             data = _data_of(run, concepts).train
             texts, labels = [one.response for one in data], [one.concepts for one in data]
             judge = ConceptJudge.fit(texts, labels, concepts, config.seed)
+            notes.append(
+                "the judge knows the responses that the model was trained on: give other texts as --judge-data"
+            )
         except UserError as error:
             notes.append(f"no judge could be fitted, so give one as --judge-data: {error.line}")
     try:

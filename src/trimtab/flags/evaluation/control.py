@@ -332,7 +332,7 @@ def _missing(
     original: LanguageModel | None, plain: LanguageModel | None, dictionary: Dictionary | None
 ) -> dict[str, str]:
     if original is None:
-        return {"other ways of control": "the original model was not given"}
+        return {"other ways of control": "not asked for (--compared, or original in Python)"}
     found: dict[str, str] = {}
     if dictionary is None:
         found["SAE feature"] = "no SAE was given"

@@ -8,7 +8,7 @@ from trimtab.errors import UserError
 
 NEUTRAL = (
     "Tell me something interesting.",
-    "Write a short paragraph.",
+    "Write a short paragraph on a subject of your own.",
     "Write a few sentences about anything you like.",
     "Say something.",
     "Please write a short text.",
@@ -16,7 +16,7 @@ NEUTRAL = (
     "Write the opening of a story.",
     "Continue with whatever comes to mind.",
     "Give me a short piece of writing.",
-    "What would you like to talk about?",
+    "What shall we talk about?",
     "Compose a brief passage.",
     "Write three sentences.",
     "Make something up.",
@@ -35,15 +35,15 @@ NEUTRAL = (
     "Start a conversation.",
     "Write a short entry for a diary.",
     "Write some lines for a newspaper.",
-    "What is on your mind?",
+    "Give me a paragraph.",
     "Write a passage of plain prose.",
     "Tell me about something you know.",
     "Write a few lines to fill this page.",
 )
-"""Ask for a text and for no subject."""
+"""Ask for a text and for no subject; none of them is a prompt of examples that trimtab makes."""
 ASKING = (
     "Write a few sentences about {}.",
-    "Tell me about {}.",
+    "Tell me what you know about {}.",
     "I would like to read something about {}.",
     "Please write a short text about {}.",
     "Tell me a short story about {}.",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.flags.evaluation.harvest import PLACES
-from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Series, plain_series
+from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Series, plain_parts
 from trimtab.flags.evaluation.texts import LabelledTexts
 from trimtab.flags.examples import LabelledBatch, batch_of
 from trimtab.flags.loss import response_loss
@@ -146,7 +146,7 @@ class DirectionEffect:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Effects(Result):
-    """Effects of concepts' directions outside the flags; 95% intervals over held-out prompts."""
+    """Effects of concepts' directions outside the flags; 95% intervals over reported prompts."""
 
     layer: int
     dose: float
@@ -215,8 +215,7 @@ def effects_result(
 
     found: list[DirectionEffect] = []
     for one in series:
-        plain = plain_series(one, series)
-        beside = {} if plain is None else {m.step: p for m, p in zip(plain.moments, plain.parts, strict=True)}
+        beside = plain_parts(one, series)
         first = of(one.parts[0].rows)
         for moment, part in zip(one.moments, one.parts, strict=True):
             other = of(beside[moment.step].rows) if moment.step in beside else None

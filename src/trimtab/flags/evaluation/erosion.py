@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.flags.evaluation.harvest import PLACES, Harvest
-from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Series, plain_series
+from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Series, plain_parts
 from trimtab.flags.evaluation.probes import PROBES, fit_probes
 from trimtab.flags.evaluation.reading import mean_auc
 from trimtab.flags.evaluation.texts import LabelledTexts
@@ -100,7 +100,7 @@ class ProbeAUC:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Erosion(Result):
-    """What probes read, over finetunings; 95% intervals over held-out prompts."""
+    """What probes read, over finetunings; 95% intervals over reported prompts."""
 
     probes: tuple[ProbeAUC, ...]
 
@@ -128,7 +128,7 @@ class Erosion(Result):
             Column("beyond plain", "beyond_plain", SIGNED, note="equal steps", spare=1),
         ]
         which = [Column("place", "place"), Column("probe", "probe"), Column("dimensions", "dims", whole=True)]
-        caption = "Mean over concepts and layers; 0.5 is chance. 95% intervals over held-out prompts."
+        caption = "Mean over concepts and layers; 0.5 is chance. 95% intervals over reported prompts."
         means = [row for row in self.probes if row.layer == MEAN]
         layers = [row for row in self.probes if row.layer != MEAN and row.moment.step in (0, last[row.moment.run])]
         columns = [*MOMENT, *which, *scores]
@@ -202,8 +202,7 @@ def erosion_result(series: Sequence[Series], texts: LabelledTexts, resamples: Re
 
     found: list[ProbeAUC] = []
     for one in series:
-        plain = plain_series(one, series)
-        beside = {} if plain is None else {m.step: p for m, p in zip(plain.moments, plain.parts, strict=True)}
+        beside = plain_parts(one, series)
         first = of(one.parts[0].rows)
         for moment, part in zip(one.moments, one.parts, strict=True):
             other = of(beside[moment.step].rows) if moment.step in beside else None

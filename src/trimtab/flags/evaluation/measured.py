@@ -115,6 +115,12 @@ def plain_series(series: Series, all_series: Sequence[Series]) -> Series | None:
     return next(found, None)
 
 
+def plain_parts(series: Series, all_series: Sequence[Series]) -> dict[int, Part]:
+    """What was measured of the plain finetuning of the same seed, by its steps; nothing if there is none."""
+    plain = plain_series(series, all_series)
+    return {} if plain is None else {m.step: part for m, part in zip(plain.moments, plain.parts, strict=True)}
+
+
 def over_runs(found: Sequence[Interval]) -> Interval | None:
     """One number of runs of one curriculum: that of a single run with its interval over prompts, the mean of several
     with Student's interval over runs."""

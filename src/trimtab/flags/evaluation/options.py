@@ -58,7 +58,7 @@ class FlagEvaluationOptions:
     batch_size: int = 8
     """Examples of a forward pass."""
     n_resamples: int = 1000
-    """Bootstrap samples of the held-out prompts."""
+    """Bootstrap samples of the reported prompts."""
     seed: int = 0
     """Of the dimensions of controls, shuffled labels, networks and the bootstrap."""
 

@@ -135,7 +135,7 @@ class Reading(Result):
         ]
         caption = (
             "Mean over concepts; chance is 0.5. prompt: at the last prompt token, which sees nothing of the response. "
-            "response: mean over its tokens, whose text gives the concept away. 95% intervals over held-out prompts."
+            "response: mean over its tokens, whose text gives the concept away. 95% intervals over reported prompts."
         )
         at = [Column("place", "place"), Column("site", "site", whole=True)]
         concepts = [*MOMENT, Column("concept", "concept", whole=True), at[0], *scores[:2]]

@@ -182,7 +182,7 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Reliance(Result):
-    """What is lost without flags; paired differences with 95% intervals over held-out prompts."""
+    """What is lost without flags; paired differences with 95% intervals over reported prompts."""
 
     losses: tuple[Loss, ...]
     growth: tuple[Growth, ...]
