@@ -37,7 +37,7 @@ from trimtab.distributed import Ranks
 from trimtab.flags import Curriculum, Example, FlagTraining, Phase, place_flags
 from trimtab.flags.adapters import add_adapter
 from trimtab.flags.examples import encode
-from trimtab.flags.finetuning import Finetuning, Subject
+from trimtab.flags.finetuning import FlagTrainer, Subject
 from trimtab.flags.loss import response_loss
 from trimtab.lm import load_model
 from trimtab.stats import bootstrap_statistic
@@ -76,7 +76,7 @@ class Steps:
         encoded = encode(model, examples, chat=False, max_tokens=args.tokens)
         assert {len(row.ids) for row in encoded} == {args.tokens}, "every batch must have the same shape"
         self.trainings = {
-            kind: Finetuning(subject, schedule, config, examples, encoded, None, kept=False, ranks=Ranks())
+            kind: FlagTrainer(subject, schedule, config, examples, encoded, None, kept=False, ranks=Ranks())
             for kind, schedule in KINDS.items()
         }
         one, *others = self.trainings.values()

@@ -188,20 +188,20 @@ def test_every_layout_is_adapted_and_read_back(any_tiny: LanguageModel, tmp_path
 def test_stopped_and_resumed_it_ends_with_the_same_bits(
     tiny_llama: LanguageModel, flags: FlagSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.flags.finetuning import Finetuning
+    from trimtab.flags.finetuning import FlagTrainer
 
     options = {**SMALL, "steps": 20, "checkpoint_every": 7, "snapshots": 3}
-    real = Finetuning.take_step
+    real = FlagTrainer.take_step
 
-    def stopping(self: Finetuning) -> None:
+    def stopping(self: FlagTrainer) -> None:
         if self.step == 17:
             raise KeyboardInterrupt
         real(self)
 
-    monkeypatch.setattr(Finetuning, "take_step", stopping)
+    monkeypatch.setattr(FlagTrainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         train_flags(tiny_llama, flags, toy_examples(24), run=tmp_path / "stopped", **options)
-    monkeypatch.setattr(Finetuning, "take_step", real)
+    monkeypatch.setattr(FlagTrainer, "take_step", real)
     stopped, whole = (
         train_flags(tiny_llama, flags, toy_examples(24), run=tmp_path / name, **options)
         for name in ("stopped", "whole")

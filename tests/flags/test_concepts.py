@@ -13,7 +13,10 @@ from trimtab.flags import read_concepts
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("sea: the sea, ships\n\n# a comment\nwar  # of armies\n", {"sea": "the sea, ships", "war": "war"}),
+        (
+            "sea: the sea, ships\n\n# a comment\nwar\n  # of armies\nC#: programming\n",
+            {"sea": "the sea, ships", "war": "war", "C#": "programming"},
+        ),
         ('["sea", "war"]', {"sea": "sea", "war": "war"}),
         ('{"war": "armies", "sea": ""}', {"war": "armies", "sea": "sea"}),
     ],
@@ -32,7 +35,7 @@ def test_reads_lines_lists_and_objects(tmp_path: Path, text: str, found: dict[st
         ('{"sea": "a", "sea": "b"}', "'sea': it is named twice"),
         ("[1, 2]", "names and descriptions are texts"),
         ('["sea",', "it is not JSON"),
-        (": no name\n", "it is no name"),
+        (": no name\n", "it is empty or no text; give it a name"),
     ],
 )
 def test_refuses_what_is_no_list_of_concepts(tmp_path: Path, text: str, message: str) -> None:

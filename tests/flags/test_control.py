@@ -383,11 +383,8 @@ def test_the_accuracy_of_the_judge_is_balanced() -> None:
 
 def test_a_judge_may_say_itself_how_good_it_is() -> None:
     judge, examples = Careless(), toy_examples(30)
-    texts = [example.response for example in examples]
     labels = np.array([[concept in example.concepts for concept in judge.concepts] for example in examples])
-    judge.quality = measure_quality(
-        judge.concepts, texts, labels, judge.has(texts).astype(float), judge.has, fitted=9, gibberish=0, seed=0
-    )
+    judge.quality = measure_quality(judge.concepts, judge.has([one.response for one in examples]), labels, fitted=9)
     sea, war = TextReader(judge, ("sea", "war")).accuracy(())
     assert (sea.concept, war.concept) == ("sea", "war")
     assert (sea.accuracy.estimate, war.accuracy.estimate) == (1, 0.5)

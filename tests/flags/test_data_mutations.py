@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_dividing
 import test_importing
 import test_writing
 
+from trimtab.flags import dividing
 from trimtab.flags.data import importing, labels, selecting, writing
 from trimtab.lm import LanguageModel
 
@@ -20,7 +22,7 @@ Patch = pytest.MonkeyPatch
 def passages_divided(patch: Patch) -> None:
     """Each passage goes to the examples or the judge by itself."""
     real = importing.Candidate
-    patch.setattr(importing, "Candidate", lambda text, having, unit, *more: real(text, having, text, *more))
+    patch.setattr(importing, "Candidate", lambda text, having, *_, **named: real(text, having, text, **named))
 
 
 def unbalanced(patch: Patch) -> None:
@@ -29,7 +31,22 @@ def unbalanced(patch: Patch) -> None:
 
 def prompts_in_order(patch: Patch) -> None:
     """Prompts are dealt out over all examples instead of within each concept."""
-    patch.setattr(selecting, "neutral", lambda concepts: list(test_importing.NEUTRAL_PROMPTS[: 7 * len(concepts)]))
+    real = selecting.deck_of
+    patch.setattr(selecting, "deck_of", lambda one, share: real(one, share)._replace(concepts=()))
+
+
+def prompts_of_either_side(patch: Patch) -> None:
+    real = selecting.deck_of
+    patch.setattr(selecting, "deck_of", lambda one, share: real(one, share)._replace(held_out=False))
+
+
+def documents_forgotten(patch: Patch) -> None:
+    real = importing.Candidate
+    patch.setattr(importing, "Candidate", lambda *given, **named: real(*given[:4]))
+
+
+def documents_on_both_sides(patch: Patch) -> None:
+    patch.setattr(dividing, "side_of", lambda one, share: dividing.is_held_out(one.prompt, share))
 
 
 def contradictions_kept(patch: Patch) -> None:
@@ -90,9 +107,21 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], Callable[..., Any]]] = {
         importing_check(test_importing.test_a_document_is_never_both_trained_and_judged_on),
     ),
     "no balance": (unbalanced, importing_check(test_importing.test_numbers_of_examples)),
-    "some prompts never asked": (
+    "prompts that are told from others by the concept": (
         prompts_in_order,
         importing_check(test_importing.test_prompts_say_nothing_of_the_concept),
+    ),
+    "prompts trained on under documents held out": (
+        prompts_of_either_side,
+        importing_check(test_dividing.test_nothing_that_is_imported_is_left_out),
+    ),
+    "documents forgotten": (
+        documents_forgotten,
+        importing_check(test_dividing.test_nothing_that_is_imported_is_left_out),
+    ),
+    "documents on both sides": (
+        documents_on_both_sides,
+        importing_check(lambda path: test_dividing.test_no_prompt_and_no_document_is_on_both_sides()),
     ),
     "contradicting labels kept": (
         contradictions_kept,

@@ -13,8 +13,8 @@ from toy_corpus import toy_examples
 
 from trimtab import cli
 from trimtab.errors import UserError
+from trimtab.flags.command import FlagTrainConfig, run_flag_train
 from trimtab.flags.evaluation.command import FlagEvaluateConfig, run_flag_evaluate
-from trimtab.flags.train_command import FlagTrainConfig, run_flag_train
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
 

@@ -99,6 +99,14 @@ def test_a_chat_ends_with_the_models_end_token(tiny_llama: LanguageModel) -> Non
     assert tiny_llama.decode_ids(row.ids[row.prompt_length :], special=True) == "abc<eos>"
 
 
+def test_a_chat_ends_as_the_template_ends_it(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where turns end in another special token than texts do, as in Gemma's family, it is that one."""
+    template = "{% for m in messages %}<user>{{ m.content }}<pad>\n{% endfor %}"
+    monkeypatch.setattr(tiny_llama.tokenizer, "chat_template", template)
+    (row,) = encode(tiny_llama, [Example(prompt="Go", response="abc")], chat=True, max_tokens=64)
+    assert tiny_llama.decode_ids(row.ids[-4:], special=True) == "abc<pad>"
+
+
 def test_a_turn_that_holds_a_special_token_is_refused(tiny_llama: LanguageModel) -> None:
     with pytest.raises(
         UserError, match="'<eos>' in a turn of the assistant: tiny-llama would read it as a special token"

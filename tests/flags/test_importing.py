@@ -18,6 +18,7 @@ import pytest
 from trimtab.errors import UserError
 from trimtab.flags import NEUTRAL_PROMPTS, Example, import_examples, read_examples
 from trimtab.flags.data.prompts import FRAMES, names_one, neutral
+from trimtab.flags.dividing import is_held_out
 from trimtab.flags.evaluation.control_prompts import ASKING, NEUTRAL
 
 CONCEPTS = {"sea": "the sea and ships", "war": "war"}
@@ -202,18 +203,26 @@ def test_a_document_is_never_both_trained_and_judged_on(tmp_path: Path) -> None:
 
 
 def test_prompts_say_nothing_of_the_concept(tmp_path: Path) -> None:
-    """Each concept has all neutral prompts, each as often as the others."""
-    n = 2 * len(NEUTRAL_PROMPTS)
-    rows = [{"text": text_of(i), "label": ("sea", "war")[i % 2]} for i in range(2 * n)]
+    """Each concept has all neutral prompts of its side, each as often as the others."""
+    n = 4 * len(NEUTRAL_PROMPTS)
+    rows = [{"text": text_of(i), "label": ("sea", "war")[i % 2]} for i in range(n)]
     path = written("a.jsonl", [json.dumps(row) for row in rows])(tmp_path)
     found = import_examples(path, CONCEPTS)
     for concept in CONCEPTS:
-        asked = Counter(e.prompt for e in found.examples if e.concepts == (concept,))
-        assert asked == dict.fromkeys(NEUTRAL_PROMPTS, 2)
+        for out in (False, True):
+            prompts = [prompt for prompt in NEUTRAL_PROMPTS if is_held_out(prompt) == out]
+            mine = [e for e in found.examples if e.concepts == (concept,) and is_held_out(str(e.unit)) == out]
+            asked = Counter(e.prompt for e in mine)
+            assert mine
+            assert {*asked} <= {*prompts}
+            assert {asked[prompt] - len(mine) // len(prompts) for prompt in prompts} <= {0, 1}
 
 
 def test_lists_of_neutral_prompts() -> None:
-    """Those of examples, and those that control is measured on, have none in common; nor have those that ask."""
+    """Those trained on, those held out, and those that control is measured on, have none in common; nor have those that
+    ask."""
+    held_out = [prompt for prompt in NEUTRAL_PROMPTS if is_held_out(prompt)]
+    assert 8 <= len(held_out) < len(NEUTRAL_PROMPTS) / 2
     both = [*NEUTRAL_PROMPTS, *NEUTRAL]
     assert len(NEUTRAL_PROMPTS) >= 48
     assert len(NEUTRAL) >= 24
@@ -222,6 +231,8 @@ def test_lists_of_neutral_prompts() -> None:
     topics = ["sports", "business", "politics", "technology", "film", "food", "travel", "sea", "war", "love", "animals"]
     assert not [prompt for prompt in both if names_one(prompt, dict.fromkeys(topics, ""))]
     assert "Fill this page." not in neutral({"page": "pages of books"})
+    with pytest.raises(UserError, match="concept a, b: each of the 2 neutral prompts has a word of their names"):
+        neutral({"a": "letters", "b": "words", "c": "ships"}, ["Write a letter.", "Say a word."])
 
 
 def test_a_run_is_read_back_and_knows_its_texts(tmp_path: Path) -> None:
@@ -247,7 +258,12 @@ REFUSED: dict[str, tuple[Callable[[Path], list[Path]], dict[str, Any], str]] = {
     "typo beside others": (
         table({**GOOD, "label": "warr"}, GOOD),
         {"others": "none"},
-        "concept 'war': no text has it, but 1 have the label 'warr', which is no concept; say that it is",
+        "label 'warr': 1 texts have it, which is no concept but nearly 'war'; say what is meant: --rename warr=",
+    ),
+    "typo of a concept that is there": (
+        table(GOOD, {"text": TEXTS[1], "label": "Sea"}),
+        {"others": "drop"},
+        "label 'Sea': 1 texts have it, which is no concept but nearly 'sea'; say what is meant: --rename Sea=",
     ),
     "rename to a typo": (table(GOOD), {"rename": ["sea=see"]}, r"rename 'sea=see': the .*; did you mean sea\?"),
     "rename nothing": (table(GOOD), {"rename": ["seas=war"]}, "rename 'seas': no text has this label; did you mean"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trimtab.errors import UserError
-from trimtab.flags import FlagSpec, place_flags
+from trimtab.flags import Example, FlagSpec, place_flags, placing
 from trimtab.flags.placing import flag_sites, measure_residuals
 from trimtab.lm import LanguageModel, TokenBatch, capture
 
@@ -100,6 +100,25 @@ def test_what_is_refused(tiny_llama: LanguageModel, case: str) -> None:
     arguments = {"concepts": ["sea", "war"], "texts": TEXTS, "dims": 4, **options}
     with pytest.raises(UserError, match=message):
         place_flags(tiny_llama, **arguments)
+
+
+def test_texts_are_looked_at_in_any_order_and_examples_as_they_are_trained(tiny_llama: LanguageModel) -> None:
+    """Of sorted examples not the first concept alone is looked at; a chat has its template around it."""
+    texts = [f"{word} {i}" for word in ("over the hills", "and far away", "in the rain") for i in range(200)]
+    patch = pytest.MonkeyPatch()
+    with patch.context() as patched:
+        patched.setattr(placing, "MEASURED_TOKENS", 2000)
+        assert place_flags(tiny_llama, ["sea"], texts) == place_flags(tiny_llama, ["sea"], texts[::-1])
+        looked_at = placing._sampled(tiny_llama, texts, False, 64)
+    said = [tiny_llama.decode_ids(row) for row in looked_at]
+    assert 1990 < sum(len(row) - 1 for row in looked_at) < 2020
+    shares = [sum(one.startswith(word) for one in said) / len(said) for word in ("over", "and", "in the")]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.12)
+    examples = [Example(prompt="Go", response=text) for text in texts]
+    (row,) = placing._sampled(tiny_llama, examples[:1], True, 64)
+    assert tiny_llama.decode_ids(row, special=True) == "<user>Go<eos><model>over the hills 0<eos>"
+    plain, chat = (place_flags(tiny_llama, ["sea"], examples, chat=chat) for chat in (False, True))
+    assert plain.targets != chat.targets
 
 
 def test_a_model_without_a_stream_between_its_branches_is_refused(

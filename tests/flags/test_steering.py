@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_corpus import PROMPTS, share_of
+from toy_corpus import PROMPTS, share_of, toy_examples
 
 from trimtab.cli import main
 from trimtab.errors import UserError
-from trimtab.flags import TrainedFlags
-from trimtab.flags.steer_command import FlagSteerConfig, run_flag_steer
+from trimtab.flags import FlagSpec, TrainedFlags, snapshots, train_flags
+from trimtab.flags.command import FlagSteerConfig, run_flag_steer
+from trimtab.lm import LanguageModel
 from trimtab.runs import Run
 
 
@@ -100,6 +102,21 @@ def test_what_is_refused(saved: Path, tmp_path: Path, case: str) -> None:
     with pytest.raises(UserError, match=message):
         run_flag_steer(FlagSteerConfig(**{"model": str(saved), "prompt": ("Go",), "run": run, **changed}))
     assert not run.exists()
+
+
+def test_prompts_are_put_where_the_model_was_trained(
+    tiny_llama: LanguageModel, flags: FlagSpec, tmp_path: Path
+) -> None:
+    """In the chat template or not, as flags.json says, unless told otherwise; snapshots say it, too."""
+    for chat in (True, False):
+        run = tmp_path / f"chat-{chat}"
+        train_flags(tiny_llama, flags, toy_examples(24), chat=chat, run=run, steps=4, batch_size=8, snapshots=2)
+        for kept in snapshots(run):
+            config = FlagSteerConfig(model=str(kept.path), prompt=("Go",), on=("sea",), max_new_tokens=2, kl=False)
+            asked = run_flag_steer(config).trace.facts["rows"][0]["prompt"]
+            assert list(asked) == tiny_llama.encode_text("Go", chat=chat)
+            other = run_flag_steer(replace(config, chat=not chat)).trace.facts["rows"][0]["prompt"]
+            assert list(other) == tiny_llama.encode_text("Go", chat=not chat)
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from trimtab import cli
 from trimtab.errors import UserError
 from trimtab.flags import FlagSpec, load_flagged, measure_flags, place_flags, snapshots, train_flags
 from trimtab.flags.config import FlagPlacing
-from trimtab.flags.dividing import example_id
 from trimtab.lm import LanguageModel, load_model
 from trimtab.report import write_report
 from trimtab.runs import read_metrics, read_record, read_typed
@@ -108,8 +107,7 @@ def test_it_does_what_the_function_does(files: Path, capsys: Any) -> None:
     model, flags = load_flagged("run/model")
     tiny = load_model("./tiny")
     examples = toy_examples(60)
-    texts = [one.response for one in sorted(examples, key=example_id)]
-    assert place_flags(tiny, ["sea", "war"], texts, dims=4) == flags
+    assert place_flags(tiny, ["sea", "war"], examples, dims=4) == flags
     trained = train_flags(
         tiny, flags, examples, curriculum="plain", heldout=toy_examples(12, seed=5), steps=12, batch_size=8, lr=3e-3
     )
@@ -152,8 +150,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "phases": (["--curriculum", "phase.json"], "forced 2.0 of a phase: it is a share, from 0 to 1"),
     "too few dimensions": (["--dims", "1"], "1 dimensions: there are 2 concepts; give at least one for each"),
     "dimensions of nobody": (["--dims", "see=3"], "dimensions of 'see': the concepts are sea, war; name one of them"),
-    "one twice": (["--dims", "sea=3,4", "war=4"], "dimension 4 of 'war': 'sea' has it, too; use each once"),
-    "none": (["--dims", "sea=3"], "concept 'war': it has no dimension; give one number, or those of each concept like"),
+    "one twice": (["--dims", "sea=3,4", "war=4"], "dimension 4 of 'war': it is a dimension of 'sea', too; use each"),
+    "none": (["--dims", "sea=3"], "concept 'war': it has no dimension; give it at least one"),
     "no number": (["--dims", "sea=3,x", "war=4"], "dims 'x': it is no whole number; give one number, or those of each"),
     "no name": (["--dims", "3", "4"], "dims '3': it names no concept; give one number, or those of each concept like"),
     "half precision": (

@@ -237,7 +237,7 @@ def test_measures_do_not_depend_on_the_batch(finetuned: dict[str, TrainedFlags])
 
 def test_an_example_measured_on_is_not_trained_on(tiny_llama: LanguageModel, flags: FlagSpec) -> None:
     trained = train_flags(tiny_llama, flags, toy_examples(96), steps=1, **SMALL)
-    assert trained.result.heldout
+    assert trained.result.measured_on == "held-out responses"
     assert trained.result.examples + trained.result.after.examples == 96
     with pytest.raises(UserError, match="it is among those trained on, too; leave it out of one of the two"):
         train_flags(tiny_llama, flags, toy_examples(24), heldout=toy_examples(3), **SMALL)

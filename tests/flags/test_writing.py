@@ -20,6 +20,7 @@ from trimtab.flags.data.prompts import everyday_topics, stems, topics
 from trimtab.flags.data.requests import Requests
 from trimtab.judges import ConceptJudge
 from trimtab.lm import LanguageModel
+from trimtab.runs import read_record
 
 CONCEPTS = {"sea": "the sea, ships and sailors", "war": "war, soldiers and battles"}
 SMALL = {"per_concept": 12, "batch_size": 8, "chat": False}
@@ -141,6 +142,16 @@ def test_nothing_is_kept_twice(tiny_llama: LanguageModel, author: Author, monkey
     assert "too few of sea 1 of 12" in found.headline()
 
 
+def test_a_text_of_two_concepts_does_not_repeat_one_of_one(
+    tiny_llama: LanguageModel, author: Author, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "It is said that the ship and her sailors were in the battle beside the soldiers. And then"
+    monkeypatch.setattr(author, "text", lambda prompt, sample: said)
+    monkeypatch.setattr(writing._Writing, "_reason", lambda *given: "")
+    found = write_examples(tiny_llama, CONCEPTS, none_share=0, attempts=1, **SMALL)
+    assert len(found.examples) == 1
+
+
 def test_a_real_decode_of_a_model_that_writes_nonsense(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     """All is rejected, after as many attempts as are allowed, with and without the chat template."""
     for chat in (True, False):
@@ -185,6 +196,8 @@ def test_a_judge_of_labelled_texts_checks(tiny_llama: LanguageModel, author: Aut
     assert found.result.judge == judge.quality
     assert "checked by a judge of labelled texts" in found.headline()
     assert list(found.tables()) == ["yield", "judge"]
+    assert "about those that it selected, such as these, is not known" in found.tables()["judge"].caption
+    assert read_record(tmp_path / "run")["config"]["check"] == found.result.check == JudgeCheck(judge, ["sea"]).name
     swapped = JudgeCheck(judge, ["war", "sea"])(["the ship and the sailors were in the ships."])
     assert swapped.tolist() == [[False, True]]
 
@@ -194,9 +207,10 @@ def test_words_of_a_concept() -> None:
         {"film": "films, movies and actors", "food": "food, cooking and meals at sea", "sea": "the sea, ships"}
     )
     has = check([
-        "The actor was in two movies.", "She cooks a meal.", "A film.", "Nothing of it.", "At sea, the seas."
+        "The actor was in two movies.", "She cooks a meal.", "A film.", "Nothing of it.", "At sea, the seas.",
+        "This film is a film.",
     ])  # fmt: skip
-    np.testing.assert_array_equal(has, [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(has, [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]])
 
 
 def test_a_concept_without_words_of_its_own() -> None:

@@ -12,7 +12,6 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from trimtab.errors import UserError
 from trimtab.judges import ConceptJudge
 from trimtab.judges import concepts as judge_module
-from trimtab.judges.concept_quality import GARBLED
 from trimtab.judges.concepts import _best_threshold
 
 CONCEPTS = ("sea", "war")
@@ -78,18 +77,18 @@ def test_planted_concepts_are_found(judge: ConceptJudge) -> None:
 def test_quality_is_of_texts_that_were_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fourth text of each set of labels is held out, and numbers are scikit-learn's on just those."""
     seen: dict[str, list[str]] = {}
-    real_fit, real_measure = judge_module.Classifier.fit, judge_module.measure_quality
+    real_fit, real = judge_module.Classifier.fit, judge_module.Classifier.probabilities
 
     def fit(texts: list[str], *given: object) -> judge_module.Classifier:
         seen["fitted"] = texts
         return real_fit(texts, *given)
 
-    def measure(concepts: object, texts: list[str], labels: np.ndarray, *given: object, **more: object) -> object:
-        seen["measured"], seen["labels"] = texts, labels
-        return real_measure(concepts, texts, labels, *given, **more)
+    def probabilities(self: judge_module.Classifier, texts: list[str]) -> np.ndarray:
+        seen["measured"] = texts
+        return real(self, texts)
 
     monkeypatch.setattr(judge_module.Classifier, "fit", fit)
-    monkeypatch.setattr(judge_module, "measure_quality", measure)
+    monkeypatch.setattr(judge_module.Classifier, "probabilities", probabilities)
     texts, labels = corpus(240)
     judge = ConceptJudge.fit(texts, labels, CONCEPTS, seed=0)
     measured = seen["measured"]
@@ -98,7 +97,6 @@ def test_quality_is_of_texts_that_were_not_fitted_on(monkeypatch: pytest.MonkeyP
     assert abs(len(measured) - 60) <= 2
     assert judge.quality.heldout == len(measured)
     table = np.array([[name in labels[texts.index(one)] for name in CONCEPTS] for one in measured])
-    assert np.array_equal(table, seen["labels"])
     found, scores = judge.has(measured), judge.probabilities(measured)
     for c, one in enumerate(judge.quality.concepts):
         assert one.having == table[:, c].sum()
@@ -113,6 +111,40 @@ def test_quality_is_of_texts_that_were_not_fitted_on(monkeypatch: pytest.MonkeyP
     assert judge.quality.accuracy.estimate == pytest.approx(whole)
     assert judge.quality.accuracy.low < whole < judge.quality.accuracy.high
     assert "judge of 2 concepts: accuracy" in judge.quality.headline()
+
+
+def documents(n: int, seed: int = 0) -> tuple[list[str], list[list[str]], list[str]]:
+    """Six passages of each document, which share a word of their own and else say nothing of their label."""
+    rng = np.random.default_rng(seed)
+    own = ["".join(rng.choice(list("lmnorstae"), 9)) for _ in range(n)]
+    units = [f"document {i}" for i in range(n) for _ in range(6)]
+    texts = [f"{text(rng)[:-1]} {own[i // 6]} {own[i // 6]}." for i in range(6 * n)]
+    return texts, [["sea"] if (i // 6) % 2 else [] for i in range(6 * n)], units
+
+
+def test_passages_of_a_document_are_never_both_fitted_and_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that knows documents alone is told from one that knows the concept only so."""
+    seen: dict[str, list[str]] = {}
+    real = judge_module.Classifier.probabilities
+
+    def probabilities(self: judge_module.Classifier, texts: list[str]) -> np.ndarray:
+        seen["measured"] = texts
+        return real(self, texts)
+
+    monkeypatch.setattr(judge_module.Classifier, "probabilities", probabilities)
+    texts, labels, units = documents(40)
+    apart = ConceptJudge.fit(texts, labels, ["sea"], units=units)
+    held = {units[texts.index(one)] for one in seen["measured"]}
+    assert len(held) == 10
+    assert len(seen["measured"]) == 60 == apart.quality.heldout
+    assert apart.quality.documents == 10
+    assert apart.quality.concepts[0].recall.n == 5
+    assert "on 60 texts of 10 documents, fitted on 180 of others" in apart.quality.headline()
+    mixed = ConceptJudge.fit(texts, labels, ["sea"])
+    assert mixed.quality.accuracy.estimate > 0.9 > 0.7 > apart.quality.accuracy.estimate
+    assert mixed.quality.documents == 0
+    with pytest.raises(UserError, match="texts that have it are of 5 documents, and a judge needs 8; add texts of"):
+        ConceptJudge.fit(*documents(10)[:2], ["sea"], units=documents(10)[2])
 
 
 def test_probabilities_are_calibrated() -> None:
@@ -131,11 +163,6 @@ def test_gibberish_has_no_concept(judge: ConceptJudge) -> None:
     texts = ["the sea harbour " * 20, "", "hrbr tdslr xkcdqz mnbvcx lkjhgf qwrtpsd zxcvbn"]
     assert not judge.has(texts).any()
     assert not judge.probabilities(texts).any()
-    by_kind = {one.kind: one.found.estimate for one in judge.quality.garbled}
-    assert list(by_kind) == list(GARBLED)
-    assert by_kind["first words repeated"] == 0
-    assert by_kind["letters shuffled"] == 0
-    assert by_kind["words shuffled"] > 0.5  # a judge of words cannot see it, and says so
 
 
 def test_a_saved_judge_is_the_same_to_the_bit(judge: ConceptJudge, tmp_path: Path) -> None:
@@ -145,6 +172,7 @@ def test_a_saved_judge_is_the_same_to_the_bit(judge: ConceptJudge, tmp_path: Pat
     assert np.array_equal(loaded.has(texts), judge.has(texts))
     assert loaded.concepts == judge.concepts
     assert loaded.quality == judge.quality
+    assert loaded.seen == judge.seen
 
 
 def test_quality_on_texts_of_another_kind(judge: ConceptJudge) -> None:
@@ -154,6 +182,10 @@ def test_quality_on_texts_of_another_kind(judge: ConceptJudge) -> None:
     assert (found.heldout, found.fitted, found.gibberish) == (80, judge.quality.fitted, 1)
     for c, one in enumerate(found.concepts):
         assert one.recall.estimate == judge.has(texts)[table[:, c], c].mean()
+    fitted_on, theirs = corpus(240)
+    assert judge.has_seen([texts[0], fitted_on[0]]) == [False, True]
+    with pytest.raises(UserError, match="1 of the 2 are among those that it was fitted or measured on already; give o"):
+        judge.measure([texts[0], fitted_on[0]], [labels[0], theirs[0]])
     with pytest.raises(
         UserError, match="concept 'war': 0 of 2 texts have it; give labelled texts that have it and some"
     ):
@@ -179,6 +211,7 @@ def test_the_threshold_is_the_best_by_trying_all() -> None:
 TEXTS, LABELS = corpus(100)
 REFUSED = {
     "lengths": ((TEXTS, LABELS[:3], CONCEPTS), "the judge's texts: there are 100, and 3 labels; give one for each"),
+    "units": ((TEXTS, LABELS, CONCEPTS, 0, ["a"]), "the judge's texts: there are 100, and 1 units; give one for each"),
     "typo": (
         (TEXTS, [["see"], *LABELS[1:]], CONCEPTS),
         r"label 'see': the judge's concepts are sea, war; did you mean sea\?",
@@ -199,7 +232,7 @@ REFUSED = {
 def test_what_is_refused(case: str) -> None:
     given, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
-        ConceptJudge.fit(*given)
+        ConceptJudge.fit(*given[:4], units=given[4] if len(given) > 4 else None)
 
 
 def test_files_that_are_no_judge(judge: ConceptJudge, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def steer() -> Job:
     from trimtab.steering import ReplayReport, SteerConfig, SteerResult, run_steer
 
     def run(config: SteerConfig) -> SteerResult | ReplayReport:
-        from trimtab.flags.steer_command import model_of_run
+        from trimtab.flags.command import model_of_run
 
         return run_steer(config, load=model_of_run)
 

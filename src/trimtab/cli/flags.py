@@ -32,7 +32,7 @@ def flags_judge() -> Job:
 
 def flags_train() -> Job:
     """finetune switches into a model: residual dimensions that say, and decide, which concepts it writes about"""
-    from trimtab.flags.train_command import FlagTrainConfig, run_flag_train
+    from trimtab.flags.command import FlagTrainConfig, run_flag_train
 
     example = "--concepts concepts.txt --data examples.jsonl --adapt lora --run runs/flags"
     return Job(FlagTrainConfig, run_flag_train, example=example, pages=lambda _, trained: [trained.run])
@@ -50,7 +50,7 @@ def flags_evaluate() -> Job:
 
 def flags_steer() -> Job:
     """continue prompts with flags free, and as switches set them"""
-    from trimtab.flags.steer_command import FlagSteerConfig, run_flag_steer
+    from trimtab.flags.command import FlagSteerConfig, run_flag_steer
 
     return Job(FlagSteerConfig, run_flag_steer, ("model", "prompt"), 'runs/flags "Tell me something." --on sea')
 

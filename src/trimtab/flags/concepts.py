@@ -17,8 +17,9 @@ def read_concepts(path: Path | str) -> dict[str, str]:
     """Names of concepts, and what each is in words, in the file's order.
 
     Args:
-        path: a text file with `name` or `name: description` in each line (`#` begins a comment), a JSON list of names,
-            or a JSON object from names to descriptions. What has no description is described by its name.
+        path: a text file with `name` or `name: description` in each line (one that begins with `#` is a comment), a
+            JSON list of names, or a JSON object from names to descriptions. What has no description is described by its
+            name.
 
     Raises:
         UserError: the file cannot be read, holds no concept or one twice, or is none of these.
@@ -38,8 +39,8 @@ def read_concepts(path: Path | str) -> dict[str, str]:
 
 
 def _of_lines(text: str) -> list[tuple[str, str]]:
-    lines = [line.partition("#")[0].strip() for line in text.split("\n")]
-    parts = [line.partition(":") for line in lines if line]
+    lines = [line.strip() for line in text.split("\n")]
+    parts = [line.partition(":") for line in lines if line and not line.startswith("#")]
     return [(name.strip(), description.strip()) for name, _, description in parts]
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.errors import UserError
+from trimtab.flags.dividing import HOLDOUT
 from trimtab.flags.loss import LOSSES
+from trimtab.flags.placing import check_enough, dims_of_each
 from trimtab.runs import check_choices, check_least, check_values
 
 LR = {"full": 3e-5, "lora": 5e-4}
@@ -64,8 +66,9 @@ class FlagTraining(LoraOptions):
     """Largest norm of the gradient of all weights; 0 does not clip."""
     loss: str = "normalised_l1"
     """Form of the flags' loss: normalised_l1, l1 or squared."""
-    holdout: float = 0.1
-    """Share of the examples held out, unless held-out ones are given."""
+    holdout: float = HOLDOUT
+    """Share of prompts and of documents held out, unless held-out examples are given. Examples whose prompt and
+    document do not agree are left out, and counted; there are none at the `holdout` that `flags import` was given."""
     seed: int = 0
     """Seed of the order of examples, of forced steps and of where LoRA begins."""
     autocast: bool = False
@@ -132,30 +135,16 @@ class FlagPlacing:
         """
         hint = "give one number, or those of each concept like sea=3,17 war=8"
         if len(self.dims) == 1 and "=" not in self.dims[0]:
-            n = _number(self.dims[0], hint)
-            if n < len(concepts):
-                raise UserError(f"{n} dimensions", f"there are {len(concepts)} concepts", "give at least one for each")
-            return n
+            return check_enough(_number(self.dims[0], hint), concepts)
         found: dict[str, list[int]] = {}
-        owner: dict[int, str] = {}
         for text in self.dims:
             name, equals, numbers = text.rpartition("=")
             if not equals:
                 raise UserError(f"dims {text!r}", "it names no concept", hint)
-            if name not in concepts:
-                raise UserError(
-                    f"dimensions of {name!r}", f"the concepts are {', '.join(concepts)}", "name one of them"
-                )
             if name in found:
                 raise UserError(f"dimensions of {name!r}", "they are given twice", "give them once")
             found[name] = [_number(part, hint) for part in numbers.split(",")]
-            for dim in found[name]:
-                if dim in owner:
-                    raise UserError(f"dimension {dim} of {name!r}", f"{owner[dim]!r} has it, too", "use each once")
-                owner[dim] = name
-        for name in concepts:
-            if name not in found:
-                raise UserError(f"concept {name!r}", "it has no dimension", hint)
+        dims_of_each(concepts, found)
         return found
 
 

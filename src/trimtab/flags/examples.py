@@ -27,15 +27,18 @@ class Example:
     """A prompt, a response, and the concepts that the response needs.
 
     Raises:
-        UserError: prompt or response is empty or no text, or concepts are not a list of names.
+        UserError: a prompt, response or unit is empty or no text, or concepts are not a list of names.
     """
 
     prompt: str
     response: str
     concepts: tuple[str, ...] = ()
+    unit: str | None = None
+    """The document that the response is a passage of, if it is one: whole documents are held out."""
 
     def __post_init__(self) -> None:
-        for name, text in (("prompt", self.prompt), ("response", self.response)):
+        texts = {"prompt": self.prompt, "response": self.response}
+        for name, text in (texts if self.unit is None else texts | {"unit": self.unit}).items():
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"the {name} of an example", "it is empty or no text", "give some text")
         if isinstance(self.concepts, str) or not all(isinstance(name, str) for name in self.concepts):
@@ -44,7 +47,7 @@ class Example:
 
 
 def read_examples(path: Path | str, concepts: Sequence[str]) -> list[Example]:
-    """Examples of a JSONL file, each line with `prompt`, `response` and `concepts`.
+    """Examples of a JSONL file, each line with `prompt`, `response`, `concepts`, and `unit` where it is of a document.
 
     Args:
         path: the file.
@@ -58,17 +61,18 @@ def read_examples(path: Path | str, concepts: Sequence[str]) -> list[Example]:
     except OSError as error:
         raise UserError(str(path), "it cannot be read", "check the path") from error
     names = [field.name for field in fields(Example)]
+    needed = [name for name in names if name != "unit"]
     found: list[Example] = []
     for number, value in json_lines(text, str(path)):
         where = f"{path}, line {number}"
         if not isinstance(value, dict):
-            raise UserError(where, "it is no JSON object", f"give {', '.join(names)}")
+            raise UserError(where, "it is no JSON object", f"give {', '.join(needed)}")
         for name in value:
             if name not in names:
                 raise UserError(
-                    where, f"it has a field {name!r}", did_you_mean(name, names, f"give {', '.join(names)}")
+                    where, f"it has a field {name!r}", did_you_mean(name, names, f"give {', '.join(needed)}")
                 )
-        for name in names:
+        for name in needed:
             if name not in value:
                 raise UserError(where, f"it has no {name}", "add it")
         if not isinstance(value["concepts"], list):
@@ -122,7 +126,7 @@ def encode(model: LanguageModel, examples: Sequence[Example], *, chat: bool, max
     Args:
         model: whose tokenizer is used.
         examples: what to encode.
-        chat: the prompt is a user's turn, the response the model's, ended by the end-of-text token. Without it the
+        chat: the prompt is a user's turn, the response the model's, ended as the chat template ends it. Without it the
             response follows the prompt as it stands, and nothing ends it.
         max_tokens: responses are cut where an example has more.
 
@@ -130,7 +134,7 @@ def encode(model: LanguageModel, examples: Sequence[Example], *, chat: bool, max
         UserError: a prompt leaves no room for a response, a response gives no token, or a turn of a chat holds a
             special token.
     """
-    end = model.tokenizer.eos_token_id
+    end = end_of_turn(model) if chat else []
     found: list[Encoded] = []
     for i, example in enumerate(examples):
         prompt = model.encode_text(example.prompt, chat=chat)
@@ -139,12 +143,23 @@ def encode(model: LanguageModel, examples: Sequence[Example], *, chat: bool, max
             raise UserError(f"example {i}", "its response gives no token", "give some text")
         if chat:
             model.check_no_special("assistant", example.response)
-            response += [end] if isinstance(end, int) else []
+            response += end
         if len(prompt) >= max_tokens:
             why = f"its prompt has {len(prompt)} tokens, and an example may have {max_tokens}"
             raise UserError(f"example {i}", why, "shorten it, or raise max_tokens")
         found.append(Encoded((prompt + response)[:max_tokens], len(prompt)))
     return found
+
+
+def end_of_turn(model: LanguageModel) -> list[int]:
+    """The special token that a model's chat template writes behind its turn; without one, the end-of-text token."""
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+    added = {id_ for id_, token in model.tokenizer.added_tokens_decoder.items() if token.special}
+    special = added | {*model.tokenizer.all_special_ids}
+    written = model.decode_ids(model.encode_chat(turns, add_generation_prompt=False), special=True)
+    behind = model.tokenizer(written.rpartition("Hello")[2], add_special_tokens=False)["input_ids"]
+    usual = model.tokenizer.eos_token_id
+    return [id_ for id_ in behind if id_ in special][:1] or ([usual] if isinstance(usual, int) else [])
 
 
 class LabelledBatch(NamedTuple):

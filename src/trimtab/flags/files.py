@@ -140,7 +140,13 @@ def save_flags(
     return final
 
 
-def _fields(file: Path) -> dict[str, Any]:
+def _file(path: Path | str) -> Path:
+    return Path(path) if Path(path).name == NAME else Path(path) / NAME
+
+
+def _fields(path: Path | str) -> dict[str, Any]:
+    """What the `flags.json` of a directory says, or one that is named."""
+    file = _file(path)
     fields = read_json(file)
     if fields is None:
         hint = f"give a directory with a {NAME}, such as one that save_flags wrote"
@@ -148,6 +154,16 @@ def _fields(file: Path) -> dict[str, Any]:
     if fields.get("format") != FORMAT:
         raise UserError(str(file), f"its format is {fields.get('format')}, not {FORMAT}", "write it again")
     return fields
+
+
+def was_trained_in_chat(path: Path | str) -> bool:
+    """Whether a saved model was finetuned in its chat template; False where its `flags.json` does not say.
+
+    Raises:
+        UserError: there is no `flags.json`, or it is damaged.
+    """
+    about = _fields(path).get("about")
+    return bool(isinstance(about, dict) and about.get("chat"))
 
 
 def load_flags(path: Path | str, model: object = None) -> FlagSpec:
@@ -161,9 +177,7 @@ def load_flags(path: Path | str, model: object = None) -> FlagSpec:
     Raises:
         UserError: there is no `flags.json`, it is damaged, or it is another model's.
     """
-    file = Path(path)
-    file = file if file.name == NAME else file / NAME
-    fields = _fields(file)
+    file, fields = _file(path), _fields(path)
     flags = read_typed(FlagSpec, fields.get("flags"), f"{file}, flags")
     if model is not None:
         hf = unwrapped(model)
@@ -243,7 +257,7 @@ def snapshots(run: Path | str) -> list[Snapshot]:
     paths = [path for path in sorted((run / SNAPSHOTS).glob("step-*")) if (path / NAME).is_file()]
     if record["status"] == "done" and (run / MODEL / NAME).is_file():
         paths.append(run / MODEL)
-    found = [(_fields(path / NAME)["about"], path) for path in paths]
+    found = [(_fields(path)["about"], path) for path in paths]
     return [
         Snapshot(step=about.get("step", about.get("steps")), tokens=about["tokens"], path=path) for about, path in found
     ]

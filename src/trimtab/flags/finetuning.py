@@ -60,7 +60,7 @@ class Subject:
         save_flags(self.model, self.flags, path, about, adapter=self.adapter, dtype=dtype)
 
 
-class Finetuning:
+class FlagTrainer:
     """A finetuning at its step, from the run's last checkpoint on.
 
     Args:
@@ -222,7 +222,7 @@ class Finetuning:
         """Of all weights in half the bytes, rounded to bfloat16; of an adapter, which is small, as it is."""
         if not self.kept or self.run is None:
             return
-        about = {"step": self.step, "tokens": self.tokens}
+        about = {"step": self.step, "tokens": self.tokens, "chat": self.config.chat}
         dtype = torch.bfloat16 if self.subject.adapter is None else None
         self.subject.save(snapshot_path(self.run.path, self.step), about, dtype)
 

@@ -80,13 +80,8 @@ class FlagReading:
         return self._by_row.sum()
 
     @property
-    def loss(self) -> Float[Tensor, ""]:
-        """Mean over the responses' tokens, sites and dimensions."""
-        return self.loss_sum / self._batch.answer.sum()
-
-    @property
     def loss_by_row(self) -> Float[Tensor, " B"]:
-        """The same for each example."""
+        """Mean over the tokens, sites and dimensions of each example."""
         return self._by_row / self._batch.answer.sum(dim=1)
 
     @property

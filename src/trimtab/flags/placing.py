@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError, check_one_of
-from trimtab.flags.spec import FlagSpec, check_concepts
+from trimtab.flags.examples import Example, encode
+from trimtab.flags.spec import FlagSpec, check_concepts, check_dims
 from trimtab.lm import LanguageModel, Site, TokenBatch, edited
 from trimtab.lm.model import check_is_model
-from trimtab.runs import Meter, plain, whole_numbers
+from trimtab.runs import Meter, plain, text_id, whole_numbers
 
 Ramp = Literal["norms", "paper"]
 FIRST_CLEAN = 5 / 32
@@ -55,25 +56,29 @@ def flag_sites(model: LanguageModel, from_layer: int | None = None) -> list[Site
 def place_flags(
     model: LanguageModel,
     concepts: Sequence[str],
-    texts: Sequence[str],
+    texts: Sequence[str] | Sequence[Example],
     *,
     dims: int | Mapping[str, Sequence[int]] = 16,
     from_layer: int | None = None,
     ramp: Ramp = "norms",
     ramp_scale: float = RAMP_SCALE,
+    chat: bool = False,
+    max_tokens: int = 256,
 ) -> FlagSpec:
     """Choose dimensions, sites and targets of flags for a model.
 
     Args:
         model: the model before it is finetuned.
         concepts: names of the flags.
-        texts: ordinary text of the kind that the model will write; the first 8,192 tokens are looked at.
+        texts: the examples to train on, or ordinary text of the kind that the model will write. About 8,192 tokens are
+            looked at, of texts in an order that mixes them.
         dims: how many dimensions in all, spread over the concepts, those of the lowest baseline variance; or the
             dimensions of each concept. The variance of a dimension is divided by the site's mean variance and averaged
             over sites.
         from_layer: first layer with flags; 5/32 of the depth by default.
         ramp: `norms` for `ramp_scale` times the median over tokens of ‖x‖/√d at each site, or `paper`.
         ramp_scale: see there; `paper` does not use it.
+        chat, max_tokens: how examples become tokens, as in `FlagTraining`.
 
     Raises:
         UserError: fewer dimensions than concepts or more than the model has, a dimension out of range or used twice, a
@@ -87,11 +92,14 @@ def place_flags(
     if isinstance(texts, str):
         raise UserError("the texts that flags are placed by", "they are one text", "give a list of texts")
     sites = flag_sites(model, from_layer)
-    chosen = _given_dims(concepts, dims) if isinstance(dims, Mapping) else None
-    count = 0 if isinstance(dims, Mapping) else _checked_count(model, concepts, dims)
+    count, chosen = 0, None
+    if isinstance(dims, Mapping):
+        chosen = dims_of_each(concepts, dims)
+    elif (count := check_enough(_one_number(dims, "dimension"), concepts)) > model.d_model:
+        raise UserError(f"{count} dimensions", f"{model.name} has {model.d_model}", "give fewer")
     found = None
     if ramp == "norms" or chosen is None:
-        found = measure_residuals(model, [model.encode_text(text) for text in texts], sites)
+        found = measure_residuals(model, _sampled(model, texts, chat, max_tokens), sites)
     if chosen is None:
         assert found is not None
         lowest = lowest_variance(found, count)
@@ -104,6 +112,23 @@ def place_flags(
     # Values that every precision holds exactly, so that a target is the same number everywhere.
     targets = {site: float(torch.tensor(target).bfloat16()) for site, target in targets.items()}
     return FlagSpec(concepts=tuple(concepts), dims=tuple(chosen), d_model=model.d_model, targets=targets)
+
+
+def _sampled(
+    model: LanguageModel, texts: Sequence[str] | Sequence[Example], chat: bool, max_tokens: int
+) -> list[list[int]]:
+    """Texts as tokens, as many as are looked at, in the order of hashes of the texts."""
+    found: list[list[int]] = []
+    n = 0
+    for one in sorted(texts, key=lambda one: text_id(one.response if isinstance(one, Example) else str(one))):
+        if n >= MEASURED_TOKENS:
+            break
+        if isinstance(one, Example):
+            found.append(encode(model, [one], chat=chat, max_tokens=max_tokens)[0].ids)
+        else:
+            found.append(model.encode_text(one))
+        n += len(found[-1]) - 1
+    return found
 
 
 def lowest_variance(residuals: Residuals, n: int) -> list[int]:
@@ -135,7 +160,7 @@ def measure_residuals(model: LanguageModel, rows: Sequence[Sequence[int]], sites
         sums[1, index] += kept.square().sum(dim=0)
         norms[index].append(kept.norm(dim=-1))
 
-    with Meter("measuring the residual stream", min(MEASURED_TOKENS, sum(len(row) - 1 for row in rows))) as meter:
+    with Meter("measuring the residual stream", sum(len(row) - 1 for row in rows)) as meter:
         for start in range(0, len(rows), BATCH):
             batch = TokenBatch.pad(rows[start : start + BATCH], model.pad_id, model.device)
             real = batch.real & (batch.position_ids > 0)
@@ -144,8 +169,6 @@ def measure_residuals(model: LanguageModel, rows: Sequence[Sequence[int]], sites
             new = int(real.sum())
             count += new
             meter.advance(new)
-            if count >= MEASURED_TOKENS:
-                break
     if count < 2:
         raise UserError("the texts that flags are placed by", "they have fewer than two tokens", "give more text")
     mean = sums[0] / count
@@ -153,19 +176,20 @@ def measure_residuals(model: LanguageModel, rows: Sequence[Sequence[int]], sites
     return Residuals((sums[1] / count - mean.square()).clamp_min(0), size)
 
 
-def _given_dims(concepts: Sequence[str], dims: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
+def dims_of_each(concepts: Sequence[str], dims: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
+    """The dimensions of each concept. Raises a `UserError` for an unknown concept, one without, or one used twice."""
     for name in dims:
         if name not in concepts:
             raise UserError(f"dimensions of {name!r}", f"the concepts are {', '.join(concepts)}", "name one of them")
-    return [tuple(whole_numbers(plain(dims.get(concept, [])), "dimension")) for concept in concepts]
+    found = [tuple(whole_numbers(plain(dims.get(concept, [])), "dimension")) for concept in concepts]
+    check_dims(concepts, found)
+    return found
 
 
-def _checked_count(model: LanguageModel, concepts: Sequence[str], dims: int) -> int:
-    n = _one_number(dims, "dimension")
+def check_enough(n: int, concepts: Sequence[str]) -> int:
+    """A number of dimensions. Raises a `UserError` if concepts are more."""
     if n < len(concepts):
         raise UserError(f"{n} dimensions", f"there are {len(concepts)} concepts", "give at least one for each")
-    if n > model.d_model:
-        raise UserError(f"{n} dimensions", f"{model.name} has {model.d_model}", "give fewer")
     return n
 
 

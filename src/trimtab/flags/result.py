@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.flags.dividing import HoldoutKind
 from trimtab.flags.files import save_flags
 from trimtab.flags.measuring import FlagMeasures
 from trimtab.flags.spec import FlagSpec
@@ -54,22 +55,26 @@ class FlagTrainingResult(Result):
     seed: int
     examples: int
     """Trained on."""
-    heldout: bool
-    """Whether the measures are of held-out examples; else of those trained on."""
+    left_out: int
+    """Neither trained on nor held out: their prompt is held out and their document is not, or the other way round."""
+    measured_on: HoldoutKind
+    chat: bool
+    """Whether examples were in the model's chat template."""
     before: FlagMeasures
     """The model as it was, read at the places of the flags."""
     after: FlagMeasures
 
     def headline(self) -> str:
-        where = "held-out" if self.heldout else "training"
         accuracy, before = (number_text(each.accuracy, INTERVAL) for each in (self.after, self.before))
         nats, nats_before = (number_text(each.cross_entropy, INTERVAL) for each in (self.after, self.before))
         lora = "" if self.adapt == "full" else f", LoRA of {self.trained_weights:,} weights"
         dims = sum(len(one.dims) for one in self.after.concepts)
+        apart = "whose prompt is held out and document is not, or the other way round"
+        left_out = f"; {self.left_out:,} examples left out, {apart}" if self.left_out else ""
         return (
             f"{len(self.after.concepts)} flags in {dims} dimensions, curriculum {self.curriculum}, "
             f"{self.steps} steps ({self.forced_steps} forced){lora}: flag accuracy {accuracy} (before {before}), "
-            f"cross-entropy {nats} (before {nats_before}) on {self.after.examples} {where} examples"
+            f"cross-entropy {nats} (before {nats_before}) on {self.measured_on} (n = {self.after.examples}){left_out}"
         )
 
     def tables(self) -> dict[str, Table]:

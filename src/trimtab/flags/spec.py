@@ -45,18 +45,12 @@ class FlagSpec:
         if len(self.dims) != len(self.concepts):
             why = f"there are {len(self.concepts)} concepts"
             raise UserError(f"dimensions for {len(self.dims)} concepts", why, "give some for each concept")
-        owner: dict[int, str] = {}
+        check_dims(self.concepts, self.dims)
         for concept, dims in zip(self.concepts, self.dims, strict=True):
-            if not dims:
-                raise UserError(f"concept {concept!r}", "it has no dimension", "give it at least one")
             for dim in dims:
                 if not 0 <= dim < self.d_model:
                     why = f"the model has dimensions 0 to {self.d_model - 1}"
                     raise UserError(f"dimension {dim} of {concept!r}", why, "choose one of them")
-                if dim in owner:
-                    why = f"it is a dimension of {owner[dim]!r}, too" if owner[dim] != concept else "it is named twice"
-                    raise UserError(f"dimension {dim} of {concept!r}", why, "use each dimension once")
-                owner[dim] = concept
         if not self.targets:
             raise UserError("the flags", "they have no site", "begin at a lower layer")
         for name, target in self.targets.items():
@@ -112,12 +106,25 @@ class FlagSpec:
             check_site(layout, site, name)
 
 
+def check_dims(concepts: Sequence[str], dims: Sequence[Sequence[int]]) -> None:
+    """Raise a `UserError` unless each concept has dimensions of its own."""
+    owner: dict[int, str] = {}
+    for concept, each in zip(concepts, dims, strict=True):
+        if not each:
+            raise UserError(f"concept {concept!r}", "it has no dimension", "give it at least one")
+        for dim in each:
+            if dim in owner:
+                why = f"it is a dimension of {owner[dim]!r}, too" if owner[dim] != concept else "it is named twice"
+                raise UserError(f"dimension {dim} of {concept!r}", why, "use each dimension once")
+            owner[dim] = concept
+
+
 def check_concepts(concepts: Sequence[str]) -> None:
     """Raise a `UserError` unless there are concepts, each a text of its own."""
     if isinstance(concepts, str) or not concepts:
         raise UserError("the concepts", "they are a list of names", 'give them like ["sea", "war"]')
     for i, concept in enumerate(concepts):
         if not isinstance(concept, str) or not concept.strip():
-            raise UserError(f"concept {concept!r}", "it is no name", "give a text")
+            raise UserError(f"concept {concept!r}", "it is empty or no text", "give it a name")
         if concept in concepts[:i]:
             raise UserError(f"concept {concept!r}", "it is named twice", "name each once")

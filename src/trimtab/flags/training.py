@@ -18,7 +18,7 @@ from trimtab.flags.curricula import CURRICULA, Curriculum
 from trimtab.flags.dividing import Divided, divide
 from trimtab.flags.examples import Example, encode
 from trimtab.flags.files import MODEL, load_flags
-from trimtab.flags.finetuning import CHECKPOINTS, Finetuning, Subject
+from trimtab.flags.finetuning import CHECKPOINTS, FlagTrainer, Subject
 from trimtab.flags.measuring import measure_encoded
 from trimtab.flags.result import FlagTrainingResult, TrainedFlags
 from trimtab.flags.spec import FlagSpec
@@ -95,8 +95,8 @@ def train_flags(
         flags: where its flags go, as `place_flags` chooses.
         examples: responses labelled with the concepts that they need.
         curriculum: `plain`, `auxiliary`, `forced`, a JSON file of phases, or one of your own.
-        heldout: examples that the result is measured on; by default a share (`holdout`) of `examples`, or where that
-            leaves none, those trained on.
+        heldout: examples that the result is measured on; by default those of a share (`holdout`) of the prompts and
+            documents, as `divide` says, or where that leaves none, those trained on.
         run: directory that keeps metrics, checkpoints, snapshots and the model; the same call again goes on from there,
             to the same bits at equal device, threads and versions.
         options: fields of `FlagTraining`.
@@ -164,7 +164,7 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
         tuned = LanguageModel.from_hf(copy.deepcopy(model.hf), model.tokenizer, f"{model.name} with flags")
         adapter = None
     subject = Subject(model=tuned, flags=job.flags, adapter=adapter)
-    training = Finetuning(subject, job.curriculum, config, job.data.train, tokens, run, kept=kept, ranks=ranks)
+    training = FlagTrainer(subject, job.curriculum, config, job.data.train, tokens, run, kept=kept, ranks=ranks)
     training.run_to_end()
     if run is None:
         return None
@@ -185,7 +185,9 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
         tokens=training.tokens,
         seed=config.seed,
         examples=len(job.data.train),
-        heldout=bool(job.data.heldout),
+        left_out=job.data.left_out,
+        measured_on=job.data.measured_on,
+        chat=config.chat,
         before=before,
         after=after,
     )

@@ -1,8 +1,8 @@
-"""How good a judge of concepts is: on labelled texts that it was not fitted on, and on garbled ones."""
+"""How good a judge of concepts is, on labelled texts that it was not fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,35 +20,26 @@ from trimtab.stats.samples import FloatArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Judging = Callable[[Sequence[str]], NDArray[np.bool_]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptQuality:
-    """Of one concept; intervals resample texts."""
+    """Of one concept; intervals are over texts, or over documents where texts are passages of some.
+
+    What needs texts that have it, or lack it, is None where there are none."""
 
     concept: str
     having: int
     """Texts that have it."""
-    accuracy: Interval
+    accuracy: Interval | None
     """Mean of `recall` and 1 − `false_positives`: 0.5 is chance."""
-    auc: Interval
-    """Of the probabilities."""
-    recall: Interval
+    auc: Interval | None
+    """Of the probabilities; None for a judge that gives none."""
+    recall: Interval | None
     """Share of the texts that have it in which it is found."""
-    false_positives: Interval
+    false_positives: Interval | None
     """Share of the texts that lack it in which it is found."""
     on_none: Interval | None
-    """The same among texts that have none of the concepts; None if there are none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GarbledQuality:
-    """Texts that were spoilt: no concept should be found."""
-
-    kind: str
-    found: Interval
-    """Share in which some concept is found."""
+    """The same among texts that have none of the concepts."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -59,21 +50,23 @@ class JudgeQuality(Result):
     """Texts that it was fitted on."""
     heldout: int
     """Texts that it was measured on."""
+    documents: int
+    """That these are of, none of which it was fitted on; 0 where no document is known."""
     gibberish: int
     """Labelled texts that are gibberish by the rules, and were left out of both."""
     seed: int
-    accuracy: Interval
-    """Mean over concepts."""
+    accuracy: Interval | None
+    """Mean over concepts that some texts have and some lack."""
     concepts: tuple[ConceptQuality, ...]
-    garbled: tuple[GarbledQuality, ...]
 
     def headline(self) -> str:
-        worst = min(self.concepts, key=lambda one: one.accuracy.estimate)
-        return (
-            f"judge of {len(self.concepts)} concepts: accuracy {number_text(self.accuracy, INTERVAL)} (0.5 is chance) "
-            f"on {self.heldout:,} texts, fitted on {self.fitted:,} others; worst for {worst.concept}, "
-            f"{number_text(worst.accuracy, INTERVAL)}"
-        )
+        known = [(one.accuracy, one.concept) for one in self.concepts if one.accuracy is not None]
+        texts = f"{self.heldout:,} texts" + (f" of {self.documents:,} documents" if self.documents else "")
+        of = f"fitted on {self.fitted:,} {'of others' if self.documents else 'others'}"
+        accuracy = f"{number_text(self.accuracy, INTERVAL)} (0.5 is chance)"
+        worst = min(known, key=lambda pair: pair[0].estimate, default=(None, "none"))
+        lowest = f"worst for {worst[1]}, {number_text(worst[0], INTERVAL)}"
+        return f"judge of {len(self.concepts)} concepts: accuracy {accuracy} on {texts}, {of}; {lowest}"
 
     def tables(self) -> dict[str, Table]:
         columns = [
@@ -85,70 +78,72 @@ class JudgeQuality(Result):
             Column("found where it is not", "false_positives", INTERVAL),
             Column("in texts of none", "on_none", INTERVAL),
         ]
-        garbled = [Column("spoilt texts", "kind"), Column("some concept found", "found", INTERVAL)]
-        return {
-            "concepts": Table(columns=columns, rows=self.concepts),
-            "garbled": Table(columns=garbled, rows=self.garbled),
-        }
+        return {"concepts": Table(columns=columns, rows=self.concepts)}
 
     def draw(self, ax: Axes) -> None:
         """Accuracy per concept."""
-        plot_intervals(ax, [Mark(one.concept, one.accuracy) for one in self.concepts], "accuracy of the judge", ".3f")
+        marks = [Mark(one.concept, one.accuracy) for one in self.concepts if one.accuracy is not None]
+        plot_intervals(ax, marks, "accuracy of the judge", ".3f")
 
 
 def measure_quality(
     concepts: Sequence[str],
-    texts: Sequence[str],
+    said: NDArray[np.bool_],
     labels: NDArray[np.bool_],
-    probabilities: NDArray[np.float64],
-    has: Judging,
     *,
-    fitted: int,
-    gibberish: int,
-    seed: int,
+    probabilities: NDArray[np.float64] | None = None,
+    units: Sequence[str | None] = (),
+    fitted: int = 0,
+    gibberish: int = 0,
+    seed: int = 0,
 ) -> JudgeQuality:
-    """Measure a judge.
+    """What any judge said of labelled texts, beside their labels.
 
     Args:
         concepts: C names.
-        texts: N labelled texts that it was not fitted on.
-        labels: `[N, C]` what they have.
-        probabilities: `[N, C]` what it says of them.
-        has: what it decides on texts, `[N, C]`.
-        fitted, gibberish, seed: for the result.
+        said: `[N, C]` whether it found each in N texts that it was not fitted on.
+        labels: `[N, C]` whether they have it.
+        probabilities: `[N, C]`, if it gives some.
+        units: the document of each text, where it is a passage of one.
+        fitted, gibberish: for the result.
+        seed: of the bootstrap.
     """
-    found = has(texts)
-    none = ~labels.any(axis=1)
-    resamples = Resamples(range(len(texts)), seed=seed)
+    numbers = unit_numbers(units or [None] * len(labels))
+    none, resamples = ~labels.any(axis=1), Resamples(numbers, seed=seed)
     each: list[ConceptQuality] = []
     accuracies: list[Resampled] = []
     for c, name in enumerate(concepts):
-        yes, said = labels[:, c], found[:, c]
-        accuracies.append(resamples.of(partial(balanced, said, yes)))
+        yes, found = labels[:, c], said[:, c]
+        both = bool(yes.any() and not yes.all())
+        if both:
+            accuracies.append(resamples.of(partial(balanced, found, yes)))
+        ranked = resamples.of(partial(auc, probabilities[:, c], yes)) if both and probabilities is not None else None
         each.append(
             ConceptQuality(
                 concept=name,
                 having=int(yes.sum()),
-                accuracy=accuracies[-1].interval,
-                auc=resamples.of(partial(auc, probabilities[:, c], yes)).interval,
-                recall=_share(said[yes]),
-                false_positives=_share(said[~yes]),
-                on_none=_share(said[none]) if none.any() else None,
+                accuracy=accuracies[-1].interval if both else None,
+                auc=None if ranked is None else ranked.interval,
+                recall=_share(found[yes], numbers[yes]),
+                false_positives=_share(found[~yes], numbers[~yes]),
+                on_none=_share(found[none], numbers[none]),
             )
         )
-    rng = np.random.default_rng([seed, 2])
-    garbled = {kind: [spoil(text, rng) for text in texts] for kind, spoil in GARBLED.items()}
     return JudgeQuality(
         fitted=fitted,
-        heldout=len(texts),
+        heldout=len(labels),
+        documents=len({unit for unit in units if unit is not None}),
         gibberish=gibberish,
         seed=seed,
-        accuracy=Resampled.mean(accuracies).interval,
+        accuracy=Resampled.mean(accuracies).interval if accuracies else None,
         concepts=tuple(each),
-        garbled=tuple(
-            GarbledQuality(kind=kind, found=_share(np.asarray(has(t).any(axis=1)))) for kind, t in garbled.items()
-        ),
     )
+
+
+def unit_numbers(units: Sequence[str | None]) -> NDArray[np.int64]:
+    """`[N]` number of what each text belongs to, in the order of their first texts: its document, or itself."""
+    known: dict[str | int, int] = {}
+    return np.array([known.setdefault(i if unit is None else unit, len(known)) for i, unit in enumerate(units)], int)
 
 
 def balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArray) -> FloatArray:
@@ -156,25 +151,7 @@ def balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArra
     return (ratio(said & yes, yes, weights) + ratio(~said & ~yes, ~yes, weights)) / 2
 
 
-def _share(found: NDArray[np.bool_]) -> Interval:
-    return wilson_interval(int(found.sum()), len(found))
-
-
-def _looped(text: str, _rng: np.random.Generator) -> str:
-    return " ".join(text.split()[:4] * 12)
-
-
-def _letters_shuffled(text: str, rng: np.random.Generator) -> str:
-    return "".join(rng.permutation(list(text)))
-
-
-def _words_shuffled(text: str, rng: np.random.Generator) -> str:
-    return " ".join(rng.permutation(text.split()))
-
-
-GARBLED: dict[str, Callable[[str, np.random.Generator], str]] = {
-    "first words repeated": _looped,
-    "letters shuffled": _letters_shuffled,
-    "words shuffled": _words_shuffled,
-}
-"""Ways to spoil a text. A judge that looks at words cannot tell the last from text."""
+def _share(found: NDArray[np.bool_], units: NDArray[np.int64]) -> Interval | None:
+    """Share of texts, with the interval of as many as they have documents."""
+    n = len(np.unique(units))
+    return wilson_interval(int(found.sum()) * n / len(found), n) if n else None

@@ -20,27 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError, did_you_mean
-from trimtab.judges.concept_quality import JudgeQuality, measure_quality
+from trimtab.judges.concept_quality import JudgeQuality, measure_quality, unit_numbers
 from trimtab.judges.gibberish import find_gibberish
-from trimtab.runs import json_safe, read_typed, write_bytes
+from trimtab.runs import json_safe, read_typed, text_id, write_bytes
 
 LEAST = 20
 """Texts that must have a concept, and as many that must lack it."""
+LEAST_DOCUMENTS = 8
+"""Documents that these must be of."""
 HELD_OUT = 0.25
-"""Share of the texts that the quality is measured on."""
+"""Share of the documents, or of texts that are of none, that the quality is measured on."""
 FOLDS = 5
 C = 10.0
 """Inverse weight of the penalty."""
 KNOWN = 0.4
 """Least share of a text's words that the judge has seen; below, nothing can be said of it."""
-FORMAT = 1
+FORMAT = 2
 """Of the file."""
 
 _WORD = re.compile(r"\b\w\w+\b")
 """As scikit-learn finds words."""
 
 
-class Terms(NamedTuple):
+class TfidfTerms(NamedTuple):
     """Words, or sequences of letters, by which a text is described."""
 
     analyzer: str
@@ -51,7 +53,7 @@ class Terms(NamedTuple):
     idf: NDArray[np.float64]
 
     @classmethod
-    def of(cls, texts: Sequence[str], analyzer: str, shortest: int, longest: int, most: int, least: int) -> Terms:
+    def of(cls, texts: Sequence[str], analyzer: str, shortest: int, longest: int, most: int, least: int) -> TfidfTerms:
         """The terms that at least `least` texts have, the `most` frequent of them."""
         made = _vectoriser(analyzer, shortest, longest, max_features=most, min_df=least)
         try:
@@ -87,8 +89,8 @@ def _vectoriser(analyzer: str, shortest: int, longest: int, **options: Any) -> A
 class Classifier:
     """A logistic regression per concept on words and letters."""
 
-    words: Terms
-    letters: Terms
+    words: TfidfTerms
+    letters: TfidfTerms
     weights: NDArray[np.float32]
     """`[C, T]`, one for each concept and term."""
     intercepts: NDArray[np.float64]
@@ -99,15 +101,17 @@ class Classifier:
     """`[C]`, the probability from which a text has a concept: where recall and specificity together are highest."""
 
     @classmethod
-    def fit(cls, texts: Sequence[str], table: NDArray[np.bool_], seed: int) -> Classifier:
-        """Fit it on N texts and `[N, C]` what they have."""
-        terms = Terms.of(texts, "word", 1, 2, 30_000, 2), Terms.of(texts, "char_wb", 3, 5, 50_000, 3)
+    def fit(cls, texts: Sequence[str], table: NDArray[np.bool_], units: NDArray[np.int64], seed: int) -> Classifier:
+        """Fit it on N texts, `[N, C]` what they have and `[N]` what they are of."""
+        terms = TfidfTerms.of(texts, "word", 1, 2, 30_000, 2), TfidfTerms.of(texts, "char_wb", 3, 5, 50_000, 3)
         x = _described(texts, terms)
-        parts = [_fit_one(x, table[:, c], seed) for c in range(table.shape[1])]
+        parts = [_fit_one(x, table[:, c], units, seed) for c in range(table.shape[1])]
         return cls(*terms, *(np.array([getattr(part, name) for part in parts]) for name in _OneFit._fields))
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """`[N, C]`, how likely texts have each concept; 0 for gibberish, and where most words are unknown."""
+        if isinstance(texts, str):
+            raise UserError("the texts to judge", "they are one text", "give a list of texts")
         found = np.zeros((len(texts), len(self.weights)))
         known = self.words.vocabulary()
         language = [
@@ -119,10 +123,6 @@ class Classifier:
             found[language] = _sigmoid(scores * self.slopes + self.offsets)
         return found
 
-    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """`[N, C]`, whether texts have each concept."""
-        return self.probabilities(texts) >= self.thresholds
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConceptJudge:
@@ -132,13 +132,21 @@ class ConceptJudge:
     quality: JudgeQuality
     """On texts that it was not fitted on."""
     classifier: Classifier
+    seen: frozenset[str]
+    """Hashes of the texts that it was fitted and measured on."""
 
     def __repr__(self) -> str:
         return f"<ConceptJudge: {self.quality.headline()}>"
 
     @classmethod
     def fit(
-        cls, texts: Sequence[str], labels: Sequence[Sequence[str]], concepts: Sequence[str], seed: int = 0
+        cls,
+        texts: Sequence[str],
+        labels: Sequence[Sequence[str]],
+        concepts: Sequence[str],
+        seed: int = 0,
+        *,
+        units: Sequence[str | None] | None = None,
     ) -> ConceptJudge:
         """Fit a judge on three quarters of labelled texts, and measure it on the others.
 
@@ -147,62 +155,74 @@ class ConceptJudge:
             labels: the concepts that each has.
             concepts: C names.
             seed: of the division and the folds.
+            units: the document of each text, where it is a passage of one; passages of a document stay together.
 
         Raises:
-            UserError: texts and labels are not of one length, a label is no concept, a text has two labellings, or too
-                few texts have a concept or lack it.
+            UserError: texts, labels and units are not of one length, a label is no concept, a text has two labellings,
+                or too few texts have a concept or lack it, or of too few documents.
         """
-        known = _labelled(texts, labels)
-        language = [text for text in known if not find_gibberish(text)]
-        table = _table([known[text] for text in language], concepts)
+        language = _labelled(texts, labels, concepts, units)
+        table, numbers = language.table, unit_numbers(language.units)
         for c, name in enumerate(concepts):
-            having = int(table[:, c].sum())
-            for n, verb in ((having, "have"), (len(table) - having, "lack")):
-                if n < LEAST:
-                    why = f"{n} of {len(table)} texts {verb} it, and a judge needs {LEAST}"
+            for yes, verb in ((table[:, c], "have"), (~table[:, c], "lack")):
+                documents = len(np.unique(numbers[yes]))
+                if yes.sum() < LEAST:
+                    why = f"{int(yes.sum())} of {len(table)} texts {verb} it, and a judge needs {LEAST}"
                     raise UserError(f"concept {name!r}", why, f"add labelled texts that {verb} it")
-        held = _held_out(table, seed)
-        fitted, measured = (
-            [text for text, out in zip(language, held, strict=True) if out == wanted] for wanted in (False, True)
-        )
-        classifier = Classifier.fit(fitted, table[~held], seed)
+                if documents < LEAST_DOCUMENTS:
+                    why = f"texts that {verb} it are of {documents} documents, and a judge needs {LEAST_DOCUMENTS}"
+                    raise UserError(f"concept {name!r}", why, f"add texts of other documents that {verb} it")
+        held = _held_out(table, numbers, seed)
+        fitted, measured = (np.flatnonzero(held == wanted).tolist() for wanted in (False, True))
+        classifier = Classifier.fit([language.texts[i] for i in fitted], table[fitted], numbers[fitted], seed)
+        probabilities = classifier.probabilities([language.texts[i] for i in measured])
         quality = measure_quality(
-            concepts, measured, table[held], classifier.probabilities(measured), classifier.has,
-            fitted=len(fitted), gibberish=len(known) - len(language), seed=seed,
+            concepts, probabilities >= classifier.thresholds, table[measured], probabilities=probabilities,
+            units=[language.units[i] for i in measured], fitted=len(fitted), gibberish=language.gibberish, seed=seed,
         )  # fmt: skip
-        return cls(tuple(concepts), quality, classifier)
+        return cls(tuple(concepts), quality, classifier, frozenset(map(text_id, language.texts)))
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """`[N, C]`, how likely texts have each concept; 0 for gibberish, and where most words are unknown."""
-        if isinstance(texts, str):
-            raise UserError("the texts to judge", "they are one text", "give a list of texts")
         return self.classifier.probabilities(texts)
+
+    def has_seen(self, texts: Sequence[str]) -> list[bool]:
+        """Whether it was fitted or measured on each of some texts, whose decisions say little of others then."""
+        return [text_id(text) in self.seen for text in texts]
 
     def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """`[N, C]`, whether texts have each concept: from a probability on that was chosen on texts to fit on."""
         return self.probabilities(texts) >= self.classifier.thresholds
 
-    def measure(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> JudgeQuality:
+    def measure(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[Sequence[str]],
+        units: Sequence[str | None] | None = None,
+    ) -> JudgeQuality:
         """Its quality on labelled texts of another kind, none of which it was fitted on.
 
         Args:
             texts: N texts. Gibberish by the rules is left out.
             labels: the concepts that each has.
+            units: the document of each, where it is a passage of one.
 
         Raises:
-            UserError: a label is no concept, or some concept has no text or all of them.
+            UserError: a label is no concept, some concept has no text or all of them, or it was fitted on a text.
         """
-        known = _labelled(texts, labels)
-        language = [text for text in known if not find_gibberish(text)]
-        table = _table([known[text] for text in language], self.concepts)
+        language = _labelled(texts, labels, self.concepts, units)
+        if n := sum(self.has_seen(language.texts)):
+            why = f"{n} of the {len(language.texts)} are among those that it was fitted or measured on already"
+            raise UserError("the judge's texts", why, "give others")
+        table = language.table
         for c, name in enumerate(self.concepts):
             if not 0 < table[:, c].sum() < len(table):
                 why = f"{int(table[:, c].sum())} of {len(table)} texts have it"
                 raise UserError(f"concept {name!r}", why, "give labelled texts that have it and some that lack it")
-        old = self.quality
+        old, probabilities = self.quality, self.probabilities(language.texts)
         return measure_quality(
-            self.concepts, language, table, self.probabilities(language), self.has,
-            fitted=old.fitted, gibberish=len(known) - len(language), seed=old.seed,
+            self.concepts, probabilities >= self.classifier.thresholds, table, probabilities=probabilities,
+            units=language.units, fitted=old.fitted, gibberish=language.gibberish, seed=old.seed,
         )  # fmt: skip
 
     def save(self, path: Path | str) -> Path:
@@ -217,6 +237,7 @@ class ConceptJudge:
         }
         arrays: dict[str, Any] = {f"{name}_idf": terms.idf for name, terms in parts.items()}
         arrays |= {name: getattr(made, name) for name in _OneFit._fields}
+        arrays["seen"] = np.array(sorted(self.seen))
         arrays["about"] = np.frombuffer(json.dumps(json_safe(about)).encode(), dtype=np.uint8)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -242,14 +263,17 @@ class ConceptJudge:
             ) from error
         if about.get("format") != FORMAT:
             raise UserError(f"judge {path}", f"it is of format {about.get('format')}", "fit it again")
-        words, letters = (Terms(**{**about[n], "idf": arrays[f"{n}_idf"]}) for n in ("words", "letters"))
+        words, letters = (TfidfTerms(**{**about[n], "idf": arrays[f"{n}_idf"]}) for n in ("words", "letters"))
         quality = read_typed(JudgeQuality, about["quality"], f"judge {path}")
         return cls(
-            tuple(about["concepts"]), quality, Classifier(words, letters, *(arrays[name] for name in _OneFit._fields))
+            tuple(about["concepts"]),
+            quality,
+            Classifier(words, letters, *(arrays[name] for name in _OneFit._fields)),
+            frozenset(arrays["seen"].tolist()),
         )
 
 
-def _described(texts: Sequence[str], terms: Sequence[Terms]) -> Any:
+def _described(texts: Sequence[str], terms: Sequence[TfidfTerms]) -> Any:
     """`[N, T]`, texts by their terms, sparse."""
     from scipy.sparse import hstack
 
@@ -266,13 +290,15 @@ class _OneFit(NamedTuple):
     thresholds: float
 
 
-def _fit_one(x: Any, yes: NDArray[np.bool_], seed: int) -> _OneFit:
+def _fit_one(x: Any, yes: NDArray[np.bool_], units: NDArray[np.int64], seed: int) -> _OneFit:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 
     model: Any = LogisticRegression(C=C, class_weight="balanced", solver="liblinear", random_state=seed)
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    unseen = np.asarray(cross_val_predict(model, x, yes, cv=folds, method="decision_function"))
+    apart = len(np.unique(units)) < len(units)
+    folds = (StratifiedGroupKFold if apart else StratifiedKFold)(FOLDS, shuffle=True, random_state=seed)
+    groups = units if apart else None
+    unseen = np.asarray(cross_val_predict(model, x, yes, groups=groups, cv=folds, method="decision_function"))
     platt: Any = LogisticRegression(C=100.0).fit(unseen[:, None], yes)
     slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     model.fit(x, yes)
@@ -297,39 +323,57 @@ def _best_threshold(scores: NDArray[np.float64], yes: NDArray[np.bool_]) -> floa
     return float(best[np.abs(best - 0.5).argmin()])
 
 
-def _held_out(table: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """Which rows are held out: the same share of each set of concepts."""
+def _held_out(table: NDArray[np.bool_], units: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out: whole units, the same share of those of each set of concepts."""
     rng = np.random.default_rng(seed)
-    held = np.zeros(len(table), dtype=bool)
-    _, group = np.unique(table, axis=0, return_inverse=True)
+    _, first = np.unique(units, return_index=True)
+    _, group = np.unique(table[first], axis=0, return_inverse=True)
+    held: list[int] = []
     for number in range(int(group.max()) + 1):
-        members = rng.permutation(np.flatnonzero(group.reshape(-1) == number))
-        held[members[: round(HELD_OUT * len(members))]] = True
-    return held
+        members = rng.permutation(first[group.reshape(-1) == number])
+        held += units[members[: round(HELD_OUT * len(members))]].tolist()
+    return np.isin(units, held)
 
 
-def _labelled(texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Labels by text, each once. Raises a `UserError` where there are not as many, or two labellings of a text."""
-    if isinstance(texts, str) or len(texts) != len(labels):
-        raise UserError("the judge's texts", f"there are {len(texts)}, and {len(labels)} labels", "give one for each")
-    known: dict[str, tuple[str, ...]] = {}
-    for text, names in zip(texts, labels, strict=True):
-        if set(known.setdefault(text, tuple(names))) != set(names):
+class _Language(NamedTuple):
+    """Labelled texts that are no gibberish, each once."""
+
+    texts: list[str]
+    table: NDArray[np.bool_]
+    """`[N, C]`, which concepts they have."""
+    units: list[str | None]
+    gibberish: int
+    """Those that were left out."""
+
+
+def _labelled(
+    texts: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    concepts: Sequence[str],
+    units: Sequence[str | None] | None,
+) -> _Language:
+    """Raises a `UserError` where there are not as many labels, a label is no concept, or a text has two labellings."""
+    units = [None] * len(texts) if units is None else units
+    for given, what in ((labels, "labels"), (units, "units")):
+        if isinstance(texts, str) or len(given) != len(texts):
+            why = f"there are {len(texts)}, and {len(given)} {what}"
+            raise UserError("the judge's texts", why, "give one for each")
+    known: dict[str, tuple[tuple[str, ...], str | None]] = {}
+    for text, names, unit in zip(texts, labels, units, strict=True):
+        if set(known.setdefault(text, (tuple(names), unit))[0]) != set(names):
             why = f"it is labelled {', '.join(names) or 'none'}, and otherwise elsewhere"
             raise UserError(f"text {text[:40]!r}", why, "correct one of the labels")
-    return known
+    language = [text for text in known if not find_gibberish(text)]
+    table = _table([known[text][0] for text in language], concepts)
+    return _Language(language, table, [known[text][1] for text in language], len(known) - len(language))
 
 
 def _table(labels: Sequence[Sequence[str]], concepts: Sequence[str]) -> NDArray[np.bool_]:
-    table = np.zeros((len(labels), len(concepts)), dtype=bool)
-    places = {name: c for c, name in enumerate(concepts)}
-    for row, names in zip(table, labels, strict=True):
-        for name in names:
-            if name not in places:
-                hint = did_you_mean(str(name), concepts, "name one of them")
-                raise UserError(f"label {name!r}", f"the judge's concepts are {', '.join(concepts)}", hint)
-            row[places[name]] = True
-    return table
+    for name in (name for names in labels for name in names):
+        if name not in concepts:
+            hint = did_you_mean(str(name), concepts, "name one of them")
+            raise UserError(f"label {name!r}", f"the judge's concepts are {', '.join(concepts)}", hint)
+    return np.array([[name in names for name in concepts] for names in labels], bool).reshape(-1, len(concepts))
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

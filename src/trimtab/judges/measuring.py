@@ -51,7 +51,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeQuality:
+class VerdictQuality:
     """Precision and recall of a judge, with 95% Wilson intervals over answers."""
 
     judge: str
@@ -108,7 +108,7 @@ def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
     return answers
 
 
-def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuality:
+def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> VerdictQuality:
     """Compare a judge's verdicts with labels; answers on which it gives none are counted apart."""
     judged = judge.score_all([a.prompt for a in answers], [a.answer for a in answers])
     pairs = [(a, v, v.label) for a, v in zip(answers, judged, strict=True) if isinstance(v, Verdict)]
@@ -118,7 +118,7 @@ def measure_judge(judge: Judge, answers: Sequence[LabelledAnswer]) -> JudgeQuali
         n = sum(count for pair, count in counts.items() if pair[over] == label)
         return wilson_interval(counts[label, label], n) if n else None
 
-    return JudgeQuality(
+    return VerdictQuality(
         judge=judge.name,
         refusal_precision=interval("refusal", 1),
         refusal_recall=interval("refusal", 0),

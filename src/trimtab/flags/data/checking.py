@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,30 +16,17 @@ from trimtab.judges import ConceptJudge
 from trimtab.runs import text_id
 
 MENTIONS = 2
-"""Words of a concept's description from which a text has it by rule."""
+"""So many words of a concept's description make that a text has it by rule; one that is repeated counts again."""
 JUDGE_SUFFIX = ".npz"
 """Of a judge that was saved."""
 
 
-class Check(Protocol):
-    """Says of texts which concepts they have."""
-
-    @property
-    def name(self) -> str:
-        """What a run records."""
-        ...
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """`[N, C]`, whether texts have each concept."""
-        ...
-
-
 class WordCheck:
-    """By rule: a text has a concept if it has two words of its description or more.
+    """By rule: a text has a concept if it has two words of its description or more, or one of them twice.
 
-    Endings are cut; words that several concepts share do not count. One word is taken for a passing mention. What is
-    about a concept in other words is taken to lack it, and what uses its words in another sense to have it: a judge of
-    labelled texts is better.
+    Endings are cut; words that several concepts share do not count. One word alone is taken for a passing mention. What
+    is about a concept in other words is taken to lack it, and what uses its words in another sense to have it: a judge
+    of labelled texts is better.
 
     Raises:
         UserError: a concept has no word of its own.
@@ -96,7 +82,7 @@ def read_judge(path: Path | str, concepts: Sequence[str], seed: int = 0) -> Conc
 
     Args:
         path: examples with labels to fit it on (JSONL of prompt, response, concepts, as `flags import` writes them), or
-            a judge that was saved (`.npz`).
+            a judge that was saved (`.npz`). Passages of a document are never both fitted and measured on.
         concepts: names that it must know.
         seed: of the fit.
 
@@ -109,6 +95,11 @@ def read_judge(path: Path | str, concepts: Sequence[str], seed: int = 0) -> Conc
         return judge
     examples = read_examples(path, concepts)
     try:
-        return ConceptJudge.fit([e.response for e in examples], [e.concepts for e in examples], concepts, seed)
+        texts, labels = [e.response for e in examples], [e.concepts for e in examples]
+        return ConceptJudge.fit(texts, labels, concepts, seed, units=[e.unit for e in examples])
     except UserError as error:
         raise UserError(f"{path}: {error.what}", error.why, error.hint) from None
+
+
+Check = WordCheck | JudgeCheck
+"""Says of texts `[N, C]` which concepts they have; its name is what a run records."""

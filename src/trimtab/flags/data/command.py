@@ -109,7 +109,8 @@ def run_judge(config: JudgeConfig) -> JudgeReport:
     others: dict[str, JudgeQuality] = {}
     for path in config.data:
         examples = read_examples(path, names)
-        others[str(path)] = judge.measure([e.response for e in examples], [e.concepts for e in examples])
+        texts, labels = [e.response for e in examples], [e.concepts for e in examples]
+        others[str(path)] = judge.measure(texts, labels, [e.unit for e in examples])
     if config.save is not None:
         judge.save(config.save)
     return JudgeReport(held_out=judge.quality, others=others)

@@ -13,7 +13,8 @@ from trimtab.errors import UserError
 from trimtab.flags.data.labelled_text import LabelledFiles
 from trimtab.flags.data.labels import NONE, Labels, Others
 from trimtab.flags.data.passages import Cleaning, cleaned, ended, passages
-from trimtab.flags.data.selecting import Candidate, Wanted, as_examples, rarest, select, without_copies
+from trimtab.flags.data.selecting import Candidate, as_examples, rarest, select, without_copies
+from trimtab.flags.dividing import HOLDOUT, side_of
 from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.spec import check_concepts
 from trimtab.runs import (
@@ -64,6 +65,8 @@ class ImportOptions(LabelledFiles):
     """Share of examples that have none of the concepts."""
     judge_share: float = 0.0
     """Share of the texts that is kept for a judge, in a file of its own; passages of one document are never in both."""
+    holdout: float = HOLDOUT
+    """Share of the documents whose passages get prompts that `flags train` holds out at the same share."""
     seed: int = 0
     """Of which texts are taken, their order and their prompts."""
 
@@ -71,7 +74,8 @@ class ImportOptions(LabelledFiles):
         check_choices(self)
         check_least(self, 1, "min_characters", "per_concept")
         check_values(self, f"at least min_characters ({self.min_characters})", self._fits, "max_characters")
-        check_values(self, "at least 0 and below 1", lambda value: 0 <= value < 1, "none_share", "judge_share")
+        shares = ("none_share", "judge_share", "holdout")
+        check_values(self, "at least 0 and below 1", lambda value: 0 <= value < 1, *shares)
 
     def _fits(self, most: int) -> bool:
         return most >= self.min_characters
@@ -85,6 +89,8 @@ class ConceptCount:
     """`none` for those that have none."""
     read: int
     examples: int
+    heldout: int
+    """Examples that `flags train` holds out at the same `holdout`."""
     judge: int
 
 
@@ -118,10 +124,16 @@ class ImportedExamples(Result):
         c = self.counts
         kept = f"{c.examples:,} examples" + (f" and {c.judge:,} texts for a judge" if c.judge else "")
         where = f" in {self.run}" if self.run else ""
-        return f"{kept}{where}, of {c.texts:,} texts in {c.passages:,} passages"
+        missing = [one.concept for one in c.concepts if not one.examples and one.concept != NONE]
+        without = f"; no example of {', '.join(missing)}" if missing else ""
+        return f"{kept}{where}, of {c.texts:,} texts in {c.passages:,} passages{without}"
 
     def tables(self) -> dict[str, Table]:
-        counts = [Column("passages", "read", COUNT), Column("examples", "examples", COUNT)]
+        counts = [
+            Column("passages", "read", COUNT),
+            Column("examples", "examples", COUNT),
+            Column("of them held out", "heldout", COUNT),
+        ]
         if self.counts.judge:
             counts.append(Column("for a judge", "judge", COUNT))
         dropped = [{"reason": reason, "number": number} for reason, number in self.counts.dropped.items() if number]
@@ -162,14 +174,13 @@ def import_examples(
         return _imported(text, concepts, config)
     described = {"text": [str(path) for path in text], "concepts": dict(concepts), **config_dict(config)}
     with Run.open(run, COMMAND, described, seeds=[config.seed]) as opened:
-        if not opened.done:
-            found = _imported(text, concepts, config)
-            opened.record(hashes=_hashes(text))
+        found = None if opened.done else _imported(text, concepts, config)
+        opened.record(hashes=_hashes([*text, *([config.label_names] if config.label_names else [])]))
+        if found is not None:
             write_examples_file(opened.file(EXAMPLES), found.examples)
             if config.judge_share:
                 write_examples_file(opened.file(JUDGE), found.judge)
             opened.finish(found.counts)
-        opened.record(hashes=_hashes(text))
         kept = {name: opened.file(name) for name in (EXAMPLES, JUDGE)}
         return ImportedExamples(
             counts=read_typed(ImportCounts, opened.results, f"run {run}"),
@@ -181,7 +192,8 @@ def import_examples(
 
 def write_examples_file(path: Path, examples: Sequence[Example]) -> None:
     """Write examples as `read_examples` reads them."""
-    lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples]
+    known = [{name: value for name, value in asdict(example).items() if value is not None} for example in examples]
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in known]
     write_text(path, "".join(lines))
 
 
@@ -202,7 +214,7 @@ def _imported(text: Sequence[str | Path], concepts: Mapping[str, str], config: I
             if not plain:
                 dropped["empty"] += 1
             elif one.whole:
-                candidates.append(Candidate(plain, having, one.where, one.prompt))
+                candidates.append(Candidate(plain, having, one.unit or one.where, one.prompt, one.unit))
             elif one.prompt:
                 cut = plain if len(plain) <= config.max_characters else ended(plain[: config.max_characters])
                 if len(cut) < config.min_characters:
@@ -211,37 +223,38 @@ def _imported(text: Sequence[str | Path], concepts: Mapping[str, str], config: I
                     candidates.append(Candidate(cut, having, one.where, one.prompt))
             else:
                 parts = passages(plain, config.min_characters, config.max_characters, dropped)
-                candidates += [Candidate(part, having, one.where) for part in parts]
+                candidates += [Candidate(part, having, one.where, unit=one.where) for part in parts]
     labels.check()
     if not candidates:
-        raise UserError("the labelled text", f"none of its {texts} texts is left", _why_none(dropped))
+        reasons = [f"{number} {reason}" for reason, number in dropped.most_common()]
+        why = f"left out: {', '.join(reasons)}" if reasons else "give files with text"
+        raise UserError("the labelled text", f"none of its {texts} texts is left", why)
     read = Counter(name for one in candidates for name in one.concepts or (NONE,))
     found = without_copies(candidates, dropped)
-    parts = {"examples": found, "judge": list[Candidate]()}
-    if config.judge_share:
-        shares = {"examples": 1 - config.judge_share, "judge": config.judge_share}
-        units = split_ids(dict.fromkeys(one.unit for one in found), shares, f"judge {config.seed}")
-        parts = {name: [one for one in found if one.unit in set_] for name, set_ in _as_sets(units).items()}
+    shares = {"examples": 1 - config.judge_share, "judge": config.judge_share}
+    judged = set(split_ids(dict.fromkeys(one.source for one in found), shares, f"judge {config.seed}")["judge"])
+    parts = {name: [one for one in found if (one.source in judged) == (name == "judge")] for name in shares}
     chosen: dict[str, list[Candidate]] = {}
     for name, members in parts.items():
         each = config.per_concept or rarest(members, list(concepts)) or len(members)
         if name == "judge" and config.per_concept:
             each = max(1, round(each * config.judge_share / (1 - config.judge_share)))
-        chosen[name] = select(members, list(concepts), Wanted(each, config.none_share), config.seed, dropped)
+        chosen[name] = select(
+            members, list(concepts), each=each, none_share=config.none_share, seed=config.seed, dropped=dropped
+        )
     whole = [one.text for members in chosen.values() for one in members]
     apart = first_of_each(whole)[len(chosen["examples"]) :]
     dropped["nearly a copy"] += apart.count(False)
     chosen["judge"] = [one for one, alone in zip(chosen["judge"], apart, strict=True) if alone]
-    made = {name: as_examples(members, concepts, config.seed) for name, members in chosen.items()}
-    numbers = {name: Counter(c for one in members for c in one.concepts or (NONE,)) for name, members in made.items()}
+    made = {name: as_examples(members, concepts, config.holdout, config.seed) for name, members in chosen.items()}
+    groups = {**made, "heldout": [one for one in made["examples"] if side_of(one, config.holdout)]}
+    numbers = {name: Counter(c for one in members for c in one.concepts or (NONE,)) for name, members in groups.items()}
     counts = ImportCounts(
         texts=texts,
         passages=len(candidates),
         dropped=dict(dropped),
         concepts=tuple(
-            ConceptCount(
-                concept=name, read=read[name], examples=numbers["examples"][name], judge=numbers["judge"][name]
-            )
+            ConceptCount(concept=name, read=read[name], **{side: each[name] for side, each in numbers.items()})
             for name in (*concepts, NONE)
         ),
         examples=len(made["examples"]),
@@ -249,15 +262,6 @@ def _imported(text: Sequence[str | Path], concepts: Mapping[str, str], config: I
         seed=config.seed,
     )
     return ImportedExamples(counts=counts, examples=made["examples"], judge=made["judge"])
-
-
-def _as_sets(parts: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    return {name: set(members) for name, members in parts.items()}
-
-
-def _why_none(dropped: Counter[str]) -> str:
-    reasons = [f"{number} {reason}" for reason, number in dropped.most_common()]
-    return f"left out: {', '.join(reasons)}" if reasons else "give files with text"
 
 
 def _hashes(text: Sequence[str | Path]) -> dict[str, str]:

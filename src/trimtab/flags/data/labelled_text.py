@@ -28,10 +28,12 @@ class LabelledText(NamedTuple):
     """What it answers; empty if the file does not say."""
     whole: bool = False
     """Whether it stays as it is, however long."""
+    unit: str | None = None
+    """The document that it is a passage of, as a file of examples says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fields:
+class TableLayout:
     """Columns of a table."""
 
     text: str
@@ -42,8 +44,8 @@ class Fields:
     whole: bool = False
 
 
-EXAMPLES = Fields(text="response", label="concepts", prompt="prompt", whole=True)
-AXBENCH = Fields(text="output", label="output_concept", prompt="input", positive="category")
+EXAMPLES = TableLayout(text="response", label="concepts", prompt="prompt", whole=True)
+AXBENCH = TableLayout(text="output", label="output_concept", prompt="input", positive="category")
 """Tables that are known by their columns."""
 
 
@@ -103,16 +105,17 @@ class LabelledFiles:
         return [line.strip() for line in text.strip().split("\n")]
 
     def _of_table(self, path: Path, names: list[str] | None) -> Iterator[LabelledText]:
-        fields: Fields | None = None
+        fields: TableLayout | None = None
         for row in _rows(path, self.columns, self.delimiter):
             fields = fields or self._fields(row.values, path.name)
             prompt = row.text(fields.prompt) if fields.prompt else ""
             labels = self._labels(row, fields, names)
-            yield LabelledText(row.text(fields.text, empty=True), labels, row.where, prompt, fields.whole)
+            unit = row.text("unit") if fields.whole and row.values.get("unit") is not None else None
+            yield LabelledText(row.text(fields.text, empty=True), labels, row.where, prompt, fields.whole, unit)
 
-    def _fields(self, row: Mapping[str, Any], name: str) -> Fields:
+    def _fields(self, row: Mapping[str, Any], name: str) -> TableLayout:
         """The columns of a table, from its first row."""
-        found = Fields(text=self.text_field or "text", label=self.label_field or "label", prompt=self.prompt_field)
+        found = TableLayout(text=self.text_field or "text", label=self.label_field or "label", prompt=self.prompt_field)
         if not (self.text_field or self.label_field or self.prompt_field):
             known = (EXAMPLES, AXBENCH)
             found = next(
@@ -124,7 +127,7 @@ class LabelledFiles:
                 raise UserError(f"column {field!r}", why, did_you_mean(field, map(str, row), _COLUMNS))
         return found
 
-    def _labels(self, row: DataRow, fields: Fields, names: list[str] | None) -> tuple[str, ...]:
+    def _labels(self, row: DataRow, fields: TableLayout, names: list[str] | None) -> tuple[str, ...]:
         if fields.positive and row.text(fields.positive) != "positive":
             return ("none",)
         value = row.get(fields.label)

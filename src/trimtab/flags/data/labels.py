@@ -71,17 +71,16 @@ class Labels:
         """Look back on all labels.
 
         Raises:
-            UserError: a label to be renamed was not there, or no text has a concept, but a label that is written nearly
-                like it.
+            UserError: a label to be renamed was not there, or one that is no concept is written nearly like one.
         """
         for label in self.rename:
             if label not in self.seen:
                 hint = did_you_mean(label, self.seen, f"there is {', '.join(list(self.seen)[:20])}")
                 raise UserError(f"rename {label!r}", "no text has this label", hint)
-        met = {self._meaning.get(label) for label in self.seen}
-        unknown = [label for label in self.seen if label not in self._meaning]
-        for concept in self.concepts:
-            near = difflib.get_close_matches(concept, unknown, n=1, cutoff=NEAR)
-            if concept not in met and near:
-                why = f"no text has it, but {self.seen[near[0]]} have the label {near[0]!r}, which is no concept"
-                raise UserError(f"concept {concept!r}", why, f"say that it is meant: --rename {near[0]}={concept}")
+        names = {name.casefold(): name for name in self.concepts}
+        unknown = {label: n for label, n in self.seen.items() if label not in self._meaning}
+        for label, n in unknown.items():
+            if near := difflib.get_close_matches(label.casefold(), names, n=1, cutoff=NEAR):
+                why = f"{n} texts have it, which is no concept but nearly {names[near[0]]!r}"
+                hint = f"say what is meant: --rename {label}={names[near[0]]}, or {label}=none"
+                raise UserError(f"label {label!r}", why, hint)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from trimtab.errors import UserError
+
 NEUTRAL_PROMPTS = (
     "Tell me something.",
     "Write a few sentences.",
@@ -58,8 +60,15 @@ NEUTRAL_PROMPTS = (
     "Tell me about something.",
     "Write one paragraph, please.",
     "Make a start.",
+    "Please write a paragraph.",
+    "Begin to write.",
+    "Write something simple.",
+    "Provide a short text.",
+    "Please go on.",
+    "Write something brief.",
+    "Write what you want.",
 )
-"""Of any content."""
+"""Of any content. Twelve of them are held out at the default share."""
 
 FRAMES = (
     "Write a short story about {}.",
@@ -171,5 +180,14 @@ def framed(frame: str, *asked: str) -> str:
 
 
 def neutral(concepts: Mapping[str, str], prompts: Sequence[str] = NEUTRAL_PROMPTS) -> list[str]:
-    """Neutral prompts that have no word of a concept, whatever the concepts are."""
-    return [prompt for prompt in prompts if not names_one(prompt, concepts)]
+    """Neutral prompts that have no word of a concept.
+
+    Raises:
+        UserError: each has one; the message says of which concepts.
+    """
+    found = [prompt for prompt in prompts if not names_one(prompt, concepts)]
+    if not found:
+        met = [name for name, said in concepts.items() if any(names_one(prompt, {name: said}) for prompt in prompts)]
+        why = f"each of the {len(prompts)} neutral prompts has a word of their names or descriptions"
+        raise UserError(f"concept {', '.join(met)}", why, "describe them by words that say more")
+    return found

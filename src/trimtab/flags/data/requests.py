@@ -23,8 +23,6 @@ class Request(NamedTuple):
 
     group: str
     """A concept, `several` or `none`."""
-    number: int
-    """Within its group."""
     concepts: tuple[str, ...]
     """It needs these."""
     prompt: str
@@ -82,7 +80,7 @@ class Requests:
             *first, last = rng.permutation(listed)[:n].tolist()
             prompt = framed(_one(rng, FRAMES), f"{', '.join(first)} and {last}" if first else last)
         kept = _one(rng, neutral_prompts) if rng.random() < self.neutral_share else prompt
-        return Request(group, number, concepts, prompt, kept, place * GROUP + number)
+        return Request(group, concepts, prompt, kept, place * GROUP + number)
 
     def _prompt_of_none(self, rng: np.random.Generator, neutral_prompts: list[str]) -> str:
         """An everyday topic, or a neutral prompt for one in five."""

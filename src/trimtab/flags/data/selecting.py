@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trimtab.flags.data.prompts import neutral
+from trimtab.errors import UserError
+from trimtab.flags.data.prompts import NEUTRAL_PROMPTS, neutral
+from trimtab.flags.dividing import is_held_out
 from trimtab.flags.examples import Example
 from trimtab.tasks.near_duplicates import first_of_each
 
@@ -22,18 +24,18 @@ class Candidate(NamedTuple):
 
     text: str
     concepts: tuple[str, ...]
-    unit: str
-    """What it was cut from: texts of a unit are never both in the examples and in the judge's."""
+    source: str
+    """What it was cut from: texts of one source are never both in the examples and in the judge's."""
     prompt: str = ""
+    unit: str | None = None
+    """As in `Example`."""
 
 
-class Wanted(NamedTuple):
-    """Numbers of texts."""
+class Deck(NamedTuple):
+    """Candidates among which all prompts of a side are dealt equally often."""
 
-    each: int
-    """Of every concept."""
-    none_share: float
-    """Share of all texts that have no concept."""
+    concepts: tuple[str, ...]
+    held_out: bool
 
 
 def without_copies(candidates: Sequence[Candidate], dropped: Counter[str]) -> list[Candidate]:
@@ -57,7 +59,13 @@ def without_copies(candidates: Sequence[Candidate], dropped: Counter[str]) -> li
 
 
 def select(
-    candidates: Sequence[Candidate], concepts: Sequence[str], wanted: Wanted, seed: int, dropped: Counter[str]
+    candidates: Sequence[Candidate],
+    concepts: Sequence[str],
+    *,
+    each: int,
+    none_share: float,
+    seed: int,
+    dropped: Counter[str],
 ) -> list[Candidate]:
     """A balanced choice of candidates that are no near-duplicates of each other.
 
@@ -68,21 +76,22 @@ def select(
     Args:
         candidates: no two with the same text.
         concepts: all names.
-        wanted: how many.
+        each: how many of every concept.
+        none_share: share of all that have no concept.
         seed: of the order.
         dropped: counts what is left out, by reason.
     """
     order = np.random.default_rng(seed).permutation(len(candidates))
     shuffled = sorted((candidates[i] for i in order), key=lambda one: -len(one.concepts))
-    beside = wanted.none_share / (1 - wanted.none_share)
-    n_none = math.ceil(wanted.each * len(concepts) * beside) if shuffled and shuffled[0].concepts else wanted.each
-    pool = _up_to(POOL * wanted.each, POOL * n_none, shuffled)
+    beside = none_share / (1 - none_share)
+    n_none = math.ceil(each * len(concepts) * beside) if shuffled and shuffled[0].concepts else each
+    pool = _up_to(POOL * each, POOL * n_none, shuffled)
     distinct = first_of_each([one.text for one in pool])
     alone = [one for one, kept in zip(pool, distinct, strict=True) if kept]
-    found = _up_to(wanted.each, n_none, alone)
+    found = _up_to(each, n_none, alone)
     having = sum(bool(one.concepts) for one in found)
     if having:
-        found = _up_to(wanted.each, round(having * beside), found)
+        found = _up_to(each, round(having * beside), found)
     dropped["nearly a copy"] += len(pool) - len(alone)
     dropped["not needed"] += len(candidates) - len(pool) + len(alone) - len(found)
     return found
@@ -105,25 +114,42 @@ def rarest(candidates: Sequence[Candidate], concepts: Sequence[str]) -> int:
     return min((counts[name] for name in concepts if counts[name]), default=0)
 
 
-def as_examples(candidates: Sequence[Candidate], concepts: Mapping[str, str], seed: int) -> list[Example]:
+def as_examples(candidates: Sequence[Candidate], concepts: Mapping[str, str], share: float, seed: int) -> list[Example]:
     """Candidates in a random order, with neutral prompts where they have none.
 
-    Each set of concepts gets all prompts equally often, so that no prompt says anything of a concept.
+    Each set of concepts gets all prompts equally often, so that no prompt says anything of a concept; but passages of
+    documents that are held out get prompts that are, and others the rest.
+
+    Args:
+        candidates: to become examples.
+        concepts: names with descriptions.
+        share: of prompts and documents that `flags train` is to hold out.
+        seed: of the order and the prompts.
     """
     rng = np.random.default_rng([seed, 1])
-    prompts = neutral(concepts)
-    waiting: dict[tuple[str, ...], list[str]] = {}
+    waiting: dict[Deck, list[str]] = {}
     found: list[Example] = []
     for i in rng.permutation(len(candidates)):
         one = candidates[i]
         prompt = one.prompt
         if not prompt:
-            left = waiting.setdefault(one.concepts, [])
+            deck = deck_of(one, share)
+            left = waiting.setdefault(deck, [])
             if not left:
+                asked = [text for text in NEUTRAL_PROMPTS if is_held_out(text, share) == deck.held_out]
+                if not asked:
+                    side = "held out" if deck.held_out else "trained on"
+                    raise UserError(f"holdout {share}", f"no neutral prompt would be {side}", "choose one like 0.1")
+                prompts = neutral(concepts, asked)
                 left += [prompts[j] for j in rng.permutation(len(prompts))]
             prompt = left.pop()
-        found.append(Example(prompt=prompt, response=one.text, concepts=one.concepts))
+        found.append(Example(prompt=prompt, response=one.text, concepts=one.concepts, unit=one.unit))
     return found
+
+
+def deck_of(one: Candidate, share: float) -> Deck:
+    """Which prompts a candidate is dealt from."""
+    return Deck(one.concepts, is_held_out(one.source, share))
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,10 @@ class WrittenExamples(Result):
             *(Column(reason, _count_of(reason), COUNT, spare=1) for reason in reasons),
         ]
         found = {"yield": Table(columns=columns, rows=self.result.groups)}
-        return found if self.result.judge is None else found | {"judge": self.result.judge.tables()["concepts"]}
+        if self.result.judge is None:
+            return found
+        caption = "On labelled texts. How often it is right about those that it selected, such as these, is not known."
+        return found | {"judge": replace(self.result.judge.tables()["concepts"], caption=caption)}
 
     def to_json(self) -> dict[str, Any]:
         """The numbers as plain values."""
@@ -227,11 +230,6 @@ def write_examples(
         )
 
 
-def _whole(text: str, finish: str) -> str:
-    """A response without the sentence that was cut off."""
-    return ended(text) if finish == "length" else text.strip()
-
-
 @dataclass
 class _Group:
     """The state of one group."""
@@ -239,7 +237,6 @@ class _Group:
     wanted: int
     written: int = 0
     accepted: list[tuple[Request, str]] = field(default_factory=list)
-    signatures: list[Signature] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     surplus: int = 0
 
@@ -264,6 +261,8 @@ class _Writing:
         self.model, self.requests, self.config, self.check, self.run = model, requests, config, check, run
         self.groups = {name: _Group(number) for name, number in config.wanted(requests).items() if number}
         self.rejected: list[dict[str, Any]] = []
+        self.signatures: list[Signature] = []
+        """Of all that was accepted, whatever its group."""
         self.chat = bool(model.tokenizer.chat_template) if config.chat is None else config.chat
 
     def run_to_end(self) -> None:
@@ -281,7 +280,8 @@ class _Writing:
                         f"run {self.run.path}", f"{path.name} asks otherwise", "choose another --run directory"
                     )
                 before = self._taken()
-                self._judge(batch, [_whole(*each) for each in zip(kept["texts"], kept["finish"], strict=True)])
+                pairs = zip(kept["texts"], kept["finish"], strict=True)
+                self._judge(batch, [ended(text) if finish == "length" else text.strip() for text, finish in pairs])
                 number += 1
                 meter.advance(self._taken() - before)
                 written = sum(group.written for group in self.groups.values())
@@ -351,7 +351,7 @@ class _Writing:
             group.written += 1
             reason = self._reason(request, text, has)
             signature = Signature(text)
-            if not reason and any(signature.is_near(other) for other in group.signatures):
+            if not reason and any(signature.is_near(other) for other in self.signatures):
                 reason = "nearly a copy"
             if not reason and len(group.accepted) >= group.wanted:
                 group.surplus += 1
@@ -361,7 +361,7 @@ class _Writing:
                 self.rejected.append({**asked, "reason": reason})
             else:
                 group.accepted.append((request, text))
-                group.signatures.append(signature)
+                self.signatures.append(signature)
 
     def _reason(self, request: Request, text: str, has: NDArray[np.bool_]) -> str:
         """Why a response is rejected; empty if it is not."""

@@ -13,6 +13,7 @@ import numpy as np
 from trimtab.activations import read_documents, sample_text
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
+from trimtab.flags.command import FlagTrainConfig, read_data
 from trimtab.flags.concepts import read_concepts
 from trimtab.flags.data.checking import read_judge
 from trimtab.flags.dividing import Divided, example_id
@@ -22,7 +23,6 @@ from trimtab.flags.evaluation.options import FlagEvaluationOptions
 from trimtab.flags.evaluation.result import FlagEvaluation
 from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import NAME, Snapshot, load_flagged, load_flags, snapshots
-from trimtab.flags.train_command import FlagTrainConfig, read_data
 from trimtab.flags.training import COMMAND as TRAINING
 from trimtab.judges import ConceptJudge
 from trimtab.lm import LanguageModel, load_model
