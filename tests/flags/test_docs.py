@@ -50,7 +50,7 @@ def test_the_page_runs(
     assert "[[ True False]]" in said
     assert "2 flags in 8 dimensions, curriculum forced, 40 steps" in said
     assert " True\n" in said
-    assert "Whether reliance emerges without forcing takes a forced and an auxiliary run" in said
+    assert "Whether reliance emerges without forcing is not known: there is no auxiliary run" in said
     assert said.rstrip().split("\n")[-1].startswith("concept rate with the flag on minus off: ")
     assert known["own"].result.curriculum == "own"
     assert known["ids"].shape[1] > 20

@@ -8,13 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_evaluation import SMALL
 from toy_corpus import toy_examples
 
 from trimtab import cli
 from trimtab.errors import UserError
+from trimtab.flags import load_flagged
 from trimtab.flags.command import FlagTrainConfig, run_flag_train
-from trimtab.flags.evaluation.command import FlagEvaluateConfig, run_flag_evaluate
+from trimtab.flags.evaluation.command import FlagEvaluateConfig, finetuning_of, read_run, run_flag_evaluate
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
 
@@ -48,10 +50,12 @@ def config_of(place: Path, *runs: str, **options: object) -> FlagEvaluateConfig:
 def test_runs_are_measured_from_the_original_over_their_snapshots(trained: Path) -> None:
     found = run_flag_evaluate(config_of(trained, "forced"))
     assert found.reliance is not None
-    moments = dict.fromkeys((row.moment.run, row.moment.step) for row in found.reliance.losses)
+    moments = dict.fromkeys((row.moment.run, row.moment.step) for row in found.reliance.costs)
     assert list(moments) == [("forced", 0), ("forced", 6), ("forced", 12)]
-    tokens = [row.moment.tokens for row in found.reliance.losses if row.way == "zeroed"]
+    tokens = [row.moment.tokens for row in found.reliance.costs if row.way == "zeroed"]
     assert 0 == tokens[0] < tokens[1] < tokens[2]
+    phases = [row.moment.last_phase for row in found.reliance.costs if row.way == "zeroed"]
+    assert phases == [False, False, True]  # the last of the schedule begins at step 8 of 12
     together = run_flag_evaluate(config_of(trained, "forced", "plain"))  # the second run joins the first
     assert together.runs == ("forced", "plain")
     first = [row.seconds for row in found.seconds]
@@ -59,7 +63,17 @@ def test_runs_are_measured_from_the_original_over_their_snapshots(trained: Path)
     assert read_record(trained / "evaluated")["status"] == "done"
     last = run_flag_evaluate(config_of(trained, "forced", snapshots=1, run=trained / "last"))
     assert last.reliance is not None
-    assert {row.moment.step for row in last.reliance.losses} == {0, 12}
+    assert {row.moment.step for row in last.reliance.costs} == {0, 12}
+
+
+def test_all_moments_have_weights_of_one_precision(trained: Path, tiny_llama: LanguageModel) -> None:
+    """Snapshots are kept in bfloat16, the result in float32."""
+    config = config_of(trained, "forced")
+    run = read_run(trained / "forced", "forced")
+    kept, last = (state.load() for state in finetuning_of(run, tiny_llama, config).states)
+    assert not all(torch.equal(w, w.bfloat16().float()) for w in load_flagged(run.kept[-1].path)[0].hf.parameters())
+    for model in (kept, last):
+        assert all(torch.equal(w, w.bfloat16().float()) for w in model.hf.parameters())
 
 
 def test_the_command_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

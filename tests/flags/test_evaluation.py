@@ -43,14 +43,14 @@ def test_curricula_differ_in_what_they_say_and_lose(evaluated: tuple[FlagEvaluat
     assert read["forced"] > 0.97
     assert read["auxiliary"] > 0.97
     assert read["plain"] < 0.75
-    assert all(row.auc.estimate < 0.75 for row in found.reading.last("prompt"))  # the prompt says nothing
+    assert all(row.auc.estimate < 0.75 for row in found.reading.last("neutral prompt"))  # the prompt says nothing
     only = {row.moment.curriculum: row.auc.estimate for row in found.erosion.over_layers("response", "linear", ONLY)}
     assert only["forced"] > 0.95
     lost = {row.moment.curriculum: row for row in found.reliance.last("flipped")}
     assert lost["forced"].difference.low > 0
     assert lost["forced"].flags.estimate > lost["plain"].flags.estimate + 0.1
-    assert found.reliance.growth == ()
-    assert "elsewhere" in found.reliance.verdict() or "nothing follows" in found.reliance.verdict()
+    assert found.reliance.lines == ()  # each takes three moments
+    assert found.reliance.verdict().startswith("No reliance without forcing was seen, where forcing gives reliance.")
 
 
 def test_it_says_what_it_measured_on(evaluated: tuple[FlagEvaluation, Path]) -> None:
@@ -158,7 +158,7 @@ def test_control_is_measured_at_the_end_of_each_run(
     ("options", "says"),
     [
         ({"layer": [4]}, "layer 4: tiny-llama has layers 0 to 3; choose one of them"),
-        ({"layer": [1, 1]}, "layer 1: it is given twice; give it once"),
+        ({"layer": [1, 1]}, "layer 1: it is named twice; name it once"),
         ({"effect_layer": 9}, "layer 9: tiny-llama has layers 0 to 3"),
         ({"part": ["readings"]}, "part"),
         ({"part": []}, "part: there is none; choose among reading, erosion, effects, reliance, price, control"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,19 +17,30 @@ from trimtab.errors import UserError
 from trimtab.evaluation.documents import pack
 from trimtab.flags import Example, FlagSpec
 from trimtab.flags.evaluation import harvest, reliance
-from trimtab.flags.evaluation.effects import concept_directions, effect_values, effects_result
-from trimtab.flags.evaluation.erosion import ONLY, RANDOM, WHOLE, WITHOUT, erosion_result, probe_values
+from trimtab.flags.evaluation.effects import FREE, HELD, concept_directions, effect_values, effects_result
+from trimtab.flags.evaluation.erosion import (
+    ONLY,
+    RANDOM,
+    SHUFFLED,
+    WHOLE,
+    WITHOUT,
+    Erosion,
+    erosion_result,
+    probe_values,
+    probed,
+    probed_layers,
+)
 from trimtab.flags.evaluation.harvest import Harvest
-from trimtab.flags.evaluation.measured import Moment, Part, Series, read_part, write_part
+from trimtab.flags.evaluation.measured import Measured, Moment, Part, Series, read_part, write_part
 from trimtab.flags.evaluation.price import GeneralText, price_result, price_values
-from trimtab.flags.evaluation.reading import reading_result, reading_values
-from trimtab.flags.evaluation.reliance import ELSEWHERE, PAPER_TOKENS, THEMSELVES, reliance_result, reliance_values
+from trimtab.flags.evaluation.reading import ASKING, NEUTRAL, RESPONSE, reading_result, reading_values
+from trimtab.flags.evaluation.reliance import ELSEWHERE, PAPER_TOKENS, Reliance, reliance_result, reliance_values
 from trimtab.flags.evaluation.reliance import FLAGS as CHANGED
 from trimtab.flags.evaluation.texts import EvaluationTexts, LabelledTexts, evaluation_texts
-from trimtab.flags.evaluation.unassigned import unassigned_dims
+from trimtab.flags.evaluation.unassigned import matched_dims, unassigned_dims
 from trimtab.flags.examples import batch_of
 from trimtab.flags.loss import FlagReading
-from trimtab.lm import LanguageModel, capture
+from trimtab.lm import LanguageModel, Site, capture
 from trimtab.stats import Resamples
 
 LAYERS = (0, 3)
@@ -40,19 +53,24 @@ def divided(model: LanguageModel, flags: FlagSpec = FLAGS, n: int = 60) -> Evalu
 def harvested(
     model: LanguageModel, texts: LabelledTexts, flags: FlagSpec = FLAGS, others: FlagSpec = OTHERS
 ) -> Harvest:
-    return harvest.harvest(model, flags, others, texts, LAYERS, batch_size=7)
+    return harvest.harvest(model, flags, others.flat_dims, texts, LAYERS, inputs=range(5), batch_size=7)
 
 
-def moments(*steps: int, run: str = "forced", curriculum: str = "forced", tokens: int = 1000) -> list[Moment]:
-    return [Moment(run=run, curriculum=curriculum, seed=0, step=s, tokens=s * tokens) for s in steps]
+def moments(*steps: int, run: str = "forced", tokens: int = 1000, seed: int = 0) -> list[Moment]:
+    curriculum = run.split(",")[0]
+    return [Moment(run=run, curriculum=curriculum, seed=seed, step=s, tokens=s * tokens) for s in steps]
+
+
+def series_of(run: str, steps: Mapping[int, Part], plain: Mapping[int, Part] | None = None, seed: int = 0) -> Series:
+    return Series(moments(*steps, run=run, seed=seed), list(steps.values()), plain or {})
 
 
 def resamples(texts: LabelledTexts) -> Resamples:
     return Resamples(texts.unit, n_resamples=200)
 
 
-def test_activations_are_those_of_single_forward_passes(any_tiny: LanguageModel) -> None:
-    """The last prompt token's, and the mean over the response's tokens, of padded batches."""
+def test_forward_passes_are_those_of_single_examples(any_tiny: LanguageModel) -> None:
+    """At the last prompt token, as the mean over the response's tokens, and token by token, of padded batches."""
     flags = FlagSpec(
         concepts=("sea", "war"), dims=((3,), (8,)), d_model=32, targets={"resid_mid.1": 1, "resid_post.3": 1}
     )
@@ -72,16 +90,26 @@ def test_activations_are_those_of_single_forward_passes(any_tiny: LanguageModel)
             mid, low, top = (alone[any_tiny.site(name)][0] for name in ("resid_mid.1", "resid_post.0", "resid_post.3"))
             assert len(ids) == len(top)
             for layer, x in ((0, low), (3, top)):
-                torch.testing.assert_close(found.residual[layer][0, i], x[start - 1], rtol=1e-4, atol=1e-4)
-                torch.testing.assert_close(found.residual[layer][1, i], x[start:].mean(0), rtol=1e-4, atol=1e-4)
-            for values, spec in ((found.held, flags), (found.unassigned, others)):
-                expected = torch.stack([mid[start - 1, spec.flat_dims], top[start - 1, spec.flat_dims]])
-                torch.testing.assert_close(values[0, i], expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(found.residual[layer][:, i], at_places(x, start), rtol=1e-4, atol=1e-4)
+            for spec in (flags, others):
+                at_sites = torch.stack([mid[:, spec.flat_dims], top[:, spec.flat_dims]], dim=1)
+                expected = at_places(at_sites, start)
+                torch.testing.assert_close(found.of(spec)[:, i], expected, rtol=1e-4, atol=1e-4)
+                columns = [found.dims.index(dim) for dim in spec.flat_dims]
+                held = found.held[i][..., columns]
+                torch.testing.assert_close(held, at_sites, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.inputs[1][i], low, rtol=1e-4, atol=1e-4)
+            assert found.n_tokens[i] == len(ids) - start
+            expected = slow_loss(any_tiny, ids, start) * (len(ids) - start)
+            assert float(found.nats[i]) == pytest.approx(expected, rel=1e-4)
+
+
+def at_places(x: torch.Tensor, start: int) -> torch.Tensor:
+    return torch.stack([x[start - 1], x[start:].mean(0)])
 
 
 def test_the_last_prompt_token_sees_nothing_of_the_response(any_tiny: LanguageModel) -> None:
     flags = FlagSpec(concepts=("sea", "war"), dims=((3,), (8,)), d_model=32, targets={"resid_post.3": 1})
-    others = unassigned_dims(flags)
     texts = divided(any_tiny, flags).reported
     answered = [example for example in toy_examples(len(texts), seed=9)]
     other = tuple(
@@ -93,17 +121,17 @@ def test_the_last_prompt_token_sees_nothing_of_the_response(any_tiny: LanguageMo
         for own, new in zip(texts.tokens, other, strict=True)
     )
     before, after = (
-        harvested(any_tiny, each, flags, others) for each in (texts, replace(texts, examples=other, tokens=tokens))
+        harvested(any_tiny, each, flags) for each in (texts, replace(texts, examples=other, tokens=tokens))
     )
-    torch.testing.assert_close(before.held[0], after.held[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(before.of(flags)[0], after.of(flags)[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(before.residual[3][0], after.residual[3][0], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(before.held[1], after.held[1], rtol=1e-2)
+    assert not torch.allclose(before.of(flags)[1], after.of(flags)[1], rtol=1e-2)
 
 
 def test_reading_at_a_site_is_that_of_the_loss(tiny_llama: LanguageModel, flags: FlagSpec) -> None:
     texts, others = divided(tiny_llama, flags).reported, unassigned_dims(flags)
-    values = reading_values(flags, others, harvested(tiny_llama, texts, flags, others))
-    found = Part(values, 0.0).of(site="all", place="response", dims="flags").reshape(texts.labels.shape)
+    values = reading_values(flags, [others], harvested(tiny_llama, texts, flags, others))
+    found = Part(values, 0.0).of(site="all", place="response", draw=0).reshape(texts.labels.shape)
     batch = batch_of(tiny_llama, flags, texts.examples, texts.tokens)
     reading = FlagReading(flags, batch)
     with reading.reading(tiny_llama), torch.no_grad():
@@ -114,94 +142,182 @@ def test_reading_at_a_site_is_that_of_the_loss(tiny_llama: LanguageModel, flags:
 def test_planted_flags_read_whole_in_responses_and_not_before(tiny_tokenizer) -> None:
     model = planted_model(tiny_tokenizer)
     texts = divided(model).reported
-    part = Part(reading_values(FLAGS, OTHERS, harvested(model, texts)), 0.0)
-    result = reading_result([Series(moments(1), [part])], texts, {"forced": FLAGS}, resamples(texts), seed=0)
-    assert {row.site for row in result.sites} == {"all", *FLAGS.targets}
-    for row in result.sites:
-        expected = (1, 1) if row.place == "response" else (0.5, 0.5)
+    part = Part(reading_values(FLAGS, [OTHERS], harvested(model, texts)), 0.0)
+    result = reading_result([series_of("forced", {1: part})], texts, {"forced": FLAGS}, resamples(texts))
+    assert {row.site for row in result.rows} == {"all", *FLAGS.targets}
+    assert {row.place for row in result.rows} == {NEUTRAL, RESPONSE}  # no prompt of the corpus names a concept
+    for row in result.rows:
+        expected = (1, 1) if row.place == RESPONSE else (0.5, 0.5)
         assert (row.accuracy.estimate, row.auc.estimate) == expected, row
-        assert row.unassigned.estimate == 0.5
-        assert 0.2 < row.shuffled.estimate < 0.8
-    assert [(row.concept, row.place, row.auc.estimate) for row in result.concepts] == [
-        ("sea", "prompt", 0.5), ("war", "prompt", 0.5), ("sea", "response", 1), ("war", "response", 1),
+        assert (row.unassigned is None) == (row not in result.whole)
+        if row.unassigned is not None:
+            assert row.unassigned.estimate == 0.5
+    assert [(row.concept, row.place, row.auc.estimate) for row in result.rows if row.concept != "mean"] == [
+        ("sea", NEUTRAL, 0.5), ("war", NEUTRAL, 0.5), ("sea", RESPONSE, 1), ("war", RESPONSE, 1),
     ]  # fmt: skip
+    assert result.headline() == (
+        "AUC of flags (0.5 is chance): forced 1.000 [1.000, 1.000] over responses, "
+        "0.500 [0.500, 0.500] over the last token of neutral prompts"
+    )
+
+
+def test_prompts_that_name_a_concept_are_read_apart(tiny_llama: LanguageModel) -> None:
+    """Flags that read nothing but the prompts' words are perfect on prompts that ask, and chance on neutral ones."""
+    examples = [
+        Example(prompt=f"Tell me of ships {i}" if asks else f"Go on {i}", response="a b", concepts=["sea"] * (i % 2))
+        for i in range(80)
+        for asks in (True, False)
+    ]
+    spec = FlagSpec(concepts=("sea",), dims=((3,),), d_model=32, targets={"resid_post.1": 1})
+    texts = evaluation_texts(tiny_llama, spec, examples, fit_items=40, items=99, chat=False, max_tokens=64).reported
+    asking = np.array(["ships" in example.prompt for example in texts.examples])
+    strength = np.where(asking, texts.labels[:, 0], 0.2).astype(float)
+    rows = [
+        Measured({"site": site, "place": place, "draw": draw}, strength)
+        for site, draw in (("all", 0), ("all", 1), ("resid_post.1", 0))
+        for place in harvest.PLACES
+    ]
+    one = series_of("forced", {1: Part(rows, 0.0)})
+    found = reading_result([one], texts, {"forced": spec}, resamples(texts), {"sea": "the sea, ships and sailors"})
+    auc = {row.place: (row.auc.estimate, row.examples, row.auc.n) for row in found.whole}
+    n = int(asking.sum())
+    assert auc.get(ASKING) == (1, n, n)
+    assert auc[NEUTRAL] == (0.5, len(texts) - n, len(texts) - n)
+    assert 0.5 < auc[RESPONSE][0] < 1
+
+
+def probes_of(model: LanguageModel, texts: EvaluationTexts) -> Part:
+    fitted, reported = (harvested(model, part) for part in (texts.fitted, texts.reported))
+    return Part(probe_values(probed(FLAGS, [OTHERS], texts.fitted.labels, 0), fitted, reported, LAYERS), 0.0)
+
+
+def erosion_of(texts: EvaluationTexts, *series: Series, first_layer: int = 1) -> Erosion:
+    return erosion_result(series, texts.reported, resamples(texts.reported), first_layer)
 
 
 @pytest.mark.parametrize("copies", [False, True])
 def test_probes_find_a_concept_exactly_where_it_is_planted(tiny_tokenizer, copies: bool) -> None:
     model = planted_model(tiny_tokenizer, copies=copies)
     texts = divided(model)
-    fitted, reported = (harvested(model, part) for part in (texts.fitted, texts.reported))
-    rows = probe_values(FLAGS, OTHERS, fitted, reported, texts.fitted.labels)
-    assert len(rows) == len(LAYERS) * 2 * 4 * 2
-    one = Series(moments(0, 5), [Part(rows, 0.0)] * 2)
-    found = erosion_result([one], texts.reported, resamples(texts.reported))
+    part = probes_of(model, texts)
+    assert len(part.rows) == len(LAYERS) * 2 * 5 * 2
+    found = erosion_of(texts, series_of("forced", {0: part, 5: part}))
     for row in found.probes:
-        holds = {WHOLE: True, WITHOUT: copies, ONLY: True, RANDOM: True}[row.dims] and row.place == "response"
-        assert row.auc.estimate == (1 if holds else 0.5), row
+        holds = {WHOLE: True, WITHOUT: copies, ONLY: True, RANDOM: True, SHUFFLED: False}[row.dims]
+        holds &= row.place == "response"
+        if row.dims != SHUFFLED or not copies or row.place == "prompt":
+            assert row.auc.estimate == (1 if holds else 0.5), row
         assert (row.change is None) == (row.moment.step == 0)
         if row.change is not None:
             assert (row.change.low, row.change.high) == (0, 0)
         assert row.beyond_plain is None
+        assert (row.selectivity is None) == (row.dims != WITHOUT)
+        if row.selectivity is not None:
+            assert (row.selectivity.estimate > 0.2) == holds, row
 
 
-def test_erosion_is_held_against_the_plain_run_of_equal_seed_and_steps(tiny_tokenizer) -> None:
+def test_labels_are_shuffled_for_a_control_and_for_nothing_else() -> None:
+    labels = np.arange(60).reshape(30, 2) % 3 == 0
+    sets = probed(FLAGS, [OTHERS, OTHERS], labels, 0)
+    assert [dims for dims, *_ in sets] == [WHOLE, WITHOUT, ONLY, RANDOM, RANDOM, SHUFFLED, SHUFFLED]
+    left_out = {WITHOUT: FLAGS.flat_dims, SHUFFLED: FLAGS.flat_dims, RANDOM: OTHERS.flat_dims, WHOLE: []}
+    for dims, _, columns, of in sets:
+        assert (of.tolist() == labels.tolist()) == (dims != SHUFFLED)
+        assert sorted(of.tolist()) == sorted(labels.tolist())
+        expected = FLAGS.flat_dims if dims == ONLY else set(range(32)) - {*left_out[dims]}
+        assert columns == sorted(expected)
+    assert sets[-1][3].tolist() != sets[-2][3].tolist()
+
+
+def test_erosion_is_held_against_the_plain_run(tiny_tokenizer) -> None:
     both = [planted_model(tiny_tokenizer, copies=copies) for copies in (True, False)]
     texts = divided(both[0])
-    parts = []
-    for model in both:
-        fitted, reported = (harvested(model, part) for part in (texts.fitted, texts.reported))
-        parts.append(Part(probe_values(FLAGS, OTHERS, fitted, reported, texts.fitted.labels), 0.0))
-    kept, eroded = parts
-    forced = Series(moments(0, 5), [kept, eroded])
-    plain = Series(moments(0, 5, run="plain", curriculum="plain"), [kept, kept])
-    found = erosion_result([forced, plain], texts.reported, resamples(texts.reported))
-    (row,) = [r for r in found.over_layers("response", "linear", WITHOUT) if r.moment.run == "forced" and r.moment.step]
+    kept, eroded = (probes_of(model, texts) for model in both)
+    found = erosion_of(texts, series_of("forced", {0: kept, 5: eroded}, {0: kept, 5: kept}))
+    (row,) = [r for r in found.over_layers("response", "linear", WITHOUT) if r.moment.step]
     assert row.change is not None
     assert row.beyond_plain is not None
     assert (row.auc.estimate, row.change.estimate, row.beyond_plain.estimate) == (0.5, -0.5, -0.5)
-    assert "forced −0.500" in found.headline().replace("-", "−")
+    assert found.headline() == (
+        "change since step 0 of the AUC of linear probes of responses without the flags' dimensions, mean over layers "
+        "from 1 on: forced -0.500 [-0.500, -0.500] (-0.500 [-0.500, -0.500] beyond plain)"
+    )
+    elsewhere = erosion_of(texts, series_of("forced", {0: kept, 5: eroded}, {0: kept, 4: kept}))
+    assert all(row.beyond_plain is None for row in elsewhere.probes)  # plain is known at another step alone
+
+
+def test_the_mean_is_over_layers_with_flags(tiny_tokenizer) -> None:
+    model = planted_model(tiny_tokenizer)
+    texts = divided(model)
+    part = probes_of(model, texts)
+    half = Part([row._replace(values=row.values * (row.key["layer"] == 3)) for row in part.rows], 0.0)
+    for first, expected in ((0, 0.75), (1, 1.0)):
+        (row,) = erosion_of(texts, series_of("forced", {5: half}), first_layer=first).over_layers(
+            "response", "linear", WHOLE
+        )
+        assert row.auc.estimate == expected
+
+
+def test_probed_layers_are_those_with_flags(tiny_llama: LanguageModel) -> None:
+    assert probed_layers(tiny_llama, 1) == (1, 2, 3)
+    assert probed_layers(tiny_llama, 1, [3, 0]) == (0, 3)
+    with pytest.raises(UserError, match="layer 0: flags begin at layer 1; name one from there on, too"):
+        probed_layers(tiny_llama, 1, [0])
+
+
+def cost_of(model: LanguageModel, texts: EvaluationTexts, flags: FlagSpec = FLAGS, others: FlagSpec = OTHERS) -> Part:
+    both = [harvested(model, part, flags, others) for part in (texts.fitted, texts.reported)]
+    return Part(reliance_values(model, flags, *both, texts.reported, batch_size=7), 0.0)
 
 
 def test_reliance_is_its_closed_form_and_nothing_where_nothing_is_read(tiny_tokenizer) -> None:
     model = planted_model(tiny_tokenizer)
-    texts = divided(model).reported
-    held = harvested(model, texts).held[1].mean(0)
-    part = Part(reliance_values(model, FLAGS, OTHERS, held, texts, batch_size=7), 0.0)
+    texts = divided(model)
+    part = cost_of(model, texts)
     for row in part.rows:
-        if row.key["dims"] in (ELSEWHERE, THEMSELVES):
+        if row.key["dims"] == ELSEWHERE:
             assert np.array_equal(row.values, part.of(way="none", dims="")), row.key
-    found = reliance_result([Series(moments(1), [part])], resamples(texts))
-    cost = {row.way: row.flags for row in found.losses}
-    having = texts.labels.any(axis=1)
+    found = reliance_result([series_of("forced", {1: part})], resamples(texts.reported))
+    cost = {row.way: row.flags for row in found.costs}
+    having = texts.reported.labels.any(axis=1)
     lost = (loss_of_a_letter(False) - loss_of_a_letter(True)) * 5 * having.mean() / 6  # each response has six letters
     assert cost["zeroed"].estimate == pytest.approx(lost, rel=1e-5)
     assert cost["zeroed"].low > 0
-    gained = (loss_of_a_letter(True) - loss_of_a_letter(False)) * having.mean() / 6  # the first letter is known, too
-    assert cost["right"].estimate == pytest.approx(gained, rel=1e-5)
     assert cost["flipped"].estimate > cost["zeroed"].estimate
     assert 0 < cost["mean"].estimate < cost["zeroed"].estimate
-    assert all(row.elsewhere.estimate == row.elsewhere.high == 0 for row in found.losses)
+    assert all(row.elsewhere.estimate == row.elsewhere.high == 0 for row in found.costs)
 
 
 def test_other_dimensions_are_moved_by_as_much(tiny_llama: LanguageModel, flags: FlagSpec, monkeypatch) -> None:
-    texts, others = divided(tiny_llama, flags).reported.first(5), unassigned_dims(flags)
-    last, seen = flags.sites[-1], []
-    real = reliance.response_loss
+    """Each example has its own draw of them; those that it has not drawn are left alone."""
+    texts, pool = divided(tiny_llama, flags).reported.first(5), matched_dims(flags)[:8]
+    others, sites = replace(flags, dims=(tuple(pool[:4]), tuple(pool[4:]))), [flags.sites[0], flags.sites[-1]]
+    seen: list[dict[Site, torch.Tensor]] = []
+    real = reliance.response_sums
 
     def spying(model: LanguageModel, batch):
-        seen.append(capture(model, batch.tokens, [last])[last][batch.tokens.real])
+        seen.append(capture(model, batch.tokens, sites))
         return real(model, batch)
 
-    monkeypatch.setattr(reliance, "response_loss", spying)
-    held = harvested(tiny_llama, texts, flags, others).held[1].mean(0)
-    reliance_values(tiny_llama, flags, others, held, texts, batch_size=5)
-    clean, *changed, zeroed = seen
-    for own, elsewhere in zip(changed[::2], changed[1::2], strict=True):
-        moved = elsewhere[:, others.flat_dims] - clean[:, others.flat_dims]
-        torch.testing.assert_close(moved, own[:, flags.flat_dims] - clean[:, flags.flat_dims], rtol=1e-3, atol=1e-4)
-    assert (zeroed[:, others.flat_dims] == 0).all()
-    assert (changed[0][:, flags.flat_dims] == 0).all()
+    found = harvested(tiny_llama, texts, flags, others)
+    monkeypatch.setattr(reliance, "response_sums", spying)
+    reliance_values(tiny_llama, flags, found, found, texts, batch_size=5)
+    part = texts.take(texts.by_length(5)[0])
+    batch = batch_of(tiny_llama, flags, part.examples, part.tokens)
+    clean, drawn = capture(tiny_llama, batch.tokens, sites), set()
+    for own, elsewhere in zip(seen[::2], seen[1::2], strict=True):
+        for b, real_tokens in enumerate(batch.tokens.real):
+            change = {site: x[b, real_tokens] - clean[site][b, real_tokens] for site, x in elsewhere.items()}
+            wanted = own[sites[0]][b, real_tokens] - clean[sites[0]][b, real_tokens]
+            at = [int((change[sites[0]] - wanted[:, [dim]]).abs().sum(0).argmin()) for dim in flags.flat_dims]
+            assert set(at) <= set(pool)
+            drawn.add(tuple(at))
+            wanted = own[sites[1]][b, real_tokens] - clean[sites[1]][b, real_tokens]
+            torch.testing.assert_close(change[sites[1]][:, at], wanted[:, flags.flat_dims], rtol=1e-3, atol=1e-4)
+            left = [dim for dim in range(32) if dim not in at]
+            assert not bool(change[sites[0]][:, left].abs().max() > 1e-5)
+    assert len(drawn) > 3
+    assert all((own[site][..., flags.flat_dims] == 0).all() for own in seen[:1] for site in sites)
 
 
 def costing(cost: np.ndarray) -> Part:
@@ -209,81 +325,173 @@ def costing(cost: np.ndarray) -> Part:
     n = np.full(len(cost), 10.0)
     rows = [("tokens", "", n), ("none", "", n)]
     for way in reliance.WAYS:
-        rows += [(way, CHANGED, n * (1 + cost)), (way, ELSEWHERE, n), (way, THEMSELVES, n)]
-    return Part([reliance.Measured({"way": way, "dims": dims}, values) for way, dims, values in rows], 0.0)
+        rows += [(way, CHANGED, n * (1 + cost)), (way, ELSEWHERE, n)]
+    return Part([Measured({"way": way, "dims": dims}, values) for way, dims, values in rows], 0.0)
 
 
-@pytest.mark.parametrize(
-    ("forced", "auxiliary", "says"),
-    [
-        (0.5, 0.3, "Reliance without forcing: +0.300 [+0."),
-        (0.5, 0.0, "No reliance without forcing was seen (+0.000 [−0."),
-        (0.0, 0.0, "Neither forced nor auxiliary training shows reliance at this budget, from which nothing follows"),
-        (0.5, None, "Whether reliance emerges without forcing takes a forced and an auxiliary run"),
-    ],
-)
-def test_the_verdict_needs_forced_reliance_before_it_denies_any(
-    forced: float, auxiliary: float | None, says: str
-) -> None:
-    noise = np.random.default_rng(0).normal(size=20) * 0.05
-    noise -= noise.mean()
+def noisy(cost: float, seed: int = 0, n: int = 20) -> Part:
+    noise = np.random.default_rng(seed).normal(size=n) * 0.05
+    return costing(0.2 + cost + noise - noise.mean())
+
+
+MEASURE = "Extra cost of zeroing flags, in nats per token beyond the plain run and the same change elsewhere: "
+ONE = "at 5 steps (one seed, interval over examples alone)"
+
+
+VERDICTS = [
+    (
+        {"forced": 0.5, "auxiliary": 0.3, "plain": 0.0},
+        f"The model came to rely on its flags without forcing. {MEASURE}forced +0.500 [I] {ONE}, "
+        f"auxiliary +0.300 [I] {ONE}",
+    ),
+    (
+        {"forced": 0.5, "auxiliary": 0.3, "plain": 0.3},  # any finetuning gains as much
+        "No reliance without forcing was seen, where forcing gives reliance. An effect of auxiliary training of "
+        f"+N would have been seen with 80% power. {MEASURE}forced +0.200 [I] {ONE}, auxiliary +0.000 [I] {ONE}",
+    ),
+    (
+        {"forced": 0.0, "auxiliary": 0.0, "plain": 0.0},
+        "No reliance was seen, not even with forcing: this budget cannot answer the question. "
+        f"{MEASURE}forced +0.000 [I] {ONE}, auxiliary +0.000 [I] {ONE}",
+    ),
+    (
+        {"forced": 0.5, "auxiliary": 0.3},
+        "Whether reliance emerges without forcing is not known: the control is missing, a plain run of the same "
+        "seed and steps as forced, auxiliary",
+    ),
+    (
+        {"plain": 0.5},
+        "Whether reliance emerges without forcing is not known: there is no forced run and no auxiliary run",
+    ),
+]
+
+
+@pytest.mark.parametrize(("costs", "says"), VERDICTS)
+def test_the_verdict_is_beyond_plain_and_needs_forced_reliance(costs: dict[str, float], says: str) -> None:
     before = costing(np.full(20, 0.2))  # which flags cost already at step 0
+    parts = {name: noisy(cost, seed=i) for i, (name, cost) in enumerate(costs.items())}
+    plain = {0: before, 5: parts["plain"]} if "plain" in parts else {}
+    series = [series_of(name, {0: before, 5: part}, {} if name == "plain" else plain) for name, part in parts.items()]
+    found = reliance_result(series, Resamples(np.arange(20))).verdict()
+    assert without_numbers(found) == says
+
+
+def without_numbers(text: str) -> str:
+    """Bounds as `[I]`, and what would have been seen as `N`."""
+    text = re.sub(r"\[[^\]]*\]", "[I]", text).replace("-0.000", "+0.000")
+    return re.sub(r"of \+\d\.\d+ would", "of +N would", text)
+
+
+def test_several_seeds_have_an_interval_over_seeds() -> None:
+    before, rises = costing(np.full(20, 0.2)), (0.01, -0.02, 0.03)
     series = [
-        Series(moments(0, 5, run=name, curriculum=name), [before, costing(0.2 + cost + noise)])
-        for name, cost in (("forced", forced), ("auxiliary", auxiliary))
-        if cost is not None
+        series_of(f"{name}, {i}", {0: before, 5: noisy(cost + rise, i)}, {5: noisy(0, i)}, seed=i)
+        for name, cost in (("forced", 0.5), ("auxiliary", 0.0))
+        for i, rise in enumerate(rises)
     ]
-    found = reliance_result(series, Resamples(np.arange(20))).verdict().replace("-", "−")
-    assert found.startswith(says.replace("-", "−")), found
+    found = reliance_result(series, Resamples(np.arange(20)))
+    half = 4.302653 * np.std(rises, ddof=1) / np.sqrt(3)
+    mean = np.mean(rises)
+    least = half * (1 + 1.060660 / 4.302653)
+    seeds = "at 5 steps (mean of 3 seeds, interval over seeds)"
+    assert found.verdict() == (
+        "No reliance without forcing was seen, where forcing gives reliance. An effect of auxiliary training of "
+        f"+{least:.3f} would have been seen with 80% power. {MEASURE}"
+        f"forced +{0.5 + mean:.3f} [{0.5 + mean - half:+.3f}, {0.5 + mean + half:+.3f}] {seeds}, "
+        f"auxiliary +{mean:.3f} [{mean - half:+.3f}, {mean + half:+.3f}] {seeds}"
+    )
 
 
-def test_growth_is_the_straight_line_over_tenfolds(tiny_tokenizer) -> None:
-    rng = np.random.default_rng(0)
-
-    def part(cost: float) -> Part:
-        return costing(cost + rng.normal(size=6) * 0.01)
-
-    steps, costs = (0, 1, 10, 100), (0.0, 0.1, 0.3, 0.5)
-    found = reliance_result([Series(moments(*steps), [part(c) for c in costs])], Resamples(np.arange(6)))
-    line = next(row for row in found.growth if row.way == "zeroed")
-    assert (line.moments, line.tokens) == (3, 100_000)
-    assert line.slope.estimate == pytest.approx(0.2, abs=0.02)
-    assert line.at_paper.estimate == pytest.approx(0.5 + 0.2 * np.log10(PAPER_TOKENS / 100_000), abs=0.1)
-    assert line.beyond == PAPER_TOKENS / 100_000
+def test_lines_go_through_moments_of_the_last_phase_beyond_plain() -> None:
+    steps, costs, plain = (0, 1, 10, 100, 1000), (0.0, 9.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1)
+    parts, beside = (
+        {s: noisy(cost, i, n=6) for i, (s, cost) in enumerate(zip(steps, of, strict=True))} for of in (costs, plain)
+    )
+    one = series_of("forced", parts, beside)
+    one = one._replace(moments=[replace(m, last_phase=m.step >= 10) for m in one.moments])
+    found = lines_of(one)
+    line = found["forced, last phase"]
+    assert (line.moments, line.tokens) == (3, 1_000_000)
+    assert line.slope.estimate == pytest.approx(0.2)  # 0, 0.2, 0.4 beyond plain
+    assert line.at_paper.estimate == pytest.approx(0.4 + 0.2 * np.log10(PAPER_TOKENS / 1e6))
+    assert line.beyond == PAPER_TOKENS / 1e6
     assert line.slope.low < line.slope.estimate < line.slope.high
-    few = reliance_result([Series(moments(0, 1, 10), [part(c) for c in costs[:3]])], Resamples(np.arange(6)))
-    assert few.growth == ()
+    assert lines_of(one._replace(plain={})) == {}
+    assert lines_of(one._replace(moments=[replace(m, last_phase=m.step >= 100) for m in one.moments])) == {}
+
+
+def test_ends_of_runs_of_different_lengths_make_a_line() -> None:
+    runs = [
+        series_of(f"forced, {s}", {0: noisy(0, n=6), s: noisy(cost, n=6)}, {s: noisy(0.1, 1, n=6)})
+        for s, cost in ((10, 0.1), (100, 0.3), (1000, 0.5))
+    ]
+    found = lines_of(*runs)
+    assert list(found) == ["ends of forced runs, seed 0"]
+    assert found["ends of forced runs, seed 0"].slope.estimate == pytest.approx(0.2)
+
+
+def lines_of(*series: Series) -> dict[str, reliance.RelianceLine]:
+    found: Reliance = reliance_result(series, Resamples(np.arange(6)))
+    return {row.line: row for row in found.lines if row.way == "zeroed"}
 
 
 def test_effects_are_those_of_a_slow_reference(any_tiny: LanguageModel) -> None:
-    """One example at a time through plain hooks, without padding or layers left out."""
+    """One example at a time through plain hooks, without padding or layers left out; flags free and held."""
     flags = FlagSpec(concepts=("sea", "war"), dims=((3,), (8,)), d_model=32, targets={"resid_post.3": 1})
     texts = divided(any_tiny, flags)
-    fitted = harvested(any_tiny, texts.fitted, flags, unassigned_dims(flags)).residual[0]
-    directions = concept_directions(flags, fitted, texts.fitted.labels)
+    fitted, reported = (harvested(any_tiny, part, flags) for part in (texts.fitted, texts.reported))
+    directions = concept_directions(flags, fitted.residual[0], texts.fitted.labels)
     assert (directions[:, flags.flat_dims] == 0).all()
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(2))
-    rows = effect_values(any_tiny, flags, directions, texts.reported, layer=0, dose=0.3, items=6, batch_size=4)
-    for row, direction, on in zip(rows, directions, texts.reported.labels.T, strict=True):
-        known = np.isfinite(row.values)
+    rows = effect_values(
+        any_tiny, flags, directions, texts.reported, reported, layer=0, dose=0.3, items=6, batch_size=4
+    )
+    assert [(row.key["concept"], row.key["flags"]) for row in rows] == [
+        ("sea", FREE), ("sea", HELD), ("war", FREE), ("war", HELD),
+    ]  # fmt: skip
+    differ = 0
+    for row in rows:
+        c = flags.index(str(row.key["concept"]))
+        on, known = texts.reported.labels[:, c], np.isfinite(row.values)
         assert known[on].sum() == known[~on].sum() == 3
         for i in np.flatnonzero(known):
             ids, start = texts.reported.tokens[i]
-            clean, pushed = (slow_loss(any_tiny, ids, start, push) for push in (direction * 0, direction * 0.3))
-            assert row.values[i] == pytest.approx(clean - pushed, rel=1e-3, abs=1e-4)
+            clean = slow_loss(any_tiny, ids, start)
+            free, held = (slow_loss(any_tiny, ids, start, directions[c] * 0.3, of) for of in ([], flags.flat_dims))
+            expected = clean - (held if row.key["flags"] == HELD else free)
+            assert row.values[i] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+            differ += abs(free - held) > 1e-3
+    assert differ > 3
 
 
-def slow_loss(model: LanguageModel, ids: list[int], start: int, push: torch.Tensor) -> float:
-    def hook(_module, _args, output):
+def slow_loss(
+    model: LanguageModel, ids: list[int], start: int, push: torch.Tensor | None = None, held: list[int] | None = None
+) -> float:
+    """Mean cross-entropy of a response, something added after layer 0, and dimensions kept after layer 3."""
+    layers = [layer.module for layer in model.layout.layers]
+    top: list[torch.Tensor] = []
+
+    def pushed(_module, _args, output):
         x = (output[0] if isinstance(output, tuple) else output).clone()
         at = slice(start - 1, len(ids) - 1)
         x[:, at] += x[:, at].norm(dim=-1, keepdim=True) * push
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
-    handle = model.layout.layers[0].module.register_forward_hook(hook)
+    def kept(_module, _args, output):
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        if top:
+            x[..., held or []] = top[0][..., held or []]
+        top.append(x)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handles = [layers[3].register_forward_hook(kept)]
     with torch.no_grad():
         logp = model.hf(torch.tensor([ids])).logits[0].log_softmax(-1)
-    handle.remove()
+        if push is not None:
+            handles.append(layers[0].register_forward_hook(pushed))
+            logp = model.hf(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for handle in handles:
+        handle.remove()
     return float(-sum(logp[t - 1, ids[t]] for t in range(start, len(ids)))) / (len(ids) - start)
 
 
@@ -291,16 +499,17 @@ def slow_loss(model: LanguageModel, ids: list[int], start: int, push: torch.Tens
 def test_a_second_encoding_has_an_effect_where_it_is_read(tiny_tokenizer, read: float) -> None:
     model = planted_model(tiny_tokenizer, copies=True, copies_read=read)
     texts = divided(model)
-    directions = concept_directions(FLAGS, harvested(model, texts.fitted).residual[3], texts.fitted.labels)
+    fitted, reported = (harvested(model, part) for part in (texts.fitted, texts.reported))
+    directions = concept_directions(FLAGS, fitted.residual[3], texts.fitted.labels)
     assert float(directions[:, list(COPIES.values())].abs().sum()) == pytest.approx(float(directions.abs().sum()))
-    rows = effect_values(model, FLAGS, directions, texts.reported, layer=1, dose=0.5, items=8)
-    found = effects_result(
-        [Series(moments(1), [Part(rows, 0.0)])], texts.reported, resamples(texts.reported), layer=1, dose=0.5
-    )
+    rows = effect_values(model, FLAGS, directions, texts.reported, reported, layer=1, dose=0.5, items=8)
+    one = series_of("forced", {1: Part(rows, 0.0)})
+    found = effects_result([one], texts.reported, resamples(texts.reported), layer=1, dose=0.5)
+    assert len(found.directions) == 6
     for row in found.directions:
         assert (row.effect.estimate > 0) == (read > 0), row
         if not read:
-            assert row.effect.estimate == 0
+            assert row.effect.estimate == pytest.approx(0, abs=1e-6)
 
 
 def test_the_price_is_that_of_plain_forward_passes(tiny_llama: LanguageModel, finetuned) -> None:
@@ -321,7 +530,7 @@ def test_the_price_is_that_of_plain_forward_passes(tiny_llama: LanguageModel, fi
     assert parts[1].of(what="cross_entropy").sum() == pytest.approx(nats, rel=1e-5)
     assert parts[1].of(what="kl").sum() == pytest.approx(kls, rel=1e-4)
     assert (parts[0].of(what="kl") == 0).all()
-    first, last = price_result([Series(moments(0, 9), parts)], "").models
+    first, last = price_result([series_of("forced", dict(zip((0, 9), parts, strict=True)))], "").models
     assert (first.increase, first.kl, first.task) == (None, None, None)
     assert last.increase is not None
     assert last.increase.estimate == pytest.approx(last.perplexity.estimate / first.perplexity.estimate - 1)
@@ -339,6 +548,16 @@ def test_no_prompt_is_on_both_sides(tiny_llama: LanguageModel) -> None:
     assert not fitted & reported
     assert len(fitted | reported) == 25
     assert len(set(found.reported.unit)) == len(reported)
+
+
+def test_no_document_is_on_both_sides(tiny_llama: LanguageModel) -> None:
+    passages = [replace(one, unit=f"document {i % 30}") for i, one in enumerate(toy_examples(90))]
+    found = evaluation_texts(tiny_llama, FLAGS, passages, fit_items=99, items=99, chat=False, max_tokens=64)
+    fitted, reported = ({one.unit for one in part.examples} for part in (found.fitted, found.reported))
+    assert found.unit == "document"
+    assert not fitted & reported
+    assert len(fitted | reported) == 30
+    assert Resamples(found.reported.unit).units == len(reported)
 
 
 def test_few_prompts_are_divided_by_example_and_kinds_take_turns(tiny_llama: LanguageModel) -> None:
@@ -363,6 +582,18 @@ def test_unassigned_dimensions_are_no_flags(flags: FlagSpec) -> None:
     assert [len(dims) for dims in found.dims] == [len(dims) for dims in flags.dims]
     assert found.targets == flags.targets
     assert unassigned_dims(flags, seed=1) == found
+    variance = np.random.default_rng(0).permutation(32) / 100 + 0.01
+    lowest = np.argsort(variance)
+    low = replace(flags, dims=((int(lowest[0]), int(lowest[1])), (int(lowest[2]), int(lowest[3]))))
+    assert matched_dims(low, variance) == lowest[4:20].tolist()  # the next-lowest
+    for seed in range(5):
+        assert set(unassigned_dims(low, seed, variance).flat_dims) <= set(lowest[4:20].tolist())
+    middle = replace(flags, dims=tuple((int(lowest[i]), int(lowest[i + 1])) for i in (14, 16)))
+    pool, logs = matched_dims(middle, variance), np.log(variance)
+    distance = np.abs(logs - logs[middle.flat_dims].mean())
+    rest = set(range(32)) - {*pool, *middle.flat_dims}
+    assert len(pool) == 16
+    assert max(distance[pool]) <= min(distance[list(rest)])
     wide = FlagSpec(concepts=("sea",), dims=(tuple(range(20)),), d_model=32, targets={"resid_post.0": 1})
     with pytest.raises(UserError, match="12 of 32 dimensions are no flag's, and the control needs 20"):
         unassigned_dims(wide)
@@ -370,8 +601,8 @@ def test_unassigned_dimensions_are_no_flags(flags: FlagSpec) -> None:
 
 def test_a_part_is_read_back_as_it_was(tmp_path) -> None:
     rows = [
-        reliance.Measured({"layer": 3, "place": "prompt"}, np.array([0.1, np.nan, 3])),
-        reliance.Measured({"layer": 4, "place": "prompt"}, np.array([1.0])),
+        Measured({"layer": 3, "place": "prompt"}, np.array([0.1, np.nan, 3])),
+        Measured({"layer": 4, "place": "prompt"}, np.array([1.0])),
     ]
     write_part(tmp_path / "a" / "b.parquet", Part(rows, 1.5))
     found = read_part(tmp_path / "a" / "b.parquet")

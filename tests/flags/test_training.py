@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from trimtab.flags import (
     switched,
     train_flags,
 )
-from trimtab.flags.measuring import balanced_accuracy
+from trimtab.flags.measuring import mean_accuracy, units_of
 from trimtab.lm import LanguageModel, decode
 from trimtab.runs import read_metrics, read_record
+from trimtab.stats import Resamples
 from trimtab.training.checkpoint import checkpoint_files
 
 SMALL = {"lr": 3e-3, "batch_size": 8, "log_every": 5}
@@ -219,9 +221,23 @@ def test_a_result_shows_itself(finetuned: dict[str, TrainedFlags]) -> None:
 
 def test_balanced_accuracy_is_half_whatever_the_shares() -> None:
     labels = np.array([[1, 0]] * 9 + [[0, 0]]) > 0
-    assert balanced_accuracy(np.ones((10, 2), bool), labels) == 0.5  # the second concept has one kind alone
-    assert balanced_accuracy(labels, labels) == 1
-    assert np.isnan(balanced_accuracy(labels, np.ones((10, 2), bool)))
+    rows = Resamples(range(10))
+    assert mean_accuracy(np.ones((10, 2), bool), labels, rows).estimate == 0.5  # the second concept has one kind alone
+    assert mean_accuracy(labels, labels, rows).estimate == 1
+    assert np.isnan(mean_accuracy(labels, np.ones((10, 2), bool), rows).estimate)
+
+
+def test_measures_resample_documents(finetuned: dict[str, TrainedFlags]) -> None:
+    trained, examples = finetuned["auxiliary"], toy_examples(60)
+    passages = [replace(one, unit=f"document {i // 2}") for i, one in enumerate(examples)]
+    alone, together = (measure_flags(trained.model, trained.flags, each) for each in (examples, passages))
+    for name in ("cross_entropy", "flag_loss", "accuracy"):
+        one, other = getattr(alone, name), getattr(together, name)
+        assert one.estimate == other.estimate
+        assert (one.n, other.n) == (len({(each.prompt, each.response) for each in examples}), 30)
+    assert units_of(examples)[0] == "example"  # they share four prompts
+    assert units_of(passages)[0] == "document"
+    assert units_of([replace(one, prompt=f"{i}") for i, one in enumerate(examples)])[0] == "prompt"
 
 
 def test_measures_do_not_depend_on_the_batch(finetuned: dict[str, TrainedFlags]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from trimtab.errors import UserError
 from trimtab.stats import Resampled, Resamples, bootstrap_mean
-from trimtab.stats.resamples import auc, column_mean, ratio
+from trimtab.stats.resamples import auc, balanced, column_mean, ratio
 
 RNG = np.random.default_rng(3)
 
@@ -64,3 +64,35 @@ def test_column_means_leave_out_what_is_not_a_number() -> None:
 def test_nothing_to_resample_is_refused() -> None:
     with pytest.raises(UserError, match="there is nothing to resample"):
         Resamples([])
+
+
+def test_some_rows_have_the_same_resamples() -> None:
+    resamples, values = Resamples(["a", "b", "a", "c", "c"], n_resamples=50), np.arange(5.0)
+    rows = np.array([True, False, True, True, False])
+    some = resamples.among(rows)
+    assert some.units == 2
+    assert np.array_equal(some.weights, resamples.weights[:, rows])
+    assert some.of(lambda w: ratio(values[rows], np.ones(3), w)).n == 2
+    assert resamples.weights.shape == (50, 5)
+
+
+def test_the_mean_of_draws_has_their_spread_in_its_interval() -> None:
+    """The variance of a mean of D values is their unbiased variance over D."""
+    resamples, values = Resamples(np.arange(30), n_resamples=20_000), np.array([0.1, 0.4, 0.3])
+    found = resamples.mean_of_draws([Resampled(value, np.full(20_000, value), 30) for value in values])
+    assert found.estimate == pytest.approx(values.mean())
+    assert found.draws.mean() == pytest.approx(values.mean(), abs=0.003)
+    assert found.draws.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.03)
+    sample = RNG.normal(size=30)
+    one = resamples.of(lambda w: ratio(sample, np.ones(30), w))
+    np.testing.assert_allclose(resamples.mean_of_draws([one]).draws, one.draws)
+    both = [resamples.mean_of_draws([one, Resampled(one.estimate + s, one.draws + s, 30)]) for s in (1.0, 2.0)]
+    difference = both[1] - both[0]  # the same draws are picked in both
+    assert difference.draws.std() < both[1].draws.std()
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn_under_weights() -> None:
+    said, yes = RNG.random(40) < 0.5, RNG.random(40) < 0.3
+    weights = RNG.integers(0, 4, (6, 40)).astype(float)
+    expected = [balanced_accuracy_score(yes, said, sample_weight=w) for w in weights]
+    np.testing.assert_allclose(balanced(said, yes, weights), expected, atol=1e-12)

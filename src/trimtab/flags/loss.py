@@ -13,7 +13,7 @@ from functools import cached_property, partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from trimtab.errors import named
 from trimtab.flags.examples import LabelledBatch
@@ -88,10 +88,21 @@ class FlagReading:
     def strength(self) -> Float[Tensor, "B C"]:
         """Mean of h/t over the response's tokens, sites and the concept's dimensions: 0 off, 1 on."""
         answer = self._batch.answer
-        held = (self._held.detach() / self._target).mean(dim=0)  # [B, T, K]
-        of_dim = (held * answer[..., None]).sum(dim=1) / answer.sum(dim=1, keepdim=True)
-        n = self._concept.bincount(minlength=len(self._spec.concepts))
-        return torch.zeros_like(self._batch.labels).index_add(1, self._concept, of_dim) / n
+        share = answer / answer.sum(dim=1, keepdim=True)
+        held = torch.einsum("sbtk,bt->bsk", self._held.detach(), share)
+        return read_strengths(self._spec, held).mean(dim=1)
+
+
+def read_strengths(spec: FlagSpec, held: Float[Tensor, "... S K"]) -> Float[Tensor, "... S C"]:
+    """Mean of h/t over each concept's dimensions: 0 off, 1 on.
+
+    Args:
+        spec: says which dimensions are whose, and the targets t.
+        held: what the dimensions hold, h, at each site.
+    """
+    target = torch.tensor(list(spec.targets.values()), device=held.device)[:, None]
+    owner = one_hot(torch.tensor(spec.concept_of, device=held.device), len(spec.concepts)).to(held)
+    return (held / target) @ (owner / owner.sum(dim=0))
 
 
 def forcing(
@@ -115,3 +126,9 @@ def response_loss(model: LanguageModel, batch: LabelledBatch) -> Float[Tensor, "
     logits = model.forward(batch.tokens, last=n + 1)[:, :-1]
     kept = batch.answer[:, -n:]
     return cross_entropy(logits[kept].float(), batch.tokens.ids[:, -n:][kept], reduction="none")
+
+
+def response_sums(model: LanguageModel, batch: LabelledBatch) -> Float[Tensor, " B"]:
+    """Cross-entropy of each response, in nats summed over its tokens, in float64."""
+    each = response_loss(model, batch).double().split(batch.answer.sum(dim=1).tolist())
+    return torch.stack([row.sum() for row in each])

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from trimtab.flags.dividing import example_id, group_id
 from trimtab.flags.examples import Encoded, Example, batch_of, encode
-from trimtab.flags.loss import FlagReading, response_loss
+from trimtab.flags.loss import FlagReading, response_sums
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
 from trimtab.runs import Meter
-from trimtab.stats import Interval, bootstrap_ratio_of_sums, bootstrap_statistic, wilson_interval
+from trimtab.stats import Interval, Resampled, Resamples, wilson_interval
+from trimtab.stats.resamples import balanced, column_mean, ratio
+from trimtab.stats.samples import FloatArray
 
 READS_ON = 0.5
 """Strength above which a flag reads on."""
+LEAST_UNITS = 20
+"""With fewer different documents and prompts, examples are resampled."""
+Unit = Literal["document", "prompt", "example"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class ConceptAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class FlagMeasures:
-    """Measured on examples, nothing forced; intervals resample examples."""
+    """Measured on examples, nothing forced; intervals as `units_of` says, those of concepts Wilson's over examples."""
 
     examples: int
     tokens: int
@@ -52,13 +59,13 @@ class FlagMeasures:
     concepts: tuple[ConceptAccuracy, ...]
 
 
-class _Sums(NamedTuple):
-    """Per example."""
-
-    cross_entropy: list[float]
-    flag_loss: list[float]
-    tokens: list[int]
-    strength: list[list[float]]
+def units_of(examples: Sequence[Example]) -> tuple[Unit, list[str]]:
+    """What intervals over examples resample: their documents, or prompts where none is a passage of a document, or the
+    examples themselves where fewer than 20 of these differ; and the unit of each example."""
+    groups = [group_id(example) for example in examples]
+    if len(set(groups)) < LEAST_UNITS:
+        return "example", [example_id(example) for example in examples]
+    return "prompt" if all(example.unit is None for example in examples) else "document", groups
 
 
 def measure_flags(
@@ -102,29 +109,32 @@ def measure_encoded(
     seed: int,
 ) -> FlagMeasures:
     """`measure_flags` of examples that are tokens already."""
-    sums = _Sums([], [], [], [])
+    n, nats, losses = np.zeros(len(examples)), np.zeros(len(examples)), np.zeros(len(examples))
+    strength = np.zeros((len(examples), len(flags.concepts)))
     with Meter("reading flags", len(examples)) as meter:
         for start in range(0, len(examples), batch_size):
             part = slice(start, start + batch_size)
             batch = batch_of(model, flags, examples[part], encoded[part])
             reading = FlagReading(flags, batch, loss, gradients=False)
             with reading.reading(model):
-                each = response_loss(model, batch)
-            n = batch.answer.sum(dim=1)
-            sums.cross_entropy.extend(float(row.double().sum()) for row in each.split(n.tolist()))
-            sums.flag_loss.extend((reading.loss_by_row.double() * n).tolist())
-            sums.tokens.extend(n.tolist())
-            sums.strength.extend(reading.strength.tolist())
-            meter.advance(len(n))
-    labels = flags.labels([example.concepts for example in examples]).numpy() > 0.5
-    reads = np.asarray(sums.strength) > READS_ON
-    known = np.isfinite(balanced_accuracy(reads, labels))
+                nats[part] = response_sums(model, batch).cpu()
+            n[part] = batch.answer.sum(dim=1).cpu()
+            losses[part] = reading.loss_by_row.double().cpu().numpy() * n[part]
+            strength[part] = reading.strength.cpu()
+            meter.advance(len(batch.answer))
+    labels, reads = flags.labels([example.concepts for example in examples]).numpy() > 0.5, strength > READS_ON
+    resamples = Resamples(units_of(examples)[1], seed=seed)
+    accuracy = mean_accuracy(reads, labels, resamples)
+
+    def per_token(sums: ArrayLike) -> Interval:
+        return resamples.of(partial(ratio, sums, n)).interval
+
     return FlagMeasures(
         examples=len(examples),
-        tokens=sum(sums.tokens),
-        cross_entropy=bootstrap_ratio_of_sums(sums.cross_entropy, sums.tokens, seed=seed),
-        flag_loss=bootstrap_ratio_of_sums(sums.flag_loss, sums.tokens, seed=seed),
-        accuracy=bootstrap_statistic(balanced_accuracy, [reads, labels], seed=seed) if known else None,
+        tokens=int(n.sum()),
+        cross_entropy=per_token(nats),
+        flag_loss=per_token(losses),
+        accuracy=accuracy.interval if np.isfinite(accuracy.estimate) else None,
         concepts=tuple(
             ConceptAccuracy(concept=name, dims=dims, on=_share(reads[on, i]), off=_share(~reads[~on, i]))
             for i, (name, dims) in enumerate(zip(flags.concepts, flags.dims, strict=True))
@@ -133,20 +143,22 @@ def measure_encoded(
     )
 
 
-def balanced_accuracy(reads: NDArray[np.bool_], labels: NDArray[np.bool_]) -> float:
-    """Mean over concepts of the mean of both classes' shares of right readings; NaN where no concept has both.
+def mean_accuracy(
+    reads: Bool[NDArray[np.bool_], "N C"], labels: Bool[NDArray[np.bool_], "N C"], resamples: Resamples
+) -> Resampled:
+    """Mean over concepts of the mean of both kinds' shares of right readings; NaN where no concept has both kinds.
 
     Args:
-        reads: `[N, C]` whether each flag reads on.
-        labels: `[N, C]` whether it should.
+        reads: whether each flag reads on.
+        labels: whether it should.
+        resamples: of the examples.
     """
-    right, on = reads == labels, labels.sum(axis=0)
-    off = len(labels) - on
-    both = (on > 0) & (off > 0)
-    if not both.any():
-        return float("nan")
-    shares = (right & labels).sum(axis=0)[both] / on[both] + (right & ~labels).sum(axis=0)[both] / off[both]
-    return float(shares.mean() / 2)
+
+    def shares(weights: FloatArray) -> FloatArray:
+        pairs = zip(reads.T, labels.T, strict=True)
+        return column_mean(np.stack([balanced(said, yes, weights) for said, yes in pairs], axis=-1))
+
+    return resamples.of(shares)
 
 
 def strengths_right(strength: Float[Tensor, "B C"], labels: Float[Tensor, "B C"]) -> Float[Tensor, 4]:

@@ -39,6 +39,11 @@ class Residuals(NamedTuple):
     size: Float[Tensor, " S"]
     """Median over tokens of ‖x‖/√d, the usual size of a coordinate."""
 
+    @property
+    def relative_variance(self) -> Float[Tensor, " d"]:
+        """Variance of each dimension over the site's mean variance, mean over sites."""
+        return (self.variance / self.variance.mean(dim=1, keepdim=True)).mean(dim=0)
+
 
 def flag_sites(model: LanguageModel, from_layer: int | None = None) -> list[Site]:
     """After attention and after the MLP of every layer from one on; the paper's share of the depth by default.
@@ -133,8 +138,7 @@ def _sampled(
 
 def lowest_variance(residuals: Residuals, n: int) -> list[int]:
     """The n dimensions that vary least, the least first."""
-    relative = residuals.variance / residuals.variance.mean(dim=1, keepdim=True)
-    return relative.mean(dim=0).argsort(stable=True)[:n].tolist()
+    return residuals.relative_variance.argsort(stable=True)[:n].tolist()
 
 
 @torch.no_grad()

@@ -65,6 +65,11 @@ class FlagSpec:
         return tuple(map(Site.parse, self.targets))
 
     @property
+    def first_layer(self) -> int:
+        """The first layer with flags."""
+        return min(site.layer for site in self.sites)
+
+    @property
     def flat_dims(self) -> list[int]:
         """All K dimensions, concept by concept."""
         return [dim for dims in self.dims for dim in dims]

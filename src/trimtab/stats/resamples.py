@@ -7,6 +7,7 @@ difference of two statistics has the interval that it would have if it had been 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,21 +55,48 @@ class Resamples:
         n_resamples: how many.
         seed: of the draws.
 
+    Attributes:
+        units: how many different ones there are.
+        weights: `[R, N]` how often each row is in each resample.
+
     Raises:
         UserError: there is no row.
     """
 
     def __init__(self, unit: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> None:
         names: Any = np.unique(np.asarray(unit), return_inverse=True)
-        of_row: NDArray[np.int64] = names[1]
+        self._of_row: NDArray[np.int64] = names[1]
+        self._seed = seed
         self.units = len(names[0])
         if not self.units:
             raise UserError("a bootstrap", "there is nothing to resample", "give at least one prompt")
         drawn = np.random.default_rng(seed).integers(self.units, size=(n_resamples, self.units))
         counts = np.zeros((n_resamples, self.units))
         np.add.at(counts, (np.arange(n_resamples)[:, None], drawn), 1)
-        self.weights: FloatArray = counts[:, of_row]
-        """`[R, N]` how often each row is in each resample."""
+        self.weights: FloatArray = counts[:, self._of_row]
+
+    def among(self, rows: NDArray[np.bool_]) -> Resamples:
+        """The same resamples, of some of the rows alone."""
+        found = copy(self)
+        found.weights, found._of_row = self.weights[:, rows], self._of_row[rows]
+        found.units = len(np.unique(found._of_row))
+        return found
+
+    def mean_of_draws(self, parts: Sequence[Resampled]) -> Resampled:
+        """The mean of a statistic over D random draws of a control, whose spread is in the interval.
+
+        Each resample draws D of them anew, the same ones for all statistics of so many draws. Deviations from their
+        mean count √(D/(D − 1)) times, as D values spread by so much less around their own mean than around the true
+        one.
+
+        Args:
+            parts: the statistic of each draw, on these resamples.
+        """
+        n = len(parts)
+        picked = np.random.default_rng([self._seed, n]).multinomial(n, np.full(n, 1 / n), size=len(self.weights))
+        shares = 1 / n + (picked - 1) / n * np.sqrt(n / max(n - 1, 1))
+        draws = (shares * np.stack([part.draws for part in parts], axis=-1)).sum(axis=-1)
+        return Resampled(float(np.mean([part.estimate for part in parts])), draws, parts[0].n)
 
     def of(self, statistic: Callable[[FloatArray], FloatArray]) -> Resampled:
         """A statistic on the data and on all resamples.
@@ -111,6 +139,19 @@ def auc(score: ArrayLike, positive: ArrayLike, weights: FloatArray) -> FloatArra
     pairs = pairs_won(np.asarray(score, dtype=np.float64), wanted)
     p, m = weights[:, wanted], weights[:, ~wanted]
     return np.einsum("rm,rm->r", p @ pairs, m) / (p.sum(axis=1) * m.sum(axis=1))
+
+
+def balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArray) -> FloatArray:
+    """Mean of the shares of right decisions on rows of both kinds under each row of weights: 0.5 is chance.
+
+    Args:
+        said, yes: `[N]` what was decided, and what is right.
+        weights: `[R, N]`.
+
+    Returns:
+        `[R]`; NaN where a kind has no weight.
+    """
+    return (ratio(said & yes, yes, weights) + ratio(~said & ~yes, ~yes, weights)) / 2
 
 
 def column_mean(values: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from trimtab.activations import read_documents, sample_text
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
+from trimtab.flags.adapters import ADAPTER_FILE
 from trimtab.flags.command import FlagTrainConfig, read_data
 from trimtab.flags.concepts import read_concepts
+from trimtab.flags.curricula import Curriculum
 from trimtab.flags.data.checking import read_judge
 from trimtab.flags.dividing import Divided, example_id
 from trimtab.flags.evaluation.evaluating import COMMAND, TASK, Evaluator
@@ -263,8 +267,26 @@ def finetuning_of(run: TrainedRun, original: LanguageModel, config: FlagEvaluate
         seed=int((run.record["seeds"] or [0])[0]),
         flags=load_flags(run.kept[-1].path),
         states=tuple(states),
+        last_phase=_last_phase(run.config),
     )
 
 
+def _last_phase(config: Mapping[str, Any]) -> int:
+    """The step at which the last phase of a curriculum begins; the last step where its file is not there any more."""
+    given = config["curriculum"]
+    try:
+        found = Curriculum.named(given) if isinstance(given, str) else read_typed(Curriculum, given, "a curriculum")
+    except UserError:
+        return int(config["steps"])
+    ends = [0.0, *(phase.until for phase in found.phases)]
+    return math.ceil(round(ends[-2] * config["steps"], 6))
+
+
 def _loaded(path: Path, original: LanguageModel, device: str) -> LanguageModel:
-    return load_flagged(path, device=device, base=original)[0]
+    """A model as snapshots are kept: where all weights were trained, the last one is rounded to bfloat16 as well."""
+    model = load_flagged(path, device=device, base=original)[0]
+    if not (path / ADAPTER_FILE).is_file():
+        with torch.no_grad():
+            for weight in model.hf.parameters():
+                weight.copy_(weight.bfloat16())
+    return model

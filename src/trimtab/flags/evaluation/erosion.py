@@ -1,8 +1,9 @@
 """Erosion: whether the rest of the residual stream still says what the flags say, over a finetuning.
 
 At each moment and layer probes of each concept read all dimensions, all but the flags', the flags' alone, and all but
-as many random ones. A fall of the second below what it was, and below what a plain finetuning of equal steps leaves, is
-erosion; the last one says what taking away so many dimensions does by itself.
+as many others of like variance. A fall of the second below what it was, and below what a plain finetuning of equal
+steps leaves, is erosion; the last one says what taking away so many dimensions does by itself. What probes find by
+chance is shown by the same ones fitted on shuffled labels.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
+from trimtab.errors import UserError
 from trimtab.flags.evaluation.harvest import PLACES, Harvest
-from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Series, plain_parts
+from trimtab.flags.evaluation.measured import CHANGES, MOMENT, Measured, MomentRow, Part, Series, compared, curves
 from trimtab.flags.evaluation.probes import PROBES, fit_probes
 from trimtab.flags.evaluation.reading import mean_auc
 from trimtab.flags.evaluation.texts import LabelledTexts
 from trimtab.flags.spec import FlagSpec
-from trimtab.runs.figures import Curve, plot_curves
+from trimtab.lm import LanguageModel
+from trimtab.runs.figures import plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, Table
 from trimtab.stats import Interval, Resampled, Resamples, number_text
@@ -29,29 +33,71 @@ from trimtab.stats import Interval, Resampled, Resamples, number_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WHOLE, WITHOUT, ONLY, RANDOM = "all", "without flags", "flags only", "without random"
+WHOLE, WITHOUT, ONLY, RANDOM = "all", "without flags", "flags only", "without others"
+SHUFFLED = "without flags, labels shuffled"
 MEAN = -1
-"""Stands for the mean over layers, in keys."""
+"""Stands for the mean over layers with flags, in keys."""
+PROBED = 5
+"""Layers that probes read unless told otherwise."""
+Key = tuple[int, str, str, str]
+"""Layer, place, kind of probe, dimensions."""
 
 
-def subsets(flags: FlagSpec, unassigned: FlagSpec) -> dict[str, list[int]]:
-    """Dimensions that probes read."""
-    every = range(flags.d_model)
-    taken, others = set(flags.flat_dims), set(unassigned.flat_dims)
-    return {
-        WHOLE: list(every),
-        WITHOUT: [dim for dim in every if dim not in taken],
-        ONLY: sorted(taken),
-        RANDOM: [dim for dim in every if dim not in others],
-    }
+def probed_layers(model: LanguageModel, first: int, given: Sequence[int] = ()) -> tuple[int, ...]:
+    """Layers that probes read: those given, or five, evenly spaced over those with flags.
+
+    Args:
+        model: the model.
+        first: the first layer with flags.
+        given: layers, if any.
+
+    Raises:
+        UserError: the model has no such layer, one is given twice, or none of them has flags.
+    """
+    for i, layer in enumerate(given):
+        check_layer(model, layer)
+        if layer in given[:i]:
+            raise UserError(f"layer {layer}", "it is named twice", "name it once")
+    if given and max(given) < first:
+        raise UserError(f"layer {max(given)}", f"flags begin at layer {first}", "name one from there on, too")
+    usual = np.linspace(first, model.n_layers - 1, PROBED).round().astype(int).tolist()
+    return tuple(sorted(given) or dict.fromkeys(usual))
+
+
+def check_layer(model: LanguageModel, layer: int) -> int:
+    """A layer of the model. Raises a `UserError` if it has no such one."""
+    if not 0 <= layer < model.n_layers:
+        raise UserError(f"layer {layer}", f"{model.name} has layers 0 to {model.n_layers - 1}", "choose one of them")
+    return layer
+
+
+Probed = tuple[str, int, list[int], Bool[NDArray[np.bool_], "n C"]]
+"""What probes are fitted on: name, number of the draw of a control, dimensions that are read, labels."""
+
+
+def probed(
+    flags: FlagSpec, draws: Sequence[FlagSpec], labels: Bool[NDArray[np.bool_], "n C"], seed: int
+) -> list[Probed]:
+    """Everything that probes are fitted on at one layer and place."""
+
+    def without(spec: FlagSpec) -> list[int]:
+        return np.setdiff1d(range(flags.d_model), spec.flat_dims).tolist()
+
+    rng = np.random.default_rng(seed)
+    return [
+        (WHOLE, 0, list(range(flags.d_model)), labels),
+        (WITHOUT, 0, without(flags), labels),
+        (ONLY, 0, sorted(flags.flat_dims), labels),
+        *((RANDOM, i, without(draw), labels) for i, draw in enumerate(draws)),
+        *((SHUFFLED, i, without(flags), rng.permutation(labels)) for i in range(len(draws))),
+    ]
 
 
 def probe_values(
-    flags: FlagSpec,
-    unassigned: FlagSpec,
+    sets: Sequence[Probed],
     fitted: Harvest,
     reported: Harvest,
-    labels: NDArray[np.bool_],
+    layers: Sequence[int],
     *,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -59,53 +105,53 @@ def probe_values(
     """Scores `[N, C]`, flat, of every probe on the examples that are reported.
 
     Args:
-        flags, unassigned: which dimensions are left out.
-        fitted: activations that probes are fitted on, with their `labels` `[n, C]`.
+        sets: dimensions and labels that probes are fitted on.
+        fitted: activations that they are fitted on.
         reported: activations that they score.
+        layers: after which they read.
         seed: of networks.
-        progress: told of the probes fitted.
+        progress: told of the sets done.
     """
     found: list[Measured] = []
-    for layer, x in fitted.residual.items():
+    for layer in layers:
         for at, place in enumerate(PLACES):
-            for name, dims in subsets(flags, unassigned).items():
-                train, test = x[at][:, dims].numpy(), reported.residual[layer][at][:, dims].numpy()
-                for probe in PROBES:
-                    scores = fit_probes(train, labels, test, probe, seed)
-                    key = {"layer": layer, "place": place, "dims": name, "probe": probe}
+            for dims, draw, columns, labels in sets:
+                train, test = (each.residual[layer][at][:, columns].numpy() for each in (fitted, reported))
+                for probe, scores in fit_probes(train, labels, test, seed).items():
+                    key = {"layer": layer, "place": place, "dims": dims, "draw": draw, "probe": probe}
                     found.append(Measured(key, scores.flatten()))
-                    if progress:
-                        progress(1)
+                if progress:
+                    progress(1)
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeAUC:
+class ProbeAUC(MomentRow):
     """AUC of one kind of probe, mean over concepts."""
 
-    moment: Moment
     layer: int
-    """After which; −1 for the mean over layers."""
+    """After which; −1 for the mean over layers with flags."""
     place: str
     """`prompt`: at the last prompt token; `response`: of the mean over the response's tokens."""
     probe: str
     dims: str
-    """What it reads: `all`, `without flags`, `flags only`, `without random`."""
+    """What it reads: `all`, `without flags`, `flags only`, `without others`, which are no flag's and drawn several
+    times; or `without flags, labels shuffled`, where it was fitted on labels that were exchanged, several times."""
     auc: Interval
-    change: Interval | None
-    """Since step 0."""
-    beyond_plain: Interval | None
-    """Above that of the plain finetuning at the same step; None where there is none."""
+    selectivity: Interval | None
+    """Above that of the probes fitted on shuffled labels; of `without flags` alone."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Erosion(Result):
-    """What probes read, over finetunings; 95% intervals over reported prompts."""
+    """What probes read, over finetunings; 95% intervals over reported examples."""
 
+    first_layer: int
+    """Where flags begin: means over layers begin there."""
     probes: tuple[ProbeAUC, ...]
 
     def over_layers(self, place: str, probe: str, dims: str) -> list[ProbeAUC]:
-        """Means over layers, moment by moment, run by run."""
+        """Means over layers with flags, moment by moment, run by run."""
         return [
             row for row in self.probes
             if (row.layer, row.place, row.probe, row.dims) == (MEAN, place, probe, dims)
@@ -118,17 +164,20 @@ class Erosion(Result):
             + (f" ({number_text(row.beyond_plain, SIGNED)} beyond plain)" if row.beyond_plain else "")
             for run, row in last.items()
         ]
-        return f"change of linear probes' AUC without the flags' dimensions: {'; '.join(said)}"
+        about = "change since step 0 of the AUC of linear probes of responses without the flags' dimensions"
+        return f"{about}, mean over layers from {self.first_layer} on: {'; '.join(said)}"
 
     def tables(self) -> dict[str, Table]:
         last = {row.moment.run: row.moment.step for row in self.probes}
         scores = [
-            Column("AUC", "auc", INTERVAL),
-            Column("since step 0", "change", SIGNED),
-            Column("beyond plain", "beyond_plain", SIGNED, note="equal steps", spare=1),
-        ]
+            Column("AUC", "auc", INTERVAL), *CHANGES, Column("above shuffled", "selectivity", SIGNED, spare=2),
+        ]  # fmt: skip
         which = [Column("place", "place"), Column("probe", "probe"), Column("dimensions", "dims", whole=True)]
-        caption = "Mean over concepts and layers; 0.5 is chance. 95% intervals over reported prompts."
+        caption = (
+            f"Mean over concepts, and over probed layers from {self.first_layer} on, where flags begin; 0.5 is chance. "
+            "Others: as many dimensions of like variance that are no flag's. Intervals (95%) are over reported "
+            "examples and over draws of dimensions and labels."
+        )
         means = [row for row in self.probes if row.layer == MEAN]
         layers = [row for row in self.probes if row.layer != MEAN and row.moment.step in (0, last[row.moment.run])]
         columns = [*MOMENT, *which, *scores]
@@ -140,84 +189,62 @@ class Erosion(Result):
             "by layer": Table(columns=[*MOMENT, Column("layer", "layer", "d"), *which, *scores], rows=layers),
         }  # fmt: skip
 
-    def draw(self, ax: Axes, place: str = "response", probe: str = "linear", dims: str = WITHOUT) -> None:
-        """AUC over steps, a curve for each run."""
-        found: dict[str, list[ProbeAUC]] = {}
-        for row in self.over_layers(place, probe, dims):
-            found.setdefault(row.moment.run, []).append(row)
-        curves = [
-            Curve(run, [r.moment.step for r in rows], [r.auc.estimate for r in rows]) for run, rows in found.items()
-        ]
-        plot_curves(ax, curves, f"AUC, {dims}", steps="step")
-
-    def draw_run(self, ax: Axes, run: str, place: str = "response", probe: str = "linear") -> None:
-        """AUC over steps of one run, a curve for each set of dimensions."""
-        curves = []
-        for dims in (WHOLE, WITHOUT, ONLY, RANDOM):
-            rows = [row for row in self.over_layers(place, probe, dims) if row.moment.run == run]
-            curves.append(Curve(dims, [r.moment.step for r in rows], [r.auc.estimate for r in rows]))
-        plot_curves(ax, curves, "AUC", steps="step")
+    def draw(self, ax: Axes, place: str = "response", probe: str = "linear", run: str = "") -> None:
+        """AUC over steps without the flags' dimensions, a curve for each run; of one run, for all sets."""
+        sets = [WHOLE, WITHOUT, ONLY, RANDOM, SHUFFLED] if run else [WITHOUT]
+        rows = [row for dims in sets for row in self.over_layers(place, probe, dims) if run in ("", row.moment.run)]
+        plot_curves(ax, curves(rows, "auc", "{dims}" if run else "{moment.run}"), "AUC", steps="step")
 
     @property
     def figures(self) -> dict[str, Callable[[Axes], None]]:
         """Drawings by their captions."""
         about = {"response": "mean over the response's tokens", "prompt": "last prompt token"}
         found: dict[str, Callable[[Axes], None]] = {
-            f"{probe} probes without the flags' dimensions, {about[place]}, mean over layers": partial(
+            f"{probe} probes without the flags' dimensions, {about[place]}, mean over layers with flags": partial(
                 self.draw, place=place, probe=probe
             )
             for place in ("response", "prompt")
             for probe in PROBES
         }
-        for run in dict.fromkeys(row.moment.run for row in self.probes):
-            found[f"{run}: linear probes of all dimensions and of parts, {about['response']}"] = partial(
-                self.draw_run, run=run
-            )
-        return found
+        runs = dict.fromkeys(row.moment.run for row in self.probes)
+        return found | {
+            f"{run}: linear probes of all dimensions and of parts, {about['response']}": partial(self.draw, run=run)
+            for run in runs
+        }
 
 
-def erosion_result(series: Sequence[Series], texts: LabelledTexts, resamples: Resamples) -> Erosion:
+def erosion_result(series: Sequence[Series], texts: LabelledTexts, resamples: Resamples, first_layer: int) -> Erosion:
     """Intervals of what `probe_values` measured.
 
     Args:
         series: of each run.
         texts: the examples reported.
         resamples: of them.
+        first_layer: the first with flags of all runs.
     """
-    aucs: dict[int, dict[tuple[int, str, str, str], Resampled]] = {}
 
-    def of(part_rows: Sequence[Measured]) -> dict[tuple[int, str, str, str], Resampled]:
-        known = aucs.get(id(part_rows))
-        if known is None:
-            known = {}
-            for row in part_rows:
-                key = row.key
-                name = int(key["layer"]), str(key["place"]), str(key["probe"]), str(key["dims"])
-                known[name] = mean_auc(row.values.reshape(texts.labels.shape), texts.labels, resamples)
-            for place, probe, dims in dict.fromkeys(name[1:] for name in known):
-                layers = [value for name, value in known.items() if name[1:] == (place, probe, dims)]
-                known[MEAN, place, probe, dims] = Resampled.mean(layers)
-            aucs[id(part_rows)] = known
+    def aucs(part: Part) -> dict[Key, Resampled]:
+        draws: dict[Key, list[Resampled]] = {}
+        for row in part.rows:
+            layer, place, probe, dims = (row.key[name] for name in ("layer", "place", "probe", "dims"))
+            value = mean_auc(row.values.reshape(texts.labels.shape), texts.labels, resamples)
+            draws.setdefault((int(layer), str(place), str(probe), str(dims)), []).append(value)
+        known = {key: resamples.mean_of_draws(of) for key, of in draws.items()}
+        for rest in dict.fromkeys(key[1:] for key in draws):
+            layers = [value for key, value in known.items() if key[1:] == rest and key[0] >= first_layer]
+            known[MEAN, *rest] = Resampled.mean(layers)
         return known
 
     found: list[ProbeAUC] = []
-    for one in series:
-        beside = plain_parts(one, series)
-        first = of(one.parts[0].rows)
-        for moment, part in zip(one.moments, one.parts, strict=True):
-            other = of(beside[moment.step].rows) if moment.step in beside else None
-            for name, value in of(part.rows).items():
-                layer, place, probe, dims = name
-                found.append(
-                    ProbeAUC(
-                        moment=moment,
-                        layer=layer,
-                        place=place,
-                        probe=probe,
-                        dims=dims,
-                        auc=value.interval,
-                        change=(value - first[name]).interval if moment.step else None,
-                        beyond_plain=(value - other[name]).interval if other and moment.step else None,
-                    )
-                )
-    return Erosion(probes=tuple(found))
+    rows = list(compared(series, aucs))
+    chance = {(row.moment, *row.key[:3]): row.value for row in rows if row.key[3] == SHUFFLED}
+    for row in rows:
+        layer, place, probe, dims = row.key
+        above = row.value - chance[row.moment, layer, place, probe] if dims == WITHOUT else None
+        found.append(
+            ProbeAUC(
+                **row.fields, layer=layer, place=place, probe=probe, dims=dims, auc=row.value.interval,
+                selectivity=above.interval if above else None,
+            )
+        )  # fmt: skip
+    return Erosion(first_layer=first_layer, probes=tuple(found))

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from numpy.typing import NDArray
 
 from trimtab.activations import Document, as_documents, read_documents, sample_text, tokenise
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Dictionary
-from trimtab.errors import UserError
 from trimtab.evaluation.documents import pack
 from trimtab.flags.evaluation.control import measure_control
 from trimtab.flags.evaluation.control_judging import JudgesConcepts
 from trimtab.flags.evaluation.control_result import FlagControl
 from trimtab.flags.evaluation.effects import effects_result
-from trimtab.flags.evaluation.erosion import erosion_result
+from trimtab.flags.evaluation.erosion import check_layer, erosion_result, probed_layers
 from trimtab.flags.evaluation.finetunings import Finetuning, check_alike, plain_finetuning
 from trimtab.flags.evaluation.measured import Moment, Part, Series, read_part, write_part
 from trimtab.flags.evaluation.measured_model import MeasuredModel, MeasuredOn
@@ -55,8 +53,6 @@ from trimtab.tasks import Task, load_task
 from trimtab.tasks.task import UnsuitedModelError
 
 COMMAND = "flags evaluate"
-PROBED = 6
-"""Layers that probes read unless told otherwise."""
 PARTS_DIRECTORY = "parts"
 TASK = "ioi"
 """The unrelated task."""
@@ -81,8 +77,8 @@ def evaluate_flags(
     Args:
         original: the model before it was finetuned.
         trained: finetunings of it with flags for the same concepts.
-        examples: labelled ones that none of them was trained on. A third of their prompts is reported, and probes are
-            fitted on the others.
+        examples: labelled ones that none of them was trained on. A third of their documents or prompts is reported, and
+            probes are fitted on the others.
         texts: general text for the price; by default a sample that ships with trimtab.
         task: an unrelated task for the price, or its name; None for none.
         judge: finds concepts in texts, for control, which is left out without it.
@@ -148,6 +144,7 @@ class Evaluator:
             self.left_out.append("control is left out: no judge of concepts was given")
         self._seconds: list[PartSeconds] = []
         flags = finetunings[0].flags
+        self.first_layer = max(one.flags.first_layer for one in finetunings)
         for one in finetunings:
             one.flags.check_fits(original.layout, original.d_model, original.name)
         divided = evaluation_texts(
@@ -160,9 +157,11 @@ class Evaluator:
             packed = pack(tokenise(documents, original.tokenizer), "all", 0.0, options.context)
             text = GeneralText(original, packed, options.text_tokens, options.batch_size)
             prompts = self._task_prompts(task)
+        given = options.effect_layer
         self.on = MeasuredOn(
-            texts=divided, text=text, task=prompts, layers=probed_layers(original, options.layer),
-            effect_layer=_checked_layer(original, original.n_layers // 2, options.effect_layer), options=options,
+            texts=divided, text=text, task=prompts, layers=probed_layers(original, self.first_layer, options.layer),
+            effect_layer=check_layer(original, original.n_layers // 2 if given is None else given), options=options,
+            original=original, first_layer=self.first_layer,
         )  # fmt: skip
         run.record(
             hashes={"model": original.fingerprint, "data": _data_hash(examples)}
@@ -204,13 +203,13 @@ class Evaluator:
                     measured[one.label, state.step] = self._parts(one.label, moment, one.flags, state.load, meter)
 
         def series(part: MomentPart) -> list[Series]:
-            return [
-                Series(
-                    [one.beginning, *map(one.moment, one.states)],
-                    [measured[one.label, step][part] for step in (0, *(state.step for state in one.states))],
-                )
-                for one in self.finetunings
-            ]
+            found: list[Series] = []
+            for one in self.finetunings:
+                plain = plain_finetuning(one, self.finetunings)
+                beside = {} if plain is None else {s.step: measured[plain.label, s.step][part] for s in plain.states}
+                parts = [measured[one.label, step][part] for step in (0, *(state.step for state in one.states))]
+                found.append(Series([one.beginning, *map(one.moment, one.states)], parts, beside))
+            return found
 
         reported, kept = on.texts.reported, set(options.part)
         resamples = _resamples(reported.unit, options)
@@ -223,10 +222,12 @@ class Evaluator:
             fitted=len(on.texts.fitted),
             reported=len(reported),
             unit=on.texts.unit,
-            reading=reading_result(series("reading"), reported, flags, resamples, options.seed)
+            reading=reading_result(series("reading"), reported, flags, resamples, self.descriptions)
             if "reading" in kept
             else None,
-            erosion=erosion_result(series("erosion"), reported, resamples) if "erosion" in kept else None,
+            erosion=erosion_result(series("erosion"), reported, resamples, self.first_layer)
+            if "erosion" in kept
+            else None,
             effects=effects_result(series("effects"), reported, resamples, layer=on.effect_layer, dose=options.dose)
             if "effects" in kept
             else None,
@@ -306,29 +307,7 @@ class Evaluator:
         return found
 
 
-def probed_layers(model: LanguageModel, given: Sequence[int]) -> tuple[int, ...]:
-    """Layers that probes read: those given, or six, evenly spaced.
-
-    Raises:
-        UserError: the model has no such layer, or one is given twice.
-    """
-    if not given:
-        return tuple(dict.fromkeys(np.linspace(0, model.n_layers - 1, PROBED).round().astype(int).tolist()))
-    for i, layer in enumerate(given):
-        _checked_layer(model, layer, layer)
-        if layer in given[:i]:
-            raise UserError(f"layer {layer}", "it is given twice", "give it once")
-    return tuple(sorted(given))
-
-
-def _checked_layer(model: LanguageModel, usual: int, given: int | None) -> int:
-    layer = usual if given is None else given
-    if not 0 <= layer < model.n_layers:
-        raise UserError(f"layer {layer}", f"{model.name} has layers 0 to {model.n_layers - 1}", "choose one of them")
-    return layer
-
-
-def _resamples(unit: Int[NDArray[np.int64], " N"], options: FlagEvaluationOptions) -> Resamples:
+def _resamples(unit: NDArray[np.str_], options: FlagEvaluationOptions) -> Resamples:
     return Resamples(unit, n_resamples=options.n_resamples, seed=options.seed)
 
 

@@ -35,15 +35,20 @@ class Finetuning:
     flags: FlagSpec
     states: tuple[State, ...]
     """In order; the original model is none of them."""
+    last_phase: int = 0
+    """Step from which its curriculum stays as it is to the end."""
 
     def moment(self, state: State) -> Moment:
         """What a state is called in results."""
-        return Moment(run=self.label, curriculum=self.curriculum, seed=self.seed, step=state.step, tokens=state.tokens)
+        return Moment(
+            run=self.label, curriculum=self.curriculum, seed=self.seed, step=state.step, tokens=state.tokens,
+            last_phase=state.step >= self.last_phase,
+        )  # fmt: skip
 
     @property
     def beginning(self) -> Moment:
         """The original model, as this finetuning's first moment."""
-        return Moment(run=self.label, curriculum=self.curriculum, seed=self.seed, step=0, tokens=0)
+        return Moment(run=self.label, curriculum=self.curriculum, seed=self.seed, step=0, tokens=0, last_phase=False)
 
     @classmethod
     def of(cls, trained: TrainedFlags, label: str) -> Finetuning:

@@ -5,8 +5,9 @@ Intervals are computed from these alone, so that what is read back from a run is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from trimtab.errors import UserError
 from trimtab.runs import write_table
-from trimtab.runs.tables import Column
-from trimtab.stats import Interval, student_mean
+from trimtab.runs.figures import Curve
+from trimtab.runs.tables import SIGNED, Column
+from trimtab.stats import Interval, Resampled, student_mean
 
 
 class Measured(NamedTuple):
@@ -81,6 +83,8 @@ class Moment:
     """0 for the original model."""
     tokens: int
     """Tokens that it was trained on up to then."""
+    last_phase: bool = True
+    """Whether forced share and λ are, from here on, those of the end."""
 
 
 MOMENT = [
@@ -97,33 +101,86 @@ class Series(NamedTuple):
 
     moments: Sequence[Moment]
     parts: Sequence[Part]
+    plain: Mapping[int, Part]
+    """The same of the plain finetuning that it is compared with, by step; empty where there is none."""
 
     @property
     def run(self) -> str:
         return self.moments[-1].run
 
+
+@dataclass(frozen=True, kw_only=True)
+class MomentRow:
+    """A row of a result: one moment, and how its number compares."""
+
+    moment: Moment
+    change: Interval | None
+    """Since step 0; None there."""
+    beyond_plain: Interval | None
+    """Above that of the plain finetuning at the same step; None at step 0, and where there is none."""
+
+
+CHANGES = [
+    Column("since step 0", "change", SIGNED, spare=1),
+    Column("beyond plain", "beyond_plain", SIGNED, note="equal steps"),
+]
+"""Columns of a `MomentRow`."""
+
+
+class Compared(NamedTuple):
+    """One number of one moment beside what it is compared with."""
+
+    moment: Moment
+    part: Part
+    key: Any
+    """Which number."""
+    value: Resampled
+    first: Resampled | None
+    """At step 0; None there."""
+    plain: Resampled | None
+    """Of the plain finetuning at the same step; None at step 0, and where there is none."""
+
     @property
-    def is_plain(self) -> bool:
-        """Whether it is the control that was finetuned on the text alone."""
-        return self.moments[-1].curriculum == "plain"
+    def fields(self) -> dict[str, Any]:
+        """Those of a `MomentRow`."""
+        change, beyond = (None if each is None else (self.value - each).interval for each in (self.first, self.plain))
+        return {"moment": self.moment, "change": change, "beyond_plain": beyond}
 
 
-def plain_series(series: Series, all_series: Sequence[Series]) -> Series | None:
-    """The plain finetuning of the same seed; None if there is none beside it."""
-    own = series.moments[-1]
-    found = (s for s in all_series if s.is_plain and s.moments[-1].seed == own.seed and s.run != own.run)
-    return next(found, None)
+def compared(series: Sequence[Series], of: Callable[[Part], Mapping[Any, Resampled]]) -> Iterator[Compared]:
+    """Every number of every moment beside the original's and that of the plain finetuning at the same step.
+
+    Args:
+        series: of each run.
+        of: the numbers of a part.
+    """
+    parts = {id(part): part for one in series for part in (*one.parts, *one.plain.values())}
+    known = {id_: of(part) for id_, part in parts.items()}
+    for one in series:
+        for moment, part in zip(one.moments, one.parts, strict=True):
+            first, plain = (one.parts[0], one.plain.get(moment.step)) if moment.step else (None, None)
+            others = [{} if other is None else known[id(other)] for other in (first, plain)]
+            for key, value in known[id(part)].items():
+                yield Compared(moment, part, key, value, *(other.get(key) for other in others))
 
 
-def plain_parts(series: Series, all_series: Sequence[Series]) -> dict[int, Part]:
-    """What was measured of the plain finetuning of the same seed, by its steps; nothing if there is none."""
-    plain = plain_series(series, all_series)
-    return {} if plain is None else {m.step: part for m, part in zip(plain.moments, plain.parts, strict=True)}
+def curves(rows: Iterable[Any], value: str, label: str = "{moment.run}", x: str = "moment.step") -> list[Curve]:
+    """Estimates of an interval of rows, a curve for each label.
+
+    Args:
+        rows: of a result.
+        value: name of the interval.
+        label: a format of a row's fields.
+        x: field that the curves are over.
+    """
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        found.setdefault(label.format(**vars(row)), []).append(row)
+    place = attrgetter(x)
+    return [Curve(name, [*map(place, of)], [getattr(row, value).estimate for row in of]) for name, of in found.items()]
 
 
-def over_runs(found: Sequence[Interval]) -> Interval | None:
-    """One number of runs of one curriculum: that of a single run with its interval over prompts, the mean of several
+def over_runs(found: Sequence[Interval]) -> Interval:
+    """One number of runs of one curriculum: that of a single run with its interval over examples, the mean of several
     with Student's interval over runs."""
-    if len(found) < 2:
-        return found[0] if found else None
-    return student_mean([one.estimate for one in found])
+    return found[0] if len(found) == 1 else student_mean([one.estimate for one in found])

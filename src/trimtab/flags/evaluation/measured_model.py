@@ -6,23 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
 
+from trimtab.control.arms.random_features import draw_seed
 from trimtab.control.task_prompts import TaskPrompts
-from trimtab.flags.evaluation.effects import concept_directions, effect_values
-from trimtab.flags.evaluation.erosion import probe_values, subsets
+from trimtab.flags.evaluation.effects import concept_directions, effect_values, measured_pairs
+from trimtab.flags.evaluation.erosion import probe_values, probed
 from trimtab.flags.evaluation.harvest import PLACES, Harvest, harvest
 from trimtab.flags.evaluation.measured import Measured
 from trimtab.flags.evaluation.options import FlagEvaluationOptions, MomentPart
 from trimtab.flags.evaluation.price import GeneralText, price_values
-from trimtab.flags.evaluation.probes import PROBES
 from trimtab.flags.evaluation.reading import reading_values
 from trimtab.flags.evaluation.reliance import reliance_values
 from trimtab.flags.evaluation.texts import EvaluationTexts
-from trimtab.flags.evaluation.unassigned import unassigned_dims
+from trimtab.flags.evaluation.unassigned import matched_dims, unassigned_dims
+from trimtab.flags.placing import flag_sites, measure_residuals
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
 from trimtab.runs import Meter
+
+DRAWS = 3
+"""Of a control's dimensions, and of shuffled labels."""
+VARIANCE_ITEMS = 32
+"""Examples over which the variance of the original's dimensions is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,17 @@ class MeasuredOn:
     """That probes read."""
     effect_layer: int
     """After which directions are added."""
+    original: LanguageModel
+    first_layer: int
+    """The first with flags of all finetunings."""
     options: FlagEvaluationOptions
+
+    @cached_property
+    def variance(self) -> Float[NDArray[np.float64], " d"]:
+        """Of the original's dimensions where there are flags, by which those of controls are chosen."""
+        rows = [row.ids for row in self.texts.fitted.first(VARIANCE_ITEMS).tokens]
+        sites = flag_sites(self.original, self.first_layer)
+        return measure_residuals(self.original, rows, sites).relative_variance.numpy()
 
 
 class MeasuredModel:
@@ -51,65 +69,56 @@ class MeasuredModel:
 
     def __init__(self, model: LanguageModel, flags: FlagSpec, on: MeasuredOn, meter: Meter) -> None:
         self.model, self.flags, self.on, self._meter = model, flags, on, meter
-        self.unassigned = unassigned_dims(flags, on.options.seed)
 
-    def measure(self, part: MomentPart) -> list[Measured]:
-        """What a part measures, by its name."""
-        return {
-            "reading": self.reading, "erosion": self.erosion, "effects": self.effects, "reliance": self.reliance,
-            "price": self.price,
-        }[part]()  # fmt: skip
+    @cached_property
+    def draws(self) -> list[FlagSpec]:
+        """Dimensions of controls."""
+        seeds = [draw_seed(self.on.options.seed, draw) for draw in range(DRAWS)]
+        return [unassigned_dims(self.flags, seed, self.on.variance) for seed in seeds]
 
     @cached_property
     def harvested(self) -> tuple[Harvest, Harvest]:
-        """Activations of the examples that are fitted on, and of those reported."""
+        """Forward passes of the examples that are fitted on, and of those reported."""
         on = self.on
         layers = sorted({*on.layers, on.effect_layer})
         fitted, reported = on.texts.fitted, on.texts.reported
-        return tuple(
+        others = matched_dims(self.flags, on.variance)
+        kept = sorted({self.flags.first_layer, on.effect_layer + 1})
+        first, second = (
             harvest(
-                self.model, self.flags, self.unassigned, texts, layers, batch_size=on.options.batch_size,
+                self.model, self.flags, others, texts, layers, inputs=inputs, batch_size=on.options.batch_size,
                 progress=self._share_of(len(fitted) + len(reported)),
             )
-            for texts in (fitted, reported)
-        )  # type: ignore[return-value]  # fmt: skip
-
-    def reading(self) -> list[Measured]:
-        return reading_values(self.flags, self.unassigned, self.harvested[1])
-
-    def erosion(self) -> list[Measured]:
-        on = self.on
-        fitted, reported = (
-            each._replace(residual={layer: each.residual[layer] for layer in on.layers}) for each in self.harvested
-        )
-        fits = len(on.layers) * len(PLACES) * len(PROBES) * len(subsets(self.flags, self.unassigned))
-        return probe_values(
-            self.flags, self.unassigned, fitted, reported, on.texts.fitted.labels, seed=on.options.seed,
-            progress=self._share_of(fits),
+            for texts, inputs in ((fitted, ()), (reported, kept))
         )  # fmt: skip
+        return first, second
 
-    def effects(self) -> list[Measured]:
-        on, options = self.on, self.on.options
-        fitted = self.harvested[0].residual[on.effect_layer]
-        directions = concept_directions(self.flags, fitted, on.texts.fitted.labels)
-        return effect_values(
-            self.model, self.flags, directions, on.texts.reported, layer=on.effect_layer, dose=options.dose,
-            items=options.effect_items, batch_size=options.batch_size,
-            progress=self._share_of(len(on.texts.reported)),
-        )  # fmt: skip
-
-    def reliance(self) -> list[Measured]:
-        on, options = self.on, self.on.options
-        texts = on.texts.reported.first(options.reliance_items)
-        mean: torch.Tensor = self.harvested[0].held[PLACES.index("response")].mean(0)
+    def measure(self, part: MomentPart) -> list[Measured]:
+        """What a part measures, by its name."""
+        on, options, model, flags = self.on, self.on.options, self.model, self.flags
+        if part == "price":
+            assert on.text is not None
+            return price_values(model, on.text, on.task, progress=self._share_of(len(on.text)))
+        fitted, reported = self.harvested
+        labels, texts, batch_size = on.texts.fitted.labels, on.texts.reported, options.batch_size
+        if part == "reading":
+            return reading_values(flags, self.draws, reported)
+        if part == "erosion":
+            sets = probed(flags, self.draws, labels, options.seed)
+            share = self._share_of(len(sets) * len(on.layers) * len(PLACES))
+            return probe_values(sets, fitted, reported, on.layers, seed=options.seed, progress=share)
+        if part == "effects":
+            directions = concept_directions(flags, fitted.residual[on.effect_layer], labels)
+            share = self._share_of(len(measured_pairs(texts.labels, options.effect_items)))
+            return effect_values(
+                model, flags, directions, texts, reported, layer=on.effect_layer, dose=options.dose,
+                items=options.effect_items, batch_size=batch_size, progress=share,
+            )  # fmt: skip
+        few = texts.first(options.reliance_items)
+        share = self._share_of(len(few))
         return reliance_values(
-            self.model, self.flags, self.unassigned, mean, texts, batch_size=options.batch_size,
-            progress=self._share_of(len(texts)),
-        )  # fmt: skip
-
-    def price(self) -> list[Measured]:
-        assert self.on.text is not None
-        return price_values(self.model, self.on.text, self.on.task, progress=self._share_of(len(self.on.text)))
+            model, flags, fitted, reported, few, seed=options.seed, batch_size=batch_size, progress=share
+        )
 
     def _share_of(self, total: int) -> Callable[[int], None]:
         return lambda done: self._meter.advance(done / total)

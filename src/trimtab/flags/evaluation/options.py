@@ -27,11 +27,12 @@ class FlagEvaluationOptions:
     flags), `reliance` (the cost of taking flags away), `price` (general text and an unrelated task), `control` (what
     switches decide, at the end of each run)."""
     items: int = 96
-    """Held-out examples that reading and probes are reported on, at most; no more than a third of the prompts."""
+    """Held-out examples that reading and probes are reported on, at most; no more than a third of the documents or
+    prompts."""
     fit_items: int = 192
     """Other held-out examples that probes, directions and means are fitted on, at most."""
     layer: tuple[int, ...] = ()
-    """Layers after which probes read; six, evenly spaced, by default."""
+    """Layers after which probes read; five of those with flags, evenly spaced, by default."""
     effect_layer: int | None = None
     """Layer after which directions are added; half the depth by default."""
     dose: float = 0.2

@@ -19,12 +19,12 @@ from torch import Tensor
 from trimtab.activations import PackedText
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, batches
-from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Part, Series
+from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Part, Series, curves
 from trimtab.lm import LanguageModel, TokenBatch, capture
 from trimtab.lm.token_statistics import kl_divergence
 from trimtab.lm.unembedding import Unembedding
 from trimtab.lm.upper_layers import input_site
-from trimtab.runs.figures import Curve, plot_curves
+from trimtab.runs.figures import plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import NUMBER, Column, Table
 from trimtab.stats import Interval, Resamples, bootstrap_difference, bootstrap_mean, number_text
@@ -174,14 +174,7 @@ class Price(Result):
 
     def draw(self, ax: Axes) -> None:
         """Perplexity over steps, a curve for each run."""
-        found: dict[str, list[ModelPrice]] = {}
-        for row in self.models:
-            found.setdefault(row.moment.run, []).append(row)
-        curves = [
-            Curve(run, [r.moment.step for r in rows], [r.perplexity.estimate for r in rows])
-            for run, rows in found.items()
-        ]
-        plot_curves(ax, curves, "perplexity", steps="step")
+        plot_curves(ax, curves(self.models, "perplexity"), "perplexity", steps="step")
 
 
 def price_result(series: Sequence[Series], task: str, *, n_resamples: int = 1000, seed: int = 0) -> Price:

@@ -28,30 +28,27 @@ def fit_probes(
     fitted: Float[NDArray[np.floating], "n d"],
     labels: Bool[NDArray[np.bool_], "n C"],
     reported: Float[NDArray[np.floating], "N d"],
-    kind: ProbeKind,
     seed: int = 0,
-) -> Float[NDArray[np.float64], "N C"]:
-    """Fit a probe of each concept on some examples, and score others.
+) -> dict[ProbeKind, Float[NDArray[np.float64], "N C"]]:
+    """Fit probes of each concept on some examples, and score others.
 
     Args:
         fitted: activations that probes are fitted on.
         labels: which of them have which concepts; each has and lacks some.
         reported: activations to score.
-        kind: `linear`, a logistic regression for each concept; `nonlinear`, one network with an output for each.
         seed: of the network's first weights.
 
     Returns:
-        Scores, larger where a concept is likelier; only their order means something.
+        Scores of `linear`, a logistic regression for each concept, and `nonlinear`, one network with an output for
+        each; larger where a concept is likelier. Only their order means something.
     """
     x, y = principal_components(fitted, reported)
     if not x.shape[1]:  # nothing varies
-        return np.zeros((len(reported), labels.shape[1]))
-    if kind == "linear":
-        scores = [
-            LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=300).fit(x, on).decision_function(y)
-            for on in labels.T
-        ]
-        return np.stack(scores, axis=-1).astype(np.float64)
+        return dict.fromkeys(PROBES, np.zeros((len(reported), labels.shape[1])))
+    linear = [
+        LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=300).fit(x, on).decision_function(y)
+        for on in labels.T
+    ]
     network = MLPClassifier(
         (HIDDEN,), activation="tanh", solver="lbfgs", alpha=PENALTY, max_iter=ITERATIONS, random_state=seed
     )
@@ -59,7 +56,10 @@ def fit_probes(
         warnings.simplefilter("ignore", ConvergenceWarning)  # so many steps are the recipe
         network.fit(x, labels if labels.shape[1] > 1 else labels[:, 0])
     chances = np.asarray(network.predict_proba(y), dtype=np.float64)
-    return chances if labels.shape[1] > 1 else chances[:, 1:]
+    return {
+        "linear": np.stack(linear, axis=-1).astype(np.float64),
+        "nonlinear": chances if labels.shape[1] > 1 else chances[:, 1:],
+    }
 
 
 def principal_components(

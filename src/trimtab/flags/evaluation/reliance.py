@@ -1,8 +1,9 @@
 """Reliance: what a model loses on held-out responses when its flags are taken away, and whether that grows.
 
-Flags are zeroed, set to their mean, set wrong (flipped) or right, at every site and position, and the responses'
+Flags are zeroed, set to their mean, or set wrong (flipped), at every site and position, and the responses'
 cross-entropy is compared with that of the untouched model, example by example. Control: as many dimensions that are no
-flag's are moved by exactly as much at each site and position, so that what RMSNorm alone does is seen.
+flag's are moved by exactly as much at each site and position, so that what RMSNorm alone does is seen; each example has
+its own draw of them, so that intervals over examples know how far draws differ.
 """
 
 from __future__ import annotations
@@ -14,33 +15,44 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from trimtab.flags.evaluation.measured import MOMENT, Measured, Moment, Part, Series, over_runs
+from trimtab.flags.evaluation.harvest import PLACES, Harvest
+from trimtab.flags.evaluation.measured import (
+    CHANGES,
+    MOMENT,
+    Measured,
+    MomentRow,
+    Part,
+    Series,
+    compared,
+    curves,
+    over_runs,
+)
 from trimtab.flags.evaluation.texts import LabelledTexts
-from trimtab.flags.examples import LabelledBatch, batch_of
-from trimtab.flags.loss import response_loss
+from trimtab.flags.examples import batch_of
+from trimtab.flags.loss import response_sums
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel, Site, edited
-from trimtab.lm.taps import Coordinates
-from trimtab.lm.upper_layers import input_site, starting_at
-from trimtab.runs.figures import Curve, plot_curves
+from trimtab.lm.taps import Coordinates, Tap
+from trimtab.lm.upper_layers import starting_at
+from trimtab.runs.figures import plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import NUMBER, SIGNED, Column, Table
 from trimtab.stats import Interval, Resampled, Resamples, number_text
+from trimtab.stats.distributions import student_quantile
 from trimtab.stats.resamples import ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WAYS = ("zeroed", "mean", "flipped", "right")
-FLAGS, ELSEWHERE, THEMSELVES = "flags", "same change elsewhere", "others zeroed"
-"""What is changed: the flags; other dimensions, by as much; other dimensions, to zero."""
+WAYS = ("zeroed", "mean", "flipped")
+FLAGS, ELSEWHERE = "flags", "same change elsewhere"
+"""What is changed: the flags; other dimensions, by as much."""
 PAPER_TOKENS = 50_000 * 10 * 1_024
 """Of the published finetuning, if every text were of full length."""
-BEYOND = "beyond the same change elsewhere and what it was at step 0"
 LEAST_MOMENTS = 3
 """With fewer, no line is fitted."""
 
@@ -49,10 +61,11 @@ LEAST_MOMENTS = 3
 def reliance_values(
     model: LanguageModel,
     flags: FlagSpec,
-    unassigned: FlagSpec,
-    mean: Float[Tensor, "S K"],
+    fitted: Harvest,
+    harvested: Harvest,
     texts: LabelledTexts,
     *,
+    seed: int = 0,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> list[Measured]:
@@ -61,113 +74,90 @@ def reliance_values(
     Args:
         model: the model.
         flags: its flags.
-        unassigned: dimensions of the control.
-        mean: what the flags hold on average at each site.
+        fitted: of other examples; the mean of the flags is that over their responses.
+        harvested: of these examples, or of more whose first ones they are, with the inputs of the first layer with
+            flags.
         texts: examples.
+        seed: of each example's draw of other dimensions.
         batch_size: examples of a pass.
         progress: told of the examples done.
     """
-    sums: dict[tuple[str, str], NDArray[np.float64]] = {}
-    n_tokens = np.zeros(len(texts))
-    layer = min(site.layer for site in flags.sites)
-    own, other = (torch.tensor(spec.flat_dims, device=model.device) for spec in (flags, unassigned))
-    both = torch.cat([own, other])
-    means = dict(zip(flags.sites, mean.to(model.device)[:, None], strict=True))
+    layer, k, n = flags.first_layer, len(flags.flat_dims), len(texts)
+    own, others = torch.tensor(harvested.dims, device=model.device).tensor_split([k])
+    pool = np.tile(np.arange(len(others)), (n, 1))
+    draws = torch.from_numpy(np.random.default_rng(seed).permuted(pool, axis=1)[:, :k]).to(model.device)
+    mean = fitted.of(flags)[PLACES.index("response")].mean(0).to(model.device)  # [S, K]
+    sums = {(way, dims): np.zeros(n) for way in WAYS for dims in (FLAGS, ELSEWHERE)}
     for rows in texts.by_length(batch_size):
         part = texts.take(rows)
         batch = batch_of(model, flags, part.examples, part.tokens)
-        n_tokens[rows] = batch.answer.sum(dim=1).tolist()
-        held: dict[Site, Tensor] = {}
-        taps = {site: partial(_keep, held, site, both) for site in flags.sites}
-        with edited(model, {input_site(layer): partial(_keep, held, input_site(layer), None), **taps}):
-            _add(sums, ("none", ""), rows, len(texts), response_loss(model, batch), batch)
-        for way, dims, change in _changes(flags, own, other, means, held, batch):
-            with starting_at(model, layer, held[input_site(layer)]), edited(model, change):
-                _add(sums, (way, dims), rows, len(texts), response_loss(model, batch), batch)
+        hidden, clean = (
+            pad_sequence([each[i] for i in rows], batch_first=True, padding_side="left").to(model.device)
+            for each in (harvested.inputs[layer], harvested.held)
+        )
+        values = _values(flags, mean, batch.labels[:, flags.concept_of])
+        for (way, dims), found in sums.items():
+            edits: dict[Site, Tap] = {}
+            for i, site in enumerate(flags.sites):
+                if dims == FLAGS:
+                    edits[site] = Coordinates(own, values[way][:, i])
+                else:
+                    change = values[way][:, None, i] - clean[:, :, i, :k]
+                    edits[site] = partial(_moved, clean[:, :, i, k:], change, others, draws[rows])
+            with starting_at(model, layer, hidden), edited(model, edits):
+                found[rows] = response_sums(model, batch).cpu()
         if progress:
             progress(len(rows))
-    found = [Measured({"way": way, "dims": dims}, values) for (way, dims), values in sums.items()]
-    return [Measured({"way": "tokens", "dims": ""}, n_tokens), *found]
+    sums |= {("tokens", ""): harvested.n_tokens[:n].numpy(), ("none", ""): harvested.nats[:n].numpy()}
+    return [Measured({"way": way, "dims": dims}, values) for (way, dims), values in sums.items()]
 
 
-def _keep(held: dict[Site, Tensor], site: Site, dims: Tensor | None, x: Tensor) -> None:
-    held[site] = x if dims is None else x.index_select(-1, dims)
+def _values(flags: FlagSpec, mean: Float[Tensor, "S K"], on: Float[Tensor, "B K"]) -> dict[str, Float[Tensor, "B S K"]]:
+    """What flags are set to at each site: nothing, their mean, the opposite of what is right."""
+    target = torch.tensor(list(flags.targets.values()), device=on.device)[:, None]
+    wrong = target * (1 - on)[:, None]
+    return {"zeroed": torch.zeros_like(wrong), "mean": mean.expand_as(wrong), "flipped": wrong}
 
 
-def _add(
-    sums: dict[tuple[str, str], NDArray[np.float64]],
-    key: tuple[str, str],
-    rows: list[int],
-    n: int,
-    losses: Tensor,
-    batch: LabelledBatch,
-) -> None:
-    each = losses.split(batch.answer.sum(dim=1).tolist())
-    sums.setdefault(key, np.zeros(n))[rows] = [float(row.double().sum()) for row in each]
-
-
-def _changes(
-    flags: FlagSpec,
-    own: Tensor,
-    other: Tensor,
-    means: dict[Site, Tensor],
-    held: dict[Site, Tensor],
-    batch: LabelledBatch,
-) -> list[tuple[str, str, dict[Site, Callable[[Tensor], Coordinates]]]]:
-    """Every way of changing flags, with the same change elsewhere."""
-    on = batch.labels[:, flags.concept_of]
-    target = {site: flags.targets[str(site)] for site in flags.sites}
-    values: dict[str, dict[Site, Tensor]] = {
-        "zeroed": {site: torch.zeros_like(on) for site in flags.sites},
-        "mean": {site: means[site].expand_as(on) for site in flags.sites},
-        "flipped": {site: target[site] * (1 - on) for site in flags.sites},
-        "right": {site: target[site] * on for site in flags.sites},
-    }
-    found, k = [], len(own)
-    for way in WAYS:
-        set_to = {site: Coordinates(own, value) for site, value in values[way].items()}
-        moved = {
-            site: Coordinates(other, held[site][..., k:] + (value[:, None] - held[site][..., :k]))
-            for site, value in values[way].items()
-        }
-        found += [(way, FLAGS, _taps(set_to)), (way, ELSEWHERE, _taps(moved))]
-    zeros = {site: Coordinates(other, torch.zeros_like(on)) for site in flags.sites}
-    return [*found, ("zeroed", THEMSELVES, _taps(zeros))]
-
-
-def _taps(changes: dict[Site, Coordinates]) -> dict[Site, Callable[[Tensor], Coordinates]]:
-    return {site: lambda _x, change=change: change for site, change in changes.items()}
+def _moved(
+    clean: Float[Tensor, "B T P"],
+    change: Float[Tensor, "B T K"],
+    pool: Int[Tensor, " P"],
+    drawn: Int[Tensor, "B K"],
+    x: Float[Tensor, "B T d"],
+) -> Coordinates:
+    """Those of a pool of dimensions that a row has drawn hold what they held in the clean pass, plus a change."""
+    at = drawn[:, None].expand_as(change)
+    return Coordinates(pool, x.index_select(-1, pool).scatter(-1, at, (clean.gather(-1, at) + change).to(x)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
-    """What one change of the flags costs, in nats per token of the responses."""
+class RelianceCost(MomentRow):
+    """What one change of the flags costs, in nats per token of the responses.
 
-    moment: Moment
+    `change` and `beyond_plain` are of the difference.
+    """
+
     way: str
-    """`zeroed`, `mean`, `flipped` or `right`."""
+    """`zeroed`, `mean` or `flipped`."""
     flags: Interval
     """Cross-entropy with the flags changed minus that with nothing changed."""
     elsewhere: Interval
     """The same with other dimensions moved by as much."""
     difference: Interval
     """Of the two."""
-    gained: Interval | None
-    """By how much that difference grew since step 0; None there."""
-    others_zeroed: Interval | None
-    """With the other dimensions zeroed themselves; of `zeroed` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
-    """A straight line through the difference over log10 of the tokens trained on, and where it leads.
+class RelianceLine:
+    """A straight line through reliance beyond plain over log10 of the tokens trained on, and where it leads.
 
-    The interval speaks of other prompts. It says nothing of other trainings, nor of whether the line goes on straight.
+    All its moments have the same forced share and λ. The interval speaks of other examples. It says nothing of other
+    trainings, nor of whether the line goes on straight.
     """
 
-    run: str
-    curriculum: str
-    seed: int
+    line: str
+    """A run's last phase, or the ends of runs of different lengths."""
     way: str
     moments: int
     tokens: int
@@ -182,79 +172,102 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Reliance(Result):
-    """What is lost without flags; paired differences with 95% intervals over reported prompts."""
+    """What is lost without flags; paired differences with 95% intervals over reported examples."""
 
-    losses: tuple[Loss, ...]
-    growth: tuple[Growth, ...]
+    costs: tuple[RelianceCost, ...]
+    lines: tuple[RelianceLine, ...]
 
-    def last(self, way: str) -> list[Loss]:
+    def last(self, way: str) -> list[RelianceCost]:
         """Of each run's last moment."""
-        return list({row.moment.run: row for row in self.losses if row.way == way}.values())
+        return list({row.moment.run: row for row in self.costs if row.way == way}.values())
 
     def headline(self) -> str:
         said = [
             f"{row.moment.run} {number_text(row.flags, SIGNED)} (elsewhere {number_text(row.elsewhere, SIGNED)})"
             for row in self.last("zeroed")
         ]
-        return f"cross-entropy with flags zeroed, nats per token: {'; '.join(said)}. {self.verdict()}"
+        return f"cost of zeroing the flags, nats per token: {'; '.join(said)}. {self.verdict()}"
 
     def verdict(self) -> str:
         """Whether reliance was seen without forcing, and how small a one would have been seen."""
-        forced, auxiliary = (
-            over_runs([row.gained for row in self.last("zeroed") if row.gained and row.moment.curriculum == name])
-            for name in ("forced", "auxiliary")
-        )
-        if forced is None or auxiliary is None:
-            return "Whether reliance emerges without forcing takes a forced and an auxiliary run"
-        reach = (auxiliary.high - auxiliary.low) / 2
-        if auxiliary.low > 0:
-            return f"Reliance without forcing: {number_text(auxiliary, SIGNED)} {BEYOND}"
-        if forced.low > 0:
+        found = self.last("zeroed")
+        ends = {name: [row for row in found if row.moment.curriculum == name] for name in ("forced", "auxiliary")}
+        missing = [f"{name} run" for name, rows in ends.items() if not rows]
+        if missing:
+            return f"Whether reliance emerges without forcing is not known: there is no {' and no '.join(missing)}"
+        steps = {name: max(row.moment.step for row in rows) for name, rows in ends.items()}
+        ends = {name: [row for row in rows if row.moment.step == steps[name]] for name, rows in ends.items()}
+        gains = {name: [row.beyond_plain for row in rows if row.beyond_plain] for name, rows in ends.items()}
+        alone = [row.moment.run for rows in ends.values() for row in rows if not row.beyond_plain]
+        if not all(gains.values()):
             return (
-                f"No reliance without forcing was seen ({number_text(auxiliary, SIGNED)} {BEYOND}; one of {reach:.3f} "
-                f"would have been), while forcing gives {number_text(forced, SIGNED)}"
+                "Whether reliance emerges without forcing is not known: the control is missing, a plain run of the "
+                f"same seed and steps as {', '.join(alone)}"
             )
-        return "Neither forced nor auxiliary training shows reliance at this budget, from which nothing follows"
+        values = {name: over_runs(of) for name, of in gains.items()}
+        forced, auxiliary = values["forced"], values["auxiliary"]
+        seen = ", ".join(
+            f"{name} {number_text(value, SIGNED)} at {steps[name]:,} steps ("
+            + (f"mean of {n} seeds, interval over seeds" if n > 1 else "one seed, interval over examples alone") + ")"
+            for name, value in values.items()
+            for n in [len(gains[name])]
+        )  # fmt: skip
+        measure = "Extra cost of zeroing flags, in nats per token beyond the plain run and the same change elsewhere"
+        if auxiliary.low > 0:
+            answer = "The model came to rely on its flags without forcing."
+        elif forced.low > 0:
+            df = max(auxiliary.n - 1, 1)  # as many standard errors as Bloom, "Minimum detectable effects", 1995, has
+            more = student_quantile(0.8, df) / student_quantile(0.975, df)
+            least = number_text((auxiliary.high - auxiliary.low) / 2 * (1 + more), SIGNED)
+            answer = (
+                "No reliance without forcing was seen, where forcing gives reliance. An effect of auxiliary training "
+                f"of {least} would have been seen with 80% power."
+            )
+        else:
+            answer = "No reliance was seen, not even with forcing: this budget cannot answer the question."
+        left = f"; left out, as there is no plain run beside them: {', '.join(alone)}" if alone else ""
+        return f"{answer} {measure}: {seen}{left}"
 
     def tables(self) -> dict[str, Table]:
         caption = (
             "Nats per token above the untouched model, on held-out responses; elsewhere: as many dimensions that are "
-            "no flag's, moved by as much at each site and position. 95% intervals over prompts."
+            "no flag's, of like variance, moved by as much at each site and position. Beyond plain: the difference "
+            "minus that of the plain run at equal steps. 95% intervals over examples."
         )
         line = (
-            "A straight line through the difference over log10 of the tokens trained on. Intervals speak of other "
-            "prompts, not of other trainings, nor of whether the line goes on straight."
+            "Straight lines through the difference beyond plain over log10 of the tokens trained on, each through at "
+            "least three moments with the same forced share, λ and learning rate: one run's last phase, or the ends of "
+            "runs of different lengths. Intervals speak of other examples, not of other trainings, nor of whether a "
+            "line goes on straight."
         )
         return {
             "reliance": Table(
                 columns=[
                     *MOMENT, Column("flags", "way"), Column("cost", "flags", SIGNED),
                     Column("elsewhere", "elsewhere", SIGNED), Column("difference", "difference", SIGNED, spare=1),
-                    Column("since step 0", "gained", SIGNED, note="of the difference"),
-                    Column("others zeroed", "others_zeroed", SIGNED, spare=1),
+                    *CHANGES,
                 ],
-                rows=self.losses, caption=caption,
+                rows=self.costs, caption=caption,
             ),
             "growth": Table(
                 columns=[
-                    Column("run", "run", whole=True), Column("curriculum", "curriculum"), Column("flags", "way"),
+                    Column("line", "line", whole=True), Column("flags", "way"),
                     Column("moments", "moments", ",d"), Column("per tenfold", "slope", SIGNED, note="nats per token"),
                     Column("at the paper's tokens", "at_paper", SIGNED),
                     Column("tokens more", "beyond", NUMBER, note="times"),
                 ],
-                rows=self.growth, caption=line,
+                rows=self.lines, caption=line,
             ),
         }  # fmt: skip
 
     def draw(self, ax: Axes, way: str = "zeroed") -> None:
         """Cost over the tokens trained on, a curve for each run, elsewhere beside it."""
-        curves: list[Curve] = []
-        for run in dict.fromkeys(row.moment.run for row in self.losses):
-            rows = [row for row in self.losses if row.moment.run == run and row.way == way]
-            tokens = [row.moment.tokens for row in rows]
-            curves.append(Curve(run, tokens, [row.flags.estimate for row in rows]))
-            curves.append(Curve(f"{run}, elsewhere", tokens, [row.elsewhere.estimate for row in rows]))
-        plot_curves(ax, curves, "nats per token", steps="tokens trained on")
+        rows = [row for row in self.costs if row.way == way]
+        found = [
+            *curves(rows, "flags", x="moment.tokens"),
+            *curves(rows, "elsewhere", "{moment.run}, elsewhere", "moment.tokens"),
+        ]
+        plot_curves(ax, found, "nats per token", steps="tokens trained on")
 
 
 def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
@@ -264,66 +277,43 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
         series: of each run.
         resamples: of the examples that were measured.
     """
-    losses: list[Loss] = []
-    growth: list[Growth] = []
-    for one in series:
-        for way in WAYS:
-            differences: list[Resampled] = []
-            for moment, part in zip(one.moments, one.parts, strict=True):
-                flags, elsewhere = (_cost(part, way, dims, resamples) for dims in (FLAGS, ELSEWHERE))
-                differences.append(flags - elsewhere)
-                zeroed = _cost(part, way, THEMSELVES, resamples).interval if way == "zeroed" else None
-                losses.append(
-                    Loss(
-                        moment=moment,
-                        way=way,
-                        flags=flags.interval,
-                        elsewhere=elsewhere.interval,
-                        difference=differences[-1].interval,
-                        gained=(differences[-1] - differences[0]).interval if moment.step else None,
-                        others_zeroed=zeroed,
-                    )
-                )
-            growth += _growth(one.moments, differences, way)
-    return Reliance(losses=tuple(losses), growth=tuple(growth))
+
+    def differences(part: Part) -> dict[str, Resampled]:
+        return {way: _cost(part, way, FLAGS, resamples) - _cost(part, way, ELSEWHERE, resamples) for way in WAYS}
+
+    costs: list[RelianceCost] = []
+    points: dict[tuple[str, str], list[tuple[int, Resampled]]] = {}
+    ends = {one.run: one.moments[-1].step for one in series}
+    for row in compared(series, differences):
+        moment = row.moment
+        flags, elsewhere = (_cost(row.part, row.key, dims, resamples).interval for dims in (FLAGS, ELSEWHERE))
+        costs.append(
+            RelianceCost(
+                **row.fields, way=row.key, flags=flags, elsewhere=elsewhere, difference=row.value.interval,
+            )
+        )  # fmt: skip
+        if row.plain and moment.last_phase:
+            lines = [f"{moment.run}, last phase"]
+            if moment.step == ends[moment.run]:
+                lines.append(f"ends of {moment.curriculum} runs, seed {moment.seed}")
+            for line in lines:
+                points.setdefault((line, row.key), []).append((moment.tokens, row.value - row.plain))
+    known = [_line(*key, of) for key, of in points.items() if len({tokens for tokens, _ in of}) >= LEAST_MOMENTS]
+    return Reliance(costs=tuple(costs), lines=tuple(known))
 
 
 def _cost(part: Part, way: str, dims: str, resamples: Resamples) -> Resampled:
     rise = part.of(way=way, dims=dims) - part.of(way="none", dims="")
-    return resamples.of(lambda w: ratio(rise, part.of(way="tokens", dims=""), w))
+    return resamples.of(partial(ratio, rise, part.of(way="tokens", dims="")))
 
 
-def tenfolds(tokens: Sequence[int]) -> NDArray[np.float64]:
-    """What the line is drawn over."""
-    return np.log10(np.asarray(tokens, dtype=np.float64))
-
-
-def _growth(moments: Sequence[Moment], costs: Sequence[Resampled], way: str) -> list[Growth]:
-    """The line by least squares, if there are moments enough behind the original model."""
-    known = [(moment, cost) for moment, cost in zip(moments, costs, strict=True) if moment.tokens > 0]
-    if len({moment.tokens for moment, _ in known}) < LEAST_MOMENTS:
-        return []
-    x = tenfolds([moment.tokens for moment, _ in known])
-    centred = x - x.mean()
-    share = centred / (centred @ centred)  # the slope is this weighted sum of the costs
-    there = 1 / len(x) + (tenfolds([PAPER_TOKENS])[0] - x.mean()) * share
-    last = known[-1][0]
-
-    def line(weights: NDArray[np.float64]) -> Interval:
-        estimate = float(sum(w * cost.estimate for w, (_, cost) in zip(weights, known, strict=True)))
-        draws = np.sum([w * cost.draws for w, (_, cost) in zip(weights, known, strict=True)], axis=0)
-        return Resampled(estimate, draws, known[0][1].n).interval
-
-    return [
-        Growth(
-            run=last.run,
-            curriculum=last.curriculum,
-            seed=last.seed,
-            way=way,
-            moments=len(known),
-            tokens=last.tokens,
-            slope=line(share),
-            at_paper=line(there),
-            beyond=PAPER_TOKENS / last.tokens,
-        )
-    ]
+def _line(name: str, way: str, points: Sequence[tuple[int, Resampled]]) -> RelianceLine:
+    """The line by least squares, through the data and through each resample."""
+    tokens, values = [n for n, _ in points], np.stack([[one.estimate, *one.draws] for _, one in points])
+    slope, start = np.polyfit(np.log10(tokens), values, 1)
+    at_paper = start + slope * np.log10(PAPER_TOKENS)
+    intervals = [Resampled(float(each[0]), each[1:], points[0][1].n).interval for each in (slope, at_paper)]
+    return RelianceLine(
+        line=name, way=way, moments=len(points), tokens=max(tokens), slope=intervals[0], at_paper=intervals[1],
+        beyond=PAPER_TOKENS / max(tokens),
+    )  # fmt: skip

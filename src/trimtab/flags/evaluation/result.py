@@ -52,7 +52,7 @@ class FlagEvaluation(Result):
     reported: int
     """Others, which are reported."""
     unit: str
-    """What the two differ in, and what intervals resample: `prompt`, or `example` where prompts are few."""
+    """What the two differ in, and what intervals resample: `document`, `prompt`, or `example` where these are few."""
     reading: Reading | None
     erosion: Erosion | None
     effects: Effects | None

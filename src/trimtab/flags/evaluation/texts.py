@@ -1,7 +1,7 @@
 """Labelled texts for an evaluation: which examples are fitted on, which are reported, and what is resampled.
 
-Probes, directions and means are fitted on some prompts and everything is reported on others, so that no prompt is on
-both sides. Where examples share a few neutral prompts, a prompt is no unit: then examples are divided, and resampled.
+Probes, directions and means are fitted on some documents and everything is reported on others, so that no document is
+on both sides; where examples are no passages of documents, prompts take their place.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError
+from trimtab.flags.dividing import example_id
 from trimtab.flags.examples import LEAST, Encoded, Example, check_names, encode
+from trimtab.flags.measuring import Unit, units_of
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
-from trimtab.runs import split_ids, text_id
+from trimtab.runs import split_ids
 
 SALT = "flags evaluation"
-"""Of the division of prompts."""
+"""Of the division."""
 REPORTED = 1 / 3
-"""Share of the prompts that is reported; the others are fitted on."""
-LEAST_PROMPTS = 20
-"""With fewer different prompts, examples are the unit."""
-Unit = Literal["prompt", "example"]
+"""Share of documents or prompts that is reported; the others are fitted on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +36,18 @@ class LabelledTexts:
     examples: tuple[Example, ...]
     tokens: tuple[Encoded, ...]
     labels: Bool[NDArray[np.bool_], "N C"]
-    unit: Int[NDArray[np.int64], " N"]
-    """Number of what is resampled: the prompt, or the example."""
+    unit: NDArray[np.str_]
+    """`[N]` what is resampled: the document, the prompt or the example."""
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def first(self, n: int) -> LabelledTexts:
         """The first n examples; kinds of labels take turns, so that each is there."""
-        return LabelledTexts(self.examples[:n], self.tokens[:n], self.labels[:n], self.unit[:n])
+        return self.take(range(min(n, len(self))))
 
     def take(self, which: Sequence[int]) -> LabelledTexts:
-        """Some of the examples."""
+        """Some of the examples, each as often as it is named."""
         index = list(which)
         examples, tokens = tuple(self.examples[i] for i in index), tuple(self.tokens[i] for i in index)
         return LabelledTexts(examples, tokens, self.labels[index], self.unit[index])
@@ -77,7 +76,7 @@ def evaluation_texts(
     chat: bool,
     max_tokens: int,
 ) -> EvaluationTexts:
-    """Divide examples by their prompts, or by themselves where there are fewer than 20 prompts.
+    """Divide examples by their documents or prompts, or by themselves where fewer than 20 of these differ.
 
     Args:
         model: gives the tokenizer.
@@ -92,12 +91,10 @@ def evaluation_texts(
     """
     for example in examples:
         check_names(example, flags.concepts)
-    known = {_id(example): example for example in examples}
-    prompts = {text_id(example.prompt) for example in examples}
-    unit: Unit = "prompt" if len(prompts) >= LEAST_PROMPTS else "example"
-    of = {id_: text_id(example.prompt) if unit == "prompt" else id_ for id_, example in known.items()}
-    sides = split_ids(dict.fromkeys(of.values()), {"fitted": 1 - REPORTED, "reported": REPORTED}, SALT)
-    numbers = {name: i for i, name in enumerate(sorted(set(of.values())))}
+    known = {example_id(example): example for example in examples}
+    unit, units = units_of(list(known.values()))
+    of = dict(zip(known, units, strict=True))
+    sides = split_ids(dict.fromkeys(units), {"fitted": 1 - REPORTED, "reported": REPORTED}, SALT)
     found: list[LabelledTexts] = []
     for side, count in (("fitted", fit_items), ("reported", items)):
         members = set(sides[side])
@@ -106,12 +103,8 @@ def evaluation_texts(
         labels = flags.labels([example.concepts for example in texts]).numpy() > 0.5
         _check_both_kinds(labels, flags.concepts, side)
         tokens = tuple(encode(model, texts, chat=chat, max_tokens=max_tokens))
-        found.append(LabelledTexts(texts, tokens, labels, np.array([numbers[of[id_]] for id_ in chosen])))
+        found.append(LabelledTexts(texts, tokens, labels, np.array([of[id_] for id_ in chosen])))
     return EvaluationTexts(found[0], found[1], unit)
-
-
-def _id(example: Example) -> str:
-    return text_id(f"{example.prompt}\0{example.response}")
 
 
 def _in_turn(examples: dict[str, Example], n: int) -> list[str]:
