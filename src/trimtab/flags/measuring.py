@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from trimtab.flags.dividing import example_id, group_id
-from trimtab.flags.examples import Encoded, Example, batch_of, encode
+from trimtab.flags.examples import Example, batch_of, encode
 from trimtab.flags.loss import FlagReading, response_sums
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
@@ -68,6 +68,7 @@ def units_of(examples: Sequence[Example]) -> tuple[Unit, list[str]]:
     return "prompt" if all(example.unit is None for example in examples) else "document", groups
 
 
+@torch.no_grad()
 def measure_flags(
     model: LanguageModel,
     flags: FlagSpec,
@@ -93,22 +94,7 @@ def measure_flags(
     Raises:
         UserError: an example names an unknown concept or leaves no room for its response, or there is none.
     """
-    return measure_encoded(
-        model, flags, examples, encode(model, examples, chat=chat, max_tokens=max_tokens), batch_size, loss, seed
-    )
-
-
-@torch.no_grad()
-def measure_encoded(
-    model: LanguageModel,
-    flags: FlagSpec,
-    examples: Sequence[Example],
-    encoded: Sequence[Encoded],
-    batch_size: int,
-    loss: str,
-    seed: int,
-) -> FlagMeasures:
-    """`measure_flags` of examples that are tokens already."""
+    encoded = encode(model, examples, chat=chat, max_tokens=max_tokens)
     n, nats, losses = np.zeros(len(examples)), np.zeros(len(examples)), np.zeros(len(examples))
     strength = np.zeros((len(examples), len(flags.concepts)))
     with Meter("reading flags", len(examples)) as meter:

@@ -19,7 +19,7 @@ from trimtab.flags.dividing import Divided, divide
 from trimtab.flags.examples import Example, encode
 from trimtab.flags.files import MODEL, load_flags
 from trimtab.flags.finetuning import CHECKPOINTS, FlagTrainer, Subject
-from trimtab.flags.measuring import measure_encoded
+from trimtab.flags.measuring import measure_flags
 from trimtab.flags.result import FlagTrainingResult, TrainedFlags
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel, load_model
@@ -152,7 +152,7 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
     if config.batch_size < ranks.size:
         raise UserError(f"batch_size {config.batch_size}", f"there are {ranks.size} processes", "raise it")
     tokens = encode(model, job.data.train, chat=config.chat, max_tokens=config.max_tokens)
-    heldout_tokens = encode(model, job.data.heldout, chat=config.chat, max_tokens=config.max_tokens)
+    encode(model, job.data.heldout, chat=config.chat, max_tokens=config.max_tokens)  # refused before it is trained
     if run is not None:
         run.record(hashes={"model": model.fingerprint})
     resumed = ranks.broadcast(run is not None and run.done)
@@ -170,11 +170,13 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
         return None
     dtype = DTYPES[config.save_dtype]
     training.round_weights(dtype)
-    measured = (job.data.heldout, heldout_tokens) if job.data.heldout else (job.data.train, tokens)
     before, after = (
-        measure_encoded(each, job.flags, *measured, config.batch_size, config.loss, config.seed)
+        measure_flags(
+            each, job.flags, job.data.heldout or job.data.train, chat=config.chat, max_tokens=config.max_tokens,
+            batch_size=config.batch_size, loss=config.loss, seed=config.seed,
+        )
         for each in (model, tuned)
-    )
+    )  # fmt: skip
     result = FlagTrainingResult(
         model=model.name,
         curriculum=job.name,

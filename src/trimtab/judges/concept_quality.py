@@ -14,8 +14,7 @@ from trimtab.runs.figures import Mark, plot_intervals
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
 from trimtab.stats import Interval, Resampled, Resamples, number_text, wilson_interval
-from trimtab.stats.resamples import auc, ratio
-from trimtab.stats.samples import FloatArray
+from trimtab.stats.resamples import auc, balanced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,11 +143,6 @@ def unit_numbers(units: Sequence[str | None]) -> NDArray[np.int64]:
     """`[N]` number of what each text belongs to, in the order of their first texts: its document, or itself."""
     known: dict[str | int, int] = {}
     return np.array([known.setdefault(i if unit is None else unit, len(known)) for i, unit in enumerate(units)], int)
-
-
-def balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArray) -> FloatArray:
-    """`[R]`, mean of the shares of right decisions on texts that have it and on those that lack it."""
-    return (ratio(said & yes, yes, weights) + ratio(~said & ~yes, ~yes, weights)) / 2
 
 
 def _share(found: NDArray[np.bool_], units: NDArray[np.int64]) -> Interval | None:
