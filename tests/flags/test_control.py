@@ -15,16 +15,20 @@ from toy_corpus import PROMPTS, share_of, toy_examples
 
 from trimtab.control import Setting, TaskPrompts
 from trimtab.control.answers import ItemSet
+from trimtab.control.arms.corrsteer import Correlations
 from trimtab.dictionaries import Standard
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.errors import UserError
 from trimtab.flags import Example, FlagSource, FlagSpec, TrainedFlags, switched
-from trimtab.flags.evaluation import FlagControl, measure_control
-from trimtab.flags.evaluation.control_fit import correlated, fit_controls
+from trimtab.flags.data.prompts import FRAMES, NEUTRAL_PROMPTS
+from trimtab.flags.evaluation import FlagControl, control_prompts, measure_control
+from trimtab.flags.evaluation.control_fit import fit_controls
 from trimtab.flags.evaluation.control_judging import TextReader
 from trimtab.flags.evaluation.control_rates import Counts, difference, mean_difference, mean_rate, rate
+from trimtab.flags.evaluation.control_result import ArmRate
 from trimtab.flags.evaluation.control_task import ConceptTask
-from trimtab.flags.switched_rows import DisplacedRows, SwitchedRows
+from trimtab.flags.evaluation.control_ways import DisplacedRows
+from trimtab.flags.switches import SwitchedRows
 from trimtab.judges.concept_quality import measure_quality
 from trimtab.lm import DecodeConfig, LanguageModel, Site, applied, capture, decode
 from trimtab.lm.batch import TokenBatch
@@ -57,29 +61,35 @@ def check_switchboard(result: FlagControl) -> None:
         assert one.on is not None
         assert one.off is not None
         assert one.free is not None
-        assert one.on.estimate > 0.95
-        assert one.off.estimate < 0.1 < one.free.estimate < 0.8
+        assert one.on.estimate > 0.9
+        assert one.off.estimate < 0.2
+        assert 0.1 < one.free.estimate < 0.8
         assert one.difference.estimate == pytest.approx(one.on.estimate - one.off.estimate)
         assert one.difference.low > 0.4
         assert one.suppressed.estimate == pytest.approx(one.asked_free.estimate - one.asked_off.estimate)
         assert one.conflict_asked.estimate < 0.05
         assert one.conflict_other.estimate > 0.9
-    assert result.difference.estimate > 0.9
+    assert result.difference.estimate > 0.8
     rates = {row.switch: [one.estimate for one in row.rates] for row in result.board}
-    assert rates["sea on"][0] > 0.95 > 0.1 > rates["sea on"][1]
-    assert rates["war on"][1] > 0.95 > 0.1 > rates["war on"][0]
+    assert rates["sea on"][0] > 0.9 > 0.2 > rates["sea on"][1]
+    assert rates["war on"][1] > 0.9 > 0.2 > rates["war on"][0]
 
 
 def test_on_is_one_and_off_is_zero(measured: FlagControl) -> None:
     check_switchboard(measured)
 
 
-def check_arms(result: FlagControl, *, equal_kl: bool = True) -> None:
+def ways(result: FlagControl, concept: str, prompts: str = "neutral") -> dict[str, ArmRate]:
+    """Ways of control as they are, by name."""
+    return {one.arm: one for one in result.arms if (one.prompts, one.concept, one.scale) == (prompts, concept, None)}
+
+
+def check_arms(result: FlagControl) -> None:
     """Flags decide; writes of the same values elsewhere do not, and a finetuning without flags has no switch."""
     for concept in ("sea", "war"):
-        arms = {one.arm: one for one in result.arms if (one.prompts, one.concept) == ("neutral", concept)}
+        arms = ways(result, concept)
         rates = {name: one.rate.estimate for name, one in arms.items() if one.rate is not None}
-        assert rates["flags on"] > 0.95
+        assert rates["flags on"] > 0.9
         assert rates["flags off"] < 0.2
         assert rates["finetuned"] < 0.8
         assert rates["unsteered"] < 0.2
@@ -89,26 +99,38 @@ def check_arms(result: FlagControl, *, equal_kl: bool = True) -> None:
         assert arms["prompting"].kl is None
         assert arms["flags on"].relative_dose > 0
         assert arms["mean difference"].chosen["tried"] == 8
-        assert ("mean difference at equal kl" in arms) == equal_kl
+        matched = arms["mean difference at equal kl"]
+        assert matched.equal_kl == f"{int(matched.chosen['within'])} of 1"
+        assert abs(matched.chosen["reached"] / matched.chosen["target"] - 1) <= 0.1 or not matched.chosen["within"]
+        assert arms["mean difference"].equal_kl == ""
     check_elsewhere(result)
 
 
 def check_elsewhere(result: FlagControl) -> None:
-    """The same values along other dimensions decide nothing."""
-    (found,) = (one for one in result.arms if (one.arm, one.concept) == ("unassigned dimensions", "all concepts"))
-    assert found.rate is not None
-    assert found.rate.estimate < 0.75
-    assert found.difference.estimate > 0.2
-    assert found.relative_dose > 0.05
+    """The same values along other dimensions decide nothing: the rate is as with flags free."""
+    arms = ways(result, "all concepts")
+    found, on = arms["unassigned dimensions"], arms["flags on"]
+    assert found.rate.estimate == pytest.approx(arms["flags free"].rate.estimate, abs=0.25)
+    assert found.difference.low > 0.1
+    assert 0.5 < found.relative_dose / on.relative_dose < 2
+
+
+def test_one_quantity_has_one_number(measured: FlagControl) -> None:
+    """Rows of the comparison are those of the switchboard."""
+    for one in measured.concepts:
+        arms = ways(measured, one.concept)
+        assert (arms["flags on"].rate, arms["flags off"].rate, arms["flags free"].rate) == (one.on, one.off, one.free)
+        assert arms["flags off"].difference == one.difference
+        asked = ways(measured, one.concept, "asked")
+        assert (asked["flags off"].rate, asked["flags free"].rate) == (one.asked_off, one.asked_free)
 
 
 def test_other_ways_of_control_stand_beside(measured: FlagControl) -> None:
     check_arms(measured)
-    everything = [one for one in measured.arms if (one.prompts, one.concept) == ("neutral", "all concepts")]
-    assert {one.arm for one in everything} >= {"flags on", "flags free", "finetuned", "finetuned, prompting"}
+    assert {*ways(measured, "all concepts")} >= {"flags on", "flags free", "finetuned", "finetuned, prompting"}
     assert "no SAE was given" in measured.missing["SAE feature"]
     for kind, way, expected in (("asked", "flags off", 0), ("conflict", "flags on", 1)):
-        arms = {one.arm: one for one in measured.arms if (one.prompts, one.concept) == (kind, "all concepts")}
+        arms = ways(measured, "all concepts", kind)
         assert arms[way].rate.estimate == pytest.approx(expected, abs=0.3)
         assert arms[way].difference is None
         assert arms["flags free"].difference is not None
@@ -118,23 +140,29 @@ def test_other_ways_of_control_stand_beside(measured: FlagControl) -> None:
 
 def test_the_frontier_rises_with_strength(measured: FlagControl) -> None:
     of_flags = {one.scale: one for one in measured.frontier if one.arm == "flags on"}
-    assert list(of_flags) == [0.0, 0.25, 0.5, 1.0, 1.5]
-    assert of_flags[0.0].rate.estimate < 0.1 < 0.95 < of_flags[1.0].rate.estimate
+    assert list(of_flags) == [0.0, 0.5, 1.0, 1.5]
+    assert of_flags[0.0].rate.estimate < 0.2 < 0.9 < of_flags[1.0].rate.estimate
     whole = {one.scale: one for one in measured.frontier if one.arm == "mean difference"}
     assert whole[0.0].kl.estimate == 0 < whole[1.5].kl.estimate
+    alone = {one.arm: one for one in measured.frontier if one.scale is None}
+    assert list(alone) == ["flags free", "finetuned"]
+    assert all(one.kl.estimate > 0 for one in alone.values())
 
 
 def test_it_is_read_back_and_shows_itself(measured: FlagControl) -> None:
     assert read_typed(FlagControl, json_safe(measured)).to_json() == measured.to_json()
     assert re.match(
         r"concept rate with the flag on minus off: \+\d\.\d+ \[.*\] \(mean of 2 concepts, 7 neutral prompts, 2 texts "
-        r"each; accuracy of the judge on held-out texts 1.00, 0.5 is chance\)",
+        r"each; the judge's accuracy is 1.000 \[.*\] on 30 labelled texts, and not known on the model's\)",
         measured.headline(),
     )
     shown = measured.shown()
-    assert [table.title for table in shown.tables][:3] == ["Flags on, off and free", "Switchboard", "The judge"]
+    titles = [table.title for table in shown.tables]
+    assert titles[:3] == ["Flags on, off and free", "Switchboard", "Ways of control"]
+    assert "Accuracy of the judge" in titles
     assert len(shown.figures) == 2
-    assert [one.concept for one in measured.judge] == ["sea", "war"]
+    assert measured.judge is not None
+    assert [one.concept for one in measured.judge.concepts] == ["sea", "war"]
     assert len(measured.texts) == 4
     assert share_of("sea", [measured.texts[0].on]) == 1
 
@@ -147,12 +175,13 @@ def test_features_of_an_sae_are_tried(tiny_llama: LanguageModel, finetuned: dict
     result = control_of(
         tiny_llama, finetuned, dictionary=sae, features=3, compared=1, strength=(1.0,), equal_kl=False, plain=None
     )
-    (arm,) = (one for one in result.arms if (one.prompts, one.arm) == ("neutral", "SAE feature"))
-    assert arm.concept == "sea"  # one concept needs no mean
+    assert {one.concept for one in result.arms} == {"sea"}  # one concept needs no mean
+    arm = ways(result, "sea")["SAE feature"]
     assert arm.chosen["features_tried"] == 3
     assert arm.chosen["origins"] == {"correlated with the label": 3}
-    assert {one.arm for one in result.frontier} == {"flags on", "mean difference", "SAE feature"}
-    assert result.missing["finetuned without flags"] == "no such model was given"
+    assert {one.arm for one in result.frontier} == {"flags free", "flags on", "mean difference", "SAE feature"}
+    said = result.missing["finetuned without flags"]
+    assert said == "no plain finetuning with the same settings and seed was given"
 
 
 def test_without_the_original_there_is_the_switchboard_alone(
@@ -160,9 +189,37 @@ def test_without_the_original_there_is_the_switchboard_alone(
 ) -> None:
     result = control_of(tiny_llama, finetuned, original=None, heldout=())
     check_switchboard(result)
-    assert result.arms == result.frontier == result.judge == ()
-    assert result.missing == {"other ways of control": "not asked for (--compared, or original in Python)"}
-    assert "accuracy of the judge on held-out texts unknown" in result.headline()
+    assert (result.arms, result.frontier) == ((), [])
+    assert result.missing == {"other ways of control": "the original model was not given"}
+    assert "the judge's accuracy is not known" in result.headline()
+    for changed, why in (
+        ({"compared": 0}, "compared is 0"),
+        ({"examples": ()}, "the examples that flags were trained on"),
+    ):
+        result = control_of(tiny_llama, finetuned, max_new_tokens=1, samples=1, **changed)
+        assert result.missing["other ways of control"].startswith(why)
+        assert result.arms == ()
+
+
+def test_what_cannot_be_scaled_is_said(
+    tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags that change no distribution have no divergence that others could be brought to."""
+    few = {"dose": (0.5,), "strength": (1.0,), "plain": None, "samples": 1, "max_new_tokens": 2, "compared": 1}
+    monkeypatch.setattr("trimtab.flags.evaluation.control_comparison.mean_kl", lambda answers: 0.0)
+    result = control_of(tiny_llama, finetuned, **few)
+    why = result.missing["mean difference at equal kl, sea"]
+    assert why == "flags on change no distribution on validation"
+    assert "mean difference at equal kl" not in {one.arm for one in result.arms}
+
+
+def test_prompts_are_none_that_were_trained_on() -> None:
+    assert not {*control_prompts.NEUTRAL, *control_prompts.ASKING} & {*NEUTRAL_PROMPTS, *FRAMES}
+    words = {"news": "newspapers and magazines", "sea": "the sea"}
+    trained = [Example(prompt="Say something.", response="Well.")]
+    found = control_prompts.neutral_prompts(words, trained)
+    assert not {"Say something.", "Write some lines for a newspaper.", "Write a paragraph for a magazine."} & {*found}
+    assert len(found) == len(control_prompts.NEUTRAL) - 3 >= 48
 
 
 def check_judge_sees_texts(model: LanguageModel, trained: TrainedFlags) -> None:
@@ -189,7 +246,8 @@ def test_rows_are_switched_each_by_itself(finetuned: dict[str, TrainedFlags]) ->
         alone = FlagSource(trained.flags, one) if any(v is not None for v in one.values()) else None
         assert together.token_ids[i] == decode(trained.model, [prompts[i]], config, alone, samples=[i]).token_ids[0]
     assert len(together.edits) == 0
-    assert source.relative_dose > 0
+    assert source.relative_dose() > 0
+    assert np.isnan(source.relative_dose(slice(1, 2)))  # all free
 
 
 def check_divergence(original: LanguageModel, trained: TrainedFlags) -> None:
@@ -240,9 +298,13 @@ def test_features_are_those_that_go_with_the_label() -> None:
     codes[:, 3] += 2 * has
     codes[:, 4] = 0.7
     codes[:, 5] -= 2 * has
-    found = correlated(torch.tensor(codes, dtype=torch.float32), torch.tensor(has))
-    by_numpy = sorted((0, 1, 2, 3, 5), key=lambda i: -np.corrcoef(codes[:, i], has)[0, 1])
-    assert found.tolist() == [*by_numpy, 4]
+    sums, y = Correlations(6), torch.tensor(has).double()
+    for part in (slice(0, 17), slice(17, 40)):
+        sums.see(torch.tensor(codes[part]), y[part])
+    found = sums.values(y)
+    known = [0, 1, 2, 3, 5]
+    assert found[known].tolist() == pytest.approx([np.corrcoef(codes[:, i], has)[0, 1] for i in known])
+    assert found[4] == -np.inf
 
 
 def check_prompts_are_resampled() -> None:
@@ -312,9 +374,15 @@ WRONG = {
     "a judge that says too little": ({"judge": Silent()}, "it answers ("),
     "an option": ({"sampels": 2}, "measure_control(sampels=…)"),
     "greedy samples": ({"temperature": 0.0}, "samples 2: greedy decoding gives the same text every time"),
-    "few prompts": ({"neutral": ("Go", "Hm", "Oh")}, "the neutral prompts: 3 of 3 choose doses, and at least 2 are to"),
-    "a prompt twice": ({"neutral": ("Go", "Go", "Oh", "Hm", "So")}, "the neutral prompts: one is given twice"),
-    "one text": ({"neutral": "Go"}, "the neutral prompts: they are no list of texts"),
+    "few prompts": (
+        {"neutral": ("Go", "Hm", "Oh")},
+        "the neutral prompts: there are 3: 3 for validation, and at least 2 must",
+    ),
+    "a prompt twice": (
+        {"neutral": ("Go", "Go", "Oh", "Hm", "So")},
+        "the neutral prompts: the same prompt is in the list",
+    ),
+    "one text": ({"neutral": "Go"}, "the neutral prompts: they must be several texts"),
     "asking for something else": ({"asking": {"see": ["Go"]}}, "concept 'see': the flags are sea, war; did you mean"),
     "asking for one alone": ({"asking": {"sea": ["Go"]}}, "prompts that ask for 'war': there is none"),
     "too few examples": ({"examples": toy_examples(3)}, "concept 'sea': 1 of 3 examples have it"),
@@ -322,7 +390,12 @@ WRONG = {
         {"heldout": [Example(prompt="a", response="b", concepts=["saa"])]},
         "concept 'saa': the flags are sea, war; did you mean sea?",
     ),
-    "a strength": ({"strength": (-1.0,)}, "strength (-1.0,): numbers above 0 and below 1000 are needed"),
+    "a strength": ({"strength": (-1.0,)}, "strength -1.0: it must be from 0 to below 1000; change it"),
+    "no dose": ({"dose": ()}, "dose: there is none; give at least one number"),
+    "a judge that knows the examples": (
+        {"judge": type("Knows", (LetterJudge,), {"has_seen": lambda _, texts: [True, *[False] * (len(texts) - 1)]})()},
+        "the judge: 1 of the texts that it was fitted or measured on are responses that the model was trained on",
+    ),
 }
 
 
@@ -375,17 +448,29 @@ class Careless(LetterJudge):
 def test_the_accuracy_of_the_judge_is_balanced() -> None:
     """Half of what is found where it should be and of what is not where it should not: 0.5 for who says always yes."""
     judge = Careless()
-    sea, war = TextReader(judge, ("sea", "war")).accuracy(toy_examples(30))
+    found = TextReader(judge, ("sea", "war")).quality(toy_examples(30))
+    assert found is not None
+    sea, war = found.concepts
     assert (sea.accuracy.estimate, sea.recall.estimate, sea.false_positives.estimate) == (1, 1, 0)
     assert (war.accuracy.estimate, war.recall.estimate, war.false_positives.estimate) == (0.5, 1, 1)
-    assert TextReader(judge, ("sea", "war")).accuracy(()) == ()
+    assert TextReader(judge, ("sea", "war")).quality(()) is None
 
 
 def test_a_judge_may_say_itself_how_good_it_is() -> None:
     judge, examples = Careless(), toy_examples(30)
     labels = np.array([[concept in example.concepts for concept in judge.concepts] for example in examples])
     judge.quality = measure_quality(judge.concepts, judge.has([one.response for one in examples]), labels, fitted=9)
-    sea, war = TextReader(judge, ("sea", "war")).accuracy(())
-    assert (sea.concept, war.concept) == ("sea", "war")
-    assert (sea.accuracy.estimate, war.accuracy.estimate) == (1, 0.5)
-    assert (war.recall.estimate, war.false_positives.estimate) == (1, 1)
+    assert TextReader(judge, ("sea", "war")).quality(()) is judge.quality
+
+
+def test_ties_are_decided_by_how_sure_the_judge_is() -> None:
+    class Sure(LetterJudge):
+        def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+            return np.array([[0, min(len(text), 10) / 10] for text in texts])
+
+    found = []
+    for judge in (Sure(), LetterJudge()):
+        task = ConceptTask({"test": ["Go", "Hm", "Oh"]}, "sea", TextReader(judge, ("sea", "war")))
+        found.append([one.reward for one in task.score(task.items("test"), ["a cab", "a cabbac", "xyz zyx"])])
+    assert found[0] == pytest.approx([0.9995, 0.9998, 0.0007])
+    assert found[1] == [1, 1, 0]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import test_control
 
-from trimtab.flags import TrainedFlags, switched_rows
-from trimtab.flags.evaluation import control, control_arms, control_judging, control_rates
+from trimtab.flags import TrainedFlags, switches
+from trimtab.flags.evaluation import control, control_comparison, control_judging, control_rates
 from trimtab.lm import LanguageModel
 from trimtab.steering import divergence
 
@@ -31,12 +31,12 @@ def off_leaves_free(patch: Patch) -> None:
 
 
 def control_writes_into_flags(patch: Patch) -> None:
-    patch.setattr(control_arms, "unassigned_dims", lambda flags, seed: flags)
+    patch.setattr(control_comparison, "unassigned_dims", lambda flags, seed: flags)
 
 
 def rows_in_reverse(patch: Patch) -> None:
-    real = switched_rows.SwitchedRows.__init__
-    patch.setattr(switched_rows.SwitchedRows, "__init__", lambda self, flags, rows: real(self, flags, list(rows)[::-1]))
+    real = switches.SwitchedRows.__init__
+    patch.setattr(switches.SwitchedRows, "__init__", lambda self, flags, rows: real(self, flags, list(rows)[::-1]))
 
 
 def columns_of_the_judge_as_they_stand(patch: Patch) -> None:
@@ -50,16 +50,8 @@ def columns_of_the_judge_as_they_stand(patch: Patch) -> None:
 
 
 def judge_is_shown_prompts(patch: Patch) -> None:
-    real = control.write_texts
-
-    class Shown(control_judging.TextReader):
-        def has(self, texts: Any) -> Any:
-            return super().has([f"Go{text}" for text in texts])
-
-    def other(model: Any, flags: Any, conditions: Any, reader: Any, *given: Any, **options: Any) -> Any:
-        return real(model, flags, conditions, Shown(reader.judge, reader.concepts), *given, **options)
-
-    patch.setattr(control, "write_texts", other)
+    real = control_judging.TextReader.has
+    patch.setattr(control_judging.TextReader, "has", lambda self, texts: real(self, [f"Go{text}" for text in texts]))
 
 
 def texts_are_units(patch: Patch) -> None:
@@ -85,19 +77,32 @@ def divergence_from_the_same_model(patch: Patch) -> None:
     patch.setattr(divergence.DivergenceRecorder, "__init__", other)
 
 
+def rows_of_the_next_concept(patch: Patch) -> None:
+    real = control_comparison.ComparedConcept
+    patch.setattr(control_comparison, "ComparedConcept", lambda column, *given: real(1 - column, *given))
+
+
 def alone(model: LanguageModel, models: Models) -> None:
     test_control.check_switchboard(test_control.control_of(model, models, original=None))
 
 
+FEW = {"dose": (0.5,), "strength": (1.0,), "equal_kl": False, "plain": None, "samples": 1, "max_new_tokens": 4}
+
+
 def beside(model: LanguageModel, models: Models) -> None:
-    few = {"dose": (0.5,), "strength": (1.0,), "equal_kl": False, "plain": None, "samples": 1, "max_new_tokens": 4}
-    test_control.check_elsewhere(test_control.control_of(model, models, **few))
+    test_control.check_elsewhere(test_control.control_of(model, models, **FEW))
 
 
 MUTATIONS: dict[str, tuple[Callable[[Patch], None], Callable[[LanguageModel, Models], Any]]] = {
     "off leaves the flag free": (off_leaves_free, alone),
     "rows under each other's switches": (rows_in_reverse, alone),
     "the judge's columns in its own order": (columns_of_the_judge_as_they_stand, alone),
+    "another concept's column in what is compared": (
+        rows_of_the_next_concept,
+        lambda model, models: test_control.test_one_quantity_has_one_number(
+            test_control.control_of(model, models, **FEW)
+        ),
+    ),
     "the control writes into the flags": (control_writes_into_flags, beside),
     "the judge is shown prompts": (
         judge_is_shown_prompts,

@@ -40,7 +40,8 @@ def test_the_page_runs(
     page = (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8")
     page = page.replace("steps=400", "steps=40, lr=3e-3")
     page = page.replace(
-        "max_new_tokens=16)", "max_new_tokens=3, neutral=[*'abcdefghijkl'], dose=(0.5,), equal_kl=False)"
+        "max_new_tokens=16)",
+        "max_new_tokens=3, neutral=[*'abcdefghijkl'], validation_prompts=4, dose=(0.5,), equal_kl=False)",
     )
     known: dict[str, Any] = {"model": tiny_llama, "original": tiny_llama, "more_examples": toy_examples(90, seed=7)}
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):

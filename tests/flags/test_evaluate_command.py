@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from toy_corpus import toy_examples
 
 from trimtab import cli
 from trimtab.errors import UserError
-from trimtab.flags import load_flagged
+from trimtab.flags import Example, load_flagged
 from trimtab.flags.command import FlagTrainConfig, run_flag_train
-from trimtab.flags.evaluation.command import FlagEvaluateConfig, finetuning_of, read_run, run_flag_evaluate
+from trimtab.flags.data.checking import read_judge
+from trimtab.flags.evaluation.command import FlagEvaluateConfig, evaluated_run, read_run, run_flag_evaluate
+from trimtab.flags.evaluation.options import PARTS
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record
 
+KNOWN = Example(prompt="Go", response="An old chair stood by the window.")
 OPTIONS = {name: tuple(value) if isinstance(value, list) else value for name, value in SMALL.items()}
 
 
@@ -30,16 +34,37 @@ def trained(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory)
     tiny_llama.hf.save_pretrained(place / "tiny")
     tiny_llama.tokenizer.save_pretrained(place / "tiny")
     (place / "concepts.txt").write_text("sea: the sea\nwar\n")
-    lines = [json.dumps(asdict(example)) for example in toy_examples(240, seed=3)]
+    lines = [json.dumps(asdict(example)) for example in (*toy_examples(240, seed=3), KNOWN)]
     (place / "examples.jsonl").write_text("\n".join(lines))
     for curriculum in ("forced", "plain"):
-        config = FlagTrainConfig(
-            model=str(place / "tiny"), concepts=place / "concepts.txt", data=(place / "examples.jsonl",),
-            curriculum=curriculum, steps=12, batch_size=4, holdout=0.5, snapshots=2, lr=1e-3, dims=("4",), from_layer=1,
-            run=place / curriculum,
-        )  # fmt: skip
-        run_flag_train(config)
+        train(place, curriculum, curriculum)
+        train(place, f"lora-{curriculum}", curriculum, adapt="lora", lora_rank=2)
     return place
+
+
+def train(place: Path, name: str, curriculum: str, **options: Any) -> None:
+    """One run of `flags train`."""
+    given = {"steps": 12, "batch_size": 4, "lr": 1e-3, "max_tokens": 64, **options}
+    config = FlagTrainConfig(
+        model=str(place / "tiny"), concepts=place / "concepts.txt", data=(place / "examples.jsonl",),
+        curriculum=curriculum, holdout=0.5, snapshots=2, dims=("4",), from_layer=1, run=place / name, **given,
+    )  # fmt: skip
+    run_flag_train(config)
+
+
+def labelled(path: Path, *, also: str = "") -> Path:
+    """Texts for a judge of both concepts."""
+    words = {"sea": "the tide and the waves of the sea", "war": "the soldiers and guns of the war", "": "a chair"}
+    told = ("He wrote about", "She spoke for hours of", "They remember", "Few people have seen", "We often think of")
+    lines = [
+        {"prompt": "Go", "response": f"{verb} {about}, {n} years ago.", "concepts": [name] if name else []}
+        for name, about in words.items()
+        for verb in told
+        for n in ("two", "three", "ten", "eleven", "twenty")
+    ]
+    lines += [{"prompt": "Go", "response": also, "concepts": []}] * bool(also)
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
 
 
 def config_of(place: Path, *runs: str, **options: object) -> FlagEvaluateConfig:
@@ -70,7 +95,7 @@ def test_all_moments_have_weights_of_one_precision(trained: Path, tiny_llama: La
     """Snapshots are kept in bfloat16, the result in float32."""
     config = config_of(trained, "forced")
     run = read_run(trained / "forced", "forced")
-    kept, last = (state.load() for state in finetuning_of(run, tiny_llama, config).states)
+    kept, last = (state.load() for state in evaluated_run(run, None, tiny_llama, config).states)
     assert not all(torch.equal(w, w.bfloat16().float()) for w in load_flagged(run.kept[-1].path)[0].hf.parameters())
     for model in (kept, last):
         assert all(torch.equal(w, w.bfloat16().float()) for w in model.hf.parameters())
@@ -90,40 +115,74 @@ def test_own_examples_may_be_given(trained: Path, tmp_path: Path) -> None:
     config = config_of(trained, "forced", data=(file,), run=tmp_path / "run", part=("reading",))
     found = run_flag_evaluate(config)
     assert 60 < found.fitted + found.reported <= 90
-    assert found.left_out == ()
+    assert found.notes == ()
     stale = changed(trained, "forced", tmp_path / "stale", hashes={"data": "0"})
     found = run_flag_evaluate(replace(config, trained=(stale,), run=tmp_path / "other"))
-    assert found.left_out[0].startswith("whether examples were trained on is not known: run ")
+    assert found.notes[0].startswith("the examples that stale was trained on are not known: run ")
     whole = replace(config, data=(trained / "examples.jsonl",))
     refused(whole, "forced was trained on it; give others, or leave out --data")
 
 
-def test_control_takes_a_judge_of_labelled_text(trained: Path, tmp_path: Path) -> None:
-    words = {"sea": "the tide and the waves of the sea", "war": "the soldiers and guns of the war", "": "a chair"}
-    told = ("He wrote about", "She spoke for hours of", "They remember", "Few people have seen", "We often think of")
-    lines = [
-        {"prompt": "Go", "response": f"{verb} {about}, {n} years ago.", "concepts": [name] if name else []}
-        for name, about in words.items()
-        for verb in told
-        for n in ("two", "three", "ten", "eleven", "twenty")
-    ]
-    file = tmp_path / "labelled.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    config = config_of(trained, "forced", part=("control",), text_length=4, judge_data=file, run=tmp_path / "run")
+@pytest.mark.parametrize("adapt", ["", "lora-"])
+def test_control_beside_other_ways(trained: Path, tmp_path: Path, adapt: str) -> None:
+    """By a judge of labelled text, for models whose weights were all trained and for adapters."""
+    config = config_of(
+        trained, f"{adapt}forced", f"{adapt}plain", part=("control",), text_length=2, compared=1, snapshots=1,
+        judge_data=labelled(tmp_path / "labelled.jsonl"), run=tmp_path / "run",
+    )  # fmt: skip
     found = run_flag_evaluate(config)
-    assert [one.run for one in found.controls] == ["forced"]
-    assert found.left_out == ()
-    assert found.controls[0].control.missing == {
-        "other ways of control": "not asked for (--compared, or original in Python)"
-    }
-    own = run_flag_evaluate(replace(config, judge_data=None, run=tmp_path / "own"))  # fitted on what was trained on
-    assert [one.concept for one in own.controls[0].control.judge] == ["sea", "war"]
-    other = tmp_path / "other.jsonl"
-    other.write_text("\n".join(json.dumps(asdict(example)) for example in toy_examples(90, length=7, seed=11)))
-    stale = changed(trained, "forced", tmp_path / "stale", hashes={"data": "0"})
-    none = run_flag_evaluate(replace(config, judge_data=None, trained=(stale,), data=(other,), run=tmp_path / "none"))
-    assert none.controls == ()
-    assert any("no judge could be fitted, so give one as --judge-data" in said for said in none.left_out)
+    forced, plain = (one.control for one in found.controls)
+    assert found.notes == ()
+    assert forced.missing == {"SAE feature": "no SAE was given"}
+    arms = {one.arm for one in forced.arms if one.prompts == "neutral"}
+    assert arms >= {"flags on", "unassigned dimensions", "mean difference", "prompting", "finetuned"}
+    assert forced.prompts == 24 == forced.validation_prompts
+    assert plain.missing == {"other ways of control": "a plain run has no flags to compare them with"}
+    if adapt:
+        return
+    alone = run_flag_evaluate(replace(config, trained=config.trained[:1], compared=0, run=tmp_path / "alone"))
+    assert alone.controls[0].control.missing == {"other ways of control": "compared is 0"}
+    judge = alone.controls[0].control.judge
+    assert judge is not None
+    assert judge.heldout == alone.fitted + alone.reported
+
+
+def test_a_judge_must_not_know_the_texts(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="the part control: it takes a judge of concepts that is not the model; give la"
+    ):
+        config_of(trained, "forced", part=("control", "reading"))
+    config = config_of(trained, "forced", part=PARTS, task="none", snapshots=1, run=tmp_path / "all")
+    assert run_flag_evaluate(config).notes[0].startswith("the part control is left out: it takes a judge")
+    met = labelled(tmp_path / "met.jsonl", also=KNOWN.response)
+    says = "the judge: 1 of the texts that it was fitted or measured on are responses that forced was trained on"
+    for judge in (met, read_judge(met, ["sea", "war"]).save(tmp_path / "met.npz")):
+        refused(config_of(trained, "forced", part=("control",), judge_data=judge), says)
+    saved = read_judge(labelled(tmp_path / "labelled.jsonl"), ["sea", "war"]).save(tmp_path / "judge.npz")
+    own = tmp_path / "written"
+    own.mkdir()
+    (own / "other.jsonl").write_text(
+        "\n".join(json.dumps(asdict(example)) for example in toy_examples(90, length=7, seed=11))
+    )
+    (own / "run.json").write_text(json.dumps({**read_record(trained / "forced"), "command": "flags data"}))
+    config = config_of(
+        trained, "forced", part=("control",), judge_data=saved, data=(own / "other.jsonl",), compared=0, text_length=1,
+        run=tmp_path / "run",
+    )  # fmt: skip
+    found = run_flag_evaluate(config)
+    said = f"what a judge is worth on {own / 'other.jsonl'} is not known, as a judge or rule chose its labels"
+    assert said in found.notes
+    judge = found.controls[0].control.judge
+    assert judge is not None
+    assert judge.heldout < 30  # its own held-out texts
+
+
+def test_a_plain_run_of_other_settings_is_named(trained: Path, tmp_path: Path) -> None:
+    train(trained, "slower", "plain", lr=1e-4)
+    config = config_of(trained, "forced", "slower", "lora-plain", part=("reading",), run=tmp_path / "run")
+    found = run_flag_evaluate(config)
+    assert found.notes[0] == "slower is no control of forced: lr 0.0001, not 0.001"
+    assert found.notes[1] == "lora-plain is no control of forced: adapt lora, not full, lora_rank 2, not 8"
 
 
 def changed(place: Path, name: str, to: Path, **fields: object) -> Path:
@@ -148,7 +207,7 @@ def test_what_does_not_belong_together_is_refused(trained: Path, tmp_path: Path)
     with pytest.raises(UserError, match="flags evaluate: there is no run to evaluate; name a run of `flags train`"):
         replace(config, trained=())
     with pytest.raises(UserError, match="--sae: no other way of control is compared; give --compared a number"):
-        replace(config, sae="default")
+        replace(config, sae="default", compared=0)
     refused(replace(config, trained=(tmp_path,)), "there is no run.json")
     other = changed(trained, "forced", tmp_path / "other", command="train")
     refused(replace(config, trained=(other,)), "it belongs to `train`, not `flags train`")
@@ -172,4 +231,4 @@ def test_what_does_not_belong_together_is_refused(trained: Path, tmp_path: Path)
     record = read_record(python)
     del record["config"]["data"]
     (python / "run.json").write_text(json.dumps(record))
-    refused(replace(config, trained=(python,)), "it was made in Python and does not know which examples it held out")
+    refused(replace(config, trained=(python,)), "it was made in Python and does not know its examples")

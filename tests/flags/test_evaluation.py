@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from letter_judge import LetterJudge
+from numpy.typing import NDArray
 from toy_corpus import toy_examples
 
 from trimtab.errors import UserError
@@ -60,8 +63,10 @@ def test_it_says_what_it_measured_on(evaluated: tuple[FlagEvaluation, Path]) -> 
     assert found.reported <= 40
     assert found.price is not None
     assert found.price.task == ""
-    assert found.left_out[0] == "control is left out: no judge of concepts was given"
-    assert found.left_out[1].startswith("the unrelated task is left out: task ioi: only 0 of")
+    assert found.notes[0].startswith(
+        "the part control is left out: it takes a judge of concepts that is not the model; "
+    )
+    assert found.notes[1].startswith("the unrelated task is left out: task ioi: only 0 of")
     plain = [row for row in found.price.models if row.moment.step]
     assert all(row.increase is not None and row.kl is not None and row.kl.estimate > 0 for row in plain)
     assert {(row.moment.run, row.moment.step) for row in found.seconds} == {
@@ -85,7 +90,7 @@ def test_what_is_measured_is_not_measured_again(
     evaluated: tuple[FlagEvaluation, Path], tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags], monkeypatch
 ) -> None:
     found, run = evaluated
-    lost = run / "parts" / "forced, seed 0" / "100-reliance.parquet"
+    (lost,) = (run / "parts" / "forced, seed 0").glob("100-reliance-*.parquet")
     bits = lost.read_bytes()
     lost.unlink()
     measured: list[str] = []
@@ -100,6 +105,15 @@ def test_what_is_measured_is_not_measured_again(
     assert measured == ["reliance"]
     assert json_safe(again.reliance) == json_safe(found.reliance)
     assert len(lost.read_bytes()) > len(bits) // 2
+    some = evaluate_flags(tiny_llama, finetuned["forced"], EXAMPLES, run=run, **{**SMALL, "part": ["reliance"]})
+    assert list(some.parts) == ["Reliance"]  # other runs and parts may be asked for
+    other = evaluate_flags(
+        tiny_llama, finetuned["forced"], EXAMPLES, run=run, texts=["A walk over the hills. " * 90], **SMALL
+    )
+    assert measured == ["reliance", "price", "price"]  # of the original and of the finetuning
+    changed = [note for note in other.notes if "is measured anew" in note]
+    assert changed[1].startswith("price of forced, seed 0, step 100, is measured anew: it was of another model, ")
+    assert json_safe(other.reading) is not None
     with pytest.raises(UserError, match="its data had hash"):
         evaluate_flags(tiny_llama, list(finetuned.values()), EXAMPLES[1:], run=run, **SMALL)
     with pytest.raises(UserError, match=r"dose was 0\.2 and is now 0\.3"):
@@ -119,25 +133,40 @@ def test_one_part_alone(tiny_llama: LanguageModel, finetuned: dict[str, TrainedF
     options = {**SMALL, "part": ["reading"]}
     found = evaluate_flags(tiny_llama, finetuned["forced"], EXAMPLES, **options)
     assert list(found.parts) == ["Reading"]
-    assert found.headline().startswith("1 run of tiny-llama with flags for sea, war, on ")
+    assert found.headline().startswith("1 run of tiny-llama with flags for sea, war, measured on ")
+
+
+class Stern(LetterJudge):
+    """Finds nothing."""
+
+    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        return super().has(texts) & False
 
 
 def test_control_is_measured_at_the_end_of_each_run(
     tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags], tmp_path: Path, monkeypatch
 ) -> None:
-    options = {**SMALL, "part": ["control"], "text_length": 6}
-    both = [finetuned["forced"], finetuned["plain"]]
-    judge = LetterJudge()
-    found = evaluate_flags(tiny_llama, both, EXAMPLES, judge=judge, run=tmp_path / "run", **options)
+    options = {**SMALL, "part": ["control"], "text_length": 6, "compared": 0}
+    both, judge = [finetuned["forced"], finetuned["plain"]], LetterJudge()
+
+    def evaluate(trained: Any = both, **given: Any) -> FlagEvaluation:
+        return evaluate_flags(
+            tiny_llama, trained, EXAMPLES, **{"judge": judge, "run": tmp_path / "run"} | options | given
+        )
+
+    found = evaluate()
     rates = {one.run: one.control.difference for one in found.controls}
     assert rates["forced, seed 0"].low > 0.4
     assert abs(rates["plain, seed 0"].estimate) < 0.3
+    assert found.controls[0].control.missing == {"other ways of control": "compared is 0"}
+    assert found.controls[1].control.missing == {
+        "other ways of control": "a plain run has no flags to compare them with"
+    }
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "<h2>Control, forced, seed 0</h2>" in page
     assert "Switchboard" in page
-    monkeypatch.setattr(evaluating, "measure_control", None)
-    again = evaluate_flags(tiny_llama, both, EXAMPLES, judge=judge, run=tmp_path / "run", **options)
-    assert json_safe(again) == json_safe(found)
+    assert json_safe(read_typed(FlagEvaluation, json_safe(found))) == json_safe(found)
+
     seen: list[dict[str, Any]] = []
     known = {id(one.model): of.control for one, of in zip(both, found.controls, strict=True)}
 
@@ -146,12 +175,47 @@ def test_control_is_measured_at_the_end_of_each_run(
         return known[id(model)]
 
     monkeypatch.setattr(evaluating, "measure_control", control)
-    evaluate_flags(tiny_llama, both, EXAMPLES, judge=judge, **options, compared=2)
+    assert json_safe(evaluate()) == json_safe(found)
+    assert seen == []
+    anew = "control of forced, seed 0, step 100, is measured anew: it was of another model, examples, judge, "
+    for changed in ({"judge": Stern()}, {"descriptions": {"sea": "the sea"}}, {"trained_on": EXAMPLES[:9]}):
+        assert any(note.startswith(anew) for note in evaluate(**changed).notes)
+        assert len(seen) == 2
+        seen.clear()
+    assert json_safe(evaluate()) == json_safe(found)  # what was measured first is still there
+    assert seen == []
+
+    alone = evaluate(both[:1], run=tmp_path / "compared", compared=2, trained_on=toy_examples())
+    assert seen.pop()["plain"] is None
+    assert alone.notes == ()
+    together = evaluate(
+        run=tmp_path / "compared", compared=2, trained_on=toy_examples()
+    )  # with plain it is another one
+    assert together.notes[0].startswith(anew)
     forced, plain = seen
     assert (forced["original"], forced["plain"], forced["compared"]) == (tiny_llama, finetuned["plain"].model, 2)
+    assert forced["examples"] == tuple(toy_examples())
     assert not {*forced["examples"]} & {*forced["heldout"]}
-    assert "original" not in plain
-    assert json_safe(read_typed(FlagEvaluation, json_safe(found))) == json_safe(found)
+    assert (plain["compared"], plain["plain"]) == (0, None)
+
+
+def test_control_takes_a_judge(tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]) -> None:
+    with pytest.raises(
+        UserError, match="the part control: it takes a judge of concepts that is not the model; give lab"
+    ):
+        evaluate_flags(tiny_llama, finetuned["plain"], EXAMPLES, **SMALL, part=["control", "reading"])
+
+
+def test_a_plain_run_of_other_settings_is_no_control(
+    tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]
+) -> None:
+    longer = finetuned["plain"]
+    longer = replace(longer, result=replace(longer.result, steps=200, tokens=9))
+    options = {**SMALL, "part": ["reading"]}
+    found = evaluate_flags(tiny_llama, {"with flags": finetuned["forced"], "longer": longer}, EXAMPLES, **options)
+    assert found.runs == ("with flags", "longer")
+    tokens = finetuned["forced"].result.tokens
+    assert found.notes == (f"longer is no control of with flags: steps 200, not 100, tokens 9, not {tokens}",)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +245,9 @@ def test_finetunings_must_be_of_the_same_concepts(
     other = replace(other, flags=replace(other.flags, concepts=("sea", "love")))
     with pytest.raises(UserError, match="run forced, seed 0: its concepts are sea, love, not sea, war"):
         evaluate_flags(tiny_llama, [finetuned["plain"], other], EXAMPLES, **SMALL)
-    with pytest.raises(UserError, match="run forced, seed 0: two runs have this name"):
+    with pytest.raises(
+        UserError, match="run forced, seed 0: two runs have this name; give each run once; in Python, gi"
+    ):
         evaluate_flags(tiny_llama, [finetuned["forced"]] * 2, EXAMPLES, **SMALL)
     with pytest.raises(UserError, match="there is no finetuning to evaluate"):
         evaluate_flags(tiny_llama, [], EXAMPLES, **SMALL)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from trimtab.control import Answers, Arm, ArmKind, Choosing, ItemSet
@@ -14,7 +14,7 @@ from trimtab.control.arm import Match
 from trimtab.errors import UserError
 from trimtab.flags.files import load_flags
 from trimtab.flags.spec import FlagSpec
-from trimtab.flags.switched_rows import SwitchedRows
+from trimtab.flags.switches import SwitchedRows
 from trimtab.lm import LanguageModel
 
 
@@ -45,8 +45,6 @@ class SwitchedFlags(ArmKind):
     """Strength of each concept that is set; chosen by default."""
     tried: tuple[float, ...] = (1.0, 0.0)
     """Strengths of each concept that are tried."""
-    relative_doses: list[float] = field(default_factory=list[float], compare=False, repr=False)
-    """Mean ‖Δ‖/‖x‖ of each time that items were answered, in order."""
 
     def effort(self, choosing: Choosing) -> dict[str, int]:
         if self.switches is not None:
@@ -72,10 +70,7 @@ class SwitchedFlags(ArmKind):
 
     def answer(self, items: ItemSet, flags: FlagSpec, switches: Mapping[str, float]) -> Answers:
         """Answers to items under switches."""
-        source = SwitchedRows(flags, [switches])
-        answers = items.answer(source, model=self.model, kl=True)
-        self.relative_doses.append(source.relative_dose)
-        return answers
+        return items.answer(SwitchedRows(flags, [switches]), model=self.model, kl=True)
 
     def _flags(self, items: ItemSet) -> FlagSpec:
         model = self.model or items.setting.model

@@ -18,7 +18,7 @@ from trimtab.errors import UserError
 from trimtab.flags.adapters import unwrapped
 from trimtab.flags.files import NAME, load_flags
 from trimtab.flags.spec import FlagSpec
-from trimtab.lm import Edit, LanguageModel, PositionRule, Site
+from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site
 from trimtab.lm.layouts import find_layout, text_config
 from trimtab.lm.taps import Coordinates, hooked
 from trimtab.runs import plain
@@ -61,7 +61,74 @@ def strengths(flags: FlagSpec, switches: Mapping[str, Switch]) -> dict[int, floa
     return found
 
 
-class FlagSource(StaticSource):
+class DosedSource(StaticSource):
+    """A source that keeps no log of its edits, only how large they were."""
+
+    keep_log = False
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        self._sums = torch.zeros(2, len(start.prompts), device=start.device)
+
+    def choose(self, request: EditRequest) -> Edit:
+        """The edits; ‖Δ‖/‖x‖ of each place is added up by row, unless a log has it."""
+        edit = super().choose(request)
+        assert edit is not None
+        if self.keep_log:
+            return edit
+        share = edit.coefficient.norm(dim=1) / request.x.float().norm(dim=1).clamp_min(1e-30)
+        some = (edit.feature >= 0).any(dim=1).float()
+        self._sums.index_add_(1, request.row, torch.stack([share * some, some]))
+        return edit
+
+    def relative_dose(self, rows: slice = slice(None)) -> float:
+        """Mean ‖Δ‖/‖x‖ over the places and sites of some rows at which anything was set; NaN if there are none."""
+        share, places = self._sums[:, rows].sum(dim=1).tolist()
+        return share / places if places else math.nan
+
+
+class SwitchedRows(DosedSource):
+    """What `FlagSource` does, for rows of one decode call that differ in their switches, without a log.
+
+    Args:
+        flags: the model's.
+        rows: switches of each row that is decoded, or of all rows alike if there is one. A row may leave all free.
+        positions: as in `FlagSource`.
+
+    Raises:
+        UserError: as `strengths` says; while decoding, if the flags do not fit the model.
+    """
+
+    def __init__(
+        self,
+        flags: FlagSpec,
+        rows: Sequence[Mapping[str, Switch]],
+        *,
+        positions: PositionRule | str | Sequence[int] = "all",
+    ) -> None:
+        found = [strengths(flags, switches) for switches in rows]
+        self.dims = list(dict.fromkeys(dim for row in found for dim in row)) or flags.flat_dims
+        """Residual dimensions that are set in any row."""
+        strength = torch.tensor([[row.get(dim, math.nan) for dim in self.dims] for row in found])
+        feature = torch.where(strength.isnan(), -1, torch.arange(len(self.dims)))
+        doses = {site: flags.targets[str(site)] * strength.nan_to_num(0) for site in flags.sites}
+        table = DirectionTable.axes(flags.d_model, self.dims)
+        self._dims = torch.tensor(self.dims)
+        super().__init__(
+            dict.fromkeys(doses, table), dict.fromkeys(doses, feature), doses,
+            operation="overwrite", unit="absolute", positions=positions,
+        )  # fmt: skip
+
+    def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
+        """What `overwrite` gives, which along axes is a difference of coordinates."""
+        feature, dose = choice
+        filled = feature >= 0
+        held = x.index_select(1, self._dims.to(x.device)).to(dose.dtype)
+        target = torch.where(filled, dose, torch.nan)
+        return Edit(feature, torch.where(filled, dose - held, 0), torch.where(filled, dose, 0), target=target)
+
+
+class FlagSource(SwitchedRows):
     """Flags as a source of interventions, for `steer`, `decode` and `applied`.
 
     Args:
@@ -73,6 +140,8 @@ class FlagSource(StaticSource):
         UserError: as `switch_values` says; while decoding, if the flags do not fit the model.
     """
 
+    keep_log = True
+
     def __init__(
         self,
         flags: FlagSpec,
@@ -80,30 +149,14 @@ class FlagSource(StaticSource):
         *,
         positions: PositionRule | str | Sequence[int] = "all",
     ) -> None:
-        self.flags, self.switches = flags, dict(switches)
-        dims, values = switch_values(flags, switches)
-        table = DirectionTable.axes(flags.d_model, dims)
-        self.dims = dims
-        """Residual dimensions that are set."""
-        self._dims = torch.tensor(dims)
-        super().__init__(
-            dict.fromkeys(values, table),
-            range(len(dims)),
-            dict(values),
-            operation="overwrite",
-            unit="absolute",
-            positions=positions,
-        )
+        switch_values(flags, switches)
+        super().__init__(flags, [switches], positions=positions)
+        self.switches = dict(switches)
 
     @property
     def label(self) -> str:
         """The switches in words."""
         return ", ".join(f"{concept} {_said(switch)}" for concept, switch in self.switches.items())
-
-    def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
-        """What `overwrite` gives, which along axes is a difference of coordinates."""
-        held = x.index_select(1, self._dims.to(x.device)).to(choice.dose.dtype)
-        return Edit(choice.feature, choice.dose - held, choice.dose, target=choice.dose)
 
 
 def _said(switch: Switch) -> str:

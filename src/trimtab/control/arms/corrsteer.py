@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.control.answers import ItemSet
@@ -32,6 +33,28 @@ class CorrSteerChoice:
     right: int
 
 
+class Correlations:
+    """Pearson's correlation of n features with one number, from sums over rows."""
+
+    def __init__(self, n: int) -> None:
+        self._sums = {name: torch.zeros(n, dtype=torch.float64) for name in ("f", "ff", "fy")}
+
+    def see(self, f: Float[Tensor, "R n"], y: Float[Tensor, " R"]) -> None:
+        """Take in some rows, in float64."""
+        self._sums["f"] += f.sum(0)
+        self._sums["ff"] += f.square().sum(0)
+        self._sums["fy"] += (f * y[:, None]).sum(0)
+
+    def values(self, y: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
+        """The correlations, given the numbers of all rows; −∞ for features that never vary."""
+        sums, count, total = self._sums, len(y), y.sum()
+        covariance = sums["fy"] - sums["f"] * total / count
+        spread = (sums["ff"] - sums["f"].square() / count).clamp_min(0) * (y.square().sum() - total.square() / count)
+        # A feature that never varies has no correlation; rounding must not give it one.
+        varies = sums["ff"] - sums["f"].square() / count > 1e-9 * sums["ff"].clamp_min(1e-30)
+        return torch.where(varies, covariance / spread.clamp_min(1e-30).sqrt(), -torch.inf)
+
+
 def corrsteer(train: ItemSet) -> CorrSteerChoice:
     """Choose by correlation over training items, in one pass that stores sums only.
 
@@ -49,30 +72,21 @@ def corrsteer(train: ItemSet) -> CorrSteerChoice:
         )
     if not bool((right > 0).any()):
         raise UserError("CorrSteer's choice", "no training answer has a reward above 0", "leave out corrsteer")
-    n = dictionary.n_features
-    sums = {name: torch.zeros(n, dtype=torch.float64) for name in ("f", "ff", "fy", "good")}
+    sums, good = Correlations(dictionary.n_features), torch.zeros(dictionary.n_features, dtype=torch.float64)
     size = min(64, train.setting.batch_size)
     for start in range(0, len(right), size):
         rows = list(range(len(right)))[start : start + size]
         pooled = _largest_activations(train, answers.decoded, rows).double().cpu()
-        y = right[rows][:, None]
-        sums["f"] += pooled.sum(0)
-        sums["ff"] += pooled.square().sum(0)
-        sums["fy"] += (pooled * y).sum(0)
-        sums["good"] += (pooled * y.clamp_min(0)).sum(0)
-    count, total = len(right), right.sum()
-    covariance = sums["fy"] - sums["f"] * total / count
-    spread = (sums["ff"] - sums["f"].square() / count).clamp_min(0) * (right.square().sum() - total.square() / count)
-    # A feature that never varies has no correlation; rounding must not give it one.
-    varies = sums["ff"] - sums["f"].square() / count > 1e-9 * sums["ff"].clamp_min(1e-30)
-    correlation = torch.where(varies, covariance / spread.clamp_min(1e-30).sqrt(), -torch.inf)
+        sums.see(pooled, right[rows])
+        good += (pooled * right[rows][:, None].clamp_min(0)).sum(0)
+    correlation = sums.values(right)
     best = int(correlation.argmax())
     norm = float(dictionary.decoder_norms[best])
     return CorrSteerChoice(
         feature=best,
         correlation=float(correlation[best]),
-        coefficient=float(sums["good"][best] / right.clamp_min(0).sum()) * norm,
-        items=count,
+        coefficient=float(good[best] / right.clamp_min(0).sum()) * norm,
+        items=len(right),
         right=int((right > 0).sum()),
     )
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, Match, register
 from trimtab.control.task_prompts import TaskPrompts
+from trimtab.lm import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +31,19 @@ def instructed(items: ItemSet, instruction: str) -> TaskPrompts:
     return replace(prompts, ids=tuple(tuple(model.encode_text(text, chat=chat)) for text in texts))
 
 
-def best_instruction(validation: ItemSet, instructions: Sequence[str] = ()) -> PromptChoice:
+def best_instruction(
+    validation: ItemSet, instructions: Sequence[str] = (), model: LanguageModel | None = None
+) -> PromptChoice:
     """Choose by mean reward on validation; ties go to the first.
 
     Args:
         validation: items of validation.
         instructions: to try; those for the task by default.
+        model: what answers; the setting's by default.
     """
     tried = tuple(instructions) or validation.prompts.task.instructions
-    rewards = [float(validation.answer(prompts=instructed(validation, text)).reward.mean()) for text in tried]
+    answers = [validation.answer(prompts=instructed(validation, text), model=model) for text in tried]
+    rewards = [float(one.reward.mean()) for one in answers]
     best = max(range(len(tried)), key=lambda i: (rewards[i], -i))
     return PromptChoice(instruction=tried[best], reward=rewards[best], tried=len(tried))
 
@@ -52,6 +57,8 @@ class Prompting(ArmKind):
     main: ClassVar[bool] = True
     instruction: tuple[str, ...] = ()
     """Instructions to choose from; the task's own by default."""
+    model: LanguageModel | None = None
+    """What answers; the setting's model by default."""
     strengths: ClassVar[tuple[Match, ...]] = ("own",)
 
     def effort(self, choosing: Choosing) -> dict[str, int]:
@@ -59,9 +66,9 @@ class Prompting(ArmKind):
         return {"an instruction": len(tried) * len(choosing.validation)}
 
     def arms(self, choosing: Choosing) -> list[Arm]:
-        choice = best_instruction(choosing.validation, self.instruction)
+        choice = best_instruction(choosing.validation, self.instruction, self.model)
 
         def answer(items: ItemSet, scale: float) -> list[Answers]:
-            return [items.answer(prompts=instructed(items, choice.instruction))]
+            return [items.answer(prompts=instructed(items, choice.instruction), model=self.model)]
 
         return [self.arm(answer, asdict(choice))]

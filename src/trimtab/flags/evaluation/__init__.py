@@ -1,10 +1,10 @@
 """What finetunings with flags do: what flags say and decide, what else says it, what is lost without them, what they
 cost."""
 
-from trimtab.flags.evaluation.control import ControlOptions, measure_control
+from trimtab.flags.evaluation.control import measure_control
 from trimtab.flags.evaluation.control_result import FlagControl
 from trimtab.flags.evaluation.evaluating import evaluate_flags
-from trimtab.flags.evaluation.options import FlagEvaluationOptions
+from trimtab.flags.evaluation.options import ControlOptions, FlagEvaluationOptions
 from trimtab.flags.evaluation.result import FlagEvaluation
 
 __all__ = [

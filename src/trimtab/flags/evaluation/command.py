@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,22 +18,27 @@ from trimtab.errors import UserError
 from trimtab.flags.adapters import ADAPTER_FILE
 from trimtab.flags.command import FlagTrainConfig, read_data
 from trimtab.flags.concepts import read_concepts
+from trimtab.flags.config import LR, FlagTraining
 from trimtab.flags.curricula import Curriculum
 from trimtab.flags.data.checking import read_judge
+from trimtab.flags.data.writing import COMMAND as WRITING
 from trimtab.flags.dividing import Divided, example_id
-from trimtab.flags.evaluation.evaluating import COMMAND, TASK, Evaluator
-from trimtab.flags.evaluation.finetunings import Finetuning, State, check_alike, labels_of
-from trimtab.flags.evaluation.options import FlagEvaluationOptions
+from trimtab.flags.evaluation.control_judging import check_unseen
+from trimtab.flags.evaluation.evaluated_runs import EvaluatedRun, State, check_alike, labels_of
+from trimtab.flags.evaluation.evaluating import COMMAND, MAY_CHANGE, TASK, Evaluator
+from trimtab.flags.evaluation.options import FlagEvaluationOptions, without_judge
 from trimtab.flags.evaluation.result import FlagEvaluation
 from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import NAME, Snapshot, load_flagged, load_flags, snapshots
 from trimtab.flags.training import COMMAND as TRAINING
-from trimtab.judges import ConceptJudge
 from trimtab.lm import LanguageModel, load_model
 from trimtab.runs import Run, check_least, config_directory, read_record, read_typed, text_id
+from trimtab.runs.record import RECORD_NAME
 
-NOT_THE_RESULT = ("run", "trained", "batch_size")
-"""Fields that may change between openings of a run: what was measured stays, and further runs join it."""
+NOT_THE_RESULT = ("run", "trained", *MAY_CHANGE)
+"""Fields that may change between openings of a run: what was measured stays, and further runs and parts join it."""
+NOT_SETTINGS = ("seed", "snapshots", "log_every", "checkpoint_every", "gradient_checkpointing", "loss", "holdout")
+"""Options of a finetuning in which a plain run may differ from the one that it is the control of."""
 FIRST = {"heading": ""}
 """Metadata of options that stand at the top of the help."""
 
@@ -54,10 +59,9 @@ class FlagEvaluateConfig(FlagEvaluationOptions):
     """The unrelated task, one that needs no files, or none."""
     judge_data: Path | None = None
     """Labelled texts to fit a judge of concepts on (JSONL, as `trimtab flags import` makes it), or a judge that was
-    saved (.npz); by default one is fitted on the responses that the runs were trained on. It measures control."""
+    saved (.npz), for control, which is left out without it. No text may be one of a run's."""
     sae: str | None = None
-    """Shipped SAE, or directory of an SAE in SAELens's layout, whose features are compared where `compared` is above
-    0."""
+    """Shipped SAE, or directory of an SAE in SAELens's layout, whose best feature is another way of control."""
     device: str = "cpu"
     """Where to compute."""
     run: Path | None = None
@@ -71,13 +75,15 @@ class FlagEvaluateConfig(FlagEvaluationOptions):
         check_least(self, 1, "snapshots")
         if self.sae is not None and not self.compared:
             raise UserError("--sae", "no other way of control is compared", "give --compared a number of concepts")
+        if "control" in self.part and self.judge_data is None:
+            without_judge(self.part)
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
-        return self.run or config_directory("flags-evaluate", self, ignore=("run", "batch_size"))
+        return self.run or config_directory("flags-evaluate", self, ignore=("run", *MAY_CHANGE))
 
 
-class TrainedRun(NamedTuple):
+class RecordedRun(NamedTuple):
     """A run of `flags train` as its record says it."""
 
     path: Path
@@ -99,6 +105,10 @@ class TrainedRun(NamedTuple):
         known = self.record["results"] or {}
         return known["curriculum"] if known else Path(str(self.config["curriculum"])).stem
 
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        return load_flags(self.kept[-1].path).concepts
+
 
 def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
     """Measure what is not measured yet, and compare.
@@ -109,35 +119,39 @@ def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
     """
     runs = [read_run(path, label) for path, label in zip(config.trained, labels_of(config.trained), strict=True)]
     check_same(runs, own_data=bool(config.data))
-    examples, unchecked = heldout_examples(config, runs)
-    judge, descriptions = None, None
-    if "control" in config.part:
-        judge, descriptions = judge_of(config, runs[0], unchecked)
+    notes: list[str] = []
+    data = data_of_runs(config, runs, notes)
+    examples = heldout_examples(config, runs, data)
+    judge = None
+    if "control" in config.part and config.judge_data is not None:
+        judge = read_judge(config.judge_data, runs[0].concepts, config.seed)
+        for label, own in data.items():
+            check_unseen(judge, [*own.train, *own.heldout], label)
     original = load_model(runs[0].model, device=config.device)
     known = runs[0].record["hashes"].get("model", original.fingerprint)
     if original.fingerprint != known:
         why = f"{runs[0].label} was finetuned from weights of hash {known}, and these have {original.fingerprint}"
         raise UserError(f"model {runs[0].model}", why, "load the model that was finetuned")
     dictionary = None if config.sae is None else load_dictionary(config.sae, model=original, device=config.device)
-    finetunings = [finetuning_of(one, original, config) for one in runs]
-    check_alike(finetunings)
+    evaluated = [evaluated_run(one, data.get(one.label), original, config) for one in runs]
+    check_alike(evaluated)
     with Run.open(
         config.directory(), COMMAND, config, seeds=[config.seed], device=config.device, ignore_fields=NOT_THE_RESULT
     ) as run:
-        documents = list(read_documents(config.text or [sample_text()])) if "price" in config.part else None
         evaluator = Evaluator(
-            original, finetunings, examples, config, run, texts=documents,
-            task=None if config.task == "none" else config.task, judge=judge,
-            dictionary=dictionary, descriptions=descriptions,
+            original, evaluated, examples, config, run,
+            texts=list(read_documents(config.text or [sample_text()])) if "price" in config.part else None,
+            task=None if config.task == "none" else config.task, judge=judge, dictionary=dictionary,
+            descriptions=descriptions_of(runs[0], notes) if judge is not None else None,
             chat=bool(runs[0].config.get("chat")),
+            max_tokens=max(int(one.config.get("max_tokens", FlagTraining.max_tokens)) for one in runs),
+            labels_known=labels_known(config.data or runs[0].config.get("data") or (), notes),
         )  # fmt: skip
-        evaluator.left_out += unchecked
-        if judge is not None:
-            run.record(hashes={"judge": text_id(repr(judge))})
+        evaluator.notes += notes
         return evaluator.finish()
 
 
-def read_run(path: Path, label: str) -> TrainedRun:
+def read_run(path: Path, label: str) -> RecordedRun:
     """A run of `flags train`.
 
     Raises:
@@ -150,10 +164,10 @@ def read_run(path: Path, label: str) -> TrainedRun:
     kept = snapshots(path)
     if not kept:
         raise UserError(f"run {path}", "it keeps no model yet", "let it finish, or train with --snapshots")
-    return TrainedRun(path, label, record, kept)
+    return RecordedRun(path, label, record, kept)
 
 
-def check_same(runs: Sequence[TrainedRun], *, own_data: bool) -> None:
+def check_same(runs: Sequence[RecordedRun], *, own_data: bool) -> None:
     """Raise a `UserError` unless runs are of one model and template, and held out the same examples.
 
     Args:
@@ -175,80 +189,77 @@ def check_same(runs: Sequence[TrainedRun], *, own_data: bool) -> None:
                 raise UserError(f"run {other.label}", f"{name} is {two}, and that of {first.label} {one}", hint)
 
 
-def heldout_examples(config: FlagEvaluateConfig, runs: Sequence[TrainedRun]) -> tuple[list[Example], list[str]]:
-    """The examples to evaluate on, those given or those that the runs held out; and what could not be checked of them.
+def data_of_runs(config: FlagEvaluateConfig, runs: Sequence[RecordedRun], notes: list[str]) -> dict[str, Divided]:
+    """The examples of runs, by label; a note for each that does not know its own any more.
 
     Raises:
-        UserError: there are none, the runs' files changed, or one was trained on.
+        UserError: the same, where the runs' own examples are those to evaluate on.
     """
-    concepts = load_flags(runs[0].kept[-1].path).concepts
-    given = [example for path in config.data for example in read_examples(path, concepts)]
-    unchecked: list[str] = []
-    for run in runs if given else runs[:1]:
+    found: dict[str, Divided] = {}
+    for run in runs if config.data else runs[:1]:
         try:
-            data = _data_of(run, concepts)
+            found[run.label] = data_of(run)
         except UserError as error:
-            if not given:
+            if not config.data:
                 raise UserError(error.what, error.why, "give examples that it was not trained on as --data") from error
-            unchecked.append(f"whether examples were trained on is not known: {error.line}")
-            continue
-        trained = {example_id(example) for example in data.train}
-        for example in given:
-            if example_id(example) in trained:
-                why = f"{run.label} was trained on it"
-                raise UserError(f"example {example.prompt[:40]!r}", why, "give others, or leave out --data")
-        if not given and not data.heldout:
-            raise UserError(f"run {run.path}", "it held out no example", "give some as --data")
-        given = given or data.heldout
-    return given, unchecked
+            notes.append(f"the examples that {run.label} was trained on are not known: {error.line}")
+    return found if config.data else dict.fromkeys((run.label for run in runs), found[runs[0].label])
 
 
-def judge_of(
-    config: FlagEvaluateConfig, run: TrainedRun, notes: list[str]
-) -> tuple[ConceptJudge | None, Mapping[str, str] | None]:
-    """What finds concepts in texts, and what each concept is in words.
-
-    Args:
-        config: names a judge, or none.
-        run: whose examples a judge is fitted on otherwise.
-        notes: gets what could not be had.
-
-    Raises:
-        UserError: the judge that is named cannot be read, or does not know a concept.
-    """
-    concepts = load_flags(run.kept[-1].path).concepts
-    judge: ConceptJudge | None = None
-    if config.judge_data is not None:
-        judge = read_judge(config.judge_data, concepts, config.seed)
-    else:
-        try:
-            data = _data_of(run, concepts).train
-            texts, labels = [one.response for one in data], [one.concepts for one in data]
-            judge = ConceptJudge.fit(texts, labels, concepts, config.seed)
-            notes.append(
-                "the judge knows the responses that the model was trained on: give other texts as --judge-data"
-            )
-        except UserError as error:
-            notes.append(f"no judge could be fitted, so give one as --judge-data: {error.line}")
-    try:
-        descriptions = read_concepts(str(run.config.get("concepts")))
-    except UserError:
-        notes.append("concepts are described by their names alone, as their file is not there any more")
-        descriptions = None
-    return judge, descriptions
-
-
-def _data_of(run: TrainedRun, concepts: Sequence[str]) -> Divided:
+def data_of(run: RecordedRun) -> Divided:
     """The examples of a run. Raises a `UserError` if it does not know them any more."""
     if not run.config.get("data"):
-        raise UserError(f"run {run.path}", "it was made in Python and does not know which examples it held out")
-    data = read_data(read_typed(FlagTrainConfig, run.config, f"run {run.path}"), concepts)
+        raise UserError(f"run {run.path}", "it was made in Python and does not know its examples")
+    data = read_data(read_typed(FlagTrainConfig, run.config, f"run {run.path}"), run.concepts)
     if data.hash != run.record["hashes"].get("data"):
         raise UserError(f"run {run.path}", "its files of examples are not what they were when it was trained")
     return data
 
 
-def finetuning_of(run: TrainedRun, original: LanguageModel, config: FlagEvaluateConfig) -> Finetuning:
+def heldout_examples(
+    config: FlagEvaluateConfig, runs: Sequence[RecordedRun], data: Mapping[str, Divided]
+) -> list[Example]:
+    """The examples to evaluate on: those given, or those that the runs held out.
+
+    Raises:
+        UserError: there are none, or one was trained on.
+    """
+    if not config.data:
+        if not data[runs[0].label].heldout:
+            raise UserError(f"run {runs[0].path}", "it held out no example", "give some as --data")
+        return data[runs[0].label].heldout
+    given = [example for path in config.data for example in read_examples(path, runs[0].concepts)]
+    for label, own in data.items():
+        trained = {example_id(example) for example in own.train}
+        for example in given:
+            if example_id(example) in trained:
+                why = f"{label} was trained on it"
+                raise UserError(f"example {example.prompt[:40]!r}", why, "give others, or leave out --data")
+    return given
+
+
+def descriptions_of(run: RecordedRun, notes: list[str]) -> Mapping[str, str] | None:
+    """What each concept is in words; None, and a note, if the file is not there any more."""
+    try:
+        return read_concepts(str(run.config.get("concepts")))
+    except UserError:
+        notes.append("concepts are described by their names alone, as their file is not there any more")
+        return None
+
+
+def labels_known(paths: Sequence[Path | str], notes: list[str]) -> bool:
+    """Whether labels of examples say how good a judge is: not where a model wrote what a judge or rule let pass."""
+    for path in paths:
+        directory = Path(path).parent
+        if (directory / RECORD_NAME).is_file() and read_record(directory)["command"] == WRITING:
+            notes.append(f"what a judge is worth on {path} is not known, as a judge or rule chose its labels")
+            return False
+    return True
+
+
+def evaluated_run(
+    run: RecordedRun, data: Divided | None, original: LanguageModel, config: FlagEvaluateConfig
+) -> EvaluatedRun:
     """A run's models to measure: so many of its snapshots, evenly chosen, the last among them."""
     kept = list({one.step: one for one in run.kept}.values())
     places = np.linspace(len(kept) - 1, 0, min(config.snapshots, len(kept))).round().astype(int)
@@ -261,13 +272,17 @@ def finetuning_of(run: TrainedRun, original: LanguageModel, config: FlagEvaluate
         )
         for one in (kept[place] for place in sorted(set(places.tolist())))
     ]
-    return Finetuning(
+    settings = {f.name: run.config.get(f.name) for f in fields(FlagTraining) if f.name not in NOT_SETTINGS}
+    settings["lr"] = settings["lr"] or LR.get(str(settings["adapt"]))
+    return EvaluatedRun(
         label=run.label,
         curriculum=run.curriculum,
         seed=int((run.record["seeds"] or [0])[0]),
         flags=load_flags(run.kept[-1].path),
         states=tuple(states),
         last_phase=_last_phase(run.config),
+        settings=settings | {"data": run.record["hashes"].get("data")},
+        examples=tuple(data.train) if data else (),
     )
 
 

@@ -1,201 +1,220 @@
-"""Flags beside other ways of control for one concept after another, by `control`'s choice, matching and answers."""
+"""Flags beside other ways of control for one concept after another: chosen on validation, matched, written, read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from statistics import mean
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from trimtab.control import Answers, Arm, ArmKind, Choosing, ItemSet, Setting, TaskPrompts
-from trimtab.control.arm import Unsteered
-from trimtab.control.arms.prompting import Prompting, instructed
-from trimtab.control.comparison import compare_on
-from trimtab.control.plan import plan_comparison
-from trimtab.control.replicates import EqualKl, Replicate, choose_arms
-from trimtab.flags.evaluation.control_arms import (
-    Finetuned,
-    FinetunedPrompting,
-    FlagsOff,
-    FlagsOn,
-    MeanDifference,
-    OtherModel,
-    SAEFeature,
-    Unassigned,
-)
+from trimtab.control import Answers, ItemSet, Setting, TaskPrompts
+from trimtab.control.answers import mean_kl
+from trimtab.control.arms.prompting import instructed
+from trimtab.control.arms.random_features import draw_seed
+from trimtab.control.dose_search import TRIES, match_kl
 from trimtab.flags.evaluation.control_fit import Fitted
-from trimtab.flags.evaluation.control_judging import TextReader
 from trimtab.flags.evaluation.control_prompts import AGAINST, INSTRUCTIONS
 from trimtab.flags.evaluation.control_task import ConceptTask
-from trimtab.flags.evaluation.control_texts import ASKED, CONFLICT, NEUTRAL
+from trimtab.flags.evaluation.control_texts import (
+    ASKED,
+    CONFLICT,
+    FREE,
+    NEUTRAL,
+    OFF,
+    ON,
+    Condition,
+    Texts,
+    Writer,
+    Written,
+)
+from trimtab.flags.evaluation.control_ways import LEFT, DisplacedRows, Way, best_direction, best_feature, best_prompting
+from trimtab.flags.evaluation.options import ControlOptions
+from trimtab.flags.evaluation.unassigned import unassigned_dims
 from trimtab.flags.spec import FlagSpec
+from trimtab.flags.switches import SwitchedRows
 from trimtab.lm import LanguageModel
 from trimtab.runs import Meter
-from trimtab.steering import dose_summary
 
-REFERENCES: Mapping[str, str] = {NEUTRAL: FlagsOn.name, ASKED: FlagsOff.name, CONFLICT: FlagsOn.name}
+FLAGS_ON, FLAGS_OFF, FLAGS_FREE = "flags on", "flags off", "flags free"
+UNSTEERED, FINETUNED, UNASSIGNED = "unsteered", "finetuned", "unassigned dimensions"
+MEAN_DIFFERENCE, SAE_FEATURE = "mean difference", "SAE feature"
+PROMPTING, FINETUNED_PROMPTING = "prompting", "finetuned, prompting"
+STEERED = (MEAN_DIFFERENCE, SAE_FEATURE)
+"""Ways that have a dose."""
+REFERENCES: Mapping[str, str] = {NEUTRAL: FLAGS_ON, ASKED: FLAGS_OFF, CONFLICT: FLAGS_ON}
 """What others are compared with, by the kind of prompts."""
-IN_FRONTIER = (FlagsOn.name, MeanDifference.name, SAEFeature.name)
-"""Ways whose strength is a number."""
-CANDIDATES = "correlated with the label"
-"""Where features to try come from."""
+DRAWS = 3
+"""Draws of dimensions that are no flag's."""
+TOLERANCE = 0.1
+"""Relative difference of mean divergences that counts as equal."""
 
 
-class Ground(NamedTuple):
+class Key(NamedTuple):
+    """Names what one way of control wrote."""
+
+    prompts: str
+    """Kind of prompts."""
+    way: str
+    scale: float | None = None
+    """For the frontier: times on, or times its dose."""
+
+
+class ComparedConcept(NamedTuple):
+    """One concept's ways of control."""
+
+    column: int
+    """Number of the concept."""
+    written: dict[Key, Written]
+    chosen: dict[str, Mapping[str, Any]]
+    """How each way was chosen, and scaled to equal KL."""
+    missing: dict[str, str]
+
+
+class Comparing(NamedTuple):
     """What all concepts' comparisons share."""
 
     model: LanguageModel
     """With flags."""
     flags: FlagSpec
+    plain: LanguageModel | None
+    """Finetuned on the same examples without flags."""
     setting: Setting
     """Of the original model."""
     fitted: Fitted
-    plain: LanguageModel | None
-    """Finetuned on the same examples without flags."""
-    reader: TextReader
+    writer: Writer
+    board: Texts
+    """Of the model with flags."""
     words: Mapping[str, str]
-    """Descriptions of the concepts."""
+    """What the concepts are in words."""
     validation: Sequence[str]
     test: Sequence[str]
     asking: Mapping[str, Sequence[str]]
     """Prompts that ask for each concept."""
-    doses: Sequence[float]
-    """Tried for mean differences."""
-    strengths: Sequence[float]
-    """Of the frontier."""
-    features: int
-    """Features of the SAE to try."""
-    chat: bool
-    max_new_tokens: int
-    equal_kl: bool
+    options: ControlOptions
 
-    def prompts(self, concept: str, texts: Mapping[str, Sequence[str]]) -> dict[str, TaskPrompts]:
-        """Texts of each split as prompts of the task to write about a concept."""
-        task = ConceptTask(
-            texts, concept, self.reader, chat=self.chat, max_new_tokens=self.max_new_tokens,
-            instructions=[text.format(self.words[concept]) for text in INSTRUCTIONS],
-        )  # fmt: skip
-        return {split: TaskPrompts.of(self.setting.model, task, task.items(split)) for split in texts}
+    def compare(self, concepts: Sequence[str]) -> dict[str, ComparedConcept]:
+        """Compare all ways of control for each of some concepts."""
+        chosen = len(self.options.dose) * len(self.fitted.directions[concepts[0]]) // 3 + 2 * LEFT + TRIES + 4
+        most = len(self.validation) * chosen + len(self.test) * (DRAWS + 4 + 2 * len(self.options.strength))
+        with Meter("comparing ways of control", most * len(concepts)) as meter:
+            every = self._replace(
+                setting=replace(self.setting, meter=meter), writer=self.writer._replace(progress=meter.advance)
+            )
+            asked = list(dict.fromkeys(name for concept in concepts for name in (concept, self.other(concept))))
+            others = {UNSTEERED: every.left_alone(self.setting.model, asked)}
+            if self.plain is not None:
+                others[FINETUNED] = every.left_alone(self.plain, asked)
+            return {concept: every.compare_for(concept, others) for concept in concepts}
 
-    def neutral(self, concept: str) -> dict[str, TaskPrompts]:
-        """Neutral prompts to choose on and to report."""
-        return self.prompts(concept, {"validation": self.validation, "test": self.test})
-
-    def asked(self, concept: str, asking: str) -> ItemSet:
-        """Prompts that ask for one concept, read for another one or the same."""
-        return ItemSet.of(self.setting, self.prompts(concept, {"test": self.asking[asking]})["test"])
+    def left_alone(self, model: LanguageModel, asked: Sequence[str]) -> Texts:
+        """What a model writes on neutral prompts and on those that ask for some concepts."""
+        near = [Condition(NEUTRAL, "", FREE, {}, self.test)]
+        far = [Condition(ASKED, concept, FREE, {}, self.asking[concept]) for concept in asked]
+        found = self.writer.write(model, self.flags, near, kl_to=self.setting.model)
+        return found | self.writer.write(model, self.flags, far)
 
     def other(self, concept: str) -> str:
         """The concept that conflicting prompts ask for while this one is wanted; itself where there is no other."""
         return self.flags.concepts[self.flags.index(concept) - 1]
 
+    def items(self, concept: str, texts: Sequence[str]) -> ItemSet:
+        """Texts as prompts of the task to write about a concept."""
+        task = ConceptTask(
+            {"test": texts}, concept, self.writer.reader, chat=self.options.chat,
+            max_new_tokens=self.options.max_new_tokens,
+            instructions=[text.format(self.words[concept]) for text in INSTRUCTIONS],
+        )  # fmt: skip
+        return ItemSet.of(self.setting, TaskPrompts.of(self.setting.model, task, task.items("test")))
 
-class ConceptAnswers(NamedTuple):
-    """Answers of one concept's ways of control."""
+    def compare_for(self, concept: str, others: Mapping[str, Texts]) -> ComparedConcept:
+        """Choose on validation, match flags' divergence there, and write on the prompts that are reported.
 
-    answers: dict[tuple[str, str], list[Answers]]
-    """By the kind of prompts and the way's label; several where something is drawn."""
-    chosen: dict[str, Mapping[str, Any]]
-    doses: dict[str, float]
-    """Mean ‖Δ‖/‖x‖ on neutral prompts, of those that edit."""
-    frontier: dict[tuple[str, float], list[Answers]]
-    missing: dict[str, str]
-
-
-def compare_concepts(ground: Ground, concepts: Sequence[str]) -> dict[str, ConceptAnswers]:
-    """Compare all ways of control for each of some concepts."""
-    with Meter("comparing ways of control") as meter:
-        ground = ground._replace(setting=replace(ground.setting, meter=meter))
-        meter.total = _effort(ground, concepts[0]) * len(concepts)
-        return {concept: compare_for(ground, concept) for concept in concepts}
-
-
-def kinds_of(ground: Ground, concept: str) -> list[ArmKind]:
-    """Every way of control that can be had for a concept, flags on first."""
-    model, flags = ground.model, ground.flags
-    found: list[ArmKind] = [
-        FlagsOn(model=model, flags=flags, switches={concept: 1.0}),
-        FlagsOff(model=model, flags=flags, switches={concept: 0.0}),
-        OtherModel(model=model),
-        Unassigned(model=model, flags=flags, switches={concept: 1.0}),
-        MeanDifference(vectors=ground.fitted.directions[concept], doses=tuple(ground.doses)),
-    ]
-    if ground.setting.dictionary is not None:
-        found.append(SAEFeature(finalists=ground.features))
-    found.append(Prompting())
-    if ground.plain is not None:
-        found += [Finetuned(model=ground.plain), FinetunedPrompting(model=ground.plain)]
-    return found
-
-
-def compare_for(ground: Ground, concept: str) -> ConceptAnswers:
-    """Choose on validation, match flags' divergence there, and answer the test prompts and those that ask."""
-    prompts, (reference, *kinds) = ground.neutral(concept), kinds_of(ground, concept)
-    candidates = {CANDIDATES: ground.fitted.features[concept]}
-    validation = prompts["validation"]
-    replicate = Replicate.of(ground.setting, reference, validation, validation, reference.name, candidates)
-    equal_kl = EqualKl(items=len(validation)) if ground.equal_kl else None
-    missing = choose_arms([replicate], kinds, candidates=candidates, equal_kl=equal_kl)
-    missing.pop("arms at equal dose and equal KL", None)  # none of these follows the reference's edits
-    compared = compare_on([replicate], prompts["test"], "test", seed=ground.setting.seed)
-    answers = {one.arm.label: one.runs[0] for one in compared.answered}
-    doses = {label: dose_summary(one.edits).relative for label, (one, *_) in answers.items() if len(one.edits)}
-    for kind in (reference, *kinds):
-        if isinstance(kind, FlagsOn | Unassigned):
-            doses[kind.name] = float(np.mean(kind.relative_doses[-kind.draws :]))
-    own = {arm.name: arm for arm in replicate.arms if arm.match == "own"}
-    frontier: dict[tuple[str, float], list[Answers]] = {}
-    for name in IN_FRONTIER:
-        for scale in ground.strengths if name in own else ():
-            if scale == 1:
-                frontier[name, scale] = answers[name]
-            elif scale == 0 and name != FlagsOn.name:
-                frontier[name, scale] = answers[Unsteered.name]
+        Args:
+            concept: which.
+            others: texts of models that are left alone, by label.
+        """
+        items, test, reader = self.items(concept, self.validation), self.items(concept, self.test), self.writer.reader
+        ways = self._ways(concept, items)
+        written = self._left_alone(concept, others)
+        written |= {Key(NEUTRAL, name): Written.of(reader, [way.answer(test, 1.0)]) for name, way in ways.items()}
+        written[Key(NEUTRAL, UNASSIGNED)] = self._elsewhere(concept, test)
+        chosen, missing = {name: way.chosen for name, way in ways.items()}, dict[str, str]()
+        target = mean_kl([self._flags_at(items, concept, 1.0)]) if self.options.equal_kl else 0.0
+        for name in (name for name in STEERED if name in ways and self.options.equal_kl):
+            label, answer = f"{name} at equal kl", ways[name].answer
+            if target > 0:
+                found = match_kl(lambda scale: mean_kl([answer(items, scale)]), target, tolerance=TOLERANCE)  # noqa: B023
+                chosen[label] = {**ways[name].chosen, **asdict(found)}
+                written[Key(NEUTRAL, label)] = Written.of(reader, [answer(test, found.scale)])
             else:
-                frontier[name, scale] = own[name].answer(compared.items[0], scale)
-    found = {(NEUTRAL, label): mine for label, mine in answers.items()}
-    found |= {(ASKED, label): mine for label, mine in _suppressing(ground, concept, own).items()}
-    if ground.other(concept) != concept:
-        found |= {(CONFLICT, label): mine for label, mine in _conflicting(ground, concept, own).items()}
-    chosen: dict[str, Mapping[str, Any]] = {
-        arm.label: {**arm.chosen, **({"scale": arm.scale} if arm.match == "kl" else {})} for arm in replicate.arms
-    }
-    return ConceptAnswers(found, chosen, doses, frontier, missing)
+                missing[label] = "flags on change no distribution on validation"
+        written |= self._asked(concept, ways) | self._frontier(concept, test, ways, written)
+        return ComparedConcept(self.flags.index(concept), written, chosen, missing)
 
+    def _ways(self, concept: str, items: ItemSet) -> dict[str, Way]:
+        """Every way of control that is chosen for a concept."""
+        say = self.setting.meter.describe
+        say(f"choosing for {concept}")
+        found = {MEAN_DIFFERENCE: best_direction(items, self.fitted.directions[concept], self.options.dose)}
+        if self.setting.dictionary is not None:
+            found[SAE_FEATURE] = best_feature(items, {"correlated with the label": self.fitted.features[concept]})
+        found[PROMPTING] = best_prompting(items)
+        if self.plain is not None:
+            found[FINETUNED_PROMPTING] = best_prompting(items, self.plain)
+        say(f"comparing for {concept}")
+        return found
 
-def _suppressing(ground: Ground, concept: str, own: Mapping[str, Arm]) -> dict[str, list[Answers]]:
-    """What each way writes that is to keep a concept away where prompts ask for it."""
-    items = ground.asked(concept, concept)
-    still = (FlagsOff.name, Unsteered.name, OtherModel.name, Finetuned.name)
-    found = {name: own[name].answers(items) for name in still if name in own}
-    for name in (MeanDifference.name, SAEFeature.name):
-        if name in own:
-            found[f"{name}, subtracted"] = own[name].answer(items, -1.0)
-    against = instructed(items, AGAINST.format(ground.words[concept]))
-    found[Prompting.name] = [items.answer(prompts=against)]
-    if ground.plain is not None:
-        found[FinetunedPrompting.name] = [items.answer(prompts=against, model=ground.plain)]
-    return found
+    def _flags_at(self, items: ItemSet, concept: str, strength: float) -> Answers:
+        return items.answer(SwitchedRows(self.flags, [{concept: strength}]), model=self.model, kl=True)
 
+    def _elsewhere(self, concept: str, test: ItemSet) -> Written:
+        """What on is, added along as many dimensions that are no flag's; other ones in each draw."""
+        draws = [unassigned_dims(self.flags, draw_seed(self.options.seed, i)) for i in range(DRAWS)]
+        sources = [DisplacedRows(dims, {concept: 1.0}) for dims in draws]
+        answers = [test.answer(source, model=self.model, kl=True) for source in sources]
+        return Written.of(self.writer.reader, answers, mean(source.relative_dose() for source in sources))
 
-def _conflicting(ground: Ground, concept: str, own: Mapping[str, Arm]) -> dict[str, list[Answers]]:
-    """What each way writes that is to bring a concept about where prompts ask for another one."""
-    other = ground.other(concept)
-    items = ground.asked(concept, other)
-    switched = FlagsOn(model=ground.model, flags=ground.flags)
-    found = {FlagsOn.name: [switched.answer(items, ground.flags, {concept: 1.0, other: 0.0})]}
-    ways = (Unsteered, OtherModel, MeanDifference, SAEFeature, Prompting, Finetuned, FinetunedPrompting)
-    return found | {way.name: own[way.name].answers(items) for way in ways if way.name in own}
+    def _left_alone(self, concept: str, others: Mapping[str, Texts]) -> dict[Key, Written]:
+        """What the switchboard and the models that are left alone have for a concept."""
+        board, other, alone = self.board, self.other(concept), {FLAGS_FREE: self.board, **others}
+        found = {
+            Key(NEUTRAL, FLAGS_ON): board[NEUTRAL, concept, ON],
+            Key(NEUTRAL, FLAGS_OFF): board[NEUTRAL, concept, OFF],
+            Key(ASKED, FLAGS_OFF): board[ASKED, concept, OFF],
+        }
+        found |= {Key(NEUTRAL, label): texts[NEUTRAL, "", FREE] for label, texts in alone.items()}
+        found |= {Key(ASKED, label): texts[ASKED, concept, FREE] for label, texts in alone.items()}
+        if other != concept:
+            found[Key(CONFLICT, FLAGS_ON)] = board[CONFLICT, other, OFF]
+            found |= {Key(CONFLICT, label): texts[ASKED, other, FREE] for label, texts in alone.items()}
+        return found
 
+    def _asked(self, concept: str, ways: Mapping[str, Way]) -> dict[Key, Written]:
+        """What each way writes that is to keep a concept away that is asked for, or to bring it about while another one
+        is."""
+        items, other = self.items(concept, self.asking[concept]), self.other(concept)
+        against = instructed(items, AGAINST.format(self.words[concept]))
+        answers = {
+            Key(ASKED, f"{name}, subtracted"): way.answer(items, -1.0) for name, way in ways.items() if name in STEERED
+        }
+        answers[Key(ASKED, PROMPTING)] = items.answer(prompts=against)
+        if self.plain is not None:
+            answers[Key(ASKED, FINETUNED_PROMPTING)] = items.answer(prompts=against, model=self.plain)
+        if other != concept:
+            items = self.items(concept, self.asking[other])
+            answers |= {Key(CONFLICT, name): way.answer(items, 1.0) for name, way in ways.items()}
+        return {key: Written.of(self.writer.reader, [one]) for key, one in answers.items()}
 
-def _effort(ground: Ground, concept: str) -> int:
-    """Texts of one concept's comparison, at most."""
-    prompts, kinds = ground.neutral(concept), kinds_of(ground, concept)
-    candidates = {CANDIDATES: ground.fitted.features[concept]}
-    choosing = Choosing.of(ground.setting, {"train": prompts["validation"], **prompts}, candidates)
-    n, few = len(prompts["test"]), len(prompts["validation"])
-    plan = plan_comparison(kinds[1:], choosing, n, kl_items=few if ground.equal_kl else 0)
-    in_frontier = sum(kind.name in IN_FRONTIER for kind in kinds)
-    asked = int(np.mean([len(texts) for texts in ground.asking.values()]))
-    return plan.total + in_frontier * n * len(ground.strengths) + 2 * asked * len(kinds)
+    def _frontier(
+        self, concept: str, test: ItemSet, ways: Mapping[str, Way], written: Mapping[Key, Written]
+    ) -> dict[Key, Written]:
+        """Flags and ways that have a dose at several strengths."""
+        found: dict[Key, Written] = {}
+        for name, nothing in ((FLAGS_ON, FLAGS_OFF), *((name, UNSTEERED) for name in STEERED if name in ways)):
+            known = {0.0: written[Key(NEUTRAL, nothing)], 1.0: written[Key(NEUTRAL, name)]}
+            for scale in self.options.strength:
+                if scale not in known:
+                    at = self._flags_at(test, concept, scale) if name == FLAGS_ON else ways[name].answer(test, scale)
+                    known[scale] = Written.of(self.writer.reader, [at])
+                found[Key(NEUTRAL, name, scale)] = known[scale]
+        return found

@@ -1,8 +1,8 @@
 """What steers without flags, fitted on labelled examples in the original model: mean differences, and SAE features.
 
 Activations are means over a response's tokens. A concept's direction is the mean of examples that need it minus the
-mean of the others. Features to try are those whose largest activation in a response goes most with the label
-(Pearson's correlation, as CorrSteer has it with correctness).
+mean of the others. Features to try are those whose largest activation in a response goes most with the label, as
+CorrSteer has it with correctness.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.control.arms.corrsteer import Correlations
 from trimtab.dictionaries import Dictionary
 from trimtab.flags.examples import Example, batch_of, encode
 from trimtab.flags.spec import FlagSpec
@@ -58,9 +59,10 @@ def fit_controls(
     read_at = None if dictionary is None else model.site(dictionary.info.site)
     wanted = [*sites, *([] if read_at is None or read_at in sites else [read_at])]
     encoded = encode(model, examples, chat=chat, max_tokens=max_tokens)
-    means: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    largest: list[Tensor] = []
     order = sorted(range(len(examples)), key=lambda i: len(encoded[i].ids))
+    labels = flags.labels([examples[i].concepts for i in order]).double()
+    means: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    sums = [] if dictionary is None else [Correlations(dictionary.n_features) for _ in flags.concepts]
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = batch_of(model, flags, [examples[i] for i in rows], [encoded[i] for i in rows])
@@ -69,28 +71,21 @@ def fit_controls(
         for site in sites:
             means[site].append(torch.einsum("btd,bt->bd", seen[site].float(), share).cpu())
         if dictionary is not None and read_at is not None:
-            for x, answer in zip(seen[read_at], batch.answer, strict=True):
-                largest.append(dictionary.encode(x[answer]).amax(dim=0).float().cpu())
+            pairs = zip(seen[read_at], batch.answer, strict=True)
+            largest = torch.stack([dictionary.encode(x[answer]).amax(dim=0) for x, answer in pairs]).double().cpu()
+            for one, has in zip(sums, labels[start : start + batch_size].T, strict=True):
+                one.see(largest, has)
         if progress:
             progress(len(rows))
-    labels = flags.labels([examples[i].concepts for i in order]) > 0.5
-    rows_at = {site: torch.cat(found) for site, found in means.items()}
-    codes = torch.stack(largest) if largest else None
+    x_at = {site: torch.cat(found) for site, found in means.items()}
+    chosen = {
+        concept: one.values(has).argsort(descending=True, stable=True)[:features].tolist()
+        for concept, one, has in zip(flags.concepts, sums, labels.T, strict=False)
+    }
     return Fitted(
         directions={
-            concept: {site: x[has].mean(dim=0) - x[~has].mean(dim=0) for site, x in rows_at.items()}
-            for concept, has in zip(flags.concepts, labels.T, strict=True)
+            concept: {site: x[has].mean(dim=0) - x[~has].mean(dim=0) for site, x in x_at.items()}
+            for concept, has in zip(flags.concepts, (labels > 0.5).T, strict=True)
         },
-        features={
-            concept: [] if codes is None else correlated(codes, has)[:features].tolist()
-            for concept, has in zip(flags.concepts, labels.T, strict=True)
-        },
+        features={concept: chosen.get(concept, []) for concept in flags.concepts},
     )
-
-
-def correlated(codes: Float[Tensor, "N n"], has: Bool[Tensor, " N"]) -> Tensor:
-    """Features by their correlation with a label, the highest first; those that never vary come last."""
-    x, y = codes.double() - codes.double().mean(dim=0), has.double() - has.double().mean()
-    spread = x.square().sum(dim=0)
-    found = torch.where(spread > 1e-12, y @ x / spread.clamp_min(1e-12).sqrt(), -torch.inf)
-    return found.argsort(descending=True, stable=True)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError, did_you_mean
+from trimtab.flags.data.checking import JudgeCheck
 from trimtab.flags.examples import Example
-from trimtab.judges.concept_quality import JudgeQuality, balanced
+from trimtab.judges import ConceptJudge
+from trimtab.judges.concept_quality import JudgeQuality, measure_quality
 from trimtab.judges.gibberish import find_gibberish
-from trimtab.stats import Interval, Resamples, wilson_interval
+from trimtab.runs import text_id
 
 
 class JudgesConcepts(Protocol):
-    """What finds concepts in texts, such as `judges.concepts.ConceptJudge`. It is shown nothing but the texts."""
+    """What finds concepts in texts, such as `judges.concepts.ConceptJudge`. It is shown nothing but the texts.
+
+    It may have `probabilities(texts) -> [N, C]`, too, which decide between ways of control that are equally good.
+    """
 
     @property
     def concepts(self) -> Sequence[str]:
@@ -29,28 +32,6 @@ class JudgesConcepts(Protocol):
     def has(self, texts: Sequence[str], /) -> NDArray[np.bool_]:
         """`[N, C]`, whether each text is about each of `concepts`."""
         ...
-
-
-class Judged(NamedTuple):
-    """What is known of N texts."""
-
-    has: Bool[NDArray[np.bool_], "N C"]
-    """Whether the judge finds each concept."""
-    fluent: Bool[NDArray[np.bool_], " N"]
-    """Whether it is language that a reader could follow; rates count no other texts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeAccuracy:
-    """The judge beside the labels of held-out texts, for one concept; intervals over texts."""
-
-    concept: str
-    accuracy: Interval | None
-    """Mean of `recall` and 1 − `false_positives`: 0.5 is chance; None if texts of one kind are missing."""
-    recall: Interval | None
-    """Share of the texts about the concept in which it finds it; None if there is none."""
-    false_positives: Interval | None
-    """Share of the other texts in which it finds it, too."""
 
 
 class TextReader:
@@ -77,59 +58,61 @@ class TextReader:
         self._columns = [known.index(concept) for concept in concepts]
         self._known = len(known)
 
-    def read(self, texts: Sequence[str]) -> Judged:
-        """What is known of texts.
-
-        Raises:
-            UserError: the judge's answer is not one for each text and concept.
-        """
-        return Judged(self.has(texts), np.array([not find_gibberish(text) for text in texts], bool))
+    def fluent(self, texts: Sequence[str]) -> Bool[NDArray[np.bool_], " N"]:
+        """Whether texts are language that a reader could follow; rates count no others."""
+        return np.array([not find_gibberish(text) for text in texts], bool)
 
     def has(self, texts: Sequence[str]) -> Bool[NDArray[np.bool_], "N C"]:
-        """Whether texts are about each concept."""
-        found = np.asarray(self.judge.has(list(texts)))
-        if found.shape != (len(texts), self._known):
-            why = f"it answers {found.shape} for {len(texts)} texts and {self._known} concepts"
-            raise UserError(f"the {type(self.judge).__name__} that judges", why, "let has(texts) give [N, C]")
-        return found[:, self._columns].astype(bool)
+        """Whether texts are about each concept. Raises a `UserError` if the judge does not say so of each."""
+        return self._of(self.judge.has(list(texts)), len(texts)).astype(bool)
 
-    def accuracy(self, examples: Sequence[Example], seed: int = 0) -> tuple[JudgeAccuracy, ...]:
+    def probabilities(self, texts: Sequence[str]) -> Float[NDArray[np.float64], "N C"] | None:
+        """How likely texts are about each concept; None by a judge that does not say."""
+        ask = getattr(self.judge, "probabilities", None)
+        return None if ask is None else self._of(ask(list(texts)), len(texts)).astype(float)
+
+    def _of(self, answer: object, n: int) -> NDArray[np.generic]:
+        found = np.asarray(answer)
+        if found.shape != (n, self._known):
+            why = f"it answers {found.shape} for {n} texts and {self._known} concepts"
+            raise UserError(f"the {type(self.judge).__name__} that judges", why, "let has(texts) give [N, C]")
+        return found[:, self._columns]
+
+    def quality(self, examples: Sequence[Example], seed: int = 0) -> JudgeQuality | None:
         """How often the judge is right about labelled responses that it was not fitted on.
 
         Args:
             examples: the responses with their labels; without any, what the judge itself knows of its quality.
             seed: of the bootstrap.
         """
+        own = getattr(self.judge, "quality", None)
+        known = own if isinstance(own, JudgeQuality) else None
         if not examples:
-            return self._own_quality()
-        said = self.has([example.response for example in examples])
+            return known
+        texts, units = [one.response for one in examples], [one.unit for one in examples]
         labels = np.array([[concept in example.concepts for concept in self.concepts] for example in examples])
-        resamples = Resamples(range(len(examples)), seed=seed)
-        found: list[JudgeAccuracy] = []
-        for concept, says, has in zip(self.concepts, said.T, labels.T, strict=True):
-            both = bool(has.any() and not has.all())
-            found.append(
-                JudgeAccuracy(
-                    concept=concept,
-                    accuracy=resamples.of(partial(balanced, says, has)).interval if both else None,
-                    recall=_share(says[has]),
-                    false_positives=_share(says[~has]),
-                )
-            )
-        return tuple(found)
+        return measure_quality(
+            self.concepts, self.has(texts), labels, probabilities=self.probabilities(texts), units=units,
+            fitted=known.fitted if known else 0, seed=seed,
+        )  # fmt: skip
 
-    def _own_quality(self) -> tuple[JudgeAccuracy, ...]:
-        quality = getattr(self.judge, "quality", None)
-        if not isinstance(quality, JudgeQuality):
-            return ()
-        known = {one.concept: one for one in quality.concepts}
-        names = [field.name for field in fields(JudgeAccuracy)]
-        return tuple(
-            JudgeAccuracy(**{name: getattr(known[concept], name) for name in names})
-            for concept in self.concepts
-            if concept in known
-        )
+    def identity(self, examples: Sequence[Example]) -> str:
+        """Names the judge: by its weights, or by what it says of some examples if it is of another kind."""
+        if isinstance(self.judge, ConceptJudge):
+            return JudgeCheck(self.judge, self.concepts).name
+        said = self.has([example.response for example in examples])
+        return f"{type(self.judge).__name__} {text_id(said.tobytes().hex())}"
 
 
-def _share(found: NDArray[np.bool_]) -> Interval | None:
-    return wilson_interval(int(found.sum()), len(found)) if len(found) else None
+def check_unseen(judge: JudgesConcepts, examples: Sequence[Example], of: str) -> None:
+    """Raise a `UserError` if a judge says that it was fitted on responses of some examples.
+
+    Args:
+        judge: if it has `has_seen(texts)`, as a `ConceptJudge` does.
+        examples: those that a model was trained on or held out.
+        of: what the model is called.
+    """
+    seen = getattr(judge, "has_seen", None)
+    if seen is not None and (n := sum(seen([example.response for example in examples]))):
+        why = f"{n:,} of the texts that it was fitted or measured on are responses that {of} was trained on or held out"
+        raise UserError("the judge", why, "fit it on other texts, such as `flags import --judge-share` keeps")

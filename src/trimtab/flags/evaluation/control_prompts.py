@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trimtab.errors import UserError
+from trimtab.flags.data.prompts import neutral
+from trimtab.flags.examples import Example
 
 NEUTRAL = (
     "Tell me something interesting.",
@@ -39,19 +41,35 @@ NEUTRAL = (
     "Write a passage of plain prose.",
     "Tell me about something you know.",
     "Write a few lines to fill this page.",
+    "Entertain me for a minute.",
+    "Write something short and clear.",
+    "Add a few lines of your own.",
+    "Tell me what happened.",
+    "Write what you would like to read.",
+    "Take any subject you like.",
+    "Write an opening sentence, and go on from there.",
+    "Imagine something, and describe it.",
+    "Let your thoughts wander.",
+    "Write a page from any book.",
+    "Say something worth hearing.",
+    "Give an example of your writing.",
+    "Write freely.",
+    "Tell me one thing.",
+    "Write for a reader who has little time.",
+    "Dictate something to me.",
+    "What would you tell a stranger?",
+    "Explain anything you want.",
+    "Give me the first thing that you think of.",
+    "Show me how you write.",
 )
 """Ask for a text and for no subject; none of them is a prompt of examples that trimtab makes."""
 ASKING = (
     "Write a few sentences about {}.",
     "Tell me what you know about {}.",
-    "I would like to read something about {}.",
-    "Please write a short text about {}.",
     "Tell me a short story about {}.",
     "What can you say about {}?",
     "Write the opening of a story about {}.",
     "Give me three sentences about {}.",
-    "Describe something that has to do with {}.",
-    "Let us talk about {}. You begin.",
 )
 """Ask for a text about a concept, by its description."""
 INSTRUCTIONS = ("Write about {}.", "Your whole answer must be about {}.")
@@ -60,33 +78,38 @@ AGAINST = "Do not write about {}, and do not mention it."
 """What prompting puts before a prompt that asks for a concept."""
 
 
-def asking_prompts(concepts: Sequence[str], descriptions: Mapping[str, str] | None = None) -> dict[str, list[str]]:
-    """Prompts that ask for each concept.
+def neutral_prompts(words: Mapping[str, str], examples: Sequence[Example] = ()) -> list[str]:
+    """Neutral prompts that have no word of a concept and stand in none of some examples.
 
     Args:
-        concepts: names.
-        descriptions: what each is in words, as `read_concepts` gives them; the names by default.
+        words: what each concept is in words.
+        examples: that a model was trained on.
     """
-    words = described(concepts, descriptions)
-    return {concept: [template.format(words[concept]) for template in ASKING] for concept in concepts}
+    known = {example.prompt for example in examples}
+    return [prompt for prompt in neutral(words, NEUTRAL) if prompt not in known]
+
+
+def asking_prompts(words: Mapping[str, str]) -> dict[str, list[str]]:
+    """Prompts that ask for each concept, by what it is in words."""
+    return {concept: [template.format(said) for template in ASKING] for concept, said in words.items()}
 
 
 def described(concepts: Sequence[str], descriptions: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What each concept is in words: its description, or its name."""
+    """What each concept is in words: its description, as `read_concepts` gives it, or its name."""
     return {concept: (descriptions or {}).get(concept) or concept for concept in concepts}
 
 
-def divided(prompts: Sequence[str], validation: int) -> tuple[list[str], list[str]]:
-    """Prompts to choose doses and instructions on, and prompts to report, which are no others than are left.
+def divided(prompts: Sequence[str], validation: int, reported: int) -> tuple[list[str], list[str]]:
+    """Prompts to choose doses and instructions on, and as many as are wanted of the others to report.
 
     Raises:
-        UserError: one is given twice, or none would be left.
+        UserError: they are not texts, the same prompt stands there twice, or too few would be left.
     """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
-        raise UserError("the neutral prompts", "they are no list of texts", "give a list of texts")
+        raise UserError("the neutral prompts", "they must be several texts", "give a list of texts")
     if len(set(prompts)) < len(prompts):
-        raise UserError("the neutral prompts", "one is given twice", "give each once")
+        raise UserError("the neutral prompts", "the same prompt is in the list twice", "give each prompt once")
     if len(prompts) < validation + 2:
-        why = f"{validation} of {len(prompts)} choose doses, and at least 2 are to be left"
+        why = f"there are {len(prompts)}: {validation} for validation, and at least 2 must remain to be reported"
         raise UserError("the neutral prompts", why, "give more, or lower validation_prompts")
-    return list(prompts[:validation]), list(prompts[validation:])
+    return list(prompts[:validation]), list(prompts[validation : validation + reported])

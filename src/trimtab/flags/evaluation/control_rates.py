@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from trimtab.stats import Interval, bootstrap_ratio_of_sums, bootstrap_statistic, wilson_interval
+from trimtab.stats import Interval, Resampled, Resamples, bootstrap_ratio_of_sums, wilson_interval
+from trimtab.stats.resamples import ratio
 
 
 class Counts(NamedTuple):
@@ -47,17 +49,26 @@ def rate(counts: Counts, seed: int = 0) -> Interval | None:
     return bootstrap_ratio_of_sums(found, fluent, seed=seed)
 
 
-def fluency(fluent: NDArray[np.float64], texts: int, seed: int = 0) -> Interval:
-    """Share of fluent texts.
-
-    Args:
-        fluent: fluent texts of each prompt, [P].
-        texts: of each prompt.
-        seed: of the bootstrap.
-    """
-    share = rate(Counts(fluent, np.full_like(fluent, texts)), seed)
+def fluency(fluent: Sequence[Bool[NDArray[np.bool_], "P S"]], seed: int = 0) -> Interval:
+    """Share of fluent texts, over conditions on as many prompts each."""
+    whole = np.concatenate(fluent, axis=1)
+    share = rate(Counts.of(whole, np.ones_like(whole)), seed)
     assert share is not None
     return share
+
+
+def mean_rate(counts: Sequence[Counts], seed: int = 0) -> Interval | None:
+    """Mean over concepts of their rates on the same prompts; None if one of them has no fluent text."""
+    if not counts or any(math.isnan(one.rate) for one in counts):
+        return None
+    if len(counts) == 1:
+        return rate(counts[0], seed)
+    interval = _mean(counts, seed).interval
+    if interval.high > interval.low:
+        return interval
+    each = [one for one in (rate(one, seed) for one in counts) if one is not None]
+    low, high = (float(np.mean([getattr(one, name) for one in each])) for name in ("low", "high"))
+    return Interval(estimate=interval.estimate, low=low, high=high, n=interval.n, method="wilson")
 
 
 def difference(first: Counts, second: Counts, seed: int = 0) -> Interval | None:
@@ -73,23 +84,17 @@ def mean_difference(pairs: Sequence[tuple[Counts, Counts]], seed: int = 0) -> In
     """Mean over pairs, which have the same prompts, of what `difference` gives; None if one of them has none."""
     if not pairs or any(math.isnan(side.rate) for pair in pairs for side in pair):
         return None
-    counts = np.stack([np.stack([*first, *second], axis=1) for first, second in pairs], axis=2)  # [P, 4, pairs]
-
-    def statistic(picked: NDArray[np.float64]) -> float:
-        found, fluent, found_second, fluent_second = picked.sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float((found / fluent - found_second / fluent_second).mean())
-
-    interval = bootstrap_statistic(statistic, [counts], seed=seed)
-    if interval.high > interval.low or len(counts) < 2:
+    first, second = zip(*pairs, strict=True)
+    interval = (_mean(first, seed) - _mean(second, seed)).interval
+    if interval.high > interval.low:
         return interval
     up, down = 0.0, 0.0
     for sides in pairs:
-        first, second = (rate(side, seed) for side in sides)
-        assert first is not None
-        assert second is not None
-        up += math.hypot(first.high - first.estimate, second.estimate - second.low)
-        down += math.hypot(first.estimate - first.low, second.high - second.estimate)
+        one, other = (rate(side, seed) for side in sides)
+        assert one is not None
+        assert other is not None
+        up += math.hypot(one.high - one.estimate, other.estimate - other.low)
+        down += math.hypot(one.estimate - one.low, other.high - other.estimate)
     n = len(pairs)
     return Interval(
         estimate=interval.estimate,
@@ -100,22 +105,7 @@ def mean_difference(pairs: Sequence[tuple[Counts, Counts]], seed: int = 0) -> In
     )
 
 
-def mean_rate(counts: Sequence[Counts], seed: int = 0) -> Interval | None:
-    """Mean over concepts of their rates on the same prompts; None if one of them has no fluent text."""
-    if not counts or any(math.isnan(one.rate) for one in counts):
-        return None
-    if len(counts) == 1:
-        return rate(counts[0], seed)
-    both = np.stack([np.stack(one, axis=1) for one in counts], axis=2)  # [P, 2, concepts]
-
-    def statistic(picked: NDArray[np.float64]) -> float:
-        found, fluent = picked.sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float((found / fluent).mean())
-
-    interval = bootstrap_statistic(statistic, [both], seed=seed)
-    if interval.high > interval.low or len(both) < 2:
-        return interval
-    each = [one for one in (rate(one, seed) for one in counts) if one is not None]
-    low, high = (float(np.mean([getattr(one, name) for one in each])) for name in ("low", "high"))
-    return Interval(estimate=interval.estimate, low=low, high=high, n=interval.n, method="wilson")
+def _mean(counts: Sequence[Counts], seed: int) -> Resampled:
+    """Mean of several rates, on resamples that are the same for as many prompts."""
+    resamples = Resamples(range(len(counts[0].found)), seed=seed)
+    return Resampled.mean([resamples.of(partial(ratio, one.found, one.fluent)) for one in counts])

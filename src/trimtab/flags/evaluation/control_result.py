@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from trimtab.flags.evaluation.control_judging import JudgeAccuracy
+from trimtab.judges.concept_quality import JudgeQuality
 from trimtab.runs import json_safe
 from trimtab.runs.figures import Curve, Mark, plot_curves, plot_intervals
 from trimtab.runs.results import Result
@@ -18,6 +17,8 @@ from trimtab.stats import Interval, number_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ALONE = ("flags free", "finetuned")
+"""Models that are left alone, and diverge from the original."""
 ALL = "all concepts"
 """Stands for the mean over concepts."""
 _KINDS = {
@@ -51,10 +52,6 @@ class ConceptControl:
     """Rate of this concept there."""
     conflict_other: Interval | None
     """Rate of the other one there."""
-    fluent_on: Interval
-    """Share of fluent texts on neutral prompts."""
-    fluent_off: Interval
-    fluent_free: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,29 +74,22 @@ class ArmRate:
     concept: str
     """What it aims at; `all concepts` for the mean."""
     arm: str
+    scale: float | None
+    """For the frontier: times on, or times the dose that was chosen; None for the way as it is."""
     rate: Interval | None
     fluent: Interval
     difference: Interval | None
     """Rate with flags (on; off where the concept is to stay away) minus the arm's, paired by prompt; None for flags."""
     kl: Interval | None
-    """To the original model at the tokens that were chosen, nats per token; None where prompts differ."""
+    """To the original model at the tokens that were chosen on neutral prompts, nats per token; None where an
+    instruction changes them."""
+    equal_kl: str
+    """For how many of the concepts the divergence was brought to that of flags on validation, within 10%, such as
+    `2 of 3`; empty where that was not tried."""
     relative_dose: float | None
     """Mean ‖Δ‖/‖x‖ over edited places and sites; None where nothing is edited."""
     chosen: Mapping[str, Any]
     """How it was chosen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontierPoint:
-    """A way of control at a strength, mean over concepts."""
-
-    arm: str
-    scale: float
-    """Times its own strength or dose."""
-    rate: Interval | None
-    fluent: Interval
-    kl: Interval
-    """Nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +113,11 @@ class FlagControl(Result):
     board: tuple[BoardRow, ...]
     arms: tuple[ArmRate, ...]
     """Beside other ways of control; empty without the original model."""
-    frontier: tuple[FrontierPoint, ...]
-    judge: tuple[JudgeAccuracy, ...]
-    """Its accuracy on held-out labelled texts; empty if none were given and it does not know its own."""
+    judge: JudgeQuality | None
+    """On labelled texts that it was not fitted on; None if none were given and it does not know its own."""
     texts: tuple[SampleText, ...]
     prompts: int
-    """Neutral prompts that are reported on."""
+    """Neutral prompts that are reported on; no model was trained on one of them."""
     validation_prompts: int
     """Others, on which doses, features and instructions were chosen."""
     samples: int
@@ -139,26 +128,32 @@ class FlagControl(Result):
     missing: Mapping[str, str]
     """Ways of control that are missing, and why."""
 
+    @property
+    def frontier(self) -> list[ArmRate]:
+        """Ways at several strengths, and models that have none, mean over the compared concepts."""
+        rows = [one for one in self.arms if (one.prompts, one.concept) == ("neutral", self.arms[0].concept)]
+        return [one for one in rows if one.scale is not None or one.arm in ALONE]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; intervals as dicts."""
         return json_safe(self)
 
     def headline(self) -> str:
-        known = [one.accuracy.estimate for one in self.judge if one.accuracy is not None]
-        accuracy = f"{number_text(mean(known), '.2f')}, 0.5 is chance" if known else "unknown"
         n, texts = len(self.concepts), f"{self.samples} text{'s' if self.samples > 1 else ''} each"
         return (
             f"concept rate with the flag on minus off: {number_text(self.difference, SIGNED)} "
-            f"(mean of {n} concept{'s' if n > 1 else ''}, {self.prompts} neutral prompts, {texts}; "
-            f"accuracy of the judge on held-out texts {accuracy})"
+            f"(mean of {n} concept{'s' if n > 1 else ''}, {self.prompts} neutral prompts, {texts}; {_said(self.judge)})"
         )
 
     def tables(self) -> dict[str, Table]:
         """Concepts, the switchboard, ways of control, the frontier, the judge, texts, and what is missing."""
-        found = {"concepts": _concepts(self), "switchboard": self.switchboard(), "judge": _judge(self)}
+        found = {"concepts": _concepts(self), "switchboard": self.switchboard()}
         if self.arms:
             found |= {title: _arms(self, kind) for kind, title in _KINDS.items()}
             found["frontier"] = _frontier(self)
+        if self.judge is not None:
+            caption = f"On {self.judge.heldout:,} labelled texts. On what the model writes it is not known."
+            found["judge"] = replace(self.judge.tables()["concepts"], title="Accuracy of the judge", caption=caption)
         found["texts"] = _texts(self)
         if self.missing:
             rows = [{"what": name, "why": why} for name, why in self.missing.items()]
@@ -183,7 +178,7 @@ class FlagControl(Result):
         """Rate against divergence, a curve for each way of control."""
         curves = []
         for arm in dict.fromkeys(point.arm for point in self.frontier):
-            points = sorted((p.kl.estimate, p.rate.estimate) for p in self.frontier if p.arm == arm and p.rate)
+            points = sorted((p.kl.estimate, p.rate.estimate) for p in self.frontier if p.arm == arm and p.rate and p.kl)
             curves.append(Curve(arm, [kl for kl, _ in points], [rate for _, rate in points]))
         plot_curves(ax, curves, "rate of the concept", steps="KL to the original model, nats per token")
 
@@ -210,9 +205,6 @@ def _concepts(result: FlagControl) -> Table:
         Column("other on", "other", spare=5),
         Column("asked, off, other on", "conflict_asked", INTERVAL, spare=4),
         Column("the other", "conflict_other", INTERVAL, spare=4),
-        Column("fluent on", "fluent_on", INTERVAL, spare=6),
-        Column("fluent off", "fluent_off", INTERVAL, spare=7),
-        Column("fluent free", "fluent_free", INTERVAL, spare=7),
     ]
     caption = (
         f"{_RATES} Asked: prompts that ask for the concept. Other on: there the concept is off and another one on; "
@@ -228,22 +220,24 @@ def _arms(result: FlagControl, kind: str) -> Table:
         Column("rate", "rate", INTERVAL),
         Column(f"{flags} − it", "difference", SIGNED),
         Column("fluent", "fluent", INTERVAL, spare=2),
-        Column("KL", "kl", NUMBER, note="nats per token", spare=1),
-        Column("‖Δ‖/‖x‖", "relative_dose", NUMBER, spare=3),
-        Column("concept", "concept", whole=True),
     ]
+    if kind == "neutral":
+        columns += [
+            Column("KL", "kl", NUMBER, note="nats per token", spare=1),
+            Column("equal KL", "equal_kl", note="reached", spare=4),
+            Column("‖Δ‖/‖x‖", "relative_dose", NUMBER, spare=3),
+        ]
+    columns.append(Column("concept", "concept", whole=True))
     caption = {
-        "neutral": "Neutral prompts, one text each. Doses, sites, features and instructions were chosen on "
-        f"{result.validation_prompts} other prompts; at equal kl: scaled there to the divergence of flags on.",
+        "neutral": f"Neutral prompts. What is chosen was chosen on {result.validation_prompts} other prompts. At equal "
+        "kl: scaled there to the divergence of flags on, and for how many concepts that was reached within 10%. KL is "
+        "to the original model at the tokens that were written; not measured where an instruction changes the prompts.",
         "asked": "Prompts that ask for the concept, which each way is to keep away. Subtracted: at minus its dose.",
         "conflict": "Prompts that ask for another concept, while each way is to bring this one about; flags: this one "
         "on, the other one off.",
     }[kind]
-    caption += (
-        f" {_RATES} KL is to the original model at the tokens that were chosen; not measured where prompts differ."
-    )
-    rows = [one for one in result.arms if one.prompts == kind]
-    return Table(columns=columns, rows=rows, title=_KINDS[kind].capitalize(), caption=caption)
+    rows = [one for one in result.arms if one.prompts == kind and one.scale is None]
+    return Table(columns=columns, rows=rows, title=_KINDS[kind].capitalize(), caption=f"{caption} {_RATES}")
 
 
 def _frontier(result: FlagControl) -> Table:
@@ -254,19 +248,16 @@ def _frontier(result: FlagControl) -> Table:
         Column("KL", "kl", INTERVAL, note="nats per token"),
         Column("fluent", "fluent", INTERVAL, spare=1),
     ]
-    caption = "Mean over concepts. Strength: times on, or times the dose that was chosen on validation."
+    caption = "Mean over the compared concepts. Strength: times on, or times the dose that was chosen on validation."
     return Table(columns=columns, rows=result.frontier, title="Effect and divergence", caption=caption)
 
 
-def _judge(result: FlagControl) -> Table:
-    columns = [
-        Column("concept", "concept", whole=True),
-        Column("accuracy", "accuracy", INTERVAL),
-        Column("found where it is", "recall", INTERVAL),
-        Column("found where it is not", "false_positives", INTERVAL),
-    ]
-    caption = "The judge beside the labels of held-out texts: accuracy is the mean of both shares of right decisions."
-    return Table(columns=columns, rows=result.judge, title="The judge", caption=caption)
+def _said(judge: JudgeQuality | None) -> str:
+    """How good the judge is."""
+    if judge is None:
+        return "the judge's accuracy is not known"
+    said = f"{number_text(judge.accuracy, INTERVAL)} on {judge.heldout:,} labelled texts"
+    return f"the judge's accuracy is {said}, and not known on the model's"
 
 
 def _texts(result: FlagControl) -> Table:

@@ -8,10 +8,14 @@ from trimtab.flags.evaluation.control_judging import TextReader
 from trimtab.runs import text_id
 from trimtab.tasks import Item, Outcome, Task
 
+TIES = 1e-3
+"""Weight of the judge's probability in a reward: it decides where as many texts have the concept."""
+
 
 class ConceptTask(Task):
-    """Reward 1 if a text is fluent and the judge finds the concept in it, else 0; gibberish counts as malformed, and
-    `accuracy_well_formed` is the rate of the concept among fluent texts.
+    """Reward about 1 if a text is fluent and the judge finds the concept in it, else about 0; a thousandth of it is the
+    judge's probability. Gibberish has reward 0 and counts as malformed; `accuracy_well_formed` is the rate of the
+    concept among fluent texts.
 
     Args:
         prompts: of each split.
@@ -32,7 +36,7 @@ class ConceptTask(Task):
         reader: TextReader,
         *,
         chat: bool = False,
-        max_new_tokens: int = 32,
+        max_new_tokens: int = 24,
         instructions: Sequence[str] = (),
     ) -> None:
         super().__init__(
@@ -50,9 +54,11 @@ class ConceptTask(Task):
         return self._parse_all([item], [text], permutation)[0]
 
     def _parse_all(self, items: Sequence[Item], texts: Sequence[str], permutation: int) -> list[Outcome]:
-        has, fluent = self.reader.read(texts)
-        right = has[:, self._column] & fluent
+        fluent = self.reader.fluent(texts)
+        right = self.reader.has(texts)[:, self._column] & fluent
+        probabilities = self.reader.probabilities(texts)
+        likely = right if probabilities is None else probabilities[:, self._column] * fluent
         return [
-            Outcome(reward=float(r), correct=bool(r), malformed=not f, item=item.id)
-            for item, r, f in zip(items, right, fluent, strict=True)
+            Outcome(reward=float(r * (1 - TIES) + p * TIES), correct=bool(r), malformed=not f, item=item.id)
+            for item, r, p, f in zip(items, right, likely, fluent, strict=True)
         ]

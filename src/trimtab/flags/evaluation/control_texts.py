@@ -1,23 +1,26 @@
-"""Texts of a model with flags under switches: conditions × prompts × samples in one decode stream, read by the judge.
+"""Texts under switches: conditions × prompts × samples in one decode stream, read by the judge.
 
 Random draws are keyed by prompt and sample alone, so that the texts of a prompt differ by the switches and not by luck.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
+from trimtab.control import Answers
 from trimtab.flags.evaluation.control_judging import TextReader
 from trimtab.flags.spec import FlagSpec
-from trimtab.flags.switched_rows import SwitchedRows
-from trimtab.flags.switches import Switch
-from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.flags.switches import Switch, SwitchedRows
+from trimtab.lm import DecodeConfig, Decoded, LanguageModel, PromptCache, decode
+from trimtab.steering import DivergenceRecorder, dose_summary
 
 NEUTRAL, ASKED, CONFLICT = "neutral", "asked", "conflict"
 """Kinds of prompts: for a text about nothing in particular; about a concept; about a concept while another is on."""
@@ -43,13 +46,37 @@ class Condition:
 
 
 class Written(NamedTuple):
-    """What a condition's prompts led to."""
+    """What P prompts led to, S texts each."""
 
     texts: list[list[str]]
     """By prompt and sample."""
     has: Bool[NDArray[np.bool_], "P S C"]
     """Whether the judge finds each concept."""
     fluent: Bool[NDArray[np.bool_], "P S"]
+    nats: Float[NDArray[np.float64], "P S"] | None
+    """KL to the original model, summed over a text's tokens; None where it was not measured."""
+    tokens: Int[NDArray[np.int64], "P S"]
+    dose: float = math.nan
+    """Mean ‖Δ‖/‖x‖ over edited places and sites; NaN where nothing is edited."""
+
+    @classmethod
+    def of(cls, reader: TextReader, draws: Sequence[Answers], dose: float | None = None) -> Written:
+        """Answers to the same prompts, each draw a sample; by default the dose is what the first one's log says."""
+        decoded = [one.decoded for one in draws if one.decoded is not None]
+        texts = [list(row) for row in zip(*(one.texts for one in decoded), strict=True)]
+        nats = [one.kl.double().numpy() for one in draws if one.kl is not None]
+        edits = draws[0].edits
+        dose = dose if dose is not None else dose_summary(edits).relative if len(edits) else math.nan
+        tokens = np.stack([_lengths(one) for one in decoded], axis=1)
+        return cls.read(reader, texts, np.stack(nats, axis=1) if nats else None, tokens, dose)
+
+    @classmethod
+    def read(cls, reader: TextReader, texts: list[list[str]], nats: Any, tokens: Any, dose: float) -> Written:
+        """Texts by prompt and sample, read by the judge."""
+        shape = len(texts), len(texts[0])
+        flat = [text for row in texts for text in row]
+        has, fluent = reader.has(flat).reshape(*shape, -1), reader.fluent(flat).reshape(shape)
+        return cls(texts, has, fluent, nats, tokens, dose)
 
 
 Texts = dict[tuple[str, str, str], Written]
@@ -78,51 +105,66 @@ def conditions_of(
     return found
 
 
-def write_texts(
-    model: LanguageModel,
-    flags: FlagSpec,
-    conditions: Sequence[Condition],
-    reader: TextReader,
-    decoding: DecodeConfig,
-    *,
-    samples: int = 1,
-    chat: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> Texts:
-    """Write and read the texts of all conditions.
+class Writer(NamedTuple):
+    """Writes and reads the texts of an evaluation."""
 
-    Args:
-        model: with flags.
-        flags: its flags.
-        conditions: prompts under switches.
-        reader: finds concepts.
-        decoding: how tokens are chosen.
-        samples: texts per prompt.
-        chat: whether prompts are turns in the model's chat template.
-        progress: told of the texts that have ended.
-    """
-    ids = {
-        prompt: model.encode_text(prompt, chat=chat and bool(model.tokenizer.chat_template))
-        for one in conditions
-        for prompt in one.prompts
-    }
-    keys = {prompt: i for i, prompt in enumerate(ids)}
-    rows = [(one, prompt, sample) for one in conditions for prompt in one.prompts for sample in range(samples)]
-    decoded = decode(
-        model,
-        [ids[prompt] for _, prompt, _ in rows],
-        decoding,
-        SwitchedRows(flags, [one.switches for one, _, _ in rows]),
-        samples=[keys[prompt] * samples + sample for _, prompt, sample in rows],
-        branches=[0] * len(rows),
-        progress=progress,
-    )
-    has, fluent = reader.read(decoded.texts)
-    found: Texts = {}
-    start = 0
-    for one in conditions:
-        shape = len(one.prompts), samples
-        part = slice(start, start := start + shape[0] * shape[1])
-        texts = [decoded.texts[part][i : i + samples] for i in range(0, shape[0] * samples, samples)]
-        found[one.key] = Written(texts, has[part].reshape(*shape, -1), fluent[part].reshape(shape))
-    return found
+    reader: TextReader
+    decoding: DecodeConfig
+    samples: int
+    """Texts per prompt."""
+    chat: bool
+    """Whether prompts are turns in the model's chat template."""
+    keys: Mapping[str, int]
+    """Number of each prompt, for random draws."""
+    cache: PromptCache | None = None
+    """Of the original model."""
+    progress: Callable[[int], None] | None = None
+    """Told of the texts that have ended."""
+
+    def write(
+        self, model: LanguageModel, flags: FlagSpec, conditions: Sequence[Condition], kl_to: LanguageModel | None = None
+    ) -> Texts:
+        """The texts of some conditions.
+
+        Args:
+            model: with flags, or any other one where nothing is switched.
+            flags: its flags.
+            conditions: prompts under switches.
+            kl_to: the original model, if the divergence from it is to be measured.
+        """
+        if not conditions:
+            return {}
+        rows = [(one, prompt, i) for one in conditions for prompt in one.prompts for i in range(self.samples)]
+        chat = self.chat and bool(model.tokenizer.chat_template)
+        ids = {prompt: model.encode_text(prompt, chat=chat) for _, prompt, _ in rows}
+        switched = any(one.switches for one in conditions)
+        source = SwitchedRows(flags, [one.switches for one, _, _ in rows]) if switched else None
+        recorder = None
+        if kl_to is not None and (source is not None or kl_to is not model):
+            recorder = DivergenceRecorder(model, source, to=None if kl_to is model else kl_to)
+        with recorder or nullcontext():
+            decoded = decode(
+                model, [ids[prompt] for _, prompt, _ in rows], self.decoding, source,
+                samples=[self.keys[prompt] + i * len(self.keys) for _, prompt, i in rows],
+                branches=[0] * len(rows), progress=self.progress, observe=recorder.see if recorder else None,
+            )  # fmt: skip
+        tokens = _lengths(decoded)
+        nats = None if kl_to is None else np.zeros(len(rows))
+        if recorder is not None:
+            nats = recorder.measure(decoded, self.cache).double().sum(1).numpy()
+        found: Texts = {}
+        start = 0
+        for one in conditions:
+            shape = len(one.prompts), self.samples
+            part = slice(start, start := start + shape[0] * shape[1])
+            texts = decoded.texts[part]
+            found[one.key] = Written.read(
+                self.reader, [texts[i : i + self.samples] for i in range(0, len(texts), self.samples)],
+                None if nats is None else nats[part].reshape(shape), tokens[part].reshape(shape),
+                math.nan if source is None else source.relative_dose(part),
+            )  # fmt: skip
+        return found
+
+
+def _lengths(decoded: Decoded) -> NDArray[np.int64]:
+    return np.array([len(ids) for ids in decoded.token_ids])

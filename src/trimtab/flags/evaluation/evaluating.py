@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from trimtab.activations import Document, as_documents, read_documents, sample_t
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import Dictionary
 from trimtab.evaluation.documents import pack
-from trimtab.flags.evaluation.control import measure_control
-from trimtab.flags.evaluation.control_judging import JudgesConcepts
+from trimtab.flags.config import FlagTraining
+from trimtab.flags.dividing import Divided
+from trimtab.flags.evaluation.control import OTHER_WAYS, measure_control
+from trimtab.flags.evaluation.control_judging import JudgesConcepts, TextReader
 from trimtab.flags.evaluation.control_result import FlagControl
 from trimtab.flags.evaluation.effects import effects_result
 from trimtab.flags.evaluation.erosion import check_layer, erosion_result, probed_layers
-from trimtab.flags.evaluation.finetunings import Finetuning, check_alike, plain_finetuning
+from trimtab.flags.evaluation.evaluated_runs import PLAIN, EvaluatedRun, State, check_alike, plain_of, unlike_plain
 from trimtab.flags.evaluation.measured import Moment, Part, Series, read_part, write_part
 from trimtab.flags.evaluation.measured_model import MeasuredModel, MeasuredOn
-from trimtab.flags.evaluation.options import FlagEvaluationOptions, MomentPart
+from trimtab.flags.evaluation.options import FlagEvaluationOptions, MomentPart, PartName, without_judge
 from trimtab.flags.evaluation.price import GeneralText, price_result
 from trimtab.flags.evaluation.reading import reading_result
 from trimtab.flags.evaluation.reliance import reliance_result
@@ -56,19 +59,22 @@ COMMAND = "flags evaluate"
 PARTS_DIRECTORY = "parts"
 TASK = "ioi"
 """The unrelated task."""
+MAY_CHANGE = ("part", "batch_size")
+"""Options that change no number: what was measured stays."""
 
 
 def evaluate_flags(
     original: LanguageModel,
-    trained: TrainedFlags | Sequence[TrainedFlags],
+    trained: TrainedFlags | Sequence[TrainedFlags] | Mapping[str, TrainedFlags],
     examples: Sequence[Example],
     *,
+    trained_on: Sequence[Example] = (),
     texts: Iterable[str | Document] | None = None,
     task: str | Task | None = TASK,
     judge: JudgesConcepts | None = None,
     dictionary: Dictionary | None = None,
     descriptions: Mapping[str, str] | None = None,
-    chat: bool = False,
+    chat: bool | None = None,
     run: Path | str | None = None,
     **options: Any,
 ) -> FlagEvaluation:
@@ -76,45 +82,57 @@ def evaluate_flags(
 
     Args:
         original: the model before it was finetuned.
-        trained: finetunings of it with flags for the same concepts.
+        trained: finetunings of it with flags for the same concepts; a dict gives them names.
         examples: labelled ones that none of them was trained on. A third of their documents or prompts is reported, and
             probes are fitted on the others.
+        trained_on: those that they were trained on, for other ways of control, which are left out without them.
         texts: general text for the price; by default a sample that ships with trimtab.
         task: an unrelated task for the price, or its name; None for none.
-        judge: finds concepts in texts, for control, which is left out without it.
-        dictionary: an SAE of the original, for control, if other ways of it are compared.
+        judge: finds concepts in texts, for control. It must not know texts that a model was trained on.
+        dictionary: an SAE of the original, for control.
         descriptions: what each concept is in words, for prompts that ask for it.
-        chat: as in `FlagTraining`.
-        run: directory that keeps what was measured; the same call again goes on from there.
+        chat: as in `FlagTraining`; as in the first finetuning by default.
+        run: directory that keeps what was measured; the same call again goes on from there, and measures anew what is
+            made from something else.
         options: fields of `FlagEvaluationOptions`.
 
     Raises:
-        UserError: the finetunings are of different concepts or widths, or too few examples have or lack a concept.
+        UserError: the finetunings are of different concepts or widths, too few examples have or lack a concept, or
+            control is asked for without a judge.
     """
     check_is_model(original)
     chosen = FlagEvaluationOptions(**read_keywords(options, field_types(FlagEvaluationOptions), evaluate_flags))
-    several = [trained] if isinstance(trained, TrainedFlags) else list(trained)
-    names = [f"{one.result.curriculum}, seed {one.result.seed}" for one in several]
-    finetunings = [Finetuning.of(one, name) for one, name in zip(several, names, strict=True)]
-    config = {**config_dict(chosen), "chat": chat, "runs": names}
-    with kept_or_temporary(run) as path, Run.open(path, COMMAND, config, device=str(original.device)) as opened:
+    if not isinstance(trained, Mapping):
+        several = [trained] if isinstance(trained, TrainedFlags) else list(trained)
+        pairs = [(f"{one.result.curriculum}, seed {one.result.seed}", one) for one in several]
+    else:
+        pairs = list(trained.items())
+    runs = [EvaluatedRun.of(one, name, trained_on) for name, one in pairs]
+    chat = any(one.result.chat for _, one in pairs[:1]) if chat is None else chat
+    config = {**config_dict(chosen), "chat": chat, "runs": [name for name, _ in pairs]}
+    with (
+        kept_or_temporary(run) as path,
+        Run.open(path, COMMAND, config, device=str(original.device), ignore_fields=(*MAY_CHANGE, "runs")) as opened,
+    ):
         evaluator = Evaluator(
-            original, finetunings, examples, chosen, opened, texts=texts, task=task, chat=chat,
+            original, runs, examples, chosen, opened, texts=texts, task=task, chat=chat,
             judge=judge, dictionary=dictionary, descriptions=descriptions,
         )  # fmt: skip
         return evaluator.finish()
 
 
 class Evaluator:
-    """Measures finetunings, keeping each part of each moment in a run, and compares them.
+    """Measures runs, keeping each part of each moment in a run of its own, and compares them.
 
     Args:
         original: the model before it was finetuned.
-        finetunings: of it.
+        runs: finetunings of it.
         examples: that none was trained on.
         options: what to measure.
         run: keeps what was measured.
         texts, task, judge, dictionary, descriptions, chat: as in `evaluate_flags`.
+        max_tokens: of an example, unless options say.
+        labels_known: whether the examples' labels say how good the judge is; not where a judge or rule made them.
 
     Raises:
         UserError: as `evaluate_flags` says.
@@ -123,7 +141,7 @@ class Evaluator:
     def __init__(
         self,
         original: LanguageModel,
-        finetunings: Sequence[Finetuning],
+        runs: Sequence[EvaluatedRun],
         examples: Sequence[Example],
         options: FlagEvaluationOptions,
         run: Run,
@@ -134,39 +152,42 @@ class Evaluator:
         dictionary: Dictionary | None = None,
         descriptions: Mapping[str, str] | None = None,
         chat: bool = False,
+        max_tokens: int = FlagTraining.max_tokens,
+        labels_known: bool = True,
     ) -> None:
-        check_alike(finetunings)
-        self.original, self.finetunings, self.options, self.run = original, finetunings, options, run
-        self.left_out: list[str] = []
+        check_alike(runs)
+        self.original, self.runs, self.options, self.run = original, runs, options, run
+        self.notes = unlike_plain(runs)
         self.judge, self.dictionary, self.descriptions, self.chat = judge, dictionary, descriptions, chat
         self.parts: tuple[MomentPart, ...] = tuple(part for part in options.part if part != "control")
         if "control" in options.part and judge is None:
-            self.left_out.append("control is left out: no judge of concepts was given")
+            self.notes.append(without_judge(options.part))
         self._seconds: list[PartSeconds] = []
-        flags = finetunings[0].flags
-        self.first_layer = max(one.flags.first_layer for one in finetunings)
-        for one in finetunings:
+        flags, self.max_tokens = runs[0].flags, options.max_tokens or max_tokens
+        self.first_layer = max(one.flags.first_layer for one in runs)
+        for one in runs:
             one.flags.check_fits(original.layout, original.d_model, original.name)
         divided = evaluation_texts(
             original, flags, examples, fit_items=options.fit_items, items=options.items, chat=chat,
-            max_tokens=options.max_tokens,
+            max_tokens=self.max_tokens,
         )  # fmt: skip
-        text, prompts = None, None
+        self._judged_on = [*divided.fitted.examples, *divided.reported.examples] if labels_known else []
+        text, prompts, read = None, None, list[str]()
         if "price" in options.part:
-            documents = read_documents([sample_text()]) if texts is None else as_documents(texts)
+            documents = list(read_documents([sample_text()]) if texts is None else as_documents(texts))
             packed = pack(tokenise(documents, original.tokenizer), "all", 0.0, options.context)
             text = GeneralText(original, packed, options.text_tokens, options.batch_size)
             prompts = self._task_prompts(task)
+            read = [text_id("\0".join(one.text for one in documents)), prompts.digest() if prompts else ""]
         given = options.effect_layer
         self.on = MeasuredOn(
             texts=divided, text=text, task=prompts, layers=probed_layers(original, self.first_layer, options.layer),
             effect_layer=check_layer(original, original.n_layers // 2 if given is None else given), options=options,
             original=original, first_layer=self.first_layer,
         )  # fmt: skip
-        run.record(
-            hashes={"model": original.fingerprint, "data": _data_hash(examples)}
-            | {f"{one.label}, step {s.step}": s.identity for one in finetunings for s in one.states}
-        )
+        self._made_from = {part: [_hash(examples), chat, self.max_tokens] for part in self.parts}
+        self._made_from |= {"price": read}
+        run.record(hashes={"model": original.fingerprint, "data": _hash(examples)})
 
     def _task_prompts(self, given: str | Task | None) -> TaskPrompts | None:
         if given is None:
@@ -174,7 +195,7 @@ class Evaluator:
         try:
             found = load_task(given, tokenizer=self.original.tokenizer) if isinstance(given, str) else given
         except UnsuitedModelError as error:
-            self.left_out.append(f"the unrelated task is left out: {error.line}")
+            self.notes.append(f"the unrelated task is left out: {error.line}")
             return None
         items = found.sample("test", self.options.task_items)
         return TaskPrompts.of(self.original, found, items, options_only=found.options_only)
@@ -190,22 +211,22 @@ class Evaluator:
         """Measure what is left to measure, and compare."""
         options, on = self.options, self.on
         measured: dict[tuple[str, int], dict[MomentPart, Part]] = {}
-        specs = {_spec_id(one.flags): one.flags for one in self.finetunings}
-        models = len(specs) + sum(len(one.states) for one in self.finetunings)
+        specs = {_spec_id(one.flags): one.flags for one in self.runs}
+        models = len(specs) + sum(len(one.states) for one in self.runs)
         with Meter("evaluating", models * (1 + len(self.parts))) as meter:
             for id_, flags in specs.items():
                 moment = Moment(run="original", curriculum="", seed=0, step=0, tokens=0)
-                measured[id_, 0] = self._parts(f"original-{id_}", moment, flags, lambda: self.original, meter)
-            for one in self.finetunings:
+                state = State(0, 0, self.original.fingerprint, lambda: self.original)
+                measured[id_, 0] = self._parts(f"original-{id_}", moment, flags, state, meter)
+            for one in self.runs:
                 measured[one.label, 0] = measured[_spec_id(one.flags), 0]
                 for state in one.states:
-                    moment = one.moment(state)
-                    measured[one.label, state.step] = self._parts(one.label, moment, one.flags, state.load, meter)
+                    measured[one.label, state.step] = self._parts(one.label, one.moment(state), one.flags, state, meter)
 
         def series(part: MomentPart) -> list[Series]:
             found: list[Series] = []
-            for one in self.finetunings:
-                plain = plain_finetuning(one, self.finetunings)
+            for one in self.runs:
+                plain = plain_of(one, self.runs)
                 beside = {} if plain is None else {s.step: measured[plain.label, s.step][part] for s in plain.states}
                 parts = [measured[one.label, step][part] for step in (0, *(state.step for state in one.states))]
                 found.append(Series([one.beginning, *map(one.moment, one.states)], parts, beside))
@@ -214,11 +235,11 @@ class Evaluator:
         reported, kept = on.texts.reported, set(options.part)
         resamples = _resamples(reported.unit, options)
         few = _resamples(reported.first(options.reliance_items).unit, options)
-        flags = {one.label: one.flags for one in self.finetunings}
+        flags = {one.label: one.flags for one in self.runs}
         return FlagEvaluation(
             model=self.original.name,
-            concepts=self.finetunings[0].flags.concepts,
-            runs=tuple(one.label for one in self.finetunings),
+            concepts=self.runs[0].flags.concepts,
+            runs=tuple(one.label for one in self.runs),
             fitted=len(on.texts.fitted),
             reported=len(reported),
             unit=on.texts.unit,
@@ -240,61 +261,78 @@ class Evaluator:
             else None,
             controls=self._controls(),
             seconds=tuple(self._seconds),
-            left_out=tuple(self.left_out),
+            notes=tuple(self.notes),
         )  # fmt: skip
 
     def _controls(self) -> tuple[RunControl, ...]:
         """What switches decide at the end of each run, read back or measured."""
         if self.judge is None or "control" not in self.options.part:
             return ()
+        reader = TextReader(self.judge, self.runs[0].flags.concepts)
+        on = self.on.texts
+        common = [
+            reader.identity([*on.fitted.examples, *on.reported.examples]), _hash(self._judged_on),
+            json_safe(self.descriptions), None if self.dictionary is None else self.dictionary.fingerprint,
+            self.chat, self.max_tokens,
+        ]  # fmt: skip
         found: list[RunControl] = []
-        for one in self.finetunings:
-            state = one.states[-1]
-            file = self._file(one.label, state.step, "control", "json")
+        for one in self.runs:
+            state, compared = one.states[-1], self.options.compared if one.curriculum != PLAIN else 0
+            plain = plain_of(one, self.runs) if compared else None
+            beside = None if plain is None else plain.states[-1]
+            made_from = [*common, beside and beside.identity, _hash(one.examples)]
+            file = self._file(one.label, state, "control", "json", one.flags, made_from)
             kept = read_json(file)
             if kept is None:
                 began = time.perf_counter()
-                control = self._control(one, state.load())
+                control = self._control(one, compared, state.load(), None if beside is None else beside.load())
                 kept = json_safe({"seconds": time.perf_counter() - began, "result": control})
                 write_json(file, kept)
             found.append(RunControl(run=one.label, control=read_typed(FlagControl, kept["result"], f"file {file}")))
             self._seconds.append(PartSeconds(moment=one.moment(state), part="control", seconds=kept["seconds"]))
         return tuple(found)
 
-    def _control(self, one: Finetuning, model: LanguageModel) -> FlagControl:
-        """The switchboard; beside other ways of control where the run was trained with flags and they are compared."""
-        options, texts = self.options, self.on.texts
+    def _control(
+        self, one: EvaluatedRun, compared: int, model: LanguageModel, plain: LanguageModel | None
+    ) -> FlagControl:
+        """The switchboard, beside other ways of control unless the run is a plain one."""
+        options = self.options
         assert self.judge is not None
-        given: dict[str, Any] = {}
-        if options.compared and one.curriculum != "plain":
-            plain = plain_finetuning(one, self.finetunings)
-            given = {
-                "original": self.original, "examples": texts.fitted.examples, "dictionary": self.dictionary,
-                "plain": None if plain is None else plain.states[-1].load(), "compared": options.compared,
-            }  # fmt: skip
-        return measure_control(
-            model, one.flags, self.judge, heldout=texts.reported.examples, descriptions=self.descriptions,
-            samples=options.samples, max_new_tokens=options.text_length, max_tokens=options.max_tokens,
-            chat=self.chat, seed=options.seed, **given,
+        found = measure_control(
+            model, one.flags, self.judge, original=self.original, examples=one.examples, plain=plain,
+            dictionary=self.dictionary, heldout=self._judged_on, descriptions=self.descriptions,
+            samples=options.samples, max_new_tokens=options.text_length, max_tokens=self.max_tokens, chat=self.chat,
+            seed=options.seed, compared=compared,
         )  # fmt: skip
+        if one.curriculum == PLAIN:
+            found = replace(found, missing={OTHER_WAYS: "a plain run has no flags to compare them with"})
+        return found
 
-    def _file(self, label: str, step: int, part: str, suffix: str) -> Path:
-        """What a part of one model is kept in."""
-        return self.run.file(PARTS_DIRECTORY) / label.replace("/", "-") / f"{step}-{part}.{suffix}"
+    def _file(
+        self, label: str, state: State, part: PartName, suffix: str, flags: FlagSpec, made_from: Sequence[Any]
+    ) -> Path:
+        """What a part of one model is kept in; its name has a digest of all that it is made from, options aside, which
+        are the run's."""
+        facts = [label, state.identity, flags, *made_from]
+        digest = text_id(json.dumps(json_safe(facts), sort_keys=True))
+        place = self.run.file(PARTS_DIRECTORY) / label.replace("/", "-")
+        file = place / f"{state.step}-{part}-{digest}.{suffix}"
+        if not file.exists() and any(place.glob(f"{state.step}-{part}-*")):
+            changed = "model, examples, judge, descriptions, plain run, SAE, text or task"
+            self.notes.append(f"{part} of {label}, step {state.step:,}, is measured anew: it was of another {changed}")
+        return file
 
-    def _parts(
-        self, name: str, moment: Moment, flags: FlagSpec, load: Callable[[], LanguageModel], meter: Meter
-    ) -> dict[MomentPart, Part]:
+    def _parts(self, name: str, moment: Moment, flags: FlagSpec, state: State, meter: Meter) -> dict[MomentPart, Part]:
         """Every part of one model, read back or measured."""
         found: dict[MomentPart, Part] = {}
         measured: MeasuredModel | None = None
         for part in self.parts:
-            file = self._file(name, moment.step, part, "parquet")
+            file = self._file(name, state, part, "parquet", flags, self._made_from[part])
             kept = read_part(file)
             if kept is None:
                 if measured is None:
                     meter.describe(f"loading {moment.run}, step {moment.step:,}")
-                    measured = MeasuredModel(load(), flags, self.on, meter)
+                    measured = MeasuredModel(state.load(), flags, self.on, meter)
                 meter.describe(f"{moment.run}, step {moment.step:,}: {part}")
                 began = time.perf_counter()
                 rows = measured.measure(part)
@@ -315,5 +353,5 @@ def _spec_id(flags: FlagSpec) -> str:
     return text_id(json.dumps(json_safe(flags), sort_keys=True))[:6]
 
 
-def _data_hash(examples: Sequence[Example]) -> str:
-    return text_id(json.dumps([[one.prompt, one.response, *one.concepts] for one in examples]))
+def _hash(examples: Sequence[Example]) -> str:
+    return Divided(list(examples), []).hash

@@ -1,7 +1,8 @@
-"""How large each part of an evaluation of flags is."""
+"""How large each part of an evaluation of flags is, and how control is measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,15 @@ MomentPart = Literal["reading", "erosion", "effects", "reliance", "price"]
 """Measured of every model on the way."""
 PartName = Literal[MomentPart, "control"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
+
+
+def without_judge(part: Sequence[PartName]) -> str:
+    """What is said where control cannot be measured. Raises a `UserError` unless all parts were asked for."""
+    what, why = "the part control", "it takes a judge of concepts that is not the model"
+    hint = "give labelled texts that no run knows, or a saved judge, as --judge-data (judge in Python)"
+    if set(part) < set(PARTS):
+        raise UserError(what, why, hint)
+    return f"{what} is left out: {why}; {hint}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +60,12 @@ class FlagEvaluationOptions:
     samples: int = 1
     """Texts of each prompt under each switch."""
     text_length: int = 24
-    """Tokens of these texts."""
-    compared: int = 0
-    """Concepts for which other ways of control are chosen and compared, too: prompting, a mean difference, the best
-    feature of an SAE, a plain finetuning."""
-    max_tokens: int = 128
-    """Tokens of an example; longer responses are cut."""
+    """Tokens of these texts, at most."""
+    compared: int = 2
+    """For the first so many concepts other ways of control are chosen and compared, too: prompting, a mean difference,
+    the best feature of an SAE, a plain finetuning; 0 for none."""
+    max_tokens: int | None = None
+    """Tokens of an example, longer responses are cut; by default as in the finetuning."""
     batch_size: int = 8
     """Examples of a forward pass."""
     n_resamples: int = 1000
@@ -83,3 +93,57 @@ class FlagEvaluationOptions:
         check_least(self, 2, "context", "max_tokens", "effect_items")
         check_least(self, 0, "layer", "effect_layer", "compared")
         check_values(self, "above 0 and below 10", lambda dose: 0 < dose < 10, "dose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlOptions:
+    """How control is measured.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    samples: int = 1
+    """Texts of each prompt under each switch; ways of control write one."""
+    max_new_tokens: int = 24
+    """Tokens of a text, at most."""
+    temperature: float = 0.7
+    """Of the tokens."""
+    chat: bool = False
+    """Whether prompts are turns in the model's chat template, as in the finetuning."""
+    prompts: int = 24
+    """Neutral prompts that are reported on, at most."""
+    validation_prompts: int = 24
+    """Other neutral prompts, that choose doses, features and instructions."""
+    compared: int = 2
+    """Compare other ways of control for the first so many concepts."""
+    dose: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """‖Δ‖/‖x‖ that are tried for mean differences."""
+    strength: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    """Of the frontier: times on, or times the dose that was chosen."""
+    features: int = 8
+    """SAE features to try, those that go most with the label."""
+    equal_kl: bool = True
+    """Scale mean difference and SAE feature to the divergence of the flags, too."""
+    fit_items: int = 256
+    """Examples on which mean differences and features are fitted, at most."""
+    max_tokens: int = 256
+    """Tokens of an example; longer responses are cut."""
+    batch_size: int = 64
+    """Rows decoded together."""
+    seed: int = 0
+    """Of the tokens, the control's dimensions and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "samples", "max_new_tokens", "validation_prompts", "features", "batch_size")
+        check_least(self, 2, "max_tokens", "fit_items", "prompts")
+        check_least(self, 0, "compared")
+        check_values(self, "0, or from 1e-6 to 1e6", lambda value: value == 0 or 1e-6 <= value < 1e6, "temperature")
+        check_values(self, "above 0 and below 1000", lambda value: 0 < value < 1000, "dose")
+        check_values(self, "from 0 to below 1000", lambda value: 0 <= value < 1000, "strength")
+        for name in ("dose", "strength"):
+            if not getattr(self, name):
+                raise UserError(name, "there is none", "give at least one number")
+        if self.samples > 1 and self.temperature == 0:
+            why = "greedy decoding gives the same text every time"
+            raise UserError(f"samples {self.samples}", why, "set a temperature, or take one sample")

@@ -61,8 +61,8 @@ class FlagEvaluation(Result):
     controls: tuple[RunControl, ...]
     """At the end of each run; empty where control was not measured."""
     seconds: tuple[PartSeconds, ...]
-    left_out: tuple[str, ...] = ()
-    """What could not be measured, and why."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured or compared, and why; what was measured anew."""
 
     @property
     def parts(self) -> dict[str, Result]:
@@ -77,11 +77,11 @@ class FlagEvaluation(Result):
     def headline(self) -> str:
         n = len(self.runs)
         about = (
-            f"{n} {'runs' if n > 1 else 'run'} of {self.model} with flags for {', '.join(self.concepts)}, on "
-            f"{self.reported} held-out examples, divided by {self.unit} from {self.fitted} that probes are fitted on"
+            f"{n} {'runs' if n > 1 else 'run'} of {self.model} with flags for {', '.join(self.concepts)}, measured on "
+            f"{self.reported} held-out examples; probes are fitted on {self.fitted} others, with no {self.unit} in both"
         )
         said = [f"{title}: {part.headline()}" for title, part in self.parts.items()]
-        return "\n".join([about, *said, *self.left_out])
+        return "\n".join([about, *said, *self.notes])
 
     def tables(self) -> dict[str, Table]:
         """The main table of each part, and what each took."""

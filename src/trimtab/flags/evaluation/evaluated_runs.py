@@ -1,17 +1,21 @@
-"""Finetunings to evaluate: what they are called, and how their models are loaded, moment by moment."""
+"""Runs to evaluate: what they are called, how they were trained, and how their models are loaded, moment by moment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
 from trimtab.flags.evaluation.measured import Moment
+from trimtab.flags.examples import Example
 from trimtab.flags.result import TrainedFlags
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
+
+PLAIN = "plain"
+"""The curriculum that is the control."""
 
 
 class State(NamedTuple):
@@ -26,8 +30,8 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetuning:
-    """One run of a finetuning with flags."""
+class EvaluatedRun:
+    """One finetuning with flags."""
 
     label: str
     curriculum: str
@@ -37,6 +41,10 @@ class Finetuning:
     """In order; the original model is none of them."""
     last_phase: int = 0
     """Step from which its curriculum stays as it is to the end."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How it was trained, but for curriculum and seed."""
+    examples: tuple[Example, ...] = ()
+    """Those that it was trained on; empty if they are not known."""
 
     def moment(self, state: State) -> Moment:
         """What a state is called in results."""
@@ -50,37 +58,57 @@ class Finetuning:
         """The original model, as this finetuning's first moment."""
         return Moment(run=self.label, curriculum=self.curriculum, seed=self.seed, step=0, tokens=0, last_phase=False)
 
+    def differences(self, other: EvaluatedRun) -> list[str]:
+        """In which settings another run differs."""
+        names = dict.fromkeys([*self.settings, *other.settings])
+        pairs = [(name, self.settings.get(name), other.settings.get(name)) for name in names]
+        found = [f"{name} {b}, not {a}" for name, a, b in pairs if a != b]
+        return found + ["its flags are in other places"] * (self.flags != other.flags)
+
     @classmethod
-    def of(cls, trained: TrainedFlags, label: str) -> Finetuning:
+    def of(cls, trained: TrainedFlags, label: str, examples: Sequence[Example] = ()) -> EvaluatedRun:
         """A finetuning in memory, of which the end alone is known."""
         result = trained.result
         state = State(result.steps, result.tokens, trained.model.fingerprint, lambda: trained.model)
         return cls(
-            label=label, curriculum=result.curriculum, seed=result.seed, flags=trained.flags, states=(state,)
+            label=label, curriculum=result.curriculum, seed=result.seed, flags=trained.flags, states=(state,),
+            settings={name: getattr(result, name) for name in ("adapt", "trained_weights", "steps", "tokens")},
+            examples=tuple(examples),
         )  # fmt: skip
 
 
-def check_alike(finetunings: Sequence[Finetuning]) -> None:
-    """Raise a `UserError` unless there are finetunings, of the same concepts, each with a name of its own."""
-    if not finetunings:
+def plain_of(run: EvaluatedRun, among: Sequence[EvaluatedRun]) -> EvaluatedRun | None:
+    """The plain finetuning of the same seed, settings and places of flags; None if there is none."""
+    found = (one for one in among if one.curriculum == PLAIN and one.seed == run.seed and one is not run)
+    return next((one for one in found if not run.differences(one)), None)
+
+
+def unlike_plain(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Says of runs that have no plain one to compare with, though there is one of their seed, in what it differs."""
+    found: list[str] = []
+    for run in (one for one in runs if one.curriculum != PLAIN and plain_of(one, runs) is None):
+        for other in (one for one in runs if one.curriculum == PLAIN and one.seed == run.seed):
+            found.append(f"{other.label} is no control of {run.label}: {', '.join(run.differences(other))}")
+    return found
+
+
+def check_alike(runs: Sequence[EvaluatedRun]) -> None:
+    """Raise a `UserError` unless there are runs, of the same concepts, each with a name of its own."""
+    if not runs:
         raise UserError("flags evaluate", "there is no finetuning to evaluate", "name a run of `flags train`")
-    first = finetunings[0]
-    for other in finetunings[1:]:
+    first = runs[0]
+    for other in runs[1:]:
         if other.flags.concepts != first.flags.concepts:
             why = f"its concepts are {', '.join(other.flags.concepts)}, not {', '.join(first.flags.concepts)}"
             raise UserError(f"run {other.label}", why, "evaluate runs of the same concepts together")
         if other.flags.d_model != first.flags.d_model:
             why = f"its model has {other.flags.d_model} dimensions, not {first.flags.d_model}"
             raise UserError(f"run {other.label}", why, "evaluate runs of one model together")
-    labels = [one.label for one in finetunings]
+    labels = [one.label for one in runs]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"run {label}", "two runs have this name", "give each once, or rename a directory")
-
-
-def plain_finetuning(of: Finetuning, among: Sequence[Finetuning]) -> Finetuning | None:
-    """The plain finetuning of the same seed, if there is one."""
-    return next((one for one in among if one.curriculum == "plain" and one.seed == of.seed and one is not of), None)
+            hint = "give each run once; in Python, give a dict with a name for each"
+            raise UserError(f"run {label}", "two runs have this name", hint)
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
