@@ -32,12 +32,11 @@ def unbalanced(patch: Patch) -> None:
 def prompts_in_order(patch: Patch) -> None:
     """Prompts are dealt out over all examples instead of within each concept."""
     real = selecting.deck_of
-    patch.setattr(selecting, "deck_of", lambda one, share: real(one, share)._replace(concepts=()))
+    patch.setattr(selecting, "deck_of", lambda one, share: ((), real(one, share)[1]))
 
 
 def prompts_of_either_side(patch: Patch) -> None:
-    real = selecting.deck_of
-    patch.setattr(selecting, "deck_of", lambda one, share: real(one, share)._replace(held_out=False))
+    patch.setattr(selecting, "deck_of", lambda one, share: (one.concepts, False))
 
 
 def documents_forgotten(patch: Patch) -> None:

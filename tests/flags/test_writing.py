@@ -14,7 +14,7 @@ import pytest
 
 from trimtab.errors import UserError
 from trimtab.flags import NEUTRAL_PROMPTS, read_examples, read_judge, write_examples
-from trimtab.flags.data import writing
+from trimtab.flags.data import JudgeConfig, run_judge, writing
 from trimtab.flags.data.checking import JudgeCheck, WordCheck
 from trimtab.flags.data.prompts import everyday_topics, stems, topics
 from trimtab.flags.data.requests import Requests
@@ -198,6 +198,23 @@ def test_a_judge_of_labelled_texts_checks(tiny_llama: LanguageModel, author: Aut
     assert list(found.tables()) == ["yield", "judge"]
     assert "about those that it selected, such as these, is not known" in found.tables()["judge"].caption
     assert read_record(tmp_path / "run")["config"]["check"] == found.result.check == JudgeCheck(judge, ["sea"]).name
+    concepts = tmp_path / "concepts.txt"
+    concepts.write_text("sea\nwar\n")
+    kept = run_judge(JudgeConfig(judge_data=path, concepts=concepts, save=tmp_path / "again.npz"))
+    assert kept == judge.quality == read_judge(tmp_path / "again.npz", list(CONCEPTS)).quality
+    others = [{**line, "response": f"and {line['response']}"} for line in lines[:60]]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(line) + "\n" for line in others))
+    given = {"judge_data": tmp_path / "again.npz", "concepts": concepts}
+    measured = run_judge(JudgeConfig(**given, data=(tmp_path / "others.jsonl",)))
+    assert measured.heldout == 60
+    said = JudgeCheck(judge, list(CONCEPTS))([line["response"] for line in others])
+    for c, one in enumerate(measured.concepts):  # the check decides by the rule that the quality is of
+        yes = np.array([one.concept in line["concepts"] for line in others])
+        assert one.recall.estimate == said[yes, c].mean()
+        assert one.false_positives.estimate == said[~yes, c].mean()
+    for more, message in (({"data": (path,)}, "150 of the 150 are among"), ({"save": path}, "a judge is kept as .npz")):
+        with pytest.raises(UserError, match=message):
+            run_judge(JudgeConfig(**given, **more))
     swapped = JudgeCheck(judge, ["war", "sea"])(["the ship and the sailors were in the ships."])
     assert swapped.tolist() == [[False, True]]
 

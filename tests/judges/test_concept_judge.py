@@ -77,7 +77,7 @@ def test_planted_concepts_are_found(judge: ConceptJudge) -> None:
 def test_quality_is_of_texts_that_were_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fourth text of each set of labels is held out, and numbers are scikit-learn's on just those."""
     seen: dict[str, list[str]] = {}
-    real_fit, real = judge_module.Classifier.fit, judge_module.Classifier.probabilities
+    real_fit, real = judge_module.Classifier.of, judge_module.Classifier.probabilities
 
     def fit(texts: list[str], *given: object) -> judge_module.Classifier:
         seen["fitted"] = texts
@@ -87,7 +87,7 @@ def test_quality_is_of_texts_that_were_not_fitted_on(monkeypatch: pytest.MonkeyP
         seen["measured"] = texts
         return real(self, texts)
 
-    monkeypatch.setattr(judge_module.Classifier, "fit", fit)
+    monkeypatch.setattr(judge_module.Classifier, "of", fit)
     monkeypatch.setattr(judge_module.Classifier, "probabilities", probabilities)
     texts, labels = corpus(240)
     judge = ConceptJudge.fit(texts, labels, CONCEPTS, seed=0)

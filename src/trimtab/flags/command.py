@@ -28,8 +28,6 @@ from trimtab.lm import DecodingConfig, LanguageModel
 from trimtab.lm.config import ModelConfig
 from trimtab.runs import Run, config_dict, config_directory, json_safe, read_record, read_typed, text_id
 from trimtab.runs.record import RECORD_NAME
-from trimtab.runs.results import Result
-from trimtab.runs.tables import Table
 from trimtab.steering import SteerOptions, SteerResult
 from trimtab.steering.command import steered_in
 from trimtab.steering.steered import check_options, plan_steering, steered
@@ -45,7 +43,7 @@ class FlagTrainConfig(FlagPlacing, FlagTraining, ModelConfig):
     """Finetune a model so that some of its residual dimensions say, and decide, which concepts it writes about."""
 
     concepts: Path = field(metadata=FIRST)
-    """Text or JSON file that lists the concepts."""
+    """File of the concepts: `name: description` in each line."""
     data: tuple[Path, ...] = field(metadata=FIRST)
     """JSONL files of examples: prompt, response, concepts."""
     curriculum: str = field(default="forced", metadata=FIRST)
@@ -70,11 +68,10 @@ class FlagTrainConfig(FlagPlacing, FlagTraining, ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FlagTrainRun(Result):
+class FlagTrainRun(FlagTrainingResult):
     """What `trimtab flags train` prints."""
 
     run: Path
-    result: FlagTrainingResult
     model_bytes: int
     """Of the files of the model, or of the adapter."""
     snapshots: int
@@ -83,19 +80,11 @@ class FlagTrainRun(Result):
     """Whether the run was done before."""
 
     def headline(self) -> str:
-        what = "adapter" if self.result.adapt == "lora" else "model"
+        what = "adapter" if self.adapt == "lora" else "model"
         kept = f"; {self.snapshots} snapshots" if self.snapshots > 1 else ""
         done = " (done before)" if self.resumed else ""
         where = f"{what} of {self.model_bytes / 1e6:.1f} MB in {self.run / MODEL}{kept}{done}"
-        return f"{self.result.headline()}; {where}"
-
-    def tables(self) -> dict[str, Table]:
-        return self.result.tables()
-
-    def to_json(self) -> dict[str, Any]:
-        """The numbers as plain values."""
-        about = {"run": str(self.run), "model_bytes": self.model_bytes, "snapshots": self.snapshots}
-        return {**json_safe(self.result), **about, "resumed": self.resumed}
+        return f"{super().headline()}; {where}"
 
 
 def run_flag_train(config: FlagTrainConfig) -> FlagTrainRun | None:
@@ -136,9 +125,10 @@ def run_flag_train(config: FlagTrainConfig) -> FlagTrainRun | None:
             if run is None:
                 return None
             files = [file for file in run.file(MODEL).rglob("*") if file.is_file()]
+            result = read_typed(FlagTrainingResult, run.results, f"run {run.path}")
             return FlagTrainRun(
+                **vars(result),
                 run=run.path,
-                result=read_typed(FlagTrainingResult, run.results, f"run {run.path}"),
                 model_bytes=sum(file.stat().st_size for file in files),
                 snapshots=len(snapshots(run.path)),
                 resumed=resumed,

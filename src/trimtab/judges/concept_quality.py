@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.runs.figures import Mark, plot_intervals
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, INTERVAL, Column, Table
 from trimtab.stats import Interval, Resampled, Resamples, number_text, wilson_interval
 from trimtab.stats.resamples import auc, balanced
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +73,6 @@ class JudgeQuality(Result):
             Column("in texts of none", "on_none", INTERVAL),
         ]
         return {"concepts": Table(columns=columns, rows=self.concepts)}
-
-    def draw(self, ax: Axes) -> None:
-        """Accuracy per concept."""
-        marks = [Mark(one.concept, one.accuracy) for one in self.concepts if one.accuracy is not None]
-        plot_intervals(ax, marks, "accuracy of the judge", ".3f")
 
 
 def measure_quality(

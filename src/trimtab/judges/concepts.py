@@ -62,10 +62,6 @@ class TfidfTerms(NamedTuple):
             made = _vectoriser(analyzer, shortest, longest).fit(texts)
         return cls(analyzer, shortest, longest, made.get_feature_names_out().tolist(), made.idf_)
 
-    def vocabulary(self) -> frozenset[str]:
-        """Terms that are one word."""
-        return frozenset(term for term in self.terms if " " not in term)
-
     def vectoriser(self) -> Any:
         """What describes texts by these terms."""
         made = _vectoriser(self.analyzer, self.shortest, self.longest, vocabulary=self.terms)
@@ -101,7 +97,7 @@ class Classifier:
     """`[C]`, the probability from which a text has a concept: where recall and specificity together are highest."""
 
     @classmethod
-    def fit(cls, texts: Sequence[str], table: NDArray[np.bool_], units: NDArray[np.int64], seed: int) -> Classifier:
+    def of(cls, texts: Sequence[str], table: NDArray[np.bool_], units: NDArray[np.int64], seed: int) -> Classifier:
         """Fit it on N texts, `[N, C]` what they have and `[N]` what they are of."""
         terms = TfidfTerms.of(texts, "word", 1, 2, 30_000, 2), TfidfTerms.of(texts, "char_wb", 3, 5, 50_000, 3)
         x = _described(texts, terms)
@@ -113,7 +109,7 @@ class Classifier:
         if isinstance(texts, str):
             raise UserError("the texts to judge", "they are one text", "give a list of texts")
         found = np.zeros((len(texts), len(self.weights)))
-        known = self.words.vocabulary()
+        known = frozenset(term for term in self.words.terms if " " not in term)
         language = [
             i for i, text in enumerate(texts) if not find_gibberish(text) and _share_known(text, known) >= KNOWN
         ]
@@ -123,15 +119,18 @@ class Classifier:
             found[language] = _sigmoid(scores * self.slopes + self.offsets)
         return found
 
+    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """`[N, C]`, whether texts have each concept: from a probability on that was chosen on texts to fit on."""
+        return self.probabilities(texts) >= self.thresholds
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ConceptJudge:
+class ConceptJudge(Classifier):
     """Says which concepts texts have. Made by `fit` or `load`."""
 
     concepts: tuple[str, ...]
     quality: JudgeQuality
     """On texts that it was not fitted on."""
-    classifier: Classifier
     seen: frozenset[str]
     """Hashes of the texts that it was fitted and measured on."""
 
@@ -174,25 +173,18 @@ class ConceptJudge:
                     raise UserError(f"concept {name!r}", why, f"add texts of other documents that {verb} it")
         held = _held_out(table, numbers, seed)
         fitted, measured = (np.flatnonzero(held == wanted).tolist() for wanted in (False, True))
-        classifier = Classifier.fit([language.texts[i] for i in fitted], table[fitted], numbers[fitted], seed)
+        classifier = Classifier.of([language.texts[i] for i in fitted], table[fitted], numbers[fitted], seed)
         probabilities = classifier.probabilities([language.texts[i] for i in measured])
         quality = measure_quality(
             concepts, probabilities >= classifier.thresholds, table[measured], probabilities=probabilities,
             units=[language.units[i] for i in measured], fitted=len(fitted), gibberish=language.gibberish, seed=seed,
         )  # fmt: skip
-        return cls(tuple(concepts), quality, classifier, frozenset(map(text_id, language.texts)))
-
-    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """`[N, C]`, how likely texts have each concept; 0 for gibberish, and where most words are unknown."""
-        return self.classifier.probabilities(texts)
+        seen = frozenset(map(text_id, language.texts))
+        return cls(**vars(classifier), concepts=tuple(concepts), quality=quality, seen=seen)
 
     def has_seen(self, texts: Sequence[str]) -> list[bool]:
         """Whether it was fitted or measured on each of some texts, whose decisions say little of others then."""
         return [text_id(text) in self.seen for text in texts]
-
-    def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """`[N, C]`, whether texts have each concept: from a probability on that was chosen on texts to fit on."""
-        return self.probabilities(texts) >= self.classifier.thresholds
 
     def measure(
         self,
@@ -221,14 +213,13 @@ class ConceptJudge:
                 raise UserError(f"concept {name!r}", why, "give labelled texts that have it and some that lack it")
         old, probabilities = self.quality, self.probabilities(language.texts)
         return measure_quality(
-            self.concepts, probabilities >= self.classifier.thresholds, table, probabilities=probabilities,
+            self.concepts, probabilities >= self.thresholds, table, probabilities=probabilities,
             units=language.units, fitted=old.fitted, gibberish=language.gibberish, seed=old.seed,
         )  # fmt: skip
 
     def save(self, path: Path | str) -> Path:
         """Write it into one file. Raises a `UserError` if that cannot be written."""
-        made = self.classifier
-        parts = {"words": made.words, "letters": made.letters}
+        parts = {"words": self.words, "letters": self.letters}
         about = {
             "format": FORMAT,
             "concepts": self.concepts,
@@ -236,7 +227,7 @@ class ConceptJudge:
             **{name: {**terms._asdict(), "idf": None} for name, terms in parts.items()},
         }
         arrays: dict[str, Any] = {f"{name}_idf": terms.idf for name, terms in parts.items()}
-        arrays |= {name: getattr(made, name) for name in _OneFit._fields}
+        arrays |= {name: getattr(self, name) for name in _OneFit._fields}
         arrays["seen"] = np.array(sorted(self.seen))
         arrays["about"] = np.frombuffer(json.dumps(json_safe(about)).encode(), dtype=np.uint8)
         buffer = io.BytesIO()
@@ -263,14 +254,11 @@ class ConceptJudge:
             ) from error
         if about.get("format") != FORMAT:
             raise UserError(f"judge {path}", f"it is of format {about.get('format')}", "fit it again")
-        words, letters = (TfidfTerms(**{**about[n], "idf": arrays[f"{n}_idf"]}) for n in ("words", "letters"))
+        terms = {n: TfidfTerms(**{**about[n], "idf": arrays[f"{n}_idf"]}) for n in ("words", "letters")}
         quality = read_typed(JudgeQuality, about["quality"], f"judge {path}")
-        return cls(
-            tuple(about["concepts"]),
-            quality,
-            Classifier(words, letters, *(arrays[name] for name in _OneFit._fields)),
-            frozenset(arrays["seen"].tolist()),
-        )
+        fitted = {name: arrays[name] for name in _OneFit._fields}
+        seen = frozenset(arrays["seen"].tolist())
+        return cls(**terms, **fitted, concepts=tuple(about["concepts"]), quality=quality, seen=seen)
 
 
 def _described(texts: Sequence[str], terms: Sequence[TfidfTerms]) -> Any:
@@ -364,16 +352,13 @@ def _labelled(
             why = f"it is labelled {', '.join(names) or 'none'}, and otherwise elsewhere"
             raise UserError(f"text {text[:40]!r}", why, "correct one of the labels")
     language = [text for text in known if not find_gibberish(text)]
-    table = _table([known[text][0] for text in language], concepts)
-    return _Language(language, table, [known[text][1] for text in language], len(known) - len(language))
-
-
-def _table(labels: Sequence[Sequence[str]], concepts: Sequence[str]) -> NDArray[np.bool_]:
-    for name in (name for names in labels for name in names):
+    held = [known[text][0] for text in language]
+    for name in (name for names in held for name in names):
         if name not in concepts:
             hint = did_you_mean(str(name), concepts, "name one of them")
             raise UserError(f"label {name!r}", f"the judge's concepts are {', '.join(concepts)}", hint)
-    return np.array([[name in names for name in concepts] for names in labels], bool).reshape(-1, len(concepts))
+    table = np.array([[name in names for name in concepts] for names in held], bool).reshape(-1, len(concepts))
+    return _Language(language, table, [known[text][1] for text in language], len(known) - len(language))
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

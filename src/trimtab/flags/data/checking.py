@@ -63,7 +63,7 @@ class JudgeCheck:
     @property
     def name(self) -> str:
         """`judge`, and a hash of its weights."""
-        return f"judge {text_id(self.judge.classifier.weights.tobytes().hex())}"
+        return f"judge {text_id(self.judge.weights.tobytes().hex())}"
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         return self.judge.has(texts)[:, self.columns]

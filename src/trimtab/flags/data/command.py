@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.errors import UserError
@@ -15,8 +14,6 @@ from trimtab.flags.examples import read_examples
 from trimtab.judges import JudgeQuality
 from trimtab.lm import ModelConfig
 from trimtab.runs import part_of
-from trimtab.runs.results import Result
-from trimtab.runs.tables import Table
 
 FIRST = {"heading": ""}
 """Metadata of options that stand at the top of the help."""
@@ -71,32 +68,14 @@ class JudgeConfig:
     concepts: Path = field(metadata=FIRST)
     """File of the concepts: `name: description` in each line."""
     data: tuple[Path, ...] = field(default=(), metadata=FIRST)
-    """JSONL files of examples of another kind to measure it on, too, none of which it was fitted on."""
+    """JSONL files of examples of another kind to measure it on instead, none of which it was fitted on."""
     save: Path | None = field(default=None, metadata=FIRST)
     """File to keep it in (.npz), which other commands take as --judge-data."""
     seed: int = 0
     """Of which texts are held out, and of the fit."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class JudgeReport(Result):
-    """How good a judge is."""
-
-    held_out: JudgeQuality
-    """On texts of the kind that it was fitted on."""
-    others: Mapping[str, JudgeQuality]
-    """On files of other examples."""
-
-    def headline(self) -> str:
-        lines = [self.held_out.headline(), *(f"{name}: {one.headline()}" for name, one in self.others.items())]
-        return "\n".join(lines)
-
-    def tables(self) -> dict[str, Table]:
-        others = {name: replace(one.tables()["concepts"], title=name) for name, one in self.others.items()}
-        return self.held_out.tables() | others
-
-
-def run_judge(config: JudgeConfig) -> JudgeReport:
+def run_judge(config: JudgeConfig) -> JudgeQuality:
     """What `trimtab flags judge` does.
 
     Raises:
@@ -106,11 +85,8 @@ def run_judge(config: JudgeConfig) -> JudgeReport:
         raise UserError(f"save {config.save}", f"a judge is kept as {JUDGE_SUFFIX}", f"end the name in {JUDGE_SUFFIX}")
     names = list(read_concepts(config.concepts))
     judge = read_judge(config.judge_data, names, config.seed)
-    others: dict[str, JudgeQuality] = {}
-    for path in config.data:
-        examples = read_examples(path, names)
-        texts, labels = [e.response for e in examples], [e.concepts for e in examples]
-        others[str(path)] = judge.measure(texts, labels, [e.unit for e in examples])
     if config.save is not None:
         judge.save(config.save)
-    return JudgeReport(held_out=judge.quality, others=others)
+    others = [example for path in config.data for example in read_examples(path, names)]
+    texts, labels = [e.response for e in others], [e.concepts for e in others]
+    return judge.measure(texts, labels, [e.unit for e in others]) if others else judge.quality

@@ -31,13 +31,6 @@ class Candidate(NamedTuple):
     """As in `Example`."""
 
 
-class Deck(NamedTuple):
-    """Candidates among which all prompts of a side are dealt equally often."""
-
-    concepts: tuple[str, ...]
-    held_out: bool
-
-
 def without_copies(candidates: Sequence[Candidate], dropped: Counter[str]) -> list[Candidate]:
     """Candidates without those that were there before, blanks and capitals aside.
 
@@ -127,7 +120,7 @@ def as_examples(candidates: Sequence[Candidate], concepts: Mapping[str, str], sh
         seed: of the order and the prompts.
     """
     rng = np.random.default_rng([seed, 1])
-    waiting: dict[Deck, list[str]] = {}
+    waiting: dict[object, list[str]] = {}
     found: list[Example] = []
     for i in rng.permutation(len(candidates)):
         one = candidates[i]
@@ -136,9 +129,9 @@ def as_examples(candidates: Sequence[Candidate], concepts: Mapping[str, str], sh
             deck = deck_of(one, share)
             left = waiting.setdefault(deck, [])
             if not left:
-                asked = [text for text in NEUTRAL_PROMPTS if is_held_out(text, share) == deck.held_out]
+                asked = [text for text in NEUTRAL_PROMPTS if is_held_out(text, share) == deck[1]]
                 if not asked:
-                    side = "held out" if deck.held_out else "trained on"
+                    side = "held out" if deck[1] else "trained on"
                     raise UserError(f"holdout {share}", f"no neutral prompt would be {side}", "choose one like 0.1")
                 prompts = neutral(concepts, asked)
                 left += [prompts[j] for j in rng.permutation(len(prompts))]
@@ -147,9 +140,9 @@ def as_examples(candidates: Sequence[Candidate], concepts: Mapping[str, str], sh
     return found
 
 
-def deck_of(one: Candidate, share: float) -> Deck:
-    """Which prompts a candidate is dealt from."""
-    return Deck(one.concepts, is_held_out(one.source, share))
+def deck_of(one: Candidate, share: float) -> tuple[tuple[str, ...], bool]:
+    """Among which candidates prompts are dealt equally often: its concepts, and whether it is held out."""
+    return one.concepts, is_held_out(one.source, share)
 
 
 def _plain(text: str) -> str:

@@ -240,9 +240,6 @@ class _Group:
     reasons: Counter[str] = field(default_factory=Counter)
     surplus: int = 0
 
-    def may_go_on(self, attempts: float) -> bool:
-        return len(self.accepted) < self.wanted and self.written < attempts * self.wanted
-
     def lacking(self, pending: int) -> float:
         """Share of what is wanted that will still be missing if pending responses pass as often as those before."""
         passing = (self.written - self.reasons.total() + 1) / (self.written + 1)
@@ -329,8 +326,7 @@ class _Writing:
             open_ = [
                 name
                 for name, group in self.groups.items()
-                if group.may_go_on(self.config.attempts)
-                and group.written + pending[name] < self.config.attempts * group.wanted
+                if group.written + pending[name] < self.config.attempts * group.wanted
                 and group.lacking(pending[name]) > 0
             ]
             if not open_:
