@@ -56,6 +56,7 @@ FORMS = {
     "normalised_l1": lambda h, want, t: abs(h - want) / t,
     "l1": lambda h, want, t: abs(h - want),
     "squared": lambda h, want, t: (h - want) ** 2,
+    "normalised_squared": lambda h, want, t: ((h - want) / t) ** 2,
 }
 
 
@@ -211,7 +212,9 @@ def test_reading_changes_nothing(any_tiny: LanguageModel) -> None:
 
 
 def test_a_loss_by_another_name_is_refused(tiny_llama: LanguageModel) -> None:
-    with pytest.raises(UserError, match="loss 'l2': there is normalised_l1, l1, squared; choose one of them"):
+    with pytest.raises(
+        UserError, match="loss 'l2': there is normalised_l1, l1, squared, normalised_squared; choose one of them"
+    ):
         FlagReading(FLAGS, batch(tiny_llama), "l2")
 
 

@@ -12,8 +12,9 @@ import test_curricula
 import test_loss
 import test_placing
 import test_switches
+import test_training
 
-from trimtab.flags import Curriculum, FlagSpec, adapters, loss, placing, switches
+from trimtab.flags import Curriculum, FlagSpec, adapters, finetuning, loss, placing, switches
 from trimtab.flags.loss import FlagReading
 from trimtab.lm import LanguageModel
 
@@ -147,6 +148,12 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], Check]] = {
     "dimensions of the highest variance": (
         highest_variance,
         test_placing.test_dimensions_are_those_of_the_lowest_variance,
+    ),
+    "what writes flags learns no faster": (
+        lambda patch: patch.setattr(finetuning, "writing_rows", lambda *_: []),
+        lambda model: test_training.test_the_first_step_is_that_of_plain_torch(
+            model, placing.place_flags(model, ["sea", "war"], ["the tide and the army"] * 4, dims=4, from_layer=0), 4.0
+        ),
     ),
     "every step forced": (
         always_forced,

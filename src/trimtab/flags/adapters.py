@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import UserError, did_you_mean
 from trimtab.flags.config import LoraOptions
-from trimtab.flags.spec import FlagSpec
+from trimtab.flags.spec import KINDS, FlagSpec
 from trimtab.lm import LanguageModel, Site, load_model
 
 ADAPTER_FILE = "adapter_config.json"
@@ -173,6 +173,24 @@ def _peft() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield peft
+
+
+def writing_rows(model: LanguageModel, flags: FlagSpec) -> list[Tensor]:
+    """Weights that are trained and write into the stream up to the flags' last site, each with d_model rows.
+
+    They share memory with the parameters; a row is all that writes one dimension.
+    """
+    sites = [Site(kind, layer) for layer in range(flags.sites[-1].layer + 1) for kind in KINDS]
+    found: list[Tensor] = []
+    for module in filter(None, (_writer(model, site) for site in sites)):
+        for name, part in module.named_modules():
+            if not isinstance(part, EITHER) or "lora_A" in name:
+                continue
+            transposed = isinstance(part, Conv1D)
+            for weight in (part.weight, part.bias):
+                if weight is not None and weight.requires_grad:
+                    found.append(weight.data.T if transposed else weight.data)
+    return found
 
 
 def trained_weights(hf: nn.Module, adapt: str) -> dict[str, nn.Parameter]:

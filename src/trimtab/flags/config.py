@@ -65,7 +65,11 @@ class FlagTraining(LoraOptions):
     clip_norm: float = 5.0
     """Largest norm of the gradient of all weights; 0 does not clip."""
     loss: str = "normalised_l1"
-    """Form of the flags' loss: normalised_l1, l1 or squared."""
+    """Form of the flags' loss: normalised_l1, l1, squared or normalised_squared."""
+    flag_weight: float = 1.0
+    """What the curriculum's λ is multiplied by."""
+    flag_lr_factor: float = 10.0
+    """Where flags have a loss, how many times lr those rows of weights learn at that write the flags' dimensions."""
     holdout: float = HOLDOUT
     """Share of prompts and of documents held out, unless held-out examples are given. Examples whose prompt and
     document do not agree are left out, and counted; there are none at the `holdout` that `flags import` was given."""
@@ -89,7 +93,9 @@ class FlagTraining(LoraOptions):
         check_least(self, 1, "steps", "batch_size", "log_every", "checkpoint_every")
         check_least(self, 2, "max_tokens")
         check_least(self, 0, "snapshots")
-        check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "lr")
+        check_values(
+            self, "positive and finite", lambda value: 0 < value < math.inf, "lr", "flag_weight", "flag_lr_factor"
+        )
         check_values(self, "from 0 to below 1", lambda value: 0 <= value < 1, "warmup_share", "holdout")
         check_values(self, "at least 0 and finite", lambda value: 0 <= value < math.inf, "weight_decay", "clip_norm")
         if self.loss not in LOSSES:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
-from trimtab.flags.adapters import trained_weights
+from trimtab.flags.adapters import trained_weights, writing_rows
 from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import Curriculum
 from trimtab.flags.examples import Encoded, Example, LabelledBatch, batch_of
@@ -92,6 +92,11 @@ class FlagTrainer:
         self.weights = trained_weights(self.model.hf, config.adapt)
         for weight in self.weights.values():
             weight.requires_grad_(True)
+        # A flag goes from 0 to the size of a coordinate while other dimensions move by a little. What writes it has
+        # more to learn than the rest, and may learn it faster: nothing else changes with these rows.
+        learns = any(phase.weight for phase in curriculum.phases)
+        self.flag_rows = writing_rows(self.model, self.flags) if learns else []
+        self.flag_dims = torch.tensor(self.flags.flat_dims, device=self.model.device)
         self.adam = Adam(self.model.hf, betas=BETAS, clip_norm=config.clip_norm, weight_decay=config.weight_decay)
         self.step, self.tokens, self.window, self._orders = 0, 0, dict[str, float](), dict[int, np.ndarray]()
         checkpoint = ranks.broadcast(None if run is None else latest_checkpoint(run.file(CHECKPOINTS)))
@@ -164,8 +169,8 @@ class FlagTrainer:
         batch = self.batch_at(self.step)
         tokens = sum(len(row.ids) - row.prompt_length for row in rows)
         losing = step_loss(
-            self.model, self.flags, batch, forced=forced, weight=phase.weight, form=config.loss, tokens=tokens,
-            autocast=config.autocast,
+            self.model, self.flags, batch, forced=forced, weight=config.flag_weight * phase.weight, form=config.loss,
+            tokens=tokens, autocast=config.autocast,
         )  # fmt: skip
         with torch.enable_grad(), losing as loss:
             loss.total.backward()
@@ -177,7 +182,10 @@ class FlagTrainer:
         found = dict(zip(SUMMED, sums.tolist(), strict=False))
         if not math.isfinite(found["total"]):
             raise self._diverged("loss", found["total"])
+        before = [written[self.flag_dims] for written in self.flag_rows]
         norm = self.adam.step(config.lr_at(self.step))
+        for written, old in zip(self.flag_rows, before, strict=True):
+            written[self.flag_dims] = old + config.flag_lr_factor * (written[self.flag_dims] - old)
         if not math.isfinite(norm):
             raise self._diverged("gradient norm", norm)
         self.model.hf.zero_grad(set_to_none=True)
@@ -195,7 +203,7 @@ class FlagTrainer:
             "flag_loss": w["flag_loss"] / read if read else None,
             "flag_accuracy": (w["right_on"] / on + w["right_off"] / off) / 2 if on and off else None,
             "forced": 1 - read / w["steps"],
-            "weight": self.curriculum.at((self.step - 1) / self.config.steps).weight,
+            "weight": self.config.flag_weight * self.curriculum.at((self.step - 1) / self.config.steps).weight,
             "grad_norm": w["grad_norm"] / w["steps"],
             "lr": self.config.lr_at(self.step - 1),
             "tokens": self.tokens,

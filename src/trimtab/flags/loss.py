@@ -25,8 +25,13 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "normalised_l1": lambda error, target: error.abs() / target,
     "l1": lambda error, _target: error.abs(),
     "squared": lambda error, _target: error.square(),
+    "normalised_squared": lambda error, target: (error / target).square(),
 }
-"""From h − y·t and t: |h − y·t|/t, |h − y·t|, (h − y·t)². The paper's code has the first, its text the others."""
+"""From h − y·t and t: |h − y·t|/t, |h − y·t|, (h − y·t)², ((h − y·t)/t)².
+
+The paper's code has the first, its text the next two. Where a concept is rare, absolute errors pull its flag to the
+median, which is off until the concept is likelier than not; squared ones pull it to the probability itself.
+"""
 
 
 class FlagReading:
