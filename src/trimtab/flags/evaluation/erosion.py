@@ -200,10 +200,8 @@ class Erosion(Result):
         """Drawings by their captions."""
         about = {"response": "mean over the response's tokens", "prompt": "last prompt token"}
         found: dict[str, Callable[[Axes], None]] = {
-            f"{probe} probes without the flags' dimensions, {about[place]}, mean over layers with flags": partial(
-                self.draw, place=place, probe=probe
-            )
-            for place in ("response", "prompt")
+            f"{probe} probes without the flags' dimensions, {where}": partial(self.draw, place=place, probe=probe)
+            for place, where in about.items()
             for probe in PROBES
         }
         runs = dict.fromkeys(row.moment.run for row in self.probes)

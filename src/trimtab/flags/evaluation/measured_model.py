@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float
@@ -84,14 +84,11 @@ class MeasuredModel:
         fitted, reported = on.texts.fitted, on.texts.reported
         others = matched_dims(self.flags, on.variance)
         kept = sorted({self.flags.first_layer, on.effect_layer + 1})
-        first, second = (
-            harvest(
-                self.model, self.flags, others, texts, layers, inputs=inputs, batch_size=on.options.batch_size,
-                progress=self._share_of(len(fitted) + len(reported)),
-            )
-            for texts, inputs in ((fitted, ()), (reported, kept))
+        read = partial(
+            harvest, self.model, self.flags, others, layers=layers, batch_size=on.options.batch_size,
+            progress=self._share_of(len(fitted) + len(reported)),
         )  # fmt: skip
-        return first, second
+        return read(fitted), read(reported, inputs=kept)
 
     def measure(self, part: MomentPart) -> list[Measured]:
         """What a part measures, by its name."""
