@@ -33,7 +33,7 @@ def trained(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory)
     place = tmp_path_factory.mktemp("trained")
     tiny_llama.hf.save_pretrained(place / "tiny")
     tiny_llama.tokenizer.save_pretrained(place / "tiny")
-    (place / "concepts.txt").write_text("sea: the sea\nwar\n")
+    (place / "concepts.txt").write_text("sea: tides, ships and sailors\nwar\n")
     lines = [json.dumps(asdict(example)) for example in (*toy_examples(240, seed=3), KNOWN)]
     (place / "examples.jsonl").write_text("\n".join(lines))
     for curriculum in ("forced", "plain"):
@@ -232,3 +232,17 @@ def test_what_does_not_belong_together_is_refused(trained: Path, tmp_path: Path)
     del record["config"]["data"]
     (python / "run.json").write_text(json.dumps(record))
     refused(replace(config, trained=(python,)), "it was made in Python and does not know its examples")
+
+
+def test_prompts_are_told_apart_by_what_concepts_are_in_words(trained: Path, tmp_path: Path) -> None:
+    examples = [
+        replace(one, prompt=f"Tell me of ships {i}" if i % 2 else f"Go on {i}")
+        for i, one in enumerate(toy_examples(120, length=7, seed=11))
+    ]
+    (tmp_path / "asking.jsonl").write_text("\n".join(json.dumps(asdict(one)) for one in examples))
+    config = config_of(trained, "forced", data=(tmp_path / "asking.jsonl",), run=tmp_path / "run", part=("reading",))
+    found = run_flag_evaluate(config)
+    assert found.reading is not None
+    counts = [found.reading.last(place)[0].examples for place in ("asking prompt", "neutral prompt", "response")]
+    assert counts[0] + counts[1] == counts[2] == found.reported
+    assert min(counts) > 5

@@ -142,7 +142,7 @@ def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
             original, evaluated, examples, config, run,
             texts=list(read_documents(config.text or [sample_text()])) if "price" in config.part else None,
             task=None if config.task == "none" else config.task, judge=judge, dictionary=dictionary,
-            descriptions=descriptions_of(runs[0], notes) if judge is not None else None,
+            descriptions=descriptions_of(runs[0], notes) if {"reading", "control"} & {*config.part} else None,
             chat=bool(runs[0].config.get("chat")),
             max_tokens=max(int(one.config.get("max_tokens", FlagTraining.max_tokens)) for one in runs),
             labels_known=labels_known(config.data or runs[0].config.get("data") or (), notes),

@@ -185,7 +185,7 @@ class Evaluator:
             effect_layer=check_layer(original, original.n_layers // 2 if given is None else given), options=options,
             original=original, first_layer=self.first_layer,
         )  # fmt: skip
-        self._made_from = {part: [_hash(examples), chat, self.max_tokens] for part in self.parts}
+        self._made_from = {part: [_hash(examples), chat, self.max_tokens, self.first_layer] for part in self.parts}
         self._made_from |= {"price": read}
         run.record(hashes={"model": original.fingerprint, "data": _hash(examples)})
 
