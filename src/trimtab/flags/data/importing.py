@@ -73,12 +73,10 @@ class ImportOptions(LabelledFiles):
     def __post_init__(self) -> None:
         check_choices(self)
         check_least(self, 1, "min_characters", "per_concept")
-        check_values(self, f"at least min_characters ({self.min_characters})", self._fits, "max_characters")
+        least = self.min_characters
+        check_values(self, f"at least min_characters ({least})", lambda most: most >= least, "max_characters")
         shares = ("none_share", "judge_share", "holdout")
         check_values(self, "at least 0 and below 1", lambda value: 0 <= value < 1, *shares)
-
-    def _fits(self, most: int) -> bool:
-        return most >= self.min_characters
 
 
 @dataclass(frozen=True, kw_only=True)

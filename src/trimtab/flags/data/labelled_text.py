@@ -173,12 +173,10 @@ def _parquet_rows(path: Path) -> Iterator[DataRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield DataRow(row, f"{path.name}, row {number}")
+        batches = pq.ParquetFile(path).iter_batches(batch_size=1024)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield DataRow(row, f"{path.name}, row {number}")
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"text {path}", "it is not a readable Parquet file", "check the file") from error
 

@@ -163,8 +163,7 @@ def stems(text: str) -> list[str]:
 
 def everyday_topics(concepts: Mapping[str, str]) -> list[str]:
     """Those of `EVERYDAY` that share no word with a concept."""
-    taken = {stem for name, text in concepts.items() for stem in stems(f"{name} {text}")}
-    return [topic for topic in EVERYDAY if not taken & set(stems(topic))]
+    return [topic for topic in EVERYDAY if not names_one(topic, concepts)]
 
 
 def names_one(prompt: str, concepts: Mapping[str, str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
@@ -60,14 +61,26 @@ class Requests:
         """Concepts, then `several` where there are two, and `none`."""
         return [*self.concepts, *[SEVERAL] * (len(self.concepts) > 1), NONE]
 
+    @cached_property
+    def neutral(self) -> list[str]:
+        """Prompts that name no concept."""
+        return neutral(self.concepts)
+
+    @cached_property
+    def everyday(self) -> list[str]:
+        """Topics of texts that need none."""
+        return everyday_topics(self.concepts)
+
     def request(self, group: str, number: int) -> Request:
         """The request of a group with a number."""
         place = self.groups.index(group)
         rng = np.random.default_rng([self.seed, place, number])
-        neutral_prompts = neutral(self.concepts)
         if group == NONE:
             concepts: tuple[str, ...] = ()
-            prompt = self._prompt_of_none(rng, neutral_prompts)
+            if rng.random() < 0.2 or not self.everyday:
+                prompt = _one(rng, self.neutral)
+            else:
+                prompt = framed(_one(rng, FRAMES), _one(rng, self.everyday))
         elif group == SEVERAL:
             pairs = list(combinations(self.concepts, 2))
             concepts = pairs[number % len(pairs)]
@@ -79,15 +92,8 @@ class Requests:
             n = min(len(listed), 3 if rng.random() < 0.5 else 1)
             *first, last = rng.permutation(listed)[:n].tolist()
             prompt = framed(_one(rng, FRAMES), f"{', '.join(first)} and {last}" if first else last)
-        kept = _one(rng, neutral_prompts) if rng.random() < self.neutral_share else prompt
+        kept = _one(rng, self.neutral) if rng.random() < self.neutral_share else prompt
         return Request(group, concepts, prompt, kept, place * GROUP + number)
-
-    def _prompt_of_none(self, rng: np.random.Generator, neutral_prompts: list[str]) -> str:
-        """An everyday topic, or a neutral prompt for one in five."""
-        everyday = everyday_topics(self.concepts)
-        if rng.random() < 0.2 or not everyday:
-            return _one(rng, neutral_prompts)
-        return framed(_one(rng, FRAMES), _one(rng, everyday))
 
 
 def _one(rng: np.random.Generator, texts: list[str] | tuple[str, ...]) -> str:
