@@ -157,7 +157,7 @@ class FlagControl(Result):
         found["texts"] = _texts(self)
         if self.missing:
             rows = [{"what": name, "why": why} for name, why in self.missing.items()]
-            found["missing"] = Table(columns=[Column("missing", "what"), Column("why", "why")], rows=rows)
+            found["missing"] = Table(columns=[Column("what", "what"), Column("why", "why")], rows=rows, title="Missing")
         return found
 
     def switchboard(self) -> Table:
