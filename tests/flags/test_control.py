@@ -112,7 +112,7 @@ def check_elsewhere(result: FlagControl) -> None:
     found, on = arms["unassigned dimensions"], arms["flags on"]
     assert found.rate.estimate == pytest.approx(arms["flags free"].rate.estimate, abs=0.25)
     assert found.difference.low > 0.1
-    assert 0.5 < found.relative_dose / on.relative_dose < 2
+    assert 0.3 < found.relative_dose / on.relative_dose < 3  # flags that a model holds by itself need less
 
 
 def test_one_quantity_has_one_number(measured: FlagControl) -> None:
@@ -158,8 +158,10 @@ def test_it_is_read_back_and_shows_itself(measured: FlagControl) -> None:
     )
     shown = measured.shown()
     titles = [table.title for table in shown.tables]
-    assert titles[:3] == ["Flags on, off and free", "Switchboard", "Ways of control"]
-    assert "Accuracy of the judge" in titles
+    assert titles[:3] == ["Flags on, off and free", "Switchboard", "Asked for one, another one on"]
+    assert {"Ways of control", "Effect and divergence", "Accuracy of the judge"} <= {*titles}
+    assert "Ways of control by concept" not in titles  # too long for a page
+    assert {row.concept for row in measured.tables()["by concept"].rows} == {"sea", "war"}
     assert len(shown.figures) == 2
     assert measured.judge is not None
     assert [one.concept for one in measured.judge.concepts] == ["sea", "war"]

@@ -178,7 +178,7 @@ def test_a_judge_must_not_know_the_texts(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_plain_run_of_other_settings_is_named(trained: Path, tmp_path: Path) -> None:
-    train(trained, "slower", "plain", lr=1e-4)
+    train(trained, "slower", "plain", lr=1e-4, flag_weight=3.0, loss="squared")  # the last two mean nothing to plain
     config = config_of(trained, "forced", "slower", "lora-plain", part=("reading",), run=tmp_path / "run")
     found = run_flag_evaluate(config)
     assert found.notes[0] == "slower is no control of forced: lr 0.0001, not 0.001"

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from trimtab.control import Answers, Arm, ArmKind, Choosing, ItemSet
 from trimtab.control.arm import Match
@@ -16,17 +16,6 @@ from trimtab.flags.files import load_flags
 from trimtab.flags.spec import FlagSpec
 from trimtab.flags.switches import SwitchedRows
 from trimtab.lm import LanguageModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class SwitchChoice:
-    """Switches, chosen on validation."""
-
-    switches: dict[str, float]
-    """Strength of each concept that is set: 0 off, 1 on."""
-    reward: float
-    """Mean on validation; the largest of several, and so too good."""
-    tried: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +46,16 @@ class SwitchedFlags(ArmKind):
 
     def arms(self, choosing: Choosing) -> list[Arm]:
         flags = self._flags(choosing.validation)
-        switches, about = self.switches, {}
-        if switches is None:
-            choice = self._choice(flags, choosing.validation)
-            switches, about = choice.switches, asdict(choice)
+        about = (
+            {"switches": dict(self.switches)} if self.switches is not None else self._choice(flags, choosing.validation)
+        )
+        switches: Mapping[str, float] = about["switches"]
 
         def answer(items: ItemSet, scale: float) -> list[Answers]:
             return [self.answer(items, flags, {name: scale * value for name, value in switches.items()})]
 
         matches: tuple[Match, ...] = ("own", "kl") if any(switches.values()) else ("own",)
-        return [self.arm(answer, about or {"switches": dict(switches)}, match=match) for match in matches]
+        return [self.arm(answer, about, match=match) for match in matches]
 
     def answer(self, items: ItemSet, flags: FlagSpec, switches: Mapping[str, float]) -> Answers:
         """Answers to items under switches."""
@@ -76,8 +65,9 @@ class SwitchedFlags(ArmKind):
         model = self.model or items.setting.model
         return self.flags or load_flags(model.hf.name_or_path or model.name, model)
 
-    def _choice(self, flags: FlagSpec, validation: ItemSet) -> SwitchChoice:
+    def _choice(self, flags: FlagSpec, validation: ItemSet) -> dict[str, Any]:
+        """Switches with their mean reward on validation, which is the largest of several, and so too good."""
         tried = [{concept: strength} for strength in self.tried for concept in flags.concepts]
         rewards = [float(self.answer(validation, flags, switches).reward.mean()) for switches in tried]
         best = max(range(len(tried)), key=lambda i: (rewards[i], -i))
-        return SwitchChoice(switches=tried[best], reward=rewards[best], tried=len(tried))
+        return {"switches": tried[best], "reward": rewards[best], "tried": len(tried)}

@@ -37,8 +37,10 @@ from trimtab.runs.record import RECORD_NAME
 
 NOT_THE_RESULT = ("run", "trained", *MAY_CHANGE)
 """Fields that may change between openings of a run: what was measured stays, and further runs and parts join it."""
-NOT_SETTINGS = ("seed", "snapshots", "log_every", "checkpoint_every", "gradient_checkpointing", "loss", "holdout")
-"""Options of a finetuning in which a plain run may differ from the one that it is the control of."""
+FLAGS_LOSS = ("loss", "flag_weight", "flag_lr_factor")
+NOT_SETTINGS = ("seed", "snapshots", "log_every", "checkpoint_every", "gradient_checkpointing", "holdout", *FLAGS_LOSS)
+"""Options of a finetuning in which a plain run, which has no loss of flags, may differ from one that it is compared
+with."""
 FIRST = {"heading": ""}
 """Metadata of options that stand at the top of the help."""
 

@@ -153,15 +153,12 @@ class Comparing(NamedTuple):
 
     def _ways(self, concept: str, items: ItemSet) -> dict[str, Way]:
         """Every way of control that is chosen for a concept."""
-        say = self.setting.meter.describe
-        say(f"choosing for {concept}")
         found = {MEAN_DIFFERENCE: best_direction(items, self.fitted.directions[concept], self.options.dose)}
         if self.setting.dictionary is not None:
             found[SAE_FEATURE] = best_feature(items, {"correlated with the label": self.fitted.features[concept]})
         found[PROMPTING] = best_prompting(items)
         if self.plain is not None:
             found[FINETUNED_PROMPTING] = best_prompting(items, self.plain)
-        say(f"comparing for {concept}")
         return found
 
     def _flags_at(self, items: ItemSet, concept: str, strength: float) -> Answers:

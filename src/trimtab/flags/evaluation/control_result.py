@@ -147,10 +147,10 @@ class FlagControl(Result):
 
     def tables(self) -> dict[str, Table]:
         """Concepts, the switchboard, ways of control, the frontier, the judge, texts, and what is missing."""
-        found = {"concepts": _concepts(self), "switchboard": self.switchboard()}
+        found = {"concepts": _concepts(self), "switchboard": self.switchboard(), "conflicts": _conflicts(self)}
         if self.arms:
             found |= {title: _arms(self, kind) for kind, title in _KINDS.items()}
-            found["frontier"] = _frontier(self)
+            found |= {"frontier": _frontier(self), "by concept": _by_concept(self)}
         if self.judge is not None:
             caption = f"On {self.judge.heldout:,} labelled texts. On what the model writes it is not known."
             found["judge"] = replace(self.judge.tables()["concepts"], title="Accuracy of the judge", caption=caption)
@@ -189,7 +189,7 @@ class FlagControl(Result):
             figures["Rate of the concept against the divergence from the original model, by strength"] = (
                 self.draw_frontier
             )
-        return Shown.of(title, self, figures)
+        return Shown.of(title, self, figures, leave_out=("by concept",))
 
 
 def _concepts(result: FlagControl) -> Table:
@@ -202,15 +202,21 @@ def _concepts(result: FlagControl) -> Table:
         Column("asked, free", "asked_free", INTERVAL, spare=1),
         Column("asked, off", "asked_off", INTERVAL, spare=1),
         Column("suppressed", "suppressed", SIGNED, note="free − off where asked"),
-        Column("other on", "other", spare=5),
-        Column("asked, off, other on", "conflict_asked", INTERVAL, spare=4),
-        Column("the other", "conflict_other", INTERVAL, spare=4),
     ]
-    caption = (
-        f"{_RATES} Asked: prompts that ask for the concept. Other on: there the concept is off and another one on; "
-        "rates of both."
-    )
+    caption = f"{_RATES} Asked: prompts that ask for the concept."
     return Table(columns=columns, rows=result.concepts, title="Flags on, off and free", caption=caption)
+
+
+def _conflicts(result: FlagControl) -> Table:
+    columns = [
+        Column("asked for and off", "concept", whole=True),
+        Column("rate", "conflict_asked", INTERVAL),
+        Column("on", "other", whole=True),
+        Column("its rate", "conflict_other", INTERVAL),
+    ]
+    caption = "Prompts that ask for a concept while its flag is off and another one is on."
+    rows = [one for one in result.concepts if one.other]
+    return Table(columns=columns, rows=rows, title="Asked for one, another one on", caption=caption)
 
 
 def _arms(result: FlagControl, kind: str) -> Table:
@@ -227,7 +233,6 @@ def _arms(result: FlagControl, kind: str) -> Table:
             Column("equal KL", "equal_kl", note="reached", spare=4),
             Column("‖Δ‖/‖x‖", "relative_dose", NUMBER, spare=3),
         ]
-    columns.append(Column("concept", "concept", whole=True))
     caption = {
         "neutral": f"Neutral prompts. What is chosen was chosen on {result.validation_prompts} other prompts. At equal "
         "kl: scaled there to the divergence of flags on, and for how many concepts that was reached within 10%. KL is "
@@ -236,8 +241,23 @@ def _arms(result: FlagControl, kind: str) -> Table:
         "conflict": "Prompts that ask for another concept, while each way is to bring this one about; flags: this one "
         "on, the other one off.",
     }[kind]
-    rows = [one for one in result.arms if one.prompts == kind and one.scale is None]
-    return Table(columns=columns, rows=rows, title=_KINDS[kind].capitalize(), caption=f"{caption} {_RATES}")
+    shown = result.arms[0].concept
+    rows = [one for one in result.arms if (one.prompts, one.concept, one.scale) == (kind, shown, None)]
+    caption = f"{'Mean over the compared concepts' if shown == ALL else f'Concept {shown}'}. {caption} {_RATES}"
+    return Table(columns=columns, rows=rows, title=_KINDS[kind].capitalize(), caption=caption)
+
+
+def _by_concept(result: FlagControl) -> Table:
+    columns = [
+        Column("concept", "concept", whole=True),
+        Column("prompts", "prompts", whole=True),
+        Column("way of control", "arm", whole=True),
+        Column("rate", "rate", INTERVAL),
+        Column("flags − it", "difference", SIGNED),
+        Column("KL", "kl", NUMBER, note="nats per token"),
+    ]
+    rows = [one for one in result.arms if one.concept != ALL and one.scale is None]
+    return Table(columns=columns, rows=rows, title="Ways of control by concept")
 
 
 def _frontier(result: FlagControl) -> Table:

@@ -101,9 +101,6 @@ def check_alike(runs: Sequence[EvaluatedRun]) -> None:
         if other.flags.concepts != first.flags.concepts:
             why = f"its concepts are {', '.join(other.flags.concepts)}, not {', '.join(first.flags.concepts)}"
             raise UserError(f"run {other.label}", why, "evaluate runs of the same concepts together")
-        if other.flags.d_model != first.flags.d_model:
-            why = f"its model has {other.flags.d_model} dimensions, not {first.flags.d_model}"
-            raise UserError(f"run {other.label}", why, "evaluate runs of one model together")
     labels = [one.label for one in runs]
     for label in labels:
         if labels.count(label) > 1:
