@@ -55,6 +55,11 @@ FEATURES = {
 }  # fmt: skip
 """Tables of what features are: how many rows pages show, or what the words of a row begin with that they show."""
 CODES = "supervised, mse"
+CONTROL = {
+    title: "" for title in ("Ways of control", "Ways of keeping away", "Ways of control against a request",
+                            "Effect and divergence")
+}  # fmt: skip
+"""Tables of what flags and other ways bring about."""
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -147,6 +152,18 @@ SOURCES = {
         )
         for name, model, option in STUDIED
     },
+    "flags-adapter": Source(
+        "flags-adapter", SHOWN_FILE, SHOWN,
+        "trimtab flags evaluate runs/flags-adapter-training --part control price --snapshots 1 --compared 2 "
+        "--sae default --judge-data data/flags/judge.npz --run runs/flags-adapter",
+        tables={"price": "", "Flags on, off and free": "", **CONTROL},
+    ),
+    "flags-curricula": Source(
+        "flags-curricula", SHOWN_FILE, SHOWN,
+        "trimtab flags evaluate runs/forced runs/auxiliary runs/plain --part reading erosion effects reliance price "
+        "--snapshots 2 --run runs/flags-curricula",
+        tables={"price": "", "reading": "", "erosion": "", "effects": "", "reliance": ""},
+    ),
     "core": Source(
         "core", "run.json",
         "documents tokens metrics name value",

@@ -17,7 +17,7 @@ from trimtab.flags.config import FlagPlacing, FlagTraining
 from trimtab.flags.curricula import Curriculum
 from trimtab.flags.dividing import Divided, divide
 from trimtab.flags.examples import Example, read_examples
-from trimtab.flags.files import MODEL, NAME, load_flagged, load_flags, snapshots, was_trained_in_chat
+from trimtab.flags.files import MODEL, NAME, found_directory, load_flagged, load_flags, snapshots, was_trained_in_chat
 from trimtab.flags.placing import place_flags
 from trimtab.flags.result import FlagTrainingResult
 from trimtab.flags.spec import FlagSpec
@@ -165,7 +165,7 @@ class FlagSteerConfig(DecodingConfig):
     """Continue prompts with a model's flags free, and with some of them on, off or at a strength between."""
 
     model: str
-    """Directory of a model with flags, or a finished run of `flags train`."""
+    """Directory of a model with flags, a finished run of `flags train`, or the shipped adapter's name."""
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
     on: tuple[str, ...] = ()
@@ -219,12 +219,12 @@ def flagged_directory(given: str | Path) -> Path:
     """Where the files of a model with flags are.
 
     Args:
-        given: their directory, or a finished run of `flags train`.
+        given: their directory, a finished run of `flags train`, or the name of an adapter that ships with trimtab.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of these.
     """
-    path = Path(given).expanduser()
+    path = found_directory(Path(given).expanduser())
     if (path / NAME).exists():
         return path
     if not (path / RECORD_NAME).exists():

@@ -11,6 +11,7 @@ import hashlib
 import re
 import shutil
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,15 @@ def save_flags(
     return final
 
 
+def found_directory(path: Path | str) -> Path:
+    """A directory; or that of an adapter that ships with trimtab, by its name (MODEL/NAME), where there is no such."""
+    shipped = Path(str(files("trimtab"))) / "assets" / str(path).replace("/", "--", 1)
+    return shipped if not Path(path).exists() and (shipped / NAME).is_file() else Path(path)
+
+
 def _file(path: Path | str) -> Path:
-    return Path(path) if Path(path).name == NAME else Path(path) / NAME
+    found = found_directory(path)
+    return found if found.name == NAME else found / NAME
 
 
 def _fields(path: Path | str) -> dict[str, Any]:
@@ -205,7 +213,7 @@ def load_flagged(
     """A saved model with its flags, whether all its weights were saved or an adapter.
 
     Args:
-        path: the directory, with a `flags.json` in it.
+        path: the directory, with a `flags.json` in it; or the name of an adapter that ships with trimtab.
         device, dtype: as `load_model` takes them.
         base: the model that the adapter was trained on; by default it is loaded by the name that it was loaded by then.
 
@@ -213,7 +221,7 @@ def load_flagged(
         UserError: there is no `flags.json`, the model cannot be loaded, an adapter belongs to another model, or the
             flags to other weights.
     """
-    directory = Path(path)
+    directory = found_directory(path)
     fields = _fields(directory / NAME)
     if (directory / ADAPTER_FILE).is_file():
         of = fields.get("base") or {}
