@@ -55,11 +55,8 @@ FEATURES = {
 }  # fmt: skip
 """Tables of what features are: how many rows pages show, or what the words of a row begin with that they show."""
 CODES = "supervised, mse"
-CONTROL = {
-    title: "" for title in ("Ways of control", "Ways of keeping away", "Ways of control against a request",
-                            "Effect and divergence")
-}  # fmt: skip
-"""Tables of what flags and other ways bring about."""
+CONTROL = {"Ways of control": ".*all concepts", "Effect and divergence": ""}
+"""Tables of what flags and other ways bring about, and which rows."""
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -153,7 +150,7 @@ SOURCES = {
         for name, model, option in STUDIED
     },
     "flags-adapter": Source(
-        "flags-adapter", SHOWN_FILE, SHOWN,
+        "flags-adapter", SHOWN_FILE, f"{SHOWN} difference",
         "trimtab flags evaluate runs/flags-adapter-training --part control price --snapshots 1 --compared 2 "
         "--sae default --judge-data data/flags/judge.npz --run runs/flags-adapter",
         tables={"price": "", "Flags on, off and free": "", **CONTROL},
@@ -162,7 +159,7 @@ SOURCES = {
         "flags-curricula", SHOWN_FILE, SHOWN,
         "trimtab flags evaluate runs/forced runs/auxiliary runs/plain --part reading erosion effects reliance price "
         "--snapshots 2 --run runs/flags-curricula",
-        tables={"price": "", "reading": "", "erosion": "", "effects": "", "reliance": ""},
+        tables={"price": "", "reading": "", "erosion": ".*response, linear", "effects": "", "reliance": ""},
     ),
     "core": Source(
         "core", "run.json",
@@ -206,6 +203,8 @@ def collect(runs: Path) -> None:
             found = json.loads(file.read_text(encoding="utf-8"))
             found = found["results"] if file.name == "run.json" else found
             found = {"tables": few_tables(found, source.tables)} if file.name == SHOWN_FILE else found
+            if controls := (record["results"] or {}).get("controls"):
+                found["difference"] = controls[0]["control"]["difference"]
             if found is not None and "scores" in found:
                 found = {"scores": [score for score in found["scores"] if score["contender"] == CODES]}
             if found is not None:
