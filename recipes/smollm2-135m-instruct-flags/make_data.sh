@@ -32,13 +32,13 @@ half --text "$labels/clinc150_full.json" --others drop --min-characters 24 --run
         meaning_of_life what_are_your_hobbies do_you_have_pets tell_joke fun_fact find_phone meeting_schedule)
 half --text "$text/movie_reviews.zip" --rename neg=film pos=film --cleaning wikitext --run "$out/parts/film"
 # speeches, of which some are in Latin-1
-rm -rf "$out/speeches" && unzip -qd "$out/speeches" "$text/state_union.zip" 'state_union/*.txt'
-mkdir "$out/speeches/politics"
-for file in "$out"/speeches/state_union/*.txt; do
-    iconv -f LATIN1 -t UTF-8 "$file" >"$out/speeches/politics/$(basename "$file")"
+rm -rf "$out/su" && unzip -qd "$out/su" "$text/state_union.zip" 'state_union/*.txt'
+mkdir "$out/su/politics"
+for file in "$out"/su/state_union/*.txt; do
+    iconv -f LATIN1 -t UTF-8 "$file" >"$out/su/politics/$(basename "$file")"
 done
-rm -r "$out/speeches/state_union"
-half --text "$out/speeches" --run "$out/parts/politics"
+rm -r "$out/su/state_union"
+half --text "$out/su" --run "$out/parts/politics"
 half --text "$text/tinystories_1000.json" --label stories --run "$out/parts/stories"
 half --text "$text/wikitext_1000_passages.json" --label none --cleaning wikitext --per-concept 300 \
     --run "$out/parts/encyclopaedia"

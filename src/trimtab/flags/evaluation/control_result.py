@@ -235,8 +235,9 @@ def _arms(result: FlagControl, kind: str) -> Table:
         ]
     caption = {
         "neutral": f"Neutral prompts. What is chosen was chosen on {result.validation_prompts} other prompts. At equal "
-        "kl: scaled there to the divergence of flags on, and for how many concepts that was reached within 10%. KL is "
-        "to the original model at the tokens that were written; not measured where an instruction changes the prompts.",
+        "kl: scaled there to the divergence of flags on per text, and for how many concepts that was reached within "
+        "10%. KL is to the original model at the tokens that were written; not measured where an instruction changes "
+        "the prompts.",
         "asked": "Prompts that ask for the concept, which each way is to keep away. Subtracted: at minus its dose.",
         "conflict": "Prompts that ask for another concept, while each way is to bring this one about; flags: this one "
         "on, the other one off.",
