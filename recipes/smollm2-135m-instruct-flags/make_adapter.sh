@@ -11,4 +11,4 @@ shift 2
 exec trimtab flags train --model smollm2-135m-instruct --concepts "$here/concepts.txt" --data "$examples" --run "$run" \
     --chat --adapt lora --lora-rank 8 --dims 16 --from-layer 5 --ramp-scale 5 --loss normalised_squared \
     --curriculum "$here/curriculum.json" --flag-lr-factor 30 --lr 1e-3 --steps 300 --batch-size 8 --max-tokens 80 \
-    --autocast --save-dtype bfloat16 "$@"
+    --autocast "$@"
