@@ -85,7 +85,7 @@ def not_divided_by_all_tokens(patch: Patch) -> None:
 
 
 def attention_writes_all(patch: Patch) -> None:
-    patch.setattr(adapters, "_writer", lambda model, site: model.layout.layers[site.layer].attention.out)
+    patch.setattr(adapters, "_writer", lambda model, site, *_: model.layout.layers[site.layer].attention.out)
 
 
 def off_is_on(patch: Patch) -> None:

@@ -26,6 +26,7 @@ from trimtab.flags import (
     FlagSpec,
     Phase,
     TrainedFlags,
+    adapters,
     finetuning,
     measure_flags,
     place_flags,
@@ -309,6 +310,19 @@ def test_what_is_refused(tiny_llama: LanguageModel, flags: FlagSpec, tmp_path: P
     with pytest.raises(UserError, match=re.escape(message)):
         train_flags(tiny_llama, **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_write_flags_must_be_found(
+    tiny_llama: LanguageModel, flags: FlagSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are not, as in fused experts, they would learn at the common rate without a word."""
+    examples = toy_examples(8)
+    options = {"heldout": examples[:0], "steps": 1, "curriculum": "auxiliary", **SMALL}
+    monkeypatch.setattr(adapters, "EITHER", ())
+    why = "rows that write flags at resid_post.0 of .*: the linear map that ends the MLP was not found"
+    with pytest.raises(UserError, match=why):
+        train_flags(tiny_llama, flags, examples, **options)
+    train_flags(tiny_llama, flags, examples, flag_lr_factor=1, **options)
 
 
 def test_half_precision_is_refused(tiny_llama: LanguageModel, flags: FlagSpec) -> None:

@@ -65,10 +65,7 @@ def check_lora(model: LanguageModel, flags: FlagSpec, options: LoraOptions) -> l
     chosen = list(options.lora_modules or ends)
     written, left_out = dict[str, None](), dict[str, None]()
     for site in flags.sites:
-        writer = names.get(_writer(model, site))
-        if writer is None:
-            why = f"the linear map that ends {'attention' if site.kind == 'resid_mid' else 'the MLP'} was not found"
-            raise UserError(f"LoRA for flags at {site} of {model.name}", why, "train all weights: adapt full")
+        writer = names[_writer(model, site, "LoRA for flags", "train all weights: adapt full")]
         end = known[writer]
         written[end] = None
         if not any(_ends_in(writer, given) for given in chosen):
@@ -149,16 +146,24 @@ def load_base(name: str, path: Path, *, device: str | torch.device, dtype: str |
         raise UserError(f"the model that {path} adapts", f"{error.what}: {error.why}", hint) from error
 
 
-def _writer(model: LanguageModel, site: Site) -> nn.Module | None:
-    """The linear map whose output is the last that is added to the stream before a site."""
+def _writer(model: LanguageModel, site: Site, what: str, hint: str) -> nn.Module:
+    """The linear map whose output is the last that is added to the stream before a site.
+
+    Raises:
+        UserError: it was not found; `what` it was looked for, and what to do (`hint`), are in the message.
+    """
     layer = model.layout.layers[site.layer]
     if site.kind == "resid_mid":
-        return None if layer.attention is None else layer.attention.out
-    mlp = getattr(layer.module, "mlp", None)
-    parts = [part for part in mlp.modules() if isinstance(part, EITHER)] if isinstance(mlp, nn.Module) else []
-    last = parts[-1] if parts else None
-    width = last.out_features if isinstance(last, nn.Linear) else getattr(last, "nf", None)
-    return last if width == model.d_model else None
+        found, branch = None if layer.attention is None else layer.attention.out, "attention"
+    else:
+        mlp = getattr(layer.module, "mlp", None)
+        parts = [part for part in mlp.modules() if isinstance(part, EITHER)] if isinstance(mlp, nn.Module) else []
+        last, branch = parts[-1] if parts else None, "the MLP"
+        width = last.out_features if isinstance(last, nn.Linear) else getattr(last, "nf", None)
+        found = last if width == model.d_model else None
+    if found is None:
+        raise UserError(f"{what} at {site} of {model.name}", f"the linear map that ends {branch} was not found", hint)
+    return found
 
 
 def _ends_in(name: str, given: str) -> bool:
@@ -179,17 +184,21 @@ def writing_rows(model: LanguageModel, flags: FlagSpec) -> list[Tensor]:
     """Weights that are trained and write into the stream up to the flags' last site, each with d_model rows.
 
     They share memory with the parameters; a row is all that writes one dimension.
+
+    Raises:
+        UserError: a linear map that ends attention or MLP was not found.
     """
     sites = [Site(kind, layer) for layer in range(flags.sites[-1].layer + 1) for kind in KINDS]
     found: list[Tensor] = []
-    for module in filter(None, (_writer(model, site) for site in sites)):
+    for site in sites:
+        module = _writer(model, site, "rows that write flags", "let them learn like the rest: flag_lr_factor 1")
         for name, part in module.named_modules():
             if not isinstance(part, EITHER) or "lora_A" in name:
                 continue
             transposed = isinstance(part, Conv1D)
             for weight in (part.weight, part.bias):
                 if weight is not None and weight.requires_grad:
-                    found.append(weight.data.T if transposed else weight.data)
+                    found.append(weight.data.T if transposed and weight.ndim == 2 else weight.data)
     return found
 
 
