@@ -21,7 +21,6 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from machine import cpu_name
+from machine import cpu_name, peak_mib
 
 from trimtab.distributed import Ranks
 from trimtab.flags import Curriculum, Example, FlagTraining, Phase, place_flags
@@ -107,15 +106,15 @@ class Steps:
         return time.perf_counter() - start, time.process_time() - cpu
 
 
-def peak_mib(args: argparse.Namespace) -> float:
-    """Of this process, after some steps of one kind."""
+def peak_after_steps(args: argparse.Namespace) -> float:
+    """Of this process, in MiB, after some steps of one kind."""
     adapt, _, kind = args.measure_memory.partition(".")
     steps = Steps(args, adapt)
     for _ in range(3):
         steps.step(kind)()
     if steps.model.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_mib()
 
 
 def memory(adapt: str, kind: str) -> float:
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure_memory:
-        print(peak_mib(args))
+        print(peak_after_steps(args))
         return
 
     result: dict[str, Any] = {}

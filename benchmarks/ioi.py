@@ -24,7 +24,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from machine import cpu_name
+from machine import cpu_name, peak_mib
 
 from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
@@ -165,7 +164,7 @@ def main() -> None:
         "seconds": statistics.median(ours),
         "loop_seconds": statistics.median(loops),
         "max_abs_difference": difference,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_mib() / 2**10,
         "prompts": args.prompts,
         "heads": len(senders),
         "heads_timed": len(sample),

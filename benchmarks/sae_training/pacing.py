@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import machine
 import torch
 from torch import Tensor
 
@@ -116,4 +116,4 @@ def peak_mib() -> float:
     """Largest resident memory so far; on an accelerator, largest memory in use there."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return machine.peak_mib()

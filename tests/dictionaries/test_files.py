@@ -21,9 +21,9 @@ from trimtab.dictionaries import (
     save_dictionary,
     shipped_names,
 )
-from trimtab.dictionaries import shipped as shipped_module
 from trimtab.dictionaries.saelens_layout import hook_from_site, site_from_hook
 from trimtab.errors import UserError
+from trimtab.runs import shipped as shipped_files
 
 INFO = DictionaryInfo(architecture="standard", model="tiny", site="resid_post.1", metadata={"tokens": 12, "note": "ü"})
 
@@ -289,7 +289,7 @@ def test_the_dictionarys_own_statistics_are_saved_and_stale_ones_removed(random_
 
 
 def test_shipped_dictionaries_go_by_name(random_sae, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped_module, "_assets", lambda: tmp_path)
+    monkeypatch.setattr(shipped_files, "ASSETS", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert shipped_names() == []
     with pytest.raises(UserError, match=r"none of that name ships with trimtab; .* a shipped name \(none\)"):

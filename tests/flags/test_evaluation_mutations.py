@@ -124,7 +124,16 @@ def pushed_one_later(patch: Patch) -> None:
 
 def flipped_is_right(patch: Patch) -> None:
     real = reliance._values
-    patch.setattr(reliance, "_values", lambda flags, mean, on: real(flags, mean, 1 - on))
+    patch.setattr(reliance, "_values", lambda flags, mean, on, others: real(flags, mean, 1 - on, others))
+
+
+def no_other_concepts(patch: Patch) -> None:
+    real = reliance._values
+    patch.setattr(reliance, "_values", lambda flags, mean, on, others: real(flags, mean, on, on))
+
+
+def swapped_against_the_untouched(patch: Patch) -> None:
+    patch.setattr(reliance, "AGAINST", {**reliance.AGAINST, "swapped": "none"})
 
 
 def a_site_left_alone(patch: Patch) -> None:
@@ -244,6 +253,11 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], Check]] = {
         lambda model, _: parts.test_effects_are_those_of_a_slow_reference(model),
     ),
     "flipped and right exchanged": (flipped_is_right, lambda model, _: planted_reliance(model.tokenizer)),
+    "flags swapped with themselves": (no_other_concepts, lambda model, _: planted_reliance(model.tokenizer)),
+    "swapped flags against the untouched model": (
+        swapped_against_the_untouched,
+        lambda model, _: planted_reliance(model.tokenizer),
+    ),
     "a site left alone": (
         a_site_left_alone,
         lambda model, more: parts.test_other_dimensions_are_moved_by_as_much(model, more["flags"], more["patch"]),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted_model import COPIES, FLAGS, OTHERS, loss_of_a_letter, planted_model
+from planted_model import COPIES, FLAGS, LETTER, OTHERS, loss_of_a_letter, planted_model
 from toy_corpus import toy_examples
 
 from trimtab.activations import as_documents, tokenise
@@ -276,7 +276,7 @@ def test_reliance_is_its_closed_form_and_nothing_where_nothing_is_read(tiny_toke
     part = cost_of(model, texts)
     for row in part.rows:
         if row.key["dims"] == ELSEWHERE:
-            assert np.array_equal(row.values, part.of(way="none", dims="")), row.key
+            assert np.array_equal(row.values, part.of(way="none", dims=ELSEWHERE)), row.key
     found = reliance_result([series_of("forced", {1: part})], resamples(texts.reported))
     cost = {row.way: row.flags for row in found.costs}
     having = texts.reported.labels.any(axis=1)
@@ -285,6 +285,9 @@ def test_reliance_is_its_closed_form_and_nothing_where_nothing_is_read(tiny_toke
     assert cost["zeroed"].low > 0
     assert cost["flipped"].estimate > cost["zeroed"].estimate
     assert 0 < cost["mean"].estimate < cost["zeroed"].estimate
+    # The other concept's letters win by their flag, at every token, and the right ones lose what theirs gave.
+    assert cost["swapped"].estimate == pytest.approx(LETTER, rel=1e-5)
+    assert part.of(way="tokens", dims="right").sum() == 6 * having.sum()
     assert all(row.elsewhere.estimate == row.elsewhere.high == 0 for row in found.costs)
 
 
@@ -305,6 +308,7 @@ def test_other_dimensions_are_moved_by_as_much(tiny_llama: LanguageModel, flags:
     part = texts.take(texts.by_length(5)[0])
     batch = batch_of(tiny_llama, flags, part.examples, part.tokens)
     clean, drawn = capture(tiny_llama, batch.tokens, sites), set()
+    assert len(seen) == 10
     for own, elsewhere in zip(seen[::2], seen[1::2], strict=True):
         for b, real_tokens in enumerate(batch.tokens.real):
             change = {site: x[b, real_tokens] - clean[site][b, real_tokens] for site, x in elsewhere.items()}
@@ -323,8 +327,9 @@ def test_other_dimensions_are_moved_by_as_much(tiny_llama: LanguageModel, flags:
 def costing(cost: np.ndarray) -> Part:
     """A part in which changed flags cost so much in each example, and other dimensions nothing."""
     n = np.full(len(cost), 10.0)
-    rows = [("tokens", "", n), ("none", "", n)]
-    for way in reliance.WAYS:
+    rows = [(way, dims, n) for way in ("none", "right") for dims in (CHANGED, ELSEWHERE)]
+    rows += [("tokens", "none", n), ("tokens", "right", n)]
+    for way in reliance.AGAINST:
         rows += [(way, CHANGED, n * (1 + cost)), (way, ELSEWHERE, n)]
     return Part([Measured({"way": way, "dims": dims}, values) for way, dims, values in rows], 0.0)
 
@@ -334,7 +339,10 @@ def noisy(cost: float, seed: int = 0, n: int = 20) -> Part:
     return costing(0.2 + cost + noise - noise.mean())
 
 
-MEASURE = "Extra cost of zeroing flags, in nats per token beyond the plain run and the same change elsewhere: "
+MEASURE = (
+    "Extra cost of flags of other concepts in place of the right ones, in nats per token beyond the plain run and the "
+    "same change elsewhere: "
+)
 ONE = "at 5 steps (one seed, interval over examples alone)"
 
 

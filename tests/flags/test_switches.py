@@ -180,6 +180,8 @@ def test_flags_of_another_shape_are_refused(tiny_llama: LanguageModel) -> None:
 
 
 def test_a_file_that_is_not_right(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean smollm2-135m-instruct/topics"):
+        load_flags("smollm2-135m-instruct/topic")
     with pytest.raises(UserError, match=r"flags\.json: there is no such file; give a directory with a flags\.json"):
         load_flags(tmp_path)
     where = save_flags(tiny_llama, FLAGS, tmp_path / "model")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from toy_corpus import LETTERS, PROMPTS, share_of, toy_examples
 
 from trimtab.errors import UserError
@@ -318,8 +319,13 @@ def test_rows_that_write_flags_must_be_found(
     """Where they are not, as in fused experts, they would learn at the common rate without a word."""
     examples = toy_examples(8)
     options = {"heldout": examples[:0], "steps": 1, "curriculum": "auxiliary", **SMALL}
-    monkeypatch.setattr(adapters, "EITHER", ())
     why = "rows that write flags at resid_post.0 of .*: the linear map that ends the MLP was not found"
+    for experts in (nn.ModuleDict({"down_proj": nn.Linear(8, 32)}), nn.ParameterList([torch.zeros(2, 32, 8)])):
+        hf = copy.deepcopy(tiny_llama.hf)
+        hf.get_decoder().layers[0].mlp.experts = nn.ModuleList([experts])
+        with pytest.raises(UserError, match=why):
+            train_flags(LanguageModel.from_hf(hf, tiny_llama.tokenizer, "experts"), flags, examples, **options)
+    monkeypatch.setattr(adapters, "EITHER", ())
     with pytest.raises(UserError, match=why):
         train_flags(tiny_llama, flags, examples, **options)
     train_flags(tiny_llama, flags, examples, flag_lr_factor=1, **options)

@@ -11,12 +11,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from trimtab.activations.formats import Record, is_readable, read_file
 from trimtab.errors import UserError
+from trimtab.runs import ASSETS
 from trimtab.runs.user_files import reading_from_hub
 
 MAX_CHARACTERS = 8_000
@@ -80,7 +80,7 @@ def read_documents(
 
 def sample_text() -> str:
     """Directory of the text that ships with trimtab."""
-    return str(files("trimtab").joinpath("assets/sample_text"))
+    return str(ASSETS / "sample_text")
 
 
 def as_documents(texts: str | Iterable[str | Document]) -> Iterator[Document]:

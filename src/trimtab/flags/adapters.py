@@ -157,8 +157,12 @@ def _writer(model: LanguageModel, site: Site, what: str, hint: str) -> nn.Module
         found, branch = None if layer.attention is None else layer.attention.out, "attention"
     else:
         mlp = getattr(layer.module, "mlp", None)
-        parts = [part for part in mlp.modules() if isinstance(part, EITHER)] if isinstance(mlp, nn.Module) else []
-        last, branch = parts[-1] if parts else None, "the MLP"
+        inside = mlp if isinstance(mlp, nn.Module) else nn.Module()
+        parts = {name: part for name, part in inside.named_modules() if isinstance(part, EITHER)}
+        ends = [name.removesuffix(".base_layer").rpartition(".")[2] for name in parts if "lora_" not in name]
+        # Where there are experts, no single map ends the MLP: several of one name, or one weight of three dimensions.
+        experts = ends.count(ends[-1] if ends else "") > 1 or any(weight.ndim > 2 for weight in inside.parameters())
+        last, branch = list(parts.values())[-1] if parts and not experts else None, "the MLP"
         width = last.out_features if isinstance(last, nn.Linear) else getattr(last, "nf", None)
         found = last if width == model.d_model else None
     if found is None:

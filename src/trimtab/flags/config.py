@@ -69,7 +69,7 @@ class FlagTraining(LoraOptions):
     flag_weight: float = 1.0
     """What the curriculum's λ is multiplied by."""
     flag_lr_factor: float = 10.0
-    """Where flags have a loss, how many times lr those rows of weights learn at that write the flags' dimensions."""
+    """How many times lr those rows of weights learn at that write the flags' dimensions, in every curriculum."""
     holdout: float = HOLDOUT
     """Share of prompts and of documents held out, unless held-out examples are given. Examples whose prompt and
     document do not agree are left out, and counted; there are none at the `holdout` that `flags import` was given."""

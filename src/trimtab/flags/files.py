@@ -11,14 +11,13 @@ import hashlib
 import re
 import shutil
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 from trimtab.flags.adapters import (
     ADAPTER_FILE,
     ADDED,
@@ -33,7 +32,7 @@ from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel, load_model
 from trimtab.lm.layouts import find_layout, text_config
 from trimtab.lm.silence import transformers_silenced
-from trimtab.runs import json_safe, read_json, read_record, read_typed, write_json
+from trimtab.runs import json_safe, read_json, read_record, read_typed, shipped_directory, shipped_names, write_json
 
 NAME = "flags.json"
 FORMAT = 1
@@ -143,8 +142,8 @@ def save_flags(
 
 def found_directory(path: Path | str) -> Path:
     """A directory; or that of an adapter that ships with trimtab, by its name (MODEL/NAME), where there is no such."""
-    shipped = Path(str(files("trimtab"))) / "assets" / str(path).replace("/", "--", 1)
-    return shipped if not Path(path).exists() and (shipped / NAME).is_file() else Path(path)
+    shipped = shipped_directory(str(path), NAME)
+    return shipped if shipped and not Path(path).exists() else Path(path)
 
 
 def _file(path: Path | str) -> Path:
@@ -158,6 +157,7 @@ def _fields(path: Path | str) -> dict[str, Any]:
     fields = read_json(file)
     if fields is None:
         hint = f"give a directory with a {NAME}, such as one that save_flags wrote"
+        hint = did_you_mean(str(path), shipped_names(NAME), hint)
         raise UserError(str(file), "there is no such file", hint)
     if fields.get("format") != FORMAT:
         raise UserError(str(file), f"its format is {fields.get('format')}, not {FORMAT}", "write it again")

@@ -93,9 +93,9 @@ class FlagTrainer:
         for weight in self.weights.values():
             weight.requires_grad_(True)
         # A flag goes from 0 to the size of a coordinate while other dimensions move by a little. What writes it has
-        # more to learn than the rest, and may learn it faster: nothing else changes with these rows.
-        faster = config.flag_lr_factor != 1 and any(phase.weight for phase in curriculum.phases)
-        self.flag_rows = writing_rows(self.model, self.flags) if faster else []
+        # more to learn than the rest, and may learn it faster: nothing else changes with these rows. In `plain` too,
+        # so that it differs in nothing but the flags' loss.
+        self.flag_rows = writing_rows(self.model, self.flags) if config.flag_lr_factor != 1 else []
         self.flag_dims = torch.tensor(self.flags.flat_dims, device=self.model.device)
         self.adam = Adam(self.model.hf, betas=BETAS, clip_norm=config.clip_norm, weight_decay=config.weight_decay)
         self.step, self.tokens, self.window, self._orders = 0, 0, dict[str, float](), dict[int, np.ndarray]()

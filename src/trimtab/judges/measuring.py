@@ -13,13 +13,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 from trimtab.errors import UserError
 from trimtab.judges.verdict import Judge, Label, Verdict
-from trimtab.runs import json_safe, read_options
+from trimtab.runs import ASSETS, json_safe, read_options
 from trimtab.runs.tables import COUNT, Column, named_values, text_table
 from trimtab.runs.user_files import json_lines, utf8_text
 from trimtab.stats import Interval, number_text, wilson_interval
@@ -88,9 +87,8 @@ def read_labelled(path: str | Path | None = None) -> list[LabelledAnswer]:
         UserError: no such file, a line that is not JSON, lacks a key or has another label; no line at all.
     """
     name = "the shipped labelled answers" if path is None else str(path)
-    shipped = files("trimtab") / "assets" / "labelled_answers.jsonl"
     try:
-        data = (shipped if path is None else Path(path).expanduser()).read_bytes()
+        data = (ASSETS / "labelled_answers.jsonl" if path is None else Path(path).expanduser()).read_bytes()
     except OSError as error:
         raise UserError(name, f"it cannot be read ({error})", "give a file of JSON lines") from error
     answers: list[LabelledAnswer] = []

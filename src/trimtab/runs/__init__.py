@@ -20,11 +20,13 @@ from trimtab.runs.provenance import machine, sha256_file, utc_now, versions
 from trimtab.runs.record import read_record
 from trimtab.runs.renamed import command_now, new_name
 from trimtab.runs.run import Run, Status
+from trimtab.runs.shipped import ASSETS, shipped_directory, shipped_names
 from trimtab.runs.splits import split_ids, text_id
 from trimtab.runs.temporary import kept_or_temporary
 from trimtab.runs.typed import field_docs, field_types, option_name, read_options, read_typed, takes_list
 
 __all__ = [
+    "ASSETS",
     "LEFT_OUT_AT_DEFAULT",
     "Done",
     "Failed",
@@ -62,6 +64,8 @@ __all__ = [
     "registered_class",
     "run_stage",
     "sha256_file",
+    "shipped_directory",
+    "shipped_names",
     "split_ids",
     "takes_list",
     "text_id",

@@ -30,7 +30,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from numpy import ndarray
 from trimtab.dictionaries import Dictionary, DictionaryConfig
 from trimtab.errors import UserError
 from trimtab.lm import DecodingConfig, LanguageModel, Site
-from trimtab.runs import Meter, Run, check_least, check_values, text_id, write_table
+from trimtab.runs import ASSETS, Meter, Run, check_least, check_values, text_id, write_table
 from trimtab.selection import (
     DeltaConfidence,
     FeatureTable,
@@ -142,7 +141,7 @@ def read_demo_prompts(path: Path | None) -> dict[str, list[str]]:
     Raises:
         UserError: the file is missing or has no two separate lists of texts.
     """
-    file = Path(str(files("trimtab").joinpath("assets/demo_prompts.json"))) if path is None else path
+    file = ASSETS / "demo_prompts.json" if path is None else path
     hint = 'give JSON like {"validation": ["…"], "held_out": ["…"]}'
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

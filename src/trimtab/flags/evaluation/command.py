@@ -37,7 +37,7 @@ from trimtab.runs.record import RECORD_NAME
 
 NOT_THE_RESULT = ("run", "trained", *MAY_CHANGE)
 """Fields that may change between openings of a run: what was measured stays, and further runs and parts join it."""
-FLAGS_LOSS = ("loss", "flag_weight", "flag_lr_factor")
+FLAGS_LOSS = ("loss", "flag_weight")
 NOT_SETTINGS = ("seed", "snapshots", "log_every", "checkpoint_every", "gradient_checkpointing", "holdout", *FLAGS_LOSS)
 """Options of a finetuning in which a plain run, which has no loss of flags, may differ from one that it is compared
 with."""

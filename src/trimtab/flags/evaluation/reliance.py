@@ -1,9 +1,12 @@
-"""Reliance: what a model loses on held-out responses when its flags are taken away, and whether that grows.
+"""Reliance: what a model loses on held-out responses when its flags are taken away or are wrong, and how that grows.
 
-Flags are zeroed, set to their mean, or set wrong (flipped), at every site and position, and the responses'
-cross-entropy is compared with that of the untouched model, example by example. Control: as many dimensions that are no
-flag's are moved by exactly as much at each site and position, so that what RMSNorm alone does is seen; each example has
-its own draw of them, so that intervals over examples know how far draws differ.
+Flags are zeroed, set to their mean, or flipped, all of them, at every site and position, and the responses'
+cross-entropy is compared with that of the untouched model, example by example. Or they are swapped, set to as many
+other concepts, and compared with the model whose flags are set right: both writes are of the same kind and size, so
+that this difference is what the flags say and nothing else; an example that needs no concept has no part in it.
+Control: as many dimensions that are no flag's are moved by exactly as much at each site and position, so that what
+RMSNorm alone does is seen; each example has its own draw of them, so that intervals over examples know how far draws
+differ.
 """
 
 from __future__ import annotations
@@ -48,7 +51,11 @@ from trimtab.stats.resamples import ratio
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WAYS = ("zeroed", "mean", "flipped")
+NONE, RIGHT, SWAPPED = "none", "right", "swapped"
+AGAINST = {"zeroed": NONE, "mean": NONE, "flipped": NONE, SWAPPED: RIGHT}
+"""Each change of the flags, and what its cost is above: the untouched model, or the one whose flags are set right."""
+SAID = {"zeroed": "zeroing flags", "mean": "flags at their mean", "flipped": "flipping flags"}
+SAID |= {SWAPPED: "flags of other concepts in place of the right ones"}
 FLAGS, ELSEWHERE = "flags", "same change elsewhere"
 """What is changed: the flags; other dimensions, by as much."""
 PAPER_TOKENS = 50_000 * 10 * 1_024
@@ -78,16 +85,19 @@ def reliance_values(
         harvested: of these examples, or of more whose first ones they are, with the inputs of the first layer with
             flags.
         texts: examples.
-        seed: of each example's draw of other dimensions.
+        seed: of each example's draw of other dimensions, and of other concepts.
         batch_size: examples of a pass.
         progress: told of the examples done.
     """
     layer, k, n = flags.first_layer, len(flags.flat_dims), len(texts)
     own, others = torch.tensor(harvested.dims, device=model.device).tensor_split([k])
     pool = np.tile(np.arange(len(others)), (n, 1))
-    draws = torch.from_numpy(np.random.default_rng(seed).permuted(pool, axis=1)[:, :k]).to(model.device)
+    random = np.random.default_rng(seed)
+    draws = torch.from_numpy(random.permuted(pool, axis=1)[:, :k]).to(model.device)
+    shifts = random.integers(1, max(len(flags.concepts), 2), n)
     mean = fitted.of(flags)[PLACES.index("response")].mean(0).to(model.device)  # [S, K]
-    sums = {(way, dims): np.zeros(n) for way in WAYS for dims in (FLAGS, ELSEWHERE)}
+    told = np.zeros(n, bool)
+    sums = {(way, dims): np.zeros(n) for way in (*AGAINST, RIGHT) for dims in (FLAGS, ELSEWHERE)}
     for rows in texts.by_length(batch_size):
         part = texts.take(rows)
         batch = batch_of(model, flags, part.examples, part.tokens)
@@ -95,7 +105,9 @@ def reliance_values(
             pad_sequence([each[i] for i in rows], batch_first=True, padding_side="left").to(model.device)
             for each in (harvested.inputs[layer], harvested.held)
         )
-        values = _values(flags, mean, batch.labels[:, flags.concept_of])
+        others_on = torch.stack([row.roll(int(shifts[i])) for row, i in zip(batch.labels, rows, strict=True)])
+        told[rows] = (others_on != batch.labels).any(dim=1).cpu()
+        values = _values(flags, mean, batch.labels, others_on)
         for (way, dims), found in sums.items():
             edits: dict[Site, Tap] = {}
             for i, site in enumerate(flags.sites):
@@ -108,15 +120,22 @@ def reliance_values(
                 found[rows] = response_sums(model, batch).cpu()
         if progress:
             progress(len(rows))
-    sums |= {("tokens", ""): harvested.n_tokens[:n].numpy(), ("none", ""): harvested.nats[:n].numpy()}
+    untouched, tokens = harvested.nats[:n].numpy(), harvested.n_tokens[:n].numpy()
+    sums |= {(NONE, FLAGS): untouched, (NONE, ELSEWHERE): untouched}
+    sums |= {("tokens", NONE): tokens, ("tokens", RIGHT): tokens * told}
     return [Measured({"way": way, "dims": dims}, values) for (way, dims), values in sums.items()]
 
 
-def _values(flags: FlagSpec, mean: Float[Tensor, "S K"], on: Float[Tensor, "B K"]) -> dict[str, Float[Tensor, "B S K"]]:
-    """What flags are set to at each site: nothing, their mean, the opposite of what is right."""
-    target = torch.tensor(list(flags.targets.values()), device=on.device)[:, None]
-    wrong = target * (1 - on)[:, None]
-    return {"zeroed": torch.zeros_like(wrong), "mean": mean.expand_as(wrong), "flipped": wrong}
+def _values(
+    flags: FlagSpec, mean: Float[Tensor, "S K"], labels: Float[Tensor, "B C"], others: Float[Tensor, "B C"]
+) -> dict[str, Float[Tensor, "B S K"]]:
+    """What flags are set to at each site."""
+    target = torch.tensor(list(flags.targets.values()), device=labels.device)[:, None]
+    right, swapped, wrong = (target * on[:, None, flags.concept_of] for on in (labels, others, 1 - labels))
+    return {
+        "zeroed": torch.zeros_like(right), "mean": mean.expand_as(right), "flipped": wrong, SWAPPED: swapped,
+        RIGHT: right,
+    }  # fmt: skip
 
 
 def _moved(
@@ -139,9 +158,10 @@ class RelianceCost(MomentRow):
     """
 
     way: str
-    """`zeroed`, `mean` or `flipped`."""
+    """`zeroed`, `mean`, `flipped` or `swapped`."""
     flags: Interval
-    """Cross-entropy with the flags changed minus that with nothing changed."""
+    """Cross-entropy with the flags changed minus that with nothing changed, or, for `swapped`, minus that with the
+    flags set right."""
     elsewhere: Interval
     """The same with other dimensions moved by as much."""
     difference: Interval
@@ -188,9 +208,14 @@ class Reliance(Result):
         ]
         return f"cost of zeroing the flags, nats per token: {'; '.join(said)}. {self.verdict()}"
 
-    def verdict(self) -> str:
-        """Whether reliance was seen without forcing, and how small a one would have been seen."""
-        found = self.last("zeroed")
+    def verdict(self, way: str | None = None) -> str:
+        """Whether reliance was seen without forcing, and how small a one would have been seen.
+
+        Args:
+            way: the change that it is told by; `swapped` by default, or `zeroed` where there is but one concept.
+        """
+        way = way or (SWAPPED if self.last(SWAPPED) else "zeroed")
+        found = self.last(way)
         ends = {name: [row for row in found if row.moment.curriculum == name] for name in ("forced", "auxiliary")}
         missing = [f"{name} run" for name, rows in ends.items() if not rows]
         if missing:
@@ -212,7 +237,7 @@ class Reliance(Result):
             for name, value in values.items()
             for n in [len(gains[name])]
         )  # fmt: skip
-        measure = "Extra cost of zeroing flags, in nats per token beyond the plain run and the same change elsewhere"
+        measure = f"Extra cost of {SAID[way]}, in nats per token beyond the plain run and the same change elsewhere"
         if auxiliary.low > 0:
             answer = "The model came to rely on its flags without forcing."
         elif forced.low > 0:
@@ -230,7 +255,8 @@ class Reliance(Result):
 
     def tables(self) -> dict[str, Table]:
         caption = (
-            "Nats per token above the untouched model, on held-out responses; elsewhere: as many dimensions that are "
+            "Nats per token above the untouched model, on held-out responses, or, where flags are swapped for as many "
+            "of other concepts, above the model whose flags are set right; elsewhere: as many dimensions that are "
             "no flag's, of like variance, moved by as much at each site and position. Beyond plain: the difference "
             "minus that of the plain run at equal steps. 95% intervals over examples."
         )
@@ -279,7 +305,11 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
     """
 
     def differences(part: Part) -> dict[str, Resampled]:
-        return {way: _cost(part, way, FLAGS, resamples) - _cost(part, way, ELSEWHERE, resamples) for way in WAYS}
+        return {
+            way: _cost(part, way, FLAGS, resamples) - _cost(part, way, ELSEWHERE, resamples)
+            for way, against in AGAINST.items()
+            if part.of(way="tokens", dims=against).any()
+        }
 
     costs: list[RelianceCost] = []
     points: dict[tuple[str, str], list[tuple[int, Resampled]]] = {}
@@ -303,8 +333,8 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
 
 
 def _cost(part: Part, way: str, dims: str, resamples: Resamples) -> Resampled:
-    rise = part.of(way=way, dims=dims) - part.of(way="none", dims="")
-    return resamples.of(partial(ratio, rise, part.of(way="tokens", dims="")))
+    rise = part.of(way=way, dims=dims) - part.of(way=AGAINST[way], dims=dims)
+    return resamples.of(partial(ratio, rise, part.of(way="tokens", dims=AGAINST[way])))
 
 
 def _line(name: str, way: str, points: Sequence[tuple[int, Resampled]]) -> RelianceLine:
