@@ -275,7 +275,7 @@ def test_opening_of_the_held_out_prompts_is_recorded(done: DemoResult):
 
 
 def test_shipped_prompts_are_apart():
-    prompts = demo.read_demo_prompts(None)
+    prompts = demo.read_neutral_prompts(None)
     assert (len(prompts["validation"]), len(prompts["held_out"])) == (24, 48)
     assert not set(prompts["validation"]) & set(prompts["held_out"])
 
@@ -293,7 +293,7 @@ def test_shipped_prompts_are_apart():
 def test_bad_prompts_say_so(tmp_path: Path, content: str, message: str):
     (tmp_path / "prompts.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        demo.read_demo_prompts(tmp_path / "prompts.json")
+        demo.read_neutral_prompts(tmp_path / "prompts.json")
 
 
 @pytest.mark.parametrize(

@@ -19,26 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 
-BAND = (0.05, 0.95)
-"""Quantiles of the unsteered texts' mean negative log-likelihood that bound ordinary text."""
-
-
-class Band(NamedTuple):
-    """Range of ordinary negative log-likelihoods, in nats per token."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, nll: pd.Series) -> Band:
-        """The band of unsteered texts."""
-        low, high = np.quantile(nll, BAND)
-        return cls(float(low), float(high))
-
-    def holds(self, nll: pd.Series) -> ndarray:
-        """Whether each text is inside."""
-        return ((nll >= self.low) & (nll <= self.high)).to_numpy()
-
 
 class BaseRates(NamedTuple):
     """How often each feature fires in the unsteered continuation of each prompt and sample."""

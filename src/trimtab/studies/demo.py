@@ -25,9 +25,7 @@ the chosen features with random ones, pair by prompt; it is "no" unless the inte
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +38,9 @@ from numpy import ndarray
 
 from trimtab.dictionaries import Dictionary, DictionaryConfig
 from trimtab.errors import UserError
+from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.lm import DecodingConfig, LanguageModel, Site
-from trimtab.runs import ASSETS, Meter, Run, check_least, check_values, text_id, write_table
+from trimtab.runs import Meter, Run, check_least, check_values, text_id, write_table
 from trimtab.selection import (
     DeltaConfidence,
     FeatureTable,
@@ -51,7 +50,8 @@ from trimtab.selection import (
     write_feature_tables,
 )
 from trimtab.selection.ranking import dictionary_site, features_to_rank
-from trimtab.studies.choice import Band, BaseRates, ValidationChoice, choose
+from trimtab.steering.fluency import Band
+from trimtab.studies.choice import BaseRates, ValidationChoice, choose
 from trimtab.studies.outcomes import HeldOutOutcome, summarise
 from trimtab.studies.readback import most_active
 from trimtab.studies.result import DemoResult
@@ -120,7 +120,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
     Raises:
         UserError: anything that the user named is wrong; see `load_model`, `load_dictionary`, `Run.open`.
     """
-    prompts = read_demo_prompts(config.prompts)
+    prompts = read_neutral_prompts(config.prompts)
     ids = {name: [text_id(text) for text in texts] for name, texts in prompts.items()}
     with Run.open(
         config.run, "demo", config, seeds=[config.seed], splits=ids, device=config.device, ignore_fields=IGNORED
@@ -133,31 +133,6 @@ def run_demo(config: DemoConfig) -> DemoResult:
         run.finish(results)
         assert run.results is not None
         return DemoResult(run=run.path, resumed=False, results=run.results)
-
-
-def read_demo_prompts(path: Path | None) -> dict[str, list[str]]:
-    """The prompts of both splits.
-
-    Raises:
-        UserError: the file is missing or has no two separate lists of texts.
-    """
-    file = ASSETS / "demo_prompts.json" if path is None else path
-    hint = 'give JSON like {"validation": ["…"], "held_out": ["…"]}'
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        prompts = {name: list(found[name]) for name in ("validation", "held_out")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"prompts {file}", f"not readable as two lists of prompts ({error})", hint) from error
-    for name, texts in prompts.items():
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"prompts {file}", f"{name} must be a list of texts, none of them empty", hint)
-    (most, times), *_ = Counter(prompts["validation"] + prompts["held_out"]).most_common(1)
-    if times > 1:
-        raise UserError(f"prompt {most!r}", "it occurs twice, so that the splits are not apart", "remove one")
-    for name, texts in prompts.items():
-        if len(texts) < 2:
-            raise UserError(f"prompts {file}", f"{name} has one text, and an interval needs two or more", hint)
-    return prompts
 
 
 class _Demo:

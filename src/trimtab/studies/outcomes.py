@@ -12,7 +12,8 @@ from numpy import ndarray
 
 from trimtab.runs import json_safe
 from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, number_text
-from trimtab.studies.choice import Band, BaseRates
+from trimtab.steering.fluency import Band
+from trimtab.studies.choice import BaseRates
 
 TREATMENT, CONTROL = "delta-confidence", "random"
 LABELS = {

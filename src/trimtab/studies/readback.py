@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
 from trimtab.lm import LanguageModel, Site, TokenBatch, capture, edited
+from trimtab.steering.fluency import repetition
 
 
 class Readback(NamedTuple):
@@ -80,12 +81,6 @@ def read_back(
         if progress:
             progress(len(members))
     return Readback(fired, counts, nll, np.array([repetition(tokens) for tokens in continuations]))
-
-
-def repetition(tokens: Sequence[int]) -> float:
-    """Share of 4-grams that occurred before; 0 for a shorter text."""
-    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @torch.no_grad()
