@@ -27,6 +27,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "harvest": {"text": ("a",), "run": Path("a")},
     "train": {},
     "rank": {},
+    "examples": {},
+    "feature": {"feature": ("1",)},
     "steer": {},
     "evaluate core": {},
     "evaluate circuit": {},

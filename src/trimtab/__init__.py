@@ -9,19 +9,33 @@ from trimtab.version import __version__
 if TYPE_CHECKING:
     from trimtab.dictionaries import load_dictionary as load_sae
     from trimtab.evaluation import evaluate
+    from trimtab.features import examples, feature
     from trimtab.lm import load_model
     from trimtab.policies import train_policy
     from trimtab.selection import rank
     from trimtab.steering import steer
     from trimtab.training import train_sae
 
-__all__ = ["__version__", "evaluate", "load_model", "load_sae", "rank", "steer", "train_policy", "train_sae"]
+__all__ = [
+    "__version__",
+    "evaluate",
+    "examples",
+    "feature",
+    "load_model",
+    "load_sae",
+    "rank",
+    "steer",
+    "train_policy",
+    "train_sae",
+]
 
 # Of a notebook without widgets, at the import of transformers; bars here are none.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _PLACES = {
     "evaluate": "evaluation.evaluate",
+    "examples": "features.examples",
+    "feature": "features.feature",
     "load_model": "lm.load_model",
     "load_sae": "dictionaries.load_dictionary",
     "rank": "selection.rank",

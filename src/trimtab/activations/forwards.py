@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import BFloat16, Float
+from jaxtyping import BFloat16, Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from trimtab.activations.packing import PackedText, SequenceBatch
@@ -43,6 +45,17 @@ class BatchRows(NamedTuple):
     rows: dict[str, BFloat16[Tensor, "BT width"]]
     norms: dict[str, Float[Tensor, " BT"]]
     """In float32, of the rows before they were rounded."""
+
+
+class ChosenRows(NamedTuple):
+    """Rows of a batch that a harvest keeps."""
+
+    place: Int[ndarray, " R"]
+    """Among the batch's tokens."""
+    origin: Int[ndarray, "4 R"]
+    """Token, document, position, slot."""
+    left_out: dict[str, int]
+    """Tokens that do not become rows, by reason."""
 
 
 class Forwards:
@@ -85,6 +98,18 @@ class Forwards:
         if not total:
             raise UserError("the text", "every token is first in its sequence or special", "give more text")
         return {site: float(torch.cat(found).median()) for site, found in seen.items()}
+
+    def choose(self, batch: BatchRows, norm_median: Mapping[str, float]) -> ChosenRows:
+        """Which tokens of a batch become rows: candidates whose norms are usual at every site."""
+        tokens = batch.sequences
+        keep, first, special = candidates(tokens, self.special)
+        limit = {site: self.options.outlier_norm * median for site, median in norm_median.items()}
+        usual = torch.stack([norms <= limit[site] for site, norms in batch.norms.items()]).all(0).numpy()
+        chosen = np.flatnonzero(keep.ravel() & usual)
+        slot = np.broadcast_to(np.arange(self.options.context, dtype=np.int32), keep.shape)
+        origin = np.stack([a.ravel()[chosen] for a in (tokens.tokens, tokens.document, tokens.position, slot)])
+        left_out = {"first": first, "special": special, "outlier": int(keep.sum()) - len(chosen)}
+        return ChosenRows(chosen, origin, left_out)
 
     def read(self, stretches: Sequence[Stretch]) -> Iterator[BatchRows]:
         """On rank 0: the batches of all stretches, in order, whichever rank ran them.

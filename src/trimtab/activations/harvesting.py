@@ -16,13 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy import ndarray
-
 from trimtab.activations.forwards import BatchRows, Forwards, Stretch
 from trimtab.activations.packing import TokenisedCorpus, tokenise
-from trimtab.activations.row_selection import candidates
 from trimtab.activations.sequences import SPLITS, HarvestOptions, pack_splits, split_corpus
 from trimtab.activations.shard_writer import ShardWriter
 from trimtab.activations.shards import (
@@ -168,7 +163,7 @@ class _Harvester:
         """Write a shard again, in its place in the index."""
         skip, left = shard.start.skip, shard.rows
         for batch in batches:
-            chosen, origin, _ = self._choose(batch)
+            chosen, origin, _ = self.forwards.choose(batch, self.index.norm_median)
             part = slice(skip, skip + left)
             writer.append(batch.rows, chosen[part], origin[:, part])
             skip, left = 0, left - len(chosen[part])
@@ -204,7 +199,7 @@ class _Harvester:
                 start, number = StreamPosition(stretch.split, 0, 0), 0
             skip = start.skip
             for batch in _take(batches, stretch):
-                chosen, origin, left_out = self._choose(batch)
+                chosen, origin, left_out = self.forwards.choose(batch, self.index.norm_median)
                 place, skip = skip, 0
                 while place < len(chosen):
                     part = slice(place, place + writer.room)
@@ -221,17 +216,6 @@ class _Harvester:
         writer.flush()
         if stretches:
             self._set_index(replace(self.index, dropped=dict(dropped), complete=True))
-
-    def _choose(self, batch: BatchRows) -> tuple[ndarray, ndarray, dict[str, int]]:
-        """Which tokens of a batch become rows `[R]`, their origin `[4, R]`, and how many do not, by reason."""
-        tokens = batch.sequences
-        keep, first, special = candidates(tokens, self.forwards.special)
-        limit = {site: self.options.outlier_norm * median for site, median in self.index.norm_median.items()}
-        usual = torch.stack([norms <= limit[site] for site, norms in batch.norms.items()]).all(0).numpy()
-        chosen = np.flatnonzero(keep.ravel() & usual)
-        slot = np.broadcast_to(np.arange(self.options.context, dtype=np.int32), keep.shape)
-        origin = np.stack([a.ravel()[chosen] for a in (tokens.tokens, tokens.document, tokens.position, slot)])
-        return chosen, origin, {"first": first, "special": special, "outlier": int(keep.sum()) - len(chosen)}
 
     def _stretch_of(self, shard: Shard) -> Stretch:
         """The batches that a finished shard's rows come from."""

@@ -95,8 +95,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def _write(
         self, buffer: _Buffer, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None]
     ) -> None:
-        words = np.random.SeedSequence([self.seed, ("train", "holdout").index(split), number])
-        order = np.random.default_rng(words).permutation(buffer.filled)
+        order = shard_order(self.seed, split, number, buffer.filled)
         stem = self.directory / f"{split}-{number:05d}"
         files = {
             site: store_rows(stem.with_name(f"{stem.name}.{site}.safetensors"), rows, order)
@@ -117,6 +116,12 @@ class _Buffer:
         self.rows = {site: torch.empty(shard_rows, width, dtype=torch.bfloat16) for site, width in widths.items()}
         self.origin = np.empty((len(ORIGIN_COLUMNS), shard_rows), dtype=np.int32)
         self.filled = 0
+
+
+def shard_order(seed: int, split: Split, number: int, rows: int) -> Int[ndarray, " rows"]:
+    """Places, in the order of the harvest, of the rows of a shard."""
+    words = np.random.SeedSequence([seed, ("train", "holdout").index(split), number])
+    return np.random.default_rng(words).permutation(rows)
 
 
 def store_rows(path: Path, rows: BFloat16[Tensor, "m width"], order: Int[ndarray, " n"]) -> StoredFile:

@@ -115,7 +115,7 @@ def _run(command: str, words: Sequence[str]) -> int:
 
 
 def _after_a_stop(words: Sequence[str]) -> str:
-    resumes = words[:1] in (["demo"], ["harvest"], ["train"]) or words[:2] in (
+    resumes = words[:1] in (["demo"], ["examples"], ["harvest"], ["train"]) or words[:2] in (
         ["policy", "train"],
         ["flags", "data"],
         ["flags", "train"],

@@ -110,6 +110,23 @@ def rank() -> Job:
     return Job(RankConfig, run_rank, example="--criterion delta-confidence output-score --limit 8")
 
 
+def examples() -> Job:
+    """collect windows of text in which each feature of an SAE fires"""
+    from trimtab.features import ExamplesConfig, run_examples
+
+    return Job(ExamplesConfig, run_examples, example="--sae runs/train-1234abcd/sae --text my_texts/")
+
+
+def feature() -> Job:
+    """show what a feature fires on, promotes and does, on one page"""
+    from trimtab.features import FeatureConfig, FeatureProfiles, run_feature
+
+    def pages(config: FeatureConfig, result: FeatureProfiles) -> list[Path]:
+        return [Path(result.run), *([config.of] if config.of else [])]
+
+    return Job(FeatureConfig, run_feature, ("feature",), "2112 --dose 0.2 0.4", pages=pages)
+
+
 def steer() -> Job:
     """steer generation with features, or replay a steered run"""
     from trimtab.steering import ReplayReport, SteerConfig, SteerResult, run_steer
@@ -211,6 +228,8 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "harvest": harvest,
     "train": train,
     "rank": rank,
+    "examples": examples,
+    "feature": feature,
     "steer": steer,
     "evaluate core": evaluate_core,
     "evaluate ground-truth": evaluate_ground_truth,

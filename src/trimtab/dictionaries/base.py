@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.sparse import SparseCodes, list_codes
 from trimtab.errors import UserError, did_you_mean
@@ -49,6 +51,7 @@ class Dictionary(nn.Module):
         info: where it comes from.
         name: what it was loaded by, for results; empty for one that was built, until the user sets it.
         feature_stats: maxima and firing rates on some text, if there are any.
+        examples_file: where `feature_examples` are read from when they are asked for, if there are any.
     """
 
     architecture: ClassVar[str]
@@ -59,6 +62,7 @@ class Dictionary(nn.Module):
         self.info = info
         self.name = ""
         self.feature_stats: FeatureStats | None = None
+        self.examples_file: Path | None = None
 
     def __repr__(self) -> str:
         place = " of ".join(part for part in (self.info.site, self.info.model) if part)
@@ -94,6 +98,18 @@ class Dictionary(nn.Module):
                 fix = did_you_mean(name, known, "trimtab sae info --json says what they mean")
                 raise UserError(f"feature {name!r}", "no feature means that", fix)
         return [known.index(name) for name in names]
+
+    @cached_property
+    def feature_examples(self) -> FeatureExamples | None:
+        """Windows of text in which features fire, if there are any. Raises a `UserError` if they are another
+        dictionary's."""
+        if self.examples_file is None:
+            return None
+        found = FeatureExamples.read(self.examples_file, n_features=self.n_features)
+        if found.dictionary not in ("", self.fingerprint) and self.W_dec.dtype == torch.float32:
+            hint = "make examples of this SAE (trimtab examples), or remove the file"
+            raise UserError(str(self.examples_file), "it holds examples of another SAE", hint)
+        return found
 
     @property
     def n_features(self) -> int:

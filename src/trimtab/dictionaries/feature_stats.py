@@ -6,6 +6,7 @@ The table lies beside a dictionary's weights as `feature_stats.parquet`, one row
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,15 @@ class FeatureStatsAccumulator:
         self._max.scatter_reduce_(0, indices, values, "amax")
         self._sum.index_add_(0, indices, values)
         self._fired += torch.bincount(indices, minlength=len(self._norms))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was counted, by name, as `restore` takes it."""
+        return {"max": self._max, "sum": self._sum, "fired": self._fired, "n_tokens": torch.tensor(self.n_tokens)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self._max, self._sum, self._fired = (state[name].to(self._norms.device) for name in ("max", "sum", "fired"))
+        self.n_tokens = int(state["n_tokens"])
 
     def result(self, *, corpus_hash: str = "", sink_filter: str = "") -> FeatureStats:
         """The statistics of everything counted so far."""

@@ -1,7 +1,8 @@
 """Dictionaries of any format that is known, on disk or an object of another library; written in SAELens's layout.
 
-`cfg.json` and `sae_weights.safetensors` are as SAELens 6 reads and writes them, `feature_stats.parquet` lies beside
-them. Nothing is ever unpickled. A dictionary appears whole: it is written beside its place and moved there.
+`cfg.json` and `sae_weights.safetensors` are as SAELens 6 reads and writes them, `feature_stats.parquet` and, where
+somebody made it, `feature_examples.parquet` lie beside them. Nothing is ever unpickled. A dictionary appears whole: it
+is written beside its place and moved there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from trimtab.lm.model import check_is_model
 from trimtab.runs import atomic_path
 
 STATS_FILE = "feature_stats.parquet"
+EXAMPLES_FILE = "feature_examples.parquet"
 
 
 def load_dictionary(
@@ -68,20 +70,22 @@ def load_dictionary(
     if isinstance(model, str | Path):
         check_is_model(model)
     if not isinstance(path_or_name, str | Path):
-        sae, stats = _built(found_in_object(path_or_name)), None
+        sae, place = _built(found_in_object(path_or_name)), None
         check_same(sae, path_or_name)
         path_or_name = f"{type(path_or_name).__name__} in memory"
     else:
         sae, from_registry = _built(_found(path_or_name)), str(path_or_name).startswith(PREFIX)
-        stats = None if from_registry else _locate(path_or_name) / STATS_FILE
+        place = None if from_registry else _locate(path_or_name)
     sae = sae.to(device, dtype)
     sae.name = str(path_or_name)
     if site:
         name = str(Site.parse(site))
         sae.check_model(sae.d_in, sae.info.model, name)
         sae.info = replace(sae.info, site=name)
-    if stats is not None and stats.exists():
-        sae.feature_stats = FeatureStats.read(stats, n_features=sae.n_features)
+    if place is not None and (place / STATS_FILE).exists():
+        sae.feature_stats = FeatureStats.read(place / STATS_FILE, n_features=sae.n_features)
+    if place is not None and (place / EXAMPLES_FILE).exists():
+        sae.examples_file = place / EXAMPLES_FILE
     if model is not None:
         check_fit(sae, model, any_model=any_model)
     return sae
@@ -130,6 +134,7 @@ def save_dictionary(
                 stats.write(partial[STATS_FILE])
             else:  # those of a dictionary that was there
                 (path / STATS_FILE).unlink(missing_ok=True)
+            (path / EXAMPLES_FILE).unlink(missing_ok=True)
     except UserError:
         with suppress(OSError):
             if new:

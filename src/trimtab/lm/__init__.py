@@ -12,7 +12,7 @@ from trimtab.lm.describing import ModelDetails, show
 from trimtab.lm.editing import DecodeStart, EditRequest, InterventionSource, JoinableSource
 from trimtab.lm.edits import Edit, EditLog, activation_hash, edit_delta
 from trimtab.lm.fetching import pull
-from trimtab.lm.loading import check_device, load_model
+from trimtab.lm.loading import check_device, load_model, load_tokenizer
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
@@ -55,6 +55,7 @@ __all__ = [
     "last_activations",
     "list_models",
     "load_model",
+    "load_tokenizer",
     "pull",
     "show",
     "site_width",

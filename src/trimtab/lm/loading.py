@@ -13,7 +13,7 @@ import transformers
 from safetensors import SafetensorError
 
 from trimtab.errors import UserError, check_one_of
-from trimtab.lm.catalogue import close_matches, find_entry, unknown_model
+from trimtab.lm.catalogue import cached_path, close_matches, find_entry, unknown_model
 from trimtab.lm.fetching import pull
 from trimtab.lm.gguf_files import LoadedModel, first_line, read_gguf
 from trimtab.lm.model import LanguageModel
@@ -74,6 +74,28 @@ def load_model(
             loaded = _read_hub(name, torch_dtype)
     _check_tokenizer(loaded, name)
     return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a model that is here, without the model's weights.
+
+    Args:
+        name_or_path: as `load_model` takes it.
+
+    Raises:
+        UserError: the model is not here, or its tokenizer cannot be read.
+    """
+    name = os.fspath(name_or_path)
+    entry, path = find_entry(name), Path(name).expanduser()
+    source = (cached_path(entry) if entry else None) or (path if path.is_dir() else name)
+    try:
+        if path.is_file():
+            return read_gguf(path.resolve(), torch.float32).tokenizer
+        with transformers_silenced():
+            return transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except _UNREADABLE as error:
+        why = f"it could not be read here ({type(error).__name__}: {first_line(error)})"
+        raise UserError(f"tokenizer of {name}", why, "load the model once, or name its directory") from error
 
 
 def check_device(name: str | torch.device) -> torch.device:

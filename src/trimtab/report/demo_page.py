@@ -39,7 +39,7 @@ def demo_page(files: RunFiles) -> str:
         arms=_arms(r, draws),
         differences=_differences(r),
         curve=_curve(r),
-        features=_features(r, names),
+        features=_features(files, names),
         grid=_grid(r, names),
         files=files,
         texts=[
@@ -113,10 +113,11 @@ def _curve(r: dict[str, Any]) -> Figure:
     )  # fmt: skip
 
 
-def _features(r: dict[str, Any], names: dict[str, str]) -> Table:
+def _features(files: RunFiles, names: dict[str, str]) -> Table:
+    r = files.results
     return Table(
         columns=[
-            Column("Feature", lambda f: str(f["feature"])),
+            Column("Feature", lambda f: files.feature_link(f["feature"], str(f["feature"]))),
             Column("Tokens by logit lens", lambda f: tokens(f["top_tokens"])),
             Column("Criterion", "criterion"),
             Column("Rank", lambda f: f["rank"] + 1, COUNT, note=f"of {r['n_ranked']:,}"),

@@ -75,8 +75,9 @@ def rank_page(files: RunFiles) -> str:
     for row in sorted(found, key=lambda row: row["rank"]):
         by_criterion[row["criterion"]].append(row)
     columns = [
-        Column("Feature", lambda row: str(row["feature"])),
+        Column("Feature", lambda row: files.feature_link(row["feature"], str(row["feature"]))),
         *[Column("Meaning", "meaning")] * any("meaning" in row for row in found),
+        *[Column("Tokens it fires on", lambda row: tokens(row["fires_on"]))] * any("fires_on" in row for row in found),
         Column("Tokens by logit lens", lambda row: tokens(row["top_tokens"])),
         Column("Score", "score", ".4g"),
         Column("Dose", "relative_dose", ".2f", note="‖Δ‖/‖x‖"),

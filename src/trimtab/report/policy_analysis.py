@@ -45,7 +45,7 @@ def _branch_points(files: RunFiles, found: dict[str, Any]) -> dict[str, Any]:
         Column("Item", name),
         Column("Position", "position", COUNT),
         Column("Token", lambda t: HIDDEN if files.hides_text else visible(t["token"])),
-        Column("Feature", lambda t: files.feature(t["feature"])),
+        Column("Feature", lambda t: files.feature_link(t["feature"])),
         Column("Reward", "reward", NUMBER),
         Column("Flips", lambda t: f"{t['flips']}/{t['tried']}", COUNT, note="policy's candidates"),
         Column("Flips", lambda t: f"{t['random_flips']}/{t['tried']}", COUNT, note="random, equal KL"),
@@ -71,7 +71,7 @@ def _branch_points(files: RunFiles, found: dict[str, Any]) -> dict[str, Any]:
 def _forks(files: RunFiles, forks: list[dict[str, Any]], token: dict[str, Any]) -> Table:
     columns = [
         Column("In its place", "kind"),
-        Column("Feature", lambda fork: files.feature(fork["feature"])),
+        Column("Feature", lambda fork: files.feature_link(fork["feature"])),
         Column("Dose", "dose", NUMBER),
         Column("Local KL", "kl_local", NUMBER, note="nats"),
         Column("Reward", "reward", NUMBER),
@@ -160,7 +160,7 @@ def _dose(point: dict[str, Any]) -> str:
 def _ledger(files: RunFiles, found: dict[str, Any]) -> dict[str, Any]:
     """Every feature used: how often, where, with what effect."""
     columns = [
-        Column("Feature", lambda e: files.feature(e["feature"])),
+        Column("Feature", lambda e: files.feature_link(e["feature"])),
         Column("Uses", "uses", COUNT),
         Column("Share", "share", ".3f", note="of decisions"),
         Column("Items", "items", COUNT),

@@ -185,7 +185,7 @@ def _choices(files: RunFiles, rows: Sequence[dict[str, Any]]) -> Table:
 
 def _chosen(files: RunFiles, chosen: Sequence[dict[str, Any]], run: int) -> Markup:
     named = flat(chosen[min(run, len(chosen) - 1)]) if chosen else []
-    lines = [(name, files.feature(int(value)) if name == "feature" else value) for name, value in named]
+    lines = [(name, files.feature_link(int(value)) if name == "feature" else value) for name, value in named]
     return Markup("").join(Markup("<p>{}: {}</p>").format(*line) for line in lines)
 
 

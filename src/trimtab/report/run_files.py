@@ -10,11 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from markupsafe import Markup
+
 from trimtab.errors import UserError
 from trimtab.report.page import number, visible
 from trimtab.runs import read_json, read_metrics, read_record
 from trimtab.runs.figures import Curve
+from trimtab.runs.record import RECORD_NAME
+from trimtab.runs.shown import FEATURE_PAGES, feature_anchor
 
+REPORT_NAME = "report.html"
 STRIPS = 60
 """Rows of a trace that are read."""
 
@@ -139,14 +144,42 @@ class RunFiles:
     @cached_property
     def meanings(self) -> Mapping[int, Sequence[str]]:
         """Tokens that stand for features, as the run knows them: by the logit lens."""
-        return {int(feature): tokens for feature, tokens in self.record.get("features", {}).items()}
+        return self._tokens("features")
+
+    @cached_property
+    def fires_on(self) -> Mapping[int, Sequence[str]]:
+        """Tokens on which features fire, as the run knows them: by their examples."""
+        return self._tokens("fires_on")
+
+    def _tokens(self, fact: str) -> Mapping[int, Sequence[str]]:
+        return {int(feature): tokens for feature, tokens in self.record.get(fact, {}).items() if feature.isdigit()}
 
     def feature(self, feature: int) -> str:
         """A feature with what it means; below 0 stands no edit."""
         if feature < 0:
             return "no edit"
-        tokens = self.meanings.get(feature, ())
-        return f"{feature} ({' '.join(visible(token).strip() for token in tokens[:3])})" if tokens else str(feature)
+        parts = [" ".join(visible(token).strip() for token in self.meanings.get(feature, ())[:3])]
+        parts += [f"fires on {' '.join(map(visible, tokens[:3]))}" for tokens in [self.fires_on.get(feature)] if tokens]
+        words = "; ".join(filter(None, parts))
+        return f"{feature} ({words})" if words else str(feature)
+
+    @cached_property
+    def feature_pages(self) -> Mapping[tuple[str, int], str]:
+        """Links to pages of features within the run, by site and id; an empty site where the id says enough."""
+        page = self.path / FEATURE_PAGES
+        results: dict[str, Any] = (read_json(page / RECORD_NAME) or {}).get("results") or {}
+        profiles = cast("list[dict[str, Any]]", results.get("profiles", []))
+        found = [(str(one["site"]), int(one["feature"])) for one in profiles]
+        ids = [feature for _, feature in found]
+        links = {key: f"{FEATURE_PAGES}/{REPORT_NAME}#{feature_anchor(*key)}" for key in found}
+        return links | {("", key[1]): link for key, link in links.items() if ids.count(key[1]) == 1}
+
+    def feature_link(self, feature: int, text: str = "", site: str = "") -> str:
+        """What stands for a feature in a table (its number and what it means, unless a text is given), as a link if the
+        run has a page of it."""
+        text = text or self.feature(feature)
+        page = self.feature_pages.get((site, feature))
+        return text if page is None else Markup('<a href="{}">{}</a>').format(page, text)
 
     def curve(self, metric: str) -> Curve | None:
         """A metric over its steps; None if it was never logged."""

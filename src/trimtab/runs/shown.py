@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 SHOWN_FILE = "shown.json"
 """Name of a run's list of `Shown`."""
+FEATURE_PAGES = "features"
+"""Directory within a run of the run of `trimtab feature` that its page leads to."""
+
+
+def feature_anchor(site: str, feature: int) -> str:
+    """By which links lead to a feature on a page."""
+    return f"{site}-{feature}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,18 @@ class ShownFigure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownText:
+    """A text whose tokens are marked, the more of something they have."""
+
+    label: str
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    """How much each token has of it; 0 is not marked."""
+    largest: float
+    """The value that is marked most strongly."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shown:
     """One result, as a section of a page."""
 
@@ -66,6 +85,9 @@ class Shown:
     headline: str
     tables: tuple[ShownTable, ...] = ()
     figures: tuple[ShownFigure, ...] = ()
+    texts: tuple[ShownText, ...] = ()
+    anchor: str = ""
+    """By which links lead to the section."""
 
     @classmethod
     def of(
@@ -74,6 +96,8 @@ class Shown:
         result: Result,
         figures: Mapping[str, Callable[[Axes], None]] | None = None,
         *,
+        texts: Sequence[ShownText] = (),
+        anchor: str = "",
         leave_out: Sequence[str] = (),
         height: float = 3.2,
     ) -> Shown:
@@ -83,6 +107,8 @@ class Shown:
             title: of the section.
             result: the result.
             figures: drawings by their caption.
+            texts: texts with marked tokens.
+            anchor: by which links lead to the section.
             leave_out: names of tables that are too long for a page.
             height: of a figure, in inches.
         """
@@ -90,7 +116,9 @@ class Shown:
             ShownTable.of(t, name) for name, t in result.tables().items() if name not in leave_out and t.rows
         )
         drawn = tuple(ShownFigure(caption=c, svg=svg(d, c, height=height)) for c, d in (figures or {}).items())
-        return cls(title=title, headline=result.headline(), tables=tables, figures=drawn)
+        return cls(
+            title=title, headline=result.headline(), tables=tables, figures=drawn, texts=tuple(texts), anchor=anchor
+        )
 
 
 def shown_json(sections: Sequence[Shown]) -> Any:

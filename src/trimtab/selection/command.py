@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.dictionaries import AnyModelConfig
+from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError, named
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory
 from trimtab.runs.results import Result
@@ -167,6 +168,10 @@ def run_rank(config: RankConfig) -> RankResult:
                     progress=meter.advance,
                 )
             write_feature_tables(run.file(TABLE_FILE), tables)
+            ends = [
+                part for t in tables for part in (t.top(config.limit), t.bottom(config.limit) if t.signed else t.top(0))
+            ]
+            name_features(run, model, dictionary, (i for part in ends for i in part.feature))
         result = RankResult(
             model=config.model,
             sae=config.sae,

@@ -38,6 +38,9 @@ _SCHEMA = pa.schema(
 )
 _MEANING = pa.field("meaning", pa.string())
 """A column of dictionaries that say what their features mean."""
+_FIRES_ON = pa.field("fires_on", pa.list_(pa.string()))
+"""A column of dictionaries that have examples."""
+_WORDS = ("top_tokens", "meaning", "fires_on")
 _COLUMNS = ("feature", "score", "relative_dose", "firing_rate", "max_activation")
 
 
@@ -61,6 +64,8 @@ class FeatureTable(Result):
     """What the logit lens reads in the feature's decoder row, most likely first; none outside the residual stream."""
     meaning: tuple[str, ...] = ()
     """What the dictionary says that the feature means; no column where it says nothing."""
+    fires_on: tuple[tuple[str, ...], ...] = ()
+    """Tokens of the examples beside the dictionary at which the feature is strongest; no column without examples."""
 
     def __len__(self) -> int:
         return len(self.feature)
@@ -75,8 +80,8 @@ class FeatureTable(Result):
         rows = np.asarray(rows, dtype=np.intp)
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         taken = {name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)}
-        meaning = tuple(self.meaning[i] for i in rows) if self.meaning else ()
-        return replace(self, **taken, top_tokens=tuple(self.top_tokens[i] for i in rows), meaning=meaning)
+        words = {name: tuple(columns[name][i] for i in rows) for name in _WORDS if columns[name]}
+        return replace(self, **taken, **words)
 
     def top(self, count: int) -> FeatureTable:
         """The features of largest score, largest first."""
@@ -96,7 +101,9 @@ class FeatureTable(Result):
             "top_tokens": [list(tokens) for tokens in self.top_tokens],
         }
         table = pa.table(columns, schema=_SCHEMA)
-        return table.append_column(_MEANING, [list(self.meaning)]) if self.meaning else table
+        if self.meaning:
+            table = table.append_column(_MEANING, [list(self.meaning)])
+        return table.append_column(_FIRES_ON, [list(map(list, self.fires_on))]) if self.fires_on else table
 
     def records(self) -> list[dict[str, Any]]:
         """One mapping per feature."""
@@ -120,8 +127,15 @@ class FeatureTable(Result):
         }
 
     def _shown(self) -> tuple[Column, ...]:
-        first, *rest = _SHOWN_COLUMNS
-        return (first, *[Column("meaning", "meaning")] * bool(self.meaning), *rest)
+        first, *rest, lens = _SHOWN_COLUMNS
+        fires_on = Column("tokens it fires on", lambda row: "  ".join(map(_visible, row["fires_on"])))
+        return (
+            first,
+            *[Column("meaning", "meaning")] * bool(self.meaning),
+            *rest,
+            *[fires_on] * bool(self.fires_on),
+            lens,
+        )
 
     def to_frame(self, table: str = "") -> pd.DataFrame:
         """All rows, or those that a table shows."""
@@ -154,9 +168,8 @@ def read_feature_tables(path: str | Path) -> list[FeatureTable]:
     try:
         table = pq.read_table(path)
         signed = json.loads((table.schema.metadata or {})[b"trimtab.signed"])
-        named = _MEANING.name in table.column_names
-        schema = _SCHEMA.append(_MEANING) if named else _SCHEMA
-        table = table.cast(schema.with_metadata(table.schema.metadata))
+        words = [field for field in (_MEANING, _FIRES_ON) if field.name in table.column_names]
+        table = table.cast(pa.schema([*_SCHEMA, *words]).with_metadata(table.schema.metadata))
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "rank the features first, with `trimtab rank`") from None
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
@@ -165,9 +178,9 @@ def read_feature_tables(path: str | Path) -> list[FeatureTable]:
     for criterion, is_signed in signed.items():
         part = table.filter(pa.array(table["criterion"].to_numpy() == criterion))
         columns: dict[str, Any] = {name: part[name].to_numpy() for name in _COLUMNS}  # null becomes NaN
-        tokens = tuple(tuple(row) for row in part["top_tokens"].to_pylist())
-        columns |= {"meaning": tuple(part[_MEANING.name].to_pylist())} if named else {}
-        found.append(FeatureTable(criterion=criterion, signed=is_signed, top_tokens=tokens, **columns))
+        for name in ("top_tokens", *(field.name for field in words)):
+            columns[name] = tuple(tuple(row) if isinstance(row, list) else row for row in part[name].to_pylist())
+        found.append(FeatureTable(criterion=criterion, signed=is_signed, **columns))
     return found
 
 

@@ -96,7 +96,7 @@ def rank_by(
     tokens: Sequence[Sequence[str]] = [()] * len(ids)
     if dictionary.d_in == model.d_model:
         tokens = token_texts(model, target.lens_tokens(top_tokens))
-    return [_table(dictionary, ids, result, tokens) for result in scores]
+    return [_table(dictionary, ids, result, tokens, top_tokens) for result in scores]
 
 
 def dictionary_site(model: LanguageModel, dictionary: Dictionary, site: Site | str | None) -> Site:
@@ -139,7 +139,7 @@ def features_to_rank(
 
 
 def _table(
-    dictionary: Dictionary, ids: Int[Tensor, " n"], result: Scores, tokens: Sequence[Sequence[str]]
+    dictionary: Dictionary, ids: Int[Tensor, " n"], result: Scores, tokens: Sequence[Sequence[str]], top_tokens: int
 ) -> FeatureTable:
     stats, rows = dictionary.feature_stats, ids.numpy()
     unknown = np.full(len(ids), np.nan)
@@ -154,4 +154,7 @@ def _table(
         max_activation=(unknown if stats is None else stats.max_activation[rows]).astype(np.float32),
         top_tokens=tuple(tuple(row) for row in tokens),
         meaning=tuple(names[i] for i in rows) if (names := dictionary.feature_names) else (),
+        fires_on=tuple(examples.fires_on(i, top_tokens) for i in rows)
+        if (examples := dictionary.feature_examples)
+        else (),
     )

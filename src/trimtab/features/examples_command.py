@@ -1,0 +1,166 @@
+"""`trimtab examples`: windows of text in which every feature fires, from text or from a finished harvest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimtab.activations import TextConfig, sample_text
+from trimtab.dictionaries import SAE, load_dictionary
+from trimtab.dictionaries.describing import Firing
+from trimtab.dictionaries.files import EXAMPLES_FILE, STATS_FILE
+from trimtab.errors import UserError
+from trimtab.features.collecting import ExampleOptions, Found, examples_of_harvest, examples_of_text
+from trimtab.lm import LanguageModel, ModelConfig
+from trimtab.runs import Run, config_directory, part_of, read_typed, write_bytes
+from trimtab.runs.results import Result
+from trimtab.runs.tables import COUNT, Column, Table
+from trimtab.training.checkpoint import discard_checkpoints
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEsConfig(ModelConfig):
+    """A model, and SAEs that read it."""
+
+    sae: tuple[str, ...] = ("default",)
+    """Directories of SAEs in any known format, shipped ones' names, or saelens:RELEASE/SAE_ID; several must read
+    different sites."""
+    any_model: bool = field(default=False, metadata={"heading": "model"})
+    """Use SAEs on another model than the one that they were trained on, if the widths agree."""
+    site: str | None = None
+    """Where the SAE reads, if it does not say so itself."""
+
+    def load_saes(self, model: LanguageModel | None = None) -> list[SAE]:
+        """The SAEs, for a model if there is one.
+
+        Raises:
+            UserError: one cannot be loaded or does not fit the model, or two read the same site.
+        """
+        device = self.device if model is None else model.device
+        found = [
+            load_dictionary(name, model=model, site=self.site or "", any_model=self.any_model, device=device)
+            for name in self.sae
+        ]
+        sites = [sae.info.site for sae in found]
+        if not found or len(set(sites)) < len(sites):
+            said = ", ".join(self.sae) or "(none)"
+            raise UserError(f"sae {said}", "each must be of a site of its own", "name one SAE for each site")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesConfig(ExampleOptions, TextConfig, SAEsConfig):
+    """Collect windows of text in which each feature fires: the strongest, and ones drawn by activation and evenly."""
+
+    text: tuple[str, ...] = ()
+    """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
+    activations: tuple[Path, ...] = ()
+    """Directories of finished harvests to read instead of text; the model is not loaded then."""
+    into: Path | None = None
+    """Also put the examples here; commands find them in the SAE's directory."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after this config. The same command goes on with it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text and self.activations:
+            raise UserError("--text and --activations", "rows come from one of them", "leave one out")
+        if self.into is not None and len(self.sae) > 1:
+            raise UserError("--into", "one directory takes the examples of one SAE", "name one SAE, or leave it out")
+
+    def directory(self) -> Path:
+        """Where the run goes."""
+        return self.run or config_directory("examples", self, ignore=_NOT_THE_RESULT)
+
+
+_NOT_THE_RESULT = ("run", "into", "any_model")
+"""Fields that may differ between openings of one run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEExamples:
+    """What was collected for an SAE."""
+
+    sae: str
+    site: str
+    windows: int
+    firing: Firing
+    path: str
+    """Of the table."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ExamplesResult(Result):
+    """What was collected."""
+
+    model: str
+    saes: tuple[SAEExamples, ...]
+
+    def headline(self) -> str:
+        tokens = self.saes[0].firing.n_tokens
+        return f"windows out of {tokens:,} tokens of {self.model}; {', '.join(one.path for one in self.saes)}"
+
+    def tables(self) -> dict[str, Table]:
+        columns = [
+            Column("SAE", "sae"),
+            Column("site", "site"),
+            Column("windows", "windows", COUNT),
+            Column("features that fire", "firing.live", COUNT),
+            Column("on more than 10% of tokens", "firing.dense", COUNT),
+            Column("L0", "firing.l0", ".1f"),
+        ]
+        return {"examples": Table(columns=columns, rows=self.saes)}
+
+
+def run_examples(config: ExamplesConfig) -> ExamplesResult:
+    """Collect what the config names; a run that is done is read back.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `examples_of_text` and `examples_of_harvest`.
+    """
+    with Run.open(
+        config.directory(), "examples", config, device=config.device, seeds=[config.seed], ignore_fields=_NOT_THE_RESULT
+    ) as run:
+        if not run.done:
+            saes, found = _collect(config, run)
+            result = _write(run, config, saes, found)
+            run.finish(result)
+            discard_checkpoints(run.file(CHECKPOINTS))
+        done = read_typed(ExamplesResult, run.results, f"run {run.path}")
+        if config.into is not None:
+            write_bytes(config.into / EXAMPLES_FILE, Path(done.saes[0].path).read_bytes())
+    return done
+
+
+def _collect(config: ExamplesConfig, run: Run) -> tuple[Sequence[SAE], list[Found]]:
+    options = ExampleOptions(**part_of(config, ExampleOptions))
+    checkpoints = run.file(CHECKPOINTS)
+    if config.activations:
+        saes = config.load_saes()
+        run.record(hashes={f"dictionary {sae.info.site}": sae.fingerprint for sae in saes})
+        return saes, examples_of_harvest(config.activations, saes, options, checkpoints, any_model=config.any_model)
+    model = config.load_model()
+    saes = config.load_saes(model)
+    corpus = config.corpus(config.text or (sample_text(),), model.tokenizer)
+    hashes = {f"dictionary {sae.info.site}": sae.fingerprint for sae in saes}
+    run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash, **hashes})
+    return saes, examples_of_text(model, saes, corpus, options, checkpoints, any_model=config.any_model)
+
+
+def _write(run: Run, config: ExamplesConfig, saes: Sequence[SAE], found: Sequence[Found]) -> ExamplesResult:
+    """One folder for each SAE, if there are several."""
+    written: list[SAEExamples] = []
+    for sae, (examples, stats) in zip(saes, found, strict=True):
+        folder = run.file(examples.site) if len(saes) > 1 else run.path
+        examples.write(folder / EXAMPLES_FILE)
+        stats.write(folder / STATS_FILE)
+        written.append(
+            SAEExamples(
+                sae=sae.name, site=examples.site, windows=len(examples.feature), firing=Firing.of(stats),
+                path=str(folder / EXAMPLES_FILE),
+            )
+        )  # fmt: skip
+    return ExamplesResult(model=found[0].examples.model, saes=tuple(written))
