@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from trimtab.dictionaries.meanings import describe_features
 from trimtab.lm import EditRequest
 from trimtab.policies.analyses.forks import ChangedPolicy
 from trimtab.policies.analyses.policy_rollouts import PolicyRollouts, rewards
@@ -69,6 +70,8 @@ class LedgerEntry:
     """Reward with the feature minus without it, over the items that used it; None where that was not measured."""
     contexts: tuple[FeatureUse, ...]
     """Uses with the largest local divergence."""
+    words: str = ""
+    """What the feature means, fires on and promotes, as far as it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ def feature_ledger(rollouts: PolicyRollouts, *, ablated: int = 16, contexts: int
     valid = rollouts.decisions.valid.cpu()
     uses = Counter(action[valid].tolist())
     no_edit = uses.pop(n, 0)
+    words = describe_features(rollouts.setup.model, rollouts.setup.dictionary, sorted(uses), 3)
+    in_words = {one.feature: str(one) for one in words}
     entries = []
     for rank, (feature, count) in enumerate(sorted(uses.items(), key=lambda use: (-use[1], use[0]))):
         where = ((action == feature) & valid).nonzero().tolist()
@@ -138,6 +143,7 @@ def feature_ledger(rollouts: PolicyRollouts, *, ablated: int = 16, contexts: int
                 kl_local=bootstrap_ratio_of_sums(np.bincount(of_item, kl), np.bincount(of_item), seed=seed),
                 reward_difference=difference,
                 contexts=tuple(_context(rollouts, effects, item, step) for item, step in shown),
+                words=in_words[feature],
             )
         )
     return Ledger(entries=tuple(entries), decisions=int(valid.sum()), no_edit=no_edit, items=len(rollouts))

@@ -152,6 +152,7 @@ def _layers(layers: Sequence[LayerReport]) -> list[Table | str]:
 def _ledger(found: Ledger) -> Table:
     columns = [
         Column("feature", "feature", "d"),
+        Column("words", "words", spare=1),
         Column("uses", "uses", COUNT),
         Column("share", "share", ".3f"),
         Column("items", "items", COUNT),
