@@ -4,9 +4,9 @@ Flags are zeroed, set to their mean, or flipped, all of them, at every site and 
 cross-entropy is compared with that of the untouched model, example by example. Or they are swapped, set to as many
 other concepts, and compared with the model whose flags are set right: both writes are of the same kind and size, so
 that this difference is what the flags say and nothing else; an example that needs no concept has no part in it.
-Control: as many dimensions that are no flag's are moved by exactly as much at each site and position, so that what
-RMSNorm alone does is seen; each example has its own draw of them, so that intervals over examples know how far draws
-differ.
+Control: as many dimensions that are no flag's are moved by exactly as much at each site and position, or, where flags
+are swapped, set to the same values, so that what RMSNorm alone does is seen; each example has its own draw of them, so
+that intervals over examples know how far draws differ.
 """
 
 from __future__ import annotations
@@ -110,12 +110,13 @@ def reliance_values(
         values = _values(flags, mean, batch.labels, others_on)
         for (way, dims), found in sums.items():
             edits: dict[Site, Tap] = {}
+            start = torch.zeros_like(clean) if way in (RIGHT, SWAPPED) else clean
             for i, site in enumerate(flags.sites):
                 if dims == FLAGS:
                     edits[site] = Coordinates(own, values[way][:, i])
                 else:
-                    change = values[way][:, None, i] - clean[:, :, i, :k]
-                    edits[site] = partial(_moved, clean[:, :, i, k:], change, others, draws[rows])
+                    change = values[way][:, None, i] - start[:, :, i, :k]
+                    edits[site] = partial(_moved, start[:, :, i, k:], change, others, draws[rows])
             with starting_at(model, layer, hidden), edited(model, edits):
                 found[rows] = response_sums(model, batch).cpu()
         if progress:
@@ -145,7 +146,7 @@ def _moved(
     drawn: Int[Tensor, "B K"],
     x: Float[Tensor, "B T d"],
 ) -> Coordinates:
-    """Those of a pool of dimensions that a row has drawn hold what they held in the clean pass, plus a change."""
+    """Those of a pool of dimensions that a row has drawn hold what they held before, plus a change."""
     at = drawn[:, None].expand_as(change)
     return Coordinates(pool, x.index_select(-1, pool).scatter(-1, at, (clean.gather(-1, at) + change).to(x)))
 
@@ -163,7 +164,7 @@ class RelianceCost(MomentRow):
     """Cross-entropy with the flags changed minus that with nothing changed, or, for `swapped`, minus that with the
     flags set right."""
     elsewhere: Interval
-    """The same with other dimensions moved by as much."""
+    """The same with other dimensions moved by as much, or, for `swapped`, set to the same."""
     difference: Interval
     """Of the two."""
 
@@ -257,8 +258,9 @@ class Reliance(Result):
         caption = (
             "Nats per token above the untouched model, on held-out responses, or, where flags are swapped for as many "
             "of other concepts, above the model whose flags are set right; elsewhere: as many dimensions that are "
-            "no flag's, of like variance, moved by as much at each site and position. Beyond plain: the difference "
-            "minus that of the plain run at equal steps. 95% intervals over examples."
+            "no flag's, of like variance, moved by as much at each site and position, or, for swapped, set to the "
+            "same. Beyond plain: the difference minus that of the plain run at equal steps. 95% intervals over "
+            "examples."
         )
         line = (
             "Straight lines through the difference beyond plain over log10 of the tokens trained on, each through at "
