@@ -89,3 +89,23 @@ def test_flags_step_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -
         assert 0.5 < found[f"lora.{kind}.memory_ratio"] < 2
     assert found["lora.plain_seconds"] > 0
     assert set(found) >= {"threads", "torch", "load_average", "repeats"}
+
+
+@pytest.mark.slow
+def test_examples_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    rows = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    info = DictionaryInfo(architecture="standard", site="resid_post.1")
+    save_dictionary(Standard(rows.T, torch.zeros(40), rows, torch.zeros(32), info=info), tmp_path / "sae")
+    sizes = {"tokens": 2000, "context": 40, "windows": 2, "repeats": 1, "threads": 1}
+    command = [sys.executable, str(BENCHMARKS / "examples.py"), "--json"]
+    command += ["--model", str(tmp_path / "model"), "--sae", str(tmp_path / "sae")]
+    command += [f"--{name}={size}" for name, size in sizes.items()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name in ("ratio", "cpu_ratio", "rows_ratio", "tokens_per_second"):
+        assert 0 < found[f"{name}_range"]["min"] <= found[name]
+    assert found["windows"] == 6
+    assert set(found) >= {"threads", "torch", "load_average", "device_name"}

@@ -38,6 +38,9 @@ def dictionary(name: str) -> Dictionary:
     found: dict[str, Callable[[], Dictionary]] = {
         "standard": lambda: Standard(**weights, b_enc=bias),
         "jumprelu": lambda: JumpReLU(**weights, b_enc=0 * bias, threshold=-bias),
+        "jumprelu of any threshold": lambda: JumpReLU(
+            **weights, b_enc=bias, threshold=torch.linspace(-1, 1, N, dtype=torch.float64)
+        ),
         "gated": lambda: Gated(**weights, b_gate=bias, b_mag=bias / 2, r_mag=0 * bias),
         "topk": lambda: TopK(**weights, b_enc=bias, k=5),
         "topk by decoder norm": lambda: TopK(**weights, b_enc=bias, k=5, rescale_acts_by_decoder_norm=True),
@@ -56,10 +59,16 @@ def check(sae: Dictionary, *, listed: bool = True) -> None:
     if isinstance(codes, SparseCodes):
         assert torch.equal(codes.dense(N), f)
         assert codes.values.shape[1] < N / 10
+    pairs = sae.encode_pairs(x)
+    assert pairs.start.tolist() == [0, *(f > 0).sum(1).cumsum(0).tolist()]
+    assert bool((pairs.value > 0).all())
+    torch.testing.assert_close(torch.zeros_like(f).index_put_((pairs.row, pairs.feature), pairs.value), f)
     torch.testing.assert_close(sae.decode_sparse(codes), sae.decode(f))
 
 
-@pytest.mark.parametrize("name", ["standard", "jumprelu", "gated", "topk", "topk by decoder norm", "rectified"])
+@pytest.mark.parametrize(
+    "name", ["standard", "jumprelu", "jumprelu of any threshold", "gated", "topk", "topk by decoder norm", "rectified"]
+)
 def test_a_list_of_codes_is_the_dense_codes(name: str) -> None:
     check(dictionary(name))
 

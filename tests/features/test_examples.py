@@ -21,7 +21,7 @@ from trimtab.dictionaries import Standard, load_dictionary, save_dictionary
 from trimtab.dictionaries import example_collector as collector_module
 from trimtab.dictionaries.example_collector import ExampleCollector, Places
 from trimtab.dictionaries.feature_examples import KINDS, LEFT_OUT, FeatureExamples
-from trimtab.dictionaries.sparse import list_codes
+from trimtab.dictionaries.sparse import list_codes, pairs_of
 from trimtab.errors import UserError
 from trimtab.features import (
     ExampleOptions,
@@ -153,7 +153,7 @@ def collected(parts: list[int], sparse: bool, **options: Any) -> FeatureExamples
     for first, last in zip([0, *ends[:-1]], ends, strict=True):
         rows = f[first:last]
         part = Places(*(column[first:last] for column in places))
-        collector.update(list_codes(rows) if sparse else rows, part)
+        collector.update(pairs_of(list_codes(rows) if sparse else rows), part)
     return collector.result([f"d{i}" for i in range(40)], lambda ids: [str(i) for i in ids], n_tokens=len(f))
 
 
@@ -182,7 +182,7 @@ def test_draws_are_in_proportion(kind: str, shares: tuple[float, ...]) -> None:
     counts = np.zeros(3)
     for seed in range(1000):
         collector = ExampleCollector(torch.ones(1), tuple(int(name == kind) for name in KINDS), 3, seed)
-        collector.update(f, places)
+        collector.update(pairs_of(f), places)
         counts[collector.kept[kind]["document"][0, 0]] += 1
     expected = np.array(shares) * 1000
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
@@ -193,9 +193,10 @@ def test_what_is_kept_does_not_grow_with_the_text() -> None:
     for seed in (1, 8):
         collector = ExampleCollector(torch.ones(5), (4, 4, 4), 5, 0)
         for number in range(seed):
-            collector.update(*rows_of_codes(number))
+            f, places = rows_of_codes(number)
+            collector.update(pairs_of(f), places)
         sizes.append(sum(tensor.nbytes for tensor in collector.state().values()))
-    assert sizes[0] == sizes[1] == 5 * 12 * (8 + 4 + 4 + 5 * 8)
+    assert sizes[0] == sizes[1] == 8 + 5 * 12 * (8 + 8 + 4 + 4 + 5 * 8)
 
 
 def test_a_pass_that_was_cut_off_goes_on_to_the_same_bytes(
@@ -389,7 +390,7 @@ def test_the_command_writes_a_table_that_commands_find(
     done = run_examples(text)
     assert done.saes[0].firing.n_tokens > 500
     assert run_examples(text) == done
-    assert not list((tmp_path / "text").glob("checkpoints/*"))
+    assert not (tmp_path / "text" / "checkpoints").exists()
     rows = run_examples(ExamplesConfig(activations=(harvested,), run=tmp_path / "rows", **values))
     tables = [pq.read_table(Path(one.saes[0].path)) for one in (done, rows)]
     assert (
@@ -468,12 +469,8 @@ def test_mistakes_are_seen(
 
 def test_a_tie_that_is_lost_to_what_came_later_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = collected([], sparse=False)
-    monkeypatch.setattr(collector_module.np, "argsort", lambda x, **how: latest_first(x) if x.ndim > 1 else argsort(x))
+    real = np.lexsort
+    monkeypatch.setattr(
+        collector_module.np, "lexsort", lambda keys, **how: real((-keys[0], *keys[1:]) if how else keys, **how)
+    )
     assert collected([20], sparse=False).to_table().to_pydict() != whole.to_table().to_pydict()
-
-
-argsort = np.argsort
-
-
-def latest_first(x: np.ndarray) -> np.ndarray:
-    return x.shape[1] - 1 - argsort(x[:, ::-1], axis=1, kind="stable")

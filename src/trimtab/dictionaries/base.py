@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.dictionaries.feature_stats import FeatureStats
-from trimtab.dictionaries.sparse import SparseCodes, list_codes
+from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, list_codes, pairs_of
 from trimtab.errors import UserError, did_you_mean
 
 FEATURE_NAMES = "feature_names"
@@ -134,6 +134,10 @@ class Dictionary(nn.Module):
     def encode_sparse(self, x: Float[Tensor, "B d"]) -> SparseCodes | Float[Tensor, "B n"]:
         """Codes of rows: a list of the active ones where few features fire, all of them otherwise."""
         return list_codes(self.encode(x))
+
+    def encode_pairs(self, x: Float[Tensor, "B d"]) -> ActivePairs:
+        """Codes of rows as a list of the positive ones, row after row."""
+        return pairs_of(self.encode_sparse(x))
 
     def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
         """The reconstruction of what `encode_sparse` gives."""

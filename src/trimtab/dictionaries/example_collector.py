@@ -18,9 +18,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from trimtab.dictionaries.feature_examples import KINDS, FeatureExamples
-from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, order_by_feature
+from trimtab.dictionaries.sparse import ActivePairs, order_by_feature
 from trimtab.lm.sampling import uniform
 
+_LAST = np.iinfo(np.int64).max
 FIRST_STREAM = 16
 """Draws of the kinds have streams of their own, from this one on."""
 
@@ -68,10 +69,11 @@ class ExampleCollector:
         self.norms = decoder_norms.detach().cpu().double().numpy()
         self.counts, self.window, self.seed = dict(zip(KINDS, counts, strict=True)), window, seed
         self.before = window * 2 // 3
-        n = len(self.norms)
+        self._arrived, n = 0, len(self.norms)
         self.kept: dict[str, dict[str, ndarray]] = {
             kind: {
                 "key": np.full((n, count), -np.inf),
+                "arrived": np.full((n, count), _LAST),
                 "document": np.zeros((n, count), np.int32),
                 "position": np.zeros((n, count), np.int32),
                 "tokens": np.full((n, count, window), -1, np.int32),
@@ -81,34 +83,29 @@ class ExampleCollector:
             if count
         }
 
-    def update(self, codes: SparseCodes | Float[Tensor, "R n"], places: Places) -> None:
+    def update(self, pairs: ActivePairs, places: Places) -> None:
         """Take in rows, of stretches that are whole.
 
         Args:
-            codes: what `Dictionary.encode_sparse` gives for them, all finite.
+            pairs: what `Dictionary.encode_pairs` gives for them, all finite.
             places: where they stand.
         """
-        found = self._firings(codes, places)
+        found = self._firings(pairs, places)
         if not len(found.row):
             return
         for kind, state in self.kept.items():
             key = self._keys(kind, found, places)
             best = np.maximum.reduceat(key, found.start)
-            (equal,) = np.nonzero(key == best[found.run])
+            equal = np.flatnonzero(key == best[found.run])
             first = equal[np.append(True, np.diff(found.run[equal]) != 0)]  # one of each run, the earliest
-            chosen = first[best > state["key"][found.feature[first], -1]]
+            least = state["key"].min(axis=1)
+            chosen = first[best > least[found.feature[first]]]
             if len(chosen):
                 self._keep(state, chosen, key[chosen], found, places)
+        self._arrived += len(found.start)
 
-    def _firings(self, codes: SparseCodes | Float[Tensor, "R n"], places: Places) -> _Firings:
-        if isinstance(codes, Tensor):
-            row, feature = codes.nonzero(as_tuple=True)
-            start = torch.searchsorted(row, torch.arange(len(codes) + 1, device=row.device))
-            pairs = ActivePairs(codes[row, feature], feature, start)
-        else:
-            pairs = codes.pairs()
+    def _firings(self, pairs: ActivePairs, places: Places) -> _Firings:
         pairs = ActivePairs(*(part.cpu() for part in pairs))
-        pairs = pairs.where(pairs.value > 0)
         order = order_by_feature(pairs, len(self.norms))
         feature, row = pairs.feature[order.pair].numpy(), order.row.numpy()
         activation = (pairs.value[order.pair].double().numpy() * self.norms[feature]).astype(np.float32)
@@ -125,26 +122,23 @@ class ExampleCollector:
         return np.log1p(-draw) / found.activation if kind == "weighted" else draw
 
     def _keep(self, state: dict[str, ndarray], chosen: ndarray, key: ndarray, found: _Firings, places: Places) -> None:
-        """Put windows among those kept of their features, and drop the ones with the smallest keys. Where keys are
-        equal, what was read first stays."""
+        """Put windows in the places of those of their features with smaller keys. Where keys are equal, what was read
+        first stays."""
         features, first, counts = np.unique(found.feature[chosen], return_index=True, return_counts=True)
         kept = state["key"].shape[1]
         line = np.repeat(np.arange(len(features)), counts)
-        slot = np.arange(len(chosen)) - np.repeat(first, counts)
-        keys = np.full((len(features), kept + int(counts.max())), -np.inf)
-        keys[:, :kept] = state["key"][features]
-        keys[line, kept + slot] = key
-        best = np.argsort(-keys, axis=1, kind="stable")[:, :kept]
-        old = np.minimum(best, kept - 1)
-        for column in state.values():
-            before = column[features]
-            column[features] = np.take_along_axis(before, old.reshape(*old.shape, *[1] * (before.ndim - 2)), axis=1)
-        state["key"][features] = np.take_along_axis(keys, best, axis=1)
-        number = np.full(keys.shape, -1)
-        number[line, kept + slot] = chosen
-        pair = np.take_along_axis(number, best, axis=1)
-        at, rank = np.nonzero(pair >= 0)
-        new, where = pair[at, rank], (features[at], rank)
+        slot = kept + np.arange(len(chosen)) - np.repeat(first, counts)
+        shape = (len(features), kept + int(counts.max()))
+        keys, arrived, pair = np.full(shape, -np.inf), np.full(shape, _LAST), np.zeros(shape, np.int64)
+        keys[:, :kept], arrived[:, :kept] = state["key"][features], state["arrived"][features]
+        keys[line, slot], arrived[line, slot], pair[line, slot] = key, self._arrived + found.run[chosen], chosen
+        stays = np.zeros(shape, bool)
+        np.put_along_axis(stays, np.lexsort((arrived, -keys), axis=1)[:, :kept], True, axis=1)
+        at, free = np.nonzero(~stays[:, :kept])
+        came, place = np.nonzero(stays[:, kept:])  # as many in each line
+        assert np.array_equal(at, came)
+        where, new = (features[at], free), pair[came, kept + place]
+        state["key"][where], state["arrived"][where] = keys[came, kept + place], arrived[came, kept + place]
         state["document"][where] = places.document[found.row[new]]
         state["position"][where] = places.position[found.row[new]]
         state["tokens"][where], state["activations"][where] = self._windows(new, found, places)
@@ -152,32 +146,30 @@ class ExampleCollector:
     def _windows(self, pair: ndarray, found: _Firings, places: Places) -> tuple[ndarray, ndarray]:
         """Tokens and activations around some pairs, within their stretches."""
         step, stretch = np.arange(self.window) - self.before, places.stretch
-        row = found.row[pair]
+        row = found.row[pair][:, None]
+        begin = np.arange(len(pair))[:, None] * self.window + self.before
         tokens = np.full((len(pair), self.window), -1, np.int32)
+        near = np.clip(row + step, 0, len(places.token) - 1)
+        slot = places.position[near] - places.position[row]
+        inside = (stretch[near] == stretch[row]) & (slot >= step[0]) & (slot <= step[-1])
+        tokens.ravel()[(begin + slot)[inside]] = places.token[near[inside]]
         activations = np.zeros((len(pair), self.window), np.float32)
-        for into, near, last in (
-            (tokens, row[:, None] + step, len(places.token) - 1),
-            (activations, pair[:, None] + step, len(found.row) - 1),
-        ):
-            inside = (near >= 0) & (near <= last)
-            near = np.clip(near, 0, last)
-            of_row = near if into is tokens else found.row[near]
-            slot = places.position[of_row] - places.position[row][:, None] + self.before
-            inside &= (stretch[of_row] == stretch[row][:, None]) & (slot >= 0) & (slot < self.window)
-            if into is activations:
-                inside &= found.feature[near] == found.feature[pair][:, None]
-            line, _ = np.nonzero(inside)
-            into[line, slot[inside]] = (places.token[near] if into is tokens else found.activation[near])[inside]
+        near = np.clip(pair[:, None] + step, 0, len(found.row) - 1)
+        slot = places.position[found.row[near]] - places.position[row]
+        inside = (found.run[near] == found.run[pair][:, None]) & (slot >= step[0]) & (slot <= step[-1])
+        activations.ravel()[(begin + slot)[inside]] = found.activation[near[inside]]
         return tokens, activations
 
     def state(self) -> dict[str, Tensor]:
         """All that was kept, by name, as `restore` takes it."""
-        return {
-            f"{kind}.{name}": torch.from_numpy(column) for kind, of in self.kept.items() for name, column in of.items()
+        columns = {f"{kind}.{name}": column for kind, of in self.kept.items() for name, column in of.items()}
+        return {name: torch.from_numpy(column) for name, column in columns.items()} | {
+            "arrived": torch.tensor(self._arrived)
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
+        self._arrived = int(state["arrived"])
         for kind, of in self.kept.items():
             for name in of:
                 of[name] = state[f"{kind}.{name}"].numpy().copy()
@@ -192,17 +184,13 @@ class ExampleCollector:
             texts: gives the texts of token ids.
             about: further fields of `FeatureExamples`.
         """
-        columns: dict[str, list[ndarray]] = {
-            name: [] for name in ("feature", "kind", "key", "document", "position", "tokens", "activations")
-        }
+        parts: list[dict[str, ndarray]] = []
         for kind, of in self.kept.items():
-            feature, rank = np.nonzero(of["key"] > -np.inf)
-            columns["feature"].append(feature)
-            columns["kind"].append(np.full(len(feature), KINDS.index(kind)))
-            for name, column in of.items():
-                columns[name].append(column[feature, rank])
-        whole = {name: np.concatenate(parts) for name, parts in columns.items() if name != "key"}
-        order = np.lexsort((whole["kind"], whole["feature"]))
+            feature, place = np.nonzero(of["key"] > -np.inf)
+            columns = {name: column[feature, place] for name, column in of.items()}
+            parts.append({"feature": feature, "kind": np.full(len(feature), KINDS.index(kind)), **columns})
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = np.lexsort((whole["arrived"], -whole["key"], whole["kind"], whole["feature"]))
         tokens = whole["tokens"][order]
         used, index = np.unique(tokens, return_inverse=True)
         absent = int(used[0] < 0) if len(used) else 0

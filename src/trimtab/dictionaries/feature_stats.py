@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.dictionaries.sparse import SparseCodes
+from trimtab.dictionaries.sparse import ActivePairs, SparseCodes
 from trimtab.errors import UserError
 from trimtab.runs import write_table
 
@@ -115,12 +115,12 @@ class FeatureStatsAccumulator:
         self.n_tokens = 0
 
     @torch.no_grad()
-    def update(self, codes: Float[Tensor, "... n"] | SparseCodes | tuple[Tensor, Tensor]) -> None:
+    def update(self, codes: Float[Tensor, "... n"] | SparseCodes | tuple[Tensor, Tensor] | ActivePairs) -> None:
         """Count one batch.
 
         Args:
-            codes: dense codes, or (values `[..., k]`, indices `[..., k]`). A feature may be listed with code 0, which
-                does not count as firing, but not twice in one row.
+            codes: dense codes, (values `[..., k]`, indices `[..., k]`), or pairs. A feature may be listed with code 0,
+                which does not count as firing, but not twice in one row.
         """
         device = self._norms.device
         if isinstance(codes, Tensor):
@@ -130,8 +130,8 @@ class FeatureStatsAccumulator:
             self._sum += f.sum(0, dtype=torch.float64)
             self._fired += (f > 0).sum(0)
             return
-        values, indices = codes
-        self.n_tokens += values.shape[:-1].numel()
+        values, indices, *_ = codes
+        self.n_tokens += len(codes.start) - 1 if isinstance(codes, ActivePairs) else values.shape[:-1].numel()
         values, indices = values.to(device).flatten().double(), indices.to(device).flatten().long()
         fires = values > 0
         values, indices = values[fires], indices[fires]

@@ -27,8 +27,9 @@ class FeatureWords:
     """Tokens that the logit lens reads in its decoder row, most likely first; none outside of the residual stream."""
 
     def __str__(self) -> str:
-        parts = {"": self.meaning, "fires on ": ", ".join(self.fires_on)}
-        parts["promotes "] = ", ".join(token.strip() or repr(token) for token in self.promotes)
+        parts = {"": self.meaning}
+        for of, tokens in (("fires on ", self.fires_on), ("promotes ", self.promotes)):
+            parts[of] = ", ".join(token.strip() or repr(token) for token in tokens)
         return "; ".join(f"{of}{words}" for of, words in parts.items() if words)
 
 

@@ -87,6 +87,15 @@ class ActivePairs(NamedTuple):
         return ActivePairs(self.value[place], self.feature[place], before[self.start])
 
 
+def pairs_of(codes: SparseCodes | Float[Tensor, "B n"]) -> ActivePairs:
+    """The positive codes of rows as a list, row after row."""
+    if isinstance(codes, SparseCodes):
+        return codes.pairs().where(codes.values.flatten() > 0)
+    row, feature = (codes > 0).nonzero(as_tuple=True)
+    start = torch.searchsorted(row, torch.arange(len(codes) + 1, device=row.device))
+    return ActivePairs(codes[row, feature], feature, start)
+
+
 class FeatureOrder(NamedTuple):
     """The same pairs, feature after feature."""
 

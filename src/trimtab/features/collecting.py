@@ -202,9 +202,9 @@ class _Kept:
         bad = ~x.isfinite().all(1)
         if bool(bad.any()):
             raise not_finite(self.site, documents[int(block.places.document[int(bad.nonzero()[0])])])
-        codes = self.dictionary.encode_sparse(x)
-        self.stats.update(codes)
-        self.windows.update(codes, block.places)
+        pairs = self.dictionary.encode_pairs(x)
+        self.stats.update(pairs)
+        self.windows.update(pairs, block.places)
 
     def state(self) -> dict[str, Tensor]:
         """All that was found, by name, as `restore` takes it."""

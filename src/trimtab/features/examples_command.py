@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from trimtab.lm import LanguageModel, ModelConfig
 from trimtab.runs import Run, config_directory, part_of, read_typed, write_bytes
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, Column, Table
-from trimtab.training.checkpoint import discard_checkpoints
 
 CHECKPOINTS = "checkpoints"
 
@@ -128,7 +128,7 @@ def run_examples(config: ExamplesConfig) -> ExamplesResult:
             saes, found = _collect(config, run)
             result = _write(run, config, saes, found)
             run.finish(result)
-            discard_checkpoints(run.file(CHECKPOINTS))
+            shutil.rmtree(run.file(CHECKPOINTS), ignore_errors=True)
         done = read_typed(ExamplesResult, run.results, f"run {run.path}")
         if config.into is not None:
             write_bytes(config.into / EXAMPLES_FILE, Path(done.saes[0].path).read_bytes())

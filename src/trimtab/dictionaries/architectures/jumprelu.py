@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.dictionaries.active import Active, Values, active_above
-from trimtab.dictionaries.encoding import exceeded_on
+from trimtab.dictionaries.active import Active, Values, active_above, pairs_above
+from trimtab.dictionaries.encoding import DenseEncoder, exceeded_on
 from trimtab.dictionaries.penalised import Penalised, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
+from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.trainable import Loss
 from trimtab.errors import UserError
 from trimtab.runs import check_values
@@ -48,6 +49,11 @@ class JumpReLU(SAE):
     def codes(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
         z = self.encoder_input(x) @ columns(self.W_enc, ids) + columns(self.b_enc, ids)
         return torch.where(z > columns(self.threshold, ids), z.relu(), 0.0)
+
+    def encode_pairs(self, x: Float[Tensor, "B d"]) -> ActivePairs:
+        """Codes of rows as a list: by blocks, so that those of all features are never held at once."""
+        encoder = DenseEncoder(self.W_enc.T.contiguous(), self.b_enc)
+        return pairs_above(encoder, self.encoder_input(x), self.threshold.clamp_min(0))
 
 
 @dataclass(frozen=True, kw_only=True)
