@@ -38,6 +38,8 @@ def test_the_examples(any_tiny: LanguageModel, sae: Standard, tmp_path: Path, mo
     change = names["change"]
     assert isinstance(change, Tensor)
     assert 0 < float(change.abs().max()) < 20
+    assert isinstance(names["taken"], SteerResult)
+    assert names["ids"].shape[1] > len(names["prompts"][0])  # type: ignore[attr-defined, index]
     report = names["report"]
     assert isinstance(report, ReplayReport)
     assert report.n_edits == 16

@@ -1,4 +1,4 @@
-"""The commands but for those of flags and policies, and the list of all."""
+"""The commands but for those of flags, policies and saved steerings, and the list of all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from trimtab.cli.flags import FLAG_COMMANDS
 from trimtab.cli.job import Job, Printed
 from trimtab.cli.policy import POLICY_COMMANDS
+from trimtab.cli.steering import STEERING_COMMANDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +131,15 @@ def feature() -> Job:
 def steer() -> Job:
     """steer generation with features, or replay a steered run"""
     from trimtab.steering import ReplayReport, SteerConfig, SteerResult, run_steer
+    from trimtab.steering.command import steer_defaults
 
     def run(config: SteerConfig) -> SteerResult | ReplayReport:
         from trimtab.flags.command import model_of_run
 
         return run_steer(config, load=model_of_run)
 
-    return Job(SteerConfig, run, ("prompt",), '"Yesterday I went to the" --feature 3547 --dose 0.4')
+    example = '"Yesterday I went to the" --feature 3547 --dose 0.4'
+    return Job(SteerConfig, run, ("prompt",), example, defaults=steer_defaults)
 
 
 def evaluate_core() -> Job:
@@ -231,6 +234,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "examples": examples,
     "feature": feature,
     "steer": steer,
+    **STEERING_COMMANDS,
     "evaluate core": evaluate_core,
     "evaluate ground-truth": evaluate_ground_truth,
     "evaluate circuit": evaluate_circuit,

@@ -19,7 +19,7 @@ from trimtab.errors import UserError
 FIRST = (
     "task", "model", "sae", "circuit", "cross_section",
     "text", "activations", "site", "arch", "n_features", "l0", "k", "rows", "criterion",
-    "feature", "mask", "dose", "unit", "items", "iterations", "control", "part", "quick",
+    "feature", "steering", "mask", "dose", "unit", "items", "iterations", "control", "part", "quick",
     "run",
 )  # fmt: skip
 """Options that stand first in the help of every command that has them, in this order."""
@@ -64,7 +64,8 @@ def parse(command: str, job: Job, words: Sequence[str]) -> tuple[bool, Any]:
 
 def _check_given(job: Job, words: Sequence[str]) -> None:
     """Raise a `UserError` at a list option without a value where that would mean its default."""
-    empty = {field.name for field in dataclasses.fields(job.config) if _usual(field) == ()}
+    every = dataclasses.fields(job.config)
+    empty = {field.metadata.get("option", field.name) for field in every if _usual(field) == ()}
     for word, following in pairwise([*words, "--"]):
         if word.startswith("--") and following.startswith("--") and word[2:].replace("-", "_") in empty:
             raise UserError(word, "no value follows it", "give one or more, or leave it out")
@@ -92,9 +93,10 @@ def _options(job: Job, words: Sequence[str]) -> type[Any]:
     nested: list[Any] = []
     for name, heading in _headings(job.config, job.positional).items():
         usual = known.get(name, _usual(fields[name]))
-        kind = _shown(kinds[name], usual, docs.get(name, ""), name.upper() if name in job.positional else "")
-        place = nested if dataclasses.is_dataclass(kinds[name]) else groups.setdefault(heading, [])
-        place.append((name, kind, dataclasses.field(default=usual)))
+        place = name.upper() if name in job.positional else ""
+        kind = _shown(kinds[name], usual, docs.get(name, ""), place, fields[name].metadata.get("option"))
+        group = nested if dataclasses.is_dataclass(kinds[name]) else groups.setdefault(heading, [])
+        group.append((name, kind, dataclasses.field(default=usual)))
     flag = Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="Print the result as one JSON object.")]
     first = [*groups.pop(""), ("json", flag, dataclasses.field(default=False))]
     rest = [
@@ -118,8 +120,8 @@ def _known(job: Job, words: Sequence[str]) -> Mapping[str, Any]:
             given[option] = [value] if is_given else []
         else:
             given.setdefault(option, []).append(word)
-    if job.defaults:
-        return job.defaults(given)
+    if job.defaults and (found := job.defaults(given)):
+        return found
     if (
         {"model", "sae"} <= job.config.__dataclass_fields__.keys()
         and given.get("sae")
@@ -158,7 +160,7 @@ def _usual(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _shown(kind: Any, usual: Any, doc: str, place: str) -> Any:
+def _shown(kind: Any, usual: Any, doc: str, place: str, option: str | None) -> Any:
     """A field's type with what the help says of it.
 
     Args:
@@ -166,11 +168,12 @@ def _shown(kind: Any, usual: Any, doc: str, place: str) -> Any:
         usual: its default.
         doc: what it means.
         place: what stands for it where it is given without a name.
+        option: what it is called, if not by the field's name.
     """
     import tyro
 
     unset = usual is None or usual == ()
-    about: dict[str, Any] = {"help": doc}
+    about: dict[str, Any] = {"help": doc, "name": option} if option else {"help": doc}
     if unset:
         about["help_behavior_hint"] = "(not set)"
         kind = tyro.conf.DisallowNone[kind]

@@ -32,26 +32,27 @@ class FoundSAE(NamedTuple):
     """Whether its library opens it with the norms of decoder rows folded into the codes."""
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a file. Raises a `UserError` if it is missing, damaged or a pickle."""
+def read_safetensors(path: Path, what: str = "dictionary") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a file of a dictionary, or of what else is named. Raises a `UserError` if it is
+    missing, damaged or a pickle."""
     if not path.exists():
-        raise UserError(f"dictionary {path.parent}", f"it has no {path.name}", GET_AGAIN)
+        raise UserError(f"{what} {path.parent}", f"it has no {path.name}", f"get the {what} again")
     with path.open("rb") as file:
         start = file.read(2)
     if start in _PICKLE_STARTS:
         raise pickle_error(path)
-    with damage_named(path, "safetensors"), safe_open(path, framework="pt") as file:
+    with damage_named(path, "safetensors", what=what), safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @contextmanager
-def damage_named(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+def damage_named(path: Path, kind: str, *errors: type[Exception], what: str = "dictionary") -> Iterator[None]:
     """Turn what a library raises over a damaged file into a `UserError` that names it."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, *errors) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(str(path), f"damaged or no {kind} file ({reason})", GET_AGAIN) from error
+        raise UserError(str(path), f"damaged or no {kind} file ({reason})", f"get the {what} again") from error
 
 
 def take_weights(

@@ -31,7 +31,7 @@ class AnyModelConfig(DictionaryConfig):
     """The same where the SAE may be another model's."""
 
     any_model: bool = field(default=False, metadata={"heading": "model"})
-    """Use the SAE on another model than the one that it was trained on, if the widths agree (a fine-tune, say)."""
+    """Use the SAE, or a saved steering, on another model than its own, if the widths agree (a fine-tune, say)."""
 
     def load_dictionary(self, model: LanguageModel) -> SAE:
         return load_dictionary(self.sae, model=model, any_model=self.any_model, device=model.device)

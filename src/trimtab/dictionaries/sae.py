@@ -6,8 +6,9 @@ holds its inference class; the constructor takes the weights by the names that S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +42,8 @@ class SAE(Dictionary):
     """Weights in the unit of the codes: they grow with the decoder's norms and with the input."""
     folds_norms: ClassVar[bool] = True
     """Whether decoder norms may move into the codes: not where other features would then fire."""
+    codes_alone: ClassVar[bool] = True
+    """Whether the code of a feature can be computed without those of the others."""
     W_enc: nn.Parameter
     b_dec: nn.Parameter
 
@@ -73,6 +76,24 @@ class SAE(Dictionary):
     def codes(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
         """Codes of the features `ids`, or of all."""
         raise NotImplementedError
+
+    def part(self, features: Sequence[int]) -> Self:
+        """An SAE of some of the features, in the order given, whose codes are the same.
+
+        Raises:
+            UserError: a feature does not exist, or its code depends on all others.
+        """
+        self.check_features(list(features))
+        if not self.codes_alone:
+            why = f"in an SAE of the architecture {self.architecture} a feature's code depends on all others"
+            raise UserError(f"features {', '.join(map(str, features))} alone", why, "use operation add or overwrite")
+        ids = torch.tensor(list(features), device=self.W_dec.device)
+        dims = {name: shape.split() for name, shape in self.shapes.items()}
+        weights = {
+            name: weight.index_select(dims[name].index("n"), ids) if "n" in dims[name] else weight
+            for name, weight in ((name, getattr(self, name).detach()) for name in self.shapes)
+        }
+        return type(self)(**weights, **self.settings, info=replace(self.info, metadata={}))
 
     def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... n"]:
         return self.codes(x, None)

@@ -30,7 +30,8 @@ from trimtab.runs import Run, config_dict, config_directory, json_safe, read_rec
 from trimtab.runs.record import RECORD_NAME
 from trimtab.steering import SteerOptions, SteerResult
 from trimtab.steering.command import steered_in
-from trimtab.steering.steered import check_options, plan_steering, steered
+from trimtab.steering.planning import check_options, plan_steering
+from trimtab.steering.steered import steered
 
 STEERING = "flags steer"
 NOT_THE_CONFIG = (*NOT_THE_RESULT, "run")

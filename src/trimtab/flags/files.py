@@ -7,7 +7,6 @@ for everybody who does not read the file.
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 import shutil
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from trimtab.errors import UserError, did_you_mean
 from trimtab.flags.adapters import (
@@ -32,49 +32,23 @@ from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel, load_model
 from trimtab.lm.layouts import find_layout, text_config
 from trimtab.lm.silence import transformers_silenced
+from trimtab.lm.weight_hashes import precision_name, weight_hash, weight_hashes
 from trimtab.runs import json_safe, read_json, read_record, read_typed, shipped_directory, shipped_names, write_json
 
 NAME = "flags.json"
 FORMAT = 1
 MODEL, SNAPSHOTS = "model", "snapshots"
 """Directories of a run: the model with flags, and those on the way to it."""
-PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-"""Those in which a saved model may be loaded again; its weights are rounded then, and their hash is another."""
-SAMPLE = 4096
-"""Values of each weight that the hash is over, evenly spaced."""
 
 
-def weight_hash(hf: transformers.PreTrainedModel, dtype: torch.dtype, *, base: bool = False) -> str:
-    """SHA-256 over names, shapes and a fixed sample of the values of all weights, rounded to a precision.
-
-    Args:
-        hf: the model, an adapter's weights included, whatever the adapter is called.
-        dtype: the precision.
-        base: leave the adapter's out.
-    """
-    digest = hashlib.sha256()
+def _weights(hf: transformers.PreTrainedModel, *, base: bool = False) -> dict[str, Tensor]:
+    """A model's weights by name, an adapter's included, whatever the adapter is called; with `base` without them."""
     named = {_plain_name(name): tensor for name, tensor in hf.state_dict().items()}
-    for name, tensor in sorted(named.items()):
-        if base and ADDED in name:
-            continue
-        flat = tensor.detach().flatten()
-        values = flat[:: max(1, flat.numel() // SAMPLE)]
-        values = values.to(dtype).float() if values.is_floating_point() else values
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(values.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return {name: tensor for name, tensor in named.items() if not (base and ADDED in name)}
 
 
 def _plain_name(name: str) -> str:
     return re.sub(rf"({re.escape(ADDED)}[A-Z])\.[^.]+", r"\1", name.replace(".base_layer.", "."))
-
-
-def _hashes(hf: transformers.PreTrainedModel, *, base: bool = False) -> dict[str, str]:
-    return {_name(dtype): weight_hash(hf, dtype, base=base) for dtype in PRECISIONS}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def write_flags(
@@ -89,9 +63,14 @@ def write_flags(
         about: anything else that is to be known of them, such as how they were trained.
         base: what the model that an adapter was trained on is loaded by.
     """
-    fields = {"format": FORMAT, "flags": json_safe(flags), "weights": _hashes(hf), "about": json_safe(about)}
+    fields = {
+        "format": FORMAT,
+        "flags": json_safe(flags),
+        "weights": weight_hashes(_weights(hf)),
+        "about": json_safe(about),
+    }
     if has_adapter(hf):
-        fields["base"] = {"name": base, "weights": _hashes(hf, base=True)}
+        fields["base"] = {"name": base, "weights": weight_hashes(_weights(hf, base=True))}
     write_json(Path(path) / NAME, fields)
 
 
@@ -194,8 +173,8 @@ def load_flags(path: Path | str, model: object = None) -> FlagSpec:
             raise UserError(f"the {type(model).__name__} whose flags are loaded", "it is no language model", hint)
         name = model.name if isinstance(model, LanguageModel) else hf.name_or_path or type(hf).__name__
         flags.check_fits(find_layout(hf), int(text_config(hf).hidden_size), name)
-        known = (fields.get("weights") or {}).get(_name(hf.dtype))
-        if known != weight_hash(hf, hf.dtype):
+        known = (fields.get("weights") or {}).get(precision_name(hf.dtype))
+        if known != weight_hash(_weights(hf), hf.dtype):
             why = f"it is another model's: {name} has other weights than those that the flags were trained into"
             beside = "load the model that was saved beside it, in float32, bfloat16 or float16"
             hint = "put the adapter that lies beside it on its model, unmerged" if fields.get("base") else beside
@@ -229,7 +208,7 @@ def load_flagged(
             base = load_base(str(of.get("name")), directory, device=device, dtype=dtype)
         else:
             base = LanguageModel.from_hf(copy.deepcopy(base.hf), base.tokenizer, base.name)
-        if (of.get("weights") or {}).get(_name(base.dtype)) != weight_hash(base.hf, base.dtype):
+        if (of.get("weights") or {}).get(precision_name(base.dtype)) != weight_hash(_weights(base.hf), base.dtype):
             why = f"{base.name} has other weights than the model that it was trained on"
             raise UserError(f"adapter {directory}", why, f"give that one, {of.get('name')}, as base")
         model, _ = load_adapter(base, directory)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from trimtab.lm.taps import edited
 
 
 @contextmanager
-def applied(model: LanguageModel, source: InterventionSource) -> Iterator[AppliedEdits]:
+def applied(model: LanguageModel | transformers.PreTrainedModel, source: InterventionSource) -> Iterator[AppliedEdits]:
     """Apply a source's edits whenever the `transformers` model runs inside the block.
 
         with applied(model, VectorSource(vector, "resid_post.15")):
@@ -37,7 +38,7 @@ def applied(model: LanguageModel, source: InterventionSource) -> Iterator[Applie
     in `decode`: a greedy `generate` gives its tokens. What `generate` feeds behind a row's end is edited, too.
 
     Args:
-        model: the model; its hooks are removed on leaving.
+        model: the model, or one of `transformers` by itself; its hooks are removed on leaving.
         source: decides edits. It must let rows join; one with features for each row is for one call.
 
     Yields:
@@ -47,6 +48,8 @@ def applied(model: LanguageModel, source: InterventionSource) -> Iterator[Applie
         UserError: a site does not exist; while the model runs, if it cannot be known which tokens are a prompt, or rows
             are mixed as in beam search.
     """
+    if isinstance(model, transformers.PreTrainedModel):
+        model = LanguageModel.around(model)
     calls = AppliedEdits(model, source)
     with ExitStack() as stack:
         stack.callback(model.hf.base_model.register_forward_pre_hook(calls.before, with_kwargs=True).remove)

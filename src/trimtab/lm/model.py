@@ -48,6 +48,14 @@ class LanguageModel:
         """Wrap a model that is already in memory."""
         return cls(hf, tokenizer, name)
 
+    @classmethod
+    def around(cls, hf: transformers.PreTrainedModel) -> LanguageModel:
+        """What edits inside a model's own calls need of it: no tokenizer; its mode and gradients stay as they are."""
+        model = cls.__new__(cls)
+        model.hf, model.name = hf, str(hf.name_or_path or type(hf).__name__)
+        model.layout = find_layout(hf)
+        return model
+
     @property
     def n_layers(self) -> int:
         return len(self.layout.layers)

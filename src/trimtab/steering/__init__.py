@@ -9,10 +9,13 @@ from trimtab.steering.doses import UNITS, Unit, check_doses, check_unit, coeffic
 from trimtab.steering.effects import TokenEffects, TopTokens, token_effects
 from trimtab.steering.equal_dose import DoseSummary, UnequalDoseError, assert_equal_dose, dose_summary
 from trimtab.steering.operations import OPERATIONS, Slots, operation
+from trimtab.steering.planning import SteerOptions
 from trimtab.steering.replacing import PatchSource, ReconstructionSource
 from trimtab.steering.result import Continuation, DoseResult, SteerResult
+from trimtab.steering.saved_steering import Steering, load
 from trimtab.steering.sources import Choice, DirectionSource, StaticSource, VectorSource
-from trimtab.steering.steered import SteerOptions, steer
+from trimtab.steering.steered import steer
+from trimtab.steering.steering_facts import Evidence, SteeredModel, SteeringPart
 from trimtab.steering.trace import Trace
 from trimtab.steering.trace_replay import Mismatch, ReplayReport, replay, replay_trace
 from trimtab.steering.traced import TracedSource
@@ -28,6 +31,7 @@ __all__ = [
     "DivergenceRecorder",
     "DoseResult",
     "DoseSummary",
+    "Evidence",
     "ForkSource",
     "Mismatch",
     "PatchSource",
@@ -40,6 +44,9 @@ __all__ = [
     "SteerConfig",
     "SteerOptions",
     "SteerResult",
+    "SteeredModel",
+    "Steering",
+    "SteeringPart",
     "TokenEffects",
     "TopActiveSource",
     "TopTokens",
@@ -53,6 +60,7 @@ __all__ = [
     "check_unit",
     "coefficients",
     "dose_summary",
+    "load",
     "operation",
     "replay",
     "replay_trace",

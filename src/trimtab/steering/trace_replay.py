@@ -18,6 +18,7 @@ from trimtab.runs import read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.composed_sources import ReplaySource
 from trimtab.steering.direction_table import DirectionTable
+from trimtab.steering.saved_steering import load
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource
 
@@ -121,6 +122,9 @@ def replay(
         raise UserError(f"run {run}", "its config does not name the model", "give the model that it used")
     model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
     check_hash(run, "model", record, model.fingerprint)
+    if dictionary is None and config.get("steering"):
+        saved = [load(path) for path in config["steering"]]
+        dictionary = [table for one in saved for table in one.direction_tables().values()]
     if dictionary is None and "sae" in config:  # hashes of model and dictionary are checked instead of their names
         dictionary = load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
     if isinstance(dictionary, Dictionary) and "dictionary" in record["hashes"]:

@@ -48,6 +48,7 @@ class Supervised(SAE):
     }  # fmt: skip
     in_code_units = ("b_enc", "b_left", "size")  # scores are in no unit, but scaling all of them changes nothing
     folds_norms = False
+    codes_alone = False
 
     b_enc: nn.Parameter
     size: nn.Parameter

@@ -34,6 +34,7 @@ class TopK(SAE):
 
     architecture = "topk"
     shapes: ClassVar[Mapping[str, str]] = {"W_enc": "d n", "b_enc": "n", "W_dec": "n d", "b_dec": "d"}
+    codes_alone = False
 
     b_enc: nn.Parameter
 
