@@ -83,7 +83,8 @@ def test_every_option_of_every_command_has_a_help_text(name, capsys):
     job = cli.COMMANDS[name]()
     assert (job.config.__doc__ or "").split("\n")[0] in " ".join(shown.split())
     for field in dataclasses.fields(job.config):
-        option = field.name.upper() if field.name in job.positional else f"-{field.name.replace('_', '-')}"
+        name = field.metadata.get("option", field.name)
+        option = name.upper() if name in job.positional else f"-{name.replace('_', '-')}"
         assert option in shown
         at = shown.rindex(option) + len(option)
         assert any(letter.islower() for letter in shown[at : at + 200].split("(default")[0]), field.name

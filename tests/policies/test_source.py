@@ -177,7 +177,7 @@ def test_impossible_masks_and_policies_are_refused(sae: Standard, policy: Policy
         build_mask("top-confidence", sae, features=[])
     with pytest.raises(UserError, match="feature 64: the dictionary has features 0 to 63"):
         build_mask("top-confidence", sae, features=[64])
-    with pytest.raises(UserError, match="allowed are none, current, accumulated, top-confidence"):
+    with pytest.raises(UserError, match="allowed are none, current, accumulated, top-confidence, found"):
         build_mask("everything", sae)  # pyright: ignore[reportArgumentType]
     other = Policy.build(sae.directions[:10], hidden=(4,))
     with pytest.raises(UserError, match="a policy over 10 features: the directions are 64"):

@@ -26,7 +26,7 @@ def test_the_examples(any_tiny: LanguageModel, sae: Standard, tmp_path: Path, mo
     names: dict[str, object] = {"model": any_tiny, "sae": sae}
     for example in examples:
         exec(example, names)
-    for name in ("result", "raised"):
+    for name in ("result", "raised", "swept"):
         found = names[name]
         assert isinstance(found, SteerResult)
     plain = decode(any_tiny, names["prompts"], names["config"])  # type: ignore[arg-type]

@@ -4,7 +4,8 @@
 - `current`: those that fire at this token;
 - `accumulated`: those that have fired so far in this sample, prompt included; our reading of Adaptive Feature Masking
   (arXiv 2602.10437), whose definition is not published;
-- `top-confidence`: a fixed list, such as the m features with the largest delta-confidence; our own.
+- `top-confidence`: a fixed list, such as the m features with the largest delta-confidence; our own;
+- `found`: a fixed list, of those found for a wish or a task.
 
 Learning needs the masks that a rollout was made with, but not as a table of tokens × features: each mask keeps a
 compact record from which its rows are rebuilt bit for bit.
@@ -26,7 +27,7 @@ from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, LanguageModel, Site, TokenBatch, capture
 from trimtab.runs import Meter
 
-MaskKind = Literal["none", "current", "accumulated", "top-confidence"]
+MaskKind = Literal["none", "current", "accumulated", "top-confidence", "found"]
 MASKS: tuple[str, ...] = get_args(MaskKind)
 NEVER = torch.iinfo(torch.int16).max
 BATCH = 16
@@ -192,10 +193,10 @@ def build_mask(
     """A mask by its name.
 
     Args:
-        kind: `none`, `current`, `accumulated` or `top-confidence`.
+        kind: `none`, `current`, `accumulated`, `top-confidence` or `found`.
         dictionary: whose features are chosen.
         prompt_firings: for `accumulated`: counts the prompt's tokens too.
-        features: for `top-confidence`: the list.
+        features: for `top-confidence` and `found`: the list.
 
     Raises:
         UserError: there is no mask of that name, or the list is missing, empty or names an unknown feature.

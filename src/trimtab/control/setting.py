@@ -36,7 +36,7 @@ class Setting:
     mask: MaskKind = "none"
     """Which features may be chosen at a token."""
     mask_features: tuple[int, ...] = ()
-    """Features of the mask `top-confidence`."""
+    """Features of the masks `top-confidence` and `found`."""
     firings: PromptFirings | None = field(default=None, repr=False)
     """For the mask `accumulated`: counts the features that fire in prompts, too."""
     seed: int = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -57,6 +58,16 @@ class Decoded:
     def __repr__(self) -> str:
         return f"<Decoded: {sum(map(len, self.token_ids)):,} tokens in {len(self)} rows, {len(self.edits):,} edits>"
 
+    @classmethod
+    def joined(cls, calls: Sequence[Decoded]) -> Decoded:
+        """Several calls without repeats as one, rows behind each other."""
+        assert all(call.repeats == 1 for call in calls)
+        lists = [name for name, value in vars(calls[0]).items() if isinstance(value, list)]
+        columns: dict[str, Any] = {name: [*chain(*(getattr(call, name) for call in calls))] for name in lists}
+        starts = accumulate(map(len, calls[:-1]), initial=0)
+        logs = [replace(call.edits, row=call.edits.row + start) for call, start in zip(calls, starts, strict=True)]
+        return cls(**columns, edits=EditLog.cat(logs))
+
     def first_position(self, row: int) -> int:
         """Absolute position of a row's first token in `token_ids`."""
         return len(self.prompts[row]) + len(self.forced[row])
@@ -79,6 +90,7 @@ def decode(
     samples: Sequence[int] | None = None,
     branches: Sequence[int] | None = None,
     allowed: Sequence[Sequence[int]] | None = None,
+    lengths: Sequence[int] | None = None,
     prompt_cache: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
     observe: Observe | None = None,
@@ -101,6 +113,7 @@ def decode(
             Temperature and `top_p` then act on the model's distribution renormalised over them. Log-probabilities and
             entropies stay those of the model's own distribution over the whole vocabulary, so that `exp(decided_logp)`
             says what share the model itself gave the token; `allowed_logp` holds those of all allowed tokens.
+        lengths: per row, how many tokens it has, instead of the config's rules.
         prompt_cache: holds the keys and values of prompts from call to call. Not used where a source asks for positions
             before the last prompt token, where tokens are forced, or a prompt is a single token.
         progress: called with the number of rows whenever some have ended.
@@ -126,6 +139,7 @@ def decode(
         ("samples", samples, len(prompts)),
         ("branches", branches, len(copies)),
         ("teacher", teacher, len(copies)),
+        ("lengths", lengths, len(copies)),
         ("allowed", allowed, len(prompts)),
     ):
         assert values is None or len(values) == expected, f"{name} has {len(values)} entries, not {expected}"
@@ -133,7 +147,7 @@ def decode(
     rows = [
         Row(
             list(prompts[i]),
-            config,
+            config if lengths is None else _of_length(config, lengths[number]),
             forced=list(forced[i]) if forced else [],
             sample=i if samples is None else samples[i],
             branch=number % repeats if branches is None else branches[number],
@@ -164,3 +178,8 @@ def decode(
         repeats=repeats,
         allowed_logp=[] if allowed is None else [row.allowed_logp for row in rows],
     )
+
+
+def _of_length(config: DecodeConfig, length: int) -> DecodeConfig:
+    """The same for a row of a given length, whatever would end it."""
+    return replace(config, max_new_tokens=length, stop=(), stop_at_eos=False)

@@ -12,7 +12,7 @@ from trimtab.errors import UserError
 from trimtab.policies.file_names import JUDGE_FILE
 from trimtab.policies.networks import Head
 from trimtab.policies.ppo import PPOConfig
-from trimtab.runs import check_choices, check_least, check_values, config_directory
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_choices, check_least, check_values, config_directory
 from trimtab.steering import Unit, check_doses
 from trimtab.tasks import TaskConfig
 
@@ -25,9 +25,12 @@ class PolicyConfig(TaskConfig, DictionaryConfig):
     """Where to steer; the site that the SAE names by default, and no other where it names one."""
     mask: MaskKind = "accumulated"
     """Features that may be chosen: `none` for all, `current` for those firing at the token, `accumulated` for those
-    that fired so far in the sample, `top-confidence` for those highest in delta-confidence."""
+    that fired so far in the sample, `top-confidence` for those highest in delta-confidence, `found` for those that
+    --found names or, without it, that promise the task's training items most reward by the gradient."""
     mask_features: int = 256
-    """Features of the mask `top-confidence`."""
+    """Features of the masks `top-confidence` and `found`, at most."""
+    found: Path | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    """A saved steering or a run of find, whose features the mask `found` allows."""
     dose: float = 0.5
     """Dose of every edit, in `unit`."""
     unit: Unit = "relative"
@@ -84,6 +87,8 @@ class PolicyConfig(TaskConfig, DictionaryConfig):
             "prompt_cache_gb",
         )  # fmt: skip
         check_values(self, "from 0 to below 1", lambda value: 0 <= value < 1, "initial_no_edit")
+        if self.found is not None and self.mask != "found":
+            raise UserError(f"--found {self.found}", f"the mask is {self.mask}", "give --mask found, too")
         if self.headroom_items is not None and (self.headroom_items < 0 or self.headroom_items == 1):
             raise UserError(
                 f"headroom_items {self.headroom_items}", "there is too little to compare", "use 0, or 2 and more"

@@ -11,6 +11,7 @@ from trimtab.control.task_prompts import TaskPrompts
 from trimtab.dictionaries import SAE
 from trimtab.lm import LanguageModel, PromptCache, Site
 from trimtab.policies.config import PolicyConfig
+from trimtab.policies.found_features import found_features
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
 from trimtab.runs import Meter
@@ -51,6 +52,8 @@ class Setup(Setting):
                 table = rank(model, sae, "delta-confidence", site=site, progress=meter.advance)
             features = tuple(int(i) for i in table.top(config.mask_features).feature)
         cache = PromptCache(model, max_bytes=int(config.prompt_cache_gb * 2**30)) if config.prompt_cache_gb else None
+        if config.mask == "found":
+            features = found_features(config, model, sae, site, task)
         return cls(
             config=config,
             model=model,

@@ -10,6 +10,16 @@ from trimtab.runs.tables import COUNT, INTERVAL, Column, Table, in_short
 def steer_page(files: RunFiles) -> str:
     """Texts by dose, their doses and divergences."""
     results = files.finished
+    ordinary = results.get("ordinary")
+    fluent = [
+        Column("Ordinary texts", "fluency.ordinary", INTERVAL, note="share"),
+        Column("4-gram repetition", "fluency.repetition", INTERVAL, note="share"),
+    ]
+    said = "" if ordinary is None else (
+        f" Ordinary: a text whose negative log-likelihood under the unsteered model is from {ordinary['low']:.2f} to "
+        f"{ordinary['high']:.2f} nats per token and whose share of repeated 4-grams is at most "
+        f"{ordinary['repetition']:.2f}, as those of {ordinary['n_own'] + ordinary['n_neutral']} unsteered texts are."
+    )  # fmt: skip
     doses = Table(
         columns=[
             Column("Arm", "name"),
@@ -18,10 +28,11 @@ def steer_page(files: RunFiles) -> str:
             Column("KL local", "kl_local", INTERVAL, note="nats per token"),
             Column("KL total", "kl_total", INTERVAL, note="nats per token"),
             Column("NLL unsteered", "unsteered_nll", INTERVAL, note="nats per token"),
+            *([] if ordinary is None else fluent),
         ],
         rows=results["arms"],
         caption="What was done, means over tokens. KL local: to the same token without its own edit; total: to the "
-        "unsteered model.",
+        f"unsteered model.{said}",
     )
     texts = [
         {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -13,11 +13,12 @@ from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, InterventionSource, LanguageModel, Site, site_width
 from trimtab.lm.row import check_prompts
-from trimtab.runs import check_least, plain, whole_numbers
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_least, plain, whole_numbers
 from trimtab.steering.composed_sources import CombinedSource, SomeRowsSource
 from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.operations import operation_named
+from trimtab.steering.random_arms import Pool, pool_of, saes_of
 from trimtab.steering.saved_steering import Steering
 from trimtab.steering.sources import PerSite, StaticSource, as_vector, by_site, check_heads, head_shapes, vector_table
 
@@ -53,6 +54,9 @@ class SteerOptions:
     """Continuations per prompt; more than one needs a temperature."""
     kl: bool = True
     """Measure each edit's effect on the next-token distribution; takes one more pass over the texts."""
+    controls: bool = field(default=False, metadata=LEFT_OUT_AT_DEFAULT)
+    """Put random features at equal dose beside each arm, and say which texts are still ordinary by their likelihood and
+    their repetition, and at which dose of a sweep they no longer are."""
 
 
 class PlannedRow(NamedTuple):
@@ -69,6 +73,7 @@ class PlannedArm(NamedTuple):
 
     name: str
     dose: list[float] | None = None  # of all features or each one's own; None where it is not for the plan to say
+    control_of: str = ""  # the arm that it follows at random
 
 
 class SteeringPlan(NamedTuple):
@@ -83,6 +88,10 @@ class SteeringPlan(NamedTuple):
     steered_with: str
     positions: str
     decoding: DecodeConfig
+    pool: Pool
+    """What controls are drawn from; empty without controls."""
+    under_test: tuple[int, ...]
+    """Features that no control may be."""
 
 
 def plan_steering(
@@ -101,9 +110,10 @@ def plan_steering(
         UserError: as `steer`.
     """
     check_options(config, len(prompts), decoding)
+    saved = _saved(directions)
     if decides(directions):
         tables, steered = {}, [PlannedArm("steered")]
-    elif is_saved(directions):
+    elif saved:
         tables, steered = {}, _multiples(config)
     else:
         tables = _tables(config, model, directions, keep_length)  # type: ignore[arg-type]
@@ -119,10 +129,14 @@ def plan_steering(
     ]
     if decides(directions):
         source, what = _alone(config, directions, rows)  # type: ignore[arg-type]
-    elif is_saved(directions):
-        source, what = _of_saved(config, model, directions, arms, rows, any_model)  # type: ignore[arg-type]
+    elif saved:
+        source, what = _of_saved(config, model, saved, arms, rows, any_model)
     else:
         source, what = _of_tables(config, tables, arms, rows)
+    pool: Pool = {}
+    if config.controls:
+        steers = saes_of(saved) if saved else tables or dict.fromkeys(source.sites)
+        pool = pool_of(steers, model, len(ids) * config.samples, decoding.seed)
     return SteeringPlan(
         options=config,
         texts=[p if isinstance(p, str) else model.decode_ids(p, special=True) for p in prompts],
@@ -133,6 +147,8 @@ def plan_steering(
         steered_with=what,
         positions=config.positions if tables else str(source.positions),
         decoding=decoding,
+        pool=pool,
+        under_test=(*config.feature, *(number for one in saved for part in one.parts for number in part.feature)),
     )
 
 
@@ -141,10 +157,11 @@ def decides(directions: object) -> bool:
     return hasattr(directions, "sites")
 
 
-def is_saved(directions: object) -> bool:
-    """Whether it is a saved steering, or several."""
+def _saved(directions: object) -> list[Steering]:
+    """Saved steerings, if it is one or several; else none."""
     several = directions if isinstance(directions, list | tuple) else [directions]
-    return bool(several) and all(isinstance(one, Steering) for one in several)
+    found = [one for one in several if isinstance(one, Steering)]
+    return found if len(found) == len(several) else []
 
 
 def _tables(
@@ -196,7 +213,7 @@ def _of_tables(
     return source, "a vector" if count == 1 else f"{count} vectors"
 
 
-_OF_ANY_SOURCE = ("chat", "samples", "kl")
+_OF_ANY_SOURCE = ("chat", "samples", "kl", "controls")
 
 
 def _alone(
@@ -211,17 +228,16 @@ def _alone(
 def _of_saved(
     config: SteerOptions,
     model: LanguageModel,
-    saved: Steering | Sequence[Steering],
+    saved: Sequence[Steering],
     arms: Sequence[PlannedArm],
     rows: Sequence[PlannedRow],
     any_model: bool,
 ) -> tuple[InterventionSource, str]:
     """Saved steerings, all at once, at each row's multiple of their doses."""
-    several = [saved] if isinstance(saved, Steering) else saved
-    what = " and ".join(one.label for one in several)
+    what = " and ".join(one.label for one in saved)
     _check_left_out(config, (*_OF_ANY_SOURCE, "dose", "sweep"), f"steering {what}", "it says that itself")
     times = [(arms[row.arm].dose or [0.0])[0] if row.arm else None for row in rows]
-    sources = [one.source(model, any_model=any_model, times=times) for one in several]
+    sources = [one.source(model, any_model=any_model, times=times) for one in saved]
     return sources[0] if len(sources) == 1 else CombinedSource(sources), what
 
 
@@ -237,9 +253,9 @@ def _multiples(config: SteerOptions) -> list[PlannedArm]:
 def _check_left_out(config: SteerOptions, allowed: Sequence[str], name: str, why: str) -> None:
     """Refuse options that say what is said already."""
     usual = SteerOptions()
-    for field in fields(config):
-        if field.name not in allowed and getattr(config, field.name) != getattr(usual, field.name):
-            raise UserError(f"{field.name} beside {name}", why, "leave it out")
+    for one in fields(config):
+        if one.name not in allowed and getattr(config, one.name) != getattr(usual, one.name):
+            raise UserError(f"{one.name} beside {name}", why, "leave it out")
 
 
 def _tokens(prompt: Sequence[int]) -> list[int]:
@@ -272,6 +288,9 @@ def check_options(config: SteerOptions, n_prompts: int, decoding: DecodeConfig) 
     if not n_prompts:
         raise UserError("the prompts", "there is none", "give at least one text")
     check_least(config, 1, "samples")
+    if config.controls and not config.kl:
+        why = "whether texts are ordinary is read in the pass that measures KL"
+        raise UserError("controls without KL", why, "leave --no-kl out")
     if config.samples > 1 and decoding.temperature == 0:
         raise UserError(
             f"samples = {config.samples}", "greedy decoding gives the same text every time", "set a temperature"

@@ -16,6 +16,7 @@ from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, Column, Table, in_short
 from trimtab.steering.equal_dose import DoseSummary
 from trimtab.steering.operations import OPERATIONS
+from trimtab.steering.ordinary_texts import Fluency, OrdinaryText
 from trimtab.steering.trace import Trace
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class DoseResult:
     unsteered_nll: float | None
     """Mean negative log-probability of the tokens under the unsteered model, in nats; None if not measured."""
     continuations: list[Continuation]
+    control_of: str = ""
+    """The arm whose dose random features have here; empty for all others."""
+    fluency: Fluency | None = None
+    """How ordinary the texts are; None if it was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -72,6 +77,8 @@ class SteerResult(Result):
     """Directory of the run, if one was written."""
     steered_with: str = ""
     """What steered, in words; results of earlier versions do not say it."""
+    ordinary: OrdinaryText | None = None
+    """What the unsteered model's own texts are like, if it was asked for."""
     trace: Trace | None = field(default=None, compare=False, repr=False)
     """What was done at each token; None in what was read back from JSON alone."""
 
@@ -83,11 +90,22 @@ class SteerResult(Result):
     @property
     def steered(self) -> list[DoseResult]:
         """One arm per dose."""
-        return self.arms[1:]
+        return [arm for arm in self.arms[1:] if not arm.control_of]
+
+    @property
+    def breaks(self) -> DoseResult | None:
+        """The arm of the smallest dose at which fluency is broken; None where it nowhere is, or was not asked for."""
+        arms = sorted(self.steered, key=lambda arm: arm.realised.relative)
+        return next((arm for arm in arms if arm.fluency is not None and arm.fluency.broken), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the trace."""
-        return {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
+        """Plain values, without the trace and what was not asked for."""
+        found = {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
+        for part, names in ((found, ("ordinary",)), *((arm, ("control_of", "fluency")) for arm in found["arms"])):
+            for name in names:
+                if not part[name]:
+                    del part[name]
+        return found
 
     def headline(self) -> str:
         what = self.steered_with or f"feature {', '.join(map(str, self.features))}"
@@ -106,7 +124,19 @@ class SteerResult(Result):
         several = any(row["sample"] for row in rows)
         names = ["prompt", *["sample"] * several, "arm", "text"]
         columns = [Column(name, name, "d" if name == "sample" else "") for name in names]
-        return {"texts": Table(columns=columns, rows=rows), "doses": Table(**_DOSES, rows=self.arms)}
+        return {"texts": Table(columns=columns, rows=rows), "doses": self._doses()}
+
+    def _doses(self) -> Table:
+        """What was done, and how ordinary it left the texts."""
+        columns, caption = list(_DOSES), "what was done, mean over tokens (KL and NLL in nats)"
+        if (known := self.ordinary) is not None:
+            columns += _FLUENCY
+            caption += (
+                f"; ordinary: NLL of a text from {known.low:.2f} to {known.high:.2f}, 4-gram repetition at most "
+                f"{known.repetition:.2f}, as {known.n_own + known.n_neutral} unsteered texts are"
+            )
+            caption += f"; fluency breaks at {self.breaks.name}" if self.breaks else "; fluency holds"
+        return Table(columns=columns, rows=self.arms, caption=caption)
 
     def draw(self, ax: Axes) -> None:
         """KL to the unsteered model at each token of a continuation, mean over texts, an arm each."""
@@ -146,14 +176,12 @@ class SteerResult(Result):
         return Group(*parts)
 
 
-_DOSES: dict[str, Any] = {
-    "columns": [
-        Column("arm", "name"),
-        Column("edits", "realised.n_edits", COUNT),
-        Column("‖Δ‖/‖x‖", "realised.relative", ".3f"),
-        Column("KL local", "kl_local", ".3f"),
-        Column("KL total", "kl_total", ".3f"),
-        Column("NLL unsteered", "unsteered_nll", ".3f"),
-    ],
-    "caption": "what was done, mean over tokens (KL and NLL in nats)",
-}
+_DOSES = (
+    Column("arm", "name"),
+    Column("edits", "realised.n_edits", COUNT),
+    Column("‖Δ‖/‖x‖", "realised.relative", ".3f"),
+    Column("KL local", "kl_local", ".3f"),
+    Column("KL total", "kl_total", ".3f"),
+    Column("NLL unsteered", "unsteered_nll", ".3f"),
+)
+_FLUENCY = (Column("ordinary texts", "fluency.ordinary", ".2f"), Column("repetition", "fluency.repetition", ".2f"))

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 import torch
@@ -18,7 +19,17 @@ from trimtab.lm.model import check_is_model
 from trimtab.runs import Meter, field_types, plain, read_keywords, whole_numbers
 from trimtab.steering.effects import TokenEffects, token_effects
 from trimtab.steering.equal_dose import dose_summary
-from trimtab.steering.planning import Directions, PlannedRow, SteeringPlan, SteerOptions, decides, plan_steering
+from trimtab.steering.ordinary_texts import fluency, ordinary_text
+from trimtab.steering.planning import (
+    Directions,
+    PlannedArm,
+    PlannedRow,
+    SteeringPlan,
+    SteerOptions,
+    decides,
+    plan_steering,
+)
+from trimtab.steering.random_arms import decode_controls
 from trimtab.steering.result import Continuation, DoseResult, SteerResult
 from trimtab.steering.trace import Trace
 
@@ -108,8 +119,8 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
         model: its model.
         run: name of the run in the trace.
     """
-    config, rows, source = plan.options, plan.rows, plan.source
-    branches = [row.arm for row in rows]
+    config, rows, source, arms = plan.options, plan.rows, plan.source, plan.arms
+    calls: list[int] = []
     with Meter("decoding", len(rows)) as meter:
         decoded = decode(
             model,
@@ -120,48 +131,69 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
             branches=[0] * len(rows),  # arms share their draws
             progress=meter.advance,
         )
+    if plan.pool:
+        of_arms = [i for i, row in enumerate(rows) if row.arm]
+        decoded, source, calls = decode_controls(
+            model, decoded, source, plan.decoding, rows=of_arms, pool=plan.pool, exclude=plan.under_test
+        )
+        rows = [*rows, *(rows[i]._replace(arm=rows[i].arm + len(arms) - 1) for i in of_arms)]
+        arms = [*arms, *(PlannedArm(f"random, {arm.name}", control_of=arm.name) for arm in arms[1:])]
     effects = None
     if config.kl:
         with Meter("measuring KL", len(rows)) as meter:
             effects = token_effects(model, decoded, source, progress=meter.advance)
-    members = [[i for i, arm in enumerate(branches) if arm == index] for index in range(len(plan.arms))]
+    members = [[i for i, row in enumerate(rows) if row.arm == index] for index in range(len(arms))]
+    found = [_arm(arm, mine, decoded, effects, rows) for arm, mine in zip(arms, members, strict=True)]
+    ordinary = None
+    if plan.pool and effects is not None:
+        nll = [-mean(logp) for logp in effects.unsteered_logp]
+        texts = [([nll[i] for i in mine], [decoded.token_ids[i] for i in mine]) for mine in members]
+        ordinary = ordinary_text(model, plan.decoding, *texts[0], chat=config.chat)
+        found = [
+            replace(arm, fluency=fluency(ordinary, *each, len(plan.ids), plan.decoding.seed))
+            for arm, each in zip(found, texts, strict=True)
+        ]
     return SteerResult(
         model=model.name,
         site=", ".join(map(str, source.sites)),
         steered_with=plan.steered_with,
         features=list(config.feature),
-        operation=source.operation,
-        unit=source.unit,
+        operation=plan.source.operation,
+        unit=plan.source.unit,
         positions=plan.positions,
         prompts=plan.texts,
-        arms=[_arm(*arm, mine, decoded, effects, rows) for arm, mine in zip(plan.arms, members, strict=True)],
+        arms=found,
+        ordinary=ordinary,
         run=None,
-        trace=Trace.of(model, decoded, plan.decoding, source, effects=effects, run=run, branches=branches),
-    )
+        trace=Trace.of(
+            model, decoded, plan.decoding, source, effects=effects, run=run, branches=[row.arm for row in rows],
+            calls=calls,
+        ),
+    )  # fmt: skip
 
 
 def _arm(
-    name: str,
-    dose: list[float] | None,
+    arm: PlannedArm,
     members: list[int],
     decoded: Decoded,
     effects: TokenEffects | None,
-    rows: list[PlannedRow],
+    rows: Sequence[PlannedRow],
 ) -> DoseResult:
-    def mean(pick: Callable[[TokenEffects], list[list[float]]], sign: float = 1.0) -> float | None:
+    def average(pick: Callable[[TokenEffects], list[list[float]]], sign: float = 1.0) -> float | None:
         if effects is None:
             return None
         values = list(itertools.chain.from_iterable(pick(effects)[i] for i in members))
         return sign * sum(values) / len(values)
 
-    mine = torch.isin(decoded.edits.row, torch.tensor(members))
+    mine, dose = torch.isin(decoded.edits.row, torch.tensor(members)), arm.dose
     return DoseResult(
-        name=name,
+        name=arm.name,
         dose=None if dose is None else dose[0] if len(set(dose)) == 1 else dose,
+        control_of=arm.control_of,
         realised=dose_summary(decoded.edits.take(mine)),
-        kl_local=mean(lambda e: e.kl_local),
-        kl_total=mean(lambda e: e.kl_total),
-        unsteered_nll=mean(lambda e: e.unsteered_logp, sign=-1.0),
+        kl_local=average(lambda e: e.kl_local),
+        kl_total=average(lambda e: e.kl_total),
+        unsteered_nll=average(lambda e: e.unsteered_logp, sign=-1.0),
         continuations=[
             Continuation(
                 prompt=rows[i].prompt,

@@ -106,6 +106,7 @@ class Trace:
         branches: Sequence[int] | None = None,
         parents: Sequence[int | None] | None = None,
         rewards: Sequence[float] | None = None,
+        calls: Sequence[int] = (),
     ) -> Trace:
         """Trace of a decode call.
 
@@ -119,6 +120,7 @@ class Trace:
             branches: per row, its branch in the trace, if draws were keyed by another number (arms that share draws).
             parents: per row, the branch that it was forked from.
             rewards: per row, credited to its last token.
+            calls: how many rows were decoded together, where there were several calls.
         """
         names = list(zip(decoded.sample, decoded.branch if branches is None else branches, strict=True))
         assert len(set(names)) == len(names), "sample and branch must name each row"
@@ -141,6 +143,7 @@ class Trace:
                 for row in range(len(decoded))
             ],
         }
+        facts |= {"calls": list(calls)} if calls else {}
         tokens = _token_table(model, decoded, names, effects, run, parents, rewards)
         return cls(tokens, _edit_table(decoded, source, names, run), facts, decoded.edits.kept)
 

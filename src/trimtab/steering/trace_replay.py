@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from rich.text import Text
 
 from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import EditLog, InterventionSource, LanguageModel, decode, load_model
+from trimtab.lm import Decoded, EditLog, InterventionSource, LanguageModel, decode, load_model
 from trimtab.runs import read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.composed_sources import ReplaySource
 from trimtab.steering.direction_table import DirectionTable
+from trimtab.steering.random_arms import pool_of, saes_of
 from trimtab.steering.saved_steering import load
 from trimtab.steering.trace import Trace
 from trimtab.steering.traced import TracedSource
@@ -125,6 +126,9 @@ def replay(
     if dictionary is None and config.get("steering"):
         saved = [load(path) for path in config["steering"]]
         dictionary = [table for one in saved for table in one.direction_tables().values()]
+        if config.get("controls"):
+            n_texts = len(config["prompt"]) * config["samples"]
+            dictionary += pool_of(saes_of(saved), model, n_texts, config["seed"]).values()
     if dictionary is None and "sae" in config:  # hashes of model and dictionary are checked instead of their names
         dictionary = load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
     if isinstance(dictionary, Dictionary) and "dictionary" in record["hashes"]:
@@ -161,18 +165,25 @@ def replay_trace(
     rows, repeats = trace.facts["rows"], trace.facts["repeats"]
     logged = trace.per_row("token_id")
     log = EditLog.empty() if source is None else trace.edit_log(source)
-    again = decode(
-        model,
-        [row["prompt"] for row in rows[::repeats]],
-        trace.decoding,
-        None if source is None else ReplaySource(log, source),
-        forced=[row["forced"] for row in rows[::repeats]],
-        repeats=repeats,
-        teacher=logged,
-        samples=[row["sample"] for row in rows[::repeats]],
-        branches=[row["draw_branch"] for row in rows],
-        progress=progress,
-    )
+    config = replace(trace.decoding, stop=(), stop_at_eos=False)  # rows end where the logged ones did
+    found, start = list[Decoded](), 0
+    for n in trace.facts.get("calls") or [len(rows)]:
+        mine = slice(start, start + n)
+        first = rows[mine][::repeats]
+        again = decode(
+            model,
+            [row["prompt"] for row in first],
+            config,
+            None if source is None else ReplaySource(log, source, rows=range(mine.start, mine.stop)),
+            forced=[row["forced"] for row in first],
+            repeats=repeats,
+            teacher=logged[mine],
+            samples=[row["sample"] for row in first],
+            branches=[row["draw_branch"] for row in rows[mine]],
+            progress=progress,
+        )
+        found, start = [*found, again], start + n
+    again = found[0] if len(found) == 1 else Decoded.joined(found)
     mismatches = [
         Mismatch(
             sample=rows[r]["sample"],

@@ -65,6 +65,9 @@ class HeadroomConfig(TaskConfig, ModelConfig):
         for name, ok in enough.items():
             if not ok:
                 raise UserError(f"{name} {getattr(self, name)}", "there is too little to compare", "give more")
+        if "found" in self.mask:
+            why = "headroom is measured before anything is found"
+            raise UserError("mask found", why, "leave it out; policy train takes it")
         check_least(self, 1, "mask_features", "n_candidates", "token_limit", "batch_size")
 
     @property
