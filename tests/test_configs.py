@@ -29,6 +29,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "rank": {},
     "examples": {},
     "feature": {"feature": ("1",)},
+    "find": {"want": "a"},
     "steer": {},
     "steering show": {"steering": Path("a")},
     "steering export": {"steering": Path("a"), "file": Path("b.gguf")},

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trimtab.dictionaries import load_dictionary as load_sae
     from trimtab.evaluation import evaluate
     from trimtab.features import examples, feature
+    from trimtab.finding import find
     from trimtab.lm import load_model
     from trimtab.policies import train_policy
     from trimtab.selection import rank
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "examples",
     "feature",
+    "find",
     "load_model",
     "load_sae",
     "rank",
@@ -36,6 +38,7 @@ _PLACES = {
     "evaluate": "evaluation.evaluate",
     "examples": "features.examples",
     "feature": "features.feature",
+    "find": "finding.find",
     "load_model": "lm.load_model",
     "load_sae": "dictionaries.load_dictionary",
     "rank": "selection.rank",

@@ -2,7 +2,8 @@
 
 Along coordinate UP the logit of Y rises and that of N falls. Only one feature of the three dictionaries has that
 coordinate: feature UP_FEATURE at SITE (as −UP, so that it must be subtracted), and no other reads or writes it.
-Coordinate HELD is the same everywhere and favours N: removing HELD_FEATURE at SITE, which fires everywhere, favours Y.
+Coordinate HELD is the same everywhere and makes Y and N common, N more so: removing HELD_FEATURE at SITE, which fires
+everywhere, favours Y.
 Along PEAK the logit of Q rises, and that of Z more steeply from further down, so that Q is likeliest at one dose.
 A gate that opens along one coordinate and passes on another makes the letter K likelier: features PAIR do it together
 and neither by itself.
@@ -60,7 +61,7 @@ def planted_ground(tiny: LanguageModel, *, double: bool = False) -> Ground:
         for letter in "YNQZK":
             head.weight[token(model, letter)] = 0
         head.weight[token(model, "Y"), UP], head.weight[token(model, "N"), UP] = 4.0, -4.0
-        head.weight[token(model, "N"), HELD] = 3.0
+        head.weight[token(model, "Y"), HELD], head.weight[token(model, "N"), HELD] = 5.0, 8.0
         head.weight[token(model, "Q"), PEAK] = 4.0
         head.weight[token(model, "Z"), PEAK], head.weight[token(model, "Z"), HELD] = 10.0, -14.0
         head.weight[token(model, "K"), OUT] = 12.0

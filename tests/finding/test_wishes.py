@@ -56,6 +56,13 @@ def test_surplus_texts_are_of_no_pair(ground: Ground) -> None:
     assert (len(examples), len(examples.wanted), len(examples.unwanted)) == (3, 5, 3)
 
 
+def test_pairs_that_begin_alike_are_left_out(ground: Ground) -> None:
+    wish = Texts(wanted=("bcdfgY", "xyzxyz"), unwanted=("bcdfgN", "qrsqrs"), text_tokens=5)
+    examples = wish.examples(ground.model)
+    assert len(examples) == 1
+    assert "1 pairs were left out whose texts begin with the same 5 tokens" in examples.notes
+
+
 def test_contrast_takes_chats_and_blanks(ground: Ground) -> None:
     model = ground.model
     rows = ({"prompt": "abc", "wanted": "Y", "unwanted": " N"}, {"prompt": TURNS, "wanted": "Y", "unwanted": "N"})
@@ -139,7 +146,7 @@ def test_a_wish_in_words_is_written_by_the_model(tiny_llama: LanguageModel, monk
 
     monkeypatch.setattr(want, "decode", decode)
     wish = Want(text="the sea, ships and sailors.", pairs=8)
-    written = wish.write(tiny_llama)
+    written = wish.pairs_by(tiny_llama)
     assert len(asked) == 16
     assert asked[0].endswith("morning. It must be about this, or be written like this: the sea, ships and sailors.")
     assert asked[8] == "Write a few sentences about a walk in the morning."

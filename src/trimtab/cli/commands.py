@@ -128,6 +128,14 @@ def feature() -> Job:
     return Job(FeatureConfig, run_feature, ("feature",), "2112 --dose 0.2 0.4", pages=pages)
 
 
+def find() -> Job:
+    """find the features that bring a wish about, and prove it beside the usual alternatives"""
+    from trimtab.finding import FindConfig, run_find
+
+    example = '--want "the sea, ships and sailors" --budget KL=0.3 --run runs/sea'
+    return Job(FindConfig, run_find, example=example, pages=lambda _, found: [found.run])
+
+
 def steer() -> Job:
     """steer generation with features, or replay a steered run"""
     from trimtab.steering import ReplayReport, SteerConfig, SteerResult, run_steer
@@ -233,6 +241,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "rank": rank,
     "examples": examples,
     "feature": feature,
+    "find": find,
     "steer": steer,
     **STEERING_COMMANDS,
     "evaluate core": evaluate_core,

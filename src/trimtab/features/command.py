@@ -10,8 +10,8 @@ from typing import Any
 
 from trimtab.dictionaries import SAE
 from trimtab.dictionaries.files import EXAMPLES_FILE
+from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
-from trimtab.features.examples_command import SAEsConfig
 from trimtab.features.profile import FeatureProfile, FeatureProfiles, ProfileOptions, profile_features
 from trimtab.lm import DecodeConfig, DecodingConfig
 from trimtab.runs import Run, config_directory, part_of, read_record, read_typed, write_json

@@ -4,51 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.activations import TextConfig, sample_text
-from trimtab.dictionaries import SAE, load_dictionary
+from trimtab.dictionaries import SAE
 from trimtab.dictionaries.describing import Firing
 from trimtab.dictionaries.files import EXAMPLES_FILE, STATS_FILE
+from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
 from trimtab.features.collecting import ExampleOptions, Found, examples_of_harvest, examples_of_text
-from trimtab.lm import LanguageModel, ModelConfig
 from trimtab.runs import Run, config_directory, part_of, read_typed, write_bytes
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, Column, Table
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SAEsConfig(ModelConfig):
-    """A model, and SAEs that read it."""
-
-    sae: tuple[str, ...] = ("default",)
-    """Directories of SAEs in any known format, shipped ones' names, or saelens:RELEASE/SAE_ID; several must read
-    different sites."""
-    any_model: bool = field(default=False, metadata={"heading": "model"})
-    """Use SAEs on another model than the one that they were trained on, if the widths agree."""
-    site: str | None = None
-    """Where the SAE reads, if it does not say so itself."""
-
-    def load_saes(self, model: LanguageModel | None = None) -> list[SAE]:
-        """The SAEs, for a model if there is one.
-
-        Raises:
-            UserError: one cannot be loaded or does not fit the model, or two read the same site.
-        """
-        device = self.device if model is None else model.device
-        found = [
-            load_dictionary(name, model=model, site=self.site or "", any_model=self.any_model, device=device)
-            for name in self.sae
-        ]
-        sites = [sae.info.site for sae in found]
-        if not found or len(set(sites)) < len(sites):
-            said = ", ".join(self.sae) or "(none)"
-            raise UserError(f"sae {said}", "each must be of a site of its own", "name one SAE for each site")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
+from trimtab.dictionaries.meanings import FeatureWords
 from trimtab.finding.first_order import FirstOrder
 from trimtab.finding.scoring import Progress, Scorer
 from trimtab.finding.steering_edit import Part, SteeringEdit, Tables
@@ -57,8 +58,8 @@ class ScoredFeature:
     """Added, subtracted, or removed where it fires."""
     origin: Origin
     """Why it was scored."""
-    tokens: tuple[str, ...]
-    """What its direction promotes, or what the dictionary says that it means."""
+    words: FeatureWords
+    """What it fires on and what it promotes."""
     reads: float
     """Mean activation on wanted answers minus that on unwanted ones; NaN if there are none of a kind."""
     auc: float
@@ -148,15 +149,12 @@ def agreement(exact: ExactScores, effects: Mapping[Site, FirstOrder], seed: int)
     found = []
     for d, dose in enumerate(exact.doses):
         predicted = np.array([c.first_order(effects, dose) for c in exact.candidates])
-        pairs = [predicted, exact.mean[:, d].numpy()]
-        interval = bootstrap_statistic(_spearman, pairs, n_resamples=1000, seed=seed)
+        ranks = [rankdata(predicted), rankdata(exact.mean[:, d].numpy())]
+        interval = bootstrap_statistic(_correlation, ranks, n_resamples=500, seed=seed)
         found.append(Agreement(dose=dose, spearman=interval))
     return tuple(found)
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """NaN where either does not vary."""
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    found: Any = spearmanr(a, b)
-    return float(found.statistic)
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else float("nan")

@@ -38,6 +38,8 @@ class FirstOrder:
     """Mean activation on wanted answers' tokens minus that on unwanted ones; NaN if there are none of a kind."""
     auc: Float[Tensor, " n"]
     """How often a wanted answer's mean activation is above an unwanted one's; NaN if there are none of a kind."""
+    gradient: Float[Tensor, " d"]
+    """Mean over examples of Σ_p ‖x_p‖ g_p: where a vector of equal dose would do most."""
     difference: Float[Tensor, " d"]
     """Mean activation vector on wanted answers' tokens minus that on unwanted ones; NaN if there are none of a kind."""
 
@@ -183,6 +185,7 @@ class _Sums:
         return FirstOrder(
             add=(self.sae.directions @ self.gradient / examples).cpu(),
             remove=(self.remove / examples).cpu(),
+            gradient=(self.gradient / examples).cpu(),
             reads=codes[wanted].mean(0) - codes[unwanted].mean(0),
             auc=_auc(codes[wanted], codes[unwanted]),
             difference=means[wanted].mean(0) - means[unwanted].mean(0),

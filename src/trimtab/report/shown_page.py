@@ -59,6 +59,11 @@ def ioi_study_page(files: RunFiles) -> str:
     return shown_page(files, f"Supervised feature dictionaries: {files.finished['model']}")
 
 
+def find_page(files: RunFiles) -> str:
+    """Features that bring a wish about, beside the alternatives."""
+    return shown_page(files, f"What brings a wish about in {files.finished['model']}")
+
+
 def flags_train_page(files: RunFiles) -> str:
     """A finetuning with flags."""
     return shown_page(files, f"Flags finetuned into {files.finished['model']}")

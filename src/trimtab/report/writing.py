@@ -12,7 +12,14 @@ from trimtab.report.demo_page import demo_page
 from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import REPORT_NAME, RunFiles
-from trimtab.report.shown_page import feature_page, flags_evaluate_page, flags_train_page, ioi_page, ioi_study_page
+from trimtab.report.shown_page import (
+    feature_page,
+    find_page,
+    flags_evaluate_page,
+    flags_train_page,
+    ioi_page,
+    ioi_study_page,
+)
 from trimtab.report.steer_page import steer_page
 from trimtab.runs import write_text
 
@@ -20,6 +27,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "demo": demo_page,
     "train": train_page,
     "rank": rank_page,
+    "find": find_page,
     "steer": steer_page,
     "feature": feature_page,
     "evaluate core": core_page,

@@ -74,6 +74,15 @@ class Point(NamedTuple):
     kind: str
 
 
+class MarkedLine(NamedTuple):
+    """Points that are joined, one of which counts."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    marked: tuple[float, float]
+    strong: bool = False
+
+
 class Level(NamedTuple):
     """A horizontal line to read curves against."""
 
@@ -210,6 +219,26 @@ def plot_points(ax: Axes, points: Sequence[Point], x_axis: str, y_axis: str) -> 
         ax.scatter([p.x for p in own], [p.y for p in own], s=24, label=kind, alpha=0.75, color=colour)
     ends = [value for point in points for value in (point.x, point.y)]
     ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.grid()
+    ax.set(xlabel=x_axis, ylabel=y_axis)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def plot_lines(ax: Axes, lines: Sequence[MarkedLine], x_axis: str, y_axis: str) -> None:
+    """Lines through points, each with one of them marked.
+
+    Args:
+        ax: to draw on.
+        lines: in the order of the legend.
+        x_axis: what the horizontal axis measures.
+        y_axis: what the vertical axis measures.
+    """
+    ax.axhline(0, color=INK, linewidth=0.8)
+    for line, colour in zip(lines, COLOURS * len(lines), strict=False):
+        style = "-" if line.strong else (0, (4, 2))
+        xs, ys = zip(*line.points, strict=True)
+        ax.plot(xs, ys, color=colour, linewidth=2.2 if line.strong else 1.2, linestyle=style, marker=".")
+        ax.scatter(*line.marked, s=60 if line.strong else 30, color=colour, label=line.label, zorder=3)
     ax.grid()
     ax.set(xlabel=x_axis, ylabel=y_axis)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.control.answers import ItemSet
@@ -39,17 +40,22 @@ class LearnedVector(Learnable):
 
     def applied(self, items: ItemSet) -> AbstractContextManager[Any]:
         def add(x: Tensor) -> RowDelta:
-            rows, times = x.shape[:2]
-            direction = self.vector.to(x.device) / self.vector.norm()
-            length = self.dose * x.float().norm(dim=-1, keepdim=True)
-            batch = torch.arange(rows, device=x.device).repeat_interleave(times)
-            time = torch.arange(times, device=x.device).repeat(rows)
-            return RowDelta(batch, time, (length * direction).flatten(0, 1))
+            return add_everywhere(x, self.vector, self.dose)
 
         return edited(items.setting.model, {items.setting.needed_site(): add})
 
     def changes(self, items: ItemSet) -> dict[str, Any]:
         return {"source": self.source(items)}
+
+
+def add_everywhere(x: Float[Tensor, "B T d"], vector: Float[Tensor, " d"], dose: float) -> RowDelta:
+    """A vector's direction at a relative dose at every place; gradients reach the vector."""
+    rows, times = x.shape[:2]
+    direction = vector.to(x.device) / vector.norm()
+    length = dose * x.float().norm(dim=-1, keepdim=True)
+    batch = torch.arange(rows, device=x.device).repeat_interleave(times)
+    time = torch.arange(times, device=x.device).repeat(rows)
+    return RowDelta(batch, time, (length * direction).flatten(0, 1))
 
 
 def learn_vector(

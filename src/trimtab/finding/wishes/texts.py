@@ -55,7 +55,8 @@ class Texts(Wish):
     def examples(self, model: LanguageModel) -> Examples:
         wanted, unwanted, prompts, notes = self._apart()
         n = min(len(wanted), len(unwanted))
-        found, cut = [], 0
+        pairs = [_pair_id(yes, no) for yes, no in zip(wanted, unwanted, strict=False)]
+        found, cut, same = list[Example](), 0, 0
         for i in range(n):
             ask = Ask(prompts[i] if prompts else NEUTRAL, self.chat)
             tokens = [ask.answer_ids(model, text) for text in (wanted[i], unwanted[i])]
@@ -64,23 +65,28 @@ class Texts(Wish):
                 raise UserError(f"text {text[:60]!r}", f"it has fewer than {LEAST_TOKENS} tokens", "give longer texts")
             cut += sum(len(each) > self.text_tokens for each in tokens)
             more, less = (each[: self.text_tokens] for each in tokens)
+            if more == less:
+                same += 1
+                continue
             prompt = ask.ids(model)
             found.append(
                 Example(
-                    id=_pair_id(wanted[i], unwanted[i]),
+                    id=pairs[i],
                     answered=(Answered(prompt, more), Answered(prompt, less)),
                     score=WeightedSum((1 / len(more), -1 / len(less))),
                     asks=(ask, ask),
                 )
             )
+        if same:
+            notes.append(f"{same} pairs were left out whose texts begin with the same {self.text_tokens} tokens")
         if cut:
             notes.append(f"{cut} of {2 * n} texts were cut after {self.text_tokens} tokens")
         return Examples(
             kind="texts",
             unit="nats per token",
             examples=tuple(found),
-            wanted=_by_id(wanted, [one.id for one in found]),
-            unwanted=_by_id(unwanted, [one.id for one in found]),
+            wanted=_by_id(wanted, pairs),
+            unwanted=_by_id(unwanted, pairs),
             instructions=self.instruction,
             notes=tuple(notes),
         )

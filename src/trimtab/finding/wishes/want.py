@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from trimtab.errors import UserError
 from trimtab.finding.examples import Examples
@@ -28,7 +27,8 @@ PLAIN, PLAIN_WANTED = "{}\n\n", "{} ({})\n\n"
 """The same for models without a chat template."""
 
 
-class WrittenPair(NamedTuple):
+@dataclass(frozen=True)
+class WrittenPair:
     """Two texts to the same prompt."""
 
     prompt: str
@@ -42,7 +42,7 @@ class Want(Wish):
 
     text: str
     """The wish."""
-    pairs: int = 48
+    pairs: int = 44
     """Prompts, to each of which a wanted and an unwanted text are written."""
     text_tokens: int = TEXT_TOKENS
     """Tokens of each text."""
@@ -59,8 +59,10 @@ class Want(Wish):
             why = f"there are {most} prompts, and texts need more than {LEAST_TOKENS} tokens"
             raise UserError(f"{self.pairs} pairs of texts of {self.text_tokens} tokens", why, "change it")
 
-    def write(self, model: LanguageModel, progress: Callable[[int], None] | None = None) -> tuple[WrittenPair, ...]:
-        """Let the model write both sets; a pair is kept if both texts are language, no refusals and nobody's copies.
+    def pairs_by(self, model: LanguageModel, progress: Callable[[int], None] | None = None) -> tuple[WrittenPair, ...]:
+        """What was written before, or else what the model writes now, both sets.
+
+        A pair is kept if both texts are language, no refusals, and nobody's copies.
 
         Args:
             model: what writes.
@@ -69,6 +71,8 @@ class Want(Wish):
         Raises:
             UserError: too few pairs are left.
         """
+        if self.written:
+            return self.written
         chat = bool(model.tokenizer.chat_template)
         requests = [frame.format(topic) for frame in FRAMES for topic in TOPICS][: self.pairs]
         wish = self.text.strip().rstrip(".")
@@ -92,7 +96,7 @@ class Want(Wish):
         return tuple(found)
 
     def examples(self, model: LanguageModel) -> Examples:
-        written = self.written or self.write(model)
+        written = self.pairs_by(model)
         return Texts(
             wanted=tuple(pair.wanted for pair in written),
             unwanted=tuple(pair.unwanted for pair in written),

@@ -1,0 +1,194 @@
+"""`find`: from a model, its SAEs and a wish to the features that bring it about, with the proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trimtab.dictionaries import Dictionary
+from trimtab.dictionaries.base import check_is_dictionary
+from trimtab.dictionaries.meanings import FeatureWords
+from trimtab.errors import UserError
+from trimtab.finding.examples import divide
+from trimtab.finding.ground import Ground
+from trimtab.finding.kept import KeptChoice, KeptChoices, KeptEdit, KeptScores
+from trimtab.finding.neutral import read_neutral_prompts
+from trimtab.finding.options import FindOptions
+from trimtab.finding.result import FOUND, Found, FoundFacts
+from trimtab.finding.search import Search
+from trimtab.finding.wishes import Want, Wish, WrittenPair
+from trimtab.lm import LanguageModel, Site
+from trimtab.lm.model import check_is_model
+from trimtab.lm.sites import site_order
+from trimtab.runs import (
+    Meter,
+    Run,
+    config_dict,
+    field_types,
+    json_safe,
+    kept_or_temporary,
+    read_json,
+    read_keywords,
+    read_typed,
+    text_id,
+    write_json,
+)  # fmt: skip
+from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.selection.ranking import dictionary_site
+
+COMMAND = "find"
+WRITTEN, SCORES, CHOICES = "written.json", "scores.json", "choices.json"
+"""Of a run: texts that the model wrote for a wish, what was scored, and what every way chose."""
+Saes = Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary]
+_T = TypeVar("_T")
+
+
+def find(
+    model: LanguageModel,
+    sae: Saes,
+    wish: Wish | str,
+    *,
+    neutral: Path | str | None = None,
+    run: Path | str | None = None,
+    **options: Any,
+) -> Found:
+    """Find the features that bring a wish about, and prove it on what chose nothing.
+
+    Args:
+        model: the model.
+        sae: where features are looked for, all at once: one SAE, several that name their sites, or several by site.
+        wish: `Texts`, `Contrast`, `Words`, `TaskReward` or `Want`; a text is a `Want`.
+        neutral: JSON with neutral prompts, `validation` to choose on and `held_out` to report on.
+        run: directory that keeps everything; the same call again goes on from there.
+        options: fields of `FindOptions`, such as `budget="KL=0.3"` or `set_size=3`.
+
+    Returns:
+        What was found, with its effect, its price, and the alternatives beside it.
+
+    Raises:
+        UserError: something of the wish or the options is not allowed, does not fit the model, or there are too few
+            examples.
+    """
+    check_is_model(model)
+    chosen = FindOptions(**read_keywords(options, field_types(FindOptions), find))
+    wished = Want(text=wish) if isinstance(wish, str) else wish
+    if not isinstance(wished, Wish):
+        raise UserError(f"the {type(wish).__name__} that is wished for", "it is no wish", "give a text, or Texts(…)")
+    saes, prompts = by_site(model, sae), read_neutral_prompts(None if neutral is None else Path(neutral))
+    about = {"wish": described(wished), "neutral_prompts": prompts, **config_dict(chosen)}
+    with (
+        kept_or_temporary(run) as path,
+        Run.open(path, COMMAND, about, seeds=[chosen.seed], device=str(model.device)) as opened,
+    ):
+        found = find_in(opened, model, saes, wished, prompts, chosen)
+    return replace(found, run=None if run is None else Path(path))
+
+
+def find_in(
+    run: Run,
+    model: LanguageModel,
+    saes: Mapping[Site, Dictionary],
+    wish: Wish,
+    prompts: Mapping[str, Sequence[str]],
+    options: FindOptions,
+) -> Found:
+    """`find` in a run that is open; what it holds is read back instead of computed."""
+    run.record(hashes={"model": model.fingerprint, **{f"sae {s}": sae.fingerprint for s, sae in saes.items()}})
+    with Meter("finding") as meter:
+        began = time.perf_counter()
+        if isinstance(wish, Want):
+            meter.describe("writing texts for the wish")
+            asked = wish
+            pairs = _kept(run, WRITTEN, tuple[WrittenPair, ...], lambda: asked.pairs_by(model, meter.advance))
+            wish = replace(wish, written=pairs)
+        ground = Ground(
+            model=model, saes=saes, splits=divide(wish.examples(model), options.examples),
+            neutral_prompts={
+                "choice": prompts["validation"][: options.n_neutral[0]],
+                "report": prompts["held_out"][: options.n_neutral[1]],
+            },
+            options=options, meter=meter,
+        )  # fmt: skip
+        ids = {name: [one.id for one in split.examples] for name, split in ground.splits.items()}
+        run.record(hashes={"examples": text_id(" ".join(id_ for split in ids.values() for id_ in split))})
+        if not run.done:
+            run.record(splits=ids)
+        search = Search(ground=ground, seconds={"examples": round(time.perf_counter() - began, 2)})
+        scores = _kept(run, SCORES, KeptScores, lambda: _scores(search))
+        choices = _kept(run, CHOICES, KeptChoices, lambda: _choices(search, scores))
+        restored = choices.by_name(ground)
+        if not run.done:
+            search.seconds, search.missing = {**choices.seconds}, {**choices.missing}
+            run.open_split("report", ids["report"])
+            facts = search.report(restored, scores.features, scores.agreement)
+            run.record(features={one: list(words.promotes) for one, words in _named(facts, len(saes))})
+            run.finish(facts)
+        facts = read_typed(FoundFacts, run.results, f"run {run.path}")
+    found = Found(**{f.name: getattr(facts, f.name) for f in fields(FoundFacts)}, source=restored[FOUND].source)  # type: ignore[union-attr]
+    if not run.file(SHOWN_FILE).exists():
+        shown = Shown.of("What was found", found, {"Effect against price": found.draw}, height=3.8)
+        write_json(run.file(SHOWN_FILE), shown_json([shown]))
+    return replace(found, run=run.path)
+
+
+def described(wish: Wish) -> dict[str, Any]:
+    """A wish as a run records it."""
+    facts = {f.name: getattr(wish, f.name) for f in fields(wish) if f.name not in ("written", "task")}
+    if hasattr(wish, "task"):
+        facts["task"] = wish.task.name  # type: ignore[attr-defined]
+    return {"kind": type(wish).__name__, **json_safe(facts)}
+
+
+def by_site(model: LanguageModel, sae: Saes) -> dict[Site, Dictionary]:
+    """SAEs by their sites, lowest first.
+
+    Raises:
+        UserError: something is no dictionary, names no site or another than it is given for, does not fit the model, or
+            two are of one site.
+    """
+    pairs: list[tuple[str | None, Dictionary]]
+    if isinstance(sae, Mapping):
+        pairs = list(sae.items())
+    else:
+        pairs = [(None, one) for one in (sae if isinstance(sae, Sequence) else [sae])]
+    if not pairs:
+        raise UserError("the SAEs", "there is none", "give at least one")
+    found: dict[Site, Dictionary] = {}
+    for name, one in pairs:
+        check_is_dictionary(one)
+        site = dictionary_site(model, one, name)
+        if site in found:
+            raise UserError(f"site {site}", "two SAEs are given for it", "give one")
+        found[site] = one
+    return {site: found[site] for site in sorted(found, key=site_order)}
+
+
+def _named(facts: FoundFacts, saes: int) -> Iterator[tuple[str, FeatureWords]]:
+    """Features that ways steer with, as `trimtab feature --of RUN` reads them: with their sites, if there are several
+    SAEs."""
+    for way in facts.ways:
+        for part in way.parts:
+            if part.feature is not None and part.words is not None:
+                yield (f"{part.site}:{part.feature}" if saes > 1 else str(part.feature)), part.words
+
+
+def _kept(run: Run, name: str, kind: type[_T], make: Callable[[], _T]) -> _T:
+    """A file of a run, made unless it is there."""
+    file = run.file(name)
+    if not file.exists():
+        write_json(file, json_safe(make()))
+    return read_typed(kind, read_json(file), str(file))
+
+
+def _scores(search: Search) -> KeptScores:
+    singles, features, agreement = search.score()
+    return KeptScores(singles=tuple(map(KeptEdit.of, singles)), features=features, agreement=agreement)
+
+
+def _choices(search: Search, scores: KeptScores) -> KeptChoices:
+    found = search.choices([one.edit for one in scores.singles])
+    kept = tuple(KeptChoice.of(name, one, search.ground) for name, one in found.items())
+    return KeptChoices(choices=kept, missing=search.missing, seconds=search.seconds)

@@ -1,0 +1,255 @@
+"""The whole search: what is planted is found and proven, what is not there is not claimed, and runs go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planted_wishes import (
+    PAIR,
+    PEAK_FEATURE,
+    SITE,
+    SITES,
+    UP_FEATURE,
+    Ground,
+    contrast_wish,
+    random_words,
+    texts_wish,
+    words_wish,
+)  # fmt: skip
+
+from trimtab.errors import UserError
+from trimtab.finding import Contrast, Found, TaskReward, Want, Wish, find
+from trimtab.finding import finding as finding_module
+from trimtab.finding.result import FOUND
+from trimtab.finding.search import Search
+from trimtab.finding.wishes import WrittenPair
+from trimtab.lm import DecodeConfig, decode
+from trimtab.runs import read_json
+from trimtab.tasks import PromptTask
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
+from planted_readout import Planted  # pyright: ignore[reportMissingImports]
+
+ONE = DecodeConfig(max_new_tokens=1)
+DOSES = (0.1, 0.2, 0.4, 0.8, 1.6)
+SMALL: dict[str, Any] = {
+    "examples": (6, 6, 10), "n_neutral": (2, 3), "max_new_tokens": 6, "way": (), "set_size": 1, "budget": "none",
+    "dose": DOSES,
+}  # fmt: skip
+
+
+def search(ground: Ground, wish: Wish, **options: Any) -> Found:
+    return find(ground.model, list(ground.saes.values()), wish, **{**SMALL, **options})
+
+
+def share_of_y(_prompt: str, answer: str) -> float:
+    return (answer.count("Y") - answer.count("N")) / 4 + 0.001 * len(set(answer))
+
+
+def written() -> tuple[WrittenPair, ...]:
+    wish = texts_wish(40)
+    return tuple(WrittenPair("ab cd", yes, no) for yes, no in zip(wish.wanted, wish.unwanted, strict=True))
+
+
+WISHES: dict[str, Callable[[], Wish]] = {
+    "texts": lambda: texts_wish(40),
+    "contrast": lambda: contrast_wish(40),
+    "words": lambda: words_wish(40),
+    "want": lambda: Want(text="the letter Y", written=written()),
+    "task": lambda: TaskReward(task=Planted.load(), items=60),
+    "long-task": lambda: TaskReward(
+        task=PromptTask({"train": [f"{w}\n" for w in random_words(40, 6, 5)]}, share_of_y, max_new_tokens=3)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WISHES)
+def test_the_planted_feature_is_found_with_sign_and_layer(ground: Ground, kind: str) -> None:
+    found = search(ground, WISHES[kind]())
+    (part,) = found.found.parts
+    assert (part.site, part.feature) == (str(SITE), UP_FEATURE)
+    assert part.dose < 0
+    assert found.yes
+    assert found.headline().startswith(f"Yes: {SITE} feature {UP_FEATURE} -")
+    assert found.features[0].feature == UP_FEATURE
+    assert found.features[0].sign == "-"
+    assert found.random.own.effect.estimate < found.found.own.effect.estimate
+
+
+def test_the_dose_is_the_best_on_the_grid(ground: Ground) -> None:
+    """Q is likeliest at one dose of its feature, and less likely at once when there is more."""
+    from trimtab.finding.examples import divide
+    from trimtab.finding.scoring import scorer
+    from trimtab.finding.steering_edit import Part, SteeringEdit
+    from trimtab.steering import DirectionTable
+
+    wish = words_wish(40, more=("Q",), less=())
+    (part,) = search(ground, wish).found.parts
+    assert (part.site, part.feature) == (str(SITE), PEAK_FEATURE)
+    report = divide(wish.examples(ground.model), SMALL["examples"])["report"]
+    fine = np.geomspace(0.05, 2.0, 60)
+    edits = [SteeringEdit((Part(SITE, PEAK_FEATURE, dose),)) for dose in fine]
+    tables = {site: DirectionTable.of(sae) for site, sae in ground.saes.items()}
+    effects = scorer(ground.model, report, SITES).effects(tables, edits).mean(1)
+    best = float(fine[int(effects.argmax())])
+    assert best / 2 < part.dose < best * 2  # one step of the grid
+
+
+def test_a_pair_that_works_only_together(ground: Ground) -> None:
+    wish = words_wish(40, more=("K",), less=())
+    single, pair = search(ground, wish, per_site=24), search(ground, wish, set_size=2)
+    assert {part.feature for part in pair.found.parts} == set(PAIR)
+    assert pair.found.own.effect.low > 5
+    assert single.found.own.effect.high < 1.5
+    for part in pair.found.parts:
+        assert part.writes is not None
+        assert part.writes.high < 0.5
+    assert pair["best single"].tried == 3
+
+
+def test_the_budget_holds(ground: Ground) -> None:
+    wish = contrast_wish(40)
+    dear, cheap = search(ground, wish), search(ground, wish, budget="KL=0.3")
+    tiny = search(ground, wish, budget="KL=0.001")
+    for found, most in ((cheap, 0.3), (tiny, 0.001)):
+        assert found.found.own.kl.estimate < 1.5 * most < dear.found.own.kl.estimate
+        assert found.found.own.effect.estimate < dear.found.own.effect.estimate
+        (part,) = found.found.parts
+        assert part.feature == UP_FEATURE
+    assert abs(tiny.found.parts[0].dose) < DOSES[0]
+
+
+def shuffled(wish: Contrast, seed: int) -> Contrast:
+    """The same prompts, each with its answers exchanged or not."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {**row, "wanted": row["unwanted"], "unwanted": row["wanted"]} if rng.random() < 0.5 else row
+        for row in wish.rows
+    ]
+    return Contrast(rows=tuple(rows))
+
+
+def claims(ground: Ground, seed: int, wishes: int) -> list[bool]:
+    """Whether a feature is claimed for wishes whose labels are shuffled, where many features do a little."""
+    saes = [ground.saes[site] for site in SITES if site != SITE]
+    few = {**SMALL, "n_neutral": (2, 2), "per_site": 24, "dose": (0.4, 0.8), "max_new_tokens": 2}
+    found = []
+    for i in range(wishes):
+        wish = shuffled(contrast_wish(44, seed=100 * seed + i), i)
+        found.append(find(ground.model, saes, wish, **{**few, "seed": seed}).yes)
+    return found
+
+
+def test_what_no_feature_serves_is_not_claimed(ground: Ground) -> None:
+    assert sum(claims(ground, 0, 4)) == 0
+
+
+@pytest.mark.slow
+def test_at_most_one_in_twenty_is_claimed(ground: Ground) -> None:
+    for seed in range(3):
+        assert sum(claims(ground, seed, 20)) <= 1
+
+
+def test_a_report_on_what_chose_claims_too_much(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: the examples that chose are those that are reported."""
+    real = finding_module.divide
+
+    def same(*given: Any) -> Any:
+        splits = real(*given)
+        return {**splits, "choice": splits["report"], "candidates": splits["report"]}
+
+    monkeypatch.setattr(finding_module, "divide", same)
+    assert sum(claims(ground, 0, 4)) >= 1
+
+
+def test_alternatives_at_equal_dose_and_equal_price(ground: Ground) -> None:
+    found = search(ground, texts_wish(60), way=finding_module.FindOptions().way, examples=(8, 8, 12), budget="KL=1")
+    names = {way.name for way in found.ways}
+    assert names >= {"found", "random", "activation-difference", "mean-difference", "learned-vector", "prompting"}
+    assert names >= {"delta-confidence", "output-score"}
+    best = found.found
+    for way in found.ways:
+        if way.equal_dose is not None:
+            assert sum(abs(p.dose) for p in way.parts) * way.equal_dose.scale == pytest.approx(abs(best.parts[0].dose))
+        if way.name != FOUND and way.equal_kl is not None:
+            assert way.behind is not None
+            difference = best.own.effect.estimate - way.equal_kl.effect.estimate
+            assert way.behind.estimate == pytest.approx(difference, abs=1e-9)
+    vector = found["learned-vector"]
+    assert vector.own.effect.low > 0
+    assert found.curse.estimate == pytest.approx(best.chosen_effect.estimate - best.own.effect.estimate)
+    assert found.judge.name.startswith("classifier") or "a judge needs 20" in found.judge.missing
+    assert len(found.texts) == 3
+    assert set(found.texts[0].texts) == {"unsteered", *names}
+    assert found.plot().get_xlabel().startswith("KL")
+    for table in found.tables().values():
+        table.to_frame()
+
+
+def test_a_run_goes_on_and_is_read_back(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish, place = contrast_wish(40), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "report", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search(ground, wish, run=place)
+    kept = read_json(place / "choices.json")
+    with monkeypatch.context() as patch:  # neither scored nor chosen again
+        patch.setattr(Search, "score", lambda *_: 1 / 0)
+        patch.setattr(Search, "choices", lambda *_: 1 / 0)
+        found = search(ground, wish, run=place)
+        patch.setattr(Search, "report", lambda *_: 1 / 0)
+        again = search(ground, wish, run=place)
+    assert read_json(place / "choices.json") == kept
+    assert again.to_json() == found.to_json()
+    assert again.source.choices[SITE].feature.item() == UP_FEATURE
+    whole = search(ground, wish)
+    left_out = ("seconds", "run")
+    assert {k: v for k, v in whole.to_json().items() if k not in left_out} == {
+        k: v for k, v in found.to_json().items() if k not in left_out
+    }
+    with pytest.raises(UserError, match="budget was 'none' and is now 'KL=1'"):
+        search(ground, wish, run=place, budget="KL=1")
+
+
+def test_what_is_found_steers(ground: Ground) -> None:
+    found = search(ground, contrast_wish(40))
+    prompt = ground.model.encode_text("bcd\n")
+    plain, steered = (decode(ground.model, [prompt], ONE, source).texts for source in (None, found.source))
+    assert steered == ["Y"] != plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "KL"}, "budget 'KL': it is KL=NATS, or none"),
+        ({"dose": (0.4, 0.2)}, "dose 0.4 0.2: doses rise from one to the next"),
+        ({"way": ("luck",)}, "way 'luck': there are activation-difference"),
+        ({"n_neutral": (1, 4)}, "n_neutral 1: it must be at least 2"),
+        ({"sets": 3}, "find(sets=…): it has no such argument"),
+    ],
+)
+def test_options_that_are_refused(ground: Ground, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        find(ground.model, ground.saes[SITE], "the sea", **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_saes_that_are_refused(ground: Ground) -> None:
+    sae, model = ground.saes[SITE], ground.model
+    with pytest.raises(UserError, match=r"site resid_post\.1: two SAEs are given for it"):
+        find(model, [sae, sae], texts_wish(40))
+    with pytest.raises(UserError, match=r"site resid_post\.2: the dictionary reads resid_post\.1"):
+        find(model, {"resid_post.2": sae}, texts_wish(40))
+    with pytest.raises(UserError, match="the int that is wished for: it is no wish"):
+        find(model, sae, 3)  # type: ignore[arg-type]
+
+
+def test_too_few_texts_for_a_judge_are_said(ground: Ground) -> None:
+    found = search(ground, texts_wish(28))
+    assert found.found.written.change is None
+    assert found.judge.missing.startswith("No judge read them: ")

@@ -1,0 +1,86 @@
+"""`trimtab find` from files to a run with a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted_wishes import SITE, UP_FEATURE, Ground, contrast_wish, texts_wish
+
+from trimtab import cli
+from trimtab.dictionaries import save_dictionary
+from trimtab.errors import UserError
+from trimtab.finding import FindConfig
+from trimtab.finding.wishes.files import read_labelled, read_rows, read_texts
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def files(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, its SAEs and a wish on disk."""
+    place = tmp_path_factory.mktemp("find")
+    ground.model.hf.save_pretrained(place / "planted")
+    ground.model.tokenizer.save_pretrained(place / "planted")
+    for site, sae in ground.saes.items():
+        save_dictionary(sae, place / str(site))
+    rows = [json.dumps(dict(row)) for row in contrast_wish(40).rows]
+    (place / "contrast.jsonl").write_text("\n".join(rows), "utf-8")
+    return place
+
+
+def command(files: Path, *words: str) -> list[str]:
+    saes = [str(files / f"resid_post.{layer}") for layer in range(3)]
+    small = ["--examples", "6", "6", "10", "--n-neutral", "2", "3", "--max-new-tokens", "6", "--set-size", "1"]
+    return ["find", "--model", str(files / "planted"), "--sae", *saes, "--way", "mean-difference", *small, *words]
+
+
+def test_from_a_file_to_a_page(files: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = command(files, "--contrast", str(files / "contrast.jsonl"), "--run", str(tmp_path / "run"), "--json")
+    assert cli.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    (part,) = found["ways"][0]["parts"]
+    assert (part["site"], part["feature"]) == (str(SITE), UP_FEATURE)
+    assert found["yes"] is True
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "What brings a wish about" in page
+    assert "data:image/svg+xml" in page
+    record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert [one["split"] for one in record["test_split_openings"]] == ["report"]
+    assert cli.main(words) == 0  # read back
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_wishes_that_are_refused() -> None:
+    for options, message in (
+        ({}, "the wish: there is none"),
+        ({"want": "a", "task": "mmlu"}, "the wish: --want and --task are given"),
+        ({"more": ("a",)}, "--prompt: words need prompts"),
+        ({"want": "a", "unwanted": Path("b")}, "--unwanted: there are no wanted texts"),
+    ):
+        given: dict[str, Any] = dict(options)
+        with pytest.raises(UserError) as caught:
+            FindConfig(**given)
+        assert str(caught.value).startswith(message)
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    texts, rows = tmp_path / "texts.txt", tmp_path / "rows.jsonl"
+    texts.write_text("\n \n", "utf-8")
+    rows.write_text('{"text": "a", "wanted": true}\n{"text": "b"}\n', "utf-8")
+    with pytest.raises(UserError, match=r"texts\.txt: there is no text in it"):
+        read_texts(texts)
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: it does not hold a text and whether it is wanted"):
+        read_labelled(rows)
+    with pytest.raises(UserError, match="it cannot be read"):
+        read_rows(tmp_path / "none.jsonl")
+
+
+def test_texts_in_lines_and_in_records(tmp_path: Path) -> None:
+    wish = texts_wish(3)
+    (tmp_path / "a.txt").write_text("\n".join(wish.wanted), "utf-8")
+    records = [json.dumps({"text": text}) for text in wish.wanted]
+    (tmp_path / "a.jsonl").write_text("\n".join(records), "utf-8")
+    assert read_texts(tmp_path / "a.txt") == read_texts(tmp_path / "a.jsonl") == wish.wanted
