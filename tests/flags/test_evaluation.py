@@ -165,6 +165,8 @@ def test_control_is_measured_at_the_end_of_each_run(
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "<h2>Control, forced, seed 0</h2>" in page
     assert "Switchboard" in page
+    assert "<h2>Control of all runs</h2>" in page
+    assert [row.run for row in found.tables()["control"].rows] == ["forced, seed 0", "plain, seed 0"]
     assert json_safe(read_typed(FlagEvaluation, json_safe(found))) == json_safe(found)
 
     seen: list[dict[str, Any]] = []

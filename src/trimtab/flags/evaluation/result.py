@@ -15,8 +15,8 @@ from trimtab.flags.evaluation.reading import Reading
 from trimtab.flags.evaluation.reliance import Reliance
 from trimtab.runs import json_safe
 from trimtab.runs.results import Result
-from trimtab.runs.shown import Shown
-from trimtab.runs.tables import Column, Table
+from trimtab.runs.shown import Shown, ShownTable
+from trimtab.runs.tables import SIGNED, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,11 +90,19 @@ class FlagEvaluation(Result):
             for number, (name, table) in enumerate(part.tables().items()):
                 key = name if number == 0 and not isinstance(part, FlagControl) else f"{title.lower()}, {name}"
                 found[key] = replace(table, title=table.title or f"{title}: {name}" * bool(number) or title)
+        if len(self.controls) > 1:
+            found["control"] = self._control_of_runs()
         columns = [
             Column("run", "moment.run"), Column("step", "moment.step", ",d"), Column("part", "part"),
             Column("seconds", "seconds", ",.0f"),
         ]  # fmt: skip
         return {**found, "seconds": Table(columns=columns, rows=self.seconds, title="Seconds")}
+
+    def _control_of_runs(self) -> Table:
+        """What switches decide in each run, side by side."""
+        columns = [Column("run", "run", whole=True), Column("on − off", "control.difference", SIGNED)]
+        caption = "Rate of a concept with its flag on minus off on neutral prompts, mean over concepts."
+        return Table(columns=columns, rows=self.controls, title="Control of all runs", caption=caption)
 
     def render(self) -> Any:
         """For the terminal: the main table of each part."""
@@ -124,6 +132,9 @@ class FlagEvaluation(Result):
             if isinstance(part, Erosion):
                 figures = part.figures
             found.append(Shown.of(title, part, figures, leave_out=("by layer", "by site", "over steps")))
+        if len(self.controls) > 1:
+            table = self._control_of_runs()
+            found.append(Shown(title=table.title, headline=table.caption, tables=(ShownTable.of(table, table.title),)))
         return found
 
 
