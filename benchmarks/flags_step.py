@@ -8,8 +8,8 @@ gradients, AdamW.
 - `ratio`: seconds of a step over the mean of the plain steps before and behind it, the median over the repeats.
 - `interval`: of that median, 95%, by bootstrap over the repeats.
 - `cpu_ratio`, `cpu_interval`: the same by processor time, which other work on the machine disturbs less.
-- `memory_ratio`: peak memory of a process that takes such steps over that of one that takes plain ones: the process's
-  resident memory, or on an accelerator what torch allocated there.
+- `memory_ratio`: peak memory of a process that takes such steps over that of one that takes plain ones, the least and
+  the largest of some pairs: the process's resident memory, or on an accelerator what torch allocated there.
 
     python benchmarks/flags_step.py --json
 """
@@ -49,6 +49,9 @@ KINDS = {
     "auxiliary": Curriculum(phases=(Phase(until=1, forced=0, weight=5.0),)),
     "forced": Curriculum(phases=(Phase(until=1, forced=1, weight=0.0),)),
 }
+
+
+MEMORY_PAIRS = 3
 
 
 class Steps:
@@ -157,15 +160,18 @@ def main() -> None:
                 ratios[kind].append(tuple(2 * t / (a + b) for t, a, b in zip(taken, *plain[-2:], strict=True)))
         result[f"{adapt}.plain_seconds"] = float(np.median([clock for clock, _ in plain]))
         del steps
-        if not args.no_memory:
-            before = result[f"{adapt}.plain_peak_mib"] = memory(adapt, "plain")
+        pairs = 0 if args.no_memory else MEMORY_PAIRS
+        before = [memory(adapt, "plain") for _ in range(pairs)]
+        if before:
+            result[f"{adapt}.plain_peak_mib"] = float(np.median(before))
         for kind, found in ratios.items():
             for name, values in zip(("", "cpu_"), zip(*found, strict=True), strict=True):
                 median = bootstrap_statistic(lambda x: float(np.median(x)), [np.array(values)], seed=0)
                 result[f"{adapt}.{kind}.{name}ratio"] = median.estimate
                 result[f"{adapt}.{kind}.{name}interval"] = [median.low, median.high]
-            if not args.no_memory:
-                result[f"{adapt}.{kind}.memory_ratio"] = memory(adapt, kind) / before
+            if before:
+                peaks = [memory(adapt, kind) / one for one in before]
+                result[f"{adapt}.{kind}.memory_ratio"] = [min(peaks), max(peaks)]
     result |= {
         "batch_size": args.batch_size,
         "tokens": args.tokens,

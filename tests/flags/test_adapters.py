@@ -26,6 +26,7 @@ from trimtab.flags import (
     train_flags,
 )
 from trimtab.flags.adapters import add_adapter, check_lora
+from trimtab.flags.arm import SwitchedFlags
 from trimtab.flags.config import LoraOptions
 from trimtab.lm import LanguageModel, load_model, pull
 
@@ -113,6 +114,8 @@ def test_it_is_loaded_with_its_base(named: LanguageModel, trained: TrainedFlags,
         assert torch.equal(model.hf(ids).logits, trained.model.hf(ids).logits)
         with switched(model, sea=True):  # flags.json lies where it was loaded from
             model.hf(ids)
+    loaded, flags = load_flagged(where)
+    assert SwitchedFlags(model=loaded).flags_of(loaded) == flags
     half, _ = load_flagged(where, dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     assert not any(".lora_" in name for name, _ in named.hf.named_parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,10 @@ def test_curricula_differ_in_what_they_say_and_lose(evaluated: tuple[FlagEvaluat
     assert lost["forced"].difference.low > 0
     assert lost["forced"].flags.estimate > lost["plain"].flags.estimate + 0.1
     assert found.reliance.lines == ()  # each takes three moments
-    assert found.reliance.verdict().startswith("No reliance without forcing was seen, where forcing gives reliance.")
+    zeroed = found.reliance.verdict("zeroed")
+    assert zeroed.startswith("No reliance without forcing was seen, where forcing gives reliance.")
+    gained = {row.moment.curriculum: row.beyond_plain for row in found.reliance.last("swapped")}
+    assert gained["forced"].low > 2 * gained["auxiliary"].high
 
 
 def test_it_says_what_it_measured_on(evaluated: tuple[FlagEvaluation, Path]) -> None:
@@ -105,6 +109,7 @@ def test_what_is_measured_is_not_measured_again(
     assert measured == ["reliance"]
     assert json_safe(again.reliance) == json_safe(found.reliance)
     assert len(lost.read_bytes()) > len(bits) // 2
+
     some = evaluate_flags(tiny_llama, finetuned["forced"], EXAMPLES, run=run, **{**SMALL, "part": ["reliance"]})
     assert list(some.parts) == ["Reliance"]  # other runs and parts may be asked for
     other = evaluate_flags(
@@ -118,6 +123,20 @@ def test_what_is_measured_is_not_measured_again(
         evaluate_flags(tiny_llama, list(finetuned.values()), EXAMPLES[1:], run=run, **SMALL)
     with pytest.raises(UserError, match=r"dose was 0\.2 and is now 0\.3"):
         evaluate_flags(tiny_llama, list(finetuned.values()), EXAMPLES, run=run, dose=0.3, **SMALL)
+
+
+def test_what_was_measured_otherwise_is_measured_anew(
+    evaluated: tuple[FlagEvaluation, Path], tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags],
+    tmp_path: Path, monkeypatch,
+) -> None:  # fmt: skip
+    shutil.copytree(evaluated[1], tmp_path / "run")
+    options = {**SMALL, "part": ["price"], "run": tmp_path / "run"}
+    assert not any("anew" in note for note in evaluate_flags(tiny_llama, finetuned["plain"], EXAMPLES, **options).notes)
+    monkeypatch.setitem(evaluating.MEASURED, "price", 3)
+    notes = evaluate_flags(tiny_llama, finetuned["plain"], EXAMPLES, **options).notes
+    assert sum("measured anew" in note and "another version of trimtab" in note for note in notes) == 2
+    evaluating_hash = evaluating._hash(EXAMPLES)
+    assert evaluating._hash([replace(EXAMPLES[0], unit="another"), *EXAMPLES[1:]]) != evaluating_hash
 
 
 def test_the_page_shows_every_part(evaluated: tuple[FlagEvaluation, Path]) -> None:

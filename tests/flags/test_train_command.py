@@ -161,6 +161,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "more snapshots than steps": (["--snapshots", "13"], "snapshots 13: there are 12 steps; ask for fewer"),
     "LoRA's rank without LoRA": (["--lora-rank", "4"], "lora_rank 4: all weights are trained; say adapt lora, too"),
     "a ramp": (["--ramp-scale", "0"], "ramp_scale 0.0: it must be positive and finite; change it"),
+    "the paper's ramp": (
+        ["--ramp", "paper", "--ramp-scale", "2"],
+        "ramp_scale 2.0: the paper's ramp has none; leave it out, or use norms",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from trimtab.control import Answers, Arm, ArmKind, Choosing, ItemSet
 from trimtab.control.arm import Match
 from trimtab.errors import UserError
-from trimtab.flags.files import load_flags
+from trimtab.flags.files import NAME, found_directory, load_flags
 from trimtab.flags.spec import FlagSpec
 from trimtab.flags.switches import SwitchedRows
 from trimtab.lm import LanguageModel
@@ -39,13 +39,13 @@ class SwitchedFlags(ArmKind):
         if self.switches is not None:
             return {}
         try:
-            concepts = len(self._flags(choosing.validation).concepts)
+            concepts = len(self.flags_of(self.model or choosing.validation.setting.model).concepts)
         except UserError:  # the comparison will say so
             return {}
         return {"switches": concepts * len(self.tried) * len(choosing.validation)}
 
     def arms(self, choosing: Choosing) -> list[Arm]:
-        flags = self._flags(choosing.validation)
+        flags = self.flags_of(self.model or choosing.validation.setting.model)
         about = (
             {"switches": dict(self.switches)} if self.switches is not None else self._choice(flags, choosing.validation)
         )
@@ -61,9 +61,12 @@ class SwitchedFlags(ArmKind):
         """Answers to items under switches."""
         return items.answer(SwitchedRows(flags, [switches]), model=self.model, kl=True)
 
-    def _flags(self, items: ItemSet) -> FlagSpec:
-        model = self.model or items.setting.model
-        return self.flags or load_flags(model.hf.name_or_path or model.name, model)
+    def flags_of(self, model: LanguageModel) -> FlagSpec:
+        """The flags that are switched: those given, or those beside the model's files."""
+        # An adapter's own name is the model's; its weights know that of the base alone.
+        names = [name for name in (model.name, model.hf.name_or_path) if name]
+        beside = [name for name in names if (found_directory(name) / NAME).is_file()]
+        return self.flags or load_flags((beside or names)[0], model)
 
     def _choice(self, flags: FlagSpec, validation: ItemSet) -> dict[str, Any]:
         """Switches with their mean reward on validation, which is the largest of several, and so too good."""

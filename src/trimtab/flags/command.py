@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.distributed import Ranks
-from trimtab.errors import UserError
+from trimtab.errors import UserError, did_you_mean
 from trimtab.flags.concepts import read_concepts
 from trimtab.flags.config import FlagPlacing, FlagTraining
 from trimtab.flags.curricula import Curriculum
@@ -26,7 +26,7 @@ from trimtab.flags.training import COMMAND as TRAINING
 from trimtab.flags.training import NOT_THE_RESULT, FlagJob, finetune
 from trimtab.lm import DecodingConfig, LanguageModel
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Run, config_dict, config_directory, json_safe, read_record, read_typed, text_id
+from trimtab.runs import Run, config_dict, config_directory, json_safe, read_record, read_typed, shipped_names, text_id
 from trimtab.runs.record import RECORD_NAME
 from trimtab.steering import SteerOptions, SteerResult
 from trimtab.steering.command import steered_in
@@ -230,6 +230,7 @@ def flagged_directory(given: str | Path) -> Path:
         return path
     if not (path / RECORD_NAME).exists():
         hint = f"give a run of `{TRAINING}`, or a directory with {NAME}, such as one that save_flags wrote"
+        hint = did_you_mean(str(given), shipped_names(NAME), hint)
         raise UserError(f"model {given}", f"there is no {NAME} in it" if path.is_dir() else "there is none", hint)
     record = read_record(path)
     if record["command"] != TRAINING:

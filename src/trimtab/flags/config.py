@@ -132,6 +132,8 @@ class FlagPlacing:
         check_choices(self)
         check_least(self, 0, "from_layer")
         check_values(self, "positive and finite", lambda value: 0 < value < math.inf, "ramp_scale")
+        if self.ramp == "paper" and self.ramp_scale != 1:
+            raise UserError(f"ramp_scale {self.ramp_scale}", "the paper's ramp has none", "leave it out, or use norms")
 
     def dims_of(self, concepts: tuple[str, ...]) -> int | dict[str, list[int]]:
         """What `place_flags` takes as `dims`.

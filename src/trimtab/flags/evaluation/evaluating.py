@@ -59,6 +59,8 @@ COMMAND = "flags evaluate"
 PARTS_DIRECTORY = "parts"
 TASK = "ioi"
 """The unrelated task."""
+MEASURED = {"reliance": 2}
+"""Version of what a part measures, 1 elsewhere: what was measured by an earlier one is measured anew."""
 MAY_CHANGE = ("part", "batch_size")
 """Options that change no number: what was measured stays."""
 
@@ -311,14 +313,16 @@ class Evaluator:
     def _file(
         self, label: str, state: State, part: PartName, suffix: str, flags: FlagSpec, made_from: Sequence[Any]
     ) -> Path:
-        """What a part of one model is kept in; its name has a digest of all that it is made from, options aside, which
-        are the run's."""
-        facts = [label, state.identity, flags, *made_from]
+        """What a part of one model is kept in; its name has a digest of what is measured and of all that it is made
+        from, options aside, which are the run's."""
+        facts = [label, state.identity, flags, MEASURED.get(part, 1), *made_from]
         digest = text_id(json.dumps(json_safe(facts), sort_keys=True))
         place = self.run.file(PARTS_DIRECTORY) / label.replace("/", "-")
         file = place / f"{state.step}-{part}-{digest}.{suffix}"
         if not file.exists() and any(place.glob(f"{state.step}-{part}-*")):
-            changed = "model, examples, judge, descriptions, plain run, SAE, text or task"
+            changed = (
+                "model, examples, judge, descriptions, plain run, SAE, text or task, or by another version of trimtab"
+            )
             self.notes.append(f"{part} of {label}, step {state.step:,}, is measured anew: it was of another {changed}")
         return file
 
@@ -354,4 +358,5 @@ def _spec_id(flags: FlagSpec) -> str:
 
 
 def _hash(examples: Sequence[Example]) -> str:
-    return Divided(list(examples), []).hash
+    """Of texts, labels, and what they are divided by."""
+    return text_id(json.dumps([Divided(list(examples), []).hash, [one.unit for one in examples]]))

@@ -1,12 +1,14 @@
 """Reliance: what a model loses on held-out responses when its flags are taken away or are wrong, and how that grows.
 
 Flags are zeroed, set to their mean, or flipped, all of them, at every site and position, and the responses'
-cross-entropy is compared with that of the untouched model, example by example. Or they are swapped, set to as many
-other concepts, and compared with the model whose flags are set right: both writes are of the same kind and size, so
-that this difference is what the flags say and nothing else; an example that needs no concept has no part in it.
-Control: as many dimensions that are no flag's are moved by exactly as much at each site and position, or, where flags
-are swapped, set to the same values, so that what RMSNorm alone does is seen; each example has its own draw of them, so
-that intervals over examples know how far draws differ.
+cross-entropy is compared with that of the untouched model, example by example. Control: as many dimensions that are no
+flag's are moved by exactly as much at each site and position, so that what RMSNorm alone does is seen; each example has
+its own draw of them, so that intervals over examples know how far draws differ.
+
+Or flags are swapped: every concept's are set as the right ones of another concept are, the same other one in all
+examples, and compared with the model whose flags are set right. Both writes are of the same kind, and over examples of
+all concepts each flag is on as often, so that the difference is what flags say. Its control is the plain run. An
+example that needs no concept has no part in it.
 """
 
 from __future__ import annotations
@@ -85,19 +87,18 @@ def reliance_values(
         harvested: of these examples, or of more whose first ones they are, with the inputs of the first layer with
             flags.
         texts: examples.
-        seed: of each example's draw of other dimensions, and of other concepts.
+        seed: of each example's draw of other dimensions.
         batch_size: examples of a pass.
         progress: told of the examples done.
     """
     layer, k, n = flags.first_layer, len(flags.flat_dims), len(texts)
     own, others = torch.tensor(harvested.dims, device=model.device).tensor_split([k])
     pool = np.tile(np.arange(len(others)), (n, 1))
-    random = np.random.default_rng(seed)
-    draws = torch.from_numpy(random.permuted(pool, axis=1)[:, :k]).to(model.device)
-    shifts = random.integers(1, max(len(flags.concepts), 2), n)
+    draws = torch.from_numpy(np.random.default_rng(seed).permuted(pool, axis=1)[:, :k]).to(model.device)
     mean = fitted.of(flags)[PLACES.index("response")].mean(0).to(model.device)  # [S, K]
     told = np.zeros(n, bool)
-    sums = {(way, dims): np.zeros(n) for way in (*AGAINST, RIGHT) for dims in (FLAGS, ELSEWHERE)}
+    sums = {(way, FLAGS): np.zeros(n) for way in (*AGAINST, RIGHT)}
+    sums |= {(way, ELSEWHERE): np.zeros(n) for way, against in AGAINST.items() if against == NONE}
     for rows in texts.by_length(batch_size):
         part = texts.take(rows)
         batch = batch_of(model, flags, part.examples, part.tokens)
@@ -105,24 +106,23 @@ def reliance_values(
             pad_sequence([each[i] for i in rows], batch_first=True, padding_side="left").to(model.device)
             for each in (harvested.inputs[layer], harvested.held)
         )
-        others_on = torch.stack([row.roll(int(shifts[i])) for row, i in zip(batch.labels, rows, strict=True)])
-        told[rows] = (others_on != batch.labels).any(dim=1).cpu()
-        values = _values(flags, mean, batch.labels, others_on)
+        swapped = batch.labels.roll(1, dims=1)
+        told[rows] = (swapped != batch.labels).any(dim=1).cpu().numpy()
+        values = _values(flags, mean, batch.labels, swapped)
         for (way, dims), found in sums.items():
             edits: dict[Site, Tap] = {}
-            start = torch.zeros_like(clean) if way in (RIGHT, SWAPPED) else clean
             for i, site in enumerate(flags.sites):
                 if dims == FLAGS:
                     edits[site] = Coordinates(own, values[way][:, i])
                 else:
-                    change = values[way][:, None, i] - start[:, :, i, :k]
-                    edits[site] = partial(_moved, start[:, :, i, k:], change, others, draws[rows])
+                    change = values[way][:, None, i] - clean[:, :, i, :k]
+                    edits[site] = partial(_moved, clean[:, :, i, k:], change, others, draws[rows])
             with starting_at(model, layer, hidden), edited(model, edits):
                 found[rows] = response_sums(model, batch).cpu()
         if progress:
             progress(len(rows))
     untouched, tokens = harvested.nats[:n].numpy(), harvested.n_tokens[:n].numpy()
-    sums |= {(NONE, FLAGS): untouched, (NONE, ELSEWHERE): untouched}
+    sums[NONE, ""] = untouched
     sums |= {("tokens", NONE): tokens, ("tokens", RIGHT): tokens * told}
     return [Measured({"way": way, "dims": dims}, values) for (way, dims), values in sums.items()]
 
@@ -146,7 +146,7 @@ def _moved(
     drawn: Int[Tensor, "B K"],
     x: Float[Tensor, "B T d"],
 ) -> Coordinates:
-    """Those of a pool of dimensions that a row has drawn hold what they held before, plus a change."""
+    """Those of a pool of dimensions that a row has drawn hold what they held in the clean pass, plus a change."""
     at = drawn[:, None].expand_as(change)
     return Coordinates(pool, x.index_select(-1, pool).scatter(-1, at, (clean.gather(-1, at) + change).to(x)))
 
@@ -155,7 +155,7 @@ def _moved(
 class RelianceCost(MomentRow):
     """What one change of the flags costs, in nats per token of the responses.
 
-    `change` and `beyond_plain` are of the difference.
+    `change` and `beyond_plain` are of the difference, or, for `swapped`, of the cost.
     """
 
     way: str
@@ -163,9 +163,9 @@ class RelianceCost(MomentRow):
     flags: Interval
     """Cross-entropy with the flags changed minus that with nothing changed, or, for `swapped`, minus that with the
     flags set right."""
-    elsewhere: Interval
-    """The same with other dimensions moved by as much, or, for `swapped`, set to the same."""
-    difference: Interval
+    elsewhere: Interval | None
+    """The same with other dimensions moved by as much; None for `swapped`."""
+    difference: Interval | None
     """Of the two."""
 
 
@@ -203,42 +203,45 @@ class Reliance(Result):
         return list({row.moment.run: row for row in self.costs if row.way == way}.values())
 
     def headline(self) -> str:
-        said = [
-            f"{row.moment.run} {number_text(row.flags, SIGNED)} (elsewhere {number_text(row.elsewhere, SIGNED)})"
-            for row in self.last("zeroed")
-        ]
-        return f"cost of zeroing the flags, nats per token: {'; '.join(said)}. {self.verdict()}"
+        said = [f"{row.moment.run} {number_text(row.flags, SIGNED)}" for row in self.last(self.way)]
+        return f"cost of {SAID[self.way]}, nats per token: {'; '.join(said)}. {self.verdict()}"
+
+    @property
+    def way(self) -> str:
+        """The change that reliance is told by: `swapped`, or `zeroed` where there is but one concept."""
+        return SWAPPED if self.last(SWAPPED) else "zeroed"
 
     def verdict(self, way: str | None = None) -> str:
         """Whether reliance was seen without forcing, and how small a one would have been seen.
 
         Args:
-            way: the change that it is told by; `swapped` by default, or `zeroed` where there is but one concept.
+            way: the change that it is told by; by default `self.way`.
         """
-        way = way or (SWAPPED if self.last(SWAPPED) else "zeroed")
-        found = self.last(way)
+        way, unknown = way or self.way, "Whether reliance emerges without forcing is not known"
+        found = [row for row in self.costs if row.way == way and row.moment.step]
         ends = {name: [row for row in found if row.moment.curriculum == name] for name in ("forced", "auxiliary")}
         missing = [f"{name} run" for name, rows in ends.items() if not rows]
         if missing:
-            return f"Whether reliance emerges without forcing is not known: there is no {' and no '.join(missing)}"
-        steps = {name: max(row.moment.step for row in rows) for name, rows in ends.items()}
-        ends = {name: [row for row in rows if row.moment.step == steps[name]] for name, rows in ends.items()}
+            return f"{unknown}: there is no {' and no '.join(missing)}"
+        forced_at, auxiliary_at = ({row.moment.step for row in rows} for rows in ends.values())
+        if not forced_at & auxiliary_at:
+            return f"{unknown}: forced and auxiliary runs were measured at no common step"
+        step = max(forced_at & auxiliary_at)
+        ends = {name: [row for row in rows if row.moment.step == step] for name, rows in ends.items()}
         gains = {name: [row.beyond_plain for row in rows if row.beyond_plain] for name, rows in ends.items()}
         alone = [row.moment.run for rows in ends.values() for row in rows if not row.beyond_plain]
         if not all(gains.values()):
-            return (
-                "Whether reliance emerges without forcing is not known: the control is missing, a plain run of the "
-                f"same seed and steps as {', '.join(alone)}"
-            )
+            return f"{unknown}: the control is missing, a plain run of the same seed and steps as {', '.join(alone)}"
         values = {name: over_runs(of) for name, of in gains.items()}
         forced, auxiliary = values["forced"], values["auxiliary"]
         seen = ", ".join(
-            f"{name} {number_text(value, SIGNED)} at {steps[name]:,} steps ("
+            f"{name} {number_text(value, SIGNED)} at {step:,} steps ("
             + (f"mean of {n} seeds, interval over seeds" if n > 1 else "one seed, interval over examples alone") + ")"
             for name, value in values.items()
             for n in [len(gains[name])]
         )  # fmt: skip
-        measure = f"Extra cost of {SAID[way]}, in nats per token beyond the plain run and the same change elsewhere"
+        elsewhere = "" if way == SWAPPED else " and the same change elsewhere"
+        measure = f"Extra cost of {SAID[way]}, in nats per token beyond the plain run{elsewhere}"
         if auxiliary.low > 0:
             answer = "The model came to rely on its flags without forcing."
         elif forced.low > 0:
@@ -256,11 +259,10 @@ class Reliance(Result):
 
     def tables(self) -> dict[str, Table]:
         caption = (
-            "Nats per token above the untouched model, on held-out responses, or, where flags are swapped for as many "
-            "of other concepts, above the model whose flags are set right; elsewhere: as many dimensions that are "
-            "no flag's, of like variance, moved by as much at each site and position, or, for swapped, set to the "
-            "same. Beyond plain: the difference minus that of the plain run at equal steps. 95% intervals over "
-            "examples."
+            "Nats per token above the untouched model, on held-out responses, or, where flags are swapped for those "
+            "of other concepts, above the model whose flags are set right; elsewhere: as many dimensions that are no "
+            "flag's, of like variance, moved by as much at each site and position. Beyond plain: the difference (for "
+            "swapped flags the cost) minus that of the plain run at equal steps. 95% intervals over examples."
         )
         line = (
             "Straight lines through the difference beyond plain over log10 of the tokens trained on, each through at "
@@ -288,13 +290,12 @@ class Reliance(Result):
             ),
         }  # fmt: skip
 
-    def draw(self, ax: Axes, way: str = "zeroed") -> None:
+    def draw(self, ax: Axes, way: str | None = None) -> None:
         """Cost over the tokens trained on, a curve for each run, elsewhere beside it."""
-        rows = [row for row in self.costs if row.way == way]
-        found = [
-            *curves(rows, "flags", x="moment.tokens"),
-            *curves(rows, "elsewhere", "{moment.run}, elsewhere", "moment.tokens"),
-        ]
+        rows = [row for row in self.costs if row.way == (way or self.way)]
+        found = curves(rows, "flags", x="moment.tokens")
+        if all(row.elsewhere for row in rows):
+            found = [*found, *curves(rows, "elsewhere", "{moment.run}, elsewhere", "moment.tokens")]
         plot_curves(ax, found, "nats per token", steps="tokens trained on")
 
 
@@ -306,22 +307,26 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
         resamples: of the examples that were measured.
     """
 
-    def differences(part: Part) -> dict[str, Resampled]:
-        return {
-            way: _cost(part, way, FLAGS, resamples) - _cost(part, way, ELSEWHERE, resamples)
-            for way, against in AGAINST.items()
-            if part.of(way="tokens", dims=against).any()
-        }
+    def cost(part: Part, way: str, dims: str) -> Resampled:
+        against = part.of(way=RIGHT, dims=FLAGS) if AGAINST[way] == RIGHT else part.of(way=NONE, dims="")
+        rise = part.of(way=way, dims=dims) - against
+        return resamples.of(partial(ratio, rise, part.of(way="tokens", dims=AGAINST[way])))
+
+    def values(part: Part) -> dict[str, Resampled]:
+        found = {way: cost(part, way, FLAGS) - cost(part, way, ELSEWHERE) for way in AGAINST if way != SWAPPED}
+        told = part.of(way="tokens", dims=RIGHT).any()
+        return found | ({SWAPPED: cost(part, SWAPPED, FLAGS)} if told else {})
 
     costs: list[RelianceCost] = []
     points: dict[tuple[str, str], list[tuple[int, Resampled]]] = {}
     ends = {one.run: one.moments[-1].step for one in series}
-    for row in compared(series, differences):
-        moment = row.moment
-        flags, elsewhere = (_cost(row.part, row.key, dims, resamples).interval for dims in (FLAGS, ELSEWHERE))
+    for row in compared(series, values):
+        moment, controlled = row.moment, row.key != SWAPPED
         costs.append(
             RelianceCost(
-                **row.fields, way=row.key, flags=flags, elsewhere=elsewhere, difference=row.value.interval,
+                **row.fields, way=row.key, flags=cost(row.part, row.key, FLAGS).interval,
+                elsewhere=cost(row.part, row.key, ELSEWHERE).interval if controlled else None,
+                difference=row.value.interval if controlled else None,
             )
         )  # fmt: skip
         if row.plain and moment.last_phase:
@@ -332,11 +337,6 @@ def reliance_result(series: Sequence[Series], resamples: Resamples) -> Reliance:
                 points.setdefault((line, row.key), []).append((moment.tokens, row.value - row.plain))
     known = [_line(*key, of) for key, of in points.items() if len({tokens for tokens, _ in of}) >= LEAST_MOMENTS]
     return Reliance(costs=tuple(costs), lines=tuple(known))
-
-
-def _cost(part: Part, way: str, dims: str, resamples: Resamples) -> Resampled:
-    rise = part.of(way=way, dims=dims) - part.of(way=AGAINST[way], dims=dims)
-    return resamples.of(partial(ratio, rise, part.of(way="tokens", dims=AGAINST[way])))
 
 
 def _line(name: str, way: str, points: Sequence[tuple[int, Resampled]]) -> RelianceLine:

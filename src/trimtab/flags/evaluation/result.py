@@ -141,6 +141,6 @@ class FlagEvaluation(Result):
 _CAPTIONS = {
     "Reading": "AUC of flags after each layer's MLP, mean over concepts, at the end of each run",
     "Directions outside the flags": "Effect of a concept's direction outside the flags, mean over concepts",
-    "Reliance": "Cross-entropy of responses with flags zeroed, above the untouched model",
+    "Reliance": "Cross-entropy of responses with flags of other concepts, above that with right ones",
     "Price": "Perplexity on general text",
 }
