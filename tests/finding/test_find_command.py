@@ -14,6 +14,8 @@ from trimtab.dictionaries import save_dictionary
 from trimtab.errors import UserError
 from trimtab.finding import FindConfig
 from trimtab.finding.wishes.files import read_labelled, read_rows, read_texts
+from trimtab.stats import Interval
+from trimtab.steering import load, steer
 
 Capture = pytest.CaptureFixture[str]
 
@@ -37,7 +39,7 @@ def command(files: Path, *words: str) -> list[str]:
     return ["find", "--model", str(files / "planted"), "--sae", *saes, "--way", "mean-difference", *small, *words]
 
 
-def test_from_a_file_to_a_page(files: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_from_a_file_to_a_page(ground: Ground, files: Path, tmp_path: Path, capsys: Capture) -> None:
     words = command(files, "--contrast", str(files / "contrast.jsonl"), "--run", str(tmp_path / "run"), "--json")
     assert cli.main(words) == 0
     found = json.loads(capsys.readouterr().out)
@@ -49,6 +51,16 @@ def test_from_a_file_to_a_page(files: Path, tmp_path: Path, capsys: Capture) -> 
     assert "data:image/svg+xml" in page
     record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     assert [one["split"] for one in record["test_split_openings"]] == ["report"]
+    steering = load(tmp_path / "run")
+    (kept,) = steering.parts
+    assert (kept.site, kept.feature, kept.dose) == (str(SITE), (UP_FEATURE,), pytest.approx((part["dose"],)))
+    assert kept.norm is not None
+    assert kept.norm > 0
+    effect = steering.evidence[0].value
+    assert isinstance(effect, Interval)
+    assert effect.estimate == found["ways"][0]["own"]["effect"]["estimate"]
+    steered = steer(ground.model, steering, "ab cd", max_new_tokens=4, kl=False)
+    assert steered.steered[0].realised.relative == pytest.approx(abs(part["dose"]), rel=1e-3)
     assert cli.main(words) == 0  # read back
     assert json.loads(capsys.readouterr().out) == found
 

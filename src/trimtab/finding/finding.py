@@ -19,6 +19,7 @@ from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.finding.options import FindOptions
 from trimtab.finding.result import FOUND, Found, FoundFacts
 from trimtab.finding.search import Search
+from trimtab.finding.taken_away import steering_of
 from trimtab.finding.wishes import Want, Wish, WrittenPair
 from trimtab.lm import LanguageModel, Site
 from trimtab.lm.model import check_is_model
@@ -38,6 +39,7 @@ from trimtab.runs import (
 )  # fmt: skip
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.selection.ranking import dictionary_site
+from trimtab.steering.saved_steering import WITHIN
 
 COMMAND = "find"
 WRITTEN, SCORES, CHOICES = "written.json", "scores.json", "choices.json"
@@ -128,6 +130,11 @@ def find_in(
             run.finish(facts)
         facts = read_typed(FoundFacts, run.results, f"run {run.path}")
     found = Found(**{f.name: getattr(facts, f.name) for f in fields(FoundFacts)}, source=restored[FOUND].source)  # type: ignore[union-attr]
+    if not run.file(WITHIN).exists():
+        try:
+            steering_of(found, model, prompts["held_out"]).save(run.file(WITHIN))
+        except UserError as error:  # removals by an SAE whose codes depend on each other
+            run.record(without_steering=error.line)
     if not run.file(SHOWN_FILE).exists():
         shown = Shown.of("What was found", found, {"Effect against price": found.draw}, height=3.8)
         write_json(run.file(SHOWN_FILE), shown_json([shown]))
