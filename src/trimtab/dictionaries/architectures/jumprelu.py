@@ -22,6 +22,7 @@ from trimtab.dictionaries.active import Active, Values, active_above, pairs_abov
 from trimtab.dictionaries.encoding import DenseEncoder, exceeded_on
 from trimtab.dictionaries.penalised import Penalised, PenalisedConfig
 from trimtab.dictionaries.sae import SAE, columns
+from trimtab.dictionaries.screening import screening_is_fast
 from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.trainable import Loss
 from trimtab.errors import UserError
@@ -52,7 +53,9 @@ class JumpReLU(SAE):
 
     def encode_pairs(self, x: Float[Tensor, "B d"]) -> ActivePairs:
         """Codes of rows as a list: by blocks, so that those of all features are never held at once."""
-        encoder = DenseEncoder(self.W_enc.T.contiguous(), self.b_enc)
+        encoder = DenseEncoder(self.W_enc.T, self.b_enc)
+        if screening_is_fast(encoder):  # which takes single rows
+            encoder = DenseEncoder(self.W_enc.T.contiguous(), self.b_enc)
         return pairs_above(encoder, self.encoder_input(x), self.threshold.clamp_min(0))
 
 
