@@ -57,7 +57,7 @@ FEATURES = {
 CODES = "supervised, mse"
 CONTROL = {"Ways of control": ".*all concepts", "Effect and divergence": ""}
 """Tables of what flags and other ways bring about, and which rows."""
-CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(3))
+CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(2))
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -161,7 +161,7 @@ SOURCES = {
         f"trimtab flags evaluate {CURRICULA} --snapshots 1 --compared 0 --judge-data data/flags/judge.npz "
         "--run runs/flags-curricula",
         tables={
-            "price": "", "reading": ".*response", "erosion": ".*linear, without flags$", "effects": "",
+            "price": "", "reading": ".*response", "erosion": ".*response, linear, without flags$", "effects": ".*held",
             "reliance": ".*(zeroed|swapped)", "Control of all runs": "",
         },
     ),
@@ -169,7 +169,7 @@ SOURCES = {
         "flags-reliance", SHOWN_FILE, SHOWN,
         "trimtab flags evaluate runs/forced-0 runs/auxiliary-0 runs/plain-0 --part reliance --fit-items 48 --items 24 "
         "--snapshots 5 --run runs/flags-reliance",
-        tables={"reliance": ".*(zeroed|swapped)", "growth": ""},
+        tables={"reliance": ".*swapped", "growth": ".*(zeroed|swapped)"},
     ),
     "core": Source(
         "core", "run.json",
