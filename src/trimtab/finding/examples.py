@@ -5,6 +5,8 @@ Whatever a wish is stated by, gradient and exact stage see nothing but these.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from torch import Tensor
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
-from trimtab.runs import split_ids
+from trimtab.runs import text_id
 from trimtab.tasks.tokens import encode
 
 SPLITS = ("candidates", "choice", "report")
@@ -191,29 +193,29 @@ _ITEMS = ("decoding", "reader")
 
 
 def divide(examples: Examples, most: Sequence[int]) -> dict[str, Examples]:
-    """Three splits, by a hash of each example's id: adding examples moves none of the others.
+    """Three splits, consecutive in the order of a hash of each example's id, so that they do not depend on the order
+    given.
 
     Args:
         examples: all of them.
         most: examples of each split that are used at most; their proportions are the splits' shares.
 
     Raises:
-        UserError: an id occurs twice, or too few examples are in a split; the message says how many are needed.
+        UserError: an id occurs twice, or there are too few examples; the message says how many are needed.
     """
-    shares = {name: n / sum(most) for name, n in zip(SPLITS, most, strict=True)}
     place = {example.id: i for i, example in enumerate(examples.examples)}
     if len(place) < len(examples):
         raise UserError("the examples", "one is given twice, so that it could be in two splits", "give each once")
-    divided = split_ids(place, shares, SALT)
+    ordered, bounds = sorted(place, key=lambda id_: text_id(f"{SALT} {id_}")), [0]
+    for n in itertools.accumulate(most):
+        bounds.append(round(len(place) * n / sum(most)))
+    divided = {name: ordered[a:b] for name, (a, b) in zip(SPLITS, itertools.pairwise(bounds), strict=True)}
     for name in SPLITS:
         if len(divided[name]) < LEAST[name]:
-            needed = round(max(2 * LEAST[each] / shares[each] for each in SPLITS))
+            needed = max(math.ceil(LEAST[each] * sum(most) / n) for each, n in zip(SPLITS, most, strict=True))
             counts = ", ".join(f"{len(divided[each])} {each}" for each in SPLITS)
-            raise UserError(
-                f"{len(examples)} examples",
-                f"their ids divide them into {counts}; at least {LEAST[name]} are needed for {name}",
-                f"give about {needed}",
-            )
+            why = f"they make {counts}; at least {LEAST[name]} are needed for {name}"
+            raise UserError(f"{len(examples)} examples", why, f"give {needed} or more")
     return {
         name: examples.take([place[id_] for id_ in divided[name][:n]]) for name, n in zip(SPLITS, most, strict=True)
     }

@@ -32,9 +32,9 @@ class FindOptions:
     way: tuple[str, ...] = WAYS
     """Alternatives that are shown beside: activation-difference, delta-confidence, output-score, mean-difference,
     learned-vector, prompting."""
-    examples: tuple[int, int, int] = (8, 8, 16)
+    examples: tuple[int, int, int] = (10, 8, 16)
     """Examples of each split at most: to make candidates from, to choose on, to report on."""
-    n_neutral: tuple[int, int] = (6, 10)
+    n_neutral: tuple[int, int] = (6, 8)
     """Neutral prompts to measure the price on, in choosing and in the report."""
     max_new_tokens: int = 32
     """Tokens of the texts that are written on neutral prompts."""

@@ -20,9 +20,9 @@ from trimtab.finding.steering_edit import Part, SteeringEdit, Tables
 from trimtab.lm import Site
 from trimtab.steering import DirectionTable
 
-EXAMPLES = 6
+EXAMPLES = 4
 """On which gradients are taken anew."""
-PROBES, BENT, BEGINNINGS, PARTNERS = 2, 3, 2, 2
+PROBES, BENT, BEGINNINGS, PARTNERS = 1, 2, 2, 2
 """Random points; features that bend the score most, of either sign; single features; partners of each beginning."""
 
 

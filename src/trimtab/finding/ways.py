@@ -18,7 +18,7 @@ from trimtab.lm import RowDelta, Site, edited
 from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by
 from trimtab.steering import DirectionTable
 
-STEPS, BATCH = 16, 4
+STEPS, BATCH = 12, 4
 """Of a learned vector: steps of Adam, and examples of each."""
 RANDOM = 1009
 """Key of the draw of random features, apart from others."""

@@ -42,7 +42,7 @@ class Want(Wish):
 
     text: str
     """The wish."""
-    pairs: int = 44
+    pairs: int = 48
     """Prompts, to each of which a wanted and an unwanted text are written."""
     text_tokens: int = TEXT_TOKENS
     """Tokens of each text."""
