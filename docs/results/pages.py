@@ -55,7 +55,7 @@ FEATURES = {
 }  # fmt: skip
 """Tables of what features are: how many rows pages show, or what the words of a row begin with that they show."""
 CODES = "supervised, mse"
-CONTROL = {"Ways of control": ".*all concepts", "Effect and divergence": ""}
+CONTROL = {"Ways of control": "", "Effect and divergence": "", "Missing": ""}
 """Tables of what flags and other ways bring about, and which rows."""
 CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(2))
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
@@ -164,6 +164,12 @@ SOURCES = {
             "price": "", "reading": ".*response", "erosion": ".*response, linear, without flags$", "effects": ".*held",
             "reliance": ".*(zeroed|swapped)", "Control of all runs": "",
         },
+    ),
+    "flags-price": Source(
+        "flags-price", SHOWN_FILE, SHOWN,
+        "trimtab flags evaluate runs/flags-adapter-training --part price --snapshots 1 --task none --text "
+        "text/wikitext2_test.txt --text-tokens 20480 --run runs/flags-price",
+        tables={"price": ""},
     ),
     "flags-reliance": Source(
         "flags-reliance", SHOWN_FILE, SHOWN,
