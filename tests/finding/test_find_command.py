@@ -61,6 +61,23 @@ def test_from_a_file_to_a_page(ground: Ground, files: Path, tmp_path: Path, caps
     assert effect.estimate == found["ways"][0]["own"]["effect"]["estimate"]
     steered = steer(ground.model, steering, "ab cd", max_new_tokens=4, kl=False)
     assert steered.steered[0].realised.relative == pytest.approx(abs(part["dose"]), rel=1e-3)
+    run, small = str(tmp_path / "run"), ["--max-new-tokens", "3"]
+    scored = ["steer", "ab cd", "--with", run, "--sweep", "1", "-1", "--controls", "--score", run, *small, "--json"]
+    assert cli.main(scored) == 0
+    arms = json.loads(capsys.readouterr().out)["arms"]
+    assert [arm["name"] for arm in arms[3:]] == ["random, 1 × its dose", "random, -1 × its dose"]
+    assert "score" not in arms[0]
+    assert arms[1]["score"]["estimate"] == pytest.approx(found["ways"][0]["own"]["effect"]["estimate"], abs=1e-4)
+    assert arms[2]["score"]["estimate"] < 0 < arms[1]["score"]["estimate"]
+    assert abs(arms[3]["score"]["estimate"]) < arms[1]["score"]["estimate"] / 2
+    assert cli.main(["steer", "ab", "--with", run, run, "--score", run, *small]) == 2
+    assert "only one steering of constant doses is scored" in capsys.readouterr().err
+    assert cli.main(["steer", "ab", "--with", run, "--score", str(tmp_path), *small]) == 2
+    assert "there is no run.json" in capsys.readouterr().err
+    (files / "contrast.jsonl").rename(files / "moved.jsonl")
+    assert cli.main(["steer", "ab", "--with", run, "--score", run, *small]) == 2
+    assert "contrast.jsonl" in capsys.readouterr().err
+    (files / "moved.jsonl").rename(files / "contrast.jsonl")
     assert cli.main(words) == 0  # read back
     assert json.loads(capsys.readouterr().out) == found
 

@@ -142,9 +142,10 @@ def steer() -> Job:
     from trimtab.steering.command import steer_defaults
 
     def run(config: SteerConfig) -> SteerResult | ReplayReport:
+        from trimtab.finding.wish_score import wish_score
         from trimtab.flags.command import model_of_run
 
-        return run_steer(config, load=model_of_run)
+        return run_steer(config, load=model_of_run, scorer=wish_score)
 
     example = '"Yesterday I went to the" --feature 3547 --dose 0.4'
     return Job(SteerConfig, run, ("prompt",), example, defaults=steer_defaults)

@@ -29,6 +29,7 @@ def steer_page(files: RunFiles) -> str:
             Column("KL total", "kl_total", INTERVAL, note="nats per token"),
             Column("NLL unsteered", "unsteered_nll", INTERVAL, note="nats per token"),
             *([] if ordinary is None else fluent),
+            *([Column("Wish", "score", INTERVAL, note=results["score_unit"])] if results.get("score_unit") else []),
         ],
         rows=results["arms"],
         caption="What was done, means over tokens. KL local: to the same token without its own edit; total: to the "

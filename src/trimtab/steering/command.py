@@ -17,6 +17,7 @@ from trimtab.steering.doses import DEFAULT_DOSE
 from trimtab.steering.planning import SteeringPlan, SteerOptions, check_options, no_features, plan_steering
 from trimtab.steering.result import SteerResult
 from trimtab.steering.saved_steering import Steering, check_free, load
+from trimtab.steering.scored import Score, of_row
 from trimtab.steering.sources import StaticSource
 from trimtab.steering.steered import steered
 from trimtab.steering.steering_facts import Evidence
@@ -34,6 +35,8 @@ class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
     """Features by what they mean (IO=Mary), where the SAE says it; beside those given by number."""
     steering: tuple[Path, ...] = field(default=(), metadata={**LEFT_OUT_AT_DEFAULT, "option": "with"})
     """Directories of saved steerings to steer with, all at once, instead of features; doses multiply theirs."""
+    score: Path | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    """A run of trimtab find: show each arm's effect on its wish, on those of its examples that chose nothing."""
     save: Path | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
     """Save what steers as a steering in this directory."""
     stop: tuple[str, ...] = ()
@@ -59,7 +62,10 @@ def steer_defaults(given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
 
 def run_steer(
-    config: SteerConfig, *, load: Callable[[Path], LanguageModel | None] | None = None
+    config: SteerConfig,
+    *,
+    load: Callable[[Path], LanguageModel | None] | None = None,
+    scorer: Callable[[Path, LanguageModel], Score] | None = None,
 ) -> SteerResult | ReplayReport:
     """What `trimtab steer` does.
 
@@ -68,6 +74,7 @@ def run_steer(
     Args:
         config: what to do.
         load: loads the model of a run to replay whose record alone does not say how; None leaves it to the record.
+        scorer: from a run of find and its model to what scores arms by its wish.
 
     Raises:
         UserError: something in the config is wrong, or does not fit the model, the dictionary or the run directory.
@@ -87,12 +94,12 @@ def run_steer(
     check_options(options, len(config.prompt), config.decoding)
     _check_saving(config)
     if config.steering:
-        return _run_saved(config, options)
+        return _run_saved(config, options, scorer)
     model, dictionary = config.load()
     named = dictionary.features_named(config.feature_name)
     config = replace(config, feature=(*config.feature, *named), feature_name=())
     options = replace(options, feature=config.feature)
-    plan = plan_steering(options, model, dictionary, config.prompt, config.decoding)
+    plan = _with_score(plan_steering(options, model, dictionary, config.prompt, config.decoding), config, model, scorer)
     config = replace(config, dose=config.dose or (DEFAULT_DOSE,))  # what a run records
     if config.run is None:
         result = steered(plan, model)
@@ -106,16 +113,26 @@ def run_steer(
     return result
 
 
+_Scorer = Callable[[Path, LanguageModel], Score] | None
 _NOT_THE_RESULT = ("run", "any_model", "save")
 
 
-def _run_saved(config: SteerConfig, options: SteerOptions) -> SteerResult:
+def _with_score(plan: SteeringPlan, config: SteerConfig, model: LanguageModel, scorer: _Scorer) -> SteeringPlan:
+    """The plan with what scores its arms."""
+    if config.score is None or scorer is None:
+        return plan
+    of_row(plan.source, 1)
+    return plan._replace(score=scorer(config.score, model))
+
+
+def _run_saved(config: SteerConfig, options: SteerOptions, scorer: _Scorer) -> SteerResult:
     """Steer with what was saved."""
     if config.feature_name:
         raise UserError("--feature-name beside --with", "a saved steering says what steers", "leave it out")
     saved = [load(path) for path in config.steering]
     model = config.load_model()
     plan = plan_steering(options, model, saved, config.prompt, config.decoding, any_model=config.any_model)
+    plan = _with_score(plan, config, model, scorer)
     if config.run is None:
         return steered(plan, model)
     with Run.open(config.run, "steer", config, device=config.device, ignore_fields=_NOT_THE_RESULT) as run:

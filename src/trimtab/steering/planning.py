@@ -20,6 +20,7 @@ from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.operations import operation_named
 from trimtab.steering.random_arms import Pool, pool_of, saes_of
 from trimtab.steering.saved_steering import Steering
+from trimtab.steering.scored import Score
 from trimtab.steering.sources import PerSite, StaticSource, as_vector, by_site, check_heads, head_shapes, vector_table
 
 UNSTEERED = "unsteered"
@@ -92,6 +93,8 @@ class SteeringPlan(NamedTuple):
     """What controls are drawn from; empty without controls."""
     under_test: tuple[int, ...]
     """Features that no control may be."""
+    score: Score | None = None
+    """What a wish makes of the arms."""
 
 
 def plan_steering(

@@ -75,6 +75,7 @@ class RandomArms(NamedTuple):
     source: InterventionSource
     calls: list[int]
     """Rows that were decoded together."""
+    control: EqualDoseSource
 
 
 def decode_controls(
@@ -123,7 +124,7 @@ def decode_controls(
     log = found.edits
     shifted = torch.where(log.feature >= 0, log.feature + behind[log.site][:, None], -1)
     both = Decoded.joined([decoded, replace(found, edits=replace(log, feature=shifted))])
-    return RandomArms(both, CombinedSource([source, control]), [len(decoded), len(rows)])
+    return RandomArms(both, CombinedSource([source, control]), [len(decoded), len(rows)], control)
 
 
 def _draw(table: DirectionTable, n: int, seed: int, exclude: Sequence[int]) -> Int[Tensor, " n"]:

@@ -14,6 +14,7 @@ from trimtab.errors import UserError
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, Column, Table, in_short
+from trimtab.stats import Interval
 from trimtab.steering.equal_dose import DoseSummary
 from trimtab.steering.operations import OPERATIONS
 from trimtab.steering.ordinary_texts import Fluency, OrdinaryText
@@ -57,6 +58,8 @@ class DoseResult:
     """The arm whose dose random features have here; empty for all others."""
     fluency: Fluency | None = None
     """How ordinary the texts are; None if it was not asked for."""
+    score: Interval | None = None
+    """Its effect on a wish, over the wish's examples; None if it was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -79,6 +82,8 @@ class SteerResult(Result):
     """What steered, in words; results of earlier versions do not say it."""
     ordinary: OrdinaryText | None = None
     """What the unsteered model's own texts are like, if it was asked for."""
+    score_unit: str = ""
+    """What effects on the wish are in, if they were asked for."""
     trace: Trace | None = field(default=None, compare=False, repr=False)
     """What was done at each token; None in what was read back from JSON alone."""
 
@@ -101,7 +106,10 @@ class SteerResult(Result):
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the trace and what was not asked for."""
         found = {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
-        for part, names in ((found, ("ordinary",)), *((arm, ("control_of", "fluency")) for arm in found["arms"])):
+        for part, names in (
+            (found, ("ordinary", "score_unit")),
+            *((arm, ("control_of", "fluency", "score")) for arm in found["arms"]),
+        ):
             for name in names:
                 if not part[name]:
                     del part[name]
@@ -129,6 +137,9 @@ class SteerResult(Result):
     def _doses(self) -> Table:
         """What was done, and how ordinary it left the texts."""
         columns, caption = list(_DOSES), "what was done, mean over tokens (KL and NLL in nats)"
+        if self.score_unit:
+            columns.append(Column("wish", "score", "+.3g", note=self.score_unit))
+            caption += f"; wish: the effect on its examples that chose nothing, {self.score_unit}"
         if (known := self.ordinary) is not None:
             columns += _FLUENCY
             caption += (

@@ -29,8 +29,9 @@ from trimtab.steering.planning import (
     decides,
     plan_steering,
 )
-from trimtab.steering.random_arms import decode_controls
+from trimtab.steering.random_arms import EqualDoseSource, decode_controls
 from trimtab.steering.result import Continuation, DoseResult, SteerResult
+from trimtab.steering.scored import of_control, of_row
 from trimtab.steering.trace import Trace
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
@@ -121,6 +122,7 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
     """
     config, rows, source, arms = plan.options, plan.rows, plan.source, plan.arms
     calls: list[int] = []
+    control: EqualDoseSource | None = None
     with Meter("decoding", len(rows)) as meter:
         decoded = decode(
             model,
@@ -133,7 +135,7 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
         )
     if plan.pool:
         of_arms = [i for i, row in enumerate(rows) if row.arm]
-        decoded, source, calls = decode_controls(
+        decoded, source, calls, control = decode_controls(
             model, decoded, source, plan.decoding, rows=of_arms, pool=plan.pool, exclude=plan.under_test
         )
         rows = [*rows, *(rows[i]._replace(arm=rows[i].arm + len(arms) - 1) for i in of_arms)]
@@ -144,6 +146,14 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
             effects = token_effects(model, decoded, source, progress=meter.advance)
     members = [[i for i, row in enumerate(rows) if row.arm == index] for index in range(len(arms))]
     found = [_arm(arm, mine, decoded, effects, rows) for arm, mine in zip(arms, members, strict=True)]
+    scored = None
+    if plan.score is not None:
+        groups = [[of_row(plan.source, mine[0])] for mine in members[1 : len(plan.arms)]]
+        if control is not None:
+            places = {row: i for i, row in enumerate(i for i, row in enumerate(plan.rows) if row.arm)}
+            groups += [of_control(control, [places[row] for row in mine]) for mine in members[1 : len(plan.arms)]]
+        scored = plan.score(groups)
+        found[1:] = [replace(arm, score=effect) for arm, effect in zip(found[1:], scored.effects, strict=True)]
     ordinary = None
     if plan.pool and effects is not None:
         nll = [-mean(logp) for logp in effects.unsteered_logp]
@@ -164,6 +174,7 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
         prompts=plan.texts,
         arms=found,
         ordinary=ordinary,
+        score_unit="" if scored is None else scored.unit,
         run=None,
         trace=Trace.of(
             model, decoded, plan.decoding, source, effects=effects, run=run, branches=[row.arm for row in rows],
