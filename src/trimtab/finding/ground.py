@@ -76,9 +76,10 @@ class Ground:
     def neutral(self, split: str) -> NeutralText:
         """Neutral text of a split."""
         if split not in self._neutral:
-            tokens = self.options.max_new_tokens if split == "report" else min(12, self.options.max_new_tokens)
+            # As long in both: divergence per token grows along a text, as edits stay in the cache.
+            tokens, seed = self.options.max_new_tokens, self.options.seed
             self._neutral[split] = NeutralText(
-                self.model, self.neutral_prompts[split], tokens, self.sites, self.options.seed, self.cache
+                self.model, self.neutral_prompts[split], tokens, self.sites, seed, self.cache
             )
         return self._neutral[split]
 

@@ -22,7 +22,7 @@ SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InstructionChoice:
-    """The instruction that did most on the examples to choose on."""
+    """The instruction that did most on the examples to choose on within the budget, or the cheapest if none is."""
 
     instruction: str
     effects: Float[Tensor, " X"]
@@ -41,9 +41,10 @@ def choose_instruction(ground: Ground) -> InstructionChoice:
     if not tried:
         raise UserError("prompting", "there is no instruction, and no wanted text to show", "give an instruction")
     effects = [instructed_effects(ground, "choice", text) for text in tried]
-    best = int(np.argmax([float(one.mean()) for one in effects]))
-    kl = float(instructed_kl(ground, "choice", tried[best]).mean())
-    return InstructionChoice(instruction=tried[best], effects=effects[best], kl=kl, tried=len(tried))
+    kls = [float(instructed_kl(ground, "choice", text).mean()) for text in tried]
+    within = [i for i, kl in enumerate(kls) if kl <= ground.options.most_kl] or [int(np.argmin(kls))]
+    best = max(within, key=lambda i: float(effects[i].mean()))
+    return InstructionChoice(instruction=tried[best], effects=effects[best], kl=kls[best], tried=len(tried))
 
 
 def instructions(ground: Ground) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +203,7 @@ class Found(FoundFacts, Result):
             "ways": self._ways(),
             "found": self._parts(),
             "written": self._written(),
+            "texts": self._texts(),
             "stages": self._stages(),
             "features": self._features(),
         }
@@ -213,15 +215,18 @@ class Found(FoundFacts, Result):
             Column("effect", "own.effect", SIGNED, note=self.unit),
             Column("at equal dose", "equal_dose.effect", SIGNED, spare=2),
             Column("at equal KL", "equal_kl.effect", SIGNED),
-            Column("found minus this", "behind", SIGNED, note="at equal KL", spare=1),
+            Column("KL there", "equal_kl.kl", INTERVAL, note="reached, nats per token", spare=6),
+            Column("found minus this", "behind", SIGNED, note="at equal KL, or as chosen", spare=1),
             Column("KL", "own.kl", INTERVAL, note="nats per token"),
             Column("reads (AUC)", _auc, ".2f", spare=3),
             Column("tried", "tried", "d", spare=4),
         ]
         caption = (
-            f"All chosen on {self.counts['choice']} examples within {self.budget}, shown on {self.counts['report']} "
-            f"that chose nothing. Winner's curse of what was found: {number_text(self.curse, '+.3g')}. "
-            + " ".join(f"{name}: {why}." for name, why in self.missing.items())
+            f"All chosen on {self.counts['choice']} examples within {self.budget} on neutral text for choosing (of "
+            f"instructions the cheapest, where none is), shown on {self.counts['report']} examples that chose nothing, "
+            f"with the price on other neutral text. Winner's curse of what was found: "
+            f"{number_text(self.curse, '+.3g')}. "
+            + " ".join([*(f"{name}: {why}." for name, why in self.missing.items()), *(f"{n}." for n in self.notes)])
         )
         return Table(columns=columns, rows=self.ways, caption=caption.strip(), emphasis=self.found)
 
@@ -248,6 +253,12 @@ class Found(FoundFacts, Result):
         read = f"Read by {self.judge.name}{accuracy}" if self.judge.name else self.judge.missing
         caption = f"Texts on neutral prompts at equal KL. {read}."
         return Table(columns=columns, rows=self.ways, caption=caption)
+
+    def _texts(self) -> Table:
+        names = dict.fromkeys(name for one in self.texts for name in one.texts)
+        columns = [Column("prompt", "prompt")]
+        columns += [Column(name, _text_by(name), spare=max(i - 1, 0)) for i, name in enumerate(names)]
+        return Table(columns=columns, rows=self.texts, caption="Texts on neutral prompts, steered at equal KL.")
 
     def _stages(self) -> Table:
         columns = [Column("dose", "dose", NUMBER), Column("Spearman's correlation", "spearman", ".2f")]
@@ -293,6 +304,10 @@ def _auc(way: WayResult) -> Cell:
 
 def _at(number: int) -> Any:
     return lambda row: row.writes[number] if number < len(row.writes) else None
+
+
+def _text_by(way: str) -> Callable[[WrittenTexts], str | None]:
+    return lambda row: row.texts.get(way)
 
 
 def _place(row: SteeredPart | ScoredFeature) -> str:

@@ -7,6 +7,7 @@ anew at the point that it steers to, so that a partner is found that works only 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -79,7 +80,7 @@ def bending(ground: Ground) -> list[Part]:
 def _joined(ground: Ground, start: SteeringEdit, size: int) -> list[SteeringEdit]:
     """A beginning with each of the partners that the gradient proposes where it is steered to."""
     few = ground.splits["candidates"].take(range(min(EXAMPLES, len(ground.splits["candidates"]))))
-    share = ground.options.dose[-1] / size
+    share = ground.options.dose[-1] / math.sqrt(size)
     there = _equal_shares(start.parts, share)
     found = first_order(ground.model, ground.saes, few, cache=ground.cache, at=there, tables=ground.tables)
     known = {(part.site, part.row) for part in start.parts}

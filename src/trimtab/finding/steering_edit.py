@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,15 +44,15 @@ class SteeringEdit:
 
     @property
     def dose(self) -> float:
-        """All its doses together."""
-        return sum(abs(part.dose) for part in self.parts)
+        """Of all its parts together: the norm of their sum in units of ‖x‖, as of directions at right angles."""
+        return math.hypot(*(part.dose for part in self.parts))
 
     def scaled(self, factor: float) -> SteeringEdit:
         """The same with its doses multiplied."""
         return replace(self, parts=tuple(part._replace(dose=part.dose * factor) for part in self.parts))
 
     def at_dose(self, dose: float) -> SteeringEdit:
-        """The same with its doses scaled so that together they are another."""
+        """The same with its doses scaled so that all together are of another."""
         return self.scaled(dose / self.dose)
 
     def source(self, tables: Tables) -> StaticSource:
