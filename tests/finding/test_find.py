@@ -171,6 +171,7 @@ def test_a_report_on_what_chose_shows_effects_that_are_not_there(
 
 def test_alternatives_at_equal_dose_and_equal_price(ground: Ground) -> None:
     found = search(ground, texts_wish(60), way=finding_module.FindOptions().way, examples=(8, 8, 12), budget="KL=1")
+    assert "28 of 60 examples are used at most, which the option examples raises" in found.notes
     names = {way.name for way in found.ways}
     assert names >= {"found", "random", "activation-difference", "mean-difference", "learned-vector", "prompting"}
     assert names >= {"delta-confidence", "output-score"}
@@ -232,6 +233,8 @@ def test_what_is_found_steers(ground: Ground) -> None:
         ({"dose": (0.4, 0.2)}, "dose 0.4 0.2: doses rise from one to the next"),
         ({"way": ("luck",)}, "way 'luck': there are activation-difference"),
         ({"n_neutral": (1, 4)}, "n_neutral 1: it must be at least 2"),
+        ({"n_neutral": (500, 4)}, "n_neutral 500: there are 24 neutral prompts for the choice; lower it"),
+        ({"examples": (2, 8, 16)}, "2 examples for candidates: at least 4 are needed; allow more (examples)"),
         ({"sets": 3}, "find(sets=…): it has no such argument"),
     ],
 )

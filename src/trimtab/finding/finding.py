@@ -12,7 +12,7 @@ from trimtab.dictionaries import Dictionary
 from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.dictionaries.meanings import FeatureWords
 from trimtab.errors import UserError
-from trimtab.finding.examples import divide
+from trimtab.finding.examples import LEAST, SPLITS, Examples, divide
 from trimtab.finding.ground import Ground
 from trimtab.finding.kept import KeptChoice, KeptChoices, KeptEdit, KeptScores
 from trimtab.finding.neutral import read_neutral_prompts
@@ -98,6 +98,13 @@ def find_in(
     options: FindOptions,
 ) -> Found:
     """`find` in a run that is open; what it holds is read back instead of computed."""
+    neutral = {"choice": prompts["validation"], "report": prompts["held_out"]}
+    for (name, texts), n in zip(neutral.items(), options.n_neutral, strict=True):
+        if len(texts) < n:
+            raise UserError(f"n_neutral {n}", f"there are {len(texts)} neutral prompts for the {name}", "lower it")
+    for name, n in zip(SPLITS, options.examples, strict=True):
+        if n < LEAST[name]:
+            raise UserError(f"{n} examples for {name}", f"at least {LEAST[name]} are needed", "allow more (examples)")
     run.record(hashes={"model": model.fingerprint, **{f"sae {s}": sae.fingerprint for s, sae in saes.items()}})
     with Meter("finding") as meter:
         began = time.perf_counter()
@@ -107,11 +114,8 @@ def find_in(
             pairs = _kept(run, WRITTEN, tuple[WrittenPair, ...], lambda: asked.pairs_by(model, meter.advance))
             wish = replace(wish, written=pairs)
         ground = Ground(
-            model=model, saes=saes, splits=divide(wish.examples(model), options.examples),
-            neutral_prompts={
-                "choice": prompts["validation"][: options.n_neutral[0]],
-                "report": prompts["held_out"][: options.n_neutral[1]],
-            },
+            model=model, saes=saes, splits=divide(_noted(wish.examples(model), options), options.examples),
+            neutral_prompts={name: neutral[name][:n] for name, n in zip(neutral, options.n_neutral, strict=True)},
             options=options, meter=meter,
         )  # fmt: skip
         ids = {name: [one.id for one in split.examples] for name, split in ground.splits.items()}
@@ -139,6 +143,15 @@ def find_in(
         shown = Shown.of("What was found", found, {"Effect against price": found.draw}, height=3.8)
         write_json(run.file(SHOWN_FILE), shown_json([shown]))
     return replace(found, run=run.path)
+
+
+def _noted(examples: Examples, options: FindOptions) -> Examples:
+    """Examples that say how many of them are used, if not all are."""
+    used = sum(options.examples)
+    if len(examples) <= used:
+        return examples
+    note = f"{used} of {len(examples)} examples are used at most, which the option examples raises"
+    return replace(examples, notes=(*examples.notes, note))
 
 
 def described(wish: Wish) -> dict[str, Any]:

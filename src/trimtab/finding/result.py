@@ -222,8 +222,8 @@ class Found(FoundFacts, Result):
             Column("tried", "tried", "d", spare=4),
         ]
         caption = (
-            f"All chosen on {self.counts['choice']} examples within {self.budget} on neutral text for choosing (of "
-            f"instructions the cheapest, where none is), shown on {self.counts['report']} examples that chose nothing, "
+            f"All chosen on {self.counts['choice']} examples within {self.budget} on neutral text for choosing "
+            f"(where no instruction is, the cheapest), shown on {self.counts['report']} examples that chose nothing, "
             f"with the price on other neutral text. Winner's curse of what was found: "
             f"{number_text(self.curse, '+.3g')}. "
             + " ".join([*(f"{name}: {why}." for name, why in self.missing.items()), *(f"{n}." for n in self.notes)])
