@@ -27,7 +27,6 @@ from trimtab.flags.evaluation.control_judging import TextReader
 from trimtab.flags.evaluation.control_rates import Counts, difference, mean_difference, mean_rate, rate
 from trimtab.flags.evaluation.control_result import ArmRate
 from trimtab.flags.evaluation.control_task import ConceptTask
-from trimtab.flags.evaluation.control_ways import DisplacedRows
 from trimtab.flags.switches import SwitchedRows
 from trimtab.judges.concept_quality import measure_quality
 from trimtab.lm import DecodeConfig, LanguageModel, Site, applied, capture, decode
@@ -430,11 +429,10 @@ def test_writes_that_nothing_reads_do_nothing(tiny_llama: LanguageModel) -> None
     for model in (deaf, tiny_llama):
         with torch.no_grad():
             plain = model.hf(ids).logits
-            with applied(model, DisplacedRows(spec, {"sea": 1.0})):
+            with applied(model, SwitchedRows(spec, [{"sea": True}])):
                 moved.append(float((model.hf(ids).logits - plain).abs().max()))
                 x = capture(model, TokenBatch.full(ids), [last])[last]
-        if model is deaf:  # what is added stays, so that it is the target at each site
-            assert torch.allclose(x[0, :, dims], torch.tensor(0.1))
+        assert torch.equal(x[0, :, dims], torch.full_like(x[0, :, dims], 0.1)) == (model is deaf)  # it stays there
     assert moved[0] < 0.1 * moved[1]
 
 

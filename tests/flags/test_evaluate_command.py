@@ -18,6 +18,7 @@ from trimtab.errors import UserError
 from trimtab.flags import Example, load_flagged
 from trimtab.flags.command import FlagTrainConfig, run_flag_train
 from trimtab.flags.data.checking import read_judge
+from trimtab.flags.evaluation import evaluating
 from trimtab.flags.evaluation.command import FlagEvaluateConfig, evaluated_run, read_run, run_flag_evaluate
 from trimtab.flags.evaluation.options import PARTS
 from trimtab.lm import LanguageModel
@@ -124,7 +125,7 @@ def test_own_examples_may_be_given(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adapt", ["", "lora-"])
-def test_control_beside_other_ways(trained: Path, tmp_path: Path, adapt: str) -> None:
+def test_control_beside_other_ways(trained: Path, tmp_path: Path, adapt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a judge of labelled text, for models whose weights were all trained and for adapters."""
     config = config_of(
         trained, f"{adapt}forced", f"{adapt}plain", part=("control",), text_length=2, compared=1, snapshots=1,
@@ -140,6 +141,9 @@ def test_control_beside_other_ways(trained: Path, tmp_path: Path, adapt: str) ->
     assert plain.missing == {"other ways of control": "a plain run has no flags to compare them with"}
     if adapt:
         return
+    monkeypatch.setitem(evaluating.MEASURED, evaluating.OTHER_WAYS, 9)
+    (note,) = run_flag_evaluate(config).notes  # a plain run has no other ways
+    assert note.startswith("control of forced, step 12, is measured anew: ")
     alone = run_flag_evaluate(replace(config, trained=config.trained[:1], compared=0, run=tmp_path / "alone"))
     assert alone.controls[0].control.missing == {"other ways of control": "compared is 0"}
     judge = alone.controls[0].control.judge

@@ -101,7 +101,7 @@ def prompts_read_together(patch: Patch) -> None:
 
 def controls_of_any_variance(patch: Patch) -> None:
     real = parts.matched_dims
-    patch.setattr(parts, "matched_dims", lambda flags, variance=None: real(flags))
+    patch.setattr(parts, "matched_dims", lambda flags, _variance: real(flags, parts.ALIKE))
 
 
 def documents_on_both_sides(patch: Patch) -> None:

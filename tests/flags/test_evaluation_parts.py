@@ -37,13 +37,15 @@ from trimtab.flags.evaluation.reading import ASKING, NEUTRAL, RESPONSE, reading_
 from trimtab.flags.evaluation.reliance import ELSEWHERE, PAPER_TOKENS, Reliance, reliance_result, reliance_values
 from trimtab.flags.evaluation.reliance import FLAGS as CHANGED
 from trimtab.flags.evaluation.texts import EvaluationTexts, LabelledTexts, evaluation_texts
-from trimtab.flags.evaluation.unassigned import matched_dims, unassigned_dims
+from trimtab.flags.evaluation.unassigned import matched_dims, unassigned_draws
 from trimtab.flags.examples import batch_of
 from trimtab.flags.loss import FlagReading
 from trimtab.lm import LanguageModel, Site, capture
 from trimtab.stats import Resamples
 
 LAYERS = (0, 3)
+ALIKE = np.ones(32)
+"""Dimensions whose variances do not differ."""
 
 
 def divided(model: LanguageModel, flags: FlagSpec = FLAGS, n: int = 60) -> EvaluationTexts:
@@ -74,7 +76,7 @@ def test_forward_passes_are_those_of_single_examples(any_tiny: LanguageModel) ->
     flags = FlagSpec(
         concepts=("sea", "war"), dims=((3,), (8,)), d_model=32, targets={"resid_mid.1": 1, "resid_post.3": 1}
     )
-    others = unassigned_dims(flags)
+    others = unassigned_draws(flags, ALIKE)[0]
     examples = [
         *toy_examples(6),
         Example(prompt="A longer prompt than these", response="abcabcabcabc", concepts=["sea"]),
@@ -129,7 +131,7 @@ def test_the_last_prompt_token_sees_nothing_of_the_response(any_tiny: LanguageMo
 
 
 def test_reading_at_a_site_is_that_of_the_loss(tiny_llama: LanguageModel, flags: FlagSpec) -> None:
-    texts, others = divided(tiny_llama, flags).reported, unassigned_dims(flags)
+    texts, others = divided(tiny_llama, flags).reported, unassigned_draws(flags, ALIKE)[0]
     values = reading_values(flags, [others], harvested(tiny_llama, texts, flags, others))
     found = Part(values, 0.0).of(site="all", place="response", draw=0).reshape(texts.labels.shape)
     batch = batch_of(tiny_llama, flags, texts.examples, texts.tokens)
@@ -295,7 +297,7 @@ def test_reliance_is_its_closed_form_and_nothing_where_nothing_is_read(tiny_toke
 
 def test_other_dimensions_are_moved_by_as_much(tiny_llama: LanguageModel, flags: FlagSpec, monkeypatch) -> None:
     """Each example has its own draw of them; those that it has not drawn are left alone."""
-    texts, pool = divided(tiny_llama, flags).reported.first(5), matched_dims(flags)[:8]
+    texts, pool = divided(tiny_llama, flags).reported.first(5), matched_dims(flags, ALIKE)[:8]
     others, sites = replace(flags, dims=(tuple(pool[:4]), tuple(pool[4:]))), [flags.sites[0], flags.sites[-1]]
     seen: list[dict[Site, torch.Tensor]] = []
     real = reliance.response_sums
@@ -597,17 +599,19 @@ def test_a_concept_without_examples_is_named(tiny_llama: LanguageModel) -> None:
 
 
 def test_unassigned_dimensions_are_no_flags(flags: FlagSpec) -> None:
-    found = unassigned_dims(flags, seed=1)
-    assert not set(found.flat_dims) & set(flags.flat_dims)
-    assert [len(dims) for dims in found.dims] == [len(dims) for dims in flags.dims]
-    assert found.targets == flags.targets
-    assert unassigned_dims(flags, seed=1) == found
+    draws = unassigned_draws(flags, ALIKE, seed=1)
+    for found in draws:
+        assert not set(found.flat_dims) & set(flags.flat_dims)
+        assert [len(dims) for dims in found.dims] == [len(dims) for dims in flags.dims]
+        assert found.targets == flags.targets
+    assert len({found.dims for found in draws}) == 3
+    assert unassigned_draws(flags, ALIKE, seed=1) == draws
     variance = np.random.default_rng(0).permutation(32) / 100 + 0.01
     lowest = np.argsort(variance)
     low = replace(flags, dims=((int(lowest[0]), int(lowest[1])), (int(lowest[2]), int(lowest[3]))))
     assert matched_dims(low, variance) == lowest[4:20].tolist()  # the next-lowest
-    for seed in range(5):
-        assert set(unassigned_dims(low, seed, variance).flat_dims) <= set(lowest[4:20].tolist())
+    for found in unassigned_draws(low, variance):
+        assert set(found.flat_dims) <= set(lowest[4:20].tolist())
     middle = replace(flags, dims=tuple((int(lowest[i]), int(lowest[i + 1])) for i in (14, 16)))
     pool, logs = matched_dims(middle, variance), np.log(variance)
     distance = np.abs(logs - logs[middle.flat_dims].mean())
@@ -616,7 +620,7 @@ def test_unassigned_dimensions_are_no_flags(flags: FlagSpec) -> None:
     assert max(distance[pool]) <= min(distance[list(rest)])
     wide = FlagSpec(concepts=("sea",), dims=(tuple(range(20)),), d_model=32, targets={"resid_post.0": 1})
     with pytest.raises(UserError, match="12 of 32 dimensions are no flag's, and the control needs 20"):
-        unassigned_dims(wide)
+        unassigned_draws(wide, ALIKE)
 
 
 def test_a_part_is_read_back_as_it_was(tmp_path) -> None:

@@ -61,34 +61,9 @@ def strengths(flags: FlagSpec, switches: Mapping[str, Switch]) -> dict[int, floa
     return found
 
 
-class DosedSource(StaticSource):
-    """A source that keeps no log of its edits, only how large they were."""
-
-    keep_log = False
-
-    def start(self, start: DecodeStart) -> None:
-        super().start(start)
-        self._sums = torch.zeros(2, len(start.prompts), device=start.device)
-
-    def choose(self, request: EditRequest) -> Edit:
-        """The edits; ‖Δ‖/‖x‖ of each place is added up by row, unless a log has it."""
-        edit = super().choose(request)
-        assert edit is not None
-        if self.keep_log:
-            return edit
-        share = edit.coefficient.norm(dim=1) / request.x.float().norm(dim=1).clamp_min(1e-30)
-        some = (edit.feature >= 0).any(dim=1).float()
-        self._sums.index_add_(1, request.row, torch.stack([share * some, some]))
-        return edit
-
-    def relative_dose(self, rows: slice = slice(None)) -> float:
-        """Mean ‖Δ‖/‖x‖ over the places and sites of some rows at which anything was set; NaN if there are none."""
-        share, places = self._sums[:, rows].sum(dim=1).tolist()
-        return share / places if places else math.nan
-
-
-class SwitchedRows(DosedSource):
-    """What `FlagSource` does, for rows of one decode call that differ in their switches, without a log.
+class SwitchedRows(StaticSource):
+    """What `FlagSource` does, for rows of one decode call that differ in their switches. Instead of a log of its edits
+    it keeps how large they were.
 
     Args:
         flags: the model's.
@@ -98,6 +73,8 @@ class SwitchedRows(DosedSource):
     Raises:
         UserError: as `strengths` says; while decoding, if the flags do not fit the model.
     """
+
+    keep_log = False
 
     def __init__(
         self,
@@ -118,6 +95,26 @@ class SwitchedRows(DosedSource):
             dict.fromkeys(doses, table), dict.fromkeys(doses, feature), doses,
             operation="overwrite", unit="absolute", positions=positions,
         )  # fmt: skip
+
+    def start(self, start: DecodeStart) -> None:
+        super().start(start)
+        self._sums = torch.zeros(2, len(start.prompts), device=start.device)
+
+    def choose(self, request: EditRequest) -> Edit:
+        """The edits; ‖Δ‖/‖x‖ of each place is added up by row, unless a log has it."""
+        edit = super().choose(request)
+        assert edit is not None
+        if self.keep_log:
+            return edit
+        share = edit.coefficient.norm(dim=1) / request.x.float().norm(dim=1).clamp_min(1e-30)
+        some = (edit.feature >= 0).any(dim=1).float()
+        self._sums.index_add_(1, request.row, torch.stack([share * some, some]))
+        return edit
+
+    def relative_dose(self, rows: slice = slice(None)) -> float:
+        """Mean ‖Δ‖/‖x‖ over the places and sites of some rows at which anything was set; NaN if there are none."""
+        share, places = self._sums[:, rows].sum(dim=1).tolist()
+        return share / places if places else math.nan
 
     def edit(self, x: Float[Tensor, "R d"], choice: Choice, table: DirectionTable) -> Edit:
         """What `overwrite` gives, which along axes is a difference of coordinates."""

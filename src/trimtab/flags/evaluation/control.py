@@ -2,8 +2,8 @@
 
 A judge that is not the model says which texts are about a concept; only fluent texts count, and intervals are over
 prompts. The switchboard and the prompts that ask for a concept are the model's alone. Beside it, on the original model:
-a mean difference, the best SAE feature, prompting, the same finetuning without flags, and, as a control, equal values
-written into dimensions that are no flag's.
+a mean difference, the best SAE feature, prompting and the same finetuning without flags; and, as a control, the model
+with flags, with dimensions that are no flag's set as flags are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from trimtab.flags.evaluation.control_result import FlagControl
 from trimtab.flags.evaluation.control_summary import Board, arm_rates
 from trimtab.flags.evaluation.control_texts import NEUTRAL, Writer, conditions_of
 from trimtab.flags.evaluation.options import ControlOptions
-from trimtab.flags.examples import Example, check_learnable
+from trimtab.flags.evaluation.unassigned import VARIANCE_ITEMS, unassigned_draws
+from trimtab.flags.examples import Example, check_learnable, encode
+from trimtab.flags.placing import measure_residuals
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import DecodeConfig, LanguageModel, PromptCache, Site
 from trimtab.lm.model import check_is_model
@@ -101,10 +103,10 @@ def measure_control(
             batch_size=config.batch_size,
         ),
     )  # fmt: skip
-    setting = fitted = None
+    prepared = None
     if original is not None and wanted:
-        setting, fitted = _prepared(original, flags, examples, dictionary, config)
-        writer = writer._replace(cache=setting.prompt_cache)
+        prepared = _prepared(original, flags, examples, dictionary, config)
+        writer = writer._replace(cache=prepared[0].prompt_cache)
     conditions = conditions_of(flags.concepts, test, asking)
     near = [one for one in conditions if wanted and one.kind == NEUTRAL and one.concept in ("", *wanted)]
     with Meter("writing under switches", config.samples * sum(len(one.prompts) for one in conditions)) as meter:
@@ -112,10 +114,11 @@ def measure_control(
         texts = board.write(model, flags, [one for one in conditions if one not in near])
         texts |= board.write(model, flags, near, kl_to=original)
     compared: dict[str, ComparedConcept] = {}
-    if setting is not None and fitted is not None:
+    if prepared is not None:
+        setting, fitted, elsewhere = prepared
         compared = Comparing(
-            model=model, flags=flags, plain=plain, setting=setting, fitted=fitted, writer=writer, board=texts,
-            words=words, validation=validation, test=test, asking=asking, options=config,
+            model=model, flags=flags, plain=plain, elsewhere=elsewhere, setting=setting, fitted=fitted, writer=writer,
+            board=texts, words=words, validation=validation, test=test, asking=asking, options=config,
         ).compare(wanted)  # fmt: skip
     rates = Board(flags.concepts, texts, config.seed)
     return FlagControl(
@@ -142,8 +145,9 @@ def _prepared(
     examples: Sequence[Example],
     dictionary: Dictionary | None,
     config: ControlOptions,
-) -> tuple[Setting, Fitted]:
-    """What other ways of control need, once it is known to fit; directions and features are fitted."""
+) -> tuple[Setting, Fitted, list[FlagSpec]]:
+    """What other ways of control need, once it is known to fit: directions and features, fitted, and dimensions that
+    are no flag's."""
     check_learnable(examples, flags.concepts)
     if dictionary is not None:
         check_is_dictionary(dictionary)
@@ -159,12 +163,15 @@ def _prepared(
     order = np.random.default_rng([config.seed, FIT_STREAM]).permutation(len(examples))
     fitted_on = [examples[i] for i in order[: config.fit_items]]
     check_learnable(fitted_on, flags.concepts)
+    tokens = encode(original, fitted_on[:VARIANCE_ITEMS], chat=config.chat, max_tokens=config.max_tokens)
+    variance = measure_residuals(original, [one.ids for one in tokens], flags.sites).relative_variance.numpy()
+    elsewhere = unassigned_draws(flags, variance, config.seed)
     with Meter("fitting directions", len(fitted_on)) as meter:
         fitted = fit_controls(
             original, flags, fitted_on, sites, dictionary, features=config.features, chat=config.chat,
             max_tokens=config.max_tokens, progress=meter.advance,
         )  # fmt: skip
-    return setting, fitted
+    return setting, fitted, elsewhere
 
 
 def _checked(asking: Mapping[str, Sequence[str]], flags: FlagSpec) -> Mapping[str, Sequence[str]]:

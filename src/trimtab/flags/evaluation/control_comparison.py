@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from trimtab.control import Answers, ItemSet, Setting, TaskPrompts
 from trimtab.control.answers import mean_kl
 from trimtab.control.arms.prompting import instructed
-from trimtab.control.arms.random_features import draw_seed
 from trimtab.control.dose_search import TRIES, match_kl
 from trimtab.flags.evaluation.control_fit import Fitted
 from trimtab.flags.evaluation.control_prompts import AGAINST, INSTRUCTIONS
@@ -27,9 +26,8 @@ from trimtab.flags.evaluation.control_texts import (
     Writer,
     Written,
 )
-from trimtab.flags.evaluation.control_ways import LEFT, DisplacedRows, Way, best_direction, best_feature, best_prompting
+from trimtab.flags.evaluation.control_ways import LEFT, Way, best_direction, best_feature, best_prompting
 from trimtab.flags.evaluation.options import ControlOptions
-from trimtab.flags.evaluation.unassigned import unassigned_dims
 from trimtab.flags.spec import FlagSpec
 from trimtab.flags.switches import SwitchedRows
 from trimtab.lm import LanguageModel
@@ -43,8 +41,6 @@ STEERED = (MEAN_DIFFERENCE, SAE_FEATURE)
 """Ways that have a dose."""
 REFERENCES: Mapping[str, str] = {NEUTRAL: FLAGS_ON, ASKED: FLAGS_OFF, CONFLICT: FLAGS_ON}
 """What others are compared with, by the kind of prompts."""
-DRAWS = 3
-"""Draws of dimensions that are no flag's."""
 TOLERANCE = 0.1
 """Relative difference of mean divergences that counts as equal."""
 
@@ -78,6 +74,8 @@ class Comparing(NamedTuple):
     flags: FlagSpec
     plain: LanguageModel | None
     """Finetuned on the same examples without flags."""
+    elsewhere: Sequence[FlagSpec]
+    """Dimensions that are no flag's, in several draws."""
     setting: Setting
     """Of the original model."""
     fitted: Fitted
@@ -95,7 +93,8 @@ class Comparing(NamedTuple):
     def compare(self, concepts: Sequence[str]) -> dict[str, ComparedConcept]:
         """Compare all ways of control for each of some concepts."""
         chosen = len(self.options.dose) * len(self.fitted.directions[concepts[0]]) // 3 + 2 * LEFT + TRIES + 4
-        most = len(self.validation) * chosen + len(self.test) * (DRAWS + 4 + 2 * len(self.options.strength))
+        reported = len(self.elsewhere) + 4 + 2 * len(self.options.strength)
+        most = len(self.validation) * chosen + len(self.test) * reported
         with Meter("comparing ways of control", most * len(concepts)) as meter:
             every = self._replace(
                 setting=replace(self.setting, meter=meter), writer=self.writer._replace(progress=meter.advance)
@@ -165,9 +164,8 @@ class Comparing(NamedTuple):
         return items.answer(SwitchedRows(self.flags, [{concept: strength}]), model=self.model, kl=True)
 
     def _elsewhere(self, concept: str, test: ItemSet) -> Written:
-        """What on is, added along as many dimensions that are no flag's; other ones in each draw."""
-        draws = [unassigned_dims(self.flags, draw_seed(self.options.seed, i)) for i in range(DRAWS)]
-        sources = [DisplacedRows(dims, {concept: 1.0}) for dims in draws]
+        """As many dimensions that are no flag's, set as on sets flags; other ones in each draw."""
+        sources = [SwitchedRows(dims, [{concept: True}]) for dims in self.elsewhere]
         answers = [test.answer(source, model=self.model, kl=True) for source in sources]
         return Written.of(self.writer.reader, answers, mean(source.relative_dose() for source in sources))
 

@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from trimtab.control import Answers, ItemSet
 from trimtab.control.arms.prompting import best_instruction, instructed
 from trimtab.control.arms.static import best_static
-from trimtab.flags.spec import FlagSpec
-from trimtab.flags.switches import DosedSource, Switch, strengths
 from trimtab.lm import LanguageModel, Site
-from trimtab.steering import DirectionTable, VectorSource
+from trimtab.steering import VectorSource
 
 FIRST_SHARE, LEFT = 3, 3
 """All candidates are tried on one in so many validation prompts, and so many of them, the best, on all."""
@@ -76,30 +73,3 @@ def best_prompting(items: ItemSet, model: LanguageModel | None = None) -> Way:
 
 def _first(items: ItemSet) -> ItemSet:
     return items.take(range(0, len(items), FIRST_SHARE))
-
-
-class DisplacedRows(DosedSource):
-    """A control of equal size: what flags would hold is added along dimensions that are no flag's.
-
-    A flag that is on holds t at each site instead of about 0; here the dimensions hold t more than they would. What was
-    added at one site is still there at the next, where only the difference of the two t is added.
-
-    Args:
-        flags: the dimensions, and t at each site.
-        switches: strength of each concept whose dimensions are moved.
-
-    Raises:
-        UserError: as `strengths` says.
-    """
-
-    def __init__(self, flags: FlagSpec, switches: Mapping[str, Switch]) -> None:
-        moved = strengths(flags, switches)
-        targets = [0.0, *flags.targets.values()]
-        steps = {site: now - before for site, before, now in zip(flags.sites, targets, targets[1:], strict=False)}
-        strength = torch.tensor(list(moved.values()))
-        super().__init__(
-            dict.fromkeys(steps, DirectionTable.axes(flags.d_model, list(moved))),
-            dict.fromkeys(steps, range(len(moved))),
-            {site: step * strength for site, step in steps.items()},
-            operation="add", unit="absolute", positions="all",
-        )  # fmt: skip

@@ -59,7 +59,7 @@ COMMAND = "flags evaluate"
 PARTS_DIRECTORY = "parts"
 TASK = "ioi"
 """The unrelated task."""
-MEASURED = {"reliance": 2}
+MEASURED = {"reliance": 2, OTHER_WAYS: 2}
 """Version of what a part measures, 1 elsewhere: what was measured by an earlier one is measured anew."""
 MAY_CHANGE = ("part", "batch_size")
 """Options that change no number: what was measured stays."""
@@ -283,6 +283,7 @@ class Evaluator:
             plain = plain_of(one, self.runs) if compared else None
             beside = None if plain is None else plain.states[-1]
             made_from = [*common, beside and beside.identity, _hash(one.examples)]
+            made_from += [MEASURED[OTHER_WAYS]] if compared else []
             file = self._file(one.label, state, "control", "json", one.flags, made_from)
             kept = read_json(file)
             if kept is None:

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from trimtab.control.arms.random_features import draw_seed
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.flags.evaluation.effects import concept_directions, effect_values, measured_pairs
 from trimtab.flags.evaluation.erosion import probe_values, probed
@@ -21,16 +20,11 @@ from trimtab.flags.evaluation.price import GeneralText, price_values
 from trimtab.flags.evaluation.reading import reading_values
 from trimtab.flags.evaluation.reliance import reliance_values
 from trimtab.flags.evaluation.texts import EvaluationTexts
-from trimtab.flags.evaluation.unassigned import matched_dims, unassigned_dims
+from trimtab.flags.evaluation.unassigned import VARIANCE_ITEMS, matched_dims, unassigned_draws
 from trimtab.flags.placing import flag_sites, measure_residuals
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
 from trimtab.runs import Meter
-
-DRAWS = 3
-"""Of a control's dimensions, and of shuffled labels."""
-VARIANCE_ITEMS = 32
-"""Examples over which the variance of the original's dimensions is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +67,7 @@ class MeasuredModel:
     @cached_property
     def draws(self) -> list[FlagSpec]:
         """Dimensions of controls."""
-        seeds = [draw_seed(self.on.options.seed, draw) for draw in range(DRAWS)]
-        return [unassigned_dims(self.flags, seed, self.on.variance) for seed in seeds]
+        return unassigned_draws(self.flags, self.on.variance, self.on.options.seed)
 
     @cached_property
     def harvested(self) -> tuple[Harvest, Harvest]:
