@@ -230,13 +230,20 @@ def test_control_takes_a_judge(tiny_llama: LanguageModel, finetuned: dict[str, T
 def test_a_plain_run_of_other_settings_is_no_control(
     tiny_llama: LanguageModel, finetuned: dict[str, TrainedFlags]
 ) -> None:
-    longer = finetuned["plain"]
-    longer = replace(longer, result=replace(longer.result, steps=200, tokens=9))
+    plain, forced = finetuned["plain"], finetuned["forced"]
     options = {**SMALL, "part": ["reading"]}
-    found = evaluate_flags(tiny_llama, {"with flags": finetuned["forced"], "longer": longer}, EXAMPLES, **options)
-    assert found.runs == ("with flags", "longer")
-    tokens = finetuned["forced"].result.tokens
-    assert found.notes == (f"longer is no control of with flags: steps 200, not 100, tokens 9, not {tokens}",)
+    others = {
+        "steps 200, not 100, lr 0.001, not 0.003, flag_lr_factor 1, not 10.0": replace(
+            plain, config=replace(plain.config, steps=200, lr=1e-3, flag_lr_factor=1)
+        ),
+        f"examples of hash other, not {forced.data}": replace(plain, data="other"),
+    }
+    for differs, other in others.items():
+        found = evaluate_flags(tiny_llama, {"with flags": forced, "other": other}, EXAMPLES, **options)
+        assert found.runs == ("with flags", "other")
+        assert found.notes == (f"other is no control of with flags: {differs}",)
+    same = replace(plain, config=replace(plain.config, loss="squared", flag_weight=3.0))  # mean nothing to plain
+    assert evaluate_flags(tiny_llama, [forced, same], EXAMPLES, **options).notes == ()
 
 
 @pytest.mark.parametrize(

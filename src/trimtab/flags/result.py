@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.flags.config import FlagTraining
 from trimtab.flags.dividing import HoldoutKind
 from trimtab.flags.files import save_flags
 from trimtab.flags.measuring import FlagMeasures
@@ -110,6 +111,10 @@ class TrainedFlags(Result):
     result: FlagTrainingResult
     model: LanguageModel
     flags: FlagSpec
+    config: FlagTraining
+    """How it was finetuned."""
+    data: str
+    """Hash of the examples, trained on and held out."""
     metrics: list[dict[str, Any]]
     """What was logged while it was finetuned."""
     run: Path | None
@@ -118,8 +123,6 @@ class TrainedFlags(Result):
     """Whether the run was done before."""
     adapter: Any = None
     """For LoRA, the `PeftModel` around the model."""
-    save_dtype: str = "float32"
-    """Precision in which it is saved."""
 
     def save(self, path: Path | str) -> Path:
         """Save model, tokenizer and flags, or the adapter and the flags, in a new directory.
@@ -127,7 +130,7 @@ class TrainedFlags(Result):
         Raises:
             UserError: as `save_flags` does.
         """
-        dtype = DTYPES[self.save_dtype]
+        dtype = DTYPES[self.config.save_dtype]
         return save_flags(self.model, self.flags, path, self.result, adapter=self.adapter, dtype=dtype)
 
     def headline(self) -> str:

@@ -203,10 +203,11 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
         result=read_typed(FlagTrainingResult, run.results, f"run {run.path}"),
         model=tuned,
         flags=job.flags,
+        config=config,
+        data=job.data.hash,
         metrics=metrics,
         run=run.path if kept else None,
         adapter=adapter,
-        save_dtype=config.save_dtype,
     )
 
 
@@ -223,9 +224,10 @@ def _read_back(job: FlagJob, run: Run) -> TrainedFlags:
         result=read_typed(FlagTrainingResult, run.results, f"run {run.path}"),
         model=tuned,
         flags=job.flags,
+        config=job.config,
+        data=job.data.hash,
         metrics=read_metrics(run.path),
         run=run.path,
         resumed=True,
         adapter=adapter,
-        save_dtype=job.config.save_dtype,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from trimtab.errors import UserError
 from trimtab.flags.adapters import ADAPTER_FILE
 from trimtab.flags.command import FlagTrainConfig, read_data
 from trimtab.flags.concepts import read_concepts
-from trimtab.flags.config import LR, FlagTraining
+from trimtab.flags.config import FlagTraining
 from trimtab.flags.curricula import Curriculum
 from trimtab.flags.data.checking import read_judge
 from trimtab.flags.data.writing import COMMAND as WRITING
 from trimtab.flags.dividing import Divided, example_id
 from trimtab.flags.evaluation.control_judging import check_unseen
-from trimtab.flags.evaluation.evaluated_runs import EvaluatedRun, State, check_alike, labels_of
+from trimtab.flags.evaluation.evaluated_runs import EvaluatedRun, State, check_alike, labels_of, settings_of
 from trimtab.flags.evaluation.evaluating import COMMAND, MAY_CHANGE, TASK, Evaluator
 from trimtab.flags.evaluation.options import FlagEvaluationOptions, without_judge
 from trimtab.flags.evaluation.result import FlagEvaluation
@@ -37,10 +37,6 @@ from trimtab.runs.record import RECORD_NAME
 
 NOT_THE_RESULT = ("run", "trained", *MAY_CHANGE)
 """Fields that may change between openings of a run: what was measured stays, and further runs and parts join it."""
-FLAGS_LOSS = ("loss", "flag_weight")
-NOT_SETTINGS = ("seed", "snapshots", "log_every", "checkpoint_every", "gradient_checkpointing", "holdout", *FLAGS_LOSS)
-"""Options of a finetuning in which a plain run, which has no loss of flags, may differ from one that it is compared
-with."""
 FIRST = {"heading": ""}
 """Metadata of options that stand at the top of the help."""
 
@@ -274,8 +270,6 @@ def evaluated_run(
         )
         for one in (kept[place] for place in sorted(set(places.tolist())))
     ]
-    settings = {f.name: run.config.get(f.name) for f in fields(FlagTraining) if f.name not in NOT_SETTINGS}
-    settings["lr"] = settings["lr"] or LR.get(str(settings["adapt"]))
     return EvaluatedRun(
         label=run.label,
         curriculum=run.curriculum,
@@ -283,7 +277,7 @@ def evaluated_run(
         flags=load_flags(run.kept[-1].path),
         states=tuple(states),
         last_phase=_last_phase(run.config),
-        settings=settings | {"data": run.record["hashes"].get("data")},
+        settings=settings_of(run.config, run.record["hashes"].get("data")),
         examples=tuple(data.train) if data else (),
     )
 

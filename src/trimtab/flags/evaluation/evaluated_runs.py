@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
+from trimtab.flags.config import LR, FlagTraining
 from trimtab.flags.evaluation.measured import Moment
 from trimtab.flags.examples import Example
 from trimtab.flags.result import TrainedFlags
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel
+from trimtab.runs import config_dict
 
 PLAIN = "plain"
 """The curriculum that is the control."""
+FLAGS_LOSS = ("loss", "flag_weight")
+NOT_SETTINGS = ("seed", "snapshots", "log_every", "checkpoint_every", "gradient_checkpointing", "holdout", *FLAGS_LOSS)
+"""Options of a finetuning in which a plain run, which has no loss of flags, may differ from one that it is compared
+with."""
 
 
 class State(NamedTuple):
@@ -72,9 +78,21 @@ class EvaluatedRun:
         state = State(result.steps, result.tokens, trained.model.fingerprint, lambda: trained.model)
         return cls(
             label=label, curriculum=result.curriculum, seed=result.seed, flags=trained.flags, states=(state,),
-            settings={name: getattr(result, name) for name in ("adapt", "trained_weights", "steps", "tokens")},
+            settings=settings_of(config_dict(trained.config), trained.data),
             examples=tuple(examples),
         )  # fmt: skip
+
+
+def settings_of(config: Mapping[str, Any], data: str | None) -> dict[str, Any]:
+    """What a finetuning and its control have in common.
+
+    Args:
+        config: fields of `FlagTraining`, among others, as a run records them.
+        data: hash of the examples.
+    """
+    found = {one.name: config.get(one.name) for one in fields(FlagTraining) if one.name not in NOT_SETTINGS}
+    found["lr"] = found["lr"] or LR.get(str(found["adapt"]))
+    return found | {"examples of hash": data}
 
 
 def plain_of(run: EvaluatedRun, among: Sequence[EvaluatedRun]) -> EvaluatedRun | None:
