@@ -149,7 +149,7 @@ def test_the_frontier_rises_with_strength(measured: FlagControl) -> None:
 
 
 def test_it_is_read_back_and_shows_itself(measured: FlagControl) -> None:
-    assert read_typed(FlagControl, json_safe(measured)).to_json() == measured.to_json()
+    assert json_safe(read_typed(FlagControl, json_safe(measured))) == json_safe(measured)
     assert re.match(
         r"concept rate with the flag on minus off: \+\d\.\d+ \[.*\] \(mean of 2 concepts, 7 neutral prompts, 2 texts "
         r"each; the judge's accuracy is 1.000 \[.*\] on 30 labelled texts, and not known on the model's\)",

@@ -57,7 +57,7 @@ class JudgeCheck:
     """
 
     def __init__(self, judge: ConceptJudge, concepts: Sequence[str]) -> None:
-        check_knows(judge, concepts)
+        check_knows(judge.concepts, concepts)
         self.judge, self.columns = judge, [judge.concepts.index(name) for name in concepts]
 
     @property
@@ -69,12 +69,12 @@ class JudgeCheck:
         return self.judge.has(texts)[:, self.columns]
 
 
-def check_knows(judge: ConceptJudge, concepts: Sequence[str]) -> None:
-    """Raise a `UserError` unless a judge knows all of some concepts."""
+def check_knows(known: Sequence[str], concepts: Sequence[str]) -> None:
+    """Raise a `UserError` unless all of some concepts are among those that a judge knows."""
     for name in concepts:
-        if name not in judge.concepts:
-            hint = did_you_mean(name, judge.concepts, "fit it on texts of this concept, too")
-            raise UserError(f"concept {name!r}", f"the judge knows {', '.join(judge.concepts)}", hint)
+        if name not in known:
+            hint = did_you_mean(name, known, "fit it on texts of this concept, too")
+            raise UserError(f"concept {name!r}", f"the judge knows {', '.join(known)}", hint)
 
 
 def read_judge(path: Path | str, concepts: Sequence[str], seed: int = 0) -> ConceptJudge:
@@ -91,7 +91,7 @@ def read_judge(path: Path | str, concepts: Sequence[str], seed: int = 0) -> Conc
     """
     if Path(path).suffix == JUDGE_SUFFIX:
         judge = ConceptJudge.load(path)
-        check_knows(judge, concepts)
+        check_knows(judge.concepts, concepts)
         return judge
     examples = read_examples(path, concepts)
     try:

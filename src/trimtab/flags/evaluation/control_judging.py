@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from trimtab.errors import UserError, did_you_mean
-from trimtab.flags.data.checking import JudgeCheck
+from trimtab.errors import UserError
+from trimtab.flags.data.checking import JudgeCheck, check_knows
 from trimtab.flags.examples import Example
 from trimtab.judges import ConceptJudge
 from trimtab.judges.concept_quality import JudgeQuality, measure_quality
@@ -50,10 +50,7 @@ class TextReader:
             hint = "give a ConceptJudge, or an object with concepts and has(texts)"
             raise UserError(f"the {type(judge).__name__} that is to judge", "it has no method has(texts)", hint)
         known = list(getattr(judge, "concepts", concepts))
-        for concept in concepts:
-            if concept not in known:
-                hint = did_you_mean(concept, known, "fit a judge on texts about it, too")
-                raise UserError(f"concept {concept!r}", f"the judge knows {', '.join(known)}", hint)
+        check_knows(known, concepts)
         self.judge, self.concepts = judge, tuple(concepts)
         self._columns = [known.index(concept) for concept in concepts]
         self._known = len(known)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.judges.concept_quality import JudgeQuality
-from trimtab.runs import json_safe
 from trimtab.runs.figures import Curve, Mark, plot_curves, plot_intervals
 from trimtab.runs.results import Result
 from trimtab.runs.shown import Shown
@@ -133,10 +132,6 @@ class FlagControl(Result):
         """Ways at several strengths, and models that have none, mean over the compared concepts."""
         rows = [one for one in self.arms if (one.prompts, one.concept) == ("neutral", self.arms[0].concept)]
         return [one for one in rows if one.scale is not None or one.arm in ALONE]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; intervals as dicts."""
-        return json_safe(self)
 
     def headline(self) -> str:
         n, texts = len(self.concepts), f"{self.samples} text{'s' if self.samples > 1 else ''} each"

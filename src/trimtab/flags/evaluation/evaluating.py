@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,10 +234,20 @@ class Evaluator:
                 found.append(Series([one.beginning, *map(one.moment, one.states)], parts, beside))
             return found
 
-        reported, kept = on.texts.reported, set(options.part)
+        reported = on.texts.reported
         resamples = _resamples(reported.unit, options)
         few = _resamples(reported.first(options.reliance_items).unit, options)
         flags = {one.label: one.flags for one in self.runs}
+        task = on.task.task.name if on.task else ""
+        of: dict[MomentPart, Callable[[list[Series]], Any]] = {
+            "reading": lambda found: reading_result(found, reported, flags, resamples, self.descriptions),
+            "erosion": lambda found: erosion_result(found, reported, resamples, self.first_layer),
+            "effects": lambda found: effects_result(
+                found, reported, resamples, layer=on.effect_layer, dose=options.dose
+            ),
+            "reliance": lambda found: reliance_result(found, few),
+            "price": lambda found: price_result(found, task, n_resamples=options.n_resamples, seed=options.seed),
+        }
         return FlagEvaluation(
             model=self.original.name,
             concepts=self.runs[0].flags.concepts,
@@ -245,22 +255,7 @@ class Evaluator:
             fitted=len(on.texts.fitted),
             reported=len(reported),
             unit=on.texts.unit,
-            reading=reading_result(series("reading"), reported, flags, resamples, self.descriptions)
-            if "reading" in kept
-            else None,
-            erosion=erosion_result(series("erosion"), reported, resamples, self.first_layer)
-            if "erosion" in kept
-            else None,
-            effects=effects_result(series("effects"), reported, resamples, layer=on.effect_layer, dose=options.dose)
-            if "effects" in kept
-            else None,
-            reliance=reliance_result(series("reliance"), few) if "reliance" in kept else None,
-            price=price_result(
-                series("price"), on.task.task.name if on.task else "", n_resamples=options.n_resamples,
-                seed=options.seed,
-            )
-            if "price" in kept
-            else None,
+            **{part: result(series(part)) if part in self.parts else None for part, result in of.items()},
             controls=self._controls(),
             seconds=tuple(self._seconds),
             notes=tuple(self.notes),

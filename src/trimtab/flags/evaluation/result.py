@@ -13,7 +13,6 @@ from trimtab.flags.evaluation.measured import Moment
 from trimtab.flags.evaluation.price import Price
 from trimtab.flags.evaluation.reading import Reading
 from trimtab.flags.evaluation.reliance import Reliance
-from trimtab.runs import json_safe
 from trimtab.runs.results import Result
 from trimtab.runs.shown import Shown, ShownTable
 from trimtab.runs.tables import SIGNED, Column, Table
@@ -116,10 +115,6 @@ class FlagEvaluation(Result):
         """Erosion over steps, or what else was measured first."""
         part = self.erosion or next(iter(self.parts.values()))
         part.draw(ax)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json_safe(self)
 
     def shown(self) -> list[Shown]:
         """Sections of the page."""
