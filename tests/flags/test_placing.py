@@ -76,7 +76,7 @@ WRONG = {
         "dimension 4 of 'war': it is a dimension of 'sea', too; use each",
     ),
     "none for one": ({"dims": {"sea": [4]}}, "concept 'war': it has no dimension; give it at least one"),
-    "of no concept": ({"dims": {"see": [4]}}, "dimensions of 'see': the concepts are sea, war; name one of them"),
+    "of no concept": ({"dims": {"see": [4]}}, "dimensions of 'see': the concepts are sea, war; did you mean sea"),
     "a list": ({"dims": [3, 4]}, r"dimensions \[3, 4\]: one number is needed; give one number, or each concept's like"),
     "layers": ({"from_layer": [1, 2]}, r"layers \[1, 2\]: one number is needed; give one number"),
     "one text": ({"texts": "over"}, "the texts that flags are placed by: they are one text; give a list of texts"),
@@ -126,7 +126,9 @@ def test_a_model_without_a_stream_between_its_branches_is_refused(
 ) -> None:
     bare = [layer.__class__(layer.module, None, None, None) for layer in tiny_llama.layout.layers]
     monkeypatch.setattr(tiny_llama, "layout", tiny_llama.layout.__class__(tuple(bare), None, tiny_llama.layout.head))
-    with pytest.raises(UserError, match=r"site resid_mid\.1: LlamaDecoderLayer has no attention"):
+    with pytest.raises(
+        UserError, match=r"flags in tiny-llama: there is no site resid_mid\.1: LlamaDecoderLayer has no attention"
+    ):
         place_flags(tiny_llama, ["sea"], TEXTS, dims=1)
 
 

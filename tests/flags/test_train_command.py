@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no such curriculum": (["--curriculum", "my.json"], "curriculum my.json: there is no such file; check the path"),
     "phases": (["--curriculum", "phase.json"], "forced 2.0 of a phase: it is a share, from 0 to 1"),
     "too few dimensions": (["--dims", "1"], "1 dimensions: there are 2 concepts; give at least one for each"),
-    "dimensions of nobody": (["--dims", "see=3"], "dimensions of 'see': the concepts are sea, war; name one of them"),
+    "dimensions of nobody": (["--dims", "see=3"], "dimensions of 'see': the concepts are sea, war; did you mean sea?"),
     "one twice": (["--dims", "sea=3,4", "war=4"], "dimension 4 of 'war': it is a dimension of 'sea', too; use each"),
     "none": (["--dims", "sea=3"], "concept 'war': it has no dimension; give it at least one"),
     "no number": (["--dims", "sea=3,x", "war=4"], "dims 'x': it is no whole number; give one number, or those of each"),

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import UserError, check_one_of
+from trimtab.errors import UserError, check_one_of, did_you_mean
 from trimtab.flags.examples import Example, encode
-from trimtab.flags.spec import FlagSpec, check_concepts, check_dims
+from trimtab.flags.spec import KINDS, FlagSpec, check_concepts, check_dims
 from trimtab.lm import LanguageModel, Site, TokenBatch, edited
 from trimtab.lm.model import check_is_model
 from trimtab.runs import Meter, plain, text_id, whole_numbers
@@ -55,7 +55,11 @@ def flag_sites(model: LanguageModel, from_layer: int | None = None) -> list[Site
     if not 0 <= first < model.n_layers:
         why = f"{model.name} has layers 0 to {model.n_layers - 1}"
         raise UserError(f"flags from layer {first} on", why, "choose a layer in that range")
-    return [model.site(f"{kind}.{i}") for i in range(first, model.n_layers) for kind in ("resid_mid", "resid_post")]
+    try:
+        return [model.site(f"{kind}.{i}") for i in range(first, model.n_layers) for kind in KINDS]
+    except UserError as error:
+        hint = "take a model of Llama's family (Llama, SmolLM, Qwen, Mistral, Gemma) or GPT-2"
+        raise UserError(f"flags in {model.name}", f"there is no {error.what}: {error.why}", hint) from error
 
 
 def place_flags(
@@ -184,7 +188,8 @@ def dims_of_each(concepts: Sequence[str], dims: Mapping[str, Sequence[int]]) -> 
     """The dimensions of each concept. Raises a `UserError` for an unknown concept, one without, or one used twice."""
     for name in dims:
         if name not in concepts:
-            raise UserError(f"dimensions of {name!r}", f"the concepts are {', '.join(concepts)}", "name one of them")
+            hint = did_you_mean(name, concepts, "name one of them")
+            raise UserError(f"dimensions of {name!r}", f"the concepts are {', '.join(concepts)}", hint)
     found = [tuple(whole_numbers(plain(dims.get(concept, [])), "dimension")) for concept in concepts]
     check_dims(concepts, found)
     return found
