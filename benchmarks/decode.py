@@ -10,16 +10,15 @@ steered over unsteered, both trimtab's.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 import transformers
+from figures import print_result
 
 from trimtab.lm import DecodeConfig, Edit, EditRequest, PositionRule, Site, decode, load_model
 
@@ -114,11 +113,7 @@ def main() -> None:
         "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0],
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:>20}  {value}", file=sys.stdout)
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

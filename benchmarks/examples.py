@@ -19,16 +19,13 @@ behind them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
 import torch
-import transformers
+from figures import measured_on, medians, print_result, spread
 from harvest import MODEL, Taken, read_corpus, timed
-from machine import cpu_name
 
 from trimtab.activations import HarvestOptions, harvest
 from trimtab.dictionaries import load_dictionary
@@ -89,32 +86,18 @@ def main() -> None:
             read_back = timed(lambda: examples_of_harvest([Path(kept)], [sae], options, tokenizer=model.tokenizer))
             rows_ratio.append(encoded.wall / read_back.wall)
 
-    def spread(values: list[float], digits: int) -> dict[str, float]:
-        middle = statistics.median(values)
-        return {"median": round(middle, digits), "min": round(min(values), digits), "max": round(max(values), digits)}
-
     result = {
-        "ratio": spread(ratio, 3)["median"],
-        "cpu_ratio": spread(cpu_ratio, 3)["median"],
-        "rows_ratio": spread(rows_ratio, 3)["median"],
-        "tokens_per_second": spread(rates, 0)["median"],
-        "ratio_range": spread(ratio, 3),
-        "cpu_ratio_range": spread(cpu_ratio, 3),
-        "rows_ratio_range": spread(rows_ratio, 3),
-        "tokens_per_second_range": spread(rates, 0),
+        **medians({
+            "ratio": (ratio, 3), "cpu_ratio": (cpu_ratio, 3), "rows_ratio": (rows_ratio, 3),
+            "tokens_per_second": (rates, 0),
+        }),
         "harvest_tokens_per_second": spread(harvest_rates, 0),
         "rows": sum(map(len, rows)), "tokens": len(corpus.tokens), "features": sae.n_features,
         "windows": 3 * args.windows, "context": args.context, "batch": args.batch, "site": site, "model": args.model,
         "sae": args.sae, "autocast": args.autocast, "device": args.device, "repeats": args.repeats,
-        "device_name": torch.cuda.get_device_name() if model.device.type == "cuda" else cpu_name(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **measured_on(model.device.type),
     }  # fmt: skip
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:>26}  {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

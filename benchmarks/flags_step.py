@@ -17,7 +17,6 @@ gradients, AdamW.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from figures import print_result
 from machine import cpu_name, peak_mib
 
 from trimtab.distributed import Ranks
@@ -183,11 +183,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key}: {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,8 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,8 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import transformers
-from machine import cpu_name
+from figures import measured_on, medians, print_result, spread
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, TokenisedCorpus, harvest, read_documents, tokenise
@@ -141,34 +138,20 @@ def main() -> None:
         rates.append(tokens / alone.wall)
         plain_rates.append(2 * tokens / (before.wall + behind.wall))
 
-    def spread(values: list[float], digits: int) -> dict[str, float]:
-        middle = statistics.median(values)
-        return {"median": round(middle, digits), "min": round(min(values), digits), "max": round(max(values), digits)}
-
     result = {
-        "ratio": spread(ratio, 3)["median"],
-        "cpu_ratio": spread(cpu_ratio, 3)["median"],
-        "sites_ratio": spread(sites_ratio, 3)["median"],
-        "tokens_per_second": spread(rates, 0)["median"],
-        "ratio_range": spread(ratio, 3),
-        "cpu_ratio_range": spread(cpu_ratio, 3),
-        "sites_ratio_range": spread(sites_ratio, 3),
-        "tokens_per_second_range": spread(rates, 0),
+        **medians({
+            "ratio": (ratio, 3), "cpu_ratio": (cpu_ratio, 3), "sites_ratio": (sites_ratio, 3),
+            "tokens_per_second": (rates, 0),
+        }),
         "plain_tokens_per_second": spread(plain_rates, 0),
         "same_activations": same,
         "tokens": tokens, "batches": len(batches), "context": args.context, "batch": args.batch,
         "shard_rows": args.shard_rows, "sites": [str(site) for site in sites], "repeats": args.repeats,
         "model": args.model, "dtype": args.dtype, "autocast": args.autocast, "device": args.device,
-        "device_name": torch.cuda.get_device_name() if model.device.type == "cuda" else cpu_name(),
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
+        "machine": platform.processor() or platform.machine(), "python": platform.python_version(),
+        **measured_on(model.device.type),
     }  # fmt: skip
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:>26}  {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

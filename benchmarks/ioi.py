@@ -21,7 +21,6 @@ Measurements alternate; figures are medians over the repeats of per-repeat ratio
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -31,6 +30,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from figures import print_result
 from machine import cpu_name, peak_mib
 
 from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead
@@ -176,11 +176,7 @@ def main() -> None:
     }
     if args.tests:
         result["three_tests_seconds"] = three_tests(model)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key}: {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

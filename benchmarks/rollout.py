@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -36,6 +35,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import transformers
 from decode import OPENINGS, TOPICS
+from figures import print_result
 from machine import cpu_name
 
 from trimtab.control.masks import MaskKind, PromptFirings, build_mask
@@ -215,11 +215,7 @@ def main() -> None:
         "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "python": platform.python_version(),
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:>30}  {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,14 @@ Measurements alternate (naive, matrix products, batched) and figures are medians
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 import torch
-import transformers
-from machine import cpu_name
+from figures import measured_on, medians, print_result, spread
 
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
@@ -143,35 +140,22 @@ def main() -> None:
         after = seconds(lambda: [products() for _ in range(4)])
         matrix_rate.append(8 * products.operations / (before + after))
 
-    def spread(values: list[float], digits: int) -> dict[str, float]:
-        middle = statistics.median(values)
-        return {"median": round(middle, digits), "min": round(min(values), digits), "max": round(max(values), digits)}
-
-    ratio = spread([a / b for a, b in zip(rate, naive_rate, strict=True)], 2)
-    of_floor = spread([r * operations / m for r, m in zip(rate, matrix_rate, strict=True)], 3)
     result = {
-        "ratio": ratio["median"],
-        "of_floor": of_floor["median"],
-        "features_per_second": round(statistics.median(rate), 1),
+        **medians({
+            "ratio": ([a / b for a, b in zip(rate, naive_rate, strict=True)], 2),
+            "of_floor": ([r * operations / m for r, m in zip(rate, matrix_rate, strict=True)], 3),
+            "features_per_second": (rate, 1),
+        }),
         "max_abs_difference": difference,
         "max_abs_difference_naive": difference_naive,
-        "ratio_range": ratio,
-        "of_floor_range": of_floor,
-        "features_per_second_range": spread(rate, 1),
         "naive_features_per_second": spread(naive_rate, 2),
         "matrix_gflops": spread([m / 1e9 for m in matrix_rate], 1),
         "operations_per_feature": operations,
         "features": len(directions), "source": source, "batch": args.batch, "repeats": args.repeats,
         "model": args.model, "site": SITE, "prefix": NEUTRAL_PREFIX, "prefix_tokens": len(ids),
-        "machine": platform.processor() or platform.machine(), "cpu": cpu_name(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
+        "machine": platform.processor() or platform.machine(), "python": platform.python_version(), **measured_on(),
     }  # fmt: skip
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:>26}  {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

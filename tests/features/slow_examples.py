@@ -24,7 +24,7 @@ class Chosen(NamedTuple):
 def all_examples(
     rows: dict[str, Any], sae: Dictionary, counts: tuple[int, int, int], window: int, seed: int
 ) -> dict[tuple[int, str], list[Chosen]]:
-    """What each feature keeps of each kind.
+    """What each feature keeps of each kind; of equal keys the earlier place comes first.
 
     Args:
         rows: `x [R, d]` and `token`, `document`, `position`, `slot`, in any order.
@@ -52,7 +52,7 @@ def all_examples(
                 if keys:
                     key, at = max(keys)
                     best.append((key, document, -at, places))
-            best.sort(key=lambda one: -one[0])
+            best.sort(key=lambda one: (-one[0], one[1], one[2]))
             found[feature, kind] = [
                 Chosen(
                     document,

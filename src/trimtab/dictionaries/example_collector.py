@@ -3,7 +3,8 @@
 Of each stretch (the part of a document that stands in one sequence) a feature gets at most one window of each kind.
 Keys decide which are kept, the largest first: a firing token's activation a (top), log(u)/a with u uniform in (0, 1]
 (weighted: draws without replacement in proportion to a, Efraimidis and Spirakis 2006), or u alone (random). A draw is a
-hash of seed, document, position, feature and kind, so that windows depend neither on batches nor on what else is read.
+hash of seed, document, position, feature and kind, and of equal keys the earlier document and position wins, so that
+windows depend neither on batches, nor on the order of reading, nor on what else is read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from trimtab.dictionaries.feature_examples import KINDS, FeatureExamples
 from trimtab.dictionaries.sparse import ActivePairs, order_by_feature
 from trimtab.lm.sampling import uniform
 
-_LAST = np.iinfo(np.int64).max
 FIRST_STREAM = 16
 """Draws of the kinds have streams of their own, from this one on."""
 
@@ -69,11 +69,10 @@ class ExampleCollector:
         self.norms = decoder_norms.detach().cpu().double().numpy()
         self.counts, self.window, self.seed = dict(zip(KINDS, counts, strict=True)), window, seed
         self.before = window * 2 // 3
-        self._arrived, n = 0, len(self.norms)
+        n = len(self.norms)
         self.kept: dict[str, dict[str, ndarray]] = {
             kind: {
                 "key": np.full((n, count), -np.inf),
-                "arrived": np.full((n, count), _LAST),
                 "document": np.zeros((n, count), np.int32),
                 "position": np.zeros((n, count), np.int32),
                 "tokens": np.full((n, count, window), -1, np.int32),
@@ -93,16 +92,23 @@ class ExampleCollector:
         found = self._firings(pairs, places)
         if not len(found.row):
             return
+        room: dict[str, tuple[tuple[ndarray, ndarray], ndarray]] = {}
         for kind, state in self.kept.items():
             key = self._keys(kind, found, places)
             best = np.maximum.reduceat(key, found.start)
             equal = np.flatnonzero(key == best[found.run])
             first = equal[np.append(True, np.diff(found.run[equal]) != 0)]  # one of each run, the earliest
             least = state["key"].min(axis=1)
-            chosen = first[best > least[found.feature[first]]]
+            chosen = first[best >= least[found.feature[first]]]
             if len(chosen):
-                self._keep(state, chosen, key[chosen], found, places)
-        self._arrived += len(found.start)
+                room[kind] = self._make_room(state, chosen, key[chosen], found, places)
+        if not room:
+            return
+        chosen_pairs = np.unique(np.concatenate([pair for _, pair in room.values()]))  # kinds have many in common
+        tokens, activations = self._windows(chosen_pairs, found, places)
+        for kind, (to, pair) in room.items():
+            window = np.searchsorted(chosen_pairs, pair)
+            self.kept[kind]["tokens"][to], self.kept[kind]["activations"][to] = tokens[window], activations[window]
 
     def _firings(self, pairs: ActivePairs, places: Places) -> _Firings:
         pairs = ActivePairs(*(part.cpu() for part in pairs))
@@ -121,27 +127,33 @@ class ExampleCollector:
         draw = uniform(self.seed, document, feature, position, FIRST_STREAM + KINDS.index(kind)).numpy()
         return np.log1p(-draw) / found.activation if kind == "weighted" else draw
 
-    def _keep(self, state: dict[str, ndarray], chosen: ndarray, key: ndarray, found: _Firings, places: Places) -> None:
-        """Put windows in the places of those of their features with smaller keys. Where keys are equal, what was read
-        first stays."""
+    @staticmethod
+    def _make_room(
+        state: dict[str, ndarray], chosen: ndarray, key: ndarray, found: _Firings, places: Places
+    ) -> tuple[tuple[ndarray, ndarray], ndarray]:
+        """Put keys in the places of those of their features that are smaller: where, and of which pairs."""
         features, first, counts = np.unique(found.feature[chosen], return_index=True, return_counts=True)
-        kept = state["key"].shape[1]
+        kept, row = state["key"].shape[1], found.row[chosen]
         line = np.repeat(np.arange(len(features)), counts)
         slot = kept + np.arange(len(chosen)) - np.repeat(first, counts)
         shape = (len(features), kept + int(counts.max()))
-        keys, arrived, pair = np.full(shape, -np.inf), np.full(shape, _LAST), np.zeros(shape, np.int64)
-        keys[:, :kept], arrived[:, :kept] = state["key"][features], state["arrived"][features]
-        keys[line, slot], arrived[line, slot], pair[line, slot] = key, self._arrived + found.run[chosen], chosen
+        keys, where, pair = np.full(shape, -np.inf), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        keys[:, :kept], where[:, :kept] = state["key"][features], _where(state["document"], state["position"])[features]
+        keys[line, slot], where[line, slot], pair[line, slot] = (
+            key,
+            _where(places.document, places.position)[row],
+            chosen,
+        )
         stays = np.zeros(shape, bool)
-        np.put_along_axis(stays, np.lexsort((arrived, -keys), axis=1)[:, :kept], True, axis=1)
+        np.put_along_axis(stays, np.lexsort((where, -keys), axis=1)[:, :kept], True, axis=1)
         at, free = np.nonzero(~stays[:, :kept])
         came, place = np.nonzero(stays[:, kept:])  # as many in each line
         assert np.array_equal(at, came)
-        where, new = (features[at], free), pair[came, kept + place]
-        state["key"][where], state["arrived"][where] = keys[came, kept + place], arrived[came, kept + place]
-        state["document"][where] = places.document[found.row[new]]
-        state["position"][where] = places.position[found.row[new]]
-        state["tokens"][where], state["activations"][where] = self._windows(new, found, places)
+        to, new = (features[at], free), pair[came, kept + place]
+        state["key"][to] = keys[came, kept + place]
+        state["document"][to] = places.document[found.row[new]]
+        state["position"][to] = places.position[found.row[new]]
+        return to, new
 
     def _windows(self, pair: ndarray, found: _Firings, places: Places) -> tuple[ndarray, ndarray]:
         """Tokens and activations around some pairs, within their stretches."""
@@ -162,14 +174,12 @@ class ExampleCollector:
 
     def state(self) -> dict[str, Tensor]:
         """All that was kept, by name, as `restore` takes it."""
-        columns = {f"{kind}.{name}": column for kind, of in self.kept.items() for name, column in of.items()}
-        return {name: torch.from_numpy(column) for name, column in columns.items()} | {
-            "arrived": torch.tensor(self._arrived)
+        return {
+            f"{kind}.{name}": torch.from_numpy(column) for kind, of in self.kept.items() for name, column in of.items()
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        self._arrived = int(state["arrived"])
         for kind, of in self.kept.items():
             for name in of:
                 of[name] = state[f"{kind}.{name}"].numpy().copy()
@@ -190,21 +200,29 @@ class ExampleCollector:
             columns = {name: column[feature, place] for name, column in of.items()}
             parts.append({"feature": feature, "kind": np.full(len(feature), KINDS.index(kind)), **columns})
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        order = np.lexsort((whole["arrived"], -whole["key"], whole["kind"], whole["feature"]))
+        order = np.lexsort(
+            (_where(whole["document"], whole["position"]), -whole["key"], whole["kind"], whole["feature"])
+        )
         tokens = whole["tokens"][order]
-        used, index = np.unique(tokens, return_inverse=True)
-        absent = int(used[0] < 0) if len(used) else 0
+        known = np.bincount(tokens.ravel() + 1, minlength=1) > 0
+        known[0] = False  # what is outside
+        place = np.cumsum(known, dtype=np.int32) - 1
         return FeatureExamples(
             feature=whole["feature"][order].astype(np.int32),
             kind=whole["kind"][order].astype(np.int8),
             document=whole["document"][order],
             position=whole["position"][order],
             place=np.full(len(order), self.before, np.int32),
-            tokens=(index.reshape(tokens.shape) - absent).astype(np.int32),
+            tokens=place[tokens + 1],
             activations=whole["activations"][order],
             documents=tuple(documents),
-            vocabulary=tuple(texts(used[absent:].tolist())),
+            vocabulary=tuple(texts((np.flatnonzero(known) - 1).tolist())),
             n_features=len(self.norms),
             seed=self.seed,
             **about,
         )
+
+
+def _where(document: ndarray, position: ndarray) -> ndarray:
+    """Places in order: documents as they were given, positions within them."""
+    return (document.astype(np.int64) << 32) + position

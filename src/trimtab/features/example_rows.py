@@ -101,10 +101,10 @@ class ShardBlocks:
         self.sink_filter = sink_filter(self.indices[0].identity)
 
     def read(self, first: int) -> Iterator[list[Block]]:
-        """What each shard gives; a stretch that goes on in the next shard is given with that."""
+        """What each shard gives; a stretch that goes on in the next shard is given with that. Shards before the first
+        are read again, but not encoded."""
         rest: Block | None = None
-        for step in range(self._begin(first), self.total):
-            directory, index, shard, document = self.steps[step]
+        for step, (directory, index, shard, document) in enumerate(self.steps):
             rows, origin = _in_order(directory, index, shard, self.sites)
             origin[ORIGIN_COLUMNS.index("document")] += document
             if rest is not None:
@@ -120,11 +120,6 @@ class ShardBlocks:
                     ends.append(cut)
             if step >= first:
                 yield [_part(rows, origin, *part) for part in pairwise(ends)]
-
-    def _begin(self, first: int) -> int:
-        """The shard in which what goes on in the first one may have begun."""
-        longest = max(index.identity["context"] // index.identity["shard_rows"] for index in self.indices)
-        return max(first - 1 - longest, 0)
 
 
 def sink_filter(options: dict[str, Any]) -> str:
