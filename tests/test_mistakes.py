@@ -14,13 +14,25 @@ import torch
 import trimtab
 from trimtab.activations import top_contexts
 from trimtab.control import Setting
-from trimtab.dictionaries import Standard
+from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
+from trimtab.features import ExampleOptions
 from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, Site, applied, decode, last_activations
 from trimtab.selection import DeltaConfidence
-from trimtab.steering import StaticSource, VectorSource
+from trimtab.steering import (
+    CombinedSource,
+    DirectionTable,
+    RandomFeatureSource,
+    ReconstructionSource,
+    StaticSource,
+    Steering,
+    VectorSource,
+)
+from trimtab.steering import load as load_steering
+from trimtab.steering.exchange import export_steering
 
 FIVE = ["a", "b", "c", "d", "e"]
+DOCUMENTS = ["an inn in the end, the trim tab turned the rudder"] * 4
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +223,79 @@ MISTAKES: dict[str, tuple[Call, str]] = {
         "'<user>' in a turn of the system",
     ),
     "a text as a chat": (lambda m, s: m.encode_chat("hi"), "the chat: it is not a list of turns"),  # type: ignore[arg-type]
+    "a count as a text": (
+        lambda m, s: trimtab.rank(m, s, "random").top("five"),  # type: ignore[arg-type]
+        "count 'five': it is no whole number; give one, like 3",
+    ),
+    "a count below 0": (
+        lambda m, s: trimtab.rank(m, s, "random").bottom(-1),
+        "count -1: it must be at least 0; change it",
+    ),
+    "windows of a text": (
+        lambda m, s: trimtab.examples(m, s, DOCUMENTS, context=16, window=4)["12"],  # type: ignore[index]
+        "feature '12': it is no whole number",
+    ),
+    "a profile of nothing": (lambda m, s: trimtab.feature(m, s, []), "the features: there is none; give some ids"),
+    "a path as the examples of a feature": (
+        lambda m, s: trimtab.feature(m, s, 3, examples="examples.parquet"),  # type: ignore[arg-type]
+        r"the str that is given as the examples: they are none; give what .*FeatureExamples\.read\(path\)",
+    ),
+    "an option of a config misspelt": (
+        lambda m, s: ExampleOptions(windw=16),  # type: ignore[call-arg]
+        r"ExampleOptions\(windw=…\): it has no such argument; did you mean window\?",
+    ),
+    "an option of a decode misspelt": (
+        lambda m, s: DecodeConfig(max_tokens=3),  # type: ignore[call-arg]
+        r"DecodeConfig\(max_tokens=…\): .* did you mean max_new_tokens\?",
+    ),
+    "an argument of a source misspelt": (
+        lambda m, s: VectorSource(torch.ones(32), "resid_post.1", dose=0.4),  # type: ignore[call-arg]
+        r"VectorSource\(dose=…\): it has no such argument; did you mean doses\?",
+    ),
+    "a source's option misspelt": (
+        lambda m, s: StaticSource(s, 3, 0.4, position="all"),  # type: ignore[call-arg]
+        r"StaticSource\(position=…\): .* did you mean positions\?",
+    ),
+    "a number of features as a text": (
+        lambda m, s: RandomFeatureSource(s, 0.4, k="2"),
+        "k '2': it is no whole number",  # type: ignore[arg-type]
+    ),
+    "a table of no numbers": (lambda m, s: DirectionTable("happy"), "the str that is to steer"),  # type: ignore[arg-type]
+    "an axis as a text": (lambda m, s: DirectionTable.axes(32, ["x"]), "dimension 'x': dimensions are whole"),  # type: ignore[list-item]
+    "numbers as combined sources": (lambda m, s: CombinedSource([3]), "the int that is to steer: it is no source"),  # type: ignore[list-item]
+    "a name to reconstruct by": (
+        lambda m, s: ReconstructionSource("default", "resid_post.1"),  # type: ignore[arg-type]
+        "dictionary 'default': it is a name",
+    ),
+    "an SAE to save as a steering": (
+        lambda m, s: Steering.of(m, s),  # type: ignore[arg-type]
+        "the Standard that is to be saved: it decides anew at each token",
+    ),
+    "evidence of numbers": (
+        lambda m, s: Steering.of(m, StaticSource(s, 3, 0.4), evidence=[0.3]),  # type: ignore[list-item]
+        r"the float among the evidence: it is no Evidence; give trimtab\.steering\.Evidence",
+    ),
+    "a steering's number": (
+        lambda m, s: load_steering(3),  # type: ignore[arg-type]
+        "the int that is given as the steering: it is no path",
+    ),
+    "a place to save that is none": (
+        lambda m, s: Steering.of(m, StaticSource(s, 3, 0.4)).save(None),  # type: ignore[arg-type]
+        "the NoneType that is given as the steering's directory: it is no path",
+    ),
+    "a name to export": (
+        lambda m, s: export_steering("sea", "sea.gguf"),  # type: ignore[arg-type]
+        "the str that is exported: it is no Steering",
+    ),
+    "activations of another width": (
+        lambda m, s: s.encode(torch.ones(2, 31)),
+        r"the Tensor of shape \(2, 31\) to encode: a tensor \[\.\.\., 32\] is needed; give one",
+    ),
+    "a list to encode": (lambda m, s: s.encode([1.0] * 32), "the list to encode: a tensor"),  # type: ignore[arg-type]
+    "a name to save": (
+        lambda m, s: save_dictionary("default", "sae"),
+        "dictionary 'default': it is a name",  # type: ignore[arg-type]
+    ),
     "a table misspelt": (
         lambda m, s: trimtab.steer(m, s, "an inn", 3, max_new_tokens=2).to_frame("dose"),
         r"SteerResult's table 'dose': there is texts, doses; did you mean doses\?",

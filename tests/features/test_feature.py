@@ -70,9 +70,11 @@ def check_profile(model: LanguageModel, sae: Any) -> None:
     assert found.windows == sae.feature_examples[one].windows
     assert found.firing_rate == sae.feature_stats.firing_rate[one]
     for effect in found.effects:
-        alone = trimtab.steer(model, sae, effect.prompt, one, effect.dose, max_new_tokens=4, kl=False)
+        alone = trimtab.steer(model, sae, effect.prompt, one, effect.dose, max_new_tokens=4)
         assert effect.unsteered == alone.unsteered.continuations[0].text
         assert effect.steered == alone.steered[0].continuations[0].text
+        assert effect.kl == pytest.approx(alone.steered[0].kl_total, abs=1e-5)
+        assert effect.kl != 0
     assert [(effect.prompt, effect.dose) for effect in found.effects] == [
         ("the sea", 0.3), ("the sea", -0.3), ("an inn", 0.3), ("an inn", -0.3),
     ]  # fmt: skip
@@ -173,7 +175,9 @@ def test_the_page_and_the_links_to_it(
     run = tmp_path / "rank"
     shared = ["--model", "tiny-llama", "--sae", str(place)]
     assert cli.main(["rank", *shared, "--criterion", "max-activation", "--limit", "3", "--run", str(run)]) == 0
-    assert "<a href" not in write_report(run).read_text()
+    before = write_report(run).read_text()
+    assert "<a href" not in before
+    assert f"made by trimtab feature --of {run}" in before
     short = ["--max-new-tokens", "3", "--prompt", "the sea", "--json"]
     assert cli.main(["feature", "--of", str(run), *short]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -185,6 +189,7 @@ def test_the_page_and_the_links_to_it(
             f'<a href="features/report.html#resid_post.1-{one["feature"]}">{one["feature"]}</a>'
             in (run / "report.html").read_text()
         )
+    assert "made by trimtab feature" not in (run / "report.html").read_text()
     strongest = max(best["windows"], key=lambda window: window["activation"])
     assert f"top {strongest['activation']:.3g}, {strongest['document']}" in page
     assert page.count('class="k k4"') >= 1

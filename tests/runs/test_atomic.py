@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from trimtab.errors import UserError
-from trimtab.runs import atomic_path, write_bytes, write_json, write_table, write_text
+from trimtab.runs import atomic_directory, atomic_path, write_bytes, write_json, write_table, write_text
 from trimtab.runs.atomic import append_line, remove_partial_files
 
 
@@ -85,6 +85,39 @@ def test_an_error_in_the_body_leaves_the_old_file(tmp_path: Path, error: BaseExc
     assert (tmp_path / "f").read_text() == "old"
 
 
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(text: str, error: BaseException | None = None) -> None:
+        with atomic_directory(tmp_path / "d") as partial:
+            (partial / "f").write_text(text)
+            assert not (tmp_path / "d" / "f").exists()
+            if error is not None:
+                raise error
+
+    for error in (RuntimeError("bug"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write("half", error)
+        assert os.listdir(tmp_path) == []
+    (tmp_path / "d.saving").mkdir()
+    (tmp_path / "d.saving" / "half").touch()  # of a killed writer
+    (tmp_path / "d").mkdir()
+    write("whole")
+    assert os.listdir(tmp_path) == ["d"]
+    assert os.listdir(tmp_path / "d") == ["f"]
+
+
+def test_a_directory_that_holds_something_stays(tmp_path: Path) -> None:
+    write_text(tmp_path / "d" / "mine", "old")
+
+    def write() -> None:
+        with atomic_directory(tmp_path / "d") as partial:
+            (partial / "f").touch()
+
+    with pytest.raises(UserError, match=r"cannot write .*/d: directory not empty; choose a writable path"):
+        write()
+    assert os.listdir(tmp_path) == ["d"]
+    assert (tmp_path / "d" / "mine").read_text() == "old"
+
+
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota is used up")])
 def test_a_full_disk_is_the_users_to_fix(
@@ -146,7 +179,7 @@ import os, resource, sys
 import numpy as np
 from pathlib import Path
 from trimtab.errors import UserError
-from trimtab.runs import atomic_path, write_bytes, write_table
+from trimtab.runs import atomic_directory, atomic_path, write_bytes, write_table
 from trimtab.runs.atomic import append_line
 from safetensors.numpy import save_file
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,9 @@ def check_equal_dose(model: LanguageModel, given: Any, options: dict[str, Any]) 
     controls = [arm for arm in result.arms if arm.control_of]
     assert [arm.control_of for arm in controls] == [arm.name for arm in result.steered]
     edits, first = per_text(result, "delta_norm"), 1 + len(result.steered)
+    kind = "random" if isinstance(given, Standard) else "random directions"  # no file holds the saved one's SAE
     for number, (arm, control) in enumerate(zip(result.steered, controls, strict=True)):
-        assert control.name == f"random, {arm.name}"
+        assert control.name == f"{kind}, {arm.name}"
         assert [one.n_tokens for one in control.continuations] == [one.n_tokens for one in arm.continuations]
         assert control.realised.n_edits == arm.realised.n_edits
         assert control.realised.relative == pytest.approx(arm.realised.relative, rel=0.01, abs=1e-6)
@@ -152,6 +155,7 @@ def check_fluency(model: LanguageModel) -> SteerResult:
         assert arm.fluency.nll.estimate == pytest.approx(np.mean([nll[i] for i in mine]))
         assert arm.fluency.repetition.estimate == pytest.approx(np.mean([repeated[i] for i in mine]))
         assert arm.fluency.ordinary.n == 3  # prompts, not texts
+        assert arm.fluency.broken == (np.mean(inside) < 0.5)
     one = result.arms[2].continuations[5]
     place = [i for i in range(len(nll)) if branch[i] == 2][5]
     ids = trace.per_row("token_id")[place]
@@ -180,7 +184,7 @@ def test_the_dose_where_fluency_breaks_is_the_smallest(tiny_llama: LanguageModel
     assert result.breaks is not None
     assert result.breaks.name == "dose 30"
     table_text = str(result.tables()["doses"].caption)
-    assert "fluency breaks at dose 30" in table_text
+    assert "fluency breaks at dose 30, over 3 prompts" in table_text
     back = read_typed(SteerResult, json.loads(json.dumps(result.to_json())))
     assert back == result
     assert back.breaks == result.breaks
@@ -196,7 +200,9 @@ def test_few_texts_are_put_beside_neutral_ones(tiny_llama: LanguageModel) -> Non
     text = console.export_text()
     assert "random, dose 0.2" in text
     assert "ordinary texts" in text
-    assert "as 25 unsteered texts are; fluency" in " ".join(text.split())
+    assert re.search(
+        "as 25 unsteered texts are; fluency (holds|breaks at dose 0.2), over 1 prompt", " ".join(text.split())
+    )
 
 
 @pytest.mark.parametrize("kind", ["features", "saved features", "a saved vector"])
@@ -226,8 +232,13 @@ def test_a_run_replays(tiny_llama: LanguageModel, tmp_path: Path, kind: str) -> 
     assert report.n_rows == 6 * 5  # type: ignore[union-attr]
     assert run_steer(config) == result
     page = write_report(tmp_path / "run").read_text("utf-8")
-    assert "random, " in page
+    assert ("random directions, " if kind == "a saved vector" else "random, ") in page
     assert "Ordinary texts" in page
+    if kind == "saved features":
+        (tmp_path / "sae").rename(tmp_path / "elsewhere")
+        moved = run_steer(replace(config, run=None))
+        assert isinstance(moved, SteerResult)
+        assert [arm.name for arm in moved.arms[3:]] == [f"random directions, {arm.name}" for arm in moved.steered]
 
 
 def test_without_kl_it_is_refused(tiny_llama: LanguageModel) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import trimtab
 from trimtab.dictionaries.architectures.topk import TopK
+from trimtab.dictionaries.meanings import describe_features
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, LanguageModel, PositionRule, decode
 from trimtab.runs import read_typed
@@ -28,6 +30,7 @@ from trimtab.steering import (
     Steering,
     VectorSource,
     load,
+    saved_steering,
     steer,
 )
 from trimtab.steering.steering_facts import SteeringFacts
@@ -144,6 +147,14 @@ def test_where_features_come_from_is_kept(tiny_llama: LanguageModel, tmp_path: P
     (part,) = saved(tiny_llama, StaticSource(sae, [3, 5], 0.4), tmp_path / "s").parts
     assert (part.feature, part.sae, part.sae_hash) == ((3, 5), "mine", sae.fingerprint)
     assert part.dose == pytest.approx((0.4, 0.4))
+    words = [str(one) for one in describe_features(tiny_llama, sae, [3, 5])]
+    assert list(part.words) == words
+    steering = load(tmp_path / "s")
+    assert steering.to_frame("directions")["words"].tolist() == words
+    result = steer(tiny_llama, steering, "an inn", max_new_tokens=2, kl=False)
+    assert result.words == [f"{SITE}:{i}: {line}" for i, line in zip((3, 5), words, strict=True)]
+    assert steer(tiny_llama, sae, "an inn", 3, max_new_tokens=2, kl=False).words == [f"3: {words[0]}"]
+    assert "words" not in steer(tiny_llama, vectors(tiny_llama)[0], "an inn", site=SITE, max_new_tokens=2).to_json()
 
 
 def test_a_hook_of_ones_own_does_the_same(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
@@ -227,6 +238,51 @@ def test_what_cannot_be_saved_is_refused(tiny_llama: LanguageModel, tmp_path: Pa
     saved(tiny_llama, feature(tiny_llama), tmp_path / "s")
     with pytest.raises(UserError, match="s: it is there already; choose another directory"):
         saved(tiny_llama, feature(tiny_llama), tmp_path / "s")
+
+
+def check_a_save_that_dies(model: LanguageModel, path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Whichever of its files it died at: no steering, nothing in its place, and the next save is whole."""
+    one = Steering.of(model, clamped(model))
+    for writer in ("save_file", "save_dictionary", "write_json"):
+        with patch.context() as dying:
+            dying.setattr(saved_steering, writer, dies)
+            with pytest.raises(KeyboardInterrupt):
+                one.save(path / writer)
+        (path / f"{writer}.saving").mkdir()  # what a kill leaves
+        (path / f"{writer}.saving" / "steering.json").write_text("{")
+        assert not (path / writer).exists()
+        assert load(one.save(path / writer)).fingerprint == one.fingerprint
+        assert not (path / f"{writer}.saving").exists()
+
+
+def dies(*given: Any, **more: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_save_that_dies_leaves_no_steering(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_a_save_that_dies(tiny_llama, tmp_path, monkeypatch)
+    (tmp_path / "other").mkdir()
+    one = Steering.of(tiny_llama, feature(tiny_llama))
+    assert load(one.save(tmp_path / "other")).fingerprint == one.fingerprint  # an empty directory will do
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    with pytest.raises(UserError, match="notes: it is there already; choose another directory"):
+        one.save(tmp_path / "notes")
+
+
+def test_files_put_straight_in_place_are_noticed(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def straight(path: Path) -> Iterator[Path]:
+        path.mkdir()
+        yield path
+
+    monkeypatch.setattr(saved_steering, "atomic_directory", straight)
+    with pytest.raises(AssertionError):
+        check_a_save_that_dies(tiny_llama, tmp_path, monkeypatch)
 
 
 def change(path: Path, **fields: Any) -> None:

@@ -22,6 +22,7 @@ from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, list_codes, pairs_of
 from trimtab.errors import UserError, did_you_mean
+from trimtab.runs import whole_numbers
 
 FEATURE_NAMES = "feature_names"
 """Where a dictionary's metadata say what its features mean."""
@@ -85,7 +86,7 @@ class Dictionary(nn.Module):
 
     def features_named(self, names: Sequence[str]) -> list[int]:
         """Ids of features by what they mean. Raises a `UserError` unless each name is that of one feature."""
-        known = self.feature_names
+        known, names = self.feature_names, [names] if isinstance(names, str) else names
         for name in names:
             if not known:
                 raise UserError(
@@ -173,7 +174,7 @@ class Dictionary(nn.Module):
 
     def check_features(self, ids: list[int]) -> None:
         """Raise a `UserError` if an id is not a feature of this dictionary."""
-        for i in ids:
+        for i in whole_numbers(ids, "feature"):
             if not 0 <= i < self.n_features:
                 raise UserError(
                     f"feature {i}", f"the dictionary has features 0 to {self.n_features - 1}", "choose one of them"

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.base import FEATURE_NAMES
 from trimtab.dictionaries.core_metrics import DENSE_RATE
+from trimtab.dictionaries.feature_examples import KINDS
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import load_dictionary
+from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import SAELENS_READS
 from trimtab.runs.config import json_safe
 from trimtab.runs.tables import named_values
@@ -71,6 +74,42 @@ class Firing:
         }
 
 
+@dataclass(frozen=True)
+class ExampleSizes:
+    """How many examples lie beside a dictionary."""
+
+    windows: dict[str, int]
+    """By kind, of each feature at most."""
+    tokens: int
+    """Of a window, at most."""
+    features: int
+    """That have a window."""
+    n_tokens: int
+    """Of the text."""
+    megabytes: float
+    """Of the file."""
+
+    @classmethod
+    def of(cls, sae: SAE) -> ExampleSizes | None:
+        """Those beside an SAE, if there are any."""
+        found = sae.feature_examples
+        if found is None or sae.examples_file is None:
+            return None
+        windows = {
+            kind: int(np.bincount(found.feature[found.kind == number], minlength=1).max())
+            for number, kind in enumerate(KINDS)
+        }
+        size = sae.examples_file.stat().st_size / 1e6
+        return cls(windows, found.tokens.shape[1], len(found.live), found.n_tokens, round(size, 1))
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.windows.items() if count)
+        return (
+            f"{kinds} windows of {self.tokens} tokens for {self.features:,} features, out of {self.n_tokens:,} tokens "
+            f"({self.megabytes} MB)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SAEDescription:
     """What an SAE's files say, and what follows from its weights."""
@@ -92,6 +131,8 @@ class SAEDescription:
     """θ in model units, for JumpReLU SAEs."""
     firing: Firing | None
     """None without `feature_stats.parquet`."""
+    examples: ExampleSizes | None
+    """None without `feature_examples.parquet`."""
     metadata: dict[str, Any]
     """The training recipe, and whatever else the files say."""
     feature_names: tuple[str, ...] = ()
@@ -131,6 +172,7 @@ class SAEDescription:
             said["read right"] = ", ".join(f"{factor} {value:.2f}" for factor, value in self.read_accuracy.items())
             said["read right"] += f" of {next(iter(self.read_accuracy.values())).n:,} held-out prompts"
         said |= self.firing.said() if self.firing else {"L0": "no statistics (trimtab sae stats makes them)"}
+        said["examples"] = str(self.examples or "none (trimtab examples makes them)")
         recipe = [f"  {name} = {_shown(value)}" for name, value in _flat(self.metadata)]
         return "\n".join([named_values(said), *["training"] * bool(recipe), *recipe])
 
@@ -151,6 +193,7 @@ def describe_sae(config: SAEInfoConfig) -> SAEDescription:
         decoder_norms=_spread(sae.decoder_norms),
         threshold=_spread(sae.threshold) if isinstance(sae, JumpReLU) else None,
         firing=None if sae.feature_stats is None else Firing.of(sae.feature_stats),
+        examples=ExampleSizes.of(sae),
         metadata={name: value for name, value in sae.info.metadata.items() if name not in _SHOWN_APART},
         feature_names=sae.feature_names,
         read_accuracy={

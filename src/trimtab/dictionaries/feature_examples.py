@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError
-from trimtab.runs import write_table
+from trimtab.runs import as_path, whole_number, write_table
 from trimtab.runs.results import Result
 from trimtab.runs.tables import NUMBER, Column, Table
 
@@ -130,7 +130,7 @@ class FeatureExamples(Result):
 
     def __getitem__(self, feature: int) -> FeatureWindows:
         """Windows of a feature. Raises a `UserError` if there is no such feature."""
-        if not 0 <= feature < self.n_features:
+        if not 0 <= whole_number(feature, "feature") < self.n_features:
             raise UserError(
                 f"feature {feature}", f"there are features 0 to {self.n_features - 1}", "choose one of them"
             )
@@ -141,7 +141,7 @@ class FeatureExamples(Result):
     def fires_on(self, feature: int, count: int) -> tuple[str, ...]:
         """Texts of the tokens at which a feature's activations in its windows sum up to most, largest first; tokens
         that are the same but for case and outer blanks are one."""
-        low, high = np.searchsorted(self.feature, [feature, feature + 1])
+        low, high = np.searchsorted(self.feature, [whole_number(feature, "feature"), feature + 1])
         rows = np.arange(low, high)
         sums: dict[str, float] = {}
         at = (self.tokens[rows, self.place[rows]], self.activations[rows, self.place[rows]])
@@ -149,7 +149,7 @@ class FeatureExamples(Result):
             text = self.vocabulary[token]
             text = text.strip().lower() or text
             sums[text] = sums.get(text, 0.0) + activation
-        return tuple(sorted(sums, key=lambda text: -sums[text])[:count])
+        return tuple(sorted(sums, key=lambda text: -sums[text])[: whole_number(count, "count", 0)])
 
     def _window(self, row: int) -> Window:
         first, last = (int(ends[0]) for ends in self._spans([row]))
@@ -212,7 +212,7 @@ class FeatureExamples(Result):
         Raises:
             UserError: the file is missing or damaged, is another kind of table, or not of `n_features` features.
         """
-        path = Path(path)
+        path = as_path(path, "the table")
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[b"trimtab.feature_examples"])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes
 from trimtab.errors import UserError
-from trimtab.runs import write_table
+from trimtab.runs import as_path, write_table
 
 FORMAT = 1
 """Version of the table; another one is refused."""
@@ -75,7 +75,7 @@ class FeatureStats:
         Raises:
             UserError: the file is missing or damaged, is another kind of table, or has not `n_features` rows.
         """
-        path = Path(path)
+        path = as_path(path, "the statistics")
         hint = "compute the statistics again"
         try:
             table = pq.read_table(path)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.dictionaries.checked_weights import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.folding import fold_norms
@@ -29,7 +30,7 @@ from trimtab.dictionaries.shipped import shipped_dictionary, shipped_names
 from trimtab.errors import UserError, check_one_of, did_you_mean
 from trimtab.lm import LanguageModel, Site, site_width
 from trimtab.lm.model import check_is_model
-from trimtab.runs import atomic_path
+from trimtab.runs import as_path, atomic_path
 
 STATS_FILE = "feature_stats.parquet"
 EXAMPLES_FILE = "feature_examples.parquet"
@@ -113,7 +114,8 @@ def save_dictionary(
         UserError: a weight is not finite or does not fit `dtype`, or the disk refuses. Nothing is left half-written.
     """
     check_one_of("dtype", dtype, ("float32", "float16"))
-    path, stats = Path(path), stats or dictionary.feature_stats
+    check_is_dictionary(dictionary)
+    path, stats = as_path(path, "the directory"), stats or dictionary.feature_stats
     if stats is not None and stats.n_features != dictionary.n_features:
         raise UserError(
             f"statistics of {stats.n_features} features",
@@ -212,7 +214,7 @@ def _built(found: FoundSAE) -> SAE:
 def _locate(path_or_name: str | Path) -> Path:
     """The directory meant by a path or a shipped name."""
     shipped = shipped_dictionary(str(path_or_name))
-    path = Path(path_or_name).expanduser()
+    path = as_path(path_or_name, "the dictionary").expanduser()
     if path_or_name == "default" or (shipped and not path.exists()):
         path = shipped or path
     if not path.exists():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trimtab.dictionaries.base import Dictionary
 from trimtab.lm import LanguageModel
 from trimtab.lm.logit_lens import logit_lens, token_texts
-from trimtab.runs import Run
+from trimtab.runs import Run, whole_number, whole_numbers
 
 TOKENS = 5
 
@@ -47,7 +47,8 @@ def describe_features(
     Raises:
         UserError: a feature does not exist, or the examples are damaged or another dictionary's.
     """
-    ids = [int(feature) for feature in features]
+    ids = whole_numbers(features if isinstance(features, int | str) else list(features), "feature")
+    count = whole_number(count, "count", 0)
     dictionary.check_features(ids)
     names = dictionary.feature_names
     promoted: list[list[str]] = [[] for _ in ids]

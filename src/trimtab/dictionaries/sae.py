@@ -18,6 +18,7 @@ from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.sparse import SparseCodes, decode_pairs
 from trimtab.errors import UserError
+from trimtab.runs import whole_numbers
 
 ARCHITECTURES: dict[str, type[SAE]] = {}
 """Every architecture that can be loaded, by the name that SAELens's files use."""
@@ -99,6 +100,9 @@ class SAE(Dictionary):
         return self.codes(x, None)
 
     def encode_features(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"]) -> Float[Tensor, "... m"]:
+        if not isinstance(ids, Tensor):
+            self.check_features(ids)
+            ids = torch.tensor(whole_numbers(ids, "feature"))
         return self.codes(x, ids)
 
     @property
@@ -107,14 +111,24 @@ class SAE(Dictionary):
 
     def encoder_input(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """`x` in the weights' precision, minus b_dec where the encoder expects it so."""
+        _check_last(x, self.d_in, "encode")
         x = x.to(self.W_enc.dtype)
         return x - self.b_dec if self.apply_b_dec_to_input else x
 
     def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
+        _check_last(f, self.n_features, "decode")
         return f @ self.W_dec + self.b_dec
 
     def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
         return self.decode(codes) if isinstance(codes, Tensor) else decode_pairs(codes.pairs(), self.W_dec) + self.b_dec
+
+
+def _check_last(given: object, width: int, what: str) -> None:
+    """Raise a `UserError` unless something is a tensor whose last dimension has a width."""
+    if not isinstance(given, Tensor) or given.shape[-1:] != (width,):
+        shape = f" of shape {tuple(given.shape)}" if isinstance(given, Tensor) else ""
+        what = f"the {type(given).__name__}{shape} to {what}"
+        raise UserError(what, f"a tensor [..., {width}] is needed", "give one")
 
 
 def check_shapes(shapes: Mapping[str, str], weights: Mapping[str, Tensor], *, n: int, d: int, source: str = "") -> None:

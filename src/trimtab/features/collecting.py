@@ -24,7 +24,7 @@ from trimtab.errors import UserError
 from trimtab.features.example_rows import Block, RowBlocks, ShardBlocks, TextBlocks, not_finite
 from trimtab.lm import LanguageModel, Site, load_tokenizer
 from trimtab.lm.model import check_is_model
-from trimtab.runs import Meter, check_least, field_types, read_keywords
+from trimtab.runs import Meter, as_path, check_least, field_types, known_arguments, read_keywords
 from trimtab.selection.ranking import dictionary_site
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
@@ -32,6 +32,7 @@ CHECKPOINT_SECONDS = 300.0
 """Between checkpoints, where there are any."""
 
 
+@known_arguments
 @dataclass(frozen=True, kw_only=True)
 class ExampleOptions:
     """How many windows of each kind, and how text is read."""
@@ -119,6 +120,8 @@ def examples(
     """
     check_is_model(model)
     given = [dictionary] if not isinstance(dictionary, Sequence) else list(dictionary)
+    if not given:
+        raise UserError("the SAEs", "there is none", "give at least one")
     for one in given:
         check_is_dictionary(one)
     chosen = ExampleOptions(**read_keywords(options, field_types(ExampleOptions), examples))
@@ -174,7 +177,9 @@ def examples_of_harvest(
         UserError: there is no finished harvest of a dictionary's site, it is of another model, or a shard is damaged.
     """
     sites = [_named_site(dictionary) for dictionary in dictionaries]
-    blocks = ShardBlocks(directories, list(dict.fromkeys(sites)))
+    if isinstance(directories, str | Path) or not directories:
+        raise UserError(f"the directories {directories!r}", "they are no list of harvests", "give one, like [path]")
+    blocks = ShardBlocks([as_path(one, "a harvest") for one in directories], list(dict.fromkeys(sites)))
     index = blocks.indices[0]
     for dictionary, site in zip(dictionaries, sites, strict=True):
         dictionary.check_model(index.widths[site], index.model, site)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from trimtab.dictionaries import Dictionary
 from trimtab.dictionaries.base import check_is_dictionary
-from trimtab.dictionaries.feature_examples import FeatureExamples, Window
+from trimtab.dictionaries.feature_examples import FeatureExamples, FeatureWindows, Window
 from trimtab.dictionaries.meanings import TOKENS, FeatureWords, describe_features
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, LanguageModel
 from trimtab.lm.logit_lens import logit_lens, token_texts
 from trimtab.lm.model import check_is_model
-from trimtab.runs import check_least, field_types, read_keywords, whole_numbers
+from trimtab.runs import check_least, field_types, known_arguments, read_keywords, whole_numbers
 from trimtab.runs.results import Result
 from trimtab.runs.tables import NUMBER, SHARE, Column, Table
 from trimtab.selection.criterion import NEUTRAL_PREFIX
@@ -31,6 +32,7 @@ PROMPTS = (NEUTRAL_PREFIX, "Yesterday I went to the", "The most important thing 
 """What is continued unless prompts are given: texts that say little of what comes."""
 
 
+@known_arguments
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
     """What is looked at of a feature."""
@@ -75,6 +77,8 @@ class Effect:
     dose: float
     unsteered: str
     steered: str
+    kl: float | None
+    """Mean over the steered text's tokens of KL(steered ‖ unsteered), in nats; None where there is no token."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -123,11 +127,7 @@ class FeatureProfile(Result):
 
     def tables(self) -> dict[str, Table]:
         """Where it fires, the tokens that it stands for, neighbours, texts."""
-        windows = [
-            Column("window", "kind"),
-            Column("activation", "activation", NUMBER),
-            *(Column(name, name) for name in ("before", "token", "after")),
-        ]
+        windows = FeatureWindows(feature=self.feature, n_tokens=self.n_tokens, windows=self.windows).tables()["windows"]
         lens = [
             {"promoted": more.token, "p": more.probability, "suppressed": less.token, "q": less.probability}
             for more, less in zip(self.promoted, self.suppressed, strict=True)
@@ -144,9 +144,10 @@ class FeatureProfile(Result):
             Column("unsteered", "unsteered"),
             Column("dose", "dose", "g"),
             Column("steered", "steered"),
+            Column("KL", "kl", ".2f", note="nats per token"),
         ]
         found = {
-            "windows": Table(columns=windows, rows=self.windows, title="where it fires"),
+            "windows": replace(windows, title="where it fires"),
             "tokens": Table(columns=tokens, rows=lens, title="tokens it stands for"),
             "neighbours": Table(columns=neighbours, rows=self.neighbours, title="nearest decoder rows"),
             "effects": Table(columns=effects, rows=self.effects, title="what a dose does"),
@@ -230,6 +231,11 @@ def feature(
     check_is_model(model)
     check_is_dictionary(dictionary)
     ids = whole_numbers(features, "feature")
+    if not ids:
+        raise UserError("the features", "there is none", "give some ids")
+    if examples is not None and not isinstance(examples, FeatureExamples):
+        hint = "give what trimtab.examples returns, or FeatureExamples.read(path)"
+        raise UserError(f"the {type(examples).__name__} that is given as the examples", "they are none", hint)
     known = {**field_types(ProfileOptions), **field_types(DecodeConfig)}
     given = read_keywords(options, known, feature)
     decoding = {name: given.pop(name) for name in field_types(DecodeConfig) if name in given}
@@ -313,12 +319,20 @@ def _effects(
 ) -> tuple[Effect, ...]:
     if not options.prompt or not options.dose:
         return ()
-    result = steer(
-        model, dictionary, options.prompt, one, sweep=list(options.dose), unit="relative", kl=False, decoding=decoding
-    )
-    unsteered = result.unsteered.continuations
-    return tuple(
-        Effect(prompt=prompt, dose=dose, unsteered=unsteered[i].text, steered=arm.continuations[i].text)
-        for i, prompt in enumerate(options.prompt)
-        for dose, arm in zip(options.dose, result.steered, strict=True)
-    )
+    result = steer(model, dictionary, options.prompt, one, sweep=list(options.dose), unit="relative", decoding=decoding)
+    assert result.trace is not None
+    kl = iter(result.trace.per_row("kl_total"))  # prompt after prompt, the unsteered text first
+    found: list[Effect] = []
+    for prompt, texts in zip(
+        options.prompt, zip(*(arm.continuations for arm in result.arms), strict=True), strict=True
+    ):
+        next(kl)
+        for dose, text in zip(options.dose, texts[1:], strict=True):
+            of_tokens = next(kl)
+            found.append(
+                Effect(
+                    prompt=prompt, dose=dose, unsteered=texts[0].text, steered=text.text,
+                    kl=mean(of_tokens) if of_tokens else None,
+                )
+            )  # fmt: skip
+    return tuple(found)

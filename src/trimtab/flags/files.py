@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,16 @@ from trimtab.lm import LanguageModel, load_model
 from trimtab.lm.layouts import find_layout, text_config
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.weight_hashes import precision_name, weight_hash, weight_hashes
-from trimtab.runs import json_safe, read_json, read_record, read_typed, shipped_directory, shipped_names, write_json
+from trimtab.runs import (
+    atomic_directory,
+    json_safe,
+    read_json,
+    read_record,
+    read_typed,
+    shipped_directory,
+    shipped_names,
+    write_json,
+)
 
 NAME = "flags.json"
 FORMAT = 1
@@ -99,10 +107,7 @@ def save_flags(
     final = Path(path)
     if final.exists():
         raise UserError(f"directory {final}", "it is there already", "choose another one")
-    partial = final.with_name(f"{final.name}.saving")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with atomic_directory(final) as partial:
         if adapter is not None:
             save_adapter(adapter, partial, dtype or model.dtype)
             write_flags(flags, model.hf, partial, about, base=base_of(adapter))
@@ -112,10 +117,6 @@ def save_flags(
                 hf.save_pretrained(partial)
                 model.tokenizer.save_pretrained(partial)
             write_flags(flags, hf, partial, about)
-        partial.rename(final)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write {final}", str(error.strerror or error).lower(), "write elsewhere") from error
     return final
 
 

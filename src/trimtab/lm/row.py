@@ -10,7 +10,7 @@ from typing import Any
 from trimtab.errors import UserError
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
-from trimtab.runs import check_least, check_values, part_of
+from trimtab.runs import check_least, check_values, known_arguments, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class DecodingConfig:
         return DecodeConfig(**part_of(self, DecodingConfig), **more)
 
 
+@known_arguments
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig(DecodingConfig):
     """How tokens are chosen, and where a row ends."""

@@ -98,6 +98,7 @@ class RunFiles:
             "Items": ", ".join(f"{len(ids):,} {name}" for name, ids in record["splits"].items()),
             "Openings of splits that chose nothing": openings,
             "Hashes": ", ".join(f"{name} {value}" for name, value in record["hashes"].items()),
+            "Pages of its features": self._pages_made_by,
             "Device": record.get("device"),
             "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         }
@@ -173,6 +174,13 @@ class RunFiles:
         ids = [feature for _, feature in found]
         links = {key: f"{FEATURE_PAGES}/{REPORT_NAME}#{feature_anchor(*key)}" for key in found}
         return links | {("", key[1]): link for key, link in links.items() if ids.count(key[1]) == 1}
+
+    @property
+    def _pages_made_by(self) -> str:
+        """How pages of the run's features come to be, unless there are some; empty where it names none."""
+        named = self.record.get("features", {}) | self.record.get("fires_on", {})
+        known = named and {"model", "sae"} <= self.config.keys() and not self.feature_pages
+        return f"made by trimtab feature --of {self.path}" if known else ""
 
     def feature_link(self, feature: int, text: str = "", site: str = "") -> str:
         """What stands for a feature in a table (its number and what it means, unless a text is given), as a link if the

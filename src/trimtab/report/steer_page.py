@@ -14,6 +14,7 @@ def steer_page(files: RunFiles) -> str:
     fluent = [
         Column("Ordinary texts", "fluency.ordinary", INTERVAL, note="share"),
         Column("4-gram repetition", "fluency.repetition", INTERVAL, note="share"),
+        Column("Fluency", lambda arm: "broken" if arm["fluency"]["broken"] else ""),
     ]
     said = "" if ordinary is None else (
         f" Ordinary: a text whose negative log-likelihood under the unsteered model is from {ordinary['low']:.2f} to "
@@ -51,6 +52,7 @@ def steer_page(files: RunFiles) -> str:
         title=f"What does steering with {what} write?",
         sites=in_short(results["site"].split(", "), "sites"),
         results=results,
+        words=[files.feature_link(i) for i in results["features"]] or results.get("words", []),
         doses=doses,
         texts=texts,
     )

@@ -1,6 +1,14 @@
 """Run directories, configs, typed values, provenance, atomic files and splits. No torch."""
 
-from trimtab.runs.atomic import atomic_path, read_json, write_bytes, write_json, write_table, write_text
+from trimtab.runs.atomic import (
+    atomic_directory,
+    atomic_path,
+    read_json,
+    write_bytes,
+    write_json,
+    write_table,
+    write_text,
+)
 from trimtab.runs.checks import check_choices, check_least, check_values
 from trimtab.runs.config import (
     LEFT_OUT_AT_DEFAULT,
@@ -12,7 +20,7 @@ from trimtab.runs.config import (
     part_of,
 )
 from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
-from trimtab.runs.keywords import plain, read_keywords, whole_numbers
+from trimtab.runs.keywords import as_path, known_arguments, plain, read_keywords, whole_number, whole_numbers
 from trimtab.runs.metrics_log import read_metrics
 from trimtab.runs.named import find_class, keyword_types, registered_class
 from trimtab.runs.progress import Meter
@@ -36,6 +44,8 @@ __all__ = [
     "OnRay",
     "Run",
     "Status",
+    "as_path",
+    "atomic_directory",
     "atomic_path",
     "check_choices",
     "check_least",
@@ -50,6 +60,7 @@ __all__ = [
     "json_safe",
     "kept_or_temporary",
     "keyword_types",
+    "known_arguments",
     "machine",
     "new_name",
     "option_name",
@@ -71,6 +82,7 @@ __all__ = [
     "text_id",
     "utc_now",
     "versions",
+    "whole_number",
     "whole_numbers",
     "write_bytes",
     "write_json",

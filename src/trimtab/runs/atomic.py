@@ -1,4 +1,5 @@
-"""Files that appear whole: written beside their place, synced, renamed. A full disk leaves nothing behind."""
+"""Files and directories that appear whole: written beside their place, synced, renamed. A full disk leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import importlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -15,10 +17,14 @@ from typing import Any, cast
 
 from trimtab.errors import UserError
 from trimtab.runs.config import json_safe
+from trimtab.runs.keywords import as_path
 
 _MARK = ".trimtab-partial-"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "it grew too large"}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_DENIED = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -32,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     Raises:
         UserError: the disk is full (also when a library reports it in its own exception), or `path` cannot be written.
     """
-    final = Path(path)
+    final = as_path(path, "the file to write")
     partial = final.with_name(f"{_MARK}{secrets.token_hex(6)}-{final.name}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +51,32 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        mistake = _as_user_error(error, final, partial)
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Generator[Path]:
+    """Give a directory beside `path` to write files into; on leaving, it takes `path`'s place, which must be free or an
+    empty directory.
+
+    If the body fails, what it wrote is gone. What a killed writer left beside `path` makes way for the next one.
+
+    Raises:
+        UserError: as `atomic_path`.
+    """
+    final = as_path(path, "the directory to write")
+    partial = final.with_name(f"{final.name}.saving")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, final)
+        _sync(final.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
         mistake = _as_user_error(error, final, partial)
         if mistake is None:
             raise

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from trimtab.errors import UserError, did_you_mean
 from trimtab.runs.typed import read_typed
+
+_T = TypeVar("_T")
 
 
 def read_keywords(given: Mapping[str, Any], known: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
@@ -34,6 +38,26 @@ def read_keywords(given: Mapping[str, Any], known: Mapping[str, Any], function: 
     }
 
 
+def known_arguments(cls: type[_T]) -> type[_T]:
+    """A class decorator: keyword arguments that the class does not have are refused by a `UserError`, which proposes
+    the right name. Subclasses may pass on what they are given."""
+    init = cls.__init__
+    own = [*inspect.signature(init).parameters][1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *given: Any, **named: Any) -> None:
+        for name in named:
+            if name not in own:
+                every = [*inspect.signature(type(self).__init__).parameters][1:]
+                known = [one for one in dict.fromkeys([*every, *own]) if one != "options"]
+                hint = did_you_mean(name, known, f"there is {', '.join(known)}")
+                raise UserError(f"{type(self).__name__}({name}=…)", "it has no such argument", hint)
+        init(self, *given, **named)
+
+    cls.__init__ = checked
+    return cls
+
+
 def plain(value: Any) -> Any:
     """Numbers and arrays of numpy and torch as Python's numbers and lists, paths as texts, all else as it is."""
     if hasattr(value, "tolist"):
@@ -41,6 +65,32 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | range):
         return [plain(one) for one in cast("list[Any]", value)]
     return os.fspath(cast("os.PathLike[str]", value)) if isinstance(value, os.PathLike) else value
+
+
+def as_path(given: Any, what: str) -> Path:
+    """A path. Raises a `UserError` if what is given as one is neither a text nor a path."""
+    if isinstance(given, str | os.PathLike):
+        return Path(cast("str | os.PathLike[str]", given))
+    raise UserError(f"the {type(given).__name__} that is given as {what}", "it is no path", "give one, like runs/mine")
+
+
+def whole_number(given: Any, what: str, least: int | None = None) -> int:
+    """One whole number of Python, numpy or torch.
+
+    Args:
+        given: the number.
+        what: what it is called, for messages.
+        least: what it must be at least.
+
+    Raises:
+        UserError: it is none, or too small.
+    """
+    found = plain(given)
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise UserError(f"{what} {given!r}", "it is no whole number", "give one, like 3")
+    if least is not None and found < least:
+        raise UserError(f"{what} {found}", f"it must be at least {least}", "change it")
+    return found
 
 
 def whole_numbers(given: Any, what: str) -> list[int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any, cast
 
 from trimtab.errors import UserError
+from trimtab.runs.keywords import as_path
 from trimtab.runs.renamed import with_new_names
 
 RECORD_NAME = "run.json"
@@ -30,7 +30,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: no run there, or a `run.json` that is damaged or of another schema.
     """
-    file = Path(path) / RECORD_NAME
+    file = as_path(path, "the run") / RECORD_NAME
     try:
         record: Any = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError
-from trimtab.runs import write_table
+from trimtab.runs import whole_number, write_table
 from trimtab.runs.figures import Curve, plot_ranks
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
@@ -85,11 +85,11 @@ class FeatureTable(Result):
 
     def top(self, count: int) -> FeatureTable:
         """The features of largest score, largest first."""
-        return self.take(np.arange(min(count, len(self))))
+        return self.take(np.arange(min(whole_number(count, "count", 0), len(self))))
 
     def bottom(self, count: int) -> FeatureTable:
         """The features of smallest score, smallest first."""
-        return self.take(np.arange(len(self))[::-1][:count])
+        return self.take(np.arange(len(self))[::-1][: whole_number(count, "count", 0)])
 
     def to_arrow(self) -> pa.Table:
         """One row per feature, with its rank (0 for the largest score)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditLog, EditRequest, InterventionSource, PositionRule, Site
-from trimtab.lm.editing import tell_of_rows
+from trimtab.lm.editing import check_is_source, tell_of_rows
 from trimtab.lm.edits import NAN, NOTHING
 from trimtab.steering.sources import DirectionBlock
 
@@ -29,6 +29,7 @@ class _WrappingSource:
     """A source that has the sites, positions, directions and names of another one."""
 
     def __init__(self, source: InterventionSource) -> None:
+        check_is_source(source)
         self.source, self.sites, self.positions = source, source.sites, source.positions
         self.unit, self.operation, self.dictionary_hash = source.unit, source.operation, source.dictionary_hash
         self.keep_replacements = getattr(source, "keep_replacements", False)
@@ -53,6 +54,9 @@ class ReplaySource(_WrappingSource):
     def __init__(
         self, log: EditLog, source: InterventionSource, *, rows: Sequence[int] | Int[Tensor, " N"] | None = None
     ) -> None:
+        if not isinstance(log, EditLog):
+            hint = "give one, like decode(...).edits"
+            raise UserError(f"the {type(log).__name__} that is replayed", "it is no log of edits", hint)
         super().__init__(source)
         self.log, self.keep_replacements = log, bool(log.kept)
         self.rows = None if rows is None else torch.as_tensor(rows)
@@ -93,6 +97,9 @@ class CombinedSource:
     """
 
     def __init__(self, sources: Sequence[InterventionSource]) -> None:
+        sources = list(sources) if isinstance(sources, Iterable) else [sources]
+        for source in sources:
+            check_is_source(source)
         if not sources or len({s.positions for s in sources}) != 1:
             raise UserError("combined sources", "they must edit the same positions", "give all the same positions")
         self.sources = tuple(sources)
@@ -165,6 +172,8 @@ class ForkSource(_WrappingSource):
     def __init__(
         self, past: InterventionSource, future: InterventionSource, at: int | Sequence[int] | Int[Tensor, " N"]
     ) -> None:
+        for source in (past, future):
+            check_is_source(source)
         if set(past.sites) != set(future.sites):
             raise UserError("a fork", "past and future edit different sites", "give both the same sites")
         super().__init__(CombinedSource([past, future]))

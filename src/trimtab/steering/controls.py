@@ -15,6 +15,7 @@ from torch import Tensor
 from trimtab.dictionaries.base import Dictionary
 from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, EditRequest, PositionRule, Site
+from trimtab.runs import whole_number
 from trimtab.steering.direction_table import DirectionTable
 from trimtab.steering.doses import DEFAULT_DOSE, check_doses
 from trimtab.steering.sources import Choice, DirectionSource, PerSite, SourceOptions, check_each_once, feature_ids
@@ -57,6 +58,7 @@ class RandomFeatureSource(DirectionSource):
         super().__init__(directions, site, **options)
         check_doses(dose)
         check_one_of("per", per, ("token", "row"))
+        k = whole_number(k, "k")
         self.candidates: dict[Site, Tensor] = {}
         for at, table in self.tables.items():
             ids = table.live_ids() if candidates is None else feature_ids(candidates, table.n, 0)
@@ -125,6 +127,7 @@ class TopActiveSource(DirectionSource):
         super().__init__(dictionary, site, **options)
         check_doses(dose)
         check_one_of("over", over, ("token", "context"))
+        k = whole_number(k, "k")
         for table in self.tables.values():
             if not 1 <= k <= table.n:
                 raise UserError(f"k = {k}", f"the dictionary has {table.n} features", "choose k in that range")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trimtab.dictionaries.base import Dictionary
+from trimtab.dictionaries.base import Dictionary, check_is_dictionary
 from trimtab.errors import UserError
+from trimtab.runs import known_arguments, whole_number, whole_numbers
 
 
+@known_arguments
 class DirectionTable:
     """Unit rows that edits index, from a dictionary or from any vectors.
 
@@ -37,6 +40,7 @@ class DirectionTable:
         live: Tensor | None = None,
         keep_length: bool = False,
     ) -> None:
+        rows = as_vector(rows)
         if rows.ndim != 2 or rows.shape[0] == 0:
             raise UserError(f"directions of shape {tuple(rows.shape)}", "rows of one width are needed", "give [n, d]")
         if not bool(torch.isfinite(rows).all()):
@@ -53,6 +57,7 @@ class DirectionTable:
     @classmethod
     def of(cls, dictionary: Dictionary) -> DirectionTable:
         """The unit decoder rows of a dictionary, with its statistics if it has them."""
+        check_is_dictionary(dictionary)
         stats = dictionary.feature_stats
         table = cls.__new__(cls)
         table.rows = dictionary.directions
@@ -70,12 +75,13 @@ class DirectionTable:
         Raises:
             UserError: the site has no such dimension, or one is named twice.
         """
+        d, dims = whole_number(d, "width", 1), whole_numbers(dims, "dimension")
         for dim in dims:
             if not 0 <= dim < d:
                 raise UserError(f"dimension {dim}", f"the site has dimensions 0 to {d - 1}", "choose one of them")
         if len(set(dims)) < len(dims):
             raise UserError(f"dimensions {', '.join(map(str, dims))}", "one is named twice", "name each once")
-        return cls(torch.eye(d)[list(dims)])
+        return cls(torch.eye(d)[dims])
 
     def __repr__(self) -> str:
         return f"<DirectionTable: {self.n:,} directions of width {self.width}>"
@@ -135,3 +141,18 @@ class DirectionTable:
         """f(x)·‖W_dec‖ of every feature."""
         assert self.dictionary is not None
         return self.dictionary.encode(x) * self.dictionary.decoder_norms.to(x.device)
+
+
+def as_vector(given: Any) -> Tensor:
+    """What is given as a vector, as a tensor.
+
+    Raises:
+        UserError: it is no array of numbers.
+    """
+    try:
+        values = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        what = f"the {type(given).__name__} that is to steer"
+        hint = "give what trimtab.load_sae returns, a vector, several, one of these by site, or a source"
+        raise UserError(what, "it is neither a dictionary nor numbers", hint) from None
+    return values if values.is_floating_point() else values.to(torch.get_default_dtype())

@@ -125,7 +125,7 @@ def operation_named(name: str) -> Operation:
     Raises:
         UserError: there is none.
     """
-    if ":" in name:
+    if ":" in str(name):
         module_of(name, "operation")
         name = name.partition(":")[2]
     check_one_of("operation", name, OPERATIONS)

@@ -51,11 +51,8 @@ class Fluency:
     """Mean negative log-likelihood of a text under the unsteered model, in nats per token."""
     repetition: Interval
     """Share of 4-grams that occurred before in the same text."""
-
-    @property
-    def broken(self) -> bool:
-        """Whether too few texts are ordinary."""
-        return self.ordinary.estimate < BROKEN
+    broken: bool
+    """Whether too few texts are ordinary: a smaller share than `BROKEN`, whatever the interval."""
 
 
 def ordinary_text(
@@ -100,6 +97,7 @@ def fluency(
 
     return Fluency(
         ordinary=over_prompts(inside.astype(np.float64)),
+        broken=bool(inside.mean() < BROKEN),
         nll=over_prompts(np.asarray(nll, dtype=np.float64)),
         repetition=over_prompts(repeated),
     )

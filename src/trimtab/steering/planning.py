@@ -10,24 +10,26 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
+from trimtab.dictionaries.meanings import describe_features
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, InterventionSource, LanguageModel, Site, site_width
 from trimtab.lm.row import check_prompts
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_least, plain, whole_numbers
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_least, known_arguments, plain, whole_numbers
 from trimtab.steering.composed_sources import CombinedSource, SomeRowsSource
-from trimtab.steering.direction_table import DirectionTable
+from trimtab.steering.direction_table import DirectionTable, as_vector
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses
 from trimtab.steering.operations import operation_named
 from trimtab.steering.random_arms import Pool, pool_of, saes_of
 from trimtab.steering.saved_steering import Steering
 from trimtab.steering.scored import Score
-from trimtab.steering.sources import PerSite, StaticSource, as_vector, by_site, check_heads, head_shapes, vector_table
+from trimtab.steering.sources import PerSite, StaticSource, by_site, check_heads, head_shapes, vector_table
 
 UNSTEERED = "unsteered"
 Directions = PerSite[Dictionary | DirectionTable | Tensor] | InterventionSource | Steering | Sequence[Steering]
 """What may steer: see `steer`."""
 
 
+@known_arguments
 @dataclass(frozen=True, kw_only=True)
 class SteerOptions:
     """With which features, how strongly and where, and what is measured."""
@@ -93,6 +95,8 @@ class SteeringPlan(NamedTuple):
     """What controls are drawn from; empty without controls."""
     under_test: tuple[int, ...]
     """Features that no control may be."""
+    words: list[str]
+    """What is said of each feature beside its number."""
     score: Score | None = None
     """What a wish makes of the arms."""
 
@@ -152,7 +156,25 @@ def plan_steering(
         decoding=decoding,
         pool=pool,
         under_test=(*config.feature, *(number for one in saved for part in one.parts for number in part.feature)),
+        words=_words_of_saved(saved) if saved else _words(model, tables, config.feature),
     )
+
+
+def _words(model: LanguageModel, tables: Mapping[Site, object], features: Sequence[int]) -> list[str]:
+    """A line for each feature, with its site where there are several."""
+    said = [
+        (f"{site}:" * (len(tables) > 1) + str(one.feature), str(one))
+        for site, table in tables.items()
+        if isinstance(table, Dictionary)
+        for one in describe_features(model, table, features)
+    ]
+    return [f"{name}: {words}" for name, words in said if words]
+
+
+def _words_of_saved(saved: Sequence[Steering]) -> list[str]:
+    """The lines that were saved with steerings."""
+    parts = [part for one in saved for part in one.parts if part.words]
+    return [f"{part.site}:{i}: {words}" for part in parts for i, words in zip(part.feature, part.words, strict=True)]
 
 
 def decides(directions: object) -> bool:

@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trimtab.dictionaries.base import Dictionary
+from trimtab.dictionaries.base import Dictionary, check_is_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditRequest, PositionRule, Site
 from trimtab.lm.sites import HEAD_KINDS
+from trimtab.runs import known_arguments
+from trimtab.steering.direction_table import as_vector
 from trimtab.steering.sources import DirectionBlock, PerSite, by_site, check_heads, head_shapes
 
 
@@ -81,6 +83,7 @@ class ReplacingSource:
         raise NotImplementedError
 
 
+@known_arguments
 class PatchSource(ReplacingSource):
     """Puts given activations in the place of the model's: another run's (patching), or one everywhere (mean ablation).
 
@@ -184,7 +187,7 @@ class _Values(NamedTuple):
 
 
 def _captured(site: Site, value: Tensor, lengths: Sequence[int] | Tensor | None) -> _Values:
-    own = 2 if site.kind in HEAD_KINDS and site.head is None else 1
+    own, value = 2 if site.kind in HEAD_KINDS and site.head is None else 1, as_vector(value)
     if value.ndim not in (own, own + 2):
         raise UserError(
             f"values of {site} of shape {tuple(value.shape)}",
@@ -206,6 +209,7 @@ def _captured(site: Site, value: Tensor, lengths: Sequence[int] | Tensor | None)
     return _Values(value, skip)
 
 
+@known_arguments
 class ReconstructionSource(ReplacingSource):
     """Puts a dictionary's reconstruction in the place of activations: all of it, or what some features contribute.
 
@@ -236,6 +240,8 @@ class ReconstructionSource(ReplacingSource):
         if with_error and features is None:
             raise UserError("with_error", "all features and the error are the activation itself", "name some features")
         self.dictionaries = by_site(dictionary, site)
+        for found in self.dictionaries.values():
+            check_is_dictionary(found)
         super().__init__({at: found.d_in for at, found in self.dictionaries.items()}, positions, keep_replacements)
         self.features, self.with_error = features, with_error
         for at, found in self.dictionaries.items():

@@ -55,7 +55,7 @@ class DoseResult:
     """Mean negative log-probability of the tokens under the unsteered model, in nats; None if not measured."""
     continuations: list[Continuation]
     control_of: str = ""
-    """The arm whose dose random features have here; empty for all others."""
+    """The arm whose dose random features, or random directions, have here; empty for all others."""
     fluency: Fluency | None = None
     """How ordinary the texts are; None if it was not asked for."""
     score: Interval | None = None
@@ -80,6 +80,8 @@ class SteerResult(Result):
     """Directory of the run, if one was written."""
     steered_with: str = ""
     """What steered, in words; results of earlier versions do not say it."""
+    words: list[str] = field(default_factory=list[str])
+    """What each feature fires on and promotes, as far as it is known."""
     ordinary: OrdinaryText | None = None
     """What the unsteered model's own texts are like, if it was asked for."""
     score_unit: str = ""
@@ -99,7 +101,8 @@ class SteerResult(Result):
 
     @property
     def breaks(self) -> DoseResult | None:
-        """The arm of the smallest dose at which fluency is broken; None where it nowhere is, or was not asked for."""
+        """The arm of the smallest dose at which fewer than half of the texts are ordinary, interval or not; None where
+        there is none, or it was not asked for."""
         arms = sorted(self.steered, key=lambda arm: arm.realised.relative)
         return next((arm for arm in arms if arm.fluency is not None and arm.fluency.broken), None)
 
@@ -107,7 +110,7 @@ class SteerResult(Result):
         """Plain values, without the trace and what was not asked for."""
         found = {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
         for part, names in (
-            (found, ("ordinary", "score_unit")),
+            (found, ("ordinary", "score_unit", "words")),
             *((arm, ("control_of", "fluency", "score")) for arm in found["arms"]),
         ):
             for name in names:
@@ -146,7 +149,8 @@ class SteerResult(Result):
                 f"; ordinary: NLL of a text from {known.low:.2f} to {known.high:.2f}, 4-gram repetition at most "
                 f"{known.repetition:.2f}, as {known.n_own + known.n_neutral} unsteered texts are"
             )
-            caption += f"; fluency breaks at {self.breaks.name}" if self.breaks else "; fluency holds"
+            caption += f"; fluency {f'breaks at {self.breaks.name}' if self.breaks else 'holds'}, over "
+            caption += f"{len(self.prompts)} prompt" + "s" * (len(self.prompts) > 1)
         return Table(columns=columns, rows=self.arms, caption=caption)
 
     def draw(self, ax: Axes) -> None:
@@ -165,7 +169,7 @@ class SteerResult(Result):
 
     def render(self) -> RenderableType:
         """For the terminal: side by side at one dose, a table of doses at several."""
-        parts: list[RenderableType] = [Text(self.headline(), style="bold")]
+        parts: list[RenderableType] = [Text(self.headline(), style="bold"), *map(Text, self.words)]
         several = len(self.unsteered.continuations) > len(self.prompts)
         for places in zip(*(arm.continuations for arm in self.arms), strict=True):
             title = self.prompts[places[0].prompt] + f" (sample {places[0].sample})" * several
@@ -195,4 +199,8 @@ _DOSES = (
     Column("KL total", "kl_total", ".3f"),
     Column("NLL unsteered", "unsteered_nll", ".3f"),
 )
-_FLUENCY = (Column("ordinary texts", "fluency.ordinary", ".2f"), Column("repetition", "fluency.repetition", ".2f"))
+_FLUENCY = (
+    Column("ordinary texts", "fluency.ordinary", ".2f"),
+    Column("repetition", "fluency.repetition", ".2f"),
+    Column("fluency", lambda arm: "broken" if arm.fluency.broken else ""),
+)

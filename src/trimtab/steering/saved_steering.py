@@ -23,11 +23,12 @@ from torch import Tensor
 
 from trimtab.dictionaries import SAE, load_dictionary, save_dictionary
 from trimtab.dictionaries.checked_weights import read_safetensors
+from trimtab.dictionaries.meanings import describe_features
 from trimtab.errors import UserError, did_you_mean
 from trimtab.lm import AppliedEdits, LanguageModel, PositionRule, Site, applied, site_width
 from trimtab.lm.model import check_is_model
 from trimtab.lm.weight_hashes import precision_name, weight_hash
-from trimtab.runs import atomic_path, json_safe, part_of, read_json, read_typed, write_json
+from trimtab.runs import as_path, atomic_directory, atomic_path, json_safe, part_of, read_json, read_typed, write_json
 from trimtab.runs.results import Result
 from trimtab.runs.tables import INTERVAL, NUMBER, Column, Table, in_short
 from trimtab.steering.direction_table import DirectionTable
@@ -108,6 +109,9 @@ class Steering(SteeringFacts, Result):
                 of the SAE.
         """
         check_is_model(model)
+        if wrong := [one for one in evidence if not isinstance(one, Evidence)]:
+            hint = "give trimtab.steering.Evidence(name=…, value=…)"
+            raise UserError(f"the {type(wrong[0]).__name__} among the evidence", "it is no Evidence", hint)
         if not isinstance(source, StaticSource):
             why = "it decides anew at each token, and only what is constant can be saved"
             raise UserError(f"the {type(source).__name__} that is to be saved", why, "give a StaticSource")
@@ -124,9 +128,10 @@ class Steering(SteeringFacts, Result):
                 most[name] = table.max_activation[ids].float().cpu().contiguous()
             if isinstance(sae, SAE) and source.operation not in OF_DIRECTIONS:
                 codes[name] = sae.part(ids.tolist()).cpu()
-            about_sae = (
-                {} if sae is None else {"feature": tuple(ids.tolist()), "sae": sae.name, "sae_hash": sae.fingerprint}
-            )
+            about_sae = {} if sae is None else {
+                "feature": tuple(ids.tolist()), "sae": sae.name, "sae_hash": sae.fingerprint,
+                "words": tuple(map(str, describe_features(model, sae, ids.tolist()))),
+            }  # fmt: skip
             parts.append(SteeringPart(site=name, dose=tuple(dose.tolist()), norm=(norms or {}).get(name), **about_sae))
         return cls(
             model=SteeredModel.of(model),
@@ -203,6 +208,7 @@ class Steering(SteeringFacts, Result):
             model: the model.
             any_model: accept other weights, where the model has the sites and their widths agree.
         """
+        check_is_model(model)
         for part in self.parts:
             width, own = self.directions[part.site].shape[1], site_width(model, model.site(part.site))
             if width != own:
@@ -239,18 +245,19 @@ class Steering(SteeringFacts, Result):
             yield edits
 
     def save(self, path: Path | str) -> Path:
-        """Write the directory; `steering.json` comes last, so that what is cut short is no steering.
+        """Write the directory, which appears whole.
 
         Raises:
-            UserError: there is a steering already, or the disk refuses.
+            UserError: there is something at the path, or the disk refuses.
         """
         final = check_free(path)
         tensors = {**self.directions, **{f"{site}{MOST}": values for site, values in self.max_activation.items()}}
-        with atomic_path(final / DIRECTIONS) as partial:
-            save_file({name: values.contiguous() for name, values in tensors.items()}, partial)
-        for site, sae in self.codes.items():
-            save_dictionary(sae, final / site)
-        write_json(final / FILE, self.facts)
+        with atomic_directory(final) as partial:
+            with atomic_path(partial / DIRECTIONS) as file:
+                save_file({name: values.contiguous() for name, values in tensors.items()}, file)
+            for site, sae in self.codes.items():
+                save_dictionary(sae, partial / site)
+            write_json(partial / FILE, self.facts)
         return final
 
     @property
@@ -273,6 +280,7 @@ class Steering(SteeringFacts, Result):
                 "site": part.site,
                 "direction": f"feature {part.feature[i]}" if part.feature else f"vector {i}",
                 "dose": dose if has_dose else None,
+                "words": part.words[i] if part.words else "",
                 "norm": part.norm,
                 "sae": part.sae,
             }
@@ -283,6 +291,7 @@ class Steering(SteeringFacts, Result):
             Column("site", "site", whole=True),
             Column("direction", "direction"),
             Column("dose", "dose", NUMBER),
+            *[Column("reads and writes", "words", spare=2)] * any(part.words for part in self.parts),
             Column("typical ‖x‖", "norm", NUMBER),
             Column("SAE", "sae", spare=1),
         ]
@@ -302,9 +311,9 @@ class Steering(SteeringFacts, Result):
 
 
 def check_free(path: Path | str) -> Path:
-    """A path that a steering may be saved at. Raises a `UserError` if there is one, or a file, already."""
-    final = Path(path)
-    if (final / FILE).exists() or (final.exists() and not final.is_dir()):
+    """A path that a steering may be saved at. Raises a `UserError` unless nothing is there, or an empty directory."""
+    final = as_path(path, "the steering's directory")
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"steering {final}", "it is there already", "choose another directory")
     return final
 
@@ -319,7 +328,7 @@ def load(path: Path | str) -> Steering:
         UserError: there is none, it is of another version, damaged, or says what cannot be done. The message names the
             file, and the field or site.
     """
-    directory = Path(path)
+    directory = as_path(path, "the steering")
     if not (directory / FILE).exists() and (directory / WITHIN / FILE).exists():
         directory = directory / WITHIN
     file = directory / FILE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +15,8 @@ from trimtab.errors import UserError, check_one_of
 from trimtab.lm import DecodeStart, Edit, EditRequest, LanguageModel, PositionRule, Site, edit_delta
 from trimtab.lm.layouts import head_count
 from trimtab.lm.sites import HEAD_KINDS
-from trimtab.runs import plain, whole_numbers
-from trimtab.steering.direction_table import DirectionTable
+from trimtab.runs import known_arguments, plain, whole_numbers
+from trimtab.steering.direction_table import DirectionTable, as_vector
 from trimtab.steering.doses import DEFAULT_DOSE, DEFAULT_UNIT, check_doses, check_unit
 from trimtab.steering.operations import Slots, operation_named
 
@@ -52,6 +52,7 @@ class SourceOptions(TypedDict, total=False):
     combine: str
 
 
+@known_arguments
 class DirectionSource:
     """What all sources with tables of directions share. Subclasses implement `pick`.
 
@@ -312,20 +313,6 @@ class VectorSource(StaticSource):
         super().start(start)
 
 
-def as_vector(given: Any) -> Tensor:
-    """What is given as a vector, as a tensor.
-
-    Raises:
-        UserError: it is no array of numbers.
-    """
-    try:
-        return torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        what = f"the {type(given).__name__} that is to steer"
-        hint = "give what trimtab.load_sae returns, a vector, several, one of these by site, or a source"
-        raise UserError(what, "it is neither a dictionary nor numbers", hint) from None
-
-
 def head_shapes(values: Mapping[Site, Tensor]) -> dict[Site, tuple[int, ...]]:
     """Number and width of the heads where values are cut into all heads of a layer."""
     cut = {site: value for site, value in values.items() if site.kind in HEAD_KINDS and site.head is None}
@@ -368,8 +355,7 @@ def vector_table(
     Raises:
         UserError: the shape does not fit, or a vector is zero or not finite.
     """
-    values = torch.as_tensor(vectors)
-    values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    values = as_vector(vectors)
     if width is None:
         # At all heads of a layer a vector has the shape [heads, head_dim].
         own = 2 if site.kind in HEAD_KINDS and site.head is None and values.ndim > 1 else 1

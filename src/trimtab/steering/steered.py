@@ -98,6 +98,9 @@ def steer(
     if not isinstance(prompts, str | Iterable):
         raise UserError(f"prompts {prompts!r}", "they are no texts", "give one text, or a list")
     given: Any = [prompts] if isinstance(prompts, str) else list(prompts)
+    if decoding is not None and not isinstance(decoding, DecodeConfig):
+        hint = "give trimtab.lm.DecodeConfig(max_new_tokens=…), or its fields to steer itself"
+        raise UserError(f"the {type(decoding).__name__} that is given as decoding", "it is no DecodeConfig", hint)
     decoding = replace(decoding or DecodeConfig(), **tokens)
     plan = plan_steering(chosen, model, directions, given, decoding, keep_length=keep_length, any_model=any_model)
     return steered(plan, model)
@@ -139,7 +142,8 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
             model, decoded, source, plan.decoding, rows=of_arms, pool=plan.pool, exclude=plan.under_test
         )
         rows = [*rows, *(rows[i]._replace(arm=rows[i].arm + len(arms) - 1) for i in of_arms)]
-        arms = [*arms, *(PlannedArm(f"random, {arm.name}", control_of=arm.name) for arm in arms[1:])]
+        kind = " directions" if any(table.dictionary is None for table in plan.pool.values()) else ""
+        arms = [*arms, *(PlannedArm(f"random{kind}, {arm.name}", control_of=arm.name) for arm in arms[1:])]
     effects = None
     if config.kl:
         with Meter("measuring KL", len(rows)) as meter:
@@ -167,6 +171,7 @@ def steered(plan: SteeringPlan, model: LanguageModel, run: str = "") -> SteerRes
         model=model.name,
         site=", ".join(map(str, source.sites)),
         steered_with=plan.steered_with,
+        words=plan.words,
         features=list(config.feature),
         operation=plan.source.operation,
         unit=plan.source.unit,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trimtab.lm import LanguageModel
 from trimtab.lm.weight_hashes import weight_hashes
+from trimtab.runs import known_arguments
 from trimtab.stats import Interval
 
 
@@ -45,10 +46,13 @@ class SteeringPart:
     sae: str = ""
     """What the SAE was loaded by."""
     sae_hash: str = ""
+    words: tuple[str, ...] = ()
+    """What is said of each feature beside its number: what it fires on and what it promotes."""
     norm: float | None = None
     """Typical ‖x‖ of the activations that are edited here, in model units; what a relative dose is a multiple of."""
 
 
+@known_arguments
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """A number that speaks for a steering, or against it."""

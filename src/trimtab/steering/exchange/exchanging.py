@@ -10,6 +10,7 @@ from pathlib import Path
 from trimtab.errors import UserError, did_you_mean
 from trimtab.lm import LanguageModel, PositionRule
 from trimtab.lm.model import check_is_model
+from trimtab.runs import as_path
 from trimtab.runs.results import Result
 from trimtab.runs.tables import NUMBER, Column, Table
 from trimtab.steering.exchange import gguf_file, torch_file
@@ -74,7 +75,10 @@ def export_steering(
     Raises:
         UserError: the name ends in nothing known, there is such a file, or the file cannot hold what the steering does.
     """
-    path = Path(path)
+    if not isinstance(steering, Steering):
+        hint = "give what trimtab.steering.load or Steering.of returns"
+        raise UserError(f"the {type(steering).__name__} that is exported", "it is no Steering", hint)
+    path = as_path(path, "the file")
     write = WRITERS.get(path.suffix)
     if write is None:
         hint = f"end it in {' (llama.cpp) or '.join(WRITERS)} (steering-vectors)"
@@ -114,7 +118,7 @@ def import_steering(
         UserError: the file is damaged, holds something else, or does not fit the model.
     """
     check_is_model(model)
-    path = Path(path)
+    path = as_path(path, "the file")
     if not path.is_file():
         raise UserError(f"file {path}", "there is none", "give a file of another tool")
     if path.suffix not in READ:

@@ -107,7 +107,7 @@ def _norm(part: SteeringPart, norms: float | Mapping[str, float] | None) -> floa
     """The typical ‖x‖ at a site, as given or as the steering states it."""
     given = norms.get(part.site) if isinstance(norms, Mapping) else norms
     norm = part.norm if given is None else given
-    if norm is None or not 0 < norm < math.inf:
+    if not isinstance(norm, int | float) or not 0 < norm < math.inf:
         why = "a vector of other tools has one length, and the typical ‖x‖ that this dose is a share of is not known"
         raise UserError(f"the relative dose at {part.site}", why, "state it, above 0: --norm 120")
     return norm
