@@ -28,8 +28,10 @@ from score_features import MODEL, SITE, MatrixRate, seconds, weights_above
 
 from trimtab.activations.text import sample_text, split_text
 from trimtab.dictionaries import load_dictionary
-from trimtab.finding import Candidate, Texts, exact_scores, first_order, scorer
+from trimtab.finding import Texts, first_order
 from trimtab.finding.passes import LOGITS, batches, run
+from trimtab.finding.scoring import scorer
+from trimtab.finding.steering_edit import Part, SteeringEdit
 from trimtab.lm import PromptCache, load_model
 from trimtab.steering import DirectionTable
 
@@ -51,7 +53,7 @@ def main() -> None:
     examples = Texts(wanted=tuple(texts[::2]), unwanted=tuple(texts[1::2]), text_tokens=TOKENS).examples(model)
     answered, cache, tables = examples.answered, PromptCache(model), {site: DirectionTable.of(sae)}
     scores = scorer(model, examples, [site], cache)
-    candidates = [Candidate(site, i, "+") for i in range(args.exact)]
+    edits = [SteeringEdit((Part(site, i, DOSE),)) for i in range(args.exact)]
 
     @torch.no_grad()
     def forward() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
         first_order(model, {site: sae}, examples, cache=cache)
 
     def exact() -> None:
-        exact_scores(scores, tables, candidates, [DOSE])
+        scores.effects(tables, edits)
 
     weights = list(weights_above(model, site.layer))
     tokens = sum(len(one.answer) for one in answered)

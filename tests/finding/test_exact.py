@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from planted_wishes import (
@@ -19,12 +18,9 @@ from planted_wishes import (
     texts_wish,
     words_wish,
 )  # fmt: skip
-from scipy.stats import spearmanr
 
-from trimtab.finding import exact, passes, steering_edit
-from trimtab.finding.exact import Candidate, agreement, exact_scores, shortlist
+from trimtab.finding import passes, steering_edit
 from trimtab.finding.examples import Examples
-from trimtab.finding.first_order import first_order
 from trimtab.finding.scoring import scorer
 from trimtab.finding.steering_edit import Part, SteeringEdit
 from trimtab.lm import Site
@@ -137,27 +133,18 @@ def test_a_mistake_in_the_passes_shows(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_planted_feature_is_first_by_exact_score(ground: Ground, kind: str) -> None:
     examples = KINDS[kind](8).examples(ground.model)
-    candidates = [Candidate(site, i, sign) for site in SITES for i in range(N_FEATURES) for sign in ("+", "-")]
-    found = exact_scores(scorer(ground.model, examples, SITES), tables(ground), candidates, (0.4,))
-    assert candidates[int(found.mean[:, 0].argmax())] == Candidate(SITE, UP_FEATURE, "-")
+    edits = [SteeringEdit((Part(site, i, d),)) for site in SITES for i in range(N_FEATURES) for d in (0.4, -0.4)]
+    found = scorer(ground.model, examples, SITES).effects(tables(ground), edits)
+    assert edits[int(found.mean(1).argmax())].parts == (Part(SITE, UP_FEATURE, -0.4),)
 
 
-def test_the_stages_agree(ground: Ground) -> None:
-    model, saes = ground
-    examples, at = contrast_wish(8).examples(model), tables(ground)
-    effects = first_order(model, saes, examples)
-    listed = shortlist(effects, at, per_site=6, seed=0)
-    assert {origin for _, origin in listed} == {"gradient", "random"}
-    assert {c.site for c, _ in listed} == set(SITES)
-    candidates = [candidate for candidate, _ in listed]
-    assert Candidate(SITE, UP_FEATURE, "-") in candidates
-    assert Candidate(SITE, HELD_FEATURE, "removed") in candidates
-    found = exact_scores(scorer(model, examples, SITES), at, candidates, (0.01, 0.4))
-    small, large = agreement(found, effects, seed=0)
-    reference: Any = spearmanr([c.first_order(effects, 0.01) for c in candidates], found.mean[:, 0])
-    assert small.spearman.estimate == pytest.approx(reference.statistic)
-    assert small.spearman.estimate > 0.9
-    assert small.spearman.low > 0.7  # removals are no small edits
-    assert large.spearman.n == len(candidates)
-    assert np.isfinite(large.spearman.low)
-    assert exact.ExactScores(candidates, (0.01, 0.4), found.effects).intervals(0, 0)[1].n == len(examples)
+def test_the_dose_of_several_directions_is_that_of_their_sum(ground: Ground) -> None:
+    at = tables(ground)
+    parts = [Part(SITE, 2, 0.3), Part(SITE, 9, -0.2), Part(SITES[0], 1, 0.5)]
+    edit = SteeringEdit.joint(parts, at).at_dose(0.7)
+    sums = [sum(p.dose * at[site].rows[p.row] for p in edit.parts if p.site == site) for site in edit.sites]
+    assert torch.stack([torch.as_tensor(each).norm() for each in sums]).norm() == pytest.approx(0.7, rel=1e-5)
+    assert edit.scaled(2).dose == pytest.approx(1.4)
+    assert [p.dose / q.dose for p, q in zip(edit.parts, parts, strict=True)] == pytest.approx(
+        [edit.parts[0].dose / 0.3] * 3
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from planted_choice import PUSHING, SITE, Letters, letters_setup
 
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
+from trimtab.finding import Contrast, find
 from trimtab.lm import LanguageModel
 from trimtab.policies import found_features
 from trimtab.policies.config import PolicyConfig
@@ -62,7 +63,7 @@ def test_a_mutation_is_noticed(
     real = found_features.first_order
 
     def without_sign(*given: Any, **more: Any) -> Any:
-        return {site: type(one)(**{**vars(one), "add": one.add.abs()}) for site, one in real(*given, **more).items()}
+        return {site: replace(one, add=one.add.abs()) for site, one in real(*given, **more).items()}
 
     monkeypatch.setattr(found_features, "first_order", without_sign)
     with pytest.raises((AssertionError, UserError)):
@@ -79,31 +80,43 @@ def test_a_saved_steering_says_which(choice: LanguageModel, choice_dictionary: S
     assert down.mask_features == (20,)
 
 
-def write_find(path: Path, sae: Standard, rows: list[dict[str, Any]], command: str = "find") -> Path:
-    with Run.open(path, command, {}) as run:
-        run.record(hashes={"model": "x", f"dictionary.{SITE}": sae.fingerprint})
-        run.finish({"features": rows})
-    return path
+def letters_wish(answers: tuple[str, str], n: int = 24) -> Contrast:
+    """One letter rather than the other, behind strings that are all different."""
+    rows = [
+        {"prompt": f"{i:05b}".replace("0", "a").replace("1", "b"), "wanted": answers[0], "unwanted": answers[1]}
+        for i in range(n)
+    ]
+    return Contrast(rows=tuple(rows))
 
 
-def scored(feature: int, sign: str, effect: float, origin: str = "gradient", site: str = SITE) -> dict[str, Any]:
-    return {
-        "site": site, "feature": feature, "sign": sign, "origin": origin,
-        "writes": [{"estimate": effect / 2}, {"estimate": effect}],
-    }  # fmt: skip
+SMALL: dict[str, Any] = {
+    "examples": (8, 6, 8), "n_neutral": (2, 2), "max_new_tokens": 4, "way": (), "set_size": 1, "budget": "none",
+}  # fmt: skip
 
 
 def test_a_run_of_find_says_which(choice: LanguageModel, choice_dictionary: Standard, tmp_path: Path) -> None:
+    found = find(choice, choice_dictionary, letters_wish(("Y", "N")), run=tmp_path / "find", **SMALL)
+    assert found.yes
+    (ranked,) = found.ranked
+    up = [i for i, value in zip(ranked.feature, ranked.certainty, strict=True) if value > 0]
+    down = [i for i, value in zip(ranked.feature, ranked.certainty, strict=True) if value < 0]
+    assert set(up[: len(PUSHING)]) == set(PUSHING)
+    setup = letters_setup(choice, choice_dictionary, mask="found", found=tmp_path / "find", mask_features=3)
+    assert setup.mask_features == tuple(up[:3])
+    other = letters_setup(choice, choice_dictionary, mask="found", found=tmp_path / "find", mask_features=3, dose=-0.5)
+    assert other.mask_features == tuple(down[:3])
+
+
+def test_a_run_whose_answer_is_no_is_refused(
+    choice: LanguageModel, choice_dictionary: Standard, tmp_path: Path
+) -> None:
     rows = [
-        scored(4, "+", 0.3), scored(7, "+", 0.8), scored(8, "-", 0.9), scored(9, "removed", 0.9),
-        scored(10, "+", 2.0, "random"), scored(11, "+", 2.0, site="resid_post.2"), scored(12, "+", -0.1),
-    ]  # fmt: skip
-    run = write_find(tmp_path / "find", choice_dictionary, rows)
-    assert json.loads((run / "run.json").read_text())["results"]["features"]
-    setup = letters_setup(choice, choice_dictionary, mask="found", found=run)
-    assert setup.mask_features == (7, 4)
-    down = letters_setup(choice, choice_dictionary, mask="found", found=run, dose=-0.5)
-    assert down.mask_features == (8,)
+        {**row, "wanted": row["unwanted"], "unwanted": row["wanted"]} if i % 2 else row
+        for i, row in enumerate(letters_wish(("c", "d"), 24).rows)
+    ]
+    assert not find(choice, choice_dictionary, Contrast(rows=tuple(rows)), run=tmp_path / "no", **SMALL).yes
+    with pytest.raises(UserError, match="its answer is no: no feature is shown to serve the wish"):
+        letters_setup(choice, choice_dictionary, mask="found", found=tmp_path / "no")
 
 
 def test_bad_input_is_named(choice: LanguageModel, choice_dictionary: Standard, tmp_path: Path) -> None:
@@ -119,10 +132,12 @@ def test_bad_input_is_named(choice: LanguageModel, choice_dictionary: Standard, 
     assert "its operation is ablate; a policy adds features" in message(found=tmp_path / "removed")
     Steering.of(choice, StaticSource(choice_dictionary, 3, 0.4)).save(tmp_path / "up")
     assert "helps with a negative dose; give another --found" in message(found=tmp_path / "up", dose=-0.4)
-    write_find(tmp_path / "other", choice_dictionary, [], "rank")
+    with Run.open(tmp_path / "other", "rank", {}) as run:
+        run.finish({})
     assert "it is no finished run of find" in message(found=tmp_path / "other")
     other = Standard(*(getattr(choice_dictionary, name) + 1 for name in Standard.shapes))
-    assert "it did not search this SAE at resid_post.3" in message(found=write_find(tmp_path / "old", other, []))
+    find(choice, {SITE: other}, letters_wish(("Y", "N")), run=tmp_path / "old", **SMALL)
+    assert "it did not search this SAE at resid_post.3" in message(found=tmp_path / "old")
     with pytest.raises(UserError, match="--found x: the mask is accumulated; give --mask found, too"):
         PolicyConfig(task="ioi", found=Path("x"))
     with pytest.raises(UserError, match="mask found: headroom is measured before anything is found"):

@@ -1,26 +1,30 @@
-"""The one choice that every way of steering goes through: candidates by their exact effects, on examples for choosing.
+"""The one choice that every way of steering goes through, all ways side by side: by exact effects, within a price.
 
-All candidates are tried at the middle dose, the best few at every dose; of what the budget allows the strongest is
-taken, ties going to the smaller dose. Where the smallest dose is too dear already, it is lowered until it is not.
+All candidates are screened on some of the choice's examples, each at the dose that the budget about allows, from one
+measurement of its price and the square law that divergence follows for small doses. The best of each way are tried on
+all of them at the largest dose within the budget, found by measuring; the best of these at the grid's next smaller
+dose, too, and what is strongest is taken. Without a budget it is the middle dose of the grid first, then all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.control.dose_search import match_kls
-from trimtab.errors import UserError
 from trimtab.finding.ground import Ground
-from trimtab.finding.steering_edit import SteeringEdit, Tables
-from trimtab.steering import StaticSource
+from trimtab.finding.steering_edit import SteeringEdit
 
 LEFT = 2
-"""Candidates that are tried at every dose."""
+"""Candidates of each way that are tried on all examples."""
+USED = 0.9
+"""Share of the budget that is aimed at."""
+TOLERANCE = 0.1
+_NONE = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +32,6 @@ class Choice:
     """What a way of steering chose."""
 
     edit: SteeringEdit
-    tables: Tables
     effects: Float[Tensor, " X"]
     """On the examples it was chosen on; too good, as the best of several."""
     kl: float
@@ -36,61 +39,83 @@ class Choice:
     tried: int
     """Candidates."""
 
-    @property
-    def source(self) -> StaticSource:
-        """What steers with it."""
-        return self.edit.source(self.tables)
 
-
-def choose(ground: Ground, candidates: Sequence[SteeringEdit], tables: Tables | None = None) -> Choice:
-    """Choose an edit and its dose.
+def choose(ground: Ground, ways: Mapping[str, Sequence[SteeringEdit]]) -> dict[str, Choice]:
+    """Choose an edit and its dose for each way.
 
     Args:
         ground: what is searched.
-        candidates: edits of any dose.
-        tables: of their directions, if they are not the features'.
-
-    Raises:
-        UserError: there is no candidate, or none within the budget whose dose could be lowered.
+        ways: candidates of any dose; a way of which nothing is within the budget has no choice.
     """
-    if not candidates:
-        raise UserError("the candidates", "there is none", "give other examples, or another SAE")
-    doses = ground.options.dose
-    middle = [_at(one, doses[(len(doses) - 1) // 2]) for one in candidates]
-    means = ground.effects("choice", middle, tables).mean(1)
-    left = [candidates[i] for i in means.argsort(descending=True, stable=True)[:LEFT].tolist()]
-    trials = list(dict.fromkeys(_at(one, dose) for one in left for dose in doses))
-    trials.sort(key=lambda edit: edit.dose)
-    effects, kl = ground.effects("choice", trials, tables), ground.kl("choice", trials, tables).mean(1)
-    within = kl <= ground.options.most_kl
-    if bool(within.any()):
-        best = int(torch.where(within, effects.mean(1), -torch.inf).argmax())
-        edit = trials[best]
-    else:
-        lowered = _lowered(ground, left, tables)
-        effects = ground.effects("choice", lowered, tables)
-        kl = ground.kl("choice", lowered, tables).mean(1)
-        best = int(effects.mean(1).argmax())
-        edit = lowered[best]
-    return Choice(
-        edit=edit, tables=tables or ground.tables, effects=effects[best], kl=float(kl[best]), tried=len(candidates)
-    )  # fmt: skip
+    every = list(dict.fromkeys(edit for candidates in ways.values() for edit in candidates))
+    full = dict(zip(every, affordable(ground, every), strict=True))
+    means = dict(zip(every, ground.effects("screening", list(full.values())).mean(1).tolist(), strict=True))
+    left = {
+        name: sorted(dict.fromkeys(candidates), key=lambda edit: -means[edit])[:LEFT]
+        for name, candidates in ways.items()
+    }
+    largest = _largest(ground, {edit: full[edit] for candidates in left.values() for edit in candidates})
+    effects = _within(ground, list(largest.values()))
+    best = {name: max(edits, key=lambda e: effects.get(largest[e], _NONE)[0]) for name, edits in left.items() if edits}
+    free, doses = math.isinf(ground.options.most_kl), ground.options.dose
+    others = {
+        name: [edit.at_dose(dose) for dose in doses if free or dose < 0.9 * largest[edit].dose][0 if free else -1 :]
+        for name, edit in best.items()
+    }
+    effects |= _within(ground, [edit for edits in others.values() for edit in edits])
+    found: dict[str, Choice] = {}
+    for name, edits in others.items():
+        trials = [edit for edit in (largest[best[name]], *edits) if edit in effects]
+        if trials:
+            edit = max(trials, key=lambda trial: effects[trial][0])
+            found[name] = Choice(
+                edit=edit, effects=ground.effects("choice", [edit])[0], kl=effects[edit][1],
+                tried=len(dict.fromkeys(ways[name])),
+            )  # fmt: skip
+    return found
 
 
-def _lowered(ground: Ground, left: Sequence[SteeringEdit], tables: Tables | None) -> list[SteeringEdit]:
-    """The best candidates with their doses lowered into the budget."""
-    options = ground.options
-    dosed = [_at(one, options.dose[0]) for one in left if one.operation == "add"]
-    if not dosed:
-        raise UserError(f"budget {options.budget}", "removing these features costs more", "raise it")
+def _within(ground: Ground, edits: Sequence[SteeringEdit]) -> dict[SteeringEdit, tuple[float, float]]:
+    """Mean effects and prices of those edits that the budget allows."""
+    if not edits:
+        return {}
+    prices = dict(zip(edits, ground.kl("choice", edits).mean(1).tolist(), strict=True))
+    allowed = [edit for edit, kl in prices.items() if kl <= ground.options.most_kl]
+    means = ground.effects("choice", allowed).mean(1).tolist() if allowed else []
+    return {edit: (mean, prices[edit]) for edit, mean in zip(allowed, means, strict=True)}
+
+
+def affordable(ground: Ground, edits: Sequence[SteeringEdit]) -> list[SteeringEdit]:
+    """Edits at the doses that the budget about allows; at the middle one of the grid without a budget."""
+    doses, most = ground.options.dose, ground.options.most_kl
+    middle = [edit.at_dose(doses[(len(doses) - 1) // 2]) for edit in edits]
+    if not edits or math.isinf(most):
+        return middle
+    kls = ground.kl("choice", middle).mean(1).tolist()
+    return [
+        edit.at_dose(min(edit.dose * math.sqrt(USED * most / max(kl, 1e-9)), doses[-1])) if edit.dose else edit
+        for edit, kl in zip(middle, kls, strict=True)
+    ]
+
+
+def _largest(ground: Ground, full: Mapping[SteeringEdit, SteeringEdit]) -> dict[SteeringEdit, SteeringEdit]:
+    """Each candidate at the largest dose that the budget allows, at most the grid's; removals as they are."""
+    if math.isinf(ground.options.most_kl):
+        return dict(full)
+    dosed = [edit for edit in full if edit.operation == "add"]
+    return {**full, **dict(zip(dosed, _lowered(ground, [full[edit] for edit in dosed]), strict=True))}
+
+
+def _lowered(ground: Ground, edits: Sequence[SteeringEdit]) -> list[SteeringEdit]:
+    """Edits at the largest dose that the budget allows, at most the grid's."""
+    most, top = ground.options.most_kl, ground.options.dose[-1]
+
+    def at(edit: SteeringEdit, scale: float) -> SteeringEdit:
+        return edit.at_dose(min(scale * edit.dose, top))
 
     def kl(scales: list[float]) -> list[float]:
-        edits = [edit.scaled(scale) for edit, scale in zip(dosed, scales, strict=True)]
-        return ground.kl("choice", edits, tables).mean(1).tolist()
+        return ground.kl("choice", [at(e, s) for e, s in zip(edits, scales, strict=True)]).mean(1).tolist()
 
-    found = match_kls(kl, [0.95 * options.most_kl] * len(dosed), tolerance=0.05)
-    return [edit.scaled(match.scale) for edit, match in zip(dosed, found, strict=True)]
-
-
-def _at(edit: SteeringEdit, dose: float) -> SteeringEdit:
-    return edit if edit.operation == "ablate" else edit.at_dose(dose)
+    found = match_kls(kl, [USED * most] * len(edits), tolerance=TOLERANCE, tries=4) if edits else []
+    over = [math.sqrt(USED * most / match.reached) if match.reached > most else 1.0 for match in found]
+    return [at(edit, match.scale * less) for edit, match, less in zip(edits, found, over, strict=True)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from trimtab.dictionaries import Dictionary
 from trimtab.dictionaries.base import check_is_dictionary
@@ -14,11 +14,11 @@ from trimtab.dictionaries.meanings import FeatureWords
 from trimtab.errors import UserError
 from trimtab.finding.examples import LEAST, SPLITS, Examples, divide
 from trimtab.finding.ground import Ground
-from trimtab.finding.kept import KeptChoice, KeptChoices, KeptEdit, KeptScores
 from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.finding.options import FindOptions
 from trimtab.finding.result import FOUND, Found, FoundFacts
 from trimtab.finding.search import Search
+from trimtab.finding.steering_edit import Part, SteeringEdit
 from trimtab.finding.taken_away import steering_of
 from trimtab.finding.wishes import Want, Wish, WrittenPair
 from trimtab.lm import LanguageModel, Site
@@ -39,13 +39,17 @@ from trimtab.runs import (
 )  # fmt: skip
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.selection.ranking import dictionary_site
+from trimtab.steering import DirectionTable
 from trimtab.steering.saved_steering import WITHIN
 
 COMMAND = "find"
-WRITTEN, SCORES, CHOICES = "written.json", "scores.json", "choices.json"
-"""Of a run: texts that the model wrote for a wish, what was scored, and what every way chose."""
+WRITTEN = "written.json"
+"""Of a run: texts that the model wrote for a wish."""
+SCREEN = 12
+"""Examples, of those to choose on, that all candidates are screened on."""
+FEW = 32
+"""Examples to take gradients on below which their ranking is mostly noise, which is said."""
 Saes = Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary]
-_T = TypeVar("_T")
 
 
 def find(
@@ -97,7 +101,7 @@ def find_in(
     prompts: Mapping[str, Sequence[str]],
     options: FindOptions,
 ) -> Found:
-    """`find` in a run that is open; what it holds is read back instead of computed."""
+    """`find` in a run that is open, or what it came to if it is done."""
     neutral = {"choice": prompts["validation"], "report": prompts["held_out"]}
     for (name, texts), n in zip(neutral.items(), options.n_neutral, strict=True):
         if len(texts) < n:
@@ -109,31 +113,27 @@ def find_in(
     with Meter("finding") as meter:
         began = time.perf_counter()
         if isinstance(wish, Want):
-            meter.describe("writing texts for the wish")
-            asked = wish
-            pairs = _kept(run, WRITTEN, tuple[WrittenPair, ...], lambda: asked.pairs_by(model, meter.advance))
-            wish = replace(wish, written=pairs)
-        ground = Ground(
-            model=model, saes=saes, splits=divide(_noted(wish.examples(model), options), options.examples),
-            neutral_prompts={name: neutral[name][:n] for name, n in zip(neutral, options.n_neutral, strict=True)},
-            options=options, meter=meter,
-        )  # fmt: skip
-        ids = {name: [one.id for one in split.examples] for name, split in ground.splits.items()}
+            wish = replace(wish, written=_written(run, wish, model, meter))
+        examples = wish.examples(model)
+        splits = divide(_noted(examples, options), options.examples)
+        ids = {name: [one.id for one in split.examples] for name, split in splits.items()}
         run.record(hashes={"examples": text_id(" ".join(id_ for split in ids.values() for id_ in split))})
         if not run.done:
+            splits["screening"] = splits["choice"].take(range(min(SCREEN, len(splits["choice"]))))
+            ground = Ground(
+                model=model, saes=saes, splits=splits, options=options, meter=meter,
+                neutral_prompts={name: neutral[name][:n] for name, n in zip(neutral, options.n_neutral, strict=True)},
+            )  # fmt: skip
             run.record(splits=ids)
-        search = Search(ground=ground, seconds={"examples": round(time.perf_counter() - began, 2)})
-        scores = _kept(run, SCORES, KeptScores, lambda: _scores(search))
-        choices = _kept(run, CHOICES, KeptChoices, lambda: _choices(search, scores))
-        restored = choices.by_name(ground)
-        if not run.done:
-            search.seconds, search.missing = {**choices.seconds}, {**choices.missing}
+            search = Search(ground=ground, seconds={"examples": round(time.perf_counter() - began, 2)})
+            choices = search.choices()
             run.open_split("report", ids["report"])
-            facts = search.report(restored, scores.features, scores.agreement)
+            facts = search.report(choices)
             run.record(features={one: list(words.promotes) for one, words in _named(facts, len(saes))})
             run.finish(facts)
-        facts = read_typed(FoundFacts, run.results, f"run {run.path}")
-    found = Found(**{f.name: getattr(facts, f.name) for f in fields(FoundFacts)}, source=restored[FOUND].source)  # type: ignore[union-attr]
+    facts = read_typed(FoundFacts, run.results, f"run {run.path}")
+    source = _edit_of(facts).source({site: DirectionTable.of(sae) for site, sae in saes.items()})
+    found = Found(**{f.name: getattr(facts, f.name) for f in fields(FoundFacts)}, source=source)
     if not run.file(WITHIN).exists():
         try:
             steering_of(found, model, prompts["held_out"]).save(run.file(WITHIN))
@@ -145,13 +145,31 @@ def find_in(
     return replace(found, run=run.path)
 
 
+def _written(run: Run, wish: Want, model: LanguageModel, meter: Meter) -> tuple[WrittenPair, ...]:
+    """Texts of a wish in words, which a run keeps."""
+    file = run.file(WRITTEN)
+    if not file.exists():
+        meter.describe("writing texts for the wish")
+        write_json(file, json_safe(wish.pairs_by(model, meter.advance)))
+    return read_typed(tuple[WrittenPair, ...], read_json(file), str(file))
+
+
+def _edit_of(facts: FoundFacts) -> SteeringEdit:
+    """What was found, as an edit by features."""
+    (found,) = [way for way in facts.ways if way.name == FOUND]
+    parts = tuple(Part(Site.parse(part.site), part.feature or 0, part.dose) for part in found.parts)
+    return SteeringEdit(parts, "ablate" if found.operation == "ablate" else "add")
+
+
 def _noted(examples: Examples, options: FindOptions) -> Examples:
-    """Examples that say how many of them are used, if not all are."""
-    used = sum(options.examples)
-    if len(examples) <= used:
-        return examples
-    note = f"{used} of {len(examples)} examples are used at most, which the option examples raises"
-    return replace(examples, notes=(*examples.notes, note))
+    """Examples that say how many of them are used, if not all are, and whether they are few."""
+    used, notes = sum(options.examples), list(examples.notes)
+    if len(examples) > used:
+        notes.append(f"{used} of {len(examples)} examples are used at most, which the option examples raises")
+    candidates = min(options.examples[0], round(len(examples) * options.examples[0] / used))
+    if candidates < FEW:
+        notes.append(f"gradients are of {candidates} examples; below {FEW} their ranking is mostly noise")
+    return replace(examples, notes=tuple(notes))
 
 
 def described(wish: Wish) -> dict[str, Any]:
@@ -193,22 +211,3 @@ def _named(facts: FoundFacts, saes: int) -> Iterator[tuple[str, FeatureWords]]:
         for part in way.parts:
             if part.feature is not None and part.words is not None:
                 yield (f"{part.site}:{part.feature}" if saes > 1 else str(part.feature)), part.words
-
-
-def _kept(run: Run, name: str, kind: type[_T], make: Callable[[], _T]) -> _T:
-    """A file of a run, made unless it is there."""
-    file = run.file(name)
-    if not file.exists():
-        write_json(file, json_safe(make()))
-    return read_typed(kind, read_json(file), str(file))
-
-
-def _scores(search: Search) -> KeptScores:
-    singles, features, agreement = search.score()
-    return KeptScores(singles=tuple(map(KeptEdit.of, singles)), features=features, agreement=agreement)
-
-
-def _choices(search: Search, scores: KeptScores) -> KeptChoices:
-    found = search.choices([one.edit for one in scores.singles])
-    kept = tuple(KeptChoice.of(name, one, search.ground) for name, one in found.items())
-    return KeptChoices(choices=kept, missing=search.missing, seconds=search.seconds)

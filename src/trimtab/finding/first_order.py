@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
@@ -24,6 +24,8 @@ from trimtab.lm import LanguageModel, PromptCache, RowDelta, Site, edited
 
 GRADIENT_WEIGHT = 3
 """How many times the logits of a pass are held for its gradients."""
+FEATURES = 1 << 16
+"""Whose effects on all examples are held at once."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,6 +34,8 @@ class FirstOrder:
 
     add: Float[Tensor, " n"]
     """Mean change of the score per unit of relative dose; the other sign has the opposite one."""
+    error: Float[Tensor, " n"]
+    """Its standard error over examples; NaN of one example."""
     remove: Float[Tensor, " n"]
     """Mean change of the score if the feature is removed where it fires; 0 where it never does."""
     reads: Float[Tensor, " n"]
@@ -42,6 +46,12 @@ class FirstOrder:
     """Mean over examples of Σ_p ‖x_p‖ g_p: where a vector of equal dose would do most."""
     difference: Float[Tensor, " d"]
     """Mean activation vector on wanted answers' tokens minus that on unwanted ones; NaN if there are none of a kind."""
+
+    @property
+    def certainty(self) -> Float[Tensor, " n"]:
+        """`add` in units of its standard error, to which the median feature's is added: a feature whose error is small
+        by chance is not put first (as in Tusher et al. 2001)."""
+        return self.add / (self.error + self.error.median())
 
 
 def first_order(
@@ -79,7 +89,7 @@ def first_order(
         found.see([examples.examples[i] for i in part])
         if progress is not None:
             progress(len(part))
-    return {site: sums.found(len(examples)) for site, sums in found.sums.items()}
+    return {site: sums.found() for site, sums in found.sums.items()}
 
 
 class _Pass:
@@ -107,11 +117,12 @@ class _Pass:
             check_finite(score, "scores")
             leaves = {site: leaf for site, (leaf, _) in self._leaves.items()}
             *gradients, weights = torch.autograd.grad(score.sum(), [*leaves.values(), logp])
+        example = torch.tensor([i for i, example in enumerate(part) for _ in example.answered], device=model.device)
         lengths = torch.tensor([len(one.answer) for one in answered], device=model.device)
         time = torch.arange(logits.shape[1], device=model.device)
         decides, reads = time < lengths[:, None], (time > 0) & (time <= lengths[:, None])
         for site, g in zip(leaves, gradients, strict=True):
-            self.sums[site].see(self._leaves[site][1], g, decides, reads, weights)
+            self.sums[site].see(self._leaves[site][1], g, decides, reads, weights, example)
 
     @contextmanager
     def _watched(self, fed: Sequence[Answered]) -> Iterator[None]:
@@ -142,7 +153,7 @@ class _Sums:
     def __init__(self, sae: Dictionary) -> None:
         self.sae = sae
         device, dtype = sae.W_dec.device, sae.W_dec.dtype
-        self.gradient = torch.zeros(sae.d_in, device=device, dtype=dtype)
+        self.gradients: list[Tensor] = []
         self.remove = torch.zeros(sae.n_features, device=device, dtype=dtype)
         self.codes: list[Tensor] = []
         self.means: list[Tensor] = []
@@ -150,12 +161,13 @@ class _Sums:
 
     def see(
         self, x: Float[Tensor, "R A d"], g: Float[Tensor, "R A d"], decides: Bool[Tensor, "R A"],
-        reads: Bool[Tensor, "R A"], weights: Float[Tensor, " R"],
+        reads: Bool[Tensor, "R A"], weights: Float[Tensor, " R"], example: Int[Tensor, " R"],
     ) -> None:  # fmt: skip
-        """Take in activations and gradients of some answers, and how much each is wanted."""
-        x, g = x.to(self.gradient), g.to(self.gradient)
+        """Take in activations and gradients of some answers, how much each is wanted, and of which example it is."""
+        x, g = x.to(self.remove), g.to(self.remove)
         g = g * decides[..., None]
-        self.gradient += (x.norm(dim=-1, keepdim=True) * g).sum((0, 1))
+        gradient = g.new_zeros(int(example[-1]) + 1, g.shape[-1])
+        self.gradients.append(gradient.index_add_(0, example, (x.norm(dim=-1, keepdim=True) * g).sum(1)))
         share = reads / reads.sum(1, keepdim=True)
         self.means.append((share.to(x.dtype)[..., None] * x).sum(1).cpu())
         self.codes.append(self._codes(x.flatten(0, 1), g.flatten(0, 1), share.to(x.dtype)).cpu())
@@ -178,14 +190,18 @@ class _Sums:
         found.view(-1).index_add_(0, place.flatten(), (share.flatten()[:, None] * codes.values).flatten())
         return found
 
-    def found(self, examples: int) -> FirstOrder:
+    def found(self) -> FirstOrder:
         """Means over examples, and differences between what is wanted and what is not."""
         codes, means, weights = (torch.cat(parts) for parts in (self.codes, self.means, self.weights))
         wanted, unwanted = weights > 0, weights < 0
+        gradient = torch.cat(self.gradients)  # [X, d]
+        effects = (gradient @ rows.T for rows in self.sae.directions.split(FEATURES))
+        add, deviation = (torch.cat(each) for each in zip(*((e.mean(0), e.std(0)) for e in effects), strict=True))
         return FirstOrder(
-            add=(self.sae.directions @ self.gradient / examples).cpu(),
-            remove=(self.remove / examples).cpu(),
-            gradient=(self.gradient / examples).cpu(),
+            add=add.cpu(),
+            error=deviation.cpu() / len(gradient) ** 0.5,
+            remove=(self.remove / len(gradient)).cpu(),
+            gradient=gradient.mean(0).cpu(),
             reads=codes[wanted].mean(0) - codes[unwanted].mean(0),
             auc=_auc(codes[wanted], codes[unwanted]),
             difference=means[wanted].mean(0) - means[unwanted].mean(0),

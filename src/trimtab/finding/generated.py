@@ -8,7 +8,7 @@ presence is read; where by a task, the task's own reward of greedy answers to it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,16 @@ from trimtab.errors import UserError
 from trimtab.finding.examples import Answered, Ask, Examples
 from trimtab.finding.ground import Ground
 from trimtab.finding.prompting import log_probs
+from trimtab.finding.steering_edit import SteeringEdit, source_of
 from trimtab.judges import ConceptJudge
-from trimtab.lm import Decoded, InterventionSource, decode
-from trimtab.stats import Interval
-from trimtab.steering.fluency import repetition
+from trimtab.lm import InterventionSource, decode
+from trimtab.stats import Interval, bootstrap_mean, wilson_interval
 
 CONCEPT = "the wish"
+SURE = 0.99
+"""Probability at which a classifier's log-odds are cut, so that no single text decides a mean."""
+ROWS = 96
+"""Texts that are written side by side."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,23 +35,49 @@ class Written:
     """Texts behind the neutral prompts of the report, all of equally many tokens."""
 
     texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
     nll: NDArray[np.float64]
     """Mean negative log-likelihood of each under the unsteered model, in nats per token."""
-    repetition: NDArray[np.float64]
-    """Share of 4-grams that occurred before in the same text."""
 
 
-def write(ground: Ground, source: InterventionSource | None = None, instruction: str = "") -> Written:
-    """Write texts under a source or behind an instruction, with the random draws of the unsteered ones."""
+def unsteered(ground: Ground) -> Written:
+    """What the model writes by itself."""
+    decoded = ground.neutral("report").decoded
+    return _written(ground, decoded.texts, decoded.token_ids)
+
+
+def write(ground: Ground, edits: Sequence[SteeringEdit]) -> list[Written]:
+    """Write texts under each of some edits, all side by side, with the random draws of the unsteered ones."""
+    neutral = ground.neutral("report")
+    n, found = len(neutral.prompts), dict[SteeringEdit, Written]()
+    for operation in dict.fromkeys(edit.operation for edit in edits):
+        mine = [edit for edit in dict.fromkeys(edits) if edit.operation == operation]
+        source = source_of(ground.tables, [edit for edit in mine for _ in range(n)])
+        decoded = decode(
+            ground.model, neutral.ids * len(mine), replace(neutral.config, batch_size=ROWS), source,
+            samples=[*range(n)] * len(mine), progress=ground.meter.advance,
+        )  # fmt: skip
+        for i, edit in enumerate(mine):
+            rows = slice(i * n, (i + 1) * n)
+            found[edit] = _written(ground, decoded.texts[rows], decoded.token_ids[rows])
+    return [found[edit] for edit in edits]
+
+
+def write_instructed(ground: Ground, instruction: str) -> Written:
+    """The same behind an instruction."""
     neutral, model = ground.neutral("report"), ground.model
-    decoded: Decoded = neutral.decoded
-    if source is not None or instruction:
-        prompts = [Ask(text).ids(model, instruction) for text in neutral.prompts]
-        decoded = decode(model, prompts, neutral.config, source, progress=ground.meter.advance)
-    answered = [Answered(tuple(ids), tuple(new)) for ids, new in zip(neutral.ids, decoded.token_ids, strict=True)]
-    nll = -log_probs(model, answered, ground.cache).numpy() / [len(one.answer) for one in answered]
+    prompts = [Ask(text).ids(model, instruction) for text in neutral.prompts]
+    decoded = decode(model, prompts, neutral.config, progress=ground.meter.advance)
+    return _written(ground, decoded.texts, decoded.token_ids)
+
+
+def _written(ground: Ground, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> Written:
+    neutral, model = ground.neutral("report"), ground.model
+    answered = [Answered(tuple(ids), tuple(new)) for ids, new in zip(neutral.ids, tokens, strict=True)]
     return Written(
-        texts=tuple(decoded.texts), nll=nll, repetition=np.array([repetition(ids) for ids in decoded.token_ids])
+        texts=tuple(texts),
+        tokens=tuple(map(tuple, tokens)),
+        nll=-log_probs(model, answered, ground.cache).numpy() / [len(one.answer) for one in answered],
     )
 
 
@@ -56,8 +86,12 @@ class Reader:
     """Reads what a way of steering brings about in generated text."""
 
     name: str
+    unit: str
+    """Of what it reads."""
     read: Callable[[Written, InterventionSource | None, str], NDArray[np.float64]]
     """From texts, and what they were written under, to a number of each text or item."""
+    share: Callable[[Written, NDArray[np.float64]], Interval]
+    """From texts and what was read in them to how much of the wish is there: a share of texts, or a mean."""
     accuracy: Interval | None = None
     """Of the classifier, on texts that it was not fitted on."""
 
@@ -68,15 +102,30 @@ def make_reader(ground: Ground) -> Reader:
     Raises:
         UserError: there is too little to fit a classifier on.
     """
-    report = ground.splits["report"]
+    report, seed = ground.splits["report"], ground.options.seed
+
+    def mean(_written: Written, values: NDArray[np.float64]) -> Interval:
+        return bootstrap_mean(values, seed=seed)
+
     if report.reader is not None:
-        return Reader(name=f"reward of {report.reader.task.name}", read=_by_task(ground, report))
+        name = f"reward of {report.reader.task.name}"
+        return Reader(name=name, unit="reward", read=_by_task(ground, report), share=mean)
     if report.more or report.less:
-        return Reader(name="words", read=lambda written, *_: np.array([_words(t, report) for t in written.texts]))
+        return Reader(
+            name="words", unit="texts", read=lambda written, *_: np.array([_words(t, report) for t in written.texts]),
+            share=mean,
+        )  # fmt: skip
     judge = _fit(ground)
+
+    def log_odds(written: Written, *_: object) -> NDArray[np.float64]:
+        likely = judge.probabilities(written.texts)[:, 0].clip(1 - SURE, SURE)
+        return np.log(likely / (1 - likely))
+
     return Reader(
         name="classifier of the wish's texts",
-        read=lambda written, *_: judge.has(written.texts)[:, 0].astype(float),
+        unit="nats of its log-odds",
+        read=log_odds,
+        share=lambda written, _: wilson_interval(int(judge.has(written.texts)[:, 0].sum()), len(written.texts)),
         accuracy=judge.quality.accuracy,
     )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
@@ -17,13 +16,17 @@ from trimtab.finding.first_order import FirstOrder, first_order
 from trimtab.finding.neutral import NeutralText
 from trimtab.finding.options import FindOptions
 from trimtab.finding.scoring import Progress, Scorer, scorer
-from trimtab.finding.steering_edit import SteeringEdit, Tables
+from trimtab.finding.steering_edit import Part, SteeringEdit, Tables
 from trimtab.lm import LanguageModel, PromptCache, Site
 from trimtab.runs import Meter
 from trimtab.steering import DirectionTable
 
-TabledEdit = tuple[SteeringEdit, Tables]
 Measure = Callable[[Tables, Sequence[SteeringEdit], Progress], Tensor]
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32: on a GPU, and on a CPU with AMX."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
 @dataclass(kw_only=True)
@@ -33,11 +36,13 @@ class Ground:
     model: LanguageModel
     saes: Mapping[Site, Dictionary]
     splits: Mapping[str, Examples]
-    """`candidates`, `choice` and `report`."""
+    """`candidates`, `choice` and `report`; `screening` is the first of the choice's."""
     neutral_prompts: Mapping[str, Sequence[str]]
     """By split: `choice` and `report`."""
     options: FindOptions
     meter: Meter = field(default_factory=lambda: Meter("finding"), repr=False)
+    _scorers: dict[str, Scorer] = field(default_factory=dict, repr=False)
+    _neutral: dict[str, NeutralText] = field(default_factory=dict, repr=False)
     _measured: dict[tuple[str, str, SteeringEdit], Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -50,8 +55,22 @@ class Ground:
 
     @cached_property
     def tables(self) -> dict[Site, DirectionTable]:
-        """The SAEs' features as directions."""
+        """Directions by site: the SAE's features, and behind them the vectors that were added."""
         return {site: DirectionTable.of(sae) for site, sae in self.saes.items()}
+
+    @cached_property
+    def live(self) -> dict[Site, Int[Tensor, " m"]]:
+        """Features by site that ever fired, as far as that is known."""
+        return {site: DirectionTable.of(sae).live_ids() for site, sae in self.saes.items()}
+
+    def add_vector(self, site: Site, vector: Float[Tensor, " d"]) -> Part:
+        """A vector as a direction like those of features, at dose 1."""
+        self.tables[site] = self.tables[site].with_rows(vector[None])
+        return Part(site, self.tables[site].n - 1, 1.0)
+
+    def is_feature(self, part: Part) -> bool:
+        """Whether a direction is a feature's."""
+        return part.row < self.saes[part.site].n_features
 
     @cached_property
     def first_order(self) -> dict[Site, FirstOrder]:
@@ -59,64 +78,42 @@ class Ground:
         self.meter.describe("gradients of all features")
         return first_order(self.model, self.saes, self.splits["candidates"], cache=self.cache)
 
-    @cached_property
-    def _scorers(self) -> dict[str, Scorer]:
-        return {}
-
     def scorer(self, split: str) -> Scorer:
         """What scores a split's examples."""
         if split not in self._scorers:
             self._scorers[split] = scorer(self.model, self.splits[split], self.sites, self.cache)
         return self._scorers[split]
 
-    @cached_property
-    def _neutral(self) -> dict[str, NeutralText]:
-        return {}
-
     def neutral(self, split: str) -> NeutralText:
         """Neutral text of a split."""
         if split not in self._neutral:
-            # As long in both: divergence per token grows along a text, as edits stay in the cache.
-            tokens, seed = self.options.max_new_tokens, self.options.seed
             self._neutral[split] = NeutralText(
-                self.model, self.neutral_prompts[split], tokens, self.sites, seed, self.cache
-            )
+                self.model, self.neutral_prompts[split], self.options.max_new_tokens, self.sites, self.options.seed,
+                self.cache,
+            )  # fmt: skip
         return self._neutral[split]
 
-    def effects(self, split: str, edits: Sequence[SteeringEdit], tables: Tables | None = None) -> Float[Tensor, "E X"]:
-        """Effects of edits on a split's examples; those of features are measured once.
+    def effects(self, split: str, edits: Sequence[SteeringEdit]) -> Float[Tensor, "E X"]:
+        """Effects of edits on a split's examples; each is measured once."""
+        return self._once("effects", split, edits, lambda: self.scorer(split).effects)
+
+    def kl(self, split: str, edits: Sequence[SteeringEdit], *, roughly: bool = False) -> Float[Tensor, "E P"]:
+        """Divergence of edits on a split's neutral text, in nats per token; as `effects`.
 
         Args:
             split: which.
             edits: what to do.
-            tables: of directions, if they are not the features'.
+            roughly: to look for a dose by, as precisely as choices are made.
         """
-        return self._once("effects", split, self.scorer(split).effects, edits, tables)
+        return self._once("rough kl" if roughly else "kl", split, edits, lambda: self.neutral(split).kl)
 
-    def kl(self, split: str, edits: Sequence[SteeringEdit], tables: Tables | None = None) -> Float[Tensor, "E P"]:
-        """Divergence of edits on a split's neutral text, in nats per token; as `effects`."""
-        return self._once("kl", split, self.neutral(split).kl, edits, tables)
-
-    def of_all(self, what: Literal["effects", "kl"], split: str, edits: Sequence[TabledEdit]) -> list[Tensor]:
-        """One of the two for edits along directions of several tables, those of one table side by side."""
-        measure = self.effects if what == "effects" else self.kl
-        groups: dict[int, list[int]] = {}
-        for i, (_, tables) in enumerate(edits):
-            groups.setdefault(id(tables), []).append(i)
-        found: list[Tensor] = [torch.empty(0)] * len(edits)
-        for members in groups.values():
-            values = measure(split, [edits[i][0] for i in members], edits[members[0]][1])
-            for i, row in zip(members, values, strict=True):
-                found[i] = row
-        return found
-
-    def _once(
-        self, what: str, split: str, measure: Measure, edits: Sequence[SteeringEdit], tables: Tables | None
-    ) -> Tensor:
-        if tables is not None and tables is not self.tables:
-            return measure(tables, edits, self.meter.advance)
+    def _once(self, what: str, split: str, edits: Sequence[SteeringEdit], measure: Callable[[], Measure]) -> Tensor:
         missing = [edit for edit in dict.fromkeys(edits) if (what, split, edit) not in self._measured]
         if missing:
-            found = measure(self.tables, missing, self.meter.advance)
+            # What is reported is measured in the model's own precision; choices need less.
+            fast = (split != "report" or what == "rough kl") and fast_bfloat16(self.model.device)
+            measuring = measure()
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=fast):
+                found = measuring(self.tables, missing, self.meter.advance)
             self._measured.update({(what, split, edit): row for edit, row in zip(missing, found, strict=True)})
         return torch.stack([self._measured[what, split, edit] for edit in edits])

@@ -23,28 +23,28 @@ class FindOptions:
     """Doses to choose from, in units of the activation's norm."""
     budget: str = "KL=0.5"
     """Choose the strongest effect within a price: `KL=0.3` is in nats per token on neutral text; `none` for any."""
-    set_size: int = 2
+    set_size: int = 16
     """Features of a set at most; 1 for single ones alone."""
-    per_site: int = 0
-    """Features of each SAE that are scored exactly, beside as many random ones; 0 for about 8 over all SAEs."""
-    tried: int = 3
-    """Candidates of each way of choosing features that are tried on the examples to choose on."""
+    shortlist: int = 6
+    """Features, of all SAEs together, that the gradient puts first and exact effects decide between; half as many that
+    read the wish, too, and a quarter as many removals."""
+    tried: int = 4
+    """Candidates of each other way of choosing features, and of each draw of random ones."""
     way: tuple[str, ...] = WAYS
     """Alternatives that are shown beside: activation-difference, delta-confidence, output-score, mean-difference,
     learned-vector, prompting."""
-    examples: tuple[int, int, int] = (10, 8, 16)
+    examples: tuple[int, int, int] = (56, 24, 32)
     """Examples of each split at most: to make candidates from, to choose on, to report on."""
-    n_neutral: tuple[int, int] = (6, 8)
+    n_neutral: tuple[int, int] = (8, 16)
     """Neutral prompts to measure the price on, in choosing and in the report."""
-    max_new_tokens: int = 32
-    """Tokens of the texts that are written on neutral prompts."""
+    max_new_tokens: int = 24
+    """Tokens of the texts on neutral prompts, on which the price is measured."""
     seed: int = 0
     """Of random features, texts and intervals."""
 
     def __post_init__(self) -> None:
         check_values(self, "above 0 and at most 8", lambda value: 0 < value <= 8, "dose")
-        check_least(self, 1, "set_size", "tried", "max_new_tokens")
-        check_least(self, 0, "per_site")
+        check_least(self, 1, "set_size", "shortlist", "tried", "max_new_tokens")
         check_least(self, 2, "n_neutral", "examples")
         if not self.dose or list(self.dose) != sorted(set(self.dose)):
             raise UserError(f"dose {' '.join(map(str, self.dose))}", "doses rise from one to the next", "sort them")

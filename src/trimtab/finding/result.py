@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.dictionaries.meanings import FeatureWords
 from trimtab.errors import named
-from trimtab.finding.exact import Agreement, ScoredFeature
+from trimtab.finding.options import FindOptions
 from trimtab.runs import json_safe
 from trimtab.runs.figures import MarkedLine, plot_lines
 from trimtab.runs.results import Result
 from trimtab.runs.tables import INTERVAL, NUMBER, SIGNED, Cell, Column, Table
 from trimtab.stats import Interval, number_text
+from trimtab.steering.ordinary_texts import Fluency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FOUND, RANDOM = "found", "random"
-"""Names of what was found by causal search, and of random features that went through the same choice."""
+FOUND, RANDOM, SINGLE = "found", "random", "best single"
+"""Names of what was found by causal search, of random features that went through the same choice, and of the best
+single feature where a set was found."""
 SHOWN_TEXTS = 6
+Origin = Literal["gradient", "reads", "removal", "together", "random"]
+"""What put an edit among the candidates; `together`: several features."""
+NAMED = 3
+"""Directions that a label names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +45,48 @@ class SteeredPart:
     """Mean activation on wanted answers minus that on unwanted ones."""
     auc: float | None
     """How often it fires more on a wanted answer than on an unwanted one."""
+    first_order: float | None = None
+    """The effect at its dose that the gradient predicts."""
     writes: Interval | None = None
-    """Its effect by itself at its dose, of what was found."""
+    """Its exact effect by itself at its dose, if it was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredFeature(SteeredPart):
+    """A single feature that was screened on the first of the choice's examples, at about the dose of the budget."""
+
+    origin: Origin
+    """Why it was scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedFeatures:
+    """The features of a site that the gradient puts first."""
+
+    site: str
+    feature: tuple[int, ...]
+    effect: tuple[float, ...]
+    """First-order change of the score per unit of relative dose; below 0 for features to subtract."""
+    certainty: tuple[float, ...]
+    """The same in units of its standard error, that of the median feature added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far the gradient's ranking is the exact one."""
+
+    dose: float
+    """Mean over features."""
+    spearman: Interval
+    """Over features, the random ones included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """An edit at one strength, on what chose nothing."""
 
-    scale: float
-    """Factor on the doses that were chosen."""
+    dose: float | None
+    """Relative, of all directions together; None where it has none, and the mean over draws of random features."""
     effect: Interval
     """On the wish, over the report's examples."""
     kl: Interval
@@ -60,13 +98,11 @@ class WrittenEffect:
     """Texts on neutral prompts at the strength of equal price."""
 
     read: Interval | None
-    """What the judge reads in them; None without a judge."""
+    """Share of texts in which the judge finds the wish, or the mean of what it reads; None without a judge."""
     change: Interval | None
-    """Above the unsteered texts, paired."""
-    in_band: Interval
-    """Share of texts whose likelihood is ordinary."""
-    repetition: Interval
-    """Share of repeated 4-grams."""
+    """What the judge reads, above the unsteered texts, paired."""
+    fluency: Fluency
+    """How ordinary they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +124,7 @@ class WayResult:
     equal_dose: Measured | None
     """At the dose of what was found; None where doses have no meaning."""
     equal_kl: Measured | None
-    """At the price of what was found, matched on other neutral text; None where there is no dose to match with."""
+    """At the price of what was found on the report's neutral text; None where no dose comes to it."""
     behind: Interval | None
     """The effect of what was found minus this one's at equal price, paired by example; None for itself."""
     behind_at_dose: Interval | None
@@ -105,7 +141,9 @@ class WayResult:
             for part in self.parts
         ]
         doses = [" removed" if self.operation == "ablate" else f" {part.dose:+.2g}" for part in self.parts]
-        return ", ".join(name + dose for name, dose in zip(named, doses, strict=True))
+        shown = [name + dose for name, dose in zip(named, doses, strict=True)]
+        more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED + 1 else ""
+        return ", ".join(shown[:NAMED] if more else shown) + more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +160,8 @@ class Judged:
     """What read the generated texts, or why nothing did."""
 
     name: str
+    unit: str
+    """Of what it reads in a text."""
     accuracy: Interval | None
     missing: str
 
@@ -144,8 +184,10 @@ class FoundFacts:
     budget: str
     dose: tuple[float, ...]
     features: tuple[ScoredFeature, ...]
-    """All that were scored exactly, best first."""
+    """Single ones that were scored exactly, best first."""
     agreement: tuple[Agreement, ...]
+    ranked: tuple[RankedFeatures, ...]
+    """By the gradient alone, of each site."""
     ways: tuple[WayResult, ...]
     curse: Interval
     """Winner's curse: the effect of what was found on the examples that chose it, minus that on the report's."""
@@ -156,15 +198,6 @@ class FoundFacts:
     seed: int
     seconds: dict[str, float]
     """That each stage took."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Found(FoundFacts, Result):
-    """What a search found. `source` steers with it."""
-
-    source: Any = field(default=None, compare=False)
-    """A `StaticSource` for `decode`, `applied` and `steer`."""
-    run: Path | None = None
 
     def __getitem__(self, way: str) -> WayResult:
         return named({one.name: one for one in self.ways}, way, "way")
@@ -179,10 +212,20 @@ class Found(FoundFacts, Result):
 
     @property
     def yes(self) -> bool:
-        """Whether features serve the wish: above nothing, and above random ones that went through the same choice."""
+        """Whether features serve the wish: above nothing, and above the mean of several draws of random ones that went
+        through the same choice."""
         over_random = self.random.behind_at_dose or self.random.behind
         assert over_random is not None
         return self.found.own.effect.low > 0 and over_random.low > 0
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Found(FoundFacts, Result):
+    """What a search found. `source` steers with it."""
+
+    source: Any = field(default=None, compare=False)
+    """A `StaticSource` for `decode`, `applied` and `steer`."""
+    run: Path | None = None
 
     def headline(self) -> str:
         found, random = self.found, self.random
@@ -195,8 +238,11 @@ class Found(FoundFacts, Result):
                 f"{number_text((random.equal_dose or random.own).effect, '+.3g')}"
             )
         change = found.written.change
-        read = f"; in generated text {number_text(change, '+.2f')} by {self.judge.name}" if change else ""
-        return f"Yes: {found.label}: {effect} on {self.counts['report']} examples that chose nothing, {price}{read}"
+        read = f"; in generated text {number_text(change, '+.2f')} {self.judge.unit}" if change else ""
+        over = " (more than the budget, on other text)" if found.own.kl.low > self._most else ""
+        return (
+            f"Yes: {found.label}: {effect} on {self.counts['report']} examples that chose nothing, {price}{over}{read}"
+        )
 
     def tables(self) -> dict[str, Table]:
         return {
@@ -208,35 +254,46 @@ class Found(FoundFacts, Result):
             "features": self._features(),
         }
 
+    @property
+    def _most(self) -> float:
+        return FindOptions(budget=self.budget).most_kl
+
     def _ways(self) -> Table:
         columns = [
             Column("way", "name", whole=True),
             Column("steers with", "label"),
             Column("effect", "own.effect", SIGNED, note=self.unit),
+            Column("KL", "own.kl", INTERVAL, note="nats per token"),
             Column("at equal dose", "equal_dose.effect", SIGNED, spare=2),
             Column("at equal KL", "equal_kl.effect", SIGNED),
             Column("KL there", "equal_kl.kl", INTERVAL, note="reached, nats per token", spare=6),
             Column("found minus this", "behind", SIGNED, note="at equal KL, or as chosen", spare=1),
-            Column("KL", "own.kl", INTERVAL, note="nats per token"),
             Column("reads (AUC)", _auc, ".2f", spare=3),
             Column("tried", "tried", "d", spare=4),
         ]
         caption = (
             f"All chosen on {self.counts['choice']} examples within {self.budget} on neutral text for choosing "
             f"(where no instruction is, the cheapest), shown on {self.counts['report']} examples that chose nothing, "
-            f"with the price on other neutral text. Winner's curse of what was found: "
-            f"{number_text(self.curse, '+.3g')}. "
+            f"with the price on other neutral text, on which equal KL is matched, too; where it cannot be had, the "
+            f"comparison is as chosen, at another price. Random: the mean of {self._draws}. Winner's curse of what was "
+            f"found: {number_text(self.curse, '+.3g')}. "
             + " ".join([*(f"{name}: {why}." for name, why in self.missing.items()), *(f"{n}." for n in self.notes)])
         )
         return Table(columns=columns, rows=self.ways, caption=caption.strip(), emphasis=self.found)
 
+    @property
+    def _draws(self) -> str:
+        draws = len(self.random.parts)
+        return f"{draws} draws of features, each draw's best" if draws > 1 else "one draw of features, its best"
+
     def _parts(self) -> Table:
         columns = [
             Column("feature", _place, whole=True),
-            Column("dose", "dose", "+.3g"),
+            Column("dose", _dose),
             *_WORDS,
             Column("reads: difference", "reads", NUMBER),
             Column("reads: AUC", "auc", ".2f"),
+            Column("writes, by gradient", "first_order", "+.3g", spare=1),
             Column("writes by itself", "writes", SIGNED, note=self.unit),
         ]
         return Table(columns=columns, rows=self.found.parts, title="what was found")
@@ -245,9 +302,9 @@ class Found(FoundFacts, Result):
         columns = [
             Column("way", "name", whole=True),
             Column("read in texts", "written.read", ".2f"),
-            Column("change", "written.change", "+.2f"),
-            Column("in the likelihood band", "written.in_band", ".2f"),
-            Column("4-gram repetition", "written.repetition", ".3f"),
+            Column("change", "written.change", "+.2f", note=self.judge.unit),
+            Column("ordinary", "written.fluency.ordinary", ".2f", note="share of texts"),
+            Column("4-gram repetition", "written.fluency.repetition", ".3f", spare=1),
         ]
         accuracy = f", right on {number_text(self.judge.accuracy, '.2f')} of other texts" if self.judge.accuracy else ""
         read = f"Read by {self.judge.name}{accuracy}" if self.judge.name else self.judge.missing
@@ -261,22 +318,24 @@ class Found(FoundFacts, Result):
         return Table(columns=columns, rows=self.texts, caption="Texts on neutral prompts, steered at equal KL.")
 
     def _stages(self) -> Table:
-        columns = [Column("dose", "dose", NUMBER), Column("Spearman's correlation", "spearman", ".2f")]
-        caption = f"Gradient and exact effect of {len(self.features)} features, random ones included."
+        columns = [Column("mean dose", "dose", NUMBER), Column("Spearman's correlation", "spearman", ".2f")]
+        caption = f"Gradient and exact effect of {self.agreement[0].spearman.n} features, random ones included."
         return Table(columns=columns, rows=self.agreement, caption=caption)
 
     def _features(self) -> Table:
-        doses = [Column(f"writes at {dose:g}", _at(i), SIGNED, spare=i) for i, dose in enumerate(self.dose)]
         columns = [
             Column("feature", _place, whole=True),
-            Column("sign", "sign"),
+            Column("dose", _dose),
             Column("from", "origin", spare=5),
             *_WORDS,
             Column("reads: AUC", "auc", ".2f"),
-            Column("by gradient", "first_order", "+.3g", note=f"at {self.dose[0]:g}"),
-            *doses,
+            Column("by gradient", "first_order", "+.3g", spare=1),
+            Column("writes", "writes", SIGNED, note=self.unit),
         ]
-        caption = f"On {self.counts['candidates']} examples. Reads: how often it fires more on a wanted answer."
+        caption = (
+            f"On {self.counts['screening']} of the examples to choose on, at about the dose that the budget allows. "
+            "Reads: how often it fires more on a wanted answer."
+        )
         return Table(columns=columns, rows=self.features[:20], caption=caption)
 
     def draw(self, ax: Axes) -> None:
@@ -302,26 +361,26 @@ def _auc(way: WayResult) -> Cell:
     return max(known, key=lambda value: abs(value - 0.5)) if known else None
 
 
-def _at(number: int) -> Any:
-    return lambda row: row.writes[number] if number < len(row.writes) else None
+def _dose(row: SteeredPart) -> str:
+    return f"{row.dose:+.2g}" if row.dose else "removed"
 
 
 def _text_by(way: str) -> Callable[[WrittenTexts], str | None]:
     return lambda row: row.texts.get(way)
 
 
-def _place(row: SteeredPart | ScoredFeature) -> str:
+def _place(row: SteeredPart) -> str:
     """By which the page leads to what is known of a feature."""
     return f"{row.site} vector" if row.feature is None else f"{row.site}:{row.feature}"
 
 
-def _fires_on(row: SteeredPart | ScoredFeature) -> str:
+def _fires_on(row: SteeredPart) -> str:
     if row.words is None:
         return ""
     return row.words.meaning or " ".join(map(_visible, row.words.fires_on))
 
 
-def _promotes(row: SteeredPart | ScoredFeature) -> str:
+def _promotes(row: SteeredPart) -> str:
     return "" if row.words is None else " ".join(map(_visible, row.words.promotes))
 
 

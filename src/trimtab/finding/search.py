@@ -3,55 +3,93 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from trimtab.control.dose_search import match_kls
 from trimtab.dictionaries.meanings import describe_features
 from trimtab.errors import UserError
 from trimtab.finding import ways
-from trimtab.finding.choosing import Choice, choose
-from trimtab.finding.exact import Agreement, ScoredFeature, agreement, exact_scores, shortlist
-from trimtab.finding.generated import Reader, Written, make_reader, write
-from trimtab.finding.ground import Ground, TabledEdit
+from trimtab.finding.choosing import Choice, affordable, choose
+from trimtab.finding.generated import Reader, Written, make_reader, unsteered, write, write_instructed
+from trimtab.finding.ground import Ground
 from trimtab.finding.prompting import InstructionChoice, choose_instruction, instructed_effects, instructed_kl
 from trimtab.finding.result import (
     FOUND,
     RANDOM,
     SHOWN_TEXTS,
+    SINGLE,
+    Agreement,
     FoundFacts,
     Judged,
     Measured,
+    Origin,
+    RankedFeatures,
+    ScoredFeature,
     SteeredPart,
     WayResult,
     WrittenEffect,
     WrittenTexts,
 )  # fmt: skip
 from trimtab.finding.sets import forward_selection
+from trimtab.finding.shortlist import best_features, predicted, random_features, shortlist
 from trimtab.finding.steering_edit import Part, SteeringEdit
-from trimtab.lm import Site
-from trimtab.selection import FeatureTable
-from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean
-from trimtab.steering import StaticSource
-from trimtab.steering.fluency import Band
+from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, bootstrap_statistic
+from trimtab.steering.ordinary_texts import OrdinaryText, fluency, ordinary_text
 
-BY_RANKING = {"delta-confidence": 0, "output-score": 1}
-ABOUT = 8
-"""Features that are scored exactly over all SAEs, if nothing says how many of each."""
 RESAMPLES = 2000
+SAME_PRICE = 0.05
+"""Relative difference that is allowed between equal prices."""
+PRICE_TRIES = 4
+"""Doses that are tried to reach a price."""
+ALONE = 4
+"""Directions of what was found that are measured by themselves, too, if there are no more."""
+RANKED = 256
+"""Features of each site whose first-order effects are kept."""
+Values = NDArray[np.float64]
+Strength = Literal["own", "dose", "kl"]
+"""As chosen, at the dose of what was found, at its price."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What every way chose."""
+
+    edits: Mapping[str, Sequence[Choice]]
+    """By way, what was found first; of random features one choice for each draw."""
+    instruction: InstructionChoice | None
+
+    @property
+    def found(self) -> Choice:
+        return self.edits[FOUND][0]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A way at one strength; of random features the mean over draws."""
+
+    edits: Sequence[SteeringEdit]
+    effects: Values
+    """On the report's examples."""
+    kl: Values
+    """On its neutral text."""
 
 
 @dataclass(kw_only=True)
 class Search:
-    """One search; every stage is computed when it is first asked for."""
+    """One search."""
 
     ground: Ground
     seconds: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    _listed: dict[SteeringEdit, Origin] = field(default_factory=dict)
+    """What causal search screened, and random features, at dose 1."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -61,260 +99,286 @@ class Search:
         yield
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 2)
 
-    def score(self) -> tuple[list[SteeringEdit], tuple[ScoredFeature, ...], tuple[Agreement, ...]]:
-        """Gradient and exact stage: single features as edits, best first; all that were scored; how far both agree."""
+    @contextmanager
+    def _or_missing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.missing[name] = f"{error.what}: {error.why}"
+
+    def choices(self) -> Choices:
+        """Every way's choice; what cannot be had is in `missing`.
+
+        Raises:
+            UserError: there is no feature to try, or all are too dear.
+        """
         ground, options = self.ground, self.ground.options
         with self.stage("gradients of all features"):
-            first = ground.first_order
-        with self.stage("exact scores"):
-            per_site = options.per_site or max(1, round(ABOUT / 2 / len(ground.sites)))
-            listed = shortlist(first, ground.tables, per_site, options.seed)
-            candidates = [candidate for candidate, _ in listed]
-            scored = exact_scores(
-                ground.scorer("candidates"), ground.tables, candidates, options.dose, ground.meter.advance
-            )
-            order = scored.mean.max(1).values.argsort(descending=True, stable=True).tolist()
-        rows = []
-        for i in order:
-            candidate, origin = listed[i]
-            part = self.part(Part(candidate.site, candidate.feature, 0.0))
-            assert part.words is not None
-            rows.append(
-                ScoredFeature(
-                    site=str(candidate.site),
-                    feature=candidate.feature,
-                    sign=candidate.sign,
-                    origin=origin,
-                    words=part.words,
-                    reads=_number(part.reads),
-                    auc=_number(part.auc),
-                    first_order=candidate.first_order(first, options.dose[0]),
-                    writes=scored.intervals(i, options.seed),
-                )
-            )
-        singles = [candidates[i].edit(1.0) for i in order]
-        return singles, tuple(rows), agreement(scored, first, options.seed)
+            mine, draws = shortlist(ground), random_features(ground)
+        self._listed = {**{edit: "random" for draw in draws for edit in draw}, **mine}
+        candidates = {FOUND: list(mine), **{f"{RANDOM} {i}": draw for i, draw in enumerate(draws)}}
+        with self.stage("candidates of other ways"):
+            for name, make in ways.WAYS.items():
+                if name in options.way:
+                    with self._or_missing(name):
+                        candidates[name] = make(ground)
+        with self.stage("choosing"):
+            chosen = choose(ground, candidates)
+        random = [one for name in candidates if name.startswith(f"{RANDOM} ") and (one := chosen.pop(name, None))]
+        best = chosen.pop(FOUND, None)
+        if best is None or not random:
+            why = "nothing that was tried costs so little" if mine else "the gradient puts no feature above 0"
+            raise UserError(f"budget {options.budget}", why, "raise it, or give another SAE")
+        edits = {FOUND: [best], RANDOM: random, **{name: [one] for name, one in chosen.items()}}
+        too_dear = [name for name in candidates if name in ways.WAYS and name not in chosen]
+        self.missing |= dict.fromkeys(too_dear, "nothing of it is within the budget")
+        if options.set_size > 1:
+            with self.stage("sets of features"):
+                singles = self._singles(mine)
+                edits[FOUND] = [forward_selection(ground, singles, best)]
+                if len(edits[FOUND][0].edit.parts) > 1 and (single := choose(ground, {SINGLE: singles})):
+                    edits[SINGLE] = [single[SINGLE]]
+        instruction = None
+        if "prompting" in options.way:
+            with self.stage("choosing instructions"), self._or_missing("prompting"):
+                instruction = choose_instruction(ground)
+        return Choices(edits=edits, instruction=instruction)
 
-    def choices(self, singles: Sequence[SteeringEdit]) -> dict[str, Choice | InstructionChoice]:
-        """Every way's choice; what cannot be had is in `missing`."""
-        ground, options = self.ground, self.ground.options
-        found: dict[str, Choice | InstructionChoice] = {}
-        with self.stage("choosing features"):
-            single = choose(ground, singles[: options.tried])
-        with self.stage("choosing sets"):
-            best = forward_selection(ground, singles, single)
-        found[FOUND] = best
-        if best is not single:
-            found["best single"] = single
-        with self.stage("choosing random features"):
-            found[RANDOM] = choose(ground, ways.random_features(ground))
-        made: dict[str, Callable[[], Choice | InstructionChoice]] = {
-            "activation-difference": lambda: choose(ground, ways.by_activation_difference(ground)),
-            **{name: self._by_ranking(which) for name, which in BY_RANKING.items()},
-            "mean-difference": lambda: choose(ground, *ways.mean_difference(ground)),
-            "learned-vector": lambda: choose(ground, *ways.learned_vector(ground, best.edit.sites[0])),
-            "prompting": lambda: choose_instruction(ground),
-        }
-        for name, make in made.items():
-            if name in options.way:
-                try:
-                    with self.stage(f"choosing by {name}"):
-                        found[name] = make()
-                except UserError as error:
-                    self.missing[name] = f"{error.what}: {error.why}"
-        return found
+    def _singles(self, listed: Mapping[SteeringEdit, Origin]) -> list[SteeringEdit]:
+        """Single features that are added, best by their screening first."""
+        single = [edit for edit in listed if len(edit.parts) == 1 and edit.operation == "add"]
+        means = self.ground.effects("screening", affordable(self.ground, single)).mean(1)
+        return [single[i] for i in means.argsort(descending=True, stable=True).tolist()]
 
-    @cached_property
-    def _rankings(self) -> dict[Site, list[FeatureTable]]:
-        return ways.rankings(self.ground)
-
-    def _by_ranking(self, which: int) -> Callable[[], Choice]:
-        def make() -> Choice:
-            return choose(self.ground, ways.by_ranking(self.ground, self._rankings, which))
-
-        return make
-
-    def report(
-        self,
-        choices: Mapping[str, Choice | InstructionChoice],
-        features: tuple[ScoredFeature, ...],
-        agree: tuple[Agreement, ...],
-    ) -> FoundFacts:
+    def report(self, choices: Choices) -> FoundFacts:
         """Everything on what chose nothing."""
-        ground, options = self.ground, self.ground.options
+        ground, options, missing = self.ground, self.ground.options, ""
         with self.stage("effects on the report's examples"):
-            scales = self._equal_kl(choices)
-            measured = self._measure(choices, scales)
+            measured = self._measure(choices)
         with self.stage("writing texts"):
-            reader, why = self._reader()
-            plain = write(ground)
-            read = reader.read(plain, None, "") if reader else None
-            written = {name: self._written(one, scales.get(name, 1.0)) for name, one in choices.items()}
-        band = Band.of(plain.nll)
-        found = measured[FOUND]
-        rows = []
-        for name, one in choices.items():
-            texts, source, instruction = written[name]
-            mine, values = measured[name], reader.read(texts, source, instruction) if reader else None
-            rows.append(
-                WayResult(
-                    name=name,
-                    parts=() if isinstance(one, InstructionChoice) else tuple(self.parts_of(one, alone=name == FOUND)),
-                    operation="instruction" if isinstance(one, InstructionChoice) else one.edit.operation,
-                    instruction=one.instruction if isinstance(one, InstructionChoice) else "",
-                    tried=one.tried,
-                    chosen_effect=self._mean(one.effects.numpy()),
-                    own=self._interval(mine["own"]),
-                    equal_dose=self._interval(mine["dose"]) if "dose" in mine else None,
-                    equal_kl=self._interval(mine["kl"]) if "kl" in mine else None,
-                    behind=None if name == FOUND else self._behind(found, mine.get("kl", mine["own"])),
-                    behind_at_dose=None if name == FOUND or "dose" not in mine else self._behind(found, mine["dose"]),
-                    written=self._read(texts, values, read, band),
-                )
-            )
-        best = choices[FOUND]
+            reader = None
+            try:
+                reader = make_reader(ground)
+            except UserError as error:
+                missing = f"No judge read them: {error.what}: {error.why}"
+            plain, written = unsteered(ground), self._write(choices, measured)
+        report, own = ground.splits["report"], measured[FOUND]["own"]
+        curse = bootstrap_difference(
+            choices.found.effects.numpy(), own.effects, paired=False, n_resamples=RESAMPLES, seed=options.seed
+        )
         return FoundFacts(
             model=ground.model.name,
             saes=tuple(sae.name for sae in ground.saes.values()),
             sites=tuple(map(str, ground.sites)),
             n_features=sum(sae.n_features for sae in ground.saes.values()),
-            wish=ground.splits["report"].kind,
-            unit=ground.splits["report"].unit,
-            notes=ground.splits["report"].notes,
+            wish=report.kind,
+            unit=report.unit,
+            notes=report.notes,
             counts={name: len(split) for name, split in ground.splits.items()},
             budget=options.budget,
             dose=options.dose,
-            features=features,
-            agreement=agree,
-            ways=tuple(rows),
-            curse=bootstrap_difference(
-                best.effects.numpy(), found["own"].effects, paired=False, n_resamples=RESAMPLES, seed=options.seed
+            features=self._features(),
+            agreement=self._agreement(),
+            ranked=self._ranked(),
+            ways=tuple(self._ways(choices, measured, written, plain, reader)),
+            curse=curse,
+            judge=Judged(
+                name=reader.name if reader else "", unit=reader.unit if reader else "",
+                accuracy=reader.accuracy if reader else None, missing=missing,
             ),
-            judge=Judged(name=reader.name if reader else "", accuracy=reader.accuracy if reader else None, missing=why),
-            texts=self._shown(plain, {name: texts for name, (texts, *_) in written.items()}),
+            texts=self._shown({"unsteered": plain, **written}),
             missing=dict(self.missing),
             seed=options.seed,
             seconds=dict(self.seconds),
-        )
+        )  # fmt: skip
 
-    def part(self, part: Part, *, vector: bool = False) -> SteeredPart:
-        """What is known of a feature, or of a vector."""
-        site, model = str(part.site), self.ground.model
-        if vector:
-            return SteeredPart(site=site, feature=None, dose=part.dose, words=None, reads=None, auc=None)
-        first = self.ground.first_order[part.site]
-        (words,) = describe_features(model, self.ground.saes[part.site], [part.row])
-        reads, auc = (None if bool(v[part.row].isnan()) else float(v[part.row]) for v in (first.reads, first.auc))
-        return SteeredPart(site=site, feature=part.row, dose=part.dose, words=words, reads=reads, auc=auc)
+    def _measure(self, choices: Choices) -> dict[str, dict[Strength, _Measured]]:
+        """Ways as they were chosen, at equal dose and at equal price, as far as they have these.
 
-    def parts_of(self, choice: Choice, *, alone: bool) -> list[SteeredPart]:
-        """What a choice steers with; with the effect of each direction by itself, if that is asked for."""
-        vector = choice.tables is not self.ground.tables
-        parts = [self.part(part, vector=vector) for part in choice.edit.parts]
-        if alone:
-            single = [SteeringEdit((part,), choice.edit.operation) for part in choice.edit.parts]
-            effects = self.ground.effects("report", single).numpy()
-            parts = [replace(part, writes=self._mean(one)) for part, one in zip(parts, effects, strict=True)]
-        return parts
-
-    def _equal_kl(self, choices: Mapping[str, Choice | InstructionChoice]) -> dict[str, float]:
-        """Factors on doses at which ways cost what was found costs, on neutral text for choosing."""
-        target = choices[FOUND].kl
-        dosed = {
-            name: one
-            for name, one in choices.items()
-            if isinstance(one, Choice) and one.edit.operation == "add" and name != FOUND
+        The doses at which others cost as much as what was found are looked for on the report's own neutral text: the
+        price is no outcome, and what is equal on other text would not be equal there.
+        """
+        ground, best = self.ground, choices.found.edit
+        plan: dict[str, dict[Strength, list[SteeringEdit]]] = {}
+        for name, of in choices.edits.items():
+            edits = [one.edit for one in of]
+            plan[name] = {"own": edits}
+            if best.operation == "add" and all(edit.operation == "add" for edit in edits):
+                plan[name]["dose"] = [edit.at_dose(best.dose) for edit in edits]
+        for name, edits in self._at_price(choices).items():
+            plan[name]["kl"] = edits
+        flat = list(dict.fromkeys(edit for at in plan.values() for edits in at.values() for edit in edits))
+        effects, kls = (dict(zip(flat, f("report", flat).numpy(), strict=True)) for f in (ground.effects, ground.kl))
+        found: dict[str, dict[Strength, _Measured]] = {
+            name: {
+                strength: _Measured(edits, *(np.mean([of[edit] for edit in edits], 0) for of in (effects, kls)))
+                for strength, edits in at.items()
+            }
+            for name, at in plan.items()
         }
-        if not dosed or target <= 0:
-            return {}
-
-        def kl(scales: list[float]) -> list[float]:
-            edits = [(one.edit.scaled(scale), one.tables) for one, scale in zip(dosed.values(), scales, strict=True)]
-            return [float(values.mean()) for values in self.ground.of_all("kl", "choice", edits)]
-
-        found = match_kls(kl, [target] * len(dosed), tolerance=0.05, tries=6)
-        return {name: match.scale for name, match in zip(dosed, found, strict=True)}
-
-    def _measure(
-        self, choices: Mapping[str, Choice | InstructionChoice], scales: Mapping[str, float]
-    ) -> dict[str, dict[str, _Values]]:
-        """Ways at their own strength, at equal dose and at equal KL, as far as they have them."""
-        ground, best = self.ground, choices[FOUND]
-        found: dict[str, dict[str, _Values]] = {name: {} for name in choices}
-        plan: list[tuple[str, str, float, TabledEdit]] = []
-        for name, one in choices.items():
-            if isinstance(one, InstructionChoice):
-                effects = instructed_effects(ground, "report", one.instruction).numpy()
-                kl = instructed_kl(ground, "report", one.instruction).numpy()
-                found[name]["own"] = _Values(1.0, effects, kl)
-                continue
-            factors = {"own": 1.0}
-            if isinstance(best, Choice) and one.edit.operation == best.edit.operation == "add":
-                factors["dose"] = best.edit.dose / one.edit.dose
-            if name in scales or name == FOUND:
-                factors["kl"] = scales.get(name, 1.0)
-            plan += [
-                (name, what, factor, (one.edit if factor == 1.0 else one.edit.scaled(factor), one.tables))
-                for what, factor in factors.items()
-            ]
-        edits = [edit for *_, edit in plan]
-        pairs = zip(ground.of_all("effects", "report", edits), ground.of_all("kl", "report", edits), strict=True)
-        for (name, what, factor, _), (effects, kl) in zip(plan, pairs, strict=True):
-            found[name][what] = _Values(factor, effects.numpy(), kl.numpy())
+        if (one := choices.instruction) is not None:
+            values = (f(ground, "report", one.instruction).numpy() for f in (instructed_effects, instructed_kl))
+            found["prompting"] = {"own": _Measured((), *values)}
         return found
 
-    def _written(self, choice: Choice | InstructionChoice, scale: float) -> tuple[Written, StaticSource | None, str]:
-        """Texts at equal price, and what they were written under."""
-        if isinstance(choice, InstructionChoice):
-            return write(self.ground, instruction=choice.instruction), None, choice.instruction
-        source = choice.edit.scaled(scale).source(choice.tables)
-        return write(self.ground, source), source, ""
+    def _at_price(self, choices: Choices) -> dict[str, list[SteeringEdit]]:
+        """Each way's edits at doses that cost what was found costs; a way whose price cannot be had is left out."""
+        ground, best = self.ground, choices.found.edit
+        dosed = [
+            (name, one.edit)
+            for name, of in choices.edits.items()
+            for one in of
+            if one.edit.operation == "add" and name != FOUND
+        ]
+        found: dict[str, list[SteeringEdit]] = {FOUND: [best]}
+        target = float(ground.kl("report", [best], roughly=True).mean())
+        if not dosed or target <= 0:
+            return found
 
-    def _reader(self) -> tuple[Reader | None, str]:
-        try:
-            return make_reader(self.ground), ""
-        except UserError as error:
-            return None, f"No judge read them: {error.what}: {error.why}"
+        def kl(scales: list[float]) -> list[float]:
+            edits = [edit.scaled(scale) for (_, edit), scale in zip(dosed, scales, strict=True)]
+            return ground.kl("report", edits, roughly=True).mean(1).tolist()
 
-    def _read(self, texts: Written, values: np.ndarray | None, plain: np.ndarray | None, band: Band) -> WrittenEffect:
-        change = None
-        if values is not None and plain is not None:
-            change = bootstrap_difference(values, plain, n_resamples=RESAMPLES, seed=self.ground.options.seed)
-        return WrittenEffect(
-            read=None if values is None else self._mean(values),
-            change=change,
-            in_band=self._mean(band.holds(texts.nll).astype(float)),
-            repetition=self._mean(texts.repetition),
+        for (name, edit), match in zip(
+            dosed, match_kls(kl, [target] * len(dosed), tolerance=SAME_PRICE, tries=PRICE_TRIES), strict=True
+        ):
+            if match.within:
+                found.setdefault(name, []).append(edit.scaled(match.scale))
+        return {name: edits for name, edits in found.items() if len(edits) == len(choices.edits[name])}
+
+    def _write(self, choices: Choices, measured: Mapping[str, Mapping[Strength, _Measured]]) -> dict[str, Written]:
+        """Texts at equal price, or as chosen; of random features those of the first draw."""
+        edits = {name: at.get("kl", at["own"]).edits[0] for name, at in measured.items() if at["own"].edits}
+        found = dict(zip(edits, write(self.ground, list(edits.values())), strict=True))
+        if choices.instruction is not None:
+            found["prompting"] = write_instructed(self.ground, choices.instruction.instruction)
+        return found
+
+    def _ways(
+        self, choices: Choices, measured: Mapping[str, Mapping[Strength, _Measured]], written: Mapping[str, Written],
+        plain: Written, reader: Reader | None,
+    ) -> Iterator[WayResult]:  # fmt: skip
+        best = measured[FOUND]["own"]
+        ordinary = self._ordinary(plain)
+        before = None if reader is None else reader.read(plain, None, "")
+        for name, at in measured.items():
+            text, of = written[name], choices.edits.get(name, ())
+            instruction = "" if of or choices.instruction is None else choices.instruction.instruction
+            source = None if not of else at.get("kl", at["own"]).edits[0].source(self.ground.tables)
+            values = None if reader is None else reader.read(text, source, instruction)
+            change = None
+            if values is not None and before is not None:
+                change = bootstrap_difference(values, before, n_resamples=RESAMPLES, seed=self._seed)
+            tried = sum(one.tried for one in of) if of or choices.instruction is None else choices.instruction.tried
+            picked = [one.effects.numpy() for one in of] or [choices.instruction.effects.numpy()]  # type: ignore[union-attr]
+            price, dose = at.get("kl"), at.get("dose")
+            yield WayResult(
+                name=name,
+                parts=tuple(part for one in of for part in self._parts(one.edit, alone=name == FOUND)),
+                operation=of[0].edit.operation if of else "instruction",
+                instruction=instruction,
+                tried=tried,
+                chosen_effect=self._mean(np.mean(picked, 0)),
+                own=self._interval(at["own"]),
+                equal_dose=None if dose is None else self._interval(dose),
+                equal_kl=None if price is None else self._interval(price),
+                behind=None if name == FOUND else self._behind(best, price or at["own"]),
+                behind_at_dose=None if name == FOUND or dose is None else self._behind(best, dose),
+                written=WrittenEffect(
+                    read=None if reader is None or values is None else reader.share(text, values),
+                    change=change,
+                    fluency=fluency(ordinary, text.nll.tolist(), text.tokens, len(text.texts), self._seed),
+                ),
+            )
+
+    def _ordinary(self, plain: Written) -> OrdinaryText:
+        """What the unsteered texts of both splits are like."""
+        choice = self.ground.neutral("choice")
+        tokens = [*plain.tokens, *choice.decoded.token_ids]
+        nll = [*plain.nll.tolist(), *(-np.mean(logp) for logp in choice.decoded.token_logp)]
+        return ordinary_text(self.ground.model, choice.config, nll, tokens, chat=False)
+
+    def _parts(self, edit: SteeringEdit, *, alone: bool = False) -> list[SteeredPart]:
+        """What is known of an edit's directions; of a few also the effect of each by itself, if that is asked for."""
+        effects: list[Interval | None] = [None] * len(edit.parts)
+        if alone and len(edit.parts) <= ALONE:
+            single = [SteeringEdit((part,), edit.operation) for part in edit.parts]
+            effects = [self._mean(one) for one in self.ground.effects("report", single).numpy()]
+        return [self._part(part, edit, writes) for part, writes in zip(edit.parts, effects, strict=True)]
+
+    def _part(self, part: Part, edit: SteeringEdit, writes: Interval | None) -> SteeredPart:
+        ground = self.ground
+        known = SteeredPart(
+            site=str(part.site), feature=None, dose=part.dose, words=None, reads=None, auc=None, writes=writes
+        )
+        if not ground.is_feature(part):
+            return known
+        first = ground.first_order[part.site]
+        (words,) = describe_features(ground.model, ground.saes[part.site], [part.row])
+        reads, auc = (None if bool(v[part.row].isnan()) else float(v[part.row]) for v in (first.reads, first.auc))
+        alone = predicted(ground.first_order, replace(edit, parts=(part,)))
+        return replace(known, feature=part.row, words=words, reads=reads, auc=auc, first_order=alone)
+
+    def _features(self) -> tuple[ScoredFeature, ...]:
+        """Single features that were screened, best first."""
+        single = [edit for edit in self._listed if len(edit.parts) == 1]
+        at = affordable(self.ground, single)
+        effects = self.ground.effects("screening", at)
+        return tuple(
+            ScoredFeature(
+                **vars(self._part(at[i].parts[0], at[i], self._mean(effects[i].numpy()))),
+                origin=self._listed[single[i]],
+            )
+            for i in effects.mean(1).argsort(descending=True, stable=True).tolist()
         )
 
-    def _shown(self, plain: Written, written: Mapping[str, Written]) -> tuple[WrittenTexts, ...]:
-        every = {"unsteered": plain, **written}
+    def _agreement(self) -> tuple[Agreement, ...]:
+        """Spearman's correlation of the gradient's effects and exact ones over features, random ones included: at the
+        doses that were screened, and at the grid's smallest. Removals are no small edits, and left out."""
+        single = [edit for edit in self._listed if len(edit.parts) == 1 and edit.operation == "add"]
+        found = []
+        for at in (affordable(self.ground, single), [edit.at_dose(self.ground.options.dose[0]) for edit in single]):
+            exact = self.ground.effects("screening", at).mean(1).numpy()
+            first = np.array([predicted(self.ground.first_order, edit) for edit in at])
+            interval = bootstrap_statistic(_correlation, [first, exact], n_resamples=500, seed=self._seed)
+            found.append(Agreement(dose=float(np.mean([edit.dose for edit in at])), spearman=interval))
+        return tuple(found)
+
+    def _ranked(self) -> tuple[RankedFeatures, ...]:
+        """The features of each site that the gradient puts first."""
+        found = []
+        for site, one in self.ground.first_order.items():
+            ids = [i for _, i in best_features(self.ground, lambda o: o.certainty.abs(), RANKED, {site: one})]
+            found.append(
+                RankedFeatures(
+                    site=str(site), feature=tuple(ids), effect=tuple(one.add[ids].tolist()),
+                    certainty=tuple(one.certainty[ids].tolist()),
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def _shown(self, written: Mapping[str, Written]) -> tuple[WrittenTexts, ...]:
         prompts = self.ground.neutral("report").prompts[:SHOWN_TEXTS]
         return tuple(
-            WrittenTexts(prompt=prompt, texts={name: one.texts[i] for name, one in every.items()})
+            WrittenTexts(prompt=prompt, texts={name: one.texts[i] for name, one in written.items()})
             for i, prompt in enumerate(prompts)
         )
 
-    def _mean(self, values: np.ndarray) -> Interval:
-        return bootstrap_mean(values, n_resamples=RESAMPLES, seed=self.ground.options.seed)
+    @property
+    def _seed(self) -> int:
+        return self.ground.options.seed
 
-    def _interval(self, values: _Values) -> Measured:
-        return Measured(scale=values.scale, effect=self._mean(values.effects), kl=self._mean(values.kl))
+    def _mean(self, values: Values) -> Interval:
+        return bootstrap_mean(values, n_resamples=RESAMPLES, seed=self._seed)
 
-    def _behind(self, found: Mapping[str, _Values], other: _Values) -> Interval:
-        return bootstrap_difference(
-            found["own"].effects, other.effects, n_resamples=RESAMPLES, seed=self.ground.options.seed
-        )  # fmt: skip
+    def _interval(self, one: _Measured) -> Measured:
+        dose = float(np.mean([edit.dose for edit in one.edits])) if one.edits else None
+        return Measured(dose=dose, effect=self._mean(one.effects), kl=self._mean(one.kl))
 
-
-@dataclass(frozen=True)
-class _Values:
-    """An edit at one strength: effects on the report's examples, and prices on its neutral text."""
-
-    scale: float
-    effects: np.ndarray
-    kl: np.ndarray
+    def _behind(self, found: _Measured, other: _Measured) -> Interval:
+        return bootstrap_difference(found.effects, other.effects, n_resamples=RESAMPLES, seed=self._seed)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _correlation(a: Values, b: Values) -> float:
+    """Spearman's; NaN where either does not vary."""
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]) if np.ptp(a) and np.ptp(b) else float("nan")

@@ -37,6 +37,18 @@ class SteeringEdit:
 
     parts: tuple[Part, ...]
     operation: Literal["add", "ablate"] = "add"
+    length: float = 1.0
+    """Norm of the sum of its directions at their doses, over that of as many at right angles."""
+
+    @classmethod
+    def joint(cls, parts: Sequence[Part], tables: Tables) -> SteeringEdit:
+        """Directions that are added together, as far as their sum is long."""
+        sums: dict[Site, Tensor] = {}
+        for part in parts:
+            row = part.dose * tables[part.site].rows[part.row].detach().double().cpu()
+            sums[part.site] = sums.get(part.site, 0) + row
+        norm = math.hypot(*(float(each.norm()) for each in sums.values()))
+        return cls(tuple(parts), length=norm / math.hypot(*(part.dose for part in parts)))
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -44,16 +56,16 @@ class SteeringEdit:
 
     @property
     def dose(self) -> float:
-        """Of all its parts together: the norm of their sum in units of ‖x‖, as of directions at right angles."""
-        return math.hypot(*(part.dose for part in self.parts))
+        """Of all its parts together: the norm of their sum in units of ‖x‖."""
+        return self.length * math.hypot(*(part.dose for part in self.parts))
 
     def scaled(self, factor: float) -> SteeringEdit:
         """The same with its doses multiplied."""
         return replace(self, parts=tuple(part._replace(dose=part.dose * factor) for part in self.parts))
 
     def at_dose(self, dose: float) -> SteeringEdit:
-        """The same with its doses scaled so that all together are of another."""
-        return self.scaled(dose / self.dose)
+        """The same with its doses scaled so that all together are of another; a removal has none."""
+        return self if self.operation == "ablate" else self.scaled(dose / self.dose)
 
     def source(self, tables: Tables) -> StaticSource:
         """What edits all rows alike."""

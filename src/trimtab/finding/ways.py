@@ -1,8 +1,9 @@
-"""Other ways to choose a direction, each as candidates for the one choice: what people do today, and what is random."""
+"""Other ways to choose a direction, each as candidates for the one choice: what people do today."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,66 +12,63 @@ from torch import Tensor
 
 from trimtab.control.arms.vector import add_everywhere
 from trimtab.errors import UserError
+from trimtab.finding.examples import Example
 from trimtab.finding.ground import Ground
 from trimtab.finding.passes import answer_log_probs, run
-from trimtab.finding.steering_edit import Part, SteeringEdit, Tables
-from trimtab.lm import RowDelta, Site, edited
-from trimtab.selection import DeltaConfidence, FeatureTable, OutputScore, rank_by
-from trimtab.steering import DirectionTable
+from trimtab.finding.shortlist import best_features
+from trimtab.finding.steering_edit import Part, SteeringEdit
+from trimtab.lm import Site, edited
+from trimtab.selection import DeltaConfidence, OutputScore, rank_by
 
 STEPS, BATCH = 12, 4
 """Of a learned vector: steps of Adam, and examples of each."""
-RANDOM = 1009
-"""Key of the draw of random features, apart from others."""
-
-
-def random_features(ground: Ground) -> list[SteeringEdit]:
-    """Live features at random, of random signs, as many as every way tries."""
-    rng = np.random.default_rng([ground.options.seed, RANDOM])
-    live = [(site, i) for site in ground.sites for i in ground.tables[site].live_ids().tolist()]
-    picked = rng.choice(len(live), min(ground.options.tried, len(live)), replace=False)
-    chosen = [live[i] for i in picked]
-    return [SteeringEdit((Part(site, row, float(rng.choice([-1.0, 1.0]))),)) for site, row in chosen]
+READERS = 50
+"""Features that fire most differently, among which a ranking chooses."""
+CRITERIA = {"delta-confidence": DeltaConfidence, "output-score": OutputScore}
 
 
 def by_activation_difference(ground: Ground) -> list[SteeringEdit]:
-    """The features that fire most differently on wanted and unwanted answers.
+    """The features that fire most differently on wanted and unwanted answers, added or subtracted accordingly.
 
     Raises:
         UserError: there are no answers of one kind.
     """
-    rows = [(float(one.reads[i]), site, i) for site, one in ground.first_order.items() for i in range(len(one.reads))]
-    if any(np.isnan(value) for value, *_ in rows):
-        raise UserError("activation difference", "all examples have answers of one kind", "leave it out")
-    rows.sort(key=lambda row: -abs(row[0]))
-    return [SteeringEdit((Part(site, i, 1.0 if value > 0 else -1.0),)) for value, site, i in rows[: _tried(ground)]]
+    return _readers(ground)[: ground.options.tried]
 
 
-def rankings(ground: Ground) -> dict[Site, list[FeatureTable]]:
-    """Delta-confidence and output score of every feature of each SAE, from the same passes.
+def by_criterion(ground: Ground, name: str) -> list[SteeringEdit]:
+    """The features of the highest delta-confidence or output score among those that fire most differently.
 
-    They ask for nothing of the wish. Without statistics of the SAE features are amplified by the largest dose.
+    Neither criterion looks at the wish, so that they are asked which features that read it also write anything, as in
+    Arad et al. 2025 (arXiv 2505.20063). Without statistics of an SAE features are amplified by the largest dose.
+
+    Raises:
+        UserError: there are no answers of one kind.
     """
-    found: dict[Site, list[FeatureTable]] = {}
+    readers = _readers(ground)[:READERS]
+    scores: dict[tuple[Site, int], float] = {}
     for site, sae in ground.saes.items():
-        dosed = {} if sae.feature_stats is not None else {"dose": ground.options.dose[-1], "unit": "relative"}
-        criteria = DeltaConfidence(**dosed), OutputScore(**dosed)  # type: ignore[arg-type]
-        found[site] = rank_by(ground.model, sae, criteria, site=site, top_tokens=1, progress=ground.meter.advance)
-    return found
+        ids = [edit.parts[0].row for edit in readers if edit.parts[0].site == site]
+        if ids:
+            dosed = {} if sae.feature_stats is not None else {"dose": ground.options.dose[-1], "unit": "relative"}
+            (table,) = rank_by(
+                ground.model, sae, [CRITERIA[name](**dosed)], site=site, features=ids, top_tokens=1,
+                progress=ground.meter.advance,
+            )  # fmt: skip
+            strength = np.abs(table.score) if table.signed else table.score
+            scores.update({(site, int(i)): float(v) for i, v in zip(table.feature, strength, strict=True)})
+    return sorted(readers, key=lambda edit: -scores.get(edit.parts[0][:2], -np.inf))[: ground.options.tried]
 
 
-def by_ranking(ground: Ground, ranked: dict[Site, list[FeatureTable]], which: int) -> list[SteeringEdit]:
-    """The features at the top of a ranking, of a signed one at both ends, amplified."""
-    rows: list[tuple[float, Site, int]] = []
-    for site, tables in ranked.items():
-        table = tables[which]
-        strength = np.abs(table.score) if table.signed else table.score
-        rows += [(float(value), site, int(i)) for value, i in zip(strength, table.feature, strict=True)]
-    rows.sort(key=lambda row: -row[0])
-    return [SteeringEdit((Part(site, i, 1.0),)) for _, site, i in rows[: _tried(ground)]]
+def _readers(ground: Ground) -> list[SteeringEdit]:
+    if any(bool(one.reads.isnan().any()) for one in ground.first_order.values()):
+        raise UserError("activation difference", "all examples have answers of one kind", "leave it out")
+    found = best_features(ground, lambda one: one.reads.abs(), max(READERS, ground.options.tried))
+    signs = {site: one.reads.sign() for site, one in ground.first_order.items()}
+    return [SteeringEdit((Part(site, i, float(signs[site][i])),)) for site, i in found]
 
 
-def mean_difference(ground: Ground) -> tuple[list[SteeringEdit], Tables]:
+def mean_difference(ground: Ground) -> list[SteeringEdit]:
     """At each site the vector from the mean activation on unwanted answers to that on wanted ones.
 
     Raises:
@@ -79,14 +77,17 @@ def mean_difference(ground: Ground) -> tuple[list[SteeringEdit], Tables]:
     vectors = {site: one.difference for site, one in ground.first_order.items()}
     if any(not bool(torch.isfinite(vector).all()) or not bool(vector.any()) for vector in vectors.values()):
         raise UserError("mean difference", "all examples have answers of one kind, or the same ones", "leave it out")
-    return _of_vectors(ground, vectors)
+    return [SteeringEdit((ground.add_vector(site, vector),)) for site, vector in vectors.items()]
 
 
-def learned_vector(ground: Ground, site: Site) -> tuple[list[SteeringEdit], Tables]:
-    """A vector that is trained on the candidates' examples at the middle dose, from the mean gradient on."""
+def learned_vector(ground: Ground) -> list[SteeringEdit]:
+    """A vector that is trained on the candidates' examples at the middle dose, and the mean gradient that it is trained
+    from; where this gradient is longest."""
     doses = ground.options.dose
-    vector = learn(ground, site, doses[(len(doses) - 1) // 2], ground.first_order[site].gradient)
-    return _of_vectors(ground, {site: vector})
+    site = max(ground.sites, key=lambda at: float(ground.first_order[at].gradient.norm()))
+    start = ground.first_order[site].gradient
+    vectors = start, learn(ground, site, doses[(len(doses) - 1) // 2], start)
+    return [SteeringEdit((ground.add_vector(site, vector),)) for vector in vectors]
 
 
 def learn(ground: Ground, site: Site, dose: float, start: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
@@ -94,37 +95,29 @@ def learn(ground: Ground, site: Site, dose: float, start: Float[Tensor, " d"]) -
     model, examples = ground.model, ground.splits["candidates"]
     vector = (start / start.norm().clamp_min(1e-30)).to(model.device).float().requires_grad_()
     optimiser = torch.optim.Adam([vector], lr=0.25 / len(vector) ** 0.5)
-    order = np.random.default_rng([ground.options.seed, RANDOM, 1])
+    order = np.random.default_rng([ground.options.seed, STEPS, BATCH])
     for _ in range(STEPS):
-        part = examples.take(order.choice(len(examples), min(BATCH, len(examples)), replace=False).tolist())
-        answered = part.answered
-        several = [i for i, one in enumerate(answered) if len(one.prompt) > 1]
-        logp: list[Tensor] = [torch.empty(0)] * len(answered)
-        with torch.enable_grad():
-            for rows in (several, [i for i in range(len(answered)) if i not in several]):
-                if not rows:
-                    continue
-                under = edited(model, {site: _adding(vector, dose)})
-                logits = run(model, [answered[i] for i in rows], ground.cache, under)
-                values = answer_log_probs(logits, [answered[i].answer for i in rows]).sum(-1)
-                for i, value in zip(rows, values, strict=True):
-                    logp[i] = value
-            loss = -part.scores(torch.stack(logp)).mean()
+        part = order.choice(len(examples), min(BATCH, len(examples)), replace=False)
         optimiser.zero_grad()
-        loss.backward()
+        for one in (examples.examples[i] for i in part):
+            with torch.enable_grad():
+                loss = -_score(ground, one, site, vector, dose) / len(part)
+            loss.backward()
+            ground.meter.advance(len(one.answered))
         optimiser.step()
-        ground.meter.advance(len(answered))
     return vector.detach()
 
 
-def _adding(vector: Float[Tensor, " d"], dose: float) -> Callable[[Tensor], RowDelta]:
-    return lambda x: add_everywhere(x, vector, dose)
+def _score(ground: Ground, example: Example, site: Site, vector: Tensor, dose: float) -> Tensor:
+    under = edited(ground.model, {site: lambda x: add_everywhere(x, vector, dose)})
+    logits = run(ground.model, example.answered, ground.cache, under)
+    return example.score(answer_log_probs(logits, [one.answer for one in example.answered]).sum(-1))
 
 
-def _of_vectors(ground: Ground, vectors: dict[Site, Float[Tensor, " d"]]) -> tuple[list[SteeringEdit], Tables]:
-    tables = {site: DirectionTable(vector[None].to(ground.model.device)) for site, vector in vectors.items()}
-    return [SteeringEdit((Part(site, 0, 1.0),)) for site in tables], tables
-
-
-def _tried(ground: Ground) -> int:
-    return ground.options.tried
+WAYS: dict[str, Callable[[Ground], list[SteeringEdit]]] = {
+    "activation-difference": by_activation_difference,
+    **{name: partial(by_criterion, name=name) for name in CRITERIA},
+    "mean-difference": mean_difference,
+    "learned-vector": learned_vector,
+}
+"""Candidates of each; what is random and prompting are apart."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from trimtab.dictionaries import SAE
 from trimtab.errors import UserError
 from trimtab.finding import TaskReward, first_order
+from trimtab.finding.result import FoundFacts
 from trimtab.lm import LanguageModel, Site
 from trimtab.policies.config import PolicyConfig
-from trimtab.runs import Meter, read_record
+from trimtab.runs import Meter, read_record, read_typed
 from trimtab.runs.record import RECORD_NAME
 from trimtab.steering import load
 from trimtab.tasks import Task
@@ -34,7 +35,7 @@ def found_features(config: PolicyConfig, model: LanguageModel, sae: SAE, site: S
         wish = TaskReward(task=task, items=config.train_items or TaskReward.items, seed=config.seed)
         examples = wish.examples(model)
         with Meter("finding features for the task", len(examples)) as meter:
-            effect = sign * first_order(model, {site: sae}, examples, progress=meter.advance)[site].add
+            effect = sign * first_order(model, {site: sae}, examples, progress=meter.advance)[site].certainty
         found = [i for i in effect.argsort(descending=True).tolist() if effect[i] > 0]
     else:
         found = _named(config.found, sae, site, sign)
@@ -46,7 +47,7 @@ def found_features(config: PolicyConfig, model: LanguageModel, sae: SAE, site: S
 
 
 def _named(path: Path, sae: SAE, site: Site, sign: float) -> list[int]:
-    """Features of a run of `find` that were scored exactly and helped, best first; or those of a saved steering."""
+    """Features of a run of `find` that its gradient says help, the most certain first; or those of a saved steering."""
     if (path / RECORD_NAME).exists():
         record = read_record(path)
         if record["command"] != "find" or not record["results"]:
@@ -54,13 +55,13 @@ def _named(path: Path, sae: SAE, site: Site, sign: float) -> list[int]:
         hashes = [value for name, value in record["hashes"].items() if name.endswith(str(site))]
         if sae.fingerprint not in hashes:
             raise UserError(f"run {path}", f"it did not search this SAE at {site}", "give the SAE that was searched")
-        wanted, rows = "+" if sign > 0 else "-", record["results"]["features"]
-        best = {
-            row["feature"]: max(one["estimate"] for one in row["writes"])
-            for row in rows
-            if (row["site"], row["sign"], row["origin"]) == (str(site), wanted, "gradient")
-        }
-        return sorted((i for i, effect in best.items() if effect > 0), key=lambda i: -best[i])
+        facts = read_typed(FoundFacts, record["results"], f"run {path}")
+        if not facts.yes:
+            why = "its answer is no: no feature is shown to serve the wish"
+            raise UserError(f"run {path}", why, "name another one, or leave --found out for the task's own items")
+        (ranked,) = [row for row in facts.ranked if row.site == str(site)]
+        certainty = dict(zip(ranked.feature, ranked.certainty, strict=True))
+        return [i for i in sorted(certainty, key=lambda i: -sign * certainty[i]) if sign * certainty[i] > 0]
     steering = load(path)
     parts = [part for part in steering.parts if part.site == str(site) and part.sae_hash == sae.fingerprint]
     if not parts:

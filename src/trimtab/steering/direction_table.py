@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,17 @@ class DirectionTable:
         if len(set(dims)) < len(dims):
             raise UserError(f"dimensions {', '.join(map(str, dims))}", "one is named twice", "name each once")
         return cls(torch.eye(d)[dims])
+
+    def with_rows(self, rows: Float[Tensor, "m d"]) -> DirectionTable:
+        """The same with further directions behind its own, which have no codes and no statistics."""
+        table = copy.copy(self)
+        table.rows = torch.cat([self.rows, DirectionTable(rows.to(self.rows)).rows])
+        unknown = torch.full((len(rows),), torch.nan)
+        if self.max_activation is not None:
+            table.max_activation = torch.cat([self.max_activation, unknown.to(self.max_activation)])
+        if self.live is not None:
+            table.live = torch.cat([self.live, torch.zeros(len(rows), dtype=torch.bool, device=self.live.device)])
+        return table
 
     def __repr__(self) -> str:
         return f"<DirectionTable: {self.n:,} directions of width {self.width}>"

@@ -19,7 +19,7 @@ from trimtab.tasks.near_duplicates import first_of_each
 
 NEUTRAL = "Here is a short text.\n\n"
 """Stands before texts that have no prompt of their own."""
-TEXT_TOKENS = 24
+TEXT_TOKENS = 16
 LEAST_TOKENS = 3
 
 

@@ -19,6 +19,7 @@ TOPICS = (
     "the house across the street", "a conversation on a bench", "a day without plans", "something that was lost",
     "a quiet evening", "the first day at work", "a photograph on the wall", "a promise", "a small town", "the weather",
     "an unexpected visitor", "a box in the attic", "learning something new", "a question nobody asked", "two brothers",
+    "a door that was open", "waiting for somebody", "the last day of the year", "a neighbour",
 )  # fmt: skip
 """What both texts of a pair are about, whatever is wished for."""
 WANTED = "{} It must be about this, or be written like this: {}."
@@ -42,10 +43,10 @@ class Want(Wish):
 
     text: str
     """The wish."""
-    pairs: int = 48
+    pairs: int = 72
     """Prompts, to each of which a wanted and an unwanted text are written."""
     text_tokens: int = TEXT_TOKENS
-    """Tokens of each text."""
+    """Tokens of each text that are read; half as many again are written, for the judge."""
     seed: int = 0
     """Of the writing."""
     written: tuple[WrittenPair, ...] = ()
@@ -80,7 +81,7 @@ class Want(Wish):
         plain = requests if chat else [PLAIN.format(request) for request in requests]
         prompts = [model.encode_text(text, chat=chat) for text in (*asked, *plain)]
         config = DecodeConfig(
-            max_new_tokens=self.text_tokens, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=32
+            max_new_tokens=self.text_tokens * 3 // 2, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=72
         )
         texts = [text.strip() for text in decode(model, prompts, config, progress=progress).texts]
         wanted, unwanted = texts[: len(requests)], texts[len(requests) :]
