@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from trimtab.dictionaries import load_dictionary
-from trimtab.finding import find
+from trimtab.finding import Want, find
 from trimtab.lm import LanguageModel
 
 
@@ -13,7 +15,9 @@ from trimtab.lm import LanguageModel
 @pytest.mark.slow
 def test_the_sea_on_the_default_model(real_model: LanguageModel) -> None:
     sae = load_dictionary("default", model=real_model)
-    found = find(real_model, sae, "the sea, ships and sailors", way=(), set_size=1, examples=(6, 6, 12))
+    small: dict[str, Any] = {"examples": (24, 8, 16), "n_neutral": (3, 4), "shortlist": 2, "tried": 1}
+    wish = Want(text="the sea, ships and sailors", pairs=48)
+    found = find(real_model, sae, wish, way=("mean-difference",), max_new_tokens=12, **small)
     assert found.found.own.effect.low > 0
-    assert found.agreement[0].spearman.estimate > 0.5
+    assert found.found.own.kl.estimate < 0.8
     assert found.texts[0].texts[found.found.name] != found.texts[0].texts["unsteered"]

@@ -45,9 +45,9 @@ from trimtab.steering.saved_steering import WITHIN
 COMMAND = "find"
 WRITTEN = "written.json"
 """Of a run: texts that the model wrote for a wish."""
-SCREEN = 12
+SCREEN = 10
 """Examples, of those to choose on, that all candidates are screened on."""
-FEW = 32
+FEW = 24
 """Examples to take gradients on below which their ranking is mostly noise, which is said."""
 Saes = Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary]
 

@@ -28,14 +28,14 @@ class FindOptions:
     shortlist: int = 6
     """Features, of all SAEs together, that the gradient puts first and exact effects decide between; half as many that
     read the wish, too, and a quarter as many removals."""
-    tried: int = 4
+    tried: int = 3
     """Candidates of each other way of choosing features, and of each draw of random ones."""
     way: tuple[str, ...] = WAYS
     """Alternatives that are shown beside: activation-difference, delta-confidence, output-score, mean-difference,
     learned-vector, prompting."""
-    examples: tuple[int, int, int] = (56, 24, 32)
+    examples: tuple[int, int, int] = (40, 18, 32)
     """Examples of each split at most: to make candidates from, to choose on, to report on."""
-    n_neutral: tuple[int, int] = (8, 16)
+    n_neutral: tuple[int, int] = (8, 12)
     """Neutral prompts to measure the price on, in choosing and in the report."""
     max_new_tokens: int = 24
     """Tokens of the texts on neutral prompts, on which the price is measured."""

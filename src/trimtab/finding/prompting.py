@@ -79,10 +79,15 @@ def instructed_kl(ground: Ground, split: str, instruction: str) -> Float[Tensor,
     """KL(instructed ‖ not) along neutral text, in nats per token."""
     neutral, model = ground.neutral(split), ground.model
     found = torch.empty(len(neutral.prompts), dtype=torch.float64)
-    for number, text in enumerate(neutral.prompts):
-        one = Answered(Ask(text).ids(model, instruction), tuple(neutral.decoded.token_ids[number]))
+    answered = [
+        Answered(Ask(text).ids(model, instruction), tuple(tokens))
+        for text, tokens in zip(neutral.prompts, neutral.decoded.token_ids, strict=True)
+    ]
+    for rows in batches(model, answered):
         with torch.no_grad():
-            found[number] = float(neutral.of_logits(number, run(model, [one], ground.cache))[0])
+            logits = run(model, [answered[i] for i in rows], ground.cache)
+        for i, row in zip(rows, logits, strict=True):
+            found[i] = float(neutral.of_logits(i, row[None])[0])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ from trimtab.steering.ordinary_texts import OrdinaryText, fluency, ordinary_text
 RESAMPLES = 2000
 SAME_PRICE = 0.05
 """Relative difference that is allowed between equal prices."""
-PRICE_TRIES = 4
+PRICE_TRIES = 3
 """Doses that are tried to reach a price."""
 ALONE = 4
 """Directions of what was found that are measured by themselves, too, if there are no more."""
@@ -224,24 +225,25 @@ class Search:
     def _at_price(self, choices: Choices) -> dict[str, list[SteeringEdit]]:
         """Each way's edits at doses that cost what was found costs; a way whose price cannot be had is left out."""
         ground, best = self.ground, choices.found.edit
-        dosed = [
-            (name, one.edit)
+        found: dict[str, list[SteeringEdit]] = {FOUND: [best]}
+        target = float(ground.kl("report", [best], roughly=True).mean())
+        if target <= 0:
+            return found
+        dosed = {
+            one.edit: name
             for name, of in choices.edits.items()
             for one in of
             if one.edit.operation == "add" and name != FOUND
-        ]
-        found: dict[str, list[SteeringEdit]] = {FOUND: [best]}
-        target = float(ground.kl("report", [best], roughly=True).mean())
-        if not dosed or target <= 0:
-            return found
+        }
+        prices = ground.kl("report", list(dosed), roughly=True).mean(1).tolist()
+        near = [edit.scaled(math.sqrt(target / max(kl, 1e-9))) for edit, kl in zip(dosed, prices, strict=True)]
 
         def kl(scales: list[float]) -> list[float]:
-            edits = [edit.scaled(scale) for (_, edit), scale in zip(dosed, scales, strict=True)]
+            edits = [edit.scaled(scale) for edit, scale in zip(near, scales, strict=True)]
             return ground.kl("report", edits, roughly=True).mean(1).tolist()
 
-        for (name, edit), match in zip(
-            dosed, match_kls(kl, [target] * len(dosed), tolerance=SAME_PRICE, tries=PRICE_TRIES), strict=True
-        ):
+        matches = match_kls(kl, [target] * len(near), tolerance=SAME_PRICE, tries=PRICE_TRIES) if near else []
+        for name, edit, match in zip(dosed.values(), near, matches, strict=True):
             if match.within:
                 found.setdefault(name, []).append(edit.scaled(match.scale))
         return {name: edits for name, edits in found.items() if len(edits) == len(choices.edits[name])}

@@ -22,8 +22,8 @@ from trimtab.lm import Site
 
 EXAMPLES = 4
 """On which gradients are taken anew."""
-BENT, BEGINNINGS, PARTNERS = 1, 2, 2
-"""Features that bend the score most, of either sign; single features; partners of each beginning."""
+BENT, BEGINNINGS, PARTNERS = 2, 1, 2
+"""Features that bend the score most, of either sign; best single ones; partners of each beginning."""
 SHARED = "set"
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from trimtab.control.arms.vector import add_everywhere
 from trimtab.errors import UserError
-from trimtab.finding.examples import Example
+from trimtab.finding.first_order import GRADIENT_WEIGHT
 from trimtab.finding.ground import Ground
-from trimtab.finding.passes import answer_log_probs, run
+from trimtab.finding.passes import answer_log_probs, batches, run
 from trimtab.finding.shortlist import best_features
 from trimtab.finding.steering_edit import Part, SteeringEdit
 from trimtab.lm import Site, edited
@@ -97,21 +97,20 @@ def learn(ground: Ground, site: Site, dose: float, start: Float[Tensor, " d"]) -
     optimiser = torch.optim.Adam([vector], lr=0.25 / len(vector) ** 0.5)
     order = np.random.default_rng([ground.options.seed, STEPS, BATCH])
     for _ in range(STEPS):
-        part = order.choice(len(examples), min(BATCH, len(examples)), replace=False)
+        part = examples.take(order.choice(len(examples), min(BATCH, len(examples)), replace=False).tolist())
+        answered, logp = part.answered, dict[int, Tensor]()
+        with torch.enable_grad():
+            for rows in batches(model, answered, GRADIENT_WEIGHT):
+                under = edited(model, {site: lambda x: add_everywhere(x, vector, dose)})
+                logits = run(model, [answered[i] for i in rows], ground.cache, under)
+                values = answer_log_probs(logits, [answered[i].answer for i in rows]).sum(-1)
+                logp |= dict(zip(rows, values, strict=True))
+            loss = -part.scores(torch.stack([logp[i] for i in range(len(answered))])).mean()
         optimiser.zero_grad()
-        for one in (examples.examples[i] for i in part):
-            with torch.enable_grad():
-                loss = -_score(ground, one, site, vector, dose) / len(part)
-            loss.backward()
-            ground.meter.advance(len(one.answered))
+        loss.backward()
         optimiser.step()
+        ground.meter.advance(len(answered))
     return vector.detach()
-
-
-def _score(ground: Ground, example: Example, site: Site, vector: Tensor, dose: float) -> Tensor:
-    under = edited(ground.model, {site: lambda x: add_everywhere(x, vector, dose)})
-    logits = run(ground.model, example.answered, ground.cache, under)
-    return example.score(answer_log_probs(logits, [one.answer for one in example.answered]).sum(-1))
 
 
 WAYS: dict[str, Callable[[Ground], list[SteeringEdit]]] = {

@@ -46,7 +46,7 @@ class Want(Wish):
     pairs: int = 72
     """Prompts, to each of which a wanted and an unwanted text are written."""
     text_tokens: int = TEXT_TOKENS
-    """Tokens of each text that are read; half as many again are written, for the judge."""
+    """Tokens of each text that are read; a quarter more are written, for the judge."""
     seed: int = 0
     """Of the writing."""
     written: tuple[WrittenPair, ...] = ()
@@ -81,7 +81,7 @@ class Want(Wish):
         plain = requests if chat else [PLAIN.format(request) for request in requests]
         prompts = [model.encode_text(text, chat=chat) for text in (*asked, *plain)]
         config = DecodeConfig(
-            max_new_tokens=self.text_tokens * 3 // 2, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=72
+            max_new_tokens=self.text_tokens * 5 // 4, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=72
         )
         texts = [text.strip() for text in decode(model, prompts, config, progress=progress).texts]
         wanted, unwanted = texts[: len(requests)], texts[len(requests) :]
