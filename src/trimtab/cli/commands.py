@@ -158,6 +158,13 @@ def evaluate_core() -> Job:
     return Job(CoreConfig, run_core, example="--sae runs/train-1234abcd/sae --text held_out.jsonl")
 
 
+def evaluate_wishes() -> Job:
+    """compare ways of control over the wishes of several finished searches"""
+    from trimtab.finding.comparison import WishesConfig, run_wishes
+
+    return Job(WishesConfig, run_wishes, ("runs",), "runs/sea runs/formal", pages=lambda _, found: [found.run])
+
+
 def evaluate_ground_truth() -> Job:
     """rank SAE architectures on data whose features are known"""
     from trimtab.evaluation import GroundTruthConfig, run_ground_truth
@@ -246,6 +253,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "steer": steer,
     **STEERING_COMMANDS,
     "evaluate core": evaluate_core,
+    "evaluate wishes": evaluate_wishes,
     "evaluate ground-truth": evaluate_ground_truth,
     "evaluate circuit": evaluate_circuit,
     "evaluate ioi": evaluate_ioi,

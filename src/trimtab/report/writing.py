@@ -28,6 +28,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "train": train_page,
     "rank": rank_page,
     "find": find_page,
+    "evaluate wishes": find_page,
     "steer": steer_page,
     "feature": feature_page,
     "evaluate core": core_page,
