@@ -164,6 +164,11 @@ def test_adapters_of_others_are_refused(named: LanguageModel, trained: TrainedFl
         UserError, match=r"the model that .*adapter adapts: model .*gone: .*; load that model and give it"
     ):
         load_flagged(where)
+    hf.save_pretrained(tmp_path / "gone")
+    named.tokenizer.save_pretrained(tmp_path / "gone")
+    message = r"gone has other weights than the model that it was trained on; put that one there, or give it as base to"
+    with pytest.raises(UserError, match=message):
+        load_flagged(where)
     with pytest.raises(UserError, match=r"finetuning .*: it has an adapter of PEFT already; merge that first"):
         train_flags(trained.model, trained.flags, toy_examples(24), **SMALL)
 

@@ -81,7 +81,7 @@ WRONG = {
     "layers": ({"from_layer": [1, 2]}, r"layers \[1, 2\]: one number is needed; give one number"),
     "one text": ({"texts": "over"}, "the texts that flags are placed by: they are one text; give a list of texts"),
     "too few": ({"dims": 1}, "1 dimensions: there are 2 concepts; give at least one for each"),
-    "too many": ({"dims": 33}, "33 dimensions: tiny-llama has 32; give fewer"),
+    "too many": ({"dims": 32}, "32 dimensions: tiny-llama has 32; give fewer"),
     "layer": ({"from_layer": 4}, "flags from layer 4 on: tiny-llama has layers 0 to 3; choose a layer in that range"),
     "ramp": ({"ramp": "steep"}, "ramp 'steep': allowed are norms, paper; choose one of them"),
     "scale": ({"ramp_scale": 0}, "ramp_scale 0: it must be a number above 0; give one like 1"),

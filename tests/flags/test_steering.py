@@ -87,7 +87,7 @@ WRONG = {
     "set twice": ({"on": ("sea",), "off": ("sea",)}, "concept 'sea': it is set twice; give it to one of --on, --off"),
     "no number": ({"strength": ("sea=half",)}, "strength 'sea=half': it is not NAME=NUMBER; write it like sea=0.5"),
     "no name": ({"strength": ("0.5",)}, "strength '0.5': it is not NAME=NUMBER"),
-    "not finite": ({"strength": ("sea=nan",)}, "switch sea=nan: it is on, off or a strength"),
+    "not finite": ({"strength": ("sea=nan",)}, "strength nan of 'sea': 0 is off and 1 is on; give one between"),
     "nothing": ({}, "the switches: all flags are free; set one, such as --on 'sea'"),
     "no prompt": ({"on": ("sea",), "prompt": ()}, "the prompts: there is none"),
     "greedy samples": ({"on": ("sea",), "samples": 2}, "samples = 2: greedy decoding gives the same text every time"),

@@ -207,7 +207,7 @@ WRONG = {
     "no strength": ({"sea": "on"}, "switch sea='on': it is on, off or a strength; give True, False or 0.5"),
     "beyond on": ({"sea": 50}, "strength 50: 0 is off and 1 is on; give one between"),
     "below off": ({"sea": -0.5}, "strength -0.5: 0 is off and 1 is on"),
-    "not finite": ({"sea": float("nan")}, "switch sea=nan: it is on, off or a strength"),
+    "not finite": ({"sea": float("nan")}, "strength nan of 'sea': 0 is off and 1 is on; give one between"),
     "all free": ({"sea": None}, "the switches: all flags are free; set one, such as sea=True"),
     "none": ({}, "the switches: all flags are free; set one, such as sea=True"),
 }

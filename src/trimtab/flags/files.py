@@ -205,13 +205,15 @@ def load_flagged(
     fields = _fields(directory / NAME)
     if (directory / ADAPTER_FILE).is_file():
         of = fields.get("base") or {}
+        hint = f"give that one, {of.get('name')}, as base"
         if base is None:
             base = load_base(str(of.get("name")), directory, device=device, dtype=dtype)
+            hint = "put that one there, or give it as base to load_flagged"
         else:
             base = LanguageModel.from_hf(copy.deepcopy(base.hf), base.tokenizer, base.name)
         if (of.get("weights") or {}).get(precision_name(base.dtype)) != weight_hash(_weights(base.hf), base.dtype):
             why = f"{base.name} has other weights than the model that it was trained on"
-            raise UserError(f"adapter {directory}", why, f"give that one, {of.get('name')}, as base")
+            raise UserError(f"adapter {directory}", why, hint)
         model, _ = load_adapter(base, directory)
     else:
         model = load_model(str(directory), device=device, dtype=dtype)

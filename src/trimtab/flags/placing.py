@@ -90,7 +90,7 @@ def place_flags(
         chat, max_tokens: how examples become tokens, as in `FlagTraining`.
 
     Raises:
-        UserError: fewer dimensions than concepts or more than the model has, a dimension out of range or used twice, a
+        UserError: fewer dimensions than concepts or as many as the model has, a dimension out of range or used twice, a
             layer that does not exist, or a model whose residual sites cannot be found.
     """
     check_is_model(model)
@@ -104,7 +104,7 @@ def place_flags(
     count, chosen = 0, None
     if isinstance(dims, Mapping):
         chosen = dims_of_each(concepts, dims)
-    elif (count := check_enough(_one_number(dims, "dimension"), concepts)) > model.d_model:
+    elif (count := check_enough(_one_number(dims, "dimension"), concepts)) >= model.d_model:
         raise UserError(f"{count} dimensions", f"{model.name} has {model.d_model}", "give fewer")
     found = None
     if ramp == "norms" or chosen is None:

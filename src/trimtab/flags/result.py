@@ -74,8 +74,9 @@ class FlagTrainingResult(Result):
         left_out = f"; {self.left_out:,} examples left out, {apart}" if self.left_out else ""
         return (
             f"{len(self.after.concepts)} flags in {dims} dimensions, curriculum {self.curriculum}, "
-            f"{self.steps} steps ({self.forced_steps} forced){lora}: flag accuracy {accuracy} (before {before}), "
-            f"cross-entropy {nats} (before {nats_before}) on {self.measured_on} (n = {self.after.examples}){left_out}"
+            f"{self.steps} steps ({self.forced_steps} forced){lora}: flag accuracy {accuracy} (0.5 is chance; "
+            f"before {before}), cross-entropy {nats} (before {nats_before}) "
+            f"on {self.measured_on} (n = {self.after.examples}){left_out}"
         )
 
     def tables(self) -> dict[str, Table]:

@@ -55,8 +55,10 @@ def strengths(flags: FlagSpec, switches: Mapping[str, Switch]) -> dict[int, floa
         index, switch = flags.index(concept), plain(given)
         if switch is None:
             continue
-        if not isinstance(switch, int | float) or not math.isfinite(switch):
+        if not isinstance(switch, int | float):
             raise UserError(f"switch {concept}={switch!r}", "it is on, off or a strength", "give True, False or 0.5")
+        if not math.isfinite(switch):
+            raise UserError(f"strength {switch} of {concept!r}", "0 is off and 1 is on", "give one between")
         found |= dict.fromkeys(flags.dims[index], float(switch))
     return found
 

@@ -135,10 +135,9 @@ class ImportedExamples(Result):
         if self.counts.judge:
             counts.append(Column("for a judge", "judge", COUNT))
         dropped = [{"reason": reason, "number": number} for reason, number in self.counts.dropped.items() if number]
-        return {
-            "concepts": Table(columns=[Column("concept", "concept", whole=True), *counts], rows=self.counts.concepts),
-            "dropped": Table(columns=[Column("left out", "reason"), Column("number", "number", COUNT)], rows=dropped),
-        }
+        concepts = Table(columns=[Column("concept", "concept", whole=True), *counts], rows=self.counts.concepts)
+        columns = [Column("left out", "reason"), Column("number", "number", COUNT)]
+        return {"concepts": concepts} | ({"dropped": Table(columns=columns, rows=dropped)} if dropped else {})
 
     def to_json(self) -> dict[str, Any]:
         """The counts as plain values."""
