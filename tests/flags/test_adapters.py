@@ -145,6 +145,8 @@ def test_adapters_of_others_are_refused(named: LanguageModel, trained: TrainedFl
     with torch.no_grad():
         hf.model.layers[0].mlp.down_proj.weight[0, 0] += 0.1
     other = LanguageModel.from_hf(hf, named.tokenizer, "other")
+    for part in (hf, named.tokenizer):
+        part.save_pretrained(tmp_path / "changed")
     message = (
         r"adapter .*: other has other weights than the model that it was trained on; give that one, .*tiny, as base"
     )
@@ -158,17 +160,17 @@ def test_adapters_of_others_are_refused(named: LanguageModel, trained: TrainedFl
     with pytest.raises(UserError, match=r"it is another model's: .*; put the adapter that lies beside it on its model"):
         load_flags(where, merged)
     fields = json.loads((where / "flags.json").read_text())
-    fields["base"]["name"] = str(tmp_path / "gone")
-    (where / "flags.json").write_text(json.dumps(fields))
-    with pytest.raises(
-        UserError, match=r"the model that .*adapter adapts: model .*gone: .*; load that model and give it"
+    for name, message in (
+        (
+            "changed",
+            r"adapter .*: .*changed has other weights than .* trained on; put that one there, or give it as base",
+        ),
+        ("gone", r"the model that .*adapter adapts: model .*gone: .*; load that model and give it"),
     ):
-        load_flagged(where)
-    hf.save_pretrained(tmp_path / "gone")
-    named.tokenizer.save_pretrained(tmp_path / "gone")
-    message = r"gone has other weights than the model that it was trained on; put that one there, or give it as base to"
-    with pytest.raises(UserError, match=message):
-        load_flagged(where)
+        fields["base"]["name"] = str(tmp_path / name)
+        (where / "flags.json").write_text(json.dumps(fields))
+        with pytest.raises(UserError, match=message):
+            load_flagged(where)
     with pytest.raises(UserError, match=r"finetuning .*: it has an adapter of PEFT already; merge that first"):
         train_flags(trained.model, trained.flags, toy_examples(24), **SMALL)
 

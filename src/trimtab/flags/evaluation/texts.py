@@ -121,4 +121,7 @@ def _check_both_kinds(labels: Bool[NDArray[np.bool_], "N C"], concepts: Sequence
         for n, verb in ((having, "have"), (len(labels) - having, "lack")):
             if n < LEAST:
                 why = f"{n} of the {len(labels)} examples that are {side} {verb} it, and {LEAST} are needed"
-                raise UserError(f"concept {concept!r}", why, "give more examples")
+                hint = (
+                    "give more examples that were not trained on (--data), or hold out more when training (--holdout)"
+                )
+                raise UserError(f"concept {concept!r}", why, hint)
