@@ -6,6 +6,8 @@ Pinned: the default model and its SAE (5,120 features), the sample text that the
 - `ratio`: tokens per second of `examples_of_text`, over those of `harvest` at the same site. Both run the same forward
   passes; a harvest then writes its rows to disk, examples encode them and keep windows and statistics.
 - `cpu_ratio`: the same by processor time, which a machine that is shared with others does not distort.
+- `forwards`: the share of the examples' processor time that is spent in forward passes. It is measured within the same
+  passes, so that load that comes and goes does not matter; `ratio` is at least this where a harvest writes for nothing.
 - `rows_ratio`: rows per second of `examples_of_harvest`, over those of the encoder alone on the same rows.
 
 Both sides compute in the same dtype on the same threads. Measurements alternate (harvest, examples, harvest); figures
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -28,6 +31,8 @@ from figures import measured_on, medians, print_result, spread
 from harvest import MODEL, Taken, read_corpus, timed
 
 from trimtab.activations import HarvestOptions, harvest
+from trimtab.activations.forwards import Forwards
+from trimtab.activations.packing import SequenceBatch
 from trimtab.dictionaries import load_dictionary
 from trimtab.features import ExampleOptions, examples_of_harvest, examples_of_text
 from trimtab.features.example_rows import ShardBlocks
@@ -70,14 +75,28 @@ def main() -> None:
     def collected() -> Taken:
         return timed(lambda: examples_of_text(model, [sae], corpus, options))
 
-    ratio, cpu_ratio, rows_ratio, rates, harvest_rates = [], [], [], [], []
+    in_forwards = 0.0
+    forward = Forwards._run
+
+    def timed_forward(self: Forwards, batch: SequenceBatch) -> object:
+        nonlocal in_forwards
+        start = time.process_time()
+        rows = forward(self, batch)
+        in_forwards += time.process_time() - start
+        return rows
+
+    Forwards._run = timed_forward  # type: ignore[assignment, method-assign]
+    ratio, cpu_ratio, rows_ratio, rates, harvest_rates, forwards = [], [], [], [], [], []
     with tempfile.TemporaryDirectory(dir=args.out) as kept:
         harvested(kept)  # memory is allocated, pages are mapped
         collected()
         blocks = [block for step in ShardBlocks([Path(kept)], [site]).read(0) for block in step]
         rows = [block.rows[site].to(args.device, torch.float32) for block in blocks]
         for _ in range(args.repeats):
-            before, mine, behind = harvested_anew(), collected(), harvested_anew()
+            before, in_forwards = harvested_anew(), 0.0
+            mine = collected()
+            forwards.append(in_forwards / mine.cpu)
+            behind = harvested_anew()
             ratio.append((before.wall + behind.wall) / 2 / mine.wall)
             cpu_ratio.append((before.cpu + behind.cpu) / 2 / mine.cpu)
             rates.append(len(corpus.tokens) / mine.wall)
@@ -88,7 +107,8 @@ def main() -> None:
 
     result = {
         **medians({
-            "ratio": (ratio, 3), "cpu_ratio": (cpu_ratio, 3), "rows_ratio": (rows_ratio, 3),
+            "ratio": (ratio, 3), "cpu_ratio": (cpu_ratio, 3), "forwards": (forwards, 3),
+            "rows_ratio": (rows_ratio, 3),
             "tokens_per_second": (rates, 0),
         }),
         "harvest_tokens_per_second": spread(harvest_rates, 0),

@@ -105,6 +105,7 @@ def test_examples_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert 0 < found["forwards"] < 1
     for name in ("ratio", "cpu_ratio", "rows_ratio", "tokens_per_second"):
         assert 0 < found[f"{name}_range"]["min"] <= found[name]
     assert found["windows"] == 6

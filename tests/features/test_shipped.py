@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from trimtab.dictionaries import load_dictionary
+from trimtab.dictionaries import SAEInfoConfig, describe_sae, load_dictionary
 from trimtab.dictionaries.shipped import shipped_dictionary
+
+
+def test_sae_info_says_what_the_page_says() -> None:
+    said = describe_sae(SAEInfoConfig(sae="default")).render()
+    assert "3 top, 1 weighted, 1 random windows of 16 tokens for 5,120 features, out of 208,875 tokens (1.3 MB)" in said
+    page = (Path(__file__).parents[2] / "docs" / "features.md").read_text("utf-8")
+    stated = (
+        "three `top` windows, one `weighted`, one `random`, of 16 tokens, out of 208,875 tokens; 1.3 MB, "
+        "as `trimtab sae info default` says"
+    )
+    assert stated in page
 
 
 def test_the_examples_that_ship() -> None:

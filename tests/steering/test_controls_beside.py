@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from trimtab.steering import (
     SteerResult,
     TopActiveSource,
     ordinary_texts,
+    planning,
     random_arms,
     run_steer,
     steer,
@@ -234,6 +236,8 @@ def test_a_run_replays(tiny_llama: LanguageModel, tmp_path: Path, kind: str) -> 
     page = write_report(tmp_path / "run").read_text("utf-8")
     assert ("random directions, " if kind == "a saved vector" else "random, ") in page
     assert "Ordinary texts" in page
+    words = {"features": "<li>3 (", "saved features": "<li>resid_post.1:3: promotes ", "a saved vector": ""}[kind]
+    assert words in page
     if kind == "saved features":
         (tmp_path / "sae").rename(tmp_path / "elsewhere")
         moved = run_steer(replace(config, run=None))
@@ -303,6 +307,22 @@ def band_of_the_steered(patch: Patch) -> None:
     )  # fmt: skip
 
 
+def called_features(patch: Patch) -> None:
+    real = planning.pool_of
+
+    def pool(*given: Any) -> Any:
+        found = real(*given)
+        for table in found.values():
+            table.dictionary = table.dictionary or SimpleNamespace(W_dec=table.rows)
+        return found
+
+    patch.setattr(planning, "pool_of", pool)
+
+
+def beside_vectors(model: LanguageModel) -> None:
+    check_equal_dose(model, *directions(model, make_dictionary(model))["vectors at two sites"])
+
+
 def of_three_doses(model: LanguageModel) -> None:
     check_equal_dose(model, make_dictionary(model), {"features": 3, "sweep": (0.3, 0.9)})
 
@@ -312,6 +332,7 @@ def clamped(model: LanguageModel) -> None:
 
 
 MUTATIONS: dict[str, tuple[Callable[[Patch], None], Callable[[LanguageModel], object]]] = {
+    "random directions called features": (called_features, beside_vectors),
     "half the dose": (dose_ignored, of_three_doses),
     "one place late": (one_place_late, clamped),
     "another text's doses": (other_rows_doses, of_three_doses),
