@@ -26,7 +26,7 @@ import torch
 from machine import cpu_name
 from score_features import MODEL, SITE, MatrixRate, seconds, weights_above
 
-from trimtab.activations.text import sample_text, split_text
+from trimtab.activations.text import read_documents, sample_text, split_text
 from trimtab.dictionaries import load_dictionary
 from trimtab.finding import Texts, first_order
 from trimtab.finding.passes import LOGITS, batches, run
@@ -49,7 +49,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = load_model(MODEL)
     sae, site = load_dictionary("default", model=model), model.site(SITE)
-    texts = [text for text in split_text(sample_text(), 400) if len(text.split()) > TOKENS][: 2 * PAIRS]
+    parts = [part for one in read_documents(sample_text()) for part in split_text(one.text, 400)]
+    texts = [text for text in parts if len(text.split()) > TOKENS][: 2 * PAIRS]
     examples = Texts(wanted=tuple(texts[::2]), unwanted=tuple(texts[1::2]), text_tokens=TOKENS).examples(model)
     answered, cache, tables = examples.answered, PromptCache(model), {site: DirectionTable.of(sae)}
     scores = scorer(model, examples, [site], cache)

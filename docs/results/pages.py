@@ -55,9 +55,9 @@ FEATURES = {
 }  # fmt: skip
 """Tables of what features are: how many rows pages show, or what the words of a row begin with that they show."""
 CODES = "supervised, mse"
-CONTROL = {"Ways of control": "", "Effect and divergence": "", "Missing": ""}
+CONTROL = {"Ways of control": "", "Effect and divergence": ""}
 """Tables of what flags and other ways bring about, and which rows."""
-CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(2))
+CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(3))
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -152,9 +152,15 @@ SOURCES = {
     },
     "flags-adapter": Source(
         "flags-adapter", SHOWN_FILE, f"{SHOWN} difference",
-        "trimtab flags evaluate runs/flags-adapter-training --part control price --snapshots 1 --compared 2 "
+        "trimtab flags evaluate runs/adapter-0 runs/adapter-plain --part control price --snapshots 1 --compared 2 "
         "--sae default --judge-data data/flags/judge.npz --run runs/flags-adapter",
         tables={"price": "", "Flags on, off and free": "", **CONTROL},
+    ),
+    "flags-self": Source(
+        "flags-self", SHOWN_FILE, f"{SHOWN} difference",
+        "trimtab flags evaluate runs/self-0 --part control price --snapshots 1 --compared 0 --data LABELLED "
+        "--judge-data JUDGED --run runs/flags-self",
+        tables={"price": "", "Flags on, off and free": ""},
     ),
     "flags-curricula": Source(
         "flags-curricula", SHOWN_FILE, SHOWN,
@@ -167,7 +173,7 @@ SOURCES = {
     ),
     "flags-price": Source(
         "flags-price", SHOWN_FILE, SHOWN,
-        "trimtab flags evaluate runs/flags-adapter-training --part price --snapshots 1 --task none --text "
+        "trimtab flags evaluate runs/adapter-0 --part price --snapshots 1 --task none --text "
         "text/wikitext2_test.txt --text-tokens 20480 --run runs/flags-price",
         tables={"price": ""},
     ),
