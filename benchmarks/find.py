@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = load_model(MODEL)
     sae, site = load_dictionary("default", model=model), model.site(SITE)
-    parts = [part for one in read_documents(sample_text()) for part in split_text(one.text, 400)]
+    parts = [part for one in read_documents([sample_text()]) for part in split_text(one.text, 400)]
     texts = [text for text in parts if len(text.split()) > TOKENS][: 2 * PAIRS]
     examples = Texts(wanted=tuple(texts[::2]), unwanted=tuple(texts[1::2]), text_tokens=TOKENS).examples(model)
     answered, cache, tables = examples.answered, PromptCache(model), {site: DirectionTable.of(sae)}
