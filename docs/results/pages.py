@@ -123,11 +123,6 @@ SOURCES = {
         "prompting letters --no-equal-kl --draws 1 --vector-steps 30 --train-items 128 --finalists 6 --used 12 "
         "--n-random 24 --no-trace --run runs/bbq",
     ),
-    "demo": Source(
-        "demo", "run.json",
-        "arms label score score_in_band in_band nll repetition relative_dose n_edits differences interval n_prompts",
-        "trimtab demo",
-    ),
     **{
         f"supervised-{name}": Source(
             f"study-{model}/contenders", SHOWN_FILE, SHOWN, f"trimtab study ioi{option} --run runs/study-{model}",

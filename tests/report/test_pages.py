@@ -120,14 +120,10 @@ def test_runs_without_a_page_and_those_that_go_on(tmp_path: Path) -> None:
         run.finish({})
     with pytest.raises(UserError, match="it belongs to `harvest`, which has no page; name a run of demo, train, rank"):
         write_report(tmp_path / "other")
-    for command in ("rank", "steer", "train", "evaluate core"):
+    for command in ("demo", "rank", "steer", "train", "evaluate core"):
         with Run.open(tmp_path / command, command, {}):
             pass
         with pytest.raises(UserError, match="it has not finished; run the same command again"):
             write_report(tmp_path / command)
-    with Run.open(tmp_path / "demo", "demo", {}):
-        pass
-    with pytest.raises(UserError, match=r"it is not a finished demo; run `trimtab demo` first"):
-        write_report(tmp_path / "demo")
     assert not (tmp_path / "demo/report.html").exists()
     assert read_record(tmp_path / "demo")["command"] == "demo"

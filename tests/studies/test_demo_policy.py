@@ -14,7 +14,9 @@ import torch
 from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, Standard, load_dictionary, save_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, TokenBatch, capture
-from trimtab.studies import DemoConfig, DemoResult, demo_policy, run_whole_demo
+from trimtab.policies.config import PolicyConfig
+from trimtab.studies import DemoConfig, demo_policy, run_demo
+from trimtab.studies.demo_policy import run_demo_policy
 
 SITE = "resid_post.1"
 SMALL = replace(
@@ -31,8 +33,8 @@ SMALL = replace(
 @pytest.fixture
 def config(
     tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> DemoConfig:
-    """A demo whose first part is there already."""
+) -> PolicyConfig:
+    """A small training on a model and an SAE that lie in files."""
     monkeypatch.syspath_prepend(str(request.config.rootpath / "tests" / "policies"))
     tiny_llama.hf.save_pretrained(tmp_path / "model")
     tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
@@ -50,47 +52,46 @@ def config(
     stats.update(sae.encode(next(iter(x.values())).flatten(0, 1)))
     sae.feature_stats = stats.result()
     save_dictionary(sae, tmp_path / "sae")
-    first = DemoResult(
-        run=tmp_path / "run", resumed=True, results={"verdict": {"text": "Yes."}, "arms": [], "differences": []}
-    )
-    monkeypatch.setattr(demo_policy, "run_demo", lambda _: first)
-    return DemoConfig(model=str(tmp_path / "model"), sae=str(tmp_path / "sae"), run=tmp_path / "run")
+    return replace(SMALL, model=str(tmp_path / "model"), sae=str(tmp_path / "sae"), run=tmp_path / "run")
 
 
 def test_the_policy_stands_beside_its_controls_and_is_read_back(
-    config: DemoConfig, monkeypatch: pytest.MonkeyPatch
+    config: PolicyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run_whole_demo(config, SMALL, 6)
-    assert whole.policy is not None
-    found = whole.to_json()["policy"]
-    assert {"unsteered", "policy", "static", "random at equal dose"} <= set(found["reward"])
-    assert found["items"] == 6
-    assert "policy − this" in whole.render()
+    found, left_out = run_demo_policy(config, 6)
+    assert found is not None
+    assert not left_out
+    arms = {arm.label: arm for arm in found.arms}
+    assert {"unsteered", "policy", "static", "random at equal dose"} <= set(arms)
+    assert arms["policy"].difference is None
+    assert arms["unsteered"].difference is not None
+    assert arms["unsteered"].reward.n == found.items == 6
+    assert found.headline().startswith("first-letter, 6 test items, trained in ")
+    assert found.to_frame().shape[0] == len(arms)
     monkeypatch.setattr(demo_policy, "evaluate_policy", None)  # not called again
-    again = run_whole_demo(config, SMALL, 6)
-    assert again.policy is not None
-    assert again.policy.to_json() == whole.policy.to_json()
+    assert run_demo_policy(config, 6) == (found, "")
 
 
-def test_a_model_that_the_task_does_not_suit_leaves_the_part_out(config: DemoConfig) -> None:
-    whole = run_whole_demo(config)
-    assert whole.policy is None
-    assert "no policy: task ioi-mixture: only" in whole.render()
-    assert "no policy" not in run_whole_demo(replace(config, policy=False)).render()
+def test_a_model_that_the_task_does_not_suit_leaves_the_part_out(config: PolicyConfig, tmp_path: Path) -> None:
+    own = DemoConfig(model=config.model, sae=config.sae, run=tmp_path / "demo")
+    said = run_demo(own, {}).headline()
+    assert said.startswith("No policy: task ioi-mixture: only")
+    without = replace(own, policy=False, run=tmp_path / "without")
+    assert run_demo(without, {}).headline() == ""
 
 
-def test_an_sae_of_which_nothing_may_be_chosen_leaves_the_part_out(config: DemoConfig) -> None:
+def test_an_sae_of_which_nothing_may_be_chosen_leaves_the_part_out(config: PolicyConfig) -> None:
     sae = load_dictionary(config.sae)
     sae.b_enc.data.fill_(-1e6)
     save_dictionary(sae, config.sae)
-    whole = run_whole_demo(config, SMALL, 6)
-    assert whole.policy is None
-    assert "no policy: mask accumulated: it allows no live feature at resid_post.1" in whole.render()
+    found, left_out = run_demo_policy(config, 6)
+    assert found is None
+    assert left_out.startswith("mask accumulated: it allows no live feature at resid_post.1")
 
 
 @pytest.mark.parametrize("part", ["run_policy_train", "evaluate_policy"])
 def test_any_other_mistake_is_no_reason_to_leave_the_part_out(
-    config: DemoConfig, monkeypatch: pytest.MonkeyPatch, part: str
+    config: PolicyConfig, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """Neither a disk that fills up, in training or evaluation, nor settings that do not fit the run that is there."""
     real, full = getattr(demo_policy, part), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -102,11 +103,11 @@ def test_any_other_mistake_is_no_reason_to_leave_the_part_out(
 
     monkeypatch.setattr(demo_policy, part, fills_up)
     with pytest.raises(UserError, match=r"cannot write .*: the disk is full; free some space or write elsewhere"):
-        run_whole_demo(config, SMALL, 6)
+        run_demo_policy(config, 6)
     monkeypatch.setattr(demo_policy, part, real)
-    assert run_whole_demo(config, SMALL, 6).policy is not None
+    assert run_demo_policy(config, 6)[0] is not None
     with pytest.raises(UserError, match="samples was 12 and is now 3"):
-        run_whole_demo(config, replace(SMALL, samples=3))
+        run_demo_policy(replace(config, samples=3), 6)
 
 
 def _raiser(error: Exception) -> Callable[..., None]:

@@ -230,13 +230,14 @@ def report() -> Job:
 
 
 def demo() -> Job:
-    """find, choose and test steering features of the default model, train a small policy, with reports"""
-    from trimtab.studies import DemoConfig, DemoResult, run_whole_demo
+    """find what brings three wishes about in the default model, prove it, train a small policy, with reports"""
+    from trimtab.studies import DemoConfig, DemoResult, run_demo
 
-    def pages(_: object, result: DemoResult) -> list[Path]:
-        return [result.run, *([result.policy.run] if result.policy else [])]
+    def pages(config: DemoConfig, result: DemoResult) -> list[Path]:
+        parts = [*(f"wish-{number}" for number in range(1, len(result.wishes) + 1)), *["policy"] * bool(result.policy)]
+        return [config.run, *(config.run / part for part in parts)]
 
-    return Job(DemoConfig, run_whole_demo, example="--no-policy", pages=pages)
+    return Job(DemoConfig, run_demo, example="--no-policy", pages=pages)
 
 
 COMMANDS: dict[str, Callable[[], Job]] = {

@@ -10,6 +10,7 @@ from trimtab.judges.refusal_rules import RuleJudge
 from trimtab.judges.registry import judge_options, make_judge
 from trimtab.judges.transcript import Transcript
 from trimtab.judges.verdict import Judge, Unjudged, Verdict, only_verdicts
+from trimtab.judges.word_weights import word_weights
 
 __all__ = [
     "ChatClient",
@@ -30,4 +31,5 @@ __all__ = [
     "judge_options",
     "make_judge",
     "only_verdicts",
+    "word_weights",
 ]

@@ -114,10 +114,13 @@ class Classifier:
             i for i, text in enumerate(texts) if not find_gibberish(text) and _share_known(text, known) >= KNOWN
         ]
         if language:
-            x = _described([texts[i] for i in language], (self.words, self.letters))
-            scores = x @ self.weights.T.astype(np.float64) + self.intercepts
-            found[language] = _sigmoid(scores * self.slopes + self.offsets)
+            found[language] = _sigmoid(self.log_odds([texts[i] for i in language]))
         return found
+
+    def log_odds(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """`[N, C]`, log-odds of each concept, whether or not texts are language."""
+        x = _described(texts, (self.words, self.letters))
+        return (x @ self.weights.T.astype(np.float64) + self.intercepts) * self.slopes + self.offsets
 
     def has(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """`[N, C]`, whether texts have each concept: from a probability on that was chosen on texts to fit on."""

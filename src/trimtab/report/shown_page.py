@@ -39,6 +39,7 @@ def shown_page(files: RunFiles, title: str) -> str:
             {
                 "title": section.title,
                 "headline": section.headline,
+                "yes": section.yes,
                 "tables": [(shown.title, _linked(files, shown.table())) for shown in section.tables],
                 "figures": [_figure(drawn) for drawn in section.figures],
                 "texts": [_text(text) for text in section.texts],
@@ -57,6 +58,11 @@ def ioi_page(files: RunFiles) -> str:
 def ioi_study_page(files: RunFiles) -> str:
     """The whole study."""
     return shown_page(files, f"Supervised feature dictionaries: {files.finished['model']}")
+
+
+def demo_page(files: RunFiles) -> str:
+    """Three wishes and a policy."""
+    return shown_page(files, f"What brings three wishes about in {files.finished['model']}?")
 
 
 def find_page(files: RunFiles) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from trimtab.errors import UserError
 from trimtab.report.circuit_page import circuit_page
-from trimtab.report.demo_page import demo_page
 from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import REPORT_NAME, RunFiles
 from trimtab.report.shown_page import (
+    demo_page,
     feature_page,
     find_page,
     flags_evaluate_page,

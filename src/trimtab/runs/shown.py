@@ -88,6 +88,8 @@ class Shown:
     texts: tuple[ShownText, ...] = ()
     anchor: str = ""
     """By which links lead to the section."""
+    yes: bool | None = None
+    """The answer, of a result that is one."""
 
     @classmethod
     def of(
@@ -117,8 +119,9 @@ class Shown:
         )
         drawn = tuple(ShownFigure(caption=c, svg=svg(d, c, height=height)) for c, d in (figures or {}).items())
         return cls(
-            title=title, headline=result.headline(), tables=tables, figures=drawn, texts=tuple(texts), anchor=anchor
-        )
+            title=title, headline=result.headline(), tables=tables, figures=drawn, texts=tuple(texts), anchor=anchor,
+            yes=getattr(result, "yes", None),
+        )  # fmt: skip
 
 
 def shown_json(sections: Sequence[Shown]) -> Any:
