@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from planted_wishes import (
+    HELD_FEATURE,
+    N_FEATURES,
     PAIR,
     PEAK_FEATURE,
     SITE,
@@ -22,11 +25,13 @@ from planted_wishes import (
     words_wish,
 )  # fmt: skip
 
+from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.finding import Contrast, Found, TaskReward, Want, Wish, find, generated
 from trimtab.finding import finding as finding_module
 from trimtab.finding import ground as ground_module
 from trimtab.finding import search as search_module
+from trimtab.finding import ways as ways_module
 from trimtab.finding.examples import divide
 from trimtab.finding.result import FOUND, RANDOM
 from trimtab.finding.search import Search
@@ -178,7 +183,7 @@ def test_alternatives_at_equal_dose_and_equal_price(ground: Ground) -> None:
     names = {way.name for way in found.ways}
     assert names >= {"found", "random", "activation-difference", "mean-difference", "learned-vector", "prompting"}
     assert names >= {"delta-confidence", "output-score"}
-    best = found.found
+    best, priced = found.found, 0
     for way in found.ways:
         if way.equal_dose is not None:
             assert way.equal_dose.dose == pytest.approx(best.own.dose)
@@ -187,7 +192,9 @@ def test_alternatives_at_equal_dose_and_equal_price(ground: Ground) -> None:
             difference = best.own.effect.estimate - way.equal_kl.effect.estimate
             assert way.behind.estimate == pytest.approx(difference, abs=1e-9)
             if way.name != RANDOM:  # of whose draws it is the mean
+                priced += 1
                 assert way.equal_kl.kl.estimate == pytest.approx(best.own.kl.estimate, rel=0.06)
+    assert priced >= 4
     vector = found["learned-vector"]
     assert vector.own.effect.low > 0
     assert found.curse.estimate == pytest.approx(best.chosen_effect.estimate - best.own.effect.estimate)
@@ -221,10 +228,59 @@ def matched_at_three_times_the_price(patch: pytest.MonkeyPatch) -> None:
 def test_prices_that_are_not_equal_show(
     ground: Ground, mutation: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def prices_are_equal() -> bool:
+        found = search(ground, texts_wish(60), way=("mean-difference", "learned-vector"), budget="KL=1")
+        priced = [found[name].equal_kl for name in ("mean-difference", "learned-vector")]
+        target = pytest.approx(found.found.own.kl.estimate, rel=0.06)
+        return all(one is not None and one.kl.estimate == target for one in priced)
+
+    assert prices_are_equal()
     mutation(monkeypatch)
-    found = search(ground, texts_wish(60), way=("mean-difference", "learned-vector"), budget="KL=1")
-    kls = [way.equal_kl.kl.estimate for way in found.ways if way.name != RANDOM and way.equal_kl is not None]
-    assert len(kls) < 2 or any(kl != pytest.approx(found.found.own.kl.estimate, rel=0.06) for kl in kls)
+    assert not prices_are_equal()
+
+
+def test_ways_that_choose_the_same_are_all_compared(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("delta-confidence", "output-score"):
+        monkeypatch.setitem(ways_module.WAYS, name, ways_module.by_activation_difference)
+    found = search(ground, texts_wish(60), way=tuple(ways_module.WAYS), budget="KL=1")
+    same = [found[name] for name in ("activation-difference", "delta-confidence", "output-score")]
+    assert len({way.label for way in same}) == 1
+    assert all(way.equal_kl is not None for way in same)
+    assert len({way.behind for way in same}) == 1
+
+
+def test_a_removal_is_found(ground: Ground) -> None:
+    """What is held everywhere favours N more than Y; subtracting it costs as much as removing it."""
+    sae = ground.saes[SITE]
+    only = Standard(*(_rows(getattr(sae, name), [HELD_FEATURE, 2, 5]) for name in Standard.shapes), info=sae.info)
+    found = find(ground.model, only, contrast_wish(40), **{**SMALL, "dose": (0.001, 0.002)})
+    assert found.found.operation == "ablate"
+    assert [part.feature for part in found.found.parts] == [0]
+    assert found.found.equal_dose is None
+    assert found.yes
+    assert found.features[0].origin == "removal"
+    with pytest.raises(UserError, match="no feature that was tried costs so little"):
+        find(ground.model, only, contrast_wish(40), **{**SMALL, "dose": (0.1,), "budget": "KL=0.000000001"})
+
+
+def _rows(values: torch.Tensor, which: list[int]) -> torch.Tensor:
+    """Of a dictionary's weights, the features'; all of what is of none."""
+    if values.shape == (N_FEATURES,):
+        return values[which]
+    if values.ndim == 2:
+        return values[which] if values.shape[0] == N_FEATURES else values[:, which]
+    return values
+
+
+def test_rough_choices_are_nearly_the_exact_ones(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, wherever this runs."""
+    reported = []
+    for fast in (False, True):
+        monkeypatch.setattr(ground_module, "fast_bfloat16", lambda _device, fast=fast: fast)
+        reported.append(search(ground, texts_wish(60), budget="KL=1", way=("mean-difference",)))
+    exact, rough = reported
+    assert [part.feature for part in rough.found.parts] == [part.feature for part in exact.found.parts] == [UP_FEATURE]
+    assert rough.found.own.effect.estimate == pytest.approx(exact.found.own.effect.estimate, rel=0.1)
 
 
 def test_the_judge_has_not_seen_what_chose(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ LEFT = 2
 USED = 0.9
 """Share of the budget that is aimed at."""
 TOLERANCE = 0.1
+LEAST_SCALE = 1e-3
+"""Of the dose that should cost the budget; a way of which less than this is too dear has no choice."""
 _NONE = (-math.inf, math.inf)
 
 
@@ -48,10 +50,18 @@ def choose(ground: Ground, ways: Mapping[str, Sequence[SteeringEdit]]) -> dict[s
         ways: candidates of any dose; a way of which nothing is within the budget has no choice.
     """
     every = list(dict.fromkeys(edit for candidates in ways.values() for edit in candidates))
+    if not every:
+        return {}
     full = dict(zip(every, affordable(ground, every), strict=True))
     means = dict(zip(every, ground.effects("screening", list(full.values())).mean(1).tolist(), strict=True))
+    # A removal has no dose that could be lowered: too dear, it would take the place of what is not.
+    removals = [edit for edit in every if edit.operation == "ablate"]
+    for edit in set(removals) - set(_affordable_removals(ground, removals)):
+        del means[edit]
     left = {
-        name: sorted(dict.fromkeys(candidates), key=lambda edit: -means[edit])[:LEFT]
+        name: sorted((edit for edit in dict.fromkeys(candidates) if edit in means), key=lambda edit: -means[edit])[
+            :LEFT
+        ]
         for name, candidates in ways.items()
     }
     largest = _largest(ground, {edit: full[edit] for candidates in left.values() for edit in candidates})
@@ -98,6 +108,13 @@ def affordable(ground: Ground, edits: Sequence[SteeringEdit]) -> list[SteeringEd
     ]
 
 
+def _affordable_removals(ground: Ground, removals: Sequence[SteeringEdit]) -> list[SteeringEdit]:
+    if not removals or math.isinf(ground.options.most_kl):
+        return list(removals)
+    kls = ground.kl("choice", removals).mean(1).tolist()
+    return [edit for edit, kl in zip(removals, kls, strict=True) if kl <= ground.options.most_kl]
+
+
 def _largest(ground: Ground, full: Mapping[SteeringEdit, SteeringEdit]) -> dict[SteeringEdit, SteeringEdit]:
     """Each candidate at the largest dose that the budget allows, at most the grid's; removals as they are."""
     if math.isinf(ground.options.most_kl):
@@ -113,9 +130,19 @@ def _lowered(ground: Ground, edits: Sequence[SteeringEdit]) -> list[SteeringEdit
     def at(edit: SteeringEdit, scale: float) -> SteeringEdit:
         return edit.at_dose(min(scale * edit.dose, top))
 
+    allowed = [0.0] * len(edits)
+
     def kl(scales: list[float]) -> list[float]:
-        return ground.kl("choice", [at(e, s) for e, s in zip(edits, scales, strict=True)]).mean(1).tolist()
+        found = ground.kl("choice", [at(e, s) for e, s in zip(edits, scales, strict=True)]).mean(1).tolist()
+        for i, (scale, value) in enumerate(zip(scales, found, strict=True)):
+            allowed[i] = max(allowed[i], scale if value <= most else 0.0)
+        return found
 
     found = match_kls(kl, [USED * most] * len(edits), tolerance=TOLERANCE, tries=4) if edits else []
-    over = [math.sqrt(USED * most / match.reached) if match.reached > most else 1.0 for match in found]
-    return [at(edit, match.scale * less) for edit, match, less in zip(edits, found, over, strict=True)]
+    for i, match in enumerate(found):
+        # KL may be steeper than the square law has it.
+        scale = match.scale
+        while not allowed[i] and scale > LEAST_SCALE:
+            scale /= 2
+            allowed[i] = scale if float(ground.kl("choice", [at(edits[i], scale)]).mean()) <= most else 0.0
+    return [at(edit, scale or 1.0) for edit, scale in zip(edits, allowed, strict=True)]

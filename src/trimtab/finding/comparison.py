@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from trimtab.errors import UserError
 from trimtab.finding.finding import COMMAND as FIND
 from trimtab.finding.result import FOUND, SINGLE, FoundFacts, WayResult
-from trimtab.runs import Run, config_directory, read_record, read_typed, write_json
+from trimtab.runs import Run, config_directory, read_record, read_typed, text_id, write_json
 from trimtab.runs.results import Result
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, Table
@@ -61,7 +62,9 @@ class ComparedWay:
 
     way: str
     effect: Interval
-    """Mean effect at equal price (or as chosen, if it has no dose), over wishes."""
+    """Mean effect over wishes, at equal price where it can be had, or else as chosen."""
+    priced: int
+    """Wishes for which equal price could be had."""
     difference: Interval
     """What was found minus this, paired by wish."""
     ahead: int
@@ -83,7 +86,9 @@ class WishComparison(Result):
     wishes: tuple[ComparedWish, ...]
     ways: tuple[ComparedWay, ...]
     judged: str
-    """What the change in generated text is in."""
+    """What the change in generated text is in; empty if that differs."""
+    left_out: tuple[str, ...]
+    """Ways that some wish has not."""
     run: Path | None = None
 
     def headline(self) -> str:
@@ -105,12 +110,16 @@ class WishComparison(Result):
             Column("ahead", "ahead", "d", note="wishes"),
             Column("behind", "behind", "d", note="wishes"),
             Column("KL", "kl", INTERVAL, note="nats per token"),
+            Column("at equal price", "priced", "d", note="wishes", spare=2),
             Column("change in texts", "change", SIGNED, note=self.judged, spare=1),
         ]
         caption = (
-            f"{len(self.wishes)} wishes, 95% intervals over them; at the price of what was found, prompting as chosen. "
-            "Ahead and behind: wishes for which the interval over examples excludes 0."
+            f"{len(self.wishes)} wishes, 95% intervals over them; at the price of what was found, or as chosen where "
+            "that cannot be had, as for prompting. Ahead and behind: wishes for which the interval over examples "
+            "excludes 0."
         )
+        if self.left_out:
+            caption += f" Not had for all wishes, and left out: {', '.join(self.left_out)}."
         return Table(columns=columns, rows=self.ways, caption=caption)
 
     def _wishes(self) -> Table:
@@ -148,15 +157,17 @@ def compare_wishes(runs: Sequence[Path | str], *, seed: int = 0) -> WishComparis
         if len(kinds := sorted({getattr(one, what) for one in facts.values()})) > 1:
             raise UserError("the runs", f"their {what}s are {', '.join(kinds)}", "compare those that are alike")
     wishes = tuple(_wish(path.name, one) for path, one in facts.items())
-    names = [way.name for way in next(iter(facts.values())).ways if way.name != SINGLE]
+    names = list(dict.fromkeys(way.name for one in facts.values() for way in one.ways if way.name != SINGLE))
     shared = [name for name in names if all(name in {way.name for way in one.ways} for one in facts.values())]
+    units = {one.judge.unit for one in facts.values()}
     first = next(iter(facts.values()))
     return WishComparison(
         unit=first.unit,
         model=first.model,
         wishes=wishes,
-        ways=tuple(_way(name, list(facts.values()), seed) for name in shared),
-        judged=next((one.judge.unit for one in facts.values() if one.judge.unit), ""),
+        ways=tuple(_way(name, list(facts.values()), seed, judged=len(units) == 1) for name in shared),
+        judged=units.pop() if len(units) == 1 else "",
+        left_out=tuple(name for name in names if name not in shared),
     )
 
 
@@ -184,7 +195,7 @@ def _wish(name: str, one: FoundFacts) -> ComparedWish:
     )
 
 
-def _way(name: str, facts: Sequence[FoundFacts], seed: int) -> ComparedWay:
+def _way(name: str, facts: Sequence[FoundFacts], seed: int, *, judged: bool) -> ComparedWay:
     ways = [one[name] for one in facts]
     at = [way.equal_kl or way.own for way in ways]
 
@@ -198,11 +209,12 @@ def _way(name: str, facts: Sequence[FoundFacts], seed: int) -> ComparedWay:
     return ComparedWay(
         way=name,
         effect=over_wishes([one.effect.estimate for one in at]),
+        priced=sum(way.equal_kl is not None for way in ways),
         difference=over_wishes([_behind(way) for way in ways]),
         ahead=apart(lambda interval: interval.low > 0),
         behind=apart(lambda interval: interval.high < 0),
         kl=over_wishes([one.kl.estimate for one in at]),
-        change=over_wishes(changes) if len(changes) == len(ways) else None,
+        change=over_wishes(changes) if judged and len(changes) == len(ways) else None,
     )
 
 
@@ -219,6 +231,7 @@ def run_wishes(config: WishesConfig) -> WishComparison:
     directory = config.run or config_directory(COMMAND, config, ignore=_NOT_THE_RESULT)
     with Run.open(directory, COMMAND, config, seeds=[config.seed], ignore_fields=_NOT_THE_RESULT) as run:
         found = compare_wishes(config.runs, seed=config.seed)
+        run.record(hashes={str(path): text_id(json.dumps(read_record(path)["results"])) for path in config.runs})
         if not run.done:
             write_json(run.file(SHOWN_FILE), shown_json([Shown.of("Wishes", found)]))
             run.finish(found)

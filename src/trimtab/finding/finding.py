@@ -129,7 +129,11 @@ def find_in(
             choices = search.choices()
             run.open_split("report", ids["report"])
             facts = search.report(choices)
-            run.record(features={one: list(words.promotes) for one, words in _named(facts, len(saes))})
+            named = dict(_named(facts, len(saes)))
+            run.record(
+                features={one: list(words.promotes) for one, words in named.items()},
+                fires_on={one: list(words.fires_on) for one, words in named.items() if words.fires_on},
+            )
             run.finish(facts)
     facts = read_typed(FoundFacts, run.results, f"run {run.path}")
     source = _edit_of(facts).source({site: DirectionTable.of(sae) for site, sae in saes.items()})

@@ -26,7 +26,9 @@ Measure = Callable[[Tables, Sequence[SteeringEdit], Progress], Tensor]
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32: on a GPU, and on a CPU with AMX."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 @dataclass(kw_only=True)
@@ -93,9 +95,15 @@ class Ground:
             )  # fmt: skip
         return self._neutral[split]
 
-    def effects(self, split: str, edits: Sequence[SteeringEdit]) -> Float[Tensor, "E X"]:
-        """Effects of edits on a split's examples; each is measured once."""
-        return self._once("effects", split, edits, lambda: self.scorer(split).effects)
+    def effects(self, split: str, edits: Sequence[SteeringEdit], *, exactly: bool = False) -> Float[Tensor, "E X"]:
+        """Effects of edits on a split's examples; each is measured once.
+
+        Args:
+            split: which.
+            edits: what to do.
+            exactly: in the model's own precision, as on the report's examples, where choices need less.
+        """
+        return self._once("exact effects" if exactly else "effects", split, edits, lambda: self.scorer(split).effects)
 
     def kl(self, split: str, edits: Sequence[SteeringEdit], *, roughly: bool = False) -> Float[Tensor, "E P"]:
         """Divergence of edits on a split's neutral text, in nats per token; as `effects`.
@@ -111,7 +119,8 @@ class Ground:
         missing = [edit for edit in dict.fromkeys(edits) if (what, split, edit) not in self._measured]
         if missing:
             # What is reported is measured in the model's own precision; choices need less.
-            fast = (split != "report" or what == "rough kl") and fast_bfloat16(self.model.device)
+            rough = what == "rough kl" or (split != "report" and what != "exact effects")
+            fast = rough and fast_bfloat16(self.model.device)
             measuring = measure()
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=fast):
                 found = measuring(self.tables, missing, self.meter.advance)

@@ -127,9 +127,11 @@ class Search:
             chosen = choose(ground, candidates)
         random = [one for name in candidates if name.startswith(f"{RANDOM} ") and (one := chosen.pop(name, None))]
         best = chosen.pop(FOUND, None)
+        if best is None and not mine:
+            raise UserError("the features", "the gradient puts none above 0", "give other examples, or another SAE")
         if best is None or not random:
-            why = "nothing that was tried costs so little" if mine else "the gradient puts no feature above 0"
-            raise UserError(f"budget {options.budget}", why, "raise it, or give another SAE")
+            what = "no feature that was tried" if best is None else "no random feature, the control,"
+            raise UserError(f"budget {options.budget}", f"{what} costs so little", "raise it, or give another SAE")
         edits = {FOUND: [best], RANDOM: random, **{name: [one] for name, one in chosen.items()}}
         too_dear = [name for name in candidates if name in ways.WAYS and name not in chosen]
         self.missing |= dict.fromkeys(too_dear, "nothing of it is within the budget")
@@ -148,6 +150,8 @@ class Search:
     def _singles(self, listed: Mapping[SteeringEdit, Origin]) -> list[SteeringEdit]:
         """Single features that are added, best by their screening first."""
         single = [edit for edit in listed if len(edit.parts) == 1 and edit.operation == "add"]
+        if not single:
+            return []
         means = self.ground.effects("screening", affordable(self.ground, single)).mean(1)
         return [single[i] for i in means.argsort(descending=True, stable=True).tolist()]
 
@@ -164,9 +168,8 @@ class Search:
                 missing = f"No judge read them: {error.what}: {error.why}"
             plain, written = unsteered(ground), self._write(choices, measured)
         report, own = ground.splits["report"], measured[FOUND]["own"]
-        curse = bootstrap_difference(
-            choices.found.effects.numpy(), own.effects, paired=False, n_resamples=RESAMPLES, seed=options.seed
-        )
+        chosen_on = ground.effects("choice", [choices.found.edit], exactly=True)[0].numpy()
+        curse = bootstrap_difference(chosen_on, own.effects, paired=False, n_resamples=RESAMPLES, seed=options.seed)
         return FoundFacts(
             model=ground.model.name,
             saes=tuple(sae.name for sae in ground.saes.values()),
@@ -229,21 +232,23 @@ class Search:
         target = float(ground.kl("report", [best], roughly=True).mean())
         if target <= 0:
             return found
-        dosed = {
-            one.edit: name
+        dosed = [
+            (name, one.edit)
             for name, of in choices.edits.items()
             for one in of
             if one.edit.operation == "add" and name != FOUND
-        }
-        prices = ground.kl("report", list(dosed), roughly=True).mean(1).tolist()
-        near = [edit.scaled(math.sqrt(target / max(kl, 1e-9))) for edit, kl in zip(dosed, prices, strict=True)]
+        ]
+        if not dosed:
+            return found
+        prices = ground.kl("report", [edit for _, edit in dosed], roughly=True).mean(1).tolist()
+        near = [edit.scaled(math.sqrt(target / max(kl, 1e-9))) for (_, edit), kl in zip(dosed, prices, strict=True)]
 
         def kl(scales: list[float]) -> list[float]:
             edits = [edit.scaled(scale) for edit, scale in zip(near, scales, strict=True)]
             return ground.kl("report", edits, roughly=True).mean(1).tolist()
 
-        matches = match_kls(kl, [target] * len(near), tolerance=SAME_PRICE, tries=PRICE_TRIES) if near else []
-        for name, edit, match in zip(dosed.values(), near, matches, strict=True):
+        matches = match_kls(kl, [target] * len(near), tolerance=SAME_PRICE, tries=PRICE_TRIES)
+        for (name, _), edit, match in zip(dosed, near, matches, strict=True):
             if match.within:
                 found.setdefault(name, []).append(edit.scaled(match.scale))
         return {name: edits for name, edits in found.items() if len(edits) == len(choices.edits[name])}

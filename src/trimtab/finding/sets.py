@@ -1,6 +1,6 @@
 """Sets of features at a joint dose, which they share equally, by forward selection.
 
-A set begins with the best single features and with features that do nothing by themselves but bend the score: those
+A set begins with the best single feature and with features that do nothing by themselves but bend the score: those
 whose first-order effect changes most at a point that is steered to at random. For each beginning the gradient is taken
 anew at the point that it steers to, so that a partner is found that works only together with it.
 """
@@ -24,6 +24,8 @@ EXAMPLES = 4
 """On which gradients are taken anew."""
 BENT, BEGINNINGS, PARTNERS = 2, 1, 2
 """Features that bend the score most, of either sign; best single ones; partners of each beginning."""
+OPPOSITE = 0.01
+"""Directions whose sum is so short cancel each other."""
 SHARED = "set"
 
 
@@ -43,7 +45,7 @@ def forward_selection(ground: Ground, singles: Sequence[SteeringEdit], best: Cho
         if size == 2:
             beginnings += [SteeringEdit((part,)) for part in bending(ground)]
         joined = _distinct([edit for start in beginnings for edit in _joined(ground, start, size)])
-        chosen = choose(ground, {SHARED: joined}).get(SHARED)
+        chosen = choose(ground, {SHARED: joined}).get(SHARED) if joined else None
         if chosen is None:
             break
         difference, tried = chosen.effects - best.effects, best.tried + chosen.tried
@@ -77,7 +79,8 @@ def _joined(ground: Ground, start: SteeringEdit, size: int) -> list[SteeringEdit
     known = {(part.site, part.row) for part in start.parts}
     near = best_features(ground, lambda one: one.add.abs(), PARTNERS + len(known), first=first)
     partners = [Part(site, i, float(first[site].add[i])) for site, i in near if (site, i) not in known][:PARTNERS]
-    return [SteeringEdit.joint([*there, *_equal_shares([part], share)], ground.tables) for part in partners]
+    joined = [SteeringEdit.joint([*there, *_equal_shares([part], share)], ground.tables) for part in partners]
+    return [edit for edit in joined if edit.length > OPPOSITE]
 
 
 def _gradients(ground: Ground, at: SteeringEdit | None = None) -> dict[Site, FirstOrder]:

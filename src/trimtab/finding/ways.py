@@ -64,6 +64,8 @@ def _readers(ground: Ground) -> list[SteeringEdit]:
     if any(bool(one.reads.isnan().any()) for one in ground.first_order.values()):
         raise UserError("activation difference", "all examples have answers of one kind", "leave it out")
     found = best_features(ground, lambda one: one.reads.abs(), max(READERS, ground.options.tried))
+    if not found:
+        raise UserError("activation difference", "no feature fires on the answers", "leave it out")
     signs = {site: one.reads.sign() for site, one in ground.first_order.items()}
     return [SteeringEdit((Part(site, i, float(signs[site][i])),)) for site, i in found]
 

@@ -71,7 +71,9 @@ class PromptCache:
             for start in range(0, len(same), self.batch_size):
                 part = same[start : start + self.batch_size]
                 cache = self.model.new_cache(reserve=len(part[0]))
-                self.model.forward(TokenBatch.full(torch.tensor(part, device=self.model.device)), cache=cache, last=1)
+                batch = TokenBatch.full(torch.tensor(part, device=self.model.device))
+                with torch.autocast(self.model.device.type, enabled=False):  # what is held serves any precision
+                    self.model.forward(batch, cache=cache, last=1)
                 self.computed += len(part)
                 for row, head in enumerate(part):
                     self._hold(head, cache, row)

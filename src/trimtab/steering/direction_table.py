@@ -89,6 +89,8 @@ class DirectionTable:
         table = copy.copy(self)
         table.rows = torch.cat([self.rows, DirectionTable(rows.to(self.rows)).rows])
         unknown = torch.full((len(rows),), torch.nan)
+        if self.length is not None:
+            table.length = torch.cat([self.length, rows.to(self.length).norm(dim=-1)])
         if self.max_activation is not None:
             table.max_activation = torch.cat([self.max_activation, unknown.to(self.max_activation)])
         if self.live is not None:
