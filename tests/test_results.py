@@ -206,6 +206,21 @@ def test_the_first_page_opens_with_one_table_of_at_most_seven_rows_and_one_figur
     assert PAGES.FIGURE.exists()
 
 
+def test_the_demo_figure_is_drawn_from_its_file() -> None:
+    assert PAGES.DEMO_FIGURE.read_text(encoding="utf-8") == PAGES.demo_figure()
+    page = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert f"docs/images/{PAGES.DEMO_FIGURE.name}" in page
+    assert all(f">{way['name']}<" in PAGES.demo_figure() for way in PAGES.read("demo")["wishes"][0]["ways"])
+
+
+def test_a_word_marked_in_the_readme_that_the_demo_did_not_mark_is_found() -> None:
+    page = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("| not steered |"))
+    word = row.split()[5]
+    (wrong,) = stale(page.replace(row, row.replace(f" {word} ", f" **{word}** ", 1), 1))
+    assert wrong.startswith("| not steered |")
+
+
 def test_the_figure_has_the_numbers_of_its_file() -> None:
     texts = re.findall(r">([^<]*\[[^<]*\])</text>", PAGES.FIGURE.read_text(encoding="utf-8"))
     assert texts == re.findall(r">([^<]*\[[^<]*\])</text>", PAGES.figure())

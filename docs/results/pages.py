@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.runs import read_record
-from trimtab.runs.figures import ROW, Mark, plot_intervals, svg
+from trimtab.runs.figures import ROW, Mark, MarkedLine, plot_intervals, plot_lines, svg
 from trimtab.runs.shown import SHOWN_FILE
 from trimtab.runs.tables import COUNT, INTERVAL, NUMBER, SIGNED, Column, markdown_table
 from trimtab.stats import Interval, interval_of, number_text
 
 HERE = Path(__file__).parent
-DATA, FIGURE = HERE / "data", HERE.parent / "images" / "ioi-fresh.svg"
+DATA, IMAGES = HERE / "data", HERE.parent / "images"
+FIGURE, DEMO_FIGURE = IMAGES / "ioi-fresh.svg", IMAGES / "demo-price.svg"
 PAGES = [HERE.parent / "results.md", *sorted(HERE.glob("*.md")), HERE.parents[1] / "README.md"]
 MARKER = re.compile(r"<!-- (\w+) ((?:data/[\w-]+\.json ?)+)-->\n(?:\|.*\n)*")
 
@@ -58,6 +59,7 @@ CODES = "supervised, mse"
 CONTROL = {"Ways of control": "", "Effect and divergence": ""}
 """Tables of what flags and other ways bring about, and which rows."""
 CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(3))
+WAYS = "unsteered found random activation-difference delta-confidence mean-difference prompting"
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -122,6 +124,12 @@ SOURCES = {
         f"trimtab policy evaluate {BBQ} --items 200 --control random most-active static gated shuffled vector "
         "prompting letters --no-equal-kl --draws 1 --vector-steps 30 --train-items 128 --finalists 6 --used 12 "
         "--n-random 24 --no-trace --run runs/bbq",
+    ),
+    "demo": Source(
+        "demo", "run.json",
+        f"wishes title yes unit words ways name label own equal_kl effect kl best random marks threshold shares {WAYS} "
+        "texts prompt way adds policy task items arms reward difference seconds",
+        "trimtab demo",
     ),
     **{
         f"supervised-{name}": Source(
@@ -201,6 +209,14 @@ def kept(value: Any, names: set[str]) -> Any:
     return {name: kept(one, names) for name, one in value.items() if name in wanted}
 
 
+def first_texts(wish: dict[str, Any]) -> dict[str, Any]:
+    """A wish of the demo with the texts behind the first prompt alone."""
+    marks = wish["marks"]
+    texts = [text for text in marks["texts"] if text["prompt"] == marks["texts"][0]["prompt"]]
+    rounded = [{**text, "adds": [round(value, 2) for value in text["adds"]]} for text in texts]
+    return {**wish, "marks": {**marks, "texts": rounded}}
+
+
 def training(record: dict[str, Any]) -> dict[str, Any]:
     """A finished training in a few numbers."""
     config, found = record["config"], record["results"]
@@ -222,6 +238,8 @@ def collect(runs: Path) -> None:
             found = {"tables": few_tables(found, source.tables)} if file.name == SHOWN_FILE else found
             if controls := (record["results"] or {}).get("controls"):
                 found["difference"] = controls[0]["control"]["difference"]
+            if found is not None and "wishes" in found:
+                found = {**found, "wishes": [first_texts(wish) for wish in found["wishes"]]}
             if found is not None and "scores" in found:
                 found = {"scores": [score for score in found["scores"] if score["contender"] == CODES]}
             if found is not None:
@@ -374,7 +392,46 @@ def edits_of_codes(found: Any) -> str:
     return markdown_table(columns, rows)
 
 
-ONE_FILE = {one.__name__: one for one in (arms, trainings, headroom, doses, companion, edits_of_codes)}
+def wishes(found: Any) -> str:
+    """What the demo came to for each wish."""
+    rows: list[dict[str, Any]] = []
+    for wish in found["wishes"]:
+        by_name = {way["name"]: way for way in wish["ways"]}
+        other = by_name[wish["best"]]
+        rows.append({**wish, "found": by_name["found"], "other": other["equal_kl"] or other["own"]})
+    columns = [
+        Column("wish", "title"),
+        Column("shown", lambda row: "yes" if row["yes"] else "no"),
+        Column("found", "found.label"),
+        Column("effect", "found.own.effect", "+.2f"),
+        Column("KL, nats", "found.own.kl", ".2f"),
+        Column("random features", "random", "+.2f"),
+        Column("best alternative", "best"),
+        Column("its effect", "other.effect", "+.2f"),
+        Column("its KL", "other.kl", ".2f"),
+    ]
+    return markdown_table(columns, rows)
+
+
+def before_after(found: Any) -> str:
+    """The first text of the demo without steering, and with what was found for each wish; marked words are bold."""
+
+    def text(wish: Any, way: str) -> str:
+        one = next(text for text in wish["marks"]["texts"] if text["way"] == way)
+        plain = [re.sub(r"([|*_<>`\[\]\\])", r"\\\1", word.strip()) for word in one["words"]]
+        bold = [value > 0 and way == "found" for value in one["adds"]]
+        return " ".join(f"**{word}**" if strong else word for word, strong in zip(plain, bold, strict=True))
+
+    first = found["wishes"][0]
+    rows = [{"steered": "not steered", "text": text(first, "unsteered")}]
+    rows += [{"steered": f"**{wish['title']}**", "text": text(wish, "found")} for wish in found["wishes"]]
+    prompt = first["marks"]["texts"][0]["prompt"]
+    return markdown_table([Column("wish", "steered"), Column(f"{prompt} …", "text")], rows)
+
+
+ONE_FILE = {
+    one.__name__: one for one in (arms, trainings, headroom, doses, companion, edits_of_codes, wishes, before_after)
+}
 
 
 def few_tables(sections: Any, wanted: Mapping[str, str | int]) -> list[Any]:
@@ -433,9 +490,28 @@ def figure() -> str:
     def draw(ax: Any) -> None:
         plot_intervals(ax, marks, "reward of the policy minus the arm's, 95% intervals over items and trainings")
 
-    drawing = svg(
-        draw, "The policy beside its controls on fresh items of two-context IOI", height=ROW * len(marks) + 0.8
+    return on_white(
+        svg(draw, "The policy beside its controls on fresh items of two-context IOI", height=ROW * len(marks) + 0.8)
     )
+
+
+def demo_figure() -> str:
+    """Effect against price for the demo's first wish, as SVG."""
+    wish = read("demo")["wishes"][0]
+    lines: list[MarkedLine] = []
+    for way in wish["ways"]:
+        measured = [one for one in (way["own"], way["equal_kl"]) if one is not None]
+        places = [(one["kl"]["estimate"], one["effect"]["estimate"]) for one in measured]
+        lines.append(MarkedLine(way["name"], sorted({(0.0, 0.0), *places}), places[0], way["name"] == "found"))
+
+    def draw(ax: Any) -> None:
+        plot_lines(ax, lines, "KL to unsteered, nats per token", f"effect, {wish['unit']}")
+
+    return on_white(svg(draw, f"Effect against price: {wish['title']}", height=3.0))
+
+
+def on_white(drawing: str) -> str:
+    """A drawing that is read on any ground."""
     return drawing.replace("</title>", '</title><rect width="100%" height="100%" fill="white"/>', 1) + "\n"
 
 
@@ -447,3 +523,4 @@ if __name__ == "__main__":
     for path in PAGES:
         path.write_text(drawn(path.read_text(encoding="utf-8")), encoding="utf-8")
     FIGURE.write_text(figure(), encoding="utf-8")
+    DEMO_FIGURE.write_text(demo_figure(), encoding="utf-8")

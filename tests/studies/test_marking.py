@@ -34,7 +34,7 @@ def judge() -> ConceptJudge:
 
 
 def check(judge: ConceptJudge) -> Marks:
-    """Every marked word costs more log-odds than 19 of 20 words of the unsteered texts, and no other does."""
+    """Every marked word costs more log-odds than 99 of 100 words of the unsteered texts, and no other does."""
     marks = mark(judge, "sea", WRITTEN, ("found", "random"))
 
     def loss(text: str, word: str) -> float:
@@ -42,7 +42,7 @@ def check(judge: ConceptJudge) -> Marks:
         whole, without = judge.log_odds([text, left])[:, 0]
         return float(whole - without) / text.split().count(word)
 
-    threshold = max(0.0, np.quantile([loss(PLAIN, word) for word in PLAIN.split()] * 2, 0.95))
+    threshold = max(0.0, np.quantile([loss(PLAIN, word) for word in PLAIN.split()] * 2, 0.99))
     assert marks.threshold == pytest.approx(threshold)
     for text in marks.texts:
         for word, value in zip(text.words, text.adds, strict=True):

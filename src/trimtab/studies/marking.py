@@ -2,7 +2,7 @@
 
 A classifier of words and letters is fitted on the texts that state all wishes, so that it tells them from plain text
 and from each other. A word of a generated text is marked if the classifier's log-odds of the wish fall more when it is
-taken out than they do for 19 of 20 words of the unsteered texts. So one word in twenty is marked where nothing was
+taken out than they do for 99 of 100 words of the unsteered texts. So one word in a hundred is marked where nothing was
 steered, and what is above that is the steering's.
 """
 
@@ -19,11 +19,11 @@ from trimtab.runs.shown import ShownText
 from trimtab.stats import Interval, bootstrap_mean
 
 UNSTEERED = "unsteered"
-SHARE = 0.95
+SHARE = 0.99
 """Of the words of unsteered texts that are not marked."""
 RULE = (
     "A word is marked, the stronger the more, if a classifier of words and letters, fitted on the texts that state the "
-    "wishes, loses more log-odds of the wish when the word is taken out than for 19 of 20 words of the unsteered texts"
+    "wishes, loses more log-odds of the wish when the word is taken out than for 99 of 100 words of the unsteered texts"
 )
 
 
