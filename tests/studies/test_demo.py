@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_with_the_next_wish(
 def test_what_is_smaller_is_named(done: DemoResult) -> None:
     trimmed = {one.option: (one.here, one.otherwise) for one in done.trimmed}
     assert trimmed["max_new_tokens"] == ("6", str(FindOptions().max_new_tokens))
-    assert trimmed["policy iterations"] == ("36", "60")
+    assert trimmed["policy iterations"] == ("24", "60")
     assert "seed" not in trimmed
     assert set(trimmed) >= set(SIZES)
 

@@ -33,7 +33,7 @@ TOPICS = {"sea": "the sea, ships and sailors", "food": "food and cooking", "spor
 INSTRUCTION = "Write about {}."
 SIZES: dict[str, Any] = {
     "shortlist": 4,
-    "set_size": 2,
+    "set_size": 1,
     "tried": 2,
     "way": ("activation-difference", "delta-confidence", "mean-difference", "prompting"),
     "examples": (32, 12, 24),

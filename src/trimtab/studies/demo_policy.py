@@ -1,4 +1,4 @@
-"""The demo's last part: a policy that picks a feature at each prompt, trained in about two minutes, beside controls.
+"""The demo's last part: a policy that picks a feature at each prompt, trained in a minute or two, beside controls.
 
 The task is the two-context IOI mixture: a cue before each sentence says which of two names is wanted, so that no single
 feature can serve both. So short a training shows how the parts work, not what policies can do: `docs/results.md` has
@@ -21,7 +21,7 @@ from trimtab.runs import read_typed
 from trimtab.studies.demo_result import DemoPolicy, PolicyArm
 from trimtab.tasks import UnsuitedModelError
 
-POLICY_SIZES: dict[str, Any] = {"headroom_items": 4, "train_items": 96, "validation_items": 48, "iterations": 36}
+POLICY_SIZES: dict[str, Any] = {"headroom_items": 4, "train_items": 96, "validation_items": 48, "iterations": 24}
 POLICY = PolicyConfig(
     task="ioi-mixture",
     dose=1.0,
