@@ -60,6 +60,10 @@ CONTROL = {"Ways of control": "", "Effect and divergence": ""}
 """Tables of what flags and other ways bring about, and which rows."""
 CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(3))
 WAYS = "unsteered found random activation-difference delta-confidence mean-difference prompting"
+WISHES = " ".join(
+    f"runs/{name}"
+    for name in "anger british business code fear formal joy love science sports surprise world_news".split()
+)
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -158,6 +162,10 @@ SOURCES = {
         "trimtab flags evaluate runs/adapter-0 runs/adapter-plain --part control price --snapshots 1 --compared 2 "
         "--sae default --judge-data data/flags/judge.npz --run runs/flags-adapter",
         tables={"price": "", "Flags on, off and free": "", **CONTROL},
+    ),
+    "find-wishes": Source(
+        "wishes", SHOWN_FILE, SHOWN, f"trimtab evaluate wishes {WISHES} --run runs/wishes",
+        tables={"ways over wishes": "", "each wish": ""},
     ),
     "flags-self": Source(
         "flags-self", SHOWN_FILE, f"{SHOWN} difference",

@@ -100,7 +100,7 @@ class WishComparison(Result):
         )
 
     def tables(self) -> dict[str, Table]:
-        return {"ways over wishes": self._ways(), "wishes": self._wishes()}
+        return {"ways over wishes": self._ways(), "each wish": self._wishes()}
 
     def _ways(self) -> Table:
         columns = [
