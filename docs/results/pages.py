@@ -60,10 +60,8 @@ CONTROL = {"Ways of control": "", "Effect and divergence": ""}
 """Tables of what flags and other ways bring about, and which rows."""
 CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "plain") for seed in range(3))
 WAYS = "unsteered found random activation-difference delta-confidence mean-difference prompting"
-WISHES = " ".join(
-    f"runs/{name}"
-    for name in "anger british business code fear formal joy love science sports surprise world_news".split()
-)
+WISHES = """runs/anger runs/british runs/business runs/code runs/fear runs/formal runs/joy runs/love runs/science
+runs/sports runs/surprise runs/world_news""".replace("\n", " ")
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
