@@ -14,7 +14,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "policy train": {"repeats": "samples", "ppo.learning_rate": "ppo.lr"},
     "policy evaluate": {"controls": "control", "sample": "n_random", "out": "run", "run": "policy"},
     "policy analyze": {"parts": "part"},
-    "demo": {"doses": "dose", "sizes": "size", "replicates": "samples", "candidates": "n_candidates"},
 }
 """New names by old ones, by command; those of a part's fields behind the part's name."""
 
