@@ -26,8 +26,6 @@ class InstructionChoice:
 
     instruction: str
     effects: Float[Tensor, " X"]
-    kl: float
-    """On neutral text for choosing, in nats per token."""
     tried: int
 
 
@@ -44,7 +42,7 @@ def choose_instruction(ground: Ground) -> InstructionChoice:
     kls = [float(instructed_kl(ground, "choice", text).mean()) for text in tried]
     within = [i for i, kl in enumerate(kls) if kl <= ground.options.most_kl] or [int(np.argmin(kls))]
     best = max(within, key=lambda i: float(effects[i].mean()))
-    return InstructionChoice(instruction=tried[best], effects=effects[best], kl=kls[best], tried=len(tried))
+    return InstructionChoice(instruction=tried[best], effects=effects[best], tried=len(tried))
 
 
 def instructions(ground: Ground) -> list[str]:

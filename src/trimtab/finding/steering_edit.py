@@ -83,8 +83,7 @@ def source_of(tables: Tables, edits: Sequence[SteeringEdit]) -> StaticSource:
         features[site] = torch.tensor([[p.row for p in row] + [-1] * (width - len(row)) for row in mine])
         doses[site] = torch.tensor([[float(p.dose) for p in row] + [0.0] * (width - len(row)) for row in mine])
     chosen = {site: tables[site] for site in sites}
-    source = StaticSource(chosen, features, doses, unit="relative", operation=edits[0].operation)
-    return source
+    return StaticSource(chosen, features, doses, unit="relative", operation=edits[0].operation)
 
 
 def together(edits: Sequence[SteeringEdit]) -> list[list[int]]:
