@@ -25,10 +25,10 @@ Measure = Callable[[Tables, Sequence[SteeringEdit], Progress], Tensor]
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32: on a GPU, and on a CPU with AMX."""
+    """Whether matrix products in bfloat16 are faster than in float32: on a GPU and a CPU made for it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 @dataclass(kw_only=True)
