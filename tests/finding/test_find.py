@@ -35,6 +35,7 @@ from trimtab.finding import ways as ways_module
 from trimtab.finding.examples import divide
 from trimtab.finding.result import FOUND, RANDOM
 from trimtab.finding.search import Search
+from trimtab.finding.wish_score import wish_score
 from trimtab.finding.wishes import WrittenPair
 from trimtab.lm import DecodeConfig, decode
 from trimtab.tasks import PromptTask
@@ -321,6 +322,20 @@ def test_a_run_goes_on_and_is_read_back(ground: Ground, tmp_path: Path, monkeypa
     }
     with pytest.raises(UserError, match="budget was 'none' and is now 'KL=1'"):
         search(ground, wish, run=place, budget="KL=1")
+
+
+@pytest.mark.parametrize("kind", ["texts", "contrast", "words", "want"])
+def test_a_search_in_python_scores_other_steerings(ground: Ground, kind: str, tmp_path: Path) -> None:
+    found = search(ground, WISHES[kind](), run=tmp_path / "run")
+    score = wish_score(tmp_path / "run", ground.model)
+    (again,) = score([[found.source]]).effects
+    assert again.estimate == pytest.approx(found.found.own.effect.estimate, abs=1e-4)
+
+
+def test_a_task_in_python_cannot_be_read_back(ground: Ground, tmp_path: Path) -> None:
+    search(ground, WISHES["task"](), run=tmp_path / "run")
+    with pytest.raises(UserError, match="made in Python for a task's reward"):
+        wish_score(tmp_path / "run", ground.model)
 
 
 def test_what_is_found_steers(ground: Ground) -> None:

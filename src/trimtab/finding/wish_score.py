@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,12 @@ from trimtab.errors import UserError
 from trimtab.finding.command import FindConfig
 from trimtab.finding.examples import divide
 from trimtab.finding.finding import COMMAND, WRITTEN
+from trimtab.finding.options import FindOptions
 from trimtab.finding.scoring import scorer
 from trimtab.finding.steering_edit import Part, SteeringEdit
-from trimtab.finding.wishes import Want, WrittenPair
+from trimtab.finding.wishes import Contrast, Texts, Want, Wish, Words, WrittenPair
 from trimtab.lm import LanguageModel
-from trimtab.runs import read_json, read_record, read_typed
+from trimtab.runs import field_types, read_json, read_record, read_typed
 from trimtab.stats import bootstrap_mean
 from trimtab.steering import StaticSource
 from trimtab.steering.scored import Score, WishScore
@@ -39,11 +41,10 @@ def wish_score(run: Path, model: LanguageModel) -> Score:
         raise UserError(f"run {run}", f"it belongs to `{record['command']}`", "give a run of trimtab find")
     if record["hashes"].get("model") != model.fingerprint:
         raise UserError(f"run {run}", f"it is of another model than {model.name}", "find the wish with this model")
-    config = read_typed(FindConfig, record["config"], f"run {run}, config")
-    wish = config.wish(model)
+    wish, options = _stated(run, record["config"], model)
     if isinstance(wish, Want):
         wish = replace(wish, written=read_typed(tuple[WrittenPair, ...], read_json(run / WRITTEN), str(run / WRITTEN)))
-    examples = divide(wish.examples(model), config.examples)["report"]
+    examples = divide(wish.examples(model), options.examples)["report"]
     if [one.id for one in examples.examples] != record["splits"].get("report"):
         raise UserError(f"the wish of run {run}", "its examples are no longer what they were", "find it again")
 
@@ -53,9 +54,27 @@ def wish_score(run: Path, model: LanguageModel) -> Score:
         effects = [exact.effects(source.tables, [edit])[0].numpy() for source, edit in every]
         ends = np.cumsum([0, *map(len, sources)]).tolist()
         means = [np.mean(effects[a:b], axis=0) for a, b in pairwise(ends)]
-        return WishScore(unit=examples.unit, effects=tuple(bootstrap_mean(mean, seed=config.seed) for mean in means))
+        return WishScore(unit=examples.unit, effects=tuple(bootstrap_mean(mean, seed=options.seed) for mean in means))
 
     return score
+
+
+def _stated(run: Path, config: dict[str, Any], model: LanguageModel) -> tuple[Wish, FindOptions]:
+    """The wish and the options of a search: files and options of the command line, or what Python gave."""
+    what = f"run {run}, config"
+    if "wish" not in config:
+        found = read_typed(FindConfig, config, what)
+        return found.wish(model), found
+    stated = dict(config["wish"])
+    kind = {one.__name__: one for one in (Texts, Contrast, Words, Want)}.get(stated.pop("kind"))
+    if kind is None:
+        raise UserError(
+            f"run {run}",
+            "it was made in Python for a task's reward, which is not kept",
+            "find it again by trimtab find --task",
+        )
+    options = {name: value for name, value in config.items() if name in field_types(FindOptions)}
+    return read_typed(kind, stated, what), read_typed(FindOptions, options, what)
 
 
 def _edit(source: StaticSource) -> SteeringEdit:
