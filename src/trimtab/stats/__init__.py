@@ -1,4 +1,4 @@
-"""Intervals, bootstrap, comparisons corrected for their number. No torch.
+"""Intervals, bootstrap, rank agreement, comparisons corrected for their number. No torch.
 
 Prompts (or documents, or items) are what is resampled; seeds stay inside their prompt, and tokens are
 never units. Every random draw follows from the `seed` given.
@@ -12,6 +12,7 @@ from trimtab.stats.bootstrap import (
     bootstrap_statistic,
 )
 from trimtab.stats.interval import Interval, interval_of, number_text
+from trimtab.stats.kendall import PermutationTest, RankScores, highest_tau
 from trimtab.stats.multiple import benjamini_hochberg
 from trimtab.stats.proportion import wilson_interval
 from trimtab.stats.resamples import Resampled, Resamples
@@ -19,6 +20,8 @@ from trimtab.stats.student import crossed_mean, student_mean
 
 __all__ = [
     "Interval",
+    "PermutationTest",
+    "RankScores",
     "Resampled",
     "Resamples",
     "benjamini_hochberg",
@@ -28,6 +31,7 @@ __all__ = [
     "bootstrap_ratio_of_sums",
     "bootstrap_statistic",
     "crossed_mean",
+    "highest_tau",
     "interval_of",
     "number_text",
     "student_mean",

@@ -52,27 +52,42 @@ class Resamples:
 
     Args:
         unit: `[N]` what each row belongs to, such as the number of its prompt.
+        within: `[N]` strata, such as the model of each row's dictionary: each keeps its number of units. One unit fewer
+            than a stratum has is drawn from it and weighted up by as much (Rao and Wu 1988): as many as it has would
+            spread too little where strata are small. A stratum of one unit joins all others.
         n_resamples: how many.
         seed: of the draws.
 
     Attributes:
         units: how many different ones there are.
+        strata: how many are resampled by themselves; 1 without `within`.
         weights: `[R, N]` how often each row is in each resample.
 
     Raises:
         UserError: there is no row.
     """
 
-    def __init__(self, unit: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> None:
-        names: Any = np.unique(np.asarray(unit), return_inverse=True)
-        self._of_row: NDArray[np.int64] = names[1]
+    def __init__(
+        self, unit: ArrayLike, *, within: ArrayLike | None = None, n_resamples: int = 1000, seed: int = 0
+    ) -> None:
+        names: Any = np.unique(np.asarray(unit), return_inverse=True, return_index=True)
+        self._of_row: NDArray[np.int64] = names[2]
         self._seed = seed
         self.units = len(names[0])
         if not self.units:
             raise UserError("a bootstrap", "there is nothing to resample", "give at least one prompt")
-        drawn = np.random.default_rng(seed).integers(self.units, size=(n_resamples, self.units))
-        counts = np.zeros((n_resamples, self.units))
-        np.add.at(counts, (np.arange(n_resamples)[:, None], drawn), 1)
+        rng, self.strata = np.random.default_rng(seed), 1
+        if within is None:
+            drawn = rng.integers(self.units, size=(n_resamples, self.units))
+            counts = np.zeros((n_resamples, self.units))
+            np.add.at(counts, (np.arange(n_resamples)[:, None], drawn), 1)
+        else:
+            stratum = strata_of(np.asarray(within)[names[1]])
+            self.strata = int(stratum.max()) + 1
+            counts = np.empty((n_resamples, self.units))
+            for members in (np.flatnonzero(stratum == one) for one in range(self.strata)):
+                n = len(members)
+                counts[:, members] = rng.multinomial(n - 1, np.full(n, 1 / n), size=n_resamples) * n / (n - 1)
         self.weights: FloatArray = counts[:, self._of_row]
 
     def among(self, rows: NDArray[np.bool_]) -> Resamples:
@@ -107,6 +122,12 @@ class Resamples:
         with np.errstate(divide="ignore", invalid="ignore"):
             estimate = float(statistic(np.ones((1, self.weights.shape[1])))[0])
             return Resampled(estimate, statistic(self.weights), self.units)
+
+
+def strata_of(labels: ArrayLike) -> NDArray[np.int64]:
+    """`[N]` numbers of strata from 0; all are one where some label has a single unit, which has no spread by itself."""
+    found: Any = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return np.zeros(len(found[1]), dtype=np.int64) if found[2].min() < 2 else found[1]
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike, weights: FloatArray) -> FloatArray:
