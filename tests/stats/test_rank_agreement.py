@@ -249,8 +249,29 @@ def test_halves_that_disagree_leave_nothing() -> None:
     assert highest_tau(np.array([-0.2, 1.0]), np.array([0.5, 1.0])).tolist() == pytest.approx([0, 1])
 
 
+def few_levels(n: int) -> Callable[[np.random.Generator], RankScores]:
+    """Scores of three or four levels whose τ_b is 0.66."""
+
+    def draw(rng: np.random.Generator) -> RankScores:
+        while True:
+            x, y = correlated(rng, n, 0.6)
+            x, y = np.round(1.5 * x), np.round(y)
+            if len(set(x)) > 1 < len(set(y)):
+                return RankScores({"x": x, "y": y}, n_resamples=400)
+
+    return draw
+
+
+def test_few_units_have_no_bounds_because_they_would_not_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = few_levels(7)(np.random.default_rng(0))
+    assert math.isnan(scores.interval(scores.tau("x", "y")).high)
+    assert covered(few_levels(8), 0.66, 300) > 0.92
+    monkeypatch.setattr(kendall, "LEAST_FOR_BOUNDS", 5)
+    assert covered(few_levels(5), 0.66, 200) < 0.8
+
+
 def test_perfect_agreement_has_no_bounds() -> None:
-    scores = RankScores({"x": range(6), "y": range(6)}, n_resamples=200)
+    scores = RankScores({"x": range(20), "y": range(20)}, n_resamples=200)
     interval = scores.interval(scores.tau("x", "y"))
     assert interval.estimate == 1
     assert math.isnan(interval.low)

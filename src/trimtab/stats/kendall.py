@@ -22,7 +22,9 @@ from trimtab.stats.resamples import Resampled, Resamples, strata_of
 from trimtab.stats.samples import FloatArray
 
 LEAST_UNITS = 5
-"""Of fewer there is no interval worth the name."""
+"""Fewer cannot be ranked to any purpose."""
+LEAST_FOR_BOUNDS = 8
+"""Resamples of fewer are mostly ties: with scores of few levels 95% intervals of 5 or 6 units held τ in 63 to 91%."""
 _BLOCK = 4_000_000
 """Signs at once."""
 
@@ -111,12 +113,13 @@ class RankScores:
     def interval(self, found: Resampled, level: float = 0.95) -> Interval:
         """Of a statistic of the resamples: expanded percentiles, with a degree of freedom less for each stratum.
 
-        There are no bounds (NaN) where resamples do not differ, such as at τ = 1: they say nothing about what other
-        units would give.
+        There are no bounds (NaN) of fewer than eight units, and where resamples do not differ, such as at τ = 1: they
+        say nothing about what other units would give.
         """
         freedom = max(self.n - self.resamples.strata, 1)
         interval = percentile_interval(found.estimate, found.draws, self.n, level, df=freedom)
-        return replace(interval, low=math.nan, high=math.nan) if interval.high - interval.low < 1e-12 else interval
+        known = self.n >= LEAST_FOR_BOUNDS and interval.high - interval.low > 1e-12
+        return interval if known else replace(interval, low=math.nan, high=math.nan)
 
     def least_bound(self, found: Resampled) -> float:
         """The smallest d for which |τ| < d is shown at 5%, by two one-sided tests (Schuirmann 1987): both bounds of the
