@@ -243,7 +243,7 @@ def test_results_are_shown_drawn_and_written() -> None:
     assert list(found.tables()) == ["agreement", "groups", "given", "gain", "halves", "shuffled judge"]
     assert len(found.to_frame("groups")) == 14 * 3
     assert "Highest τ" in found.tables()["halves"].caption
-    assert len(found.plot().get_yticklabels()) == 16 * 3 + 3
+    assert len(found.plot().get_yticklabels()) == 2 + 14
     assert json.loads(json.dumps(found.to_json()))["agreements"][0]["tau"]["n"] == 90
     with pytest.raises(UserError, match="agreement of 'L0 7'"):
         found.of("L0 7")

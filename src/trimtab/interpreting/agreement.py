@@ -167,14 +167,13 @@ class RankAgreement(Result):
         return f"Highest τ of scores as reliable as both, if they rank by one truth: {said or '–'}."
 
     def draw(self, ax: Axes) -> None:
-        """Intervals of all groups, before selection and after each."""
-        marks = [
-            Mark(a.group, a.tau, a.against, strong=a.by == ALL)
-            for against in dict.fromkeys(a.against for a in self.agreements)
-            for a in self.agreements
-            if a.against == against
-        ]
-        plot_intervals(ax, marks, "Kendall's τ with interpretability", "+.2f")
+        """Intervals of all groups before selection."""
+        self.draw_against(ax, BEFORE)
+
+    def draw_against(self, ax: Axes, against: str) -> None:
+        """Intervals of all groups, such as `after delta_confidence`."""
+        marks = [Mark(a.group, a.tau, strong=a.by == ALL) for a in self.agreements if a.against == against]
+        plot_intervals(ax, marks, f"Kendall's τ of interpretability and utility {against}", "+.2f")
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values."""
