@@ -98,6 +98,11 @@ SOURCES = {
     ),
     "ioi-layer-22": Source("layer22", "evaluation.json", ARMS, f"trimtab policy evaluate {LAYER_22} {WIDE}layer22"),
     "ioi-layer-15": Source("layer15", "evaluation.json", ARMS, f"trimtab policy evaluate {LAYER_15} {WIDE}layer15"),
+    "ioi-found": Source(
+        "found", "evaluation.json", ARMS,
+        "trimtab policy evaluate runs/found-10 runs/found-11 runs/found-12 --items 200 --control random --no-equal-kl "
+        "--train-items 192 --no-trace --run runs/found",
+    ),
     "ioi-headroom": Source(
         "headroom", "headroom.json",
         "task split lines mask allowed_per_item items of_features unsteered ceiling random_ceiling static most_active "

@@ -27,7 +27,7 @@ from planted_wishes import (
 
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.finding import Contrast, Found, TaskReward, Want, Wish, find, generated
+from trimtab.finding import Contrast, Found, TaskReward, Texts, Want, Wish, find, generated
 from trimtab.finding import finding as finding_module
 from trimtab.finding import ground as ground_module
 from trimtab.finding import search as search_module
@@ -38,6 +38,7 @@ from trimtab.finding.search import Search
 from trimtab.finding.wish_score import wish_score
 from trimtab.finding.wishes import WrittenPair
 from trimtab.lm import DecodeConfig, decode
+from trimtab.steering import load
 from trimtab.tasks import PromptTask
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
@@ -83,11 +84,12 @@ def test_the_planted_feature_is_found_with_sign_and_layer(ground: Ground, kind: 
     assert (part.site, part.feature) == (str(SITE), UP_FEATURE)
     assert part.dose < 0
     assert found.yes
-    assert found.headline().startswith(f"Yes: {SITE} feature {UP_FEATURE} -")
+    about = " (the letter Y)" * (kind == "want")
+    assert found.headline().startswith(f"Yes{about}: {SITE} feature {UP_FEATURE} -")
     assert found.features[0].feature == UP_FEATURE
     assert found.features[0].dose < 0
     assert found.features[0].origin in ("gradient", "reads")
-    assert found.random.own.effect.estimate < found.found.own.effect.estimate
+    assert found.random.shown.effect.estimate < found.found.shown.effect.estimate
 
 
 def test_the_dose_is_the_best_on_the_grid(ground: Ground) -> None:
@@ -112,8 +114,8 @@ def test_a_pair_that_works_only_together(ground: Ground) -> None:
     wish = words_wish(40, more=("K",), less=())
     single, pair = search(ground, wish, shortlist=24), search(ground, wish, set_size=2)
     assert {part.feature for part in pair.found.parts} == set(PAIR)
-    assert pair.found.own.effect.low > 5
-    assert single.found.own.effect.high < 1.5
+    assert pair.found.shown.effect.low > 5
+    assert single.found.shown.effect.high < 1.5
     for part in pair.found.parts:
         assert part.writes is not None
         assert part.writes.high < 0.5
@@ -125,8 +127,8 @@ def test_the_budget_holds(ground: Ground) -> None:
     dear, cheap = search(ground, wish), search(ground, wish, budget="KL=0.3")
     tiny = search(ground, wish, budget="KL=0.001")
     for found, most in ((cheap, 0.3), (tiny, 0.001)):
-        assert found.found.own.kl.estimate < 1.5 * most < dear.found.own.kl.estimate
-        assert found.found.own.effect.estimate < dear.found.own.effect.estimate
+        assert found.found.shown.kl.estimate < 1.5 * most < dear.found.shown.kl.estimate
+        assert found.found.shown.effect.estimate < dear.found.shown.effect.estimate
         (part,) = found.found.parts
         assert part.feature == UP_FEATURE
     assert abs(tiny.found.parts[0].dose) < DOSES[0]
@@ -153,7 +155,7 @@ def of_shuffled(ground: Ground, seed: int, wishes: int) -> list[Found]:
 def test_what_no_feature_serves_is_not_claimed(ground: Ground) -> None:
     found = of_shuffled(ground, 0, 4)
     assert not any(one.yes for one in found)
-    assert not any(one.found.own.effect.low > 0 for one in found)
+    assert not any(one.found.shown.effect.low > 0 for one in found)
     assert found[0].headline().startswith("No: no feature is shown to serve the wish.")
 
 
@@ -174,10 +176,11 @@ def test_a_report_on_what_chose_shows_effects_that_are_not_there(
         return {**splits, "choice": splits["report"], "candidates": splits["report"]}
 
     monkeypatch.setattr(finding_module, "divide", same)
-    assert sum(one.found.own.effect.low > 0 for one in of_shuffled(ground, 0, 12)) >= 3
+    assert sum(one.found.shown.effect.low > 0 for one in of_shuffled(ground, 0, 12)) >= 3
 
 
-def test_alternatives_at_equal_dose_and_equal_price(ground: Ground) -> None:
+def test_alternatives_at_equal_dose_and_equal_price(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ground_module, "fast_bfloat16", lambda _device: False)  # choices as exact as the report
     found = search(ground, texts_wish(90), way=finding_module.FindOptions().way, examples=(8, 8, 12), budget="KL=1")
     assert "28 of 90 examples are used at most, which the option examples raises" in found.notes
     assert "gradients are of 8 examples; below 24 their ranking is mostly noise" in found.notes
@@ -187,18 +190,21 @@ def test_alternatives_at_equal_dose_and_equal_price(ground: Ground) -> None:
     best, priced = found.found, 0
     for way in found.ways:
         if way.equal_dose is not None:
-            assert way.equal_dose.dose == pytest.approx(best.own.dose)
+            assert way.equal_dose.dose == pytest.approx(best.shown.dose)
         if way.name != FOUND and way.equal_kl is not None:
             assert way.behind is not None
-            difference = best.own.effect.estimate - way.equal_kl.effect.estimate
+            difference = best.shown.effect.estimate - way.equal_kl.effect.estimate
             assert way.behind.estimate == pytest.approx(difference, abs=1e-9)
+            assert way.own is None
             if way.name != RANDOM:  # of whose draws it is the mean
                 priced += 1
-                assert way.equal_kl.kl.estimate == pytest.approx(best.own.kl.estimate, rel=0.06)
+                if len(way.parts) == 1:  # what is named is at the dose that is shown
+                    assert abs(way.parts[0].dose) == pytest.approx(way.equal_kl.dose)
+                assert way.equal_kl.kl.estimate == pytest.approx(best.shown.kl.estimate, rel=0.06)
     assert priced >= 4
     vector = found["learned-vector"]
-    assert vector.own.effect.low > 0
-    assert found.curse.estimate == pytest.approx(best.chosen_effect.estimate - best.own.effect.estimate)
+    assert vector.shown.effect.low > 0
+    assert found.curse.estimate == pytest.approx(best.chosen_effect.estimate - best.shown.effect.estimate)
     assert found.judge.name == "classifier of the wish's texts"
     assert best.written.change is not None
     assert best.written.read is not None
@@ -232,7 +238,7 @@ def test_prices_that_are_not_equal_show(
     def prices_are_equal() -> bool:
         found = search(ground, texts_wish(60), way=("mean-difference", "learned-vector"), budget="KL=1")
         priced = [found[name].equal_kl for name in ("mean-difference", "learned-vector")]
-        target = pytest.approx(found.found.own.kl.estimate, rel=0.06)
+        target = pytest.approx(found.found.shown.kl.estimate, rel=0.06)
         return all(one is not None and one.kl.estimate == target for one in priced)
 
     assert prices_are_equal()
@@ -281,7 +287,7 @@ def test_rough_choices_are_nearly_the_exact_ones(ground: Ground, monkeypatch: py
         reported.append(search(ground, texts_wish(60), budget="KL=1", way=("mean-difference",)))
     exact, rough = reported
     assert [part.feature for part in rough.found.parts] == [part.feature for part in exact.found.parts] == [UP_FEATURE]
-    assert rough.found.own.effect.estimate == pytest.approx(exact.found.own.effect.estimate, rel=0.1)
+    assert rough.found.shown.effect.estimate == pytest.approx(exact.found.shown.effect.estimate, rel=0.1)
 
 
 def test_the_judge_has_not_seen_what_chose(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +335,7 @@ def test_a_search_in_python_scores_other_steerings(ground: Ground, kind: str, tm
     found = search(ground, WISHES[kind](), run=tmp_path / "run")
     score = wish_score(tmp_path / "run", ground.model)
     (again,) = score([[found.source]]).effects
-    assert again.estimate == pytest.approx(found.found.own.effect.estimate, abs=1e-4)
+    assert again.estimate == pytest.approx(found.found.shown.effect.estimate, abs=1e-4)
 
 
 def test_a_task_in_python_cannot_be_read_back(ground: Ground, tmp_path: Path) -> None:
@@ -361,6 +367,27 @@ def test_options_that_are_refused(ground: Ground, options: dict[str, Any], messa
     with pytest.raises(UserError) as caught:
         find(ground.model, ground.saes[SITE], "the sea", **options)
     assert str(caught.value).startswith(message)
+
+
+def test_a_task_is_no_name() -> None:
+    with pytest.raises(UserError, match="task 'ioi-mixture': it is no task; give one, such as load_task"):
+        TaskReward(task="ioi-mixture")  # pyright: ignore[reportArgumentType]
+
+
+def test_near_repeats_are_named_where_too_few_are_left(ground: Ground) -> None:
+    wish = texts_wish(12)
+    repeated = Texts(wanted=wish.wanted[:1] * 9 + wish.wanted[1:4], unwanted=wish.unwanted)
+    with pytest.raises(UserError, match=r"4 examples \(16 texts that nearly repeat others were left out\)"):
+        search(ground, repeated)
+
+
+def test_a_no_is_kept_with_the_steering(ground: Ground, tmp_path: Path) -> None:
+    said = {}
+    for kind, wish in {"yes": contrast_wish(40), "no": shuffled(contrast_wish(40), 1)}.items():
+        found = search(ground, wish, run=tmp_path / kind)
+        said[found.yes] = load(tmp_path / kind).about
+    assert "not shown to serve the wish" in said[False]
+    assert "not shown" not in said[True]
 
 
 def test_saes_that_are_refused(ground: Ground) -> None:

@@ -13,7 +13,7 @@ from trimtab import cli
 from trimtab.dictionaries import save_dictionary
 from trimtab.errors import UserError
 from trimtab.finding import FindConfig
-from trimtab.finding.wishes.files import read_labelled, read_rows, read_texts
+from trimtab.finding.wishes.files import read_labelled, read_rows, read_sides, read_texts
 from trimtab.stats import Interval
 from trimtab.steering import load, steer
 
@@ -113,3 +113,21 @@ def test_texts_in_lines_and_in_records(tmp_path: Path) -> None:
     records = [json.dumps({"text": text}) for text in wish.wanted]
     (tmp_path / "a.jsonl").write_text("\n".join(records), "utf-8")
     assert read_texts(tmp_path / "a.txt") == read_texts(tmp_path / "a.jsonl") == wish.wanted
+
+
+def test_blank_lines_that_shift_pairs_are_refused(tmp_path: Path) -> None:
+    wanted, unwanted, alike = (tmp_path / f"{name}.txt" for name in ("wanted", "unwanted", "alike"))
+    wanted.write_text("a\n\nb\nc\n\n", "utf-8")
+    unwanted.write_text("d\ne\n\nf\n", "utf-8")
+    alike.write_text("d\n\ne\nf\n", "utf-8")
+    with pytest.raises(UserError, match="line 2 is blank in one of them alone, so that their lines are no pairs"):
+        read_sides(wanted, unwanted)
+    assert read_sides(wanted, alike) == (("a", "b", "c"), ("d", "e", "f"))
+    unwanted.write_text("d\ne\n", "utf-8")  # of other numbers, which are no pairs anyway
+    assert read_sides(wanted, unwanted) == (("a", "b", "c"), ("d", "e"))
+
+
+def test_wanted_texts_alone(files: Path, capsys: Capture) -> None:
+    (files / "wanted").write_text("a b c\n" * 3, "utf-8")
+    assert cli.main(command(files, "--wanted", str(files / "wanted"))) == 2
+    assert "there are no unwanted texts beside it; give --unwanted, too" in capsys.readouterr().err

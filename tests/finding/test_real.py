@@ -18,6 +18,6 @@ def test_the_sea_on_the_default_model(real_model: LanguageModel) -> None:
     small: dict[str, Any] = {"examples": (24, 8, 16), "n_neutral": (3, 4), "shortlist": 2, "tried": 1}
     wish = Want(text="the sea, ships and sailors", pairs=48)
     found = find(real_model, sae, wish, way=("mean-difference",), max_new_tokens=12, **small)
-    assert found.found.own.effect.low > 0
-    assert found.found.own.kl.estimate < 0.8
+    assert found.found.shown.effect.low > 0
+    assert found.found.shown.kl.estimate < 0.8
     assert found.texts[0].texts[found.found.name] != found.texts[0].texts["unsteered"]

@@ -62,13 +62,13 @@ def test_what_is_planted_is_found_and_the_other_wish_is_told_to_be_none(done: De
     assert served.found.label.startswith(f"{SITE} feature {UP_FEATURE} -")
     assert served.words
     assert done.headline() == f"Yes: {SERVED}. No: {UNSERVED}"
-    assert served.found.own.effect.low > 0
+    assert served.found.shown.effect.low > 0
     assert unserved.headline.startswith("No: no feature is shown to serve the wish.")
 
 
 def test_the_best_alternative_is_the_one_that_does_most(done: DemoResult) -> None:
     for wish in done.wishes:
-        others = {way.name: way.beside.effect.estimate for way in wish.ways if way.name not in ("found", "best single")}
+        others = {way.name: way.shown.effect.estimate for way in wish.ways if way.name not in ("found", "best single")}
         assert set(others) == {"random", "mean-difference", "prompting"}
         assert wish.best == max(others, key=lambda name: others[name])
         assert wish.alternative.name == wish.best

@@ -114,7 +114,9 @@ class FeatureProfile(Result):
         if rate is None:
             known = "no statistics (trimtab sae stats makes them)"
         elif rate:
-            known = f"fires on {rate:.3%} of {tokens:,} tokens, at most {self.max_activation:.3g}"
+            known = (
+                f"fires on {rate:.3%} of {tokens:,} tokens of the statistics, at most {self.max_activation:.3g} there"
+            )
         else:
             known = f"never fired on the {tokens:,} tokens of the statistics"
         if not self.n_tokens:

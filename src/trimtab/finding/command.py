@@ -12,7 +12,7 @@ from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.finding.options import FindOptions
 from trimtab.finding.result import Found
 from trimtab.finding.wishes import Contrast, TaskReward, Texts, Want, Wish, Words
-from trimtab.finding.wishes.files import read_labelled, read_rows, read_texts
+from trimtab.finding.wishes.files import read_labelled, read_rows, read_sides, read_texts
 from trimtab.finding.wishes.texts import TEXT_TOKENS
 from trimtab.lm import LanguageModel
 from trimtab.runs import Run, config_directory, part_of
@@ -74,6 +74,9 @@ class FindConfig(FindOptions, SAEsConfig):
             raise UserError("--prompt", "words need prompts, and nothing else does", "give it with --more or --less")
         if self.unwanted and not self.wanted:
             raise UserError("--unwanted", "there are no wanted texts", "give --wanted, too")
+        if self.wanted and not self.unwanted and self.wanted.suffix != ".jsonl":
+            why = "there are no unwanted texts beside it"
+            raise UserError(f"--wanted {self.wanted}", why, "give --unwanted, too, or one .jsonl file of both kinds")
 
     def wish(self, model: LanguageModel) -> Wish:
         """The wish that files and options state.
@@ -89,7 +92,7 @@ class FindConfig(FindOptions, SAEsConfig):
             if self.unwanted is None:
                 wanted, unwanted = read_labelled(self.wanted)
             else:
-                wanted, unwanted = read_texts(self.wanted), read_texts(self.unwanted)
+                wanted, unwanted = read_sides(self.wanted, self.unwanted)
             return Texts(wanted=wanted, unwanted=unwanted, text_tokens=self.text_tokens, instruction=self.instruction)
         if self.prompt is not None:
             prompts = read_texts(self.prompt)

@@ -185,10 +185,10 @@ def _wish(name: str, one: FoundFacts) -> ComparedWish:
         yes=one.yes,
         label=one.found.label,
         n=one.counts["report"],
-        effect=one.found.own.effect,
-        kl=one.found.own.kl,
-        random=(one.random.equal_dose or one.random.own).effect,
-        single=single[0].own.effect if single else None,
+        effect=one.found.shown.effect,
+        kl=one.found.shown.kl,
+        random=(one.random.equal_dose or one.random.shown).effect,
+        single=single[0].shown.effect if single else None,
         change=one.found.written.change,
         curse=one.curse,
         seconds=sum(one.seconds.values()),
@@ -197,7 +197,7 @@ def _wish(name: str, one: FoundFacts) -> ComparedWish:
 
 def _way(name: str, facts: Sequence[FoundFacts], seed: int, *, judged: bool) -> ComparedWay:
     ways = [one[name] for one in facts]
-    at = [way.equal_kl or way.own for way in ways]
+    at = [way.shown for way in ways]
 
     def over_wishes(values: Sequence[float]) -> Interval:
         return bootstrap_mean(np.array(values), seed=seed)

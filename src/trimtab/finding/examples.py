@@ -215,7 +215,8 @@ def divide(examples: Examples, most: Sequence[int]) -> dict[str, Examples]:
             needed = max(math.ceil(LEAST[each] * sum(most) / n) for each, n in zip(SPLITS, most, strict=True))
             counts = ", ".join(f"{len(divided[each])} {each}" for each in SPLITS)
             why = f"they make {counts}; at least {LEAST[name]} are needed for {name}"
-            raise UserError(f"{len(examples)} examples", why, f"give {needed} or more")
+            left_out = "".join(f" ({note})" for note in examples.notes if "left out" in note)
+            raise UserError(f"{len(examples)} examples{left_out}", why, f"give {needed} or more")
     return {
         name: examples.take([place[id_] for id_ in divided[name][:n]]) for name, n in zip(SPLITS, most, strict=True)
     }

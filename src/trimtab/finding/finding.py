@@ -16,7 +16,7 @@ from trimtab.finding.examples import LEAST, SPLITS, Examples, divide
 from trimtab.finding.ground import Ground
 from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.finding.options import FindOptions
-from trimtab.finding.result import FOUND, Found, FoundFacts
+from trimtab.finding.result import FOUND, RANDOM, Found, FoundFacts
 from trimtab.finding.search import Search
 from trimtab.finding.steering_edit import Part, SteeringEdit
 from trimtab.finding.taken_away import steering_of
@@ -128,7 +128,7 @@ def find_in(
             search = Search(ground=ground, seconds={"examples": round(time.perf_counter() - began, 2)})
             choices = search.choices()
             run.open_split("report", ids["report"])
-            facts = search.report(choices)
+            facts = replace(search.report(choices), about=wish.about)
             named = dict(_named(facts, len(saes)))
             run.record(
                 features={one: list(words.promotes) for one, words in named.items()},
@@ -209,9 +209,9 @@ def by_site(model: LanguageModel, sae: Saes) -> dict[Site, Dictionary]:
 
 
 def _named(facts: FoundFacts, saes: int) -> Iterator[tuple[str, FeatureWords]]:
-    """Features that ways steer with, as `trimtab feature --of RUN` reads them: with their sites, if there are several
-    SAEs."""
-    for way in facts.ways:
+    """Features that ways steer with, but for random ones, as `trimtab feature --of RUN` reads them: with their sites,
+    if there are several SAEs."""
+    for way in (way for way in facts.ways if way.name != RANDOM):
         for part in way.parts:
             if part.feature is not None and part.words is not None:
                 yield (f"{part.site}:{part.feature}" if saes > 1 else str(part.feature)), part.words

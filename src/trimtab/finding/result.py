@@ -119,8 +119,8 @@ class WayResult:
     """Candidates that it chose from."""
     chosen_effect: Interval
     """On the examples that it was chosen on: too good."""
-    own: Measured
-    """As it was chosen, within the budget."""
+    own: Measured | None
+    """As it was chosen, within the budget; None for an alternative that is shown at the price of what was found."""
     equal_dose: Measured | None
     """At the dose of what was found; None where doses have no meaning."""
     equal_kl: Measured | None
@@ -130,6 +130,13 @@ class WayResult:
     behind_at_dose: Interval | None
     """The same at equal dose."""
     written: WrittenEffect
+
+    @property
+    def shown(self) -> Measured:
+        """At the price of what was found; as it was chosen where no dose comes to that."""
+        found = self.equal_kl or self.own
+        assert found is not None
+        return found
 
     @property
     def label(self) -> str:
@@ -198,6 +205,8 @@ class FoundFacts:
     seed: int
     seconds: dict[str, float]
     """That each stage took."""
+    about: str = ""
+    """What was wished for in a few words, where it was stated so."""
 
     def __getitem__(self, way: str) -> WayResult:
         return named({one.name: one for one in self.ways}, way, "way")
@@ -216,7 +225,7 @@ class FoundFacts:
         through the same choice."""
         over_random = self.random.behind_at_dose or self.random.behind
         assert over_random is not None
-        return self.found.own.effect.low > 0 and over_random.low > 0
+        return self.found.shown.effect.low > 0 and over_random.low > 0
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -229,19 +238,21 @@ class Found(FoundFacts, Result):
 
     def headline(self) -> str:
         found, random = self.found, self.random
-        effect = f"{number_text(found.own.effect, '+.3g')} {self.unit}"
-        price = f"KL {number_text(found.own.kl, '.3g')} nats per token"
+        effect = f"{number_text(found.shown.effect, '+.3g')} {self.unit}"
+        price = f"KL {number_text(found.shown.kl, '.3g')} nats per token"
+        about = f" ({self.about})" if self.about and self.about not in self.unit else ""
         if not self.yes:
             return (
-                f"No: no feature is shown to serve the wish. The best one chosen, {found.label}, has an effect of "
-                f"{effect} on {self.counts['report']} examples that chose nothing; random features chosen likewise "
-                f"{number_text((random.equal_dose or random.own).effect, '+.3g')}"
+                f"No{about}: no feature is shown to serve the wish. The best one chosen, {found.label}, has an effect "
+                f"of {effect} on {self.counts['report']} examples that chose nothing; random features chosen likewise "
+                f"{number_text((random.equal_dose or random.shown).effect, '+.3g')}"
             )
         change = found.written.change
         read = f"; in generated text {number_text(change, '+.2f')} {self.judge.unit}" if change else ""
-        over = " (more than the budget, on other text)" if found.own.kl.low > self._most else ""
+        over = " (more than the budget, on other text)" if found.shown.kl.low > self._most else ""
         return (
-            f"Yes: {found.label}: {effect} on {self.counts['report']} examples that chose nothing, {price}{over}{read}"
+            f"Yes{about}: {found.label}: {effect} on {self.counts['report']} examples that chose nothing, "
+            f"{price}{over}{read}"
         )
 
     def tables(self) -> dict[str, Table]:
@@ -262,24 +273,28 @@ class Found(FoundFacts, Result):
         columns = [
             Column("way", "name", whole=True),
             Column("steers with", "label"),
-            Column("effect", "own.effect", SIGNED, note=self.unit),
-            Column("KL", "own.kl", INTERVAL, note="nats per token"),
+            Column("effect", "shown.effect", SIGNED, note=self.unit),
+            Column("KL", "shown.kl", INTERVAL, note="nats per token"),
+            Column("found minus this", "behind", SIGNED, spare=1),
             Column("at equal dose", "equal_dose.effect", SIGNED, spare=2),
-            Column("at equal KL", "equal_kl.effect", SIGNED),
-            Column("KL there", "equal_kl.kl", INTERVAL, note="reached, nats per token", spare=6),
-            Column("found minus this", "behind", SIGNED, note="at equal KL, or as chosen", spare=1),
             Column("reads (AUC)", _auc, ".2f", spare=3),
             Column("tried", "tried", "d", spare=4),
         ]
         caption = (
             f"All chosen on {self.counts['choice']} examples within {self.budget} on neutral text for choosing "
             f"(where no instruction is, the cheapest), shown on {self.counts['report']} examples that chose nothing, "
-            f"with the price on other neutral text, on which equal KL is matched, too; where it cannot be had, the "
-            f"comparison is as chosen, at another price. Random: the mean of {self._draws}. Winner's curse of what was "
+            f"at the price of what was found, on other neutral text; where no dose comes to it{self._dearer}, as "
+            f"chosen. Random: the mean of {self._draws}. Winner's curse of what was "
             f"found: {number_text(self.curse, '+.3g')}. "
             + " ".join([*(f"{name}: {why}." for name, why in self.missing.items()), *(f"{n}." for n in self.notes)])
         )
         return Table(columns=columns, rows=self.ways, caption=caption.strip(), emphasis=self.found)
+
+    @property
+    def _dearer(self) -> str:
+        """Which ways are at another price."""
+        names = [way.name for way in self.ways if way.equal_kl is None]
+        return f" ({', '.join(names)})" * bool(names)
 
     @property
     def _draws(self) -> str:
@@ -308,7 +323,12 @@ class Found(FoundFacts, Result):
         ]
         accuracy = f", right on {number_text(self.judge.accuracy, '.2f')} of other texts" if self.judge.accuracy else ""
         read = f"Read by {self.judge.name}{accuracy}" if self.judge.name else self.judge.missing
-        caption = f"Texts on neutral prompts at equal KL. {read}."
+        what = (
+            "Ordinary and repetition are of texts on neutral prompts"
+            if self.wish == "task"
+            else "Texts on neutral prompts"
+        )
+        caption = f"{what} at equal KL. {read}."
         return Table(columns=columns, rows=self.ways, caption=caption)
 
     def _texts(self) -> Table:
@@ -343,11 +363,11 @@ class Found(FoundFacts, Result):
         lines: list[MarkedLine] = []
         for way in self.ways:
             points = {(0.0, 0.0)}
-            for one in (way.own, way.equal_dose, way.equal_kl):
+            for one in (way.shown, way.equal_dose):
                 if one is not None:
                     points.add((one.kl.estimate, one.effect.estimate))
-            own = way.own.kl.estimate, way.own.effect.estimate
-            lines.append(MarkedLine(way.name, sorted(points), own, way.name == FOUND))
+            mark = way.shown.kl.estimate, way.shown.effect.estimate
+            lines.append(MarkedLine(way.name, sorted(points), mark, way.name == FOUND))
         plot_lines(ax, lines, "KL to unsteered, nats per token", f"effect, {self.unit}")
 
     def to_json(self) -> dict[str, Any]:

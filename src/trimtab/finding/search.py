@@ -211,6 +211,8 @@ class Search:
                 plan[name]["dose"] = [edit.at_dose(best.dose) for edit in edits]
         for name, edits in self._at_price(choices).items():
             plan[name]["kl"] = edits
+            if name != FOUND:  # shown at the one price; what it does at its own says hardly more
+                del plan[name]["own"]
         flat = list(dict.fromkeys(edit for at in plan.values() for edits in at.values() for edit in edits))
         effects, kls = (dict(zip(flat, f("report", flat).numpy(), strict=True)) for f in (ground.effects, ground.kl))
         found: dict[str, dict[Strength, _Measured]] = {
@@ -255,7 +257,7 @@ class Search:
 
     def _write(self, choices: Choices, measured: Mapping[str, Mapping[Strength, _Measured]]) -> dict[str, Written]:
         """Texts at equal price, or as chosen; of random features those of the first draw."""
-        edits = {name: at.get("kl", at["own"]).edits[0] for name, at in measured.items() if at["own"].edits}
+        edits = {name: _shown(at).edits[0] for name, at in measured.items() if _shown(at).edits}
         found = dict(zip(edits, write(self.ground, list(edits.values())), strict=True))
         if choices.instruction is not None:
             found["prompting"] = write_instructed(self.ground, choices.instruction.instruction)
@@ -269,9 +271,9 @@ class Search:
         ordinary = self._ordinary(plain)
         before = None if reader is None else reader.read(plain, None, "")
         for name, at in measured.items():
-            text, of = written[name], choices.edits.get(name, ())
+            text, of, shown = written[name], choices.edits.get(name, ()), _shown(at)
             instruction = "" if of or choices.instruction is None else choices.instruction.instruction
-            source = None if not of else at.get("kl", at["own"]).edits[0].source(self.ground.tables)
+            source = None if not of else shown.edits[0].source(self.ground.tables)
             values = None if reader is None else reader.read(text, source, instruction)
             change = None
             if values is not None and before is not None:
@@ -281,15 +283,15 @@ class Search:
             price, dose = at.get("kl"), at.get("dose")
             yield WayResult(
                 name=name,
-                parts=tuple(part for one in of for part in self._parts(one.edit, alone=name == FOUND)),
+                parts=tuple(part for edit in shown.edits for part in self._parts(edit, alone=name == FOUND)),
                 operation=of[0].edit.operation if of else "instruction",
                 instruction=instruction,
                 tried=tried,
                 chosen_effect=self._mean(np.mean(picked, 0)),
-                own=self._interval(at["own"]),
+                own=self._interval(at["own"]) if "own" in at else None,
                 equal_dose=None if dose is None else self._interval(dose),
                 equal_kl=None if price is None else self._interval(price),
-                behind=None if name == FOUND else self._behind(best, price or at["own"]),
+                behind=None if name == FOUND else self._behind(best, shown),
                 behind_at_dose=None if name == FOUND or dose is None else self._behind(best, dose),
                 written=WrittenEffect(
                     read=None if reader is None or values is None else reader.share(text, values),
@@ -384,6 +386,11 @@ class Search:
 
     def _behind(self, found: _Measured, other: _Measured) -> Interval:
         return bootstrap_difference(found.effects, other.effects, n_resamples=RESAMPLES, seed=self._seed)
+
+
+def _shown(at: Mapping[Strength, _Measured]) -> _Measured:
+    """At the price of what was found; as it was chosen where no dose comes to that."""
+    return at["kl"] if "kl" in at else at["own"]
 
 
 def _correlation(a: Values, b: Values) -> float:

@@ -29,8 +29,8 @@ def steering_of(found: Found, model: LanguageModel, prompts: Sequence[str]) -> S
     way, random = found.found, found.random
     on = f"{found.counts['report']} examples that chose nothing"
     evidence = [
-        Evidence(name="effect on the wish", value=way.own.effect, unit=found.unit, note=on),
-        Evidence(name="KL to unsteered", value=way.own.kl, unit="nats per token", note="neutral prompts"),
+        Evidence(name="effect on the wish", value=way.shown.effect, unit=found.unit, note=on),
+        Evidence(name="KL to unsteered", value=way.shown.kl, unit="nats per token", note="neutral prompts"),
     ]
     if random.equal_dose is not None:
         evidence.append(
@@ -46,5 +46,10 @@ def steering_of(found: Found, model: LanguageModel, prompts: Sequence[str]) -> S
             )
         )
     return Steering.of(
-        model, found.source, about=f"{found.wish}: {way.label}", made_by="find", evidence=evidence, norms=norms
+        model,
+        found.source,
+        about=f"{found.about or found.wish}: {way.label}{'' if found.yes else ' (not shown to serve the wish)'}",
+        made_by="find",
+        evidence=evidence,
+        norms=norms,
     )

@@ -311,7 +311,9 @@ def check_options(config: SteerOptions, n_prompts: int, decoding: DecodeConfig) 
         UserError: something is missing, or not allowed.
     """
     if not n_prompts:
-        raise UserError("the prompts", "there is none", "give at least one text")
+        raise UserError(
+            "the prompts", "there is none", "give at least one text, before options that take several values"
+        )
     check_least(config, 1, "samples")
     if config.controls and not config.kl:
         why = "whether texts are ordinary is read in the pass that measures KL"

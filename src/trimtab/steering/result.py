@@ -149,7 +149,9 @@ class SteerResult(Result):
                 f"; ordinary: NLL of a text from {known.low:.2f} to {known.high:.2f}, 4-gram repetition at most "
                 f"{known.repetition:.2f}, as {known.n_own + known.n_neutral} unsteered texts are"
             )
-            caption += f"; fluency {f'breaks at {self.breaks.name}' if self.breaks else 'holds'}, over "
+            doses = len(self.arms) > 2
+            broken = self.breaks and (f"breaks at {self.breaks.name}" if doses else "is broken")
+            caption += f"; fluency {broken or 'holds'}, over "
             caption += f"{len(self.prompts)} prompt" + "s" * (len(self.prompts) > 1)
         return Table(columns=columns, rows=self.arms, caption=caption)
 

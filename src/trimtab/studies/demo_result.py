@@ -24,13 +24,15 @@ class DemoWay:
 
     name: str
     label: str
-    own: Measured
+    own: Measured | None
     equal_kl: Measured | None
 
     @property
-    def beside(self) -> Measured:
+    def shown(self) -> Measured:
         """At the price of what was found, or as it was chosen where it cannot be had at that price."""
-        return self.equal_kl or self.own
+        found = self.equal_kl or self.own
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class DemoWish:
             words=tuple(str(part.words) for part in found.found.parts if part.words is not None),
             ways=tuple(sorted(ways, key=lambda way: way.name != FOUND)),
             best=best,
-            random=(found.random.equal_dose or found.random.own).effect,
+            random=(found.random.equal_dose or found.random.shown).effect,
             change=found.found.written.change,
             judge=found.judge.name,
             marks=marks,
@@ -96,7 +98,7 @@ class DemoWish:
 def best_alternative(found: Found) -> WayResult:
     """The way that does most beside what was found, at its price or as it was chosen."""
     others = [way for way in found.ways if way.name not in NO_ALTERNATIVE]
-    return max(others, key=lambda way: (way.equal_kl or way.own).effect.estimate)
+    return max(others, key=lambda way: way.shown.effect.estimate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +170,12 @@ class DemoResult(Result):
             Column("wish", "title", whole=True),
             Column("shown", lambda wish: "yes" if wish.yes else "no"),
             Column("steers with", "found.label"),
-            Column("effect", "found.own.effect", SIGNED, note=units),
-            Column("KL", "found.own.kl", INTERVAL, note="nats per token"),
+            Column("effect", "found.shown.effect", SIGNED, note=units),
+            Column("KL", "found.shown.kl", INTERVAL, note="nats per token"),
             Column("random features", "random", SIGNED, note="at equal dose"),
             Column("best alternative", "best"),
-            Column("its effect", "alternative.beside.effect", SIGNED, note="at equal KL if it can be had"),
-            Column("its KL", "alternative.beside.kl", INTERVAL, spare=2),
+            Column("its effect", "alternative.shown.effect", SIGNED, note="at equal KL if it can be had"),
+            Column("its KL", "alternative.shown.kl", INTERVAL, spare=2),
         ]
         caption = "On examples and neutral prompts that chose nothing, 95% intervals."
         sizes = [Column("option", "option"), Column("here", "here"), Column("otherwise", "otherwise")]

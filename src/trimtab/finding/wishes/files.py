@@ -5,24 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trimtab.activations.formats import RECORD_SUFFIXES
 from trimtab.activations.text import read_documents
 from trimtab.errors import UserError
 from trimtab.runs.user_files import json_lines, utf8_text
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
-    """Texts of a file: a line each of a plain one (`.txt`), else a record each, as `harvest` reads them.
+    """Texts of a file: a record each, as `harvest` reads them, or a line each of a plain one, blank ones left out.
 
     Raises:
         UserError: it cannot be read, or holds no text.
     """
-    if path.suffix != ".txt":
-        found = [document.text for document in read_documents([path])]
-    else:
-        found = [line.strip() for line in _text(path).split("\n") if line.strip()]
+    found = tuple(text for text in _texts(path) if text.strip())
     if not found:
         raise UserError(str(path), "there is no text in it", "give a file with a text in each line")
-    return tuple(found)
+    return found
+
+
+def read_sides(wanted: Path, unwanted: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Wanted and unwanted texts of two files, as `read_texts`; those of a line are a pair where both have as many.
+
+    Raises:
+        UserError: as `read_texts`, or there are blank lines that would shift the pairs.
+    """
+    sides = read_texts(wanted), read_texts(unwanted)
+    blank = [[i for i, text in enumerate(_texts(path), 1) if not text.strip()] for path in (wanted, unwanted)]
+    if len(sides[0]) == len(sides[1]) and blank[0] != blank[1]:
+        line = min(set(blank[0]) ^ set(blank[1]))
+        why = f"line {line} is blank in one of them alone, so that their lines are no pairs"
+        raise UserError(f"{wanted} and {unwanted}", why, "leave out blank lines, or the line in both")
+    return sides
+
+
+def _texts(path: Path) -> list[str]:
+    if path.suffix in (*RECORD_SUFFIXES, ".gz", ".zip"):
+        return [document.text for document in read_documents([path])]
+    return [line.strip() for line in _text(path).rstrip().split("\n")]
 
 
 def read_labelled(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -34,6 +34,14 @@ class TaskReward(Wish):
     seed: int = 0
     """Of drawn answers."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, Task):
+            raise UserError(f"task {self.task!r}", "it is no task", 'give one, such as load_task("ioi-mixture")')
+
+    @property
+    def about(self) -> str:
+        return self.task.name
+
     def examples(self, model: LanguageModel) -> Examples:
         task, items = self.task, self.task.sample(self.split, self.items)
         prompts = TaskPrompts.of(model, task, items, options_only=task.options_only)

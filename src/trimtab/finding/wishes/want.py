@@ -60,6 +60,10 @@ class Want(Wish):
             why = f"there are {most} prompts, and texts need more than {LEAST_TOKENS} tokens"
             raise UserError(f"{self.pairs} pairs of texts of {self.text_tokens} tokens", why, "change it")
 
+    @property
+    def about(self) -> str:
+        return self.text.strip()
+
     def pairs_by(self, model: LanguageModel, progress: Callable[[int], None] | None = None) -> tuple[WrittenPair, ...]:
         """What was written before, or else what the model writes now, both sets.
 

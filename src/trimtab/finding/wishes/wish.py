@@ -18,6 +18,11 @@ class Wish(ABC):
     instruction: tuple[str, ...] = ()
     """What prompting tries before prompts, beside a demonstration; it takes part in nothing else."""
 
+    @property
+    def about(self) -> str:
+        """What is wished for in a few words; nothing where examples alone say it."""
+        return ""
+
     @abstractmethod
     def examples(self, model: LanguageModel) -> Examples:
         """The wish as examples of a model, before they are divided.
