@@ -109,6 +109,11 @@ def cut_json(handler: Handler) -> None:
     handler.send(200, json.dumps(handler.completion("refusal")).encode()[:40])
 
 
+def cut_short(handler: Handler) -> None:
+    """A whole body with half a reply, as where tokens ran out: an answer is begun, its end is missing."""
+    handler.send(200, handler.completion("<meaning>the sea <fires>1, 2 <rating>1"))
+
+
 def no_choices(handler: Handler) -> None:
     handler.send(200, {**handler.completion(""), "choices": []})
 

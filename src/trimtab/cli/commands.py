@@ -165,6 +165,22 @@ def evaluate_wishes() -> Job:
     return Job(WishesConfig, run_wishes, ("runs",), "runs/sea runs/formal", pages=lambda _, found: [found.run])
 
 
+def autointerp() -> Job:
+    """measure how well a judge tells where an SAE's features fire"""
+    from trimtab.interpreting import AutointerpConfig, run_autointerp
+
+    example = "--sae runs/train-1234abcd/sae --judge exemplar --features 200"
+    return Job(AutointerpConfig, run_autointerp, example=example, pages=lambda _, found: [found.run])
+
+
+def evaluate_judge() -> Job:
+    """measure how often a judge of features is right on labelled texts"""
+    from trimtab.interpreting import CalibrationConfig, run_calibration
+
+    example = "--labelled axbench/ --judge exemplar --run runs/judge"
+    return Job(CalibrationConfig, run_calibration, example=example, pages=lambda _, found: [found.run])
+
+
 def evaluate_ground_truth() -> Job:
     """rank SAE architectures on data whose features are known"""
     from trimtab.evaluation import GroundTruthConfig, run_ground_truth
@@ -250,11 +266,13 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "rank": rank,
     "examples": examples,
     "feature": feature,
+    "autointerp": autointerp,
     "find": find,
     "steer": steer,
     **STEERING_COMMANDS,
     "evaluate core": evaluate_core,
     "evaluate wishes": evaluate_wishes,
+    "evaluate judge": evaluate_judge,
     "evaluate ground-truth": evaluate_ground_truth,
     "evaluate circuit": evaluate_circuit,
     "evaluate ioi": evaluate_ioi,

@@ -26,7 +26,7 @@ _COMMON = """
     some such than that the their them then there these they this to under up us use was we were what when which who
     will with would you your i'm it's don't can't i'll you're
 """
-_FUNCTION_WORDS = frozenset(_COMMON.split())
+FUNCTION_WORDS = frozenset(_COMMON.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def _salad(text: str, rules: GibberishRules) -> str:
     if len(latin) >= 6 and sum(map(_is_odd, latin)) > rules.max_odd_words * len(latin):
         return "odd words"
     if len(latin) >= 30 and len(latin) > 0.9 * len(found) and text.count("\n") * 8 < len(latin):
-        known = sum(word.lower().replace("’", "'") in _FUNCTION_WORDS for word in latin)
+        known = sum(word.lower().replace("’", "'") in FUNCTION_WORDS for word in latin)
         if known < rules.min_function_words * len(latin):
             return "no function words"
     return ""

@@ -65,6 +65,16 @@ def demo_page(files: RunFiles) -> str:
     return shown_page(files, f"What brings three wishes about in {files.finished['model']}?")
 
 
+def autointerp_page(files: RunFiles) -> str:
+    """How well a judge tells where features fire."""
+    return shown_page(files, f"Where features fire, told by {files.finished['judge']}: {files.finished['model']}")
+
+
+def judge_page(files: RunFiles) -> str:
+    """How often a judge of features is right."""
+    return shown_page(files, f"How often the judge {files.finished['judge']} is right")
+
+
 def find_page(files: RunFiles) -> str:
     """Features that bring a wish about, beside the alternatives."""
     return shown_page(files, f"What brings a wish about in {files.finished['model']}")

@@ -12,6 +12,7 @@ from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import REPORT_NAME, RunFiles
 from trimtab.report.shown_page import (
+    autointerp_page,
     demo_page,
     feature_page,
     find_page,
@@ -19,6 +20,7 @@ from trimtab.report.shown_page import (
     flags_train_page,
     ioi_page,
     ioi_study_page,
+    judge_page,
 )
 from trimtab.report.steer_page import steer_page
 from trimtab.runs import write_text
@@ -29,6 +31,8 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "rank": rank_page,
     "find": find_page,
     "evaluate wishes": find_page,
+    "autointerp": autointerp_page,
+    "evaluate judge": judge_page,
     "steer": steer_page,
     "feature": feature_page,
     "evaluate core": core_page,

@@ -1,0 +1,95 @@
+"""`trimtab autointerp`: how well a judge tells where an SAE's features fire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trimtab.dictionaries import SAE
+from trimtab.dictionaries.files import EXAMPLES_FILE
+from trimtab.dictionaries.saes_config import SAEsConfig
+from trimtab.errors import UserError
+from trimtab.interpreting.autointerp import SCORES_FILE, AutointerpResult, autointerp
+from trimtab.interpreting.calibration import JudgeCalibration
+from trimtab.interpreting.calibration_command import read_calibration
+from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
+from trimtab.interpreting.scoring_windows import HOW, WindowOptions
+from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, write_json
+from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+
+COMMAND = "autointerp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutointerpConfig(WindowOptions, FeatureJudgeConfig, SAEsConfig):
+    """Measure how well a judge that has seen some windows in which a feature fires tells where else it does."""
+
+    feature: tuple[int, ...] = ()
+    """Ids; by default some are drawn."""
+    features: int = 200
+    """How many to draw among those that have enough windows."""
+    examples: Path | None = None
+    """Run of `trimtab examples`, or its table; by default what lies beside the SAE."""
+    calibration: Path | None = None
+    """Run of `trimtab evaluate judge`, whose accuracy of the same judge stands beside the scores."""
+    run: Path | None = None
+    """Directory to write; by default one under runs/, named after this config."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 2, "features")
+        if len(self.sae) != 1:
+            raise UserError(f"{len(self.sae)} SAEs", "one is looked at", "give one --sae")
+
+
+_NOT_THE_RESULT = ("run", "any_model")
+"""Fields that may differ between openings of one run."""
+
+
+def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
+    """Measure what the config names; a run that is done is read back.
+
+    Raises:
+        UserError: anything that the user named is wrong; see `autointerp`.
+    """
+    config.load_judge()
+    calibration = None if config.calibration is None else read_calibration(config.calibration)
+    model = config.load_model()
+    (sae,) = config.load_saes(model)
+    sae.examples_file = _examples_file(config.examples) or sae.examples_file
+    examples = sae.feature_examples
+    if examples is None:
+        raise UserError(f"sae {sae.name}", "there are no examples of its features", f"make some ({HOW})")
+    directory = config.run or config_directory(COMMAND, config, ignore=_NOT_THE_RESULT)
+    with Run.open(
+        directory, COMMAND, config, device=config.device, seeds=[config.seed], ignore_fields=_NOT_THE_RESULT
+    ) as run:
+        run.record(hashes=_hashes(model.fingerprint, sae, calibration) | {"text of the examples": examples.corpus_hash})
+        if not run.done:
+            found = autointerp(
+                examples,
+                config.load_judge(run.file(TRANSCRIPT)),
+                features=config.feature or config.features,
+                model=model,
+                dictionary=sae,
+                calibration=calibration,
+                **part_of(config, WindowOptions),
+            )
+            found.write(run.file(SCORES_FILE))
+            write_json(run.file(SHOWN_FILE), shown_json([Shown.of("Autointerp", found)]))
+            run.finish(found)
+        return replace(read_typed(AutointerpResult, run.results, f"run {run.path}"), run=run.path)
+
+
+def _hashes(model: str, sae: SAE, calibration: JudgeCalibration | None) -> dict[str, str]:
+    judged = {} if calibration is None else {"judge": f"{calibration.judge}, version {calibration.version}"}
+    return {"model": model, f"dictionary {sae.info.site}": sae.fingerprint, **judged}
+
+
+def _examples_file(given: Path | None) -> Path | None:
+    """The table of a run of `trimtab examples`, or the table itself."""
+    if given is None or given.is_file():
+        return given
+    if not (given / EXAMPLES_FILE).is_file():
+        raise UserError(f"examples {given}", "there are none", "name a run of `trimtab examples`")
+    return given / EXAMPLES_FILE
