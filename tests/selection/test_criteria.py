@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_forward import amplified
 from torch import Tensor
 
 from trimtab.errors import UserError
@@ -31,23 +32,6 @@ from trimtab.selection import (
     scoring,
 )
 from trimtab.selection.criterion import ScoringTarget
-
-
-@torch.no_grad()
-def amplified(model: LanguageModel, prefix: str, layer: int, delta: Tensor) -> Tensor:
-    """p(next token) with one vector added after a layer at the last token: no cache, softmax in float64."""
-
-    def hook(_module: object, _args: object, output: Any) -> Any:
-        x = (output[0] if isinstance(output, tuple) else output).clone()
-        x[0, -1] += delta
-        return (x, *output[1:]) if isinstance(output, tuple) else x
-
-    handle = model.layout.layers[layer].module.register_forward_hook(hook)
-    try:
-        logits = model.hf(torch.tensor([model.encode_text(prefix)]), use_cache=False).logits[0, -1]
-    finally:
-        handle.remove()
-    return logits.double().softmax(-1)
 
 
 @pytest.mark.parametrize("criterion", ["output-score", "kl"])

@@ -5,13 +5,16 @@ from trimtab.selection.criterion import (
     NEUTRAL_PREFIX,
     Criterion,
     EffectCriterion,
+    GradientCriterion,
     ScoringTarget,
     StatisticCriterion,
 )
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions
+from trimtab.selection.entropy_change import EntropyChange
 from trimtab.selection.feature_table import FeatureTable, read_feature_tables, write_feature_tables
 from trimtab.selection.firing_rate import FiringRate
+from trimtab.selection.gradient_attribution import GradientAttribution
 from trimtab.selection.kl import KLDivergence
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
@@ -29,8 +32,11 @@ __all__ = [
     "DeltaConfidence",
     "EditedDistributions",
     "EffectCriterion",
+    "EntropyChange",
     "FeatureTable",
     "FiringRate",
+    "GradientAttribution",
+    "GradientCriterion",
     "KLDivergence",
     "LastTokenScorer",
     "MaxActivation",

@@ -32,8 +32,8 @@ class RankConfig(AnyModelConfig):
     """Rank an SAE's features by what amplifying them does to the next token."""
 
     criterion: tuple[str, ...] = ("delta-confidence",)
-    """delta-confidence, output-score, kl, max-activation, firing-rate, random, or your own as module:Class; several
-    rank side by side."""
+    """delta-confidence, output-score, kl, entropy-change, gradient-attribution, max-activation, firing-rate, random, or
+    your own as module:Class; several rank side by side."""
     site: str | None = None
     """Where features are amplified; by default the site that the SAE names."""
     prefix: tuple[str, ...] | None = None
@@ -44,7 +44,7 @@ class RankConfig(AnyModelConfig):
     """What the dose is a multiple of: max_activation (the feature's largest, the default), relative (the activation's
     norm) or absolute (1); the last two need a dose and no statistics."""
     confidence_k: int | None = None
-    """k of delta-confidence: the tokens over which it averages; 1 by default."""
+    """k of delta-confidence and gradient-attribution: the tokens over which they average; 1 by default."""
     n_tokens: int | None = None
     """Tokens that a feature stands for in the output score; 20 by default."""
     kl_direction: KLDirection | None = None

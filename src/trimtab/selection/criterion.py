@@ -1,8 +1,10 @@
-"""A criterion: a score per feature, from what amplifying it does to the next token, or from its statistics."""
+"""A criterion: a score per feature, from what amplifying it does to the next token, exactly or to first order, or from
+what is known of it without a forward pass."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +19,8 @@ from trimtab.lm.logit_lens import check_token_count, logit_lens
 from trimtab.selection.edited_distributions import Reducer
 from trimtab.steering.doses import Unit, check_doses, check_unit
 
+Quantity = Callable[[Tensor], Tensor]
+"""What is differentiated: a function from log-probabilities `[V]` to a scalar."""
 NEUTRAL_PREFIX = "From my experience,"
 DOSE = 10.0
 
@@ -71,12 +75,12 @@ class _Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffectCriterion(_Labelled):
-    """A criterion that reads the next-token distribution while one feature is amplified.
+class PrefixCriterion(_Labelled):
+    """What criteria that amplify one feature have in common.
 
     The amplification adds a dose of v̂_i (`steering.doses`) to the last token of each prefix; by default 10 · m_i, m_i
     the feature's largest activation over the corpus of its statistics, in model units. Scores are averaged over the
-    prefixes. Subclasses say what is read.
+    prefixes.
     """
 
     dose: float = DOSE
@@ -98,8 +102,26 @@ class EffectCriterion(_Labelled):
         if len(set(self.prefixes)) < len(self.prefixes):
             raise UserError("the prefixes", "one occurs twice", "give each once")
 
+
+@dataclass(frozen=True, kw_only=True)
+class EffectCriterion(PrefixCriterion):
+    """A criterion that reads the next-token distribution while one feature is amplified; subclasses say what of it."""
+
     def reducer(self, target: ScoringTarget) -> Reducer:
         """A function from a block of R edited distributions to scores `[R]`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCriterion(PrefixCriterion):
+    """A criterion that reads how a quantity of the next-token distribution changes to first order: c_i · ⟨∇q, v̂_i⟩.
+
+    c_i is the dose in model units, and ∇q the gradient of the quantity in the activation of the prefix's last token,
+    nothing amplified. One backward pass serves all features. Subclasses say which quantity.
+    """
+
+    def quantity(self, target: ScoringTarget) -> Quantity:
+        """A differentiable function from the next token's log-probabilities `[V]` to a scalar."""
         raise NotImplementedError
 
 
@@ -112,7 +134,7 @@ class StatisticCriterion(_Labelled):
         raise NotImplementedError
 
 
-Criterion = EffectCriterion | StatisticCriterion
+Criterion = EffectCriterion | GradientCriterion | StatisticCriterion
 
 
 def feature_stats(dictionary: Dictionary, wanted_for: str) -> FeatureStats:

@@ -34,8 +34,7 @@ class DeltaConfidence(EffectCriterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise UserError(f"k {self.k}", "confidence is averaged over at least 1 token", "raise it")
+        check_k(self.k)
 
     def reducer(self, target: ScoringTarget) -> Reducer:
         check_token_count(self.k, target.model.vocab_size)
@@ -45,3 +44,9 @@ class DeltaConfidence(EffectCriterion):
             return base - block.mean_top_log_prob(self.k)
 
         return delta
+
+
+def check_k(k: int) -> None:
+    """Raise a `UserError` unless confidence can be averaged over k tokens."""
+    if k < 1:
+        raise UserError(f"k {k}", "confidence is averaged over at least 1 token", "raise it")

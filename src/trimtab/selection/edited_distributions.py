@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.lm.token_statistics import kl_divergence
+from trimtab.lm.token_statistics import kl_divergence, token_statistics
 
 CACHE_BYTES = 1 << 20
 """On a CPU, elementwise passes run over pieces of about this size, so that they stay in a core's own cache."""
@@ -31,6 +31,11 @@ class BaseDistribution:
         self.logits = logits.float()
         self.log_probs: Float[Tensor, " V"] = self.logits.log_softmax(-1)
         self.probs: Float[Tensor, " V"] = self.log_probs.exp()
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, ""]:
+        """−Σ_v p_v log p_v, in nats."""
+        return _entropies(self.logits[None])[0]
 
 
 class EditedDistributions:
@@ -84,6 +89,10 @@ class EditedDistributions:
         ]
         return torch.cat(above).long()
 
+    def entropy(self) -> Float[Tensor, " R"]:
+        """−Σ_v p_v log p_v, in nats."""
+        return _entropies(self.logits)
+
     def top_tokens(self, count: int) -> Int[Tensor, "R count"]:
         """The most likely tokens, most likely first."""
         return self.logits.topk(count, dim=-1).indices
@@ -100,6 +109,11 @@ class EditedDistributions:
         rows, vocab = self.logits.shape
         size = rows if self.logits.device.type != "cpu" else max(1, CACHE_BYTES // (4 * vocab))
         return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _entropies(logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    any_token = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return token_statistics(logits, any_token)[1]
 
 
 Reducer = Callable[[EditedDistributions], Tensor]

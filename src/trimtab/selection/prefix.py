@@ -74,9 +74,9 @@ class PrefixContinuation:
         """Size of the activation at the site."""
         return site_width(self.model, self.site)
 
-    @torch.no_grad()
     def last_hidden(self, delta: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
-        """The last layer's output at the last token, before the final norm, for each edit.
+        """The last layer's output at the last token, before the final norm, for each edit; gradients, where they are
+        on, reach the edits.
 
         Args:
             delta: what is added to the activation at the site, one row per edit, in model units.
@@ -93,7 +93,7 @@ class PrefixContinuation:
             if rows > 1:
                 stack.enter_context(side_by_side(self.model, self._layer, rows, self._cache.length))
             stack.enter_context(edited(self.model, {self.site: lambda _x: change}))
-            hidden = capture(self.model, batch, [self._end], cache=self._cache)[self._end]
+            hidden = capture(self.model, batch, [self._end], cache=self._cache, gradients=True)[self._end]
         return hidden.flatten(0, 1)[:count]
 
 

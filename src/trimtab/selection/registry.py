@@ -8,15 +8,25 @@ from typing import Any
 
 from trimtab.errors import UserError
 from trimtab.runs import registered_class
-from trimtab.selection.criterion import Criterion, EffectCriterion, StatisticCriterion
+from trimtab.selection.criterion import (
+    Criterion,
+    EffectCriterion,
+    GradientCriterion,
+    PrefixCriterion,
+    StatisticCriterion,
+)
 from trimtab.selection.delta_confidence import DeltaConfidence
+from trimtab.selection.entropy_change import EntropyChange
 from trimtab.selection.firing_rate import FiringRate
+from trimtab.selection.gradient_attribution import GradientAttribution
 from trimtab.selection.kl import KLDivergence
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.random_scores import Random
 
-_CLASSES = (DeltaConfidence, OutputScore, KLDivergence, MaxActivation, FiringRate, Random)
+_CLASSES = (
+    DeltaConfidence, OutputScore, KLDivergence, EntropyChange, GradientAttribution, MaxActivation, FiringRate, Random,
+)  # fmt: skip
 CRITERIA: dict[str, type[Any]] = {criterion.name: criterion for criterion in _CLASSES}
 """Every criterion class by its name."""
 
@@ -37,7 +47,7 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise UserError(f"criterion {twice!r}", "it is given twice", "give it once")
-    bases = EffectCriterion, StatisticCriterion
+    bases = EffectCriterion, GradientCriterion, StatisticCriterion
     classes = [registered_class(name, "criterion", CRITERIA, *bases) for name in names]
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     taken = [{field.name for field in dataclasses.fields(criterion)} for criterion in classes]
@@ -57,7 +67,7 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
 def criterion_object(given: Any) -> Criterion:
     """A criterion as it is, a class of one with its default settings; a `UserError` for anything else."""
     found = given() if isinstance(given, type) else given
-    if not isinstance(found, EffectCriterion | StatisticCriterion):
+    if not isinstance(found, PrefixCriterion | StatisticCriterion):
         hint = f"give one of {', '.join(CRITERIA)}"
         raise UserError(f"criterion {given!r}", "it is neither a name nor a criterion", hint)
     return found

@@ -61,6 +61,17 @@ class LastTokenScorer:
         """Next-token logits under each edit, in float32. For a few edits: all of [B, V] is kept."""
         return self.unembedding.logits(self.continuation.last_hidden(delta))
 
+    @torch.enable_grad()
+    def gradient(self, quantity: Callable[[Tensor], Tensor]) -> Float[Tensor, " d"]:
+        """The gradient of a quantity of the unedited next-token distribution in the activation at the site.
+
+        Args:
+            quantity: a differentiable function from log-probabilities `[V]` to a scalar.
+        """
+        delta = self.continuation.x.new_zeros(1, self.continuation.width).requires_grad_()
+        log_probs = self.unembedding.logits(self.continuation.last_hidden(delta))[0].log_softmax(-1)
+        return torch.autograd.grad(quantity(log_probs), delta)[0][0].float()
+
     @torch.no_grad()
     def score(
         self,

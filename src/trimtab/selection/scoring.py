@@ -1,6 +1,6 @@
 """Scores of a dictionary's features by several criteria, in as few passes as they need.
 
-Criteria that amplify by the same dose after the same prefix share one pass through the model.
+Criteria that amplify by the same dose after the same prefix share one pass through the model, and one prefix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import Site
-from trimtab.selection.criterion import Criterion, EffectCriterion, ScoringTarget, feature_stats
+from trimtab.selection.criterion import (
+    Criterion,
+    EffectCriterion,
+    GradientCriterion,
+    PrefixCriterion,
+    ScoringTarget,
+    feature_stats,
+)
 from trimtab.selection.scorer import BATCH_SIZE, LastTokenScorer
 from trimtab.steering.doses import Unit, coefficients
 
@@ -52,8 +59,9 @@ def score_features(
         UserError: statistics that a criterion needs are missing, a prefix gives no token, or a score is not finite.
     """
     model, dictionary, features = target.model, target.dictionary, target.features
-    effects = [criterion for criterion in criteria if isinstance(criterion, EffectCriterion)]
-    reducers = {criterion: criterion.reducer(target) for criterion in effects}
+    effects = [criterion for criterion in criteria if isinstance(criterion, PrefixCriterion)]
+    reducers = {c: c.reducer(target) for c in effects if isinstance(c, EffectCriterion)}
+    quantities = {c: c.quantity(target) for c in effects if isinstance(c, GradientCriterion)}
     totals = {criterion: torch.zeros(len(features)) for criterion in effects}
     doses = {criterion: torch.zeros(len(features)) for criterion in effects}
     for dose, unit, prefix in passes(criteria):
@@ -65,16 +73,23 @@ def score_features(
         x = scorer.continuation.x.float().cpu()
         strength = coefficients(unit, torch.full((1, len(features)), dose), x[None], None if m is None else m[None])[0]
         directions = dictionary.directions[features.to(dictionary.directions.device)]
-        found = scorer.score(
-            directions, strength.to(directions.device), {c.label: reducers[c] for c in mine}, progress=progress
-        )
-        relative = strength.abs() / x.norm()
+        strength = strength.to(directions.device)
+        found: dict[str, Tensor] = {}
+        if exact := {c.label: reducers[c] for c in mine if c in reducers}:
+            found = scorer.score(directions, strength, exact, progress=progress)
+        elif progress is not None:
+            progress(len(features))
+        for criterion in mine:
+            if criterion in quantities:
+                gradient = scorer.gradient(quantities[criterion]).to(directions.device)
+                found[criterion.label] = strength * (directions.float() @ gradient)
+        relative = strength.abs().cpu() / x.norm()
         for criterion in mine:
             totals[criterion] += found[criterion.label].float().cpu() / len(criterion.prefixes)
             doses[criterion] += relative / len(criterion.prefixes)
     results = [
         Scores(criterion, totals[criterion], doses[criterion])
-        if isinstance(criterion, EffectCriterion)
+        if isinstance(criterion, PrefixCriterion)
         else Scores(criterion, criterion.scores(dictionary, features), None)
         for criterion in criteria
     ]
@@ -84,9 +99,9 @@ def score_features(
 
 
 def passes(criteria: Sequence[Criterion]) -> list[tuple[float, Unit, str]]:
-    """The doses, units and prefixes for which all features go through the model."""
+    """The doses, units and prefixes at which criteria amplify: all features go through the model once for each."""
     found: list[tuple[float, Unit, str]] = [
-        (c.dose, c.unit, prefix) for c in criteria if isinstance(c, EffectCriterion) for prefix in c.prefixes
+        (c.dose, c.unit, prefix) for c in criteria if isinstance(c, PrefixCriterion) for prefix in c.prefixes
     ]
     return list(dict.fromkeys(found))
 
