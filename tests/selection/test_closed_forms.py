@@ -22,7 +22,6 @@ import torch
 from trimtab.lm import LanguageModel, TokenBatch, capture
 from trimtab.selection import (
     DeltaConfidence,
-    EditedDistributions,
     EntropyChange,
     GradientAttribution,
     KLDivergence,
@@ -151,12 +150,14 @@ def sharper_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def base_entropy_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EntropyChange, "reducer", lambda _self, _target: lambda block: block.entropy())
+    monkeypatch.setattr(EntropyChange, "reducer", lambda _self, _target: lambda block: block.entropy)
 
 
 def entropy_in_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = EditedDistributions.entropy
-    monkeypatch.setattr(EditedDistributions, "entropy", lambda self: original(self) / math.log(2))
+    original = EntropyChange.reducer
+    monkeypatch.setattr(
+        EntropyChange, "reducer", lambda self, target: lambda block: original(self, target)(block) / math.log(2)
+    )
 
 
 def always_the_top_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +174,6 @@ def always_the_top_token(monkeypatch: pytest.MonkeyPatch) -> None:
         base_entropy_left_out,
         entropy_in_bits,
         always_the_top_token,
-        norm_left_out_of_the_gradient,
     ],
 )
 def test_mutation(one_token: OneToken, monkeypatch: pytest.MonkeyPatch, mutation: Callable[..., None]) -> None:

@@ -85,19 +85,26 @@ class _FakeModel:
     vocab_size = 4
 
 
-def test_delta_confidence_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[..., Any]) -> None:
-    dictionary, prefix, k = make_rows(12), "The sea is", 3
-    criterion = DeltaConfidence(k=k, dose=4.0, prefixes=(prefix,))
-    found = score_features(ScoringTarget(any_tiny, dictionary, torch.arange(12)), "resid_post.1", [criterion])[0].score
+@pytest.mark.parametrize(("k", "dose"), [(3, 4.0), (1, -4.0), (160, 0.5), (7, 0.0)])
+def test_delta_confidence_equals_its_definition(
+    any_tiny: LanguageModel, make_rows: Callable[..., Any], k: int, dose: float
+) -> None:
+    """Of any k, up to the whole vocabulary, any α, taken away as well as added, and averaged over prefixes."""
+    dictionary, prefixes = make_rows(12), ("The sea is", "From my experience,", "Nobody knows")
+    table = rank(any_tiny, dictionary, DeltaConfidence(k=k, dose=dose, prefixes=prefixes))
 
     def c_k(p: Tensor) -> float:
         return -sum(math.log(v) for v in sorted(p.tolist(), reverse=True)[:k]) / k
 
-    base = c_k(amplified(any_tiny, prefix, 1, torch.zeros(any_tiny.d_model)))
-    for i in range(12):
+    nothing = torch.zeros(any_tiny.d_model)
+    base = [c_k(amplified(any_tiny, prefix, 1, nothing)) for prefix in prefixes]
+    assert sorted(table.feature) == list(range(12))
+    for i, score, direction in zip(table.feature, table.score, table.direction, strict=True):
         row = dictionary.W_dec[i] / dictionary.W_dec[i].norm()
-        p = amplified(any_tiny, prefix, 1, 4.0 * float(dictionary.feature_stats.max_activation[i]) * row)
-        assert float(found[i]) == pytest.approx(c_k(p) - base, abs=1e-4)
+        delta = dose * float(dictionary.feature_stats.max_activation[i]) * row
+        changes = [c_k(amplified(any_tiny, prefix, 1, delta)) - b for prefix, b in zip(prefixes, base, strict=True)]
+        assert score == pytest.approx(sum(changes) / 3, abs=1e-4)
+        assert direction == ("down" if score < 0 else "up")
 
 
 @pytest.mark.parametrize("unit", ["relative", "absolute"])
@@ -150,13 +157,14 @@ def test_kl_equals_its_definition(any_tiny: LanguageModel, make_rows: Callable[.
 
 
 def test_statistics_and_random(make_rows: Callable[..., Any]) -> None:
-    dictionary, ids = make_rows(30), torch.tensor([4, 2, 29])
+    dictionary, fake = make_rows(30), _FakeModel()
+    some, one = (ScoringTarget(fake, dictionary, torch.tensor(ids)) for ids in ([4, 2, 29], [2]))  # type: ignore[arg-type]
     stats = dictionary.feature_stats
-    assert MaxActivation().scores(dictionary, ids).tolist() == stats.max_activation[[4, 2, 29]].tolist()
-    assert FiringRate().scores(dictionary, ids).tolist() == stats.firing_rate[[4, 2, 29]].tolist()
-    alone = Random(seed=3).scores(dictionary, torch.tensor([2]))
-    assert float(alone) == float(Random(seed=3).scores(dictionary, ids)[1])
-    assert float(alone) != float(Random(seed=4).scores(dictionary, torch.tensor([2])))
+    assert MaxActivation().scores(some).tolist() == stats.max_activation[[4, 2, 29]].tolist()
+    assert FiringRate().scores(some).tolist() == stats.firing_rate[[4, 2, 29]].tolist()
+    alone = Random(seed=3).scores(one)
+    assert float(alone) == float(Random(seed=3).scores(some)[1])
+    assert float(alone) != float(Random(seed=4).scores(one))
 
 
 def test_prefixes_are_averaged(tiny_llama: LanguageModel, make_rows: Callable[..., Any]) -> None:

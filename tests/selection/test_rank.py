@@ -23,10 +23,12 @@ from trimtab.selection import (
     DeltaConfidence,
     FeatureTable,
     RankConfig,
+    RankResult,
     rank,
     rank_by,
     read_feature_tables,
     run_rank,
+    side_by_side,
     write_feature_tables,
 )
 
@@ -89,6 +91,59 @@ def test_a_ranking_is_a_frame_and_a_figure(on_disk: dict[str, Any]) -> None:
     few = ranking.bottom(3)
     assert list(few.tables()) == ["features"]  # not both ends of the same three
     assert few.to_frame("features").feature.tolist() == frame.feature.tolist()[:-4:-1]
+
+
+def check_one_table(result: RankResult) -> None:
+    """Every criterion's score of every feature, read off the file."""
+    frame, file = result.to_frame(), pq.read_table(result.table_path).to_pylist()
+    labels = [table.criterion for table in result.rankings]
+    assert list(frame.columns) == ["feature", *labels, "firing_rate", "max_activation", "top_tokens"]
+    assert len(frame) == 18
+    assert frame.feature.tolist() == result.rankings[0].feature.tolist()
+    for row in file:
+        (mine,) = frame[frame.feature == row["feature"]].to_dict("records")
+        assert mine[row["criterion"]] == row["score"]
+        assert list(mine["top_tokens"]) == row["top_tokens"]
+
+
+CRITERIA = ("delta-confidence", "entropy-change", "gradient-attribution", "lens-concentration", "max-activation")
+
+
+def test_several_criteria_are_one_table(on_disk: dict[str, Any]) -> None:
+    result = run_rank(RankConfig(**on_disk, criterion=CRITERIA, dose=0.5, limit=4))
+    check_one_table(result)
+    shown = result.to_frame("side by side")
+    frame = result.to_frame()
+    assert list(shown.columns) == ["feature", *(table.criterion for table in result.rankings)]
+    assert shown.columns[1] == "delta-confidence(dose=0.5)"
+    assert shown.feature.tolist() == [
+        *frame.feature[:4],
+        *frame.feature[-4:],
+    ]  # the first is signed
+    assert "side by side" not in run_rank(RankConfig(**{**on_disk, "run": on_disk["run"] / "one"})).tables()
+    again = run_rank(RankConfig(**on_disk, criterion=CRITERIA, dose=0.5, limit=40))
+    assert len(again.to_frame("side by side")) == 18  # no feature twice
+    pd.testing.assert_frame_equal(again.to_frame(), frame)
+
+
+def test_mutation_scores_side_by_side_in_orders_of_their_own(
+    on_disk: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.selection.feature_table.np.searchsorted", lambda a, _v: np.arange(len(a)))
+    result = run_rank(RankConfig(**on_disk, criterion=CRITERIA))
+    with pytest.raises(AssertionError):
+        check_one_table(result)
+
+
+def test_rankings_that_do_not_fit_side_by_side(tiny_llama: LanguageModel, make_rows: Callable[..., Any]) -> None:
+    one, other = rank_by(tiny_llama, make_rows(5), ["random", "max-activation"])
+    for given, message in (
+        ([], "the rankings: there is none"),
+        ([one, one], "the rankings: two are by one criterion"),
+        ([one, other.top(3)], "the rankings by random and max-activation: they are of different features"),
+    ):
+        with pytest.raises(UserError, match=message):
+            side_by_side(given)
 
 
 def test_rank_command_again_reads_back(on_disk: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -36,20 +37,29 @@ def logit_lens(
     Raises:
         UserError: the rows have another width than the residual stream, or more tokens are asked for than there are.
     """
+    check_token_count(count, Unembedding(model).vocab_size)
+    ids, probs = [rows.new_empty(0, count, dtype=torch.long)], [rows.new_empty(0, count, dtype=torch.float32)]
+    for logits in lens_logits(model, rows):
+        top = logits.topk(count, dim=-1)
+        ids.append(top.indices.to(rows.device))
+        probs.append((top.values - logits.logsumexp(-1, keepdim=True)).exp().to(rows.device))
+    return LensTokens(torch.cat(ids), torch.cat(probs))
+
+
+def lens_logits(model: LanguageModel, rows: Float[Tensor, "n d"]) -> Iterator[Float[Tensor, "R V"]]:
+    """Logits head(final_norm(row)) of directions in float32, some rows at a time, valid until the next are asked for.
+
+    Raises:
+        UserError: the rows have another width than the residual stream.
+    """
     if rows.shape[-1] != model.d_model:
         raise UserError(
             f"directions of width {rows.shape[-1]}",
             f"{model.name} has width {model.d_model}",
             "give rows of that width",
         )
-    unembedding = Unembedding(model)
-    check_token_count(count, unembedding.vocab_size)
-    ids, probs = [rows.new_empty(0, count, dtype=torch.long)], [rows.new_empty(0, count, dtype=torch.float32)]
-    for block in unembedding.blocks(rows.detach().to(model.device)):
-        top = block.logits.topk(count, dim=-1)
-        ids.append(top.indices.to(rows.device))
-        probs.append((top.values - block.logits.logsumexp(-1, keepdim=True)).exp().to(rows.device))
-    return LensTokens(torch.cat(ids), torch.cat(probs))
+    for block in Unembedding(model).blocks(rows.detach().to(model.device)):
+        yield block.logits
 
 
 def token_texts(model: LanguageModel, ids: Int[Tensor, "n count"]) -> list[list[str]]:

@@ -12,10 +12,12 @@ from trimtab.selection.criterion import (
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions
 from trimtab.selection.entropy_change import EntropyChange
-from trimtab.selection.feature_table import FeatureTable, read_feature_tables, write_feature_tables
+from trimtab.selection.feature_table import FeatureTable, read_feature_tables, side_by_side, write_feature_tables
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.gradient_attribution import GradientAttribution
+from trimtab.selection.input_score import InputScore
 from trimtab.selection.kl import KLDivergence
+from trimtab.selection.lens_concentration import LensConcentration
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.random_scores import Random
@@ -37,8 +39,10 @@ __all__ = [
     "FiringRate",
     "GradientAttribution",
     "GradientCriterion",
+    "InputScore",
     "KLDivergence",
     "LastTokenScorer",
+    "LensConcentration",
     "MaxActivation",
     "OutputScore",
     "Random",
@@ -52,5 +56,6 @@ __all__ = [
     "read_feature_tables",
     "run_rank",
     "score_features",
+    "side_by_side",
     "write_feature_tables",
 ]

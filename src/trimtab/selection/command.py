@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError, named
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory
 from trimtab.runs.results import Result
-from trimtab.runs.tables import Table
+from trimtab.runs.tables import Column, Table
 from trimtab.selection.criterion import Criterion
-from trimtab.selection.feature_table import FeatureTable, read_feature_tables, write_feature_tables
+from trimtab.selection.feature_table import FeatureTable, read_feature_tables, side_by_side, write_feature_tables
 from trimtab.selection.kl import KLDirection
 from trimtab.selection.ranking import TOP_TOKENS, dictionary_site, features_to_rank, rank_by
 from trimtab.selection.registry import make_criteria
@@ -22,6 +23,7 @@ from trimtab.selection.scoring import passes
 from trimtab.steering import Unit
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import RenderableType
 
 TABLE_FILE = "features.parquet"
@@ -32,8 +34,8 @@ class RankConfig(AnyModelConfig):
     """Rank an SAE's features by what amplifying them does to the next token."""
 
     criterion: tuple[str, ...] = ("delta-confidence",)
-    """delta-confidence, output-score, kl, entropy-change, gradient-attribution, max-activation, firing-rate, random, or
-    your own as module:Class; several rank side by side."""
+    """delta-confidence, output-score, kl, entropy-change, gradient-attribution, input-score, lens-concentration,
+    max-activation, firing-rate, random, or your own as module:Class; several rank side by side."""
     site: str | None = None
     """Where features are amplified; by default the site that the SAE names."""
     prefix: tuple[str, ...] | None = None
@@ -46,7 +48,7 @@ class RankConfig(AnyModelConfig):
     confidence_k: int | None = None
     """k of delta-confidence and gradient-attribution: the tokens over which they average; 1 by default."""
     n_tokens: int | None = None
-    """Tokens that a feature stands for in the output score; 20 by default."""
+    """Tokens that a feature stands for in output and input score; 20 by default."""
     kl_direction: KLDirection | None = None
     """KL(steered ‖ base), the default, or KL(base ‖ steered)."""
     seed: int | None = None
@@ -113,9 +115,24 @@ class RankResult(Result):
         return f"{self.n_ranked:,} of {self.n_features:,} features of {self.sae} at {self.site} of {self.model}"
 
     def tables(self) -> dict[str, Table]:
-        """Both ends of each signed ranking, the upper end of the others."""
+        """Both ends of each signed ranking, the upper end of the others; before them, if there are several, all scores
+        of the features at the ends of the first."""
         found = (ranking.ends(self.limit) for ranking in self.rankings)
-        return {table.title: table for ends in found for table in ends.values()}
+        ends = {table.title: table for ends in found for table in ends.values()}
+        return {"side by side": self._side_by_side(), **ends} if len(self.rankings) > 1 else ends
+
+    def _side_by_side(self) -> Table:
+        rows, first = side_by_side(self.rankings).to_pylist(), self.rankings[0]
+        shown = rows[: self.limit]
+        if first.signed:
+            shown += rows[max(self.limit, len(rows) - self.limit) :]
+        scores = [Column(table.criterion, itemgetter(table.criterion), ".4g") for table in self.rankings]
+        title = f"all criteria, ordered by {first.criterion}"
+        return Table(columns=[Column("feature", "feature", "d", whole=True), *scores], rows=shown, title=title)
+
+    def to_frame(self, table: str = "") -> pd.DataFrame:
+        """All features, one row each with its score by every criterion; or those that a table shows."""
+        return super().to_frame(table) if table else side_by_side(self.rankings).to_pandas()
 
     def render(self) -> RenderableType:
         from rich.console import Group

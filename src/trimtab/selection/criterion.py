@@ -1,5 +1,5 @@
 """A criterion: a score per feature, from what amplifying it does to the next token, exactly or to first order, or from
-what is known of it without a forward pass."""
+what is known of the feature."""
 
 from __future__ import annotations
 
@@ -42,18 +42,26 @@ class ScoringTarget:
         self._lens_count = lens_count
         self._lens: Tensor | None = None
 
-    def lens_tokens(self, count: int) -> Int[Tensor, "n count"]:
-        """The `count` tokens that each feature's decoder row promotes most, by the logit lens, most likely first.
+    def residual_rows(self) -> Float[Tensor, "n d"]:
+        """The features' decoder rows, for the logit lens.
 
         Raises:
-            UserError: the rows are not in the residual stream, as at an attention head.
+            UserError: they are not in the residual stream, as at an attention head.
         """
         if (width := self.dictionary.d_in) != self.model.d_model:
             why = f"the logit lens reads rows of the residual stream, of width {self.model.d_model}"
             raise UserError(f"features of width {width}", why, "rank them by delta-confidence or kl")
+        return self.dictionary.W_dec.detach()[self.features.to(self.dictionary.W_dec.device)]
+
+    def lens_tokens(self, count: int) -> Int[Tensor, "n count"]:
+        """The `count` tokens that each feature's decoder row promotes most, by the logit lens, most likely first.
+
+        Raises:
+            UserError: see `residual_rows`; or there are fewer tokens.
+        """
+        rows = self.residual_rows()
         check_token_count(count, self.model.vocab_size)
         if self._lens is None or self._lens.shape[1] < count:
-            rows = self.dictionary.W_dec.detach()[self.features.to(self.dictionary.W_dec.device)]
             self._lens = logit_lens(self.model, rows, max(count, self._lens_count)).ids
         return self._lens[:, :count]
 
@@ -127,10 +135,10 @@ class GradientCriterion(PrefixCriterion):
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticCriterion(_Labelled):
-    """A criterion that needs no forward pass."""
+    """A criterion that amplifies nothing: it reads what is known of features, or their decoder rows."""
 
-    def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Scores of the features."""
+    def scores(self, target: ScoringTarget) -> Float[Tensor, " n"]:
+        """Scores of the target's features, in their order."""
         raise NotImplementedError
 
 

@@ -89,6 +89,7 @@ class EditedDistributions:
         ]
         return torch.cat(above).long()
 
+    @property
     def entropy(self) -> Float[Tensor, " R"]:
         """−Σ_v p_v log p_v, in nats."""
         return _entropies(self.logits)

@@ -21,4 +21,4 @@ class EntropyChange(EffectCriterion):
     signed: ClassVar[bool] = True
 
     def reducer(self, target: ScoringTarget) -> Reducer:
-        return lambda block: block.entropy() - block.base.entropy
+        return lambda block: block.entropy - block.base.entropy

@@ -152,6 +152,32 @@ class FeatureTable(Result):
         return table.take(np.argsort(-order_by, kind="stable"))
 
 
+def side_by_side(tables: Sequence[FeatureTable]) -> pa.Table:
+    """Rankings of the same features as one table: a row per feature, in the order of the first ranking, and a column of
+    scores per criterion.
+
+    Raises:
+        UserError: there is no ranking, two are by one criterion, or they are of different features.
+    """
+    if not tables:
+        raise UserError("the rankings", "there is none", "give at least one")
+    first, *others = tables
+    if len({table.criterion for table in tables}) < len(tables):
+        raise UserError("the rankings", "two are by one criterion", "give one of each")
+    scores = {first.criterion: pa.array(first.score)}
+    for table in others:
+        if not np.array_equal(np.sort(table.feature), np.sort(first.feature)):
+            what = f"the rankings by {first.criterion} and {table.criterion}"
+            raise UserError(what, "they are of different features", "rank the same features, as `rank_by` does")
+        place = np.argsort(table.feature)[np.searchsorted(np.sort(table.feature), first.feature)]
+        scores[table.criterion] = pa.array(table.score[place])
+    about = first.to_arrow().drop_columns(["criterion", "rank", "score", "direction", "relative_dose"])
+    names, columns = ["feature", *scores], [about["feature"], *scores.values()]
+    for name in about.column_names[1:]:
+        names, columns = [*names, name], [*columns, about[name]]
+    return pa.table(columns, names=names)
+
+
 def write_feature_tables(path: str | Path, tables: Sequence[FeatureTable]) -> None:
     """Write tables of several criteria into one Parquet file, whole. Raises `UserError` if the disk refuses."""
     joined = pa.concat_tables([table.to_arrow() for table in tables])

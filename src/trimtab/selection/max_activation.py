@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.dictionaries.base import Dictionary
-from trimtab.selection.criterion import StatisticCriterion, feature_stats
+from trimtab.selection.criterion import ScoringTarget, StatisticCriterion, feature_stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,5 +18,6 @@ class MaxActivation(StatisticCriterion):
 
     name: ClassVar[str] = "max-activation"
 
-    def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return torch.as_tensor(feature_stats(dictionary, f"criterion {self.name}").max_activation)[features.cpu()]
+    def scores(self, target: ScoringTarget) -> Float[Tensor, " n"]:
+        stats = feature_stats(target.dictionary, f"criterion {self.name}")
+        return torch.as_tensor(stats.max_activation)[target.features.cpu()]

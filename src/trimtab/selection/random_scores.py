@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.dictionaries.base import Dictionary
-from trimtab.selection.criterion import StatisticCriterion
+from trimtab.selection.criterion import ScoringTarget, StatisticCriterion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,7 @@ class Random(StatisticCriterion):
     seed: int = 0
     """Another seed gives another ranking."""
 
-    def scores(self, dictionary: Dictionary, features: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def scores(self, target: ScoringTarget) -> Float[Tensor, " n"]:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(dictionary.n_features, generator=generator, dtype=torch.float64)[features.cpu()]
+        every = torch.rand(target.dictionary.n_features, generator=generator, dtype=torch.float64)
+        return every[target.features.cpu()]

@@ -12,20 +12,22 @@ from trimtab.selection.criterion import (
     Criterion,
     EffectCriterion,
     GradientCriterion,
-    PrefixCriterion,
     StatisticCriterion,
 )
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.entropy_change import EntropyChange
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.gradient_attribution import GradientAttribution
+from trimtab.selection.input_score import InputScore
 from trimtab.selection.kl import KLDivergence
+from trimtab.selection.lens_concentration import LensConcentration
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.random_scores import Random
 
 _CLASSES = (
-    DeltaConfidence, OutputScore, KLDivergence, EntropyChange, GradientAttribution, MaxActivation, FiringRate, Random,
+    DeltaConfidence, OutputScore, KLDivergence, EntropyChange, GradientAttribution,
+    InputScore, LensConcentration, MaxActivation, FiringRate, Random,
 )  # fmt: skip
 CRITERIA: dict[str, type[Any]] = {criterion.name: criterion for criterion in _CLASSES}
 """Every criterion class by its name."""
@@ -67,7 +69,7 @@ def make_criteria(names: Sequence[str], settings: dict[str, Any] | None = None) 
 def criterion_object(given: Any) -> Criterion:
     """A criterion as it is, a class of one with its default settings; a `UserError` for anything else."""
     found = given() if isinstance(given, type) else given
-    if not isinstance(found, PrefixCriterion | StatisticCriterion):
+    if not isinstance(found, EffectCriterion | GradientCriterion | StatisticCriterion):
         hint = f"give one of {', '.join(CRITERIA)}"
         raise UserError(f"criterion {given!r}", "it is neither a name nor a criterion", hint)
     return found

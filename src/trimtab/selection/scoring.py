@@ -90,7 +90,7 @@ def score_features(
     results = [
         Scores(criterion, totals[criterion], doses[criterion])
         if isinstance(criterion, PrefixCriterion)
-        else Scores(criterion, criterion.scores(dictionary, features), None)
+        else Scores(criterion, criterion.scores(target), None)
         for criterion in criteria
     ]
     for result in results:
