@@ -213,7 +213,7 @@ def test_labels_name_what_is_not_the_default() -> None:
 
 
 def test_criteria_by_name_take_the_settings_that_they_have() -> None:
-    made = make_criteria(list(CRITERIA), {"k": 2, "seed": 5, "dose": None})
+    made = make_criteria(list(CRITERIA), {"k": 2, "seed": 5, "dose": None, "explanations": "a"})
     assert [criterion.name for criterion in made] == list(CRITERIA)
     assert made[0] == DeltaConfidence(k=2)
     assert made[-1] == Random(seed=5)

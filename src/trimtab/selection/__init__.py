@@ -12,6 +12,7 @@ from trimtab.selection.criterion import (
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions
 from trimtab.selection.entropy_change import EntropyChange
+from trimtab.selection.explanation_score import ExplanationScore
 from trimtab.selection.feature_table import FeatureTable, read_feature_tables, side_by_side, write_feature_tables
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.gradient_attribution import GradientAttribution
@@ -35,6 +36,7 @@ __all__ = [
     "EditedDistributions",
     "EffectCriterion",
     "EntropyChange",
+    "ExplanationScore",
     "FeatureTable",
     "FiringRate",
     "GradientAttribution",

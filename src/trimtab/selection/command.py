@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError, named
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory, sha256_file
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
 from trimtab.selection.criterion import Criterion
+from trimtab.selection.explanation_score import read_scores, scores_file
 from trimtab.selection.feature_table import FeatureTable, read_feature_tables, side_by_side, write_feature_tables
 from trimtab.selection.kl import KLDirection
 from trimtab.selection.ranking import TOP_TOKENS, dictionary_site, features_to_rank, rank_by
@@ -35,7 +36,7 @@ class RankConfig(AnyModelConfig):
 
     criterion: tuple[str, ...] = ("delta-confidence",)
     """delta-confidence, output-score, kl, entropy-change, gradient-attribution, input-score, lens-concentration,
-    max-activation, firing-rate, random, or your own as module:Class; several rank side by side."""
+    explanation-score, max-activation, firing-rate, random, or your own as module:Class; several rank side by side."""
     site: str | None = None
     """Where features are amplified; by default the site that the SAE names."""
     prefix: tuple[str, ...] | None = None
@@ -49,12 +50,14 @@ class RankConfig(AnyModelConfig):
     """k of delta-confidence and gradient-attribution: the tokens over which they average; 1 by default."""
     n_tokens: int | None = None
     """Tokens that a feature stands for in output and input score; 20 by default."""
+    explanations: str | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    """Run of `trimtab autointerp`, or table with the columns feature and score, for explanation-score."""
     kl_direction: KLDirection | None = None
     """KL(steered ‖ base), the default, or KL(base ‖ steered)."""
     seed: int | None = None
     """Of the random criterion; 0 by default."""
     feature: tuple[int, ...] | None = None
-    """Rank these features only."""
+    """Rank these features only; by default all, or those that the explanations score."""
     live_only: bool = True
     """Leave out features that never fired over the statistics' corpus, where there are statistics."""
     top_tokens: int = TOP_TOKENS
@@ -76,7 +79,8 @@ class RankConfig(AnyModelConfig):
     def criteria(self) -> list[Criterion]:
         """The criteria with their settings."""
         shared = {name: getattr(self, name) for name in ("dose", "unit", "n_tokens", "kl_direction", "seed")}
-        return make_criteria(self.criterion, {**shared, "k": self.confidence_k, "prefixes": self.prefix})
+        own = {"k": self.confidence_k, "prefixes": self.prefix, "explanations": self.explanations}
+        return make_criteria(self.criterion, {**shared, **own})
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
@@ -166,9 +170,13 @@ def run_rank(config: RankConfig) -> RankResult:
     criteria = config.criteria()
     model, dictionary = config.load()
     site = dictionary_site(model, dictionary, config.site)
-    ids = features_to_rank(dictionary, config.feature, live_only=config.live_only)
+    wanted, hashes = config.feature, {"model": model.fingerprint, "dictionary": dictionary.fingerprint}
+    if config.explanations is not None:
+        wanted = wanted or tuple(sorted(read_scores(config.explanations)))
+        hashes["explanations"] = sha256_file(scores_file(config.explanations))
+    ids = features_to_rank(dictionary, wanted, live_only=config.live_only)
     with Run.open(config.directory(), "rank", config, device=config.device, ignore_fields=_NOT_THE_RESULT) as run:
-        run.record(hashes={"model": model.fingerprint, "dictionary": dictionary.fingerprint})
+        run.record(hashes=hashes)
         if run.done:
             tables = read_feature_tables(run.file(TABLE_FILE))
         else:

@@ -16,6 +16,7 @@ from trimtab.selection.criterion import (
 )
 from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.selection.entropy_change import EntropyChange
+from trimtab.selection.explanation_score import ExplanationScore
 from trimtab.selection.firing_rate import FiringRate
 from trimtab.selection.gradient_attribution import GradientAttribution
 from trimtab.selection.input_score import InputScore
@@ -27,7 +28,7 @@ from trimtab.selection.random_scores import Random
 
 _CLASSES = (
     DeltaConfidence, OutputScore, KLDivergence, EntropyChange, GradientAttribution,
-    InputScore, LensConcentration, MaxActivation, FiringRate, Random,
+    InputScore, LensConcentration, ExplanationScore, MaxActivation, FiringRate, Random,
 )  # fmt: skip
 CRITERIA: dict[str, type[Any]] = {criterion.name: criterion for criterion in _CLASSES}
 """Every criterion class by its name."""
