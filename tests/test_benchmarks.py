@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trimtab.dictionaries import DictionaryInfo, Standard, save_dictionary
+from trimtab.features import examples
 from trimtab.lm import LanguageModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -109,4 +110,29 @@ def test_examples_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> 
     for name in ("ratio", "cpu_ratio", "rows_ratio", "tokens_per_second"):
         assert 0 < found[f"{name}_range"]["min"] <= found[name]
     assert found["windows"] == 6
+    assert set(found) >= {"threads", "torch", "load_average", "device_name"}
+
+
+@pytest.mark.slow
+def test_axbench_prints_its_keys_and_writes_what_generate_does(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    rows = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    info = DictionaryInfo(architecture="standard", site="resid_post.1")
+    sae = Standard(rows.T, torch.zeros(40), rows, torch.zeros(32), info=info)
+    save_dictionary(sae, tmp_path / "sae")
+    texts = [f"{letter} in the {letter}" for letter in "abcdefghijklmnop"]
+    windows = examples(tiny_llama, sae, texts, context=16, window=6)
+    windows.write(tmp_path / "sae" / "feature_examples.parquet")
+    sizes = {"features": 3, "looped": 2, "instructions": 3, "tokens": 5, "batch": 7, "repeats": 2, "threads": 1}
+    command = [sys.executable, str(BENCHMARKS / "axbench.py"), "--json"]
+    command += ["--model", str(tmp_path / "model"), "--sae", str(tmp_path / "sae")]
+    command += [f"--{name}={size}" for name, size in sizes.items()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name in ("ratio", "batched_ratio", "ours_features_per_second", "loop_features_per_second"):
+        assert 0 < found[f"{name}_range"]["min"] <= found[name]
+    assert found["same_texts"] == 1
+    assert found["features"] == 3
     assert set(found) >= {"threads", "torch", "load_average", "device_name"}

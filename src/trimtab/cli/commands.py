@@ -181,6 +181,18 @@ def evaluate_judge() -> Job:
     return Job(CalibrationConfig, run_calibration, example=example, pages=lambda _, found: [found.run])
 
 
+def evaluate_axbench() -> Job:
+    """score how well steering by features, vectors, prompts or flags brings concepts about, read by a judge"""
+    from trimtab.interpreting.axbench import AxBenchConfig, AxBenchResult, run_axbench
+
+    def run(config: AxBenchConfig) -> AxBenchResult:
+        from trimtab.flags.axbench_arm import load_flag_arm
+
+        return run_axbench(config, load_flag_arm)
+
+    return Job(AxBenchConfig, run, example="--n-features 8 --factor 0.5 1 2 --run runs/axbench")
+
+
 def evaluate_ground_truth() -> Job:
     """rank SAE architectures on data whose features are known"""
     from trimtab.evaluation import GroundTruthConfig, run_ground_truth
@@ -273,6 +285,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate core": evaluate_core,
     "evaluate wishes": evaluate_wishes,
     "evaluate judge": evaluate_judge,
+    "evaluate axbench": evaluate_axbench,
     "evaluate ground-truth": evaluate_ground_truth,
     "evaluate circuit": evaluate_circuit,
     "evaluate ioi": evaluate_ioi,

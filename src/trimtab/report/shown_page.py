@@ -75,6 +75,11 @@ def judge_page(files: RunFiles) -> str:
     return shown_page(files, f"How often the judge {files.finished['judge']} is right")
 
 
+def axbench_page(files: RunFiles) -> str:
+    """How well steering brings concepts about."""
+    return shown_page(files, f"What brings concepts about in {files.finished['model']}?")
+
+
 def find_page(files: RunFiles) -> str:
     """Features that bring a wish about, beside the alternatives."""
     return shown_page(files, f"What brings a wish about in {files.finished['model']}")

@@ -13,6 +13,7 @@ from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import REPORT_NAME, RunFiles
 from trimtab.report.shown_page import (
     autointerp_page,
+    axbench_page,
     demo_page,
     feature_page,
     find_page,
@@ -33,6 +34,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "evaluate wishes": find_page,
     "autointerp": autointerp_page,
     "evaluate judge": judge_page,
+    "evaluate axbench": axbench_page,
     "steer": steer_page,
     "feature": feature_page,
     "evaluate core": core_page,

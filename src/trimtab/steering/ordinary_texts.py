@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from trimtab.lm import DecodeConfig, Decoded, LanguageModel, decode
 from trimtab.runs import ASSETS, read_json
@@ -78,6 +78,17 @@ def ordinary_text(
     return OrdinaryText(low=low, high=high, repetition=most, n_own=len(nll), n_neutral=len(known) - len(nll))
 
 
+def are_ordinary(ordinary: OrdinaryText, nll: ArrayLike, tokens: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+    """Whether each of some texts is as likely as ordinary ones, no less and no more, and repeats itself no more.
+
+    Args:
+        ordinary: what is ordinary.
+        nll, tokens: of the texts.
+    """
+    repeated = np.array([repetition(one) for one in tokens])
+    return Band(ordinary.low, ordinary.high).holds(nll) & (repeated <= ordinary.repetition)
+
+
 def fluency(
     ordinary: OrdinaryText, nll: Sequence[float], tokens: Sequence[Sequence[int]], n_prompts: int, seed: int
 ) -> Fluency:
@@ -89,8 +100,7 @@ def fluency(
         n_prompts: of them.
         seed: of the resampling.
     """
-    repeated = np.array([repetition(one) for one in tokens])
-    inside = Band(ordinary.low, ordinary.high).holds(nll) & (repeated <= ordinary.repetition)
+    repeated, inside = np.array([repetition(one) for one in tokens]), are_ordinary(ordinary, nll, tokens)
 
     def over_prompts(values: NDArray[np.float64]) -> Interval:
         return bootstrap_mean(values.reshape(n_prompts, -1).T, seed=seed)
