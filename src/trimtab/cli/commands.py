@@ -214,6 +214,14 @@ def evaluate_ioi() -> Job:
     return Job(IOIConfig, run_ioi, example="--circuit runs/circuit/circuit.json --run runs/ioi")
 
 
+def study_utility() -> Job:
+    """ask whether SAEs that a judge understands better also steer better, and which criteria find features that do"""
+    from trimtab.studies.utility.command import UtilityStudyConfig, run_utility_study
+
+    example = "recipes/utility-small.toml --run runs/utility"
+    return Job(UtilityStudyConfig, run_utility_study, ("study",), example, pages=lambda _, study: [Path(study.run)])
+
+
 def study_ioi() -> Job:
     """find a model's IOI circuit and hold dictionaries of every kind against supervised codes there, with a report"""
     from trimtab.studies.ioi import IOIStudyConfig, run_ioi_study
@@ -290,6 +298,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "evaluate circuit": evaluate_circuit,
     "evaluate ioi": evaluate_ioi,
     "study ioi": study_ioi,
+    "study utility": study_utility,
     "sae info": sae_info,
     "sae stats": sae_stats,
     "sae convert": sae_convert,

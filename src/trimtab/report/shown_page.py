@@ -60,6 +60,11 @@ def ioi_study_page(files: RunFiles) -> str:
     return shown_page(files, f"Supervised feature dictionaries: {files.finished['model']}")
 
 
+def utility_study_page(files: RunFiles) -> str:
+    """The study of interpretability and utility."""
+    return shown_page(files, "Interpretability against utility")
+
+
 def demo_page(files: RunFiles) -> str:
     """Three wishes and a policy."""
     return shown_page(files, f"What brings three wishes about in {files.finished['model']}?")

@@ -22,6 +22,7 @@ from trimtab.report.shown_page import (
     ioi_page,
     ioi_study_page,
     judge_page,
+    utility_study_page,
 )
 from trimtab.report.steer_page import steer_page
 from trimtab.runs import write_text
@@ -41,6 +42,7 @@ PAGES: dict[str, Callable[[RunFiles], str]] = {
     "evaluate circuit": circuit_page,
     "evaluate ioi": ioi_page,
     "study ioi": ioi_study_page,
+    "study utility": utility_study_page,
     "flags train": flags_train_page,
     "flags evaluate": flags_evaluate_page,
     "flags steer": steer_page,

@@ -205,20 +205,22 @@ def plot_heads(ax: Axes, heads: Sequence[Head]) -> None:
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), markerscale=0.6)
 
 
-def plot_points(ax: Axes, points: Sequence[Point], x_axis: str, y_axis: str) -> None:
-    """Points beside the diagonal on which both measurements are equal, a colour for each kind.
+def plot_points(ax: Axes, points: Sequence[Point], x_axis: str, y_axis: str, *, diagonal: bool = True) -> None:
+    """Points, a colour for each kind, beside the diagonal on which both measurements are equal.
 
     Args:
         ax: to draw on.
         points: the points.
         x_axis: what the horizontal axis measures.
         y_axis: what the vertical axis measures, in the same unit.
+        diagonal: whether to draw it; not where units differ.
     """
     for colour, kind in zip(COLOURS, dict.fromkeys(point.kind for point in points), strict=False):
         own = [point for point in points if point.kind == kind]
         ax.scatter([p.x for p in own], [p.y for p in own], s=24, label=kind, alpha=0.75, color=colour)
-    ends = [value for point in points for value in (point.x, point.y)]
-    ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    if diagonal:
+        ends = [value for point in points for value in (point.x, point.y)]
+        ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     ax.grid()
     ax.set(xlabel=x_axis, ylabel=y_axis)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -72,7 +72,7 @@ def read_bank_file(path: Path, options: type[Any]) -> BankFile:
     of_member = {**field_types(TrainConfig), "site": str}
     return BankFile(
         path,
-        {key: _default(f"{path}: [defaults]", key, value, of_options) for key, value in defaults.items()},
+        read_options(f"{path}: [defaults]", defaults, of_options),
         tuple(
             {key: _values(f"{path}: [[member]] {n}", key, value, of_member, of_options) for key, value in m.items()}
             for n, m in enumerate(members, 1)
@@ -80,10 +80,26 @@ def read_bank_file(path: Path, options: type[Any]) -> BankFile:
     )
 
 
-def _default(place: str, key: str, value: Any, kinds: Mapping[str, Any]) -> Any:
-    kind = _kind(place, key, kinds)
-    several = takes_list(kind) and not isinstance(value, list)
-    return read_typed(kind, [value] if several else value, f"{place}: {key}")
+def read_options(
+    place: str, table: Mapping[str, Any], kinds: Mapping[str, Any], see: str = "see trimtab train --help"
+) -> dict[str, Any]:
+    """Values of the right types; one value stands for a list of one.
+
+    Args:
+        place: that messages name.
+        table: values by option, as TOML has them.
+        kinds: types by option.
+        see: the hint where no option has a like name.
+
+    Raises:
+        UserError: there is no such option, or its value is of another type.
+    """
+    found = {}
+    for key, value in table.items():
+        kind = _kind(place, key, kinds, see)
+        several = takes_list(kind) and not isinstance(value, list)
+        found[key] = read_typed(kind, [value] if several else value, f"{place}: {key}")
+    return found
 
 
 def _values(place: str, key: str, value: Any, kinds: Mapping[str, Any], shared: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -98,9 +114,9 @@ def _values(place: str, key: str, value: Any, kinds: Mapping[str, Any], shared: 
     return tuple(read_typed(kind, part, f"{place}: {key}") for part in (value if several else [value]))
 
 
-def _kind(place: str, key: str, kinds: Mapping[str, Any]) -> Any:
+def _kind(place: str, key: str, kinds: Mapping[str, Any], see: str = "see trimtab train --help") -> Any:
     if key not in kinds:
         new = new_name("train", key)
-        hint = f"write {new}" if new else did_you_mean(key, kinds, "see trimtab train --help")
+        hint = f"write {new}" if new else did_you_mean(key, kinds, see)
         raise UserError(f"{place}: {key}", "there is no such option", hint)
     return kinds[key]

@@ -1,0 +1,131 @@
+"""A study file: TOML that says which SAEs are trained, and how they are interpreted, ranked, steered and judged.
+
+[study]                        # any field of `UtilityPlan`
+features = 20
+judge = "exemplar"
+
+[[bank]]                       # any option of `trimtab train`; lists multiply
+model = "smollm2-135m-instruct"
+text = ["my_texts"]
+arch = ["topk", "jumprelu"]
+l0 = [20, 40, 80]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import UserError, did_you_mean
+from trimtab.interpreting.nested_selection import FEWEST
+from trimtab.runs import check_least, check_values, field_types
+from trimtab.training.bank_file import read_options
+from trimtab.training.command import BankConfig, TrainCommand, TrainTextConfig
+
+TABLES = ("study", "bank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityPlan:
+    """What is done with each SAE."""
+
+    features: int = 20
+    """Live features of each SAE, drawn at random: they are interpreted, ranked and steered with."""
+    criterion: tuple[str, ...] = ("delta-confidence", "output-score")
+    """By which features are selected; random ones stand beside each."""
+    share: tuple[float, ...] = (0.15, 0.3, 0.5)
+    """Share of them that a criterion selects: which one is best is chosen."""
+    factor: tuple[float, ...] = (0.4, 0.8, 1.2, 1.6, 2.0)
+    """Doses, times the largest activation of a feature."""
+    instructions: Path | None = None
+    """JSON or text file of instructions; by default those shipped."""
+    n_instructions: int = 10
+    """Instructions that are answered: one half chooses, the other is reported."""
+    max_new_tokens: int = 48
+    """Of each answer."""
+    judge: str = "exemplar"
+    """Reads what features mean, and whether steering brings it about."""
+    judge_option: tuple[str, ...] = ()
+    """Options of the judge, each NAME=VALUE."""
+    windows: tuple[int, int] = (12, 7)
+    """Windows of each feature with its largest activations, and drawn by activation, that the judge may read."""
+    limit_examples: int | None = 200_000
+    """Tokens of the training text that windows are taken from."""
+    resamples: int = 10_000
+    """Of bootstrap and permutation."""
+    seed: int = 0
+    """Of features, text and resampling."""
+
+    def __post_init__(self) -> None:
+        check_least(self, FEWEST, "features")
+        check_least(self, 2, "n_instructions")
+        check_least(self, 1, "max_new_tokens", "resamples")
+        check_values(self, "above 0 and below 1", lambda share: 0 < share < 1, "share")
+        check_values(self, "above 0", lambda dose: dose > 0, "factor")
+        for name in ("criterion", "share", "factor"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                why = "one occurs twice" if values else "there is none"
+                raise UserError(f"{name} {list(values)}", why, "give at least one, each once")
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What a study file says."""
+
+    path: Path
+    plan: UtilityPlan
+    banks: tuple[BankConfig, ...]
+    """Each with a run of its own under that of the study."""
+
+
+def read_study(path: Path, run: Path, models: Mapping[str, Any] | None = None) -> StudyFile:
+    """Read a study file.
+
+    Args:
+        path: of the file.
+        run: directory of the study, under which banks are trained.
+        models: fields of `ModelConfig` that replace those of every bank, such as the device.
+
+    Raises:
+        UserError: it cannot be read, is no TOML, or holds a wrong table, key, type or name.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"study file {path}", f"it cannot be read ({error})", "name a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"study file {path}", f"it is not TOML ({error})", "correct it") from error
+    for table in content:
+        if table not in TABLES:
+            raise UserError(
+                f"{path}: {table}", "a study file holds [study] and [[bank]]", did_you_mean(table, TABLES, "remove it")
+            )
+    stated, banks = content.get("study", {}), content.get("bank", [])
+    if not isinstance(stated, dict):
+        raise UserError(f"{path}: study", "it is no table", "write [study]")
+    if not isinstance(banks, list) or not banks or not all(isinstance(one, dict) for one in banks):
+        raise UserError(f"{path}: bank", "it is no list of tables", "write [[bank]] for each model")
+    kinds = field_types(UtilityPlan)
+    plan = UtilityPlan(**read_options(f"{path}: [study]", stated, kinds, f"there are {', '.join(kinds)}"))
+    return StudyFile(
+        path,
+        plan,
+        tuple(
+            _bank(f"{path}: [[bank]] {n}", one, run / "banks" / str(n), models or {}) for n, one in enumerate(banks, 1)
+        ),
+    )
+
+
+def _bank(place: str, table: Mapping[str, Any], run: Path, models: Mapping[str, Any]) -> BankConfig:
+    kinds = {name: kind for name, kind in field_types(TrainCommand).items() if name not in ("bank", "run")}
+    command = TrainCommand(**{**read_options(place, table, kinds), **models}, run=run)
+    found = command.expanded()
+    if isinstance(found, TrainTextConfig):
+        raise UserError(
+            place, "it is one SAE", "give several values of arch, l0, site or seed: a rank needs several SAEs"
+        )
+    return found

@@ -1,0 +1,109 @@
+"""What a study of utility comes to: the SAEs with their scores, how these rank alike, and what selection adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trimtab.interpreting.agreement import RankAgreement
+from trimtab.interpreting.nested_selection import MeanLift
+from trimtab.interpreting.scored_sae import ScoredSAE
+from trimtab.runs import json_safe
+from trimtab.runs.figures import Point, plot_points
+from trimtab.runs.results import Result
+from trimtab.runs.shown import Shown
+from trimtab.runs.tables import SIGNED, Column, Table
+from trimtab.stats import number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class FailedCell(NamedTuple):
+    """An SAE, or a bank of them, of which something is missing."""
+
+    what: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class UtilityStudy(Result):
+    """All that was measured of the SAEs."""
+
+    run: str
+    judge: str
+    saes: tuple[ScoredSAE, ...]
+    agreement: RankAgreement | None
+    """None where scores cannot be ranked."""
+    unranked: str
+    """Why not."""
+    lifts: tuple[MeanLift, ...]
+    """Of criteria over SAEs."""
+    failed: tuple[FailedCell, ...]
+    features: int
+    """Of each SAE, at most."""
+
+    def headline(self) -> str:
+        best = max(self.lifts, key=lambda one: one.lift.estimate)
+        lift = (
+            f"features chosen by {best.criterion} steer better than random ones by "
+            f"{number_text(best.lift, '+.3f')} of 2; keeping the best says {number_text(best.kept_lift, '+.3f')}"
+        )
+        gaps = f" {len(self.failed)} are missing." * bool(self.failed)
+        said = self.unranked if self.agreement is None else self.agreement.headline()
+        return f"{said} Over these SAEs {lift}.{gaps}"
+
+    def tables(self) -> dict[str, Table]:
+        names = list(self.saes[0].selected)
+        saes = [
+            Column("model", "model"),
+            Column("architecture", "architecture"),
+            Column("L0", "sparsity", "g"),
+            Column("interpretability", "interpretability", ".3f"),
+            Column("utility", "utility", ".3f"),
+            *(Column(f"after {name}", _selected(name), ".3f") for name in names),
+            Column("explained variance", "explained_variance", ".3f", spare=1),
+            Column("dead", "dead_share", ".3f", spare=2),
+        ]
+        lifts = [
+            Column("criterion", "criterion"),
+            Column("lift", "lift", SIGNED, note="chosen elsewhere"),
+            Column("lift, best kept", "kept_lift", SIGNED),
+            Column("random, best kept", "random_kept", "+.3f"),
+            Column("winner's curse", "curse", SIGNED),
+        ]
+        caption = (
+            f"Utility of the features that a criterion selects among {self.features}, less that of all; direction, "
+            "share and dose are chosen on other features and instructions. Intervals over SAEs."
+        )
+        found = {
+            "SAEs": Table(columns=saes, rows=self.saes),
+            "lifts": Table(columns=lifts, rows=self.lifts, caption=caption),
+            **(self.agreement.tables() if self.agreement is not None else {}),
+        }
+        if self.failed:
+            columns = [Column("missing", "what"), Column("stage", "stage"), Column("why", "reason")]
+            found["missing"] = Table(columns=columns, rows=self.failed)
+        return found
+
+    def draw(self, ax: Axes) -> None:
+        """Interpretability and utility, a point for each SAE."""
+        points = [Point(sae.interpretability, sae.utility, sae.architecture) for sae in self.saes]
+        plot_points(ax, points, "interpretability", "utility", diagonal=False)
+
+    def shown(self) -> Sequence[Shown]:
+        """Sections of the page."""
+        figures = {"Interpretability and utility before selection, a point for each SAE": self.draw}
+        if self.agreement is not None:
+            figures["Kendall's τ, before selection"] = self.agreement.draw
+        return [Shown.of("Interpretability against utility", self, figures)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return json_safe({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+def _selected(name: str) -> Any:
+    return lambda sae: sae.selected[name]

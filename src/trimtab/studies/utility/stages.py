@@ -1,0 +1,214 @@
+"""The stages of a study of utility, each safe to repeat: plain functions from a config and a shard to files.
+
+Each writes one run of the command that does the same by hand, so that a cell can be looked at by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.activations import tokenise
+from trimtab.activations.text import read_documents
+from trimtab.dictionaries.config import load_dictionary
+from trimtab.dictionaries.files import EXAMPLES_FILE
+from trimtab.features.collecting import ExampleOptions, examples_of_text
+from trimtab.interpreting.autointerp import SCORES_FILE, read_scores
+from trimtab.interpreting.autointerp_command import AutointerpConfig, run_autointerp
+from trimtab.interpreting.axbench import AxBenchConfig, run_axbench
+from trimtab.lm import ModelConfig
+from trimtab.runs import part_of
+from trimtab.runs.record import RECORD_NAME
+from trimtab.selection.command import TABLE_FILE, RankConfig, run_rank
+from trimtab.training.bank import MEMBERS, Place, unfinished
+from trimtab.training.bank_table import TABLE
+from trimtab.training.command import BankConfig, train_bank
+
+WINDOW = 21
+"""Tokens of the windows that judges read."""
+HALVES = ("interpreted", "steered")
+"""Of the text: windows that features are interpreted by, and that steered text is read for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """SAEs that are trained from one stream of activations."""
+
+    number: int
+    config: BankConfig
+
+    @property
+    def path(self) -> Path:
+        return self.config.directory()
+
+    @property
+    def label(self) -> str:
+        return f"bank {self.number}, {self.config.model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One SAE of a study."""
+
+    bank: int
+    name: str
+    sae: Path
+    directory: Path
+    """Where its runs go."""
+    model: dict[str, Any]
+    """Fields of `ModelConfig`."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.model['model']}, {self.name}"
+
+    @property
+    def autointerp(self) -> Path:
+        return self.directory / "autointerp"
+
+    @property
+    def ranking(self) -> Path:
+        return self.directory / "rank"
+
+    @property
+    def axbench(self) -> Path:
+        return self.directory / "axbench"
+
+    def examples(self, half: str) -> Path:
+        """Table of windows in half of the text."""
+        return self.directory / half / EXAMPLES_FILE
+
+    def features(self) -> tuple[int, ...]:
+        """Those that were interpreted."""
+        return tuple(score.feature for score in read_scores(self.autointerp / SCORES_FILE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Config of `collect`."""
+
+    top: int
+    weighted: int
+    limit_tokens: int | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpreting:
+    """Config of `interpret`."""
+
+    features: int
+    judge: str
+    judge_option: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Config of `rank`."""
+
+    criterion: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """Config of `steer`."""
+
+    factor: tuple[float, ...]
+    instructions: Path | None
+    n_instructions: int
+    max_new_tokens: int
+    judge: str
+    judge_option: tuple[str, ...]
+    seed: int
+
+
+def train(_config: None, bank: Bank) -> Iterable[Path]:
+    """Train the SAEs of a bank that are not trained yet.
+
+    Raises:
+        UserError: one of them failed; the others are there.
+    """
+    trained = train_bank(bank.config)
+    assert trained is not None
+    if trained.problem is not None:
+        raise trained.problem
+    return [trained.run / TABLE]
+
+
+def collect(config: Windows, bank: Bank) -> Iterable[Path]:
+    """Windows of text in which the features of a bank's SAEs fire: two tables for each, of different documents, so that
+    what a judge interprets a feature by is not what it reads steered text for."""
+    of = bank.config
+    model, cells = of.load_model(), cells_of(bank)
+    documents = list(
+        read_documents(
+            of.text, text_field=of.text_field, limit=of.limit_documents, normalise=of.normalise,
+            max_characters=of.document_characters,
+        )
+    )  # fmt: skip
+    options = ExampleOptions(
+        top=config.top, weighted=config.weighted, random=2, window=WINDOW, seed=config.seed, context=of.context,
+        batch_size=of.model_batch_size, autocast=of.autocast, outlier_norm=of.outlier_norm,
+    )  # fmt: skip
+    saes = [load_dictionary(str(cell.sae), model=model, device=model.device) for cell in cells]
+    files = []
+    for half, name in enumerate(HALVES):
+        corpus = tokenise(documents[half::2], model.tokenizer, limit_tokens=config.limit_tokens)
+        found = examples_of_text(model, saes, corpus, options)
+        for cell, (examples, _) in zip(cells, found, strict=True):
+            files.append(cell.examples(name))
+            examples.write(files[-1])
+    return files
+
+
+def interpret(config: Interpreting, cell: Cell) -> Iterable[Path]:
+    """How well a judge that is shown some windows tells where features fire."""
+    run_autointerp(
+        AutointerpConfig(
+            **cell.model, sae=(str(cell.sae),), features=config.features, examples=cell.examples(HALVES[0]),
+            judge=config.judge, judge_option=config.judge_option, seed=config.seed, run=cell.autointerp,
+        )
+    )  # fmt: skip
+    return [cell.autointerp / RECORD_NAME, cell.autointerp / SCORES_FILE]
+
+
+def rank(config: Ranking, cell: Cell) -> Iterable[Path]:
+    """Scores of the same features by criteria."""
+    run_rank(
+        RankConfig(
+            **cell.model, sae=str(cell.sae), criterion=config.criterion, feature=cell.features(), live_only=False,
+            seed=config.seed if "random" in config.criterion else None, run=cell.ranking,
+        )
+    )  # fmt: skip
+    return [cell.ranking / RECORD_NAME, cell.ranking / TABLE_FILE]
+
+
+def steer(config: Steering, cell: Cell) -> Iterable[Path]:
+    """What steering with the same features brings about, and random features beside them."""
+    run_axbench(
+        AxBenchConfig(
+            **cell.model, sae=str(cell.sae), arm=("features", "random"), feature=cell.features(), factor=config.factor,
+            examples=cell.examples(HALVES[1]), instructions=config.instructions, n_instructions=config.n_instructions,
+            max_new_tokens=config.max_new_tokens, judge=config.judge, judge_option=config.judge_option,
+            ranking=cell.ranking, seed=config.seed, run=cell.axbench,
+        )
+    )  # fmt: skip
+    return [cell.axbench / RECORD_NAME]
+
+
+def cells_of(bank: Bank) -> list[Cell]:
+    """The SAEs of a bank that are trained."""
+    left = {member.name for member in unfinished(bank.config.members, Place(bank.path, bank.config.device))}
+    return [
+        Cell(
+            bank=bank.number, name=member.name, sae=bank.path / MEMBERS / member.name / "sae",
+            directory=bank.path.parent.parent / "cells" / f"{bank.number}-{member.name}",
+            model=part_of(bank.config, ModelConfig),
+        )
+        for member in bank.config.members
+        if member.config is not None and member.name not in left
+    ]  # fmt: skip
