@@ -38,7 +38,6 @@ from trimtab.runs.tables import COUNT, INTERVAL, SIGNED, Column, Table
 from trimtab.stats import Interval, Resamples, number_text
 from trimtab.stats.resamples import auc, balanced, ratio
 
-SCORES_FILE = "autointerp.parquet"
 SAID = 0.5
 """A feature is said to fire where the judge gives a higher probability."""
 

@@ -9,13 +9,14 @@ from trimtab.dictionaries import SAE
 from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
-from trimtab.interpreting.autointerp import SCORES_FILE, AutointerpResult, autointerp
+from trimtab.interpreting.autointerp import AutointerpResult, autointerp
 from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.calibration_command import read_calibration
 from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
 from trimtab.interpreting.scoring_windows import HOW, WindowOptions
 from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, write_json
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.selection.explanation_score import SCORES_FILE
 
 COMMAND = "autointerp"
 

@@ -15,13 +15,14 @@ from trimtab.activations.text import read_documents
 from trimtab.dictionaries.config import load_dictionary
 from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.features.collecting import ExampleOptions, examples_of_text
-from trimtab.interpreting.autointerp import SCORES_FILE, read_scores
+from trimtab.interpreting.autointerp import read_scores
 from trimtab.interpreting.autointerp_command import AutointerpConfig, run_autointerp
 from trimtab.interpreting.axbench import AxBenchConfig, run_axbench
 from trimtab.lm import ModelConfig
 from trimtab.runs import part_of
 from trimtab.runs.record import RECORD_NAME
 from trimtab.selection.command import TABLE_FILE, RankConfig, run_rank
+from trimtab.selection.explanation_score import SCORES_FILE
 from trimtab.training.bank import MEMBERS, Place, unfinished
 from trimtab.training.bank_table import TABLE
 from trimtab.training.command import BankConfig, train_bank
