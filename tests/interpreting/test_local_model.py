@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from trimtab.errors import UserError
 from trimtab.interpreting import Exemplars, Meaning, Passage, Rating, ToRate, make_feature_judge
-from trimtab.interpreting.judges import questions
+from trimtab.interpreting.judges import local_model, questions
 from trimtab.interpreting.judges.local_model import YES_NO, LocalModelJudge
 from trimtab.judges import Unjudged
 from trimtab.lm import LanguageModel
@@ -73,3 +76,32 @@ def test_a_model_that_cannot_chat_is_refused(judge: LocalModelJudge, tiny_llama:
     monkeypatch.setattr(tiny_llama.tokenizer, "chat_template", None)
     with pytest.raises(UserError, match="judge local-model:tiny: the model has no chat template"):
         judge.fires([SEA], [PASSAGES])
+
+
+def spaced(ids: dict[str, list[int]]) -> Any:
+    """A model whose tokenizer gives these tokens to these words."""
+    tokenizer = lambda text, add_special_tokens: {"input_ids": ids[text]}  # noqa: E731
+    return SimpleNamespace(tokenizer=tokenizer, name="spaced")
+
+
+def test_answers_are_told_apart_where_they_differ() -> None:
+    """Mutation: take the first token of each, which is a space of its own before digits with Llama 2's tokenizer."""
+    found = local_model._first_tokens(spaced({"0": [7, 10], "1": [7, 11], "2": [7, 12]}), ("0", "1", "2"))
+    assert found == ([7], [[10], [11], [12]])
+    yes_no = {"Yes": [1], "yes": [2], "YES": [3, 4], "No": [5], "no": [6], "NO": [5, 4]}
+    assert local_model._first_tokens(spaced(yes_no), ("Yes", "No")) == ([], [[1, 2, 3], [5, 6]])
+    with pytest.raises(UserError, match="Yes, No begin with the same token"):
+        local_model._first_tokens(spaced(yes_no | {"NO": [3, 9]}), ("Yes", "No"))
+    with pytest.raises(UserError, match="0, 1 begin with the same token"):
+        local_model._first_tokens(spaced({"0": [7], "1": [7, 8]}), ("0", "1"))
+
+
+def test_what_all_answers_begin_with_is_read_first(
+    judge: LocalModelJudge, tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: leave it out of the prompt."""
+    monkeypatch.setattr(local_model, "_first_tokens", lambda *_: ([9], [[10], [11]]))
+    (found,) = judge.fires([SEA], [PASSAGES[:1]])
+    text = YES_NO.format(meaning=SEA.text, text=PASSAGES[0].text)
+    p = tiny_llama.hf(torch.tensor([[*tiny_llama.encode_text(text, chat=True), 9]])).logits[0, -1].double().softmax(0)
+    assert found[0] == pytest.approx(float(p[10] / (p[10] + p[11])), abs=1e-4)

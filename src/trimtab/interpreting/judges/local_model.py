@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class LocalModelJudge:
 
     @property
     def version(self) -> str:
-        return "1"
+        return "2"
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch_size", "passages")
@@ -109,10 +110,11 @@ class LocalModelJudge:
 
     @torch.no_grad()
     def _shares(self, asked: Sequence[str], answers: tuple[str, ...]) -> Float[ndarray, "N A"]:
-        """Probabilities of answers among themselves, each by its first token, upper and lower case together."""
+        """Probabilities of answers among themselves, each by its first token that the others do not share, upper and
+        lower case together."""
         model = self._loaded
-        tokens = [_first_tokens(model, answer) for answer in answers]
-        prompts = [model.encode_text(text, chat=True) for text in asked]
+        begun, tokens = _first_tokens(model, answers)
+        prompts = [[*model.encode_text(text, chat=True), *begun] for text in asked]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         found = np.zeros((len(prompts), len(answers)))
         with Meter(f"asking {self.model}", len(prompts)) as meter:
@@ -125,7 +127,19 @@ class LocalModelJudge:
         return found
 
 
-def _first_tokens(model: LanguageModel, answer: str) -> list[int]:
-    """The tokens that an answer may begin with."""
-    forms = {answer, answer.lower(), answer.upper()}
-    return sorted({model.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms})
+def _first_tokens(model: LanguageModel, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The tokens that all answers begin with, such as a space of its own, and those by which each may go on.
+
+    Raises:
+        UserError: two answers may go on with the same token, so that it would not tell them apart.
+    """
+    forms = [{answer, answer.lower(), answer.upper()} for answer in answers]
+    ids = [[model.tokenizer(form, add_special_tokens=False)["input_ids"] for form in sorted(some)] for some in forms]
+    columns = [set(column) for column in zip(*(each for some in ids for each in some), strict=False)]
+    begun = [min(column) for column in takewhile(lambda column: len(column) == 1, columns)]
+    found = [sorted({each[len(begun)] for each in some if len(each) > len(begun)}) for some in ids]
+    every = [token for some in found for token in some]
+    if not all(found) or len(set(every)) < len(every):
+        why = f"{', '.join(answers)} begin with the same token"
+        raise UserError(f"judge local-model:{model.name}", why, "name a model with another tokenizer")
+    return begun, found
