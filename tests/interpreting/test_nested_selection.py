@@ -148,3 +148,12 @@ def test_tables_say_both() -> None:
     frame = one.to_frame()
     assert list(frame["criterion"]) == ["knows", "guesses"]
     assert "keeping the best says" in one.headline()
+
+
+def test_random_is_no_criterion_that_finds_anything() -> None:
+    """Mutation: announce the criterion with the highest lift, whichever it is."""
+    utility = np.random.default_rng(5).normal(5, 1, size=(20, 1, 1)) + np.zeros((20, 2, 10))
+    found = select_nested(utility, {"c": np.arange(20.0), "random": utility[:, 0, 0]}, CHOOSING)
+    c, random = found.criteria
+    assert random.lift.estimate > c.lift.estimate
+    assert f"c finds those that steer better by {c.lift:+.3f} (random subsets {c.random.mean:+.3f})" in found.headline()

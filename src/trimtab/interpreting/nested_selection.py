@@ -25,6 +25,8 @@ from trimtab.stats import Interval, student_mean
 from trimtab.stats.distributions import student_quantile
 
 Floats = NDArray[np.float64]
+RANDOM = "random"
+"""The criterion that knows nothing."""
 DIRECTIONS = ("UP", "DOWN")
 """Features with the highest scores, and those with the lowest."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -112,11 +114,14 @@ class NestedSelection(Result):
     """Features that were left out, because no dose of them was judged both for choosing and for reporting."""
 
     def headline(self) -> str:
-        best = max(self.criteria, key=lambda one: one.lift.estimate)
+        # A random criterion is what others are held against.
+        others = [one for one in self.criteria if one.criterion != RANDOM] or self.criteria
+        best = max(others, key=lambda one: one.lift.estimate)
         gaps = f", {self.gaps} left out for want of judgements" * bool(self.gaps)
         return (
             f"of {self.features} features (utility {self.base:.3f}{gaps}) {best.criterion} finds those that steer"
-            f" better by {best.lift:+.3f}; keeping the best says {best.kept_lift:+.3f}"
+            f" better by {best.lift:+.3f} (random subsets {best.random.mean:+.3f}); keeping the best says"
+            f" {best.kept_lift:+.3f} (random rankings {best.random_kept.mean:+.3f})"
         )
 
     def tables(self) -> dict[str, Table]:
