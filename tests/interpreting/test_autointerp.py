@@ -16,19 +16,10 @@ from tiny_dictionary import make_dictionary
 from trimtab import cli
 from trimtab.activations import Document
 from trimtab.dictionaries import Standard, load_dictionary, save_dictionary
-from trimtab.dictionaries.feature_examples import FeatureExamples, Window
+from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.errors import UserError
 from trimtab.features import examples
-from trimtab.interpreting import (
-    Exemplars,
-    Meaning,
-    Passage,
-    Rating,
-    ToRate,
-    autointerp,
-    make_feature_judge,
-    scoring_windows,
-)
+from trimtab.interpreting import Exemplars, Meaning, Passage, Rating, ToRate, autointerp, make_feature_judge
 from trimtab.interpreting.autointerp import read_scores
 from trimtab.interpreting.scoring_windows import SilentWindows, WindowOptions, make_trial, passage_of
 from trimtab.judges import Unjudged
@@ -311,20 +302,9 @@ def test_the_command_writes_a_run_with_a_page(
     assert "explanations of others" in (run / "report.html").read_text("utf-8")
     with pytest.raises(UserError, match="run autointerp again"):
         read_scores(run / "run.json")
-
-
-def test_windows_that_are_cut_off_at_a_documents_start_do_not_overlap() -> None:
-    """Places 3 and 24 are 21 apart, but the first window of 21 tokens reaches to place 20, the second one from 14."""
-
-    def window(place: int, position: int) -> Window:
-        tokens = tuple(f"{position - place + i} " for i in range(32))
-        return Window(
-            feature=0, kind="top", activation=1.0, tokens=tokens, activations=(0.0,) * 32, place=place, document="a",
-            position=position,
-        )  # fmt: skip
-
-    early, near, far = window(3, 3), window(21, 24), window(21, 60)
-    kept, _ = scoring_windows._apart([early, near, far], 21)
-    read = [set(passage_of(one, 21).tokens) for one in kept]
-    assert len(kept) == 2
-    assert not read[0] & read[1]
+    # Other windows of the same text are other examples. Mutation: hash the text alone.
+    other = examples(tiny_llama, load_dictionary(place), documents, **(READ | {"weighted": 7}))
+    assert other.corpus_hash == made.corpus_hash
+    other.write(tmp_path / "examples" / "feature_examples.parquet")
+    assert cli.main(words) == 2
+    assert "its examples had hash" in capsys.readouterr().err

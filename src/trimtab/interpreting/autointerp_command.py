@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.dictionaries import SAE
+from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
@@ -14,7 +15,7 @@ from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.calibration_command import read_calibration
 from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
 from trimtab.interpreting.scoring_windows import HOW, WindowOptions
-from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, write_json
+from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, sha256_file, write_json
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.selection.explanation_score import SCORES_FILE
 
@@ -65,7 +66,7 @@ def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
     with Run.open(
         directory, COMMAND, config, device=config.device, seeds=[config.seed], ignore_fields=_NOT_THE_RESULT
     ) as run:
-        run.record(hashes=_hashes(model.fingerprint, sae, calibration) | {"text of the examples": examples.corpus_hash})
+        run.record(hashes=_hashes(model.fingerprint, sae, calibration) | _of_examples(sae, examples))
         if not run.done:
             found = autointerp(
                 examples,
@@ -85,6 +86,12 @@ def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
 def _hashes(model: str, sae: SAE, calibration: JudgeCalibration | None) -> dict[str, str]:
     judged = {} if calibration is None else {"judge": f"{calibration.judge}, version {calibration.version}"}
     return {"model": model, f"dictionary {sae.info.site}": sae.fingerprint, **judged}
+
+
+def _of_examples(sae: SAE, examples: FeatureExamples) -> dict[str, str]:
+    """Of their text and of the table: other windows of the same text are other examples."""
+    table = {} if sae.examples_file is None else {"examples": sha256_file(sae.examples_file)}
+    return {"text of the examples": examples.corpus_hash, **table}
 
 
 def _examples_file(given: Path | None) -> Path | None:
