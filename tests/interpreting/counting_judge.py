@@ -49,6 +49,6 @@ def letters(name: str, others: str) -> Exemplars:
 
     return Exemplars(
         name=name,
-        has=tuple(text(name, n) for n in range(6)),
-        lacks=tuple(text(others[n % len(others)], n) for n in range(6)),
+        has=tuple(text(name, n) for n in range(8)),
+        lacks=tuple(text(others[n % len(others)], n) for n in range(8)),
     )

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from trimtab.dictionaries import DictionaryInfo, FeatureStats, Standard
 from trimtab.errors import UserError
-from trimtab.interpreting import Meaning, ToRate
+from trimtab.interpreting import Exemplars, Meaning, ToRate
 from trimtab.interpreting.axbench import ARMS, Aim, AxBenchOptions, Concept, Ground, axbench, labelled_concepts
 from trimtab.interpreting.axbench.arms import Read, _best_reader
 from trimtab.interpreting.axbench.result import ArmUtility, make_result, over_both
@@ -221,33 +221,165 @@ class Unsure(CountingJudge):
         return [Unjudged("down") if i % 2 else self._rate(one) for i, one in enumerate(texts)]
 
 
-def test_a_run_goes_on_where_it_was_cut_off(
-    tiny_llama: LanguageModel, planted: Standard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Mutation: name the file of a block after nothing but its size."""
-    monkeypatch.setattr("trimtab.interpreting.axbench.running.ROWS", 20)
-    named = [replace(concept, feature=i) for i, concept in enumerate(concepts("zqg"))]
+def kept_run(
+    model: LanguageModel, planted: Standard, keep: Path, judge: CountingJudge, names: str = "zqg", **more: Any
+) -> Any:
+    named = [replace(concept, feature=i) for i, concept in enumerate(concepts(names))]
+    return axbench(
+        model, named, judge, INSTRUCTIONS, dictionary=planted, options=OPTIONS, keep=keep, say=lambda line: None, **more
+    )
 
-    def run(judge: CountingJudge) -> Any:
-        return axbench(
-            tiny_llama, named, judge, INSTRUCTIONS, dictionary=planted, options=OPTIONS, keep=tmp_path,
-            say=lambda line: None,
-        )  # fmt: skip
 
-    first = Unsure()
-    whole = run(first)
+def test_a_run_goes_on_where_it_was_cut_off(tiny_llama: LanguageModel, planted: Standard, tmp_path: Path) -> None:
+    """Mutation: keep what one decode call wrote in one file."""
+    first, second, third = (CountingJudge() for _ in range(3))
+    whole = kept_run(tiny_llama, planted, tmp_path, first)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"answers-000{i}.json" for i in range(3)]
-    assert sum(one.gaps for one in whole.arms) == 30
     (tmp_path / "answers-0001.json").unlink()
-    second = Unsure()
-    again = run(second)
-    assert (first.asked, second.asked) == (60, 20)
+    again = kept_run(tiny_llama, planted, tmp_path, second)
+    kept_run(tiny_llama, planted, tmp_path, third)
+    assert (first.asked, second.asked, third.asked) == (60, 20, 0)
     for name in ("features", "random"):
         np.testing.assert_array_equal(whole.by_arm[name].scores, again.by_arm[name].scores)
         assert whole.by_arm[name].texts == again.by_arm[name].texts
-    with pytest.raises(UserError, match="made of other concepts or instructions, or with other options"):
-        run(CountingJudge(version="4"))
     assert str(whole.result.concepts) == str(again.result.concepts)  # bounds may be NaN, which equals nothing
+
+
+def test_judgements_that_are_missing_are_asked_for_again(
+    tiny_llama: LanguageModel, planted: Standard, tmp_path: Path
+) -> None:
+    """Mutation: take an answer without a judgement as finished."""
+    expected = kept_run(tiny_llama, planted, tmp_path / "whole", CountingJudge())
+    with_gaps = kept_run(tiny_llama, planted, tmp_path / "kept", Unsure())
+    assert sum(one.gaps for one in with_gaps.arms) == 30
+    for asked in (30, 0):
+        judge = CountingJudge()
+        again = kept_run(tiny_llama, planted, tmp_path / "kept", judge)
+        assert judge.asked == asked
+        assert sum(one.gaps for one in again.arms) == 0
+        for name in ("features", "random"):
+            np.testing.assert_array_equal(expected.by_arm[name].scores, again.by_arm[name].scores)
+            assert with_gaps.by_arm[name].texts == again.by_arm[name].texts
+
+
+class Stuck(CountingJudge):
+    """Explains all but one letter."""
+
+    def explain(self, exemplars: Any) -> list[Any]:
+        return [Unjudged("down") if one.name == "q" else meaning
+                for one, meaning in zip(exemplars, super().explain(exemplars), strict=True)]  # fmt: skip
+
+
+def test_a_concept_that_is_explained_later_is_added(
+    tiny_llama: LanguageModel, planted: Standard, tmp_path: Path
+) -> None:
+    """Mutation: keep answers of the concepts that were explained, as such."""
+    before = kept_run(tiny_llama, planted, tmp_path, Stuck())
+    assert before.unexplained == (("q", "down"),)
+    judge = CountingJudge()
+    after = kept_run(tiny_llama, planted, tmp_path, judge)
+    assert (judge.asked, after.names, after.unexplained) == (20, ("z", "q", "g"), ())
+    for name in ("features", "random"):
+        assert [before.by_arm[name].texts[i] for i in (0, 1)] == [after.by_arm[name].texts[i] for i in (0, 2)]
+
+
+def test_answers_to_something_else_are_refused(tiny_llama: LanguageModel, planted: Standard, tmp_path: Path) -> None:
+    """Mutation: know concepts by their names, or leave out the arms that are given."""
+    kept_run(tiny_llama, planted, tmp_path, CountingJudge())
+
+    class Own:
+        name, model, factors = "own", tiny_llama, (1.0,)
+
+        def source(self, rows: Any) -> Any:
+            raise AssertionError("it must not come so far")
+
+    match = "made of other concepts or instructions, or with other options or arms"
+    with pytest.raises(UserError, match=match):
+        kept_run(tiny_llama, planted, tmp_path, CountingJudge(version="4"))
+    with pytest.raises(UserError, match=match):
+        kept_run(tiny_llama, planted, tmp_path, CountingJudge(), own_arms=[Own()])
+    other = replace(concepts("z")[0], feature=0)
+    other = replace(other, exemplars=replace(other.exemplars, has=other.exemplars.has[1:]))
+    with pytest.raises(UserError, match=match):
+        axbench(
+            tiny_llama, [other, *(replace(c, feature=i) for i, c in enumerate(concepts("qg"), 1))], CountingJudge(),
+            INSTRUCTIONS, dictionary=planted, options=OPTIONS, keep=tmp_path, say=lambda line: None,
+        )  # fmt: skip
+
+
+def test_arms_and_the_judge_never_share_exemplars(
+    tiny_llama: LanguageModel, planted: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: fit arms on all exemplars, or show them all to the judge."""
+    judges: list[Exemplars] = []
+    arms: list[Exemplars] = []
+    usual = ARMS["mean-difference"]
+
+    def spied(ground: Ground) -> list[Aim]:
+        arms.extend(concept.exemplars for concept in ground.concepts)
+        return usual(ground)
+
+    class Listening(CountingJudge):
+        def explain(self, exemplars: Any) -> list[Any]:
+            judges.extend(exemplars)
+            return super().explain(exemplars)
+
+    def run(made: list[Concept], *names: str) -> Any:
+        judges.clear()
+        return axbench(
+            tiny_llama, made, Listening(), INSTRUCTIONS, dictionary=planted, options=replace(OPTIONS, arm=names),
+            say=lambda line: None,
+        )  # fmt: skip
+
+    monkeypatch.setitem(ARMS, "mean-difference", spied)
+    made = concepts("z")
+    found = run(made, "mean-difference")
+    whole = made[0].exemplars
+    for kind in ("has", "lacks"):
+        mine, theirs, every = ([id(one) for one in getattr(some, kind)] for some in (judges[0], arms[0], whole))
+        assert sorted(mine + theirs) == sorted(every)
+        assert len(mine) == len(theirs) == 4
+    assert "Half of each concept's exemplars are the judge's" in found.tables()["arms"].caption
+    # The feature of a concept is not fitted on its windows, but one that is found by texts is.
+    found = run([replace(made[0], feature=0)], "features", "random")
+    assert judges == [whole]
+    assert "Half" not in found.tables()["arms"].caption
+    run(made, "features")
+    assert len(judges[0].has) == 4
+    few = replace(made[0], exemplars=replace(whole, has=whole.has[1:]))
+    with pytest.raises(UserError, match="7 texts have it and 8 lack it, where 8 of each are needed"):
+        run([few], "probe")
+
+
+def test_prompting_names_a_concept_that_has_a_name(
+    tiny_llama: LanguageModel, planted: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: ask for what the judge looks for."""
+    asked: list[str] = []
+    usual = Writer.prompted
+
+    def spied(self: Writer, wanted: Any) -> Any:
+        asked.extend(wanted)
+        return usual(self, wanted)
+
+    monkeypatch.setattr(Writer, "prompted", spied)
+    named, feature = concepts("zq")
+    axbench(
+        tiny_llama, [named, replace(feature, feature=1)], CountingJudge(), INSTRUCTIONS, dictionary=planted,
+        options=replace(OPTIONS, arm=("prompt",)), say=lambda line: None,
+    )  # fmt: skip
+    assert asked == ["z", "the letter q"]
+
+
+def test_random_is_not_the_best_arm(tiny_llama: LanguageModel) -> None:
+    """Mutation: announce the arm with the highest score, whichever it is."""
+    low, high = np.full((2, 2, 5, 3), 0.5), np.full((2, 2, 5, 3), 1.5)
+    found = result(tiny_llama, utility(low), utility(high, "random"))
+    assert found.headline().startswith(
+        "features does best of 1 arm: 0.500 [0.500, 0.500] of 2 (random features 1.500 [1.500, 1.500]) on 3"
+    )
+    alone = result(tiny_llama, utility(high, "random")).headline()
+    assert alone.startswith("random does best of 1 arm: 1.500 [1.500, 1.500] of 2 on")
 
 
 def meanings_of(made: list[Concept]) -> list[Meaning]:
@@ -341,6 +473,8 @@ def test_what_cannot_be_is_refused(tiny_llama: LanguageModel, planted: Standard)
     planted.feature_stats = None
     with pytest.raises(UserError, match="without feature statistics"):
         run(concepts("z"), OPTIONS)
+    with pytest.raises(UserError, match="without feature statistics"):
+        run(concepts("z"), replace(OPTIONS, arm=("random",)))
     for wrong in ({"arm": ()}, {"factor": (1.0, 1.0)}, {"factor": (float("nan"),)}, {"positions": "some"}):
         with pytest.raises(UserError):
             replace(OPTIONS, **wrong)
@@ -372,11 +506,12 @@ def test_instructions_are_fixed_by_what_they_say(tmp_path: Path) -> None:
 def test_labelled_texts_lack_the_other_labels(tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     rows = [{"text": f"{label} {i}", "label": label} for label in ("sea", "hill") for i in range(3)]
-    file.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
     sea, hill = labelled_concepts(file)
     assert (
         {p.text for p in sea.exemplars.has} == {p.text for p in hill.exemplars.lacks} == {f"sea {i}" for i in range(3)}
     )
+    assert len(sea.exemplars.has) == 3
     file.write_text(json.dumps(rows[0]))
     with pytest.raises(UserError, match="1 labels"):
         labelled_concepts(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from counting_judge import CountingJudge
 
 from trimtab.cli import main
 from trimtab.dictionaries import DictionaryInfo, FeatureStats, Standard, load_dictionary, save_dictionary
+from trimtab.errors import UserError
 from trimtab.features import examples
 from trimtab.interpreting.axbench import AxBenchConfig, AxBenchResult, feature_concepts, run_axbench
+from trimtab.judges import Unjudged
 from trimtab.lm import LanguageModel
 from trimtab.runs import read_record, read_typed
 
@@ -36,7 +40,7 @@ def files(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -
     save_dictionary(sae, path / "sae", stats)
     found = examples(tiny_llama, sae, TEXTS, top=3, weighted=3, random=3, window=8, context=24)
     found.write(path / "sae" / "feature_examples.parquet")
-    labelled = [{"text": f"{letter}{letter} " * n, "label": letter} for letter in "zqg" for n in (2, 3, 4, 5)]
+    labelled = [{"text": f"{letter}{letter} " * n, "label": letter} for letter in "zqg" for n in range(2, 10)]
     (path / "labelled.jsonl").write_text("\n".join(map(json.dumps, labelled)))
     return path
 
@@ -108,17 +112,76 @@ def test_what_is_refused(files: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_concepts_of_features_have_windows_of_others(files: Path) -> None:
-    """Mutation: take what lacks a feature from the documents in which it fires."""
+    """Mutation: take what lacks a feature from the documents in which it fires, or a window twice that was drawn
+    twice."""
     found = load_dictionary(str(files / "sae"), any_model=True).feature_examples
     assert found is not None
     live = found.live.tolist()
-    made = feature_concepts(found, live[:4], has=2, lacks=3)
+    made, repeated = feature_concepts(found, live[:4], has=2, lacks=3), 0
     for feature, concept in zip(live, made, strict=False):
         own = found[feature].windows
         assert concept.feature == feature
-        assert len(concept.exemplars.has) == min(2, len(own))
+        assert len(concept.exemplars.has) <= 2
         assert max(concept.exemplars.has[0].activations) == pytest.approx(own[0].activation)
+        distinct = len({(window.document, window.position) for window in own})
+        assert len(feature_concepts(found, [feature])[0].exemplars.has) == distinct
+        repeated += len(own) - distinct
         documents = {window.document for window in own}
         inside = {"".join(w.tokens) for i in live for w in found[i].windows if w.document in documents}
         assert all(not passage.activations for passage in concept.exemplars.lacks)
         assert not {passage.text for passage in concept.exemplars.lacks} & inside
+    assert repeated
+
+
+def test_a_run_of_other_inputs_is_not_read_back(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutation: record nothing of the texts, or of the ranking."""
+    labelled, ranks = tmp_path / "texts.jsonl", tmp_path / "ranks.parquet"
+    lines = (files / "labelled.jsonl").read_text().splitlines()
+    labelled.write_text("\n".join(lines))
+    asked = config(files, tmp_path, concepts=labelled, arm=("prompt",))
+    run_axbench(asked)
+    labelled.write_text("\n".join([*lines[:-1], json.dumps({"text": "gg gh", "label": "g"})]))
+    with pytest.raises(UserError, match="its concepts had hash"):
+        run_axbench(asked)
+    words = ["--model", str(files / "model"), "--sae", str(files / "sae"), "--any-model", "--criterion", "random"]
+    made = []
+    for seed in ("1", "2"):
+        main(["rank", *words, "--seed", seed, "--run", str(tmp_path / seed)])
+        (made_one,) = (tmp_path / seed).glob("*.parquet")
+        made.append(made_one.read_bytes())
+    ranks.write_bytes(made[0])
+    asked = config(files, tmp_path, arm=("features",), n_features=9, ranking=ranks, factor=(1.0,))
+    asked = replace(asked, run=tmp_path / "ranked")
+    run_axbench(asked)
+    ranks.write_bytes(made[1])
+    with pytest.raises(UserError, match="its ranking had hash"):
+        run_axbench(asked)
+
+
+def test_gaps_of_a_run_that_is_done_are_asked_about_again(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: read it back as it is."""
+    asked = config(files, tmp_path, concepts=files / "labelled.jsonl", arm=("prompt",))
+    with monkeypatch.context() as patched:
+        patched.setattr(CountingJudge, "rate", lambda self, texts: [Unjudged("down") for _ in texts])
+        assert sum(arm.gaps for arm in run_axbench(asked).arms) == 12
+    assert sum(arm.gaps for arm in run_axbench(asked).arms) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(CountingJudge, "rate", None)
+        assert sum(arm.gaps for arm in run_axbench(asked).arms) == 0
+    asked = replace(asked, run=tmp_path / "second")
+    usual = CountingJudge.explain
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            CountingJudge, "explain",
+            lambda self, some: [
+                Unjudged("down") if one.name == "q" else meaning
+                for one, meaning in zip(some, usual(self, some), strict=True)
+            ],
+        )  # fmt: skip
+        assert run_axbench(asked).unexplained == (("q", "down"),)
+        assert run_axbench(asked).unexplained == (("q", "down"),)
+    assert len(run_axbench(asked).concepts) == 3

@@ -12,15 +12,26 @@ from trimtab.dictionaries import SAE, AnyModelConfig
 from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.errors import UserError
-from trimtab.interpreting.axbench.concepts import Concept, feature_concepts, labelled_concepts
+from trimtab.interpreting.axbench.concepts import Concept, are_fitted, feature_concepts, labelled_concepts, share_out
 from trimtab.interpreting.axbench.result import AxBench, AxBenchResult
-from trimtab.interpreting.axbench.running import AxBenchOptions, axbench
+from trimtab.interpreting.axbench.running import AxBenchOptions, axbench, explain
 from trimtab.interpreting.axbench.writing import OwnArm
 from trimtab.interpreting.instructions import read_instructions
+from trimtab.interpreting.judge import FeatureJudge, Meaning
 from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
 from trimtab.interpreting.labelled_texts import read_axbench
 from trimtab.lm import LanguageModel
-from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, write_json, write_table
+from trimtab.runs import (
+    Run,
+    check_least,
+    config_directory,
+    part_of,
+    read_typed,
+    sha256_file,
+    text_id,
+    write_json,
+    write_table,
+)
 from trimtab.runs.shown import SHOWN_FILE, Shown, ShownTable, shown_json
 from trimtab.runs.tables import NUMBER, Column, Table
 from trimtab.selection.command import TABLE_FILE
@@ -103,7 +114,8 @@ _NOT_THE_RESULT = ("run", "any_model", "batch_size")
 
 
 def run_axbench(config: AxBenchConfig, load_flags: LoadArm | None = None) -> AxBenchResult:
-    """What `trimtab evaluate axbench` does; a run that is done is read back.
+    """What `trimtab evaluate axbench` does; a run that is done is read back, but where the judge left gaps, which are
+    asked about again.
 
     Args:
         config: what to do.
@@ -125,10 +137,11 @@ def run_axbench(config: AxBenchConfig, load_flags: LoadArm | None = None) -> AxB
         directory, COMMAND, config, seeds=[config.seed], device=config.device, ignore_fields=_NOT_THE_RESULT,
         splits={"choosing": instructions.choosing, "reporting": instructions.reporting},
     ) as run:  # fmt: skip
-        run.record(hashes={"model": model.fingerprint, "dictionary": sae.fingerprint})
-        if not run.done:
+        run.record(hashes=_hashes(config, concepts, own) | {"model": model.fingerprint, "dictionary": sae.fingerprint})
+        judge = config.load_judge(run.file(TRANSCRIPT)) if not run.done or _has_gaps(run) else None
+        if judge is not None and (not run.done or _knows_more(run, judge, config, concepts)):
             found = axbench(
-                model, concepts, config.load_judge(run.file(TRANSCRIPT)), instructions, dictionary=sae, own_arms=own,
+                model, concepts, judge, instructions, dictionary=sae, own_arms=own,
                 options=AxBenchOptions(**part_of(config, AxBenchOptions)), keep=run.path,
             )  # fmt: skip
             if rankings:
@@ -139,8 +152,36 @@ def run_axbench(config: AxBenchConfig, load_flags: LoadArm | None = None) -> AxB
         return read_typed(AxBenchResult, run.results, f"run {run.path}")
 
 
+def _hashes(config: AxBenchConfig, concepts: Sequence[Concept], own: Sequence[OwnArm]) -> dict[str, str]:
+    """Of what the config names by a path, so that a run is not read back once it holds something else."""
+    found = {"concepts": text_id(" ".join(concept.fingerprint for concept in concepts))}
+    if config.ranking is not None:
+        found["ranking"] = sha256_file(_ranking_file(config.ranking))
+    return found | {f"model of {arm.name}": arm.model.fingerprint for arm in own}
+
+
+def _has_gaps(run: Run) -> bool:
+    found = read_typed(AxBenchResult, run.results, f"run {run.path}")
+    return bool(found.unexplained) or any(arm.gaps for arm in found.arms)
+
+
+def _knows_more(run: Run, judge: FeatureJudge, config: AxBenchConfig, concepts: Sequence[Concept]) -> bool:
+    """Whether a run that is done could have fewer gaps: answers were not judged, or a concept is now explained."""
+    found = read_typed(AxBenchResult, run.results, f"run {run.path}")
+    if any(arm.gaps for arm in found.arms):
+        return True
+    names = {name for name, _ in found.unexplained}
+    left = [concept for concept in concepts if concept.name in names]
+    parts = share_out(left, halved=are_fitted(config.arm, concepts))
+    return any(isinstance(meaning, Meaning) for meaning in explain(judge, parts))
+
+
+def _ranking_file(path: Path) -> Path:
+    return path / TABLE_FILE if path.is_dir() else path
+
+
 def _rankings(path: Path) -> dict[str, dict[int, float]]:
-    tables = read_feature_tables(path / TABLE_FILE if path.is_dir() else path)
+    tables = read_feature_tables(_ranking_file(path))
     return {t.criterion: dict(zip(t.feature.tolist(), t.score.tolist(), strict=True)) for t in tables}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from trimtab.dictionaries.feature_examples import LEFT_OUT, FeatureExamples, Win
 from trimtab.errors import UserError
 from trimtab.finding.wishes.files import read_rows
 from trimtab.interpreting.judge import Exemplars, Passage
+from trimtab.interpreting.judges.combining import LEAST
 from trimtab.interpreting.judges.rating import as_passage
+from trimtab.interpreting.judges.rules import divide
+from trimtab.judges import Unjudged
+from trimtab.runs import text_id
+
+FITTED = ("mean-difference", "probe", "rank-one")
+"""Arms whose directions are fitted on exemplars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,41 @@ class Concept:
     def name(self) -> str:
         return self.exemplars.name
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that it is made of."""
+        kinds = (self.exemplars.has, self.exemplars.lacks)
+        passages = [[[p.tokens, p.activations] for p in kind] for kind in kinds]
+        return text_id(json.dumps([self.name, self.feature, passages]))
+
+
+def are_fitted(arms: Sequence[str], concepts: Sequence[Concept]) -> bool:
+    """Whether an arm is fitted on exemplars: the feature that a concept is of, and a random one, are not."""
+    found_by_texts = "features" in arms and any(concept.feature is None for concept in concepts)
+    return found_by_texts or not set(FITTED).isdisjoint(arms)
+
+
+def share_out(concepts: Sequence[Concept], *, halved: bool) -> list[tuple[Concept, Exemplars] | Unjudged]:
+    """Concepts as arms see them, each with the exemplars that the judge sees.
+
+    Args:
+        concepts: with all their exemplars.
+        halved: give every second exemplar to the judge and the others to arms; both see all of them otherwise.
+
+    Returns:
+        In order; a gap where a concept has too few exemplars to be halved.
+    """
+    found: list[tuple[Concept, Exemplars] | Unjudged] = []
+    for one in concepts:
+        has, lacks = len(one.exemplars.has), len(one.exemplars.lacks)
+        if halved and min(has, lacks) < 2 * LEAST:
+            why = f"{has} texts have it and {lacks} lack it, where {2 * LEAST} of each are needed"
+            found.append(Unjudged(f"{why}: half for arms, half for the judge"))
+        else:
+            judges, arms = divide(one.exemplars, halved)
+            found.append((replace(one, exemplars=arms), judges))
+    return found
+
 
 def feature_concepts(
     examples: FeatureExamples, features: Sequence[int], *, has: int = 30, lacks: int = 30, seed: int = 0
@@ -36,7 +79,8 @@ def feature_concepts(
     Args:
         examples: windows in which features fire.
         features: ids.
-        has: windows of a feature at most, the strongest first, then those drawn by activation, then those drawn evenly.
+        has: windows of a feature at most, the strongest first, then those drawn by activation, then those drawn evenly;
+            of the same place only the first.
         lacks: windows of other features, out of other documents; the feature does not fire in all but a few of them, as
             any one feature fires seldom.
         seed: of which ones.
@@ -59,7 +103,7 @@ def feature_concepts(
         found.append(
             Concept(
                 exemplars=Exemplars(
-                    name=f"feature {feature}", has=tuple(map(_passage, own[:has])),
+                    name=f"feature {feature}", has=tuple(map(_passage, _once(own)[:has])),
                     lacks=tuple(Passage(tokens=_passage(window).tokens) for window in others),
                 ),
                 feature=feature,
@@ -69,7 +113,7 @@ def feature_concepts(
 
 
 def labelled_concepts(path: Path, *, most: int = 30, seed: int = 0) -> list[Concept]:
-    """Concepts by texts that are labelled with them; a text of one label lacks the others.
+    """Concepts by texts that are labelled with them; a text of one label lacks the others, and counts once.
 
     Args:
         path: JSONL of `text` and `label`.
@@ -84,7 +128,8 @@ def labelled_concepts(path: Path, *, most: int = 30, seed: int = 0) -> list[Conc
         text, label = row.get("text"), row.get("label")
         if not isinstance(text, str) or not isinstance(label, str) or not text.strip():
             raise UserError(f"{path}, record {number}", "it has no text and label", 'write {"text": "…", "label": "…"}')
-        texts.setdefault(label, []).append(text)
+        if text not in (own := texts.setdefault(label, [])):
+            own.append(text)
     if len(texts) < 2:
         raise UserError(str(path), f"it has {len(texts)} labels", "label texts with two concepts or more")
     rng, found = np.random.default_rng(seed), list[Concept]()
@@ -94,6 +139,14 @@ def labelled_concepts(path: Path, *, most: int = 30, seed: int = 0) -> list[Conc
         exemplars = Exemplars(name=label, has=tuple(map(as_passage, has)), lacks=tuple(map(as_passage, lacks)))
         found.append(Concept(exemplars=exemplars))
     return found
+
+
+def _once(windows: Sequence[Window]) -> list[Window]:
+    """Windows without those around a place that an earlier one is around: a strongest one is often drawn again."""
+    found: dict[tuple[str, int], Window] = {}
+    for window in windows:
+        found.setdefault((window.document, window.position), window)
+    return list(found.values())
 
 
 def _passage(window: Window) -> Passage:

@@ -111,16 +111,24 @@ class AxBenchResult(Result):
     unexplained: tuple[tuple[str, str], ...]
     """Concepts of which the judge makes nothing, and why."""
     fluency_check: FluencyCheck
+    halved: bool = False
+    """Whether arms were fitted on other exemplars than those that the judge saw, half each; otherwise none was fitted
+    on any."""
     selection: NestedSelection | None = None
     """Whether criteria find the features that steer better, where some were given."""
 
     def headline(self) -> str:
-        best = max(self.arms, key=lambda one: -1.0 if one.score is None else one.score.estimate)
+        # Random features are what the others are held against, and are no way to steer.
+        random = next((one for one in self.arms if one.arm == "random"), None)
+        others = [one for one in self.arms if one is not random] or self.arms
+        best = max(others, key=lambda one: -1.0 if one.score is None else one.score.estimate)
+        beside = "" if random is None or random is best else f" (random features {_text(random.score)})"
+        many = "s" * (len(others) != 1)
         gaps = sum(one.gaps for one in self.arms)
         said = f"; {gaps:,} answers were not judged" * bool(gaps)
         return (
-            f"{best.arm} does best of {len(self.arms)} arms: {_text(best.score)} of 2 on {self.reporting} instructions"
-            f" that chose nothing, by {self.judge} {self.version} ({self.model}, {self.site}{said})"
+            f"{best.arm} does best of {len(others)} arm{many}: {_text(best.score)} of 2{beside} on {self.reporting}"
+            f" instructions that chose nothing, by {self.judge} {self.version} ({self.model}, {self.site}{said})"
         )
 
     def tables(self) -> dict[str, Table]:
@@ -148,6 +156,8 @@ class AxBenchResult(Result):
         caption = (
             f"Judge: {self.judge}, version {self.version}. Each concept's factor was chosen on {self.choosing}"
             f" instructions; scores are of {self.reporting} others, intervals over both these and concepts."
+            + " Half of each concept's exemplars are the judge's; arms are fitted on the others."
+            * self.halved
         )
         check = [
             Column("of", lambda row: row[0]),
@@ -235,7 +245,7 @@ class AxBench(AxBenchResult):
 
 def make_result(
     ground: Ground, judge: FeatureJudge, instructions: Instructions, unit: str, check: FluencyCheck,
-    unexplained: Mapping[str, str], arms: Sequence[ArmUtility],
+    unexplained: Mapping[str, str], arms: Sequence[ArmUtility], *, halved: bool = False,
 ) -> AxBench:  # fmt: skip
     """Choose factors, and report where they were not chosen."""
     chosen = {one.arm: _Chosen(one, len(instructions.choosing)) for one in arms}
@@ -249,8 +259,9 @@ def make_result(
         model=ground.model.name, site=str(ground.site), unit=unit, judge=judge.name, version=judge.version,
         choosing=len(instructions.choosing), reporting=len(instructions.reporting),
         arms=tuple(one.arm_score(random) for one in chosen.values()), concepts=concepts,
-        unexplained=tuple(unexplained.items()), fluency_check=check, by_arm={one.arm: one for one in arms},
-        names=tuple(one.name for one in ground.concepts), instructions=instructions.all,
+        unexplained=tuple(unexplained.items()), fluency_check=check, halved=halved,
+        by_arm={one.arm: one for one in arms}, names=tuple(one.name for one in ground.concepts),
+        instructions=instructions.all,
     )  # fmt: skip
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError, named
 from trimtab.interpreting.axbench.arms import ARMS, Aim, Ground
-from trimtab.interpreting.axbench.concepts import Concept
+from trimtab.interpreting.axbench.concepts import Concept, are_fitted, share_out
 from trimtab.interpreting.axbench.result import ArmUtility, AxBench, make_result
 from trimtab.interpreting.axbench.writing import OwnArm, Text, Writer
 from trimtab.interpreting.instructions import Instructions
-from trimtab.interpreting.judge import FeatureJudge, Meaning, Rating, ToRate
+from trimtab.interpreting.judge import Exemplars, FeatureJudge, Meaning, Rating, ToRate
 from trimtab.judges import Unjudged
 from trimtab.lm import DecodingConfig, LanguageModel, PositionRule
 from trimtab.runs import Meter, config_dict, read_json, text_id, write_json
@@ -28,7 +28,7 @@ from trimtab.steering.doses import check_unit
 
 PROMPT = "prompt"
 ROWS = 4000
-"""Answers that are written and kept together at most, unless one concept has more."""
+"""Answers that are written together at most, unless one concept has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ def axbench(
 
     Each concept's factor is the one of the highest mean score on the instructions to choose on, and its score is the
     mean on the others. A score is the harmonic mean of the judge's three; that of fluency counts 0 where a text is not
-    ordinary (see `Text`). What the judge does not judge is counted, and is no 0.
+    ordinary (see `Text`). What the judge does not judge is counted, and is no 0. Where an arm is fitted on exemplars,
+    it is given every second one of each concept, and the judge the others.
 
     Args:
         model: the model.
@@ -88,11 +89,13 @@ def axbench(
         dictionary: whose features steer.
         own_arms: further arms with models of their own.
         options: everything else.
-        keep: directory in which finished answers and ratings are kept, so that the same call goes on there.
+        keep: directory in which finished answers and ratings are kept, a file for each concept, so that the same call
+            goes on there. It asks again for judgements that are missing, of concepts as of answers.
         say: told what is to be done before it begins; by default it is printed to stderr.
 
     Raises:
-        UserError: an arm or a site is unknown, an arm needs an SAE or its statistics, or no concept can be judged.
+        UserError: an arm or a site is unknown, an arm needs an SAE or its statistics, no concept can be judged, or what
+            is kept was made of something else.
     """
     options = options or AxBenchOptions()
     own = {arm.name: arm for arm in own_arms}
@@ -100,19 +103,37 @@ def axbench(
         if name != PROMPT:
             named({**ARMS, **own, PROMPT: None}, name, "arm")
     arms = (*options.arm, *(name for name in own if name not in options.arm))
-    explained = judge.explain([concept.exemplars for concept in concepts])
-    judged = [(c, m) for c, m in zip(concepts, explained, strict=True) if not isinstance(m, Unjudged)]
+    halved = are_fitted(arms, concepts)
+    parts = share_out(concepts, halved=halved)
+    explained = explain(judge, parts)
     gaps = {c.name: m.reason for c, m in zip(concepts, explained, strict=True) if isinstance(m, Unjudged)}
-    if not judged:
+    if len(gaps) == len(concepts):
         why = f"the judge explains none ({next(iter(gaps.values()), 'there are none')})"
-        raise UserError("the concepts", why, "give more texts or windows (trimtab examples --top 12 --weighted 8)")
+        raise UserError("the concepts", why, "give more texts or windows (trimtab examples --top 20 --weighted 16)")
     place = model.site(site or (dictionary.info.site if dictionary is not None else ""))
-    if dictionary is not None and "features" in arms:
+    if dictionary is not None and {"features", "random"} & set(arms):
         check_unit(options.unit, has_statistics=dictionary.feature_stats is not None)
     chat = bool(getattr(model.tokenizer, "chat_template", None))
     usual = {PROMPT: (1.0,)} | {name: arm.factors for name, arm in own.items()}
     factors = {name: usual.get(name, options.factor) for name in arms}
-    price = _Price(len(judged), factors, len(instructions.all), options.max_new_tokens)
+    made_from = text_id(
+        json.dumps(
+            [config_dict(replace(options, batch_size=1)), [c.fingerprint for c in concepts], instructions.all,
+             str(place), judge.name, judge.version, model.fingerprint,
+             "" if dictionary is None else dictionary.fingerprint,
+             [[name, arm.model.fingerprint, arm.factors] for name, arm in own.items()]]
+        )
+    )  # fmt: skip
+    judged: list[_Judged] = []
+    for number, (part, meaning) in enumerate(zip(parts, explained, strict=True)):
+        if not isinstance(part, Unjudged) and not isinstance(meaning, Unjudged):
+            file = None if keep is None else _file(keep, number)
+            kept = None if file is None else _read(file, made_from)
+            # Answers are rated by what they were first rated by, should the judge now put it otherwise.
+            meaning = meaning if kept is None else replace(meaning, text=kept["meaning"])
+            judged.append(_Judged(part[0], meaning, file, kept))
+    missing = [i for i, one in enumerate(judged) if one.kept is None]
+    price = _Price(len(missing), factors, len(instructions.all), options.max_new_tokens)
     with Meter("unsteered answers") as meter:
         writer = Writer(
             model, place, instructions, options.decode_config(), chat=chat, positions=options.positions,
@@ -123,37 +144,51 @@ def axbench(
         price.seconds_per_text = (time.perf_counter() - began) / writer.n_own
     (say or _to_stderr)(str(price))
     ground = Ground(
-        model=model, site=place, concepts=[c for c, _ in judged], meanings=[m for _, m in judged],
+        model=model, site=place, concepts=[one.concept for one in judged], meanings=[one.meaning for one in judged],
         prompts=writer.prompts[: len(instructions.choosing)], dictionary=dictionary, seed=options.seed,
     )  # fmt: skip
-    blocks = price.blocks
-    made_from = text_id(
-        json.dumps(
-            [config_dict(replace(options, batch_size=1)), [c.name for c, _ in judged], instructions.all, str(place),
-             judge.name, judge.version, model.fingerprint, "" if dictionary is None else dictionary.fingerprint]
-        )
-    )  # fmt: skip
-    aims: dict[str, list[Aim]] = {}
-    if not all(_file(keep, number).is_file() for number in range(len(blocks))) if keep is not None else True:
-        aims = {name: ARMS[name](ground) for name in arms if name in ARMS}
-    rated: list[dict[str, Any]] = []
+    aims = {name: ARMS[name](ground) for name in arms if name in ARMS} if missing else {}
+    _ask_again(judge, writer, [one for one in judged if one.kept is not None])
     with Meter("steered answers", price.texts) as meter:
         writer.progress = meter.advance
-        for number, block in enumerate(blocks):
-            kept = None if keep is None else _read(_file(keep, number), made_from)
-            if kept is None:
-                meanings = [ground.meanings[i] for i in block]
-                names = [ground.concepts[i].name for i in block]
-                written = _write(writer, arms, aims, factors, block, meanings, names, own)
-                kept = {"arms": _rate(judge, writer, written, meanings), "made_from": made_from}
-                kept["features"] = {name: [mine[i].feature for i in block] for name, mine in aims.items()}
-                if keep is not None:
-                    write_json(_file(keep, number), kept)
-            rated.append(kept)
+        for block in price.blocks:
+            places = [missing[i] for i in block]
+            some = [judged[i] for i in places]
+            written = _write(writer, arms, aims, factors, places, some, own)
+            rated = _rate(judge, writer, written, [one.meaning for one in some])
+            for i, (at, one) in enumerate(zip(places, some, strict=True)):
+                one.kept = {
+                    "made_from": made_from, "meaning": one.meaning.text,
+                    "arms": {name: by_concept[i] for name, by_concept in rated.items()},
+                    "features": {name: mine[at].feature for name, mine in aims.items()},
+                }  # fmt: skip
+                one.write()
+    rows = [one.kept for one in judged if one.kept is not None]
     return make_result(
-        ground, judge, instructions, options.unit, check, gaps,
-        [_joined(name, factors[name], rated) for name in arms],
+        ground, judge, instructions, options.unit, check, gaps, [_joined(name, factors[name], rows) for name in arms],
+        halved=halved,
     )  # fmt: skip
+
+
+def explain(judge: FeatureJudge, parts: Sequence[tuple[Concept, Exemplars] | Unjudged]) -> list[Meaning | Unjudged]:
+    """What concepts mean by the exemplars that are the judge's, in order; gaps stay gaps."""
+    found = iter(judge.explain([part[1] for part in parts if not isinstance(part, Unjudged)]))
+    return [part if isinstance(part, Unjudged) else next(found) for part in parts]
+
+
+@dataclass(eq=False)
+class _Judged:
+    """A concept that the judge explains, with what is kept of it."""
+
+    concept: Concept
+    meaning: Meaning
+    file: Path | None
+    kept: dict[str, Any] | None
+    """Answers by arm, factor and instruction; None before they are written."""
+
+    def write(self) -> None:
+        if self.file is not None:
+            write_json(self.file, self.kept)
 
 
 class _Price:
@@ -184,17 +219,35 @@ def _read(path: Path, made_from: str) -> dict[str, Any] | None:
     """Answers that were kept, if there are any. Raises a `UserError` if they were made otherwise."""
     kept = read_json(path)
     if kept is not None and kept.get("made_from") != made_from:
-        why = "they were made of other concepts or instructions, or with other options"
+        why = "they were made of other concepts or instructions, or with other options or arms"
         raise UserError(f"answers in {path}", why, "give another directory")
     return kept
 
 
+def _ask_again(judge: FeatureJudge, writer: Writer, judged: Sequence[_Judged]) -> None:
+    """Ask for the judgements of kept answers that are missing."""
+    gaps = [
+        (one, text, ToRate(meaning=one.meaning, instruction=instruction, text=text["text"], unsteered=unsteered))
+        for one in judged
+        for by_factor in (one.kept or {})["arms"].values()
+        for texts in by_factor
+        for text, instruction, unsteered in zip(texts, writer.instructions, writer.unsteered, strict=True)
+        if isinstance(text["scores"], str)
+    ]
+    if not gaps:
+        return
+    for (_, text, _), rating in zip(gaps, judge.rate([asked for *_, asked in gaps]), strict=True):
+        text["scores"] = _scores(rating, text["ordinary"])
+    for one in dict.fromkeys(one for one, *_ in gaps):
+        one.write()
+
+
 def _write(
     writer: Writer, arms: Sequence[str], aims: dict[str, list[Aim]], factors: dict[str, tuple[float, ...]],
-    block: Sequence[int], meanings: Sequence[Meaning], names: Sequence[str], own: dict[str, OwnArm],
+    places: Sequence[int], judged: Sequence[_Judged], own: dict[str, OwnArm],
 ) -> dict[str, list[list[list[Text]]]]:  # fmt: skip
     """Answers by arm, concept, factor and instruction; those under directions in one decode call."""
-    directed = [(name, i) for name in arms if name in aims for i in block]
+    directed = [(name, i) for name in arms if name in aims for i in places]
     texts = (
         writer.under_directions([aims[name][i] for name, i in directed], [factors[name] for name, _ in directed])
         if directed
@@ -204,9 +257,12 @@ def _write(
     for (name, _), mine in zip(directed, texts, strict=True):
         found.setdefault(name, []).append(mine)
     if PROMPT in arms:
-        found[PROMPT] = writer.prompted(meanings)
+        # A concept that has a name of its own is asked for by it: the judge's words say what the judge looks for.
+        found[PROMPT] = writer.prompted(
+            [one.concept.name if one.concept.feature is None else one.meaning.text for one in judged]
+        )
     for name, arm in own.items():
-        found[name] = writer.by_own_arm(arm, names)
+        found[name] = writer.by_own_arm(arm, [one.concept.name for one in judged])
     return found
 
 
@@ -229,22 +285,26 @@ def _rate(
 
 
 def _kept(one: Text, rating: Rating | Unjudged) -> dict[str, Any]:
-    """A text with its scores; fluency counts where the text is ordinary."""
-    judged = not isinstance(rating, Unjudged)
-    scores = [*rating._replace(fluency=rating.fluency * one.ordinary)] if judged else rating.reason
-    return {"text": one.text, "nll": one.nll, "ordinary": one.ordinary, "scores": scores}
+    """A text with its scores."""
+    return {"text": one.text, "nll": one.nll, "ordinary": one.ordinary, "scores": _scores(rating, one.ordinary)}
 
 
-def _joined(name: str, factors: tuple[float, ...], blocks: Sequence[dict[str, Any]]) -> ArmUtility:
-    rows = [concept for block in blocks for concept in block["arms"][name]]
-    features = [each for block in blocks for each in block["features"].get(name, [None] * len(block["arms"][name]))]
+def _scores(rating: Rating | Unjudged, ordinary: bool) -> list[float] | str:
+    """Concept, instruction, and fluency, which counts where the text is ordinary; or why there are none."""
+    if isinstance(rating, Unjudged):
+        return rating.reason
+    return [*rating._replace(fluency=rating.fluency * ordinary)]
+
+
+def _joined(name: str, factors: tuple[float, ...], kept: Sequence[dict[str, Any]]) -> ArmUtility:
+    rows = [one["arms"][name] for one in kept]
 
     def scores(one: dict[str, Any]) -> list[float]:
         return [np.nan] * 3 if isinstance(one["scores"], str) else one["scores"]
 
     every = np.array([[[scores(one) for one in texts] for texts in concept] for concept in rows])
     return ArmUtility(
-        arm=name, factors=factors, features=tuple(features), scores=every,
+        arm=name, factors=factors, features=tuple(one["features"].get(name) for one in kept), scores=every,
         ordinary=np.array([[[one["ordinary"] for one in texts] for texts in concept] for concept in rows]),
         texts=[[[one["text"] for one in texts] for texts in concept] for concept in rows],
     )  # fmt: skip

@@ -17,7 +17,6 @@ from trimtab.finding.examples import Answered
 from trimtab.finding.prompting import log_probs
 from trimtab.interpreting.axbench.arms import Aim
 from trimtab.interpreting.instructions import Instructions
-from trimtab.interpreting.judge import Meaning
 from trimtab.lm import DecodeConfig, InterventionSource, LanguageModel, PromptCache, Site, decode
 from trimtab.stats import Interval, wilson_interval
 from trimtab.steering import DirectionTable, StaticSource
@@ -195,14 +194,14 @@ class Writer:
             found.setdefault(edit, []).append(text)
         return [[found[i, factor] for factor in mine] for i, mine in enumerate(factors)]
 
-    def prompted(self, meanings: Sequence[Meaning]) -> list[list[list[Text]]]:
+    def prompted(self, wanted: Sequence[str]) -> list[list[list[Text]]]:
         """Answers where the instruction says what they are to be about."""
-        asked = [[f"{one}\n\n{request(meaning)}" for one in self.instructions] for meaning in meanings]
+        asked = [[f"{one}\n\n{request(what)}" for one in self.instructions] for what in wanted]
         prompts = [self.model.encode_text(text, chat=self.chat) for texts in asked for text in texts]
         n = len(self.prompts)
-        decoded = decode(self.model, prompts, self.config, samples=[*range(n)] * len(meanings), progress=self.progress)
-        texts = self._texts(self.prompts * len(meanings), decoded.texts, decoded.token_ids)
-        return [[texts[i * n : (i + 1) * n]] for i in range(len(meanings))]
+        decoded = decode(self.model, prompts, self.config, samples=[*range(n)] * len(wanted), progress=self.progress)
+        texts = self._texts(self.prompts * len(wanted), decoded.texts, decoded.token_ids)
+        return [[texts[i * n : (i + 1) * n]] for i in range(len(wanted))]
 
     def by_own_arm(self, arm: OwnArm, concepts: Sequence[str]) -> list[list[list[Text]]]:
         """Answers of another model under its own steering, read as likely by this one."""
@@ -229,6 +228,6 @@ class Writer:
         return -log_probs(self.model, answered, self._cache).numpy() / np.array([len(ids) for ids in tokens])
 
 
-def request(meaning: Meaning) -> str:
+def request(what: str) -> str:
     """What prompting asks for."""
-    return f"Write your answer so that it has to do with this: {meaning.text}."
+    return f"Write your answer so that it has to do with this: {what}."
