@@ -370,7 +370,7 @@ def test_options_that_are_refused(ground: Ground, options: dict[str, Any], messa
 
 
 def test_a_task_is_no_name() -> None:
-    with pytest.raises(UserError, match="task 'ioi-mixture': it is no task; give one, such as load_task"):
+    with pytest.raises(UserError, match="task 'ioi-mixture': it is none; give the task, such as load_task"):
         TaskReward(task="ioi-mixture")  # pyright: ignore[reportArgumentType]
 
 

@@ -47,7 +47,6 @@ def test_lists_multiply_and_each_bank_has_its_own_run(tmp_path: Path) -> None:
         ("[studies]\n" + BANK, "studies: a study file holds [study] and [[bank]]; did you mean study?"),
         ("[study]\nfeature = 12\n" + BANK, "[study]: feature: there is no such option; did you mean features?"),
         ('[study]\nfeatures = "many"\n' + BANK, "[study]: features"),
-        ("[study]\nshare = [0.5, 2]\n" + BANK, "share 2.0: it must be above 0 and below 1"),
         ("[study]\nfactor = [0.5, 0.5]\n" + BANK, "factor [0.5, 0.5]: one occurs twice"),
         ("[study]\ncriterion = []\n" + BANK, "criterion []: there is none"),
         (
@@ -61,6 +60,14 @@ def test_lists_multiply_and_each_bank_has_its_own_run(tmp_path: Path) -> None:
             "[[bank]] 1: it is one SAE; give several values of arch, l0, site or seed",
         ),
         ('[[bank]]\narch = ["topk", "gated"]\n', "neither is given"),
+        (BANK + 'device = "cuda"\n', "[[bank]] 1: device: there is no such option"),
+        (BANK + 'activations = "harvest"\n', "[[bank]] 1: activations: there is no such option"),
+        (BANK.replace("32]", "500]"), "l0_500"),
+        ('[study]\ncriterion = "delta-confidense"\n' + BANK, "did you mean delta-confidence?"),
+        ('[study]\ncriterion = "input-score"\n' + BANK, "criterion input-score: it reads windows or explanations"),
+        ('[study]\njudge = "endpont:x"\n' + BANK, "endpont"),
+        ('[study]\njudge_option = "loud=1"\n' + BANK, "loud"),
+        ('[study]\ninstructions = "none.json"\n' + BANK, "none.json"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:

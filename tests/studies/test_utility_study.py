@@ -8,17 +8,18 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from trimtab.activations import Document
 from trimtab.dictionaries.feature_examples import FeatureExamples
-from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.report import write_report
-from trimtab.runs import InProcess, Run, read_record
+from trimtab.runs import Done, InProcess, Run, read_record, run_stage
 from trimtab.studies.utility import command, stages
 from trimtab.studies.utility.command import UtilityStudyConfig, run_utility_study
 from trimtab.studies.utility.plan import read_study
@@ -28,12 +29,10 @@ STUDY = """
 [study]
 features = 12
 criterion = ["delta-confidence", "firing-rate"]
-share = [0.3, 0.5]
 factor = [0.5, 1.0]
 n_instructions = 4
 max_new_tokens = 4
 resamples = 200
-windows = [12, 20]
 judge = "study_judges:ByText"
 
 [[bank]]
@@ -74,14 +73,17 @@ def done(config: UtilityStudyConfig) -> UtilityStudy:
 
         def fail_once(autointerp: Any) -> Any:
             if "batchtopk-n64-l0_3" in str(autointerp.run):
-                raise UserError("the disk", "it is full", "make room")
+                raise RuntimeError("out of memory")
             return real(autointerp)
 
         patch.setattr(stages, "run_autointerp", fail_once)
         found = run_utility_study(config)
     (failed,) = found.failed
     assert "batchtopk-n64-l0_3" in failed.what
-    assert (failed.stage, failed.reason) == ("interpret", "the disk: it is full; make room")
+    assert (failed.stage, failed.reason) == (
+        "interpret",
+        "interpret: RuntimeError: out of memory; the traceback is above",
+    )
     assert len(found.saes) == 5
     assert read_record(config.run)["status"] != "done"
     with pytest.MonkeyPatch.context() as patch:
@@ -105,6 +107,36 @@ def test_every_sae_has_its_scores(done: UtilityStudy, config: UtilityStudyConfig
     assert done.agreement.of().n == 6
     assert [one.tables for one in done.lifts] == [6, 6]
     assert read_record(config.run)["status"] == "done"
+
+
+def test_an_sae_that_is_trained_later_joins(config: UtilityStudyConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (bank,) = read_study(config.study, run).banks
+    shard = stages.Bank(number=1, config=replace(bank, members=bank.members[:1]))
+    stages.train(None, shard)
+    first = stages.Trained(bank=shard, names=tuple(cell.name for cell in stages.cells_of(shard)))
+    windows = stages.Windows(top=2, weighted=2, limit_tokens=2000, seed=0)
+    run_stage(stages.collect, windows, [first], records=tmp_path / "stages")
+    shard = stages.Bank(number=1, config=replace(bank, members=bank.members[:2]))
+    stages.train(None, shard)
+    later = stages.Trained(bank=shard, names=tuple(cell.name for cell in stages.cells_of(shard)))
+    (done,) = run_stage(stages.collect, windows, [later], records=tmp_path / "stages")
+    assert isinstance(done, Done)
+    assert not done.skipped
+    assert all(cell.examples(half).is_file() for cell in stages.cells_of(shard) for half in stages.HALVES)
+
+
+def test_halves_share_no_document_and_few_neighbours() -> None:
+    pieces = [Document(f"novel.txt#{i:04d}", "a", "novel.txt") for i in range(7)]
+    records = [Document(str(i), "b", "rows") for i in range(4)]
+    one, other = stages.halves([*pieces, *records])
+    assert [d.id for d in one] == ["novel.txt#0000", "novel.txt#0001", "novel.txt#0002", "0", "2"]
+    assert [d.id for d in other] == ["novel.txt#0003", "novel.txt#0004", "novel.txt#0005", "novel.txt#0006", "1", "3"]
+
+
+def test_a_done_study_may_be_moved(done: UtilityStudy, config: UtilityStudyConfig, tmp_path: Path) -> None:
+    copytree(config.run, tmp_path / "moved")
+    assert run_utility_study(replace(config, run=tmp_path / "moved")).saes == done.saes
 
 
 def test_windows_that_interpret_are_of_other_documents(done: UtilityStudy, config: UtilityStudyConfig) -> None:

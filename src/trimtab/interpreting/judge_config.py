@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from trimtab.interpreting.judge import FeatureJudge
 from trimtab.interpreting.judges import feature_judge_options, make_feature_judge
@@ -33,6 +34,9 @@ class FeatureJudgeConfig:
         Raises:
             UserError: there is no such judge or option.
         """
+        return make_feature_judge(self.judge, transcript=transcript, **self.check())
+
+    def check(self) -> dict[str, Any]:
+        """The judge's options. Raises a `UserError` if there is no such judge or option; nothing is loaded."""
         known = feature_judge_options(self.judge)
-        options = read_options(self.judge_option, known, what="judge option", owner=f"judge {self.judge}")
-        return make_feature_judge(self.judge, transcript=transcript, **options)
+        return read_options(self.judge_option, known, what="judge option", owner=f"judge {self.judge}")

@@ -137,10 +137,16 @@ def _pool(examples: FeatureExamples, options: WindowOptions) -> list[Window]:
 def _is_free(window: Window, taken: dict[str, list[int]], width: int) -> bool:
     """Whether a window overlaps none that is taken; then it is taken, too."""
     near = taken.setdefault(window.document, [])
-    free = all(abs(window.position - other) >= width for other in near)
+    first = window.position - window.place + _first(window, width)
+    free = all(abs(first - other) >= width for other in near)
     if free:
-        near.append(window.position)
+        near.append(first)
     return free
+
+
+def _first(window: Window, width: int) -> int:
+    """Where in a window its middle of some tokens begins; nearer to an end where the window is cut off there."""
+    return max(0, min(window.place - width // 2, len(window.tokens) - width))
 
 
 def make_trial(
@@ -182,7 +188,7 @@ def make_trial(
 
 def passage_of(window: Window, width: int, *, known: bool = True) -> Passage:
     """A window's middle, of at most some tokens, with what fires there if that may be known."""
-    first = max(0, min(window.place - width // 2, len(window.tokens) - width))
+    first = _first(window, width)
     cut = slice(first, first + width)
     return Passage(tokens=window.tokens[cut], activations=window.activations[cut] if known else ())
 

@@ -73,6 +73,8 @@ class OnRay:
     """How often a shard is begun whose worker dies."""
     processors: float = 1.0
     """Processors that a shard takes up."""
+    accelerators: float = 0.0
+    """Accelerators that it takes up; without any it sees none."""
 
     def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -86,6 +88,7 @@ class OnRay:
             ray.init(address=self.address, log_to_driver=False)
         here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # workers import what this process can
         options = {"max_retries": self.tries - 1, "num_cpus": self.processors, "runtime_env": here}
+        options |= {"num_gpus": self.accelerators} if self.accelerators else {}
         remote = ray.remote(**options)(function)
         waiting = {remote.remote(thing): i for i, thing in enumerate(things)}
         try:

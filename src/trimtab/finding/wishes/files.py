@@ -39,7 +39,7 @@ def read_sides(wanted: Path, unwanted: Path) -> tuple[tuple[str, ...], tuple[str
 
 
 def _texts(path: Path) -> list[str]:
-    if path.suffix in (*RECORD_SUFFIXES, ".gz", ".zip"):
+    if path.is_dir() or path.suffix in (*RECORD_SUFFIXES, ".gz", ".zip"):
         return [document.text for document in read_documents([path])]
     return [line.strip() for line in _text(path).rstrip().split("\n")]
 

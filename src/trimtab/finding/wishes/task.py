@@ -35,8 +35,8 @@ class TaskReward(Wish):
     """Of drawn answers."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.task, Task):
-            raise UserError(f"task {self.task!r}", "it is no task", 'give one, such as load_task("ioi-mixture")')
+        if not hasattr(self.task, "splits"):
+            raise UserError(f"task {self.task!r}", "it is none", 'give the task, such as load_task("ioi-mixture")')
 
     @property
     def about(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,6 @@ from trimtab.interpreting.agreement import rank_agreement
 from trimtab.interpreting.autointerp import AutointerpResult
 from trimtab.interpreting.axbench import AxBenchResult
 from trimtab.interpreting.nested_selection import mean_lifts
-from trimtab.interpreting.scored_sae import ScoredSAE
 from trimtab.runs import (
     Done,
     Failed,
@@ -37,7 +36,7 @@ from trimtab.runs.executors import Executor
 from trimtab.runs.shown import SHOWN_FILE, shown_json
 from trimtab.studies.utility import stages
 from trimtab.studies.utility.plan import StudyFile, read_study
-from trimtab.studies.utility.result import FailedCell, UtilityStudy
+from trimtab.studies.utility.result import FailedCell, StudiedSAE, UtilityStudy
 from trimtab.studies.utility.stages import Bank, Cell, cells_of
 from trimtab.training.result import TrainResult
 
@@ -70,7 +69,9 @@ class UtilityStudyConfig:
 
     def load_executor(self) -> Executor:
         """What runs stages."""
-        return InProcess() if self.executor == "local" else OnRay(address=self.address, tries=self.tries)
+        if self.executor == "local":
+            return InProcess()
+        return OnRay(address=self.address, tries=self.tries, accelerators=float(self.device != "cpu"))
 
 
 _NOT_THE_RESULT = ("run", "executor", "address", "tries")
@@ -87,7 +88,7 @@ def run_utility_study(config: UtilityStudyConfig) -> UtilityStudy:
     with Run.open(
         config.run, COMMAND, config, seeds=[study.plan.seed], device=config.device, ignore_fields=_NOT_THE_RESULT
     ) as run:
-        run.record(hashes={"study": text_id(str(config_dict({"plan": study.plan, "banks": list(study.banks)})))})
+        run.record(hashes={"study": _hash(study)})
         if run.done and run.results:
             return read_typed(UtilityStudy, run.results, f"run {config.run}")
         print(f"trimtab: {price(study)}", file=sys.stderr, flush=True)
@@ -98,14 +99,21 @@ def run_utility_study(config: UtilityStudyConfig) -> UtilityStudy:
         return found
 
 
+def _hash(study: StudyFile) -> str:
+    """Of all that the file says, wherever the run is."""
+    banks = [replace(bank, run=None) for bank in study.banks]
+    return text_id(str(config_dict({"plan": study.plan, "banks": banks})))
+
+
 def price(study: StudyFile) -> str:
     """What a study computes, in words."""
     plan = study.plan
     saes = sum(len(bank.members) for bank in study.banks)
+    paid = f"; a budget of the judge is that of each of {2 * saes} runs" * plan.judge.startswith("endpoint")
     texts = saes * plan.features * plan.n_instructions * len(plan.factor) * 2
     return (
         f"{saes} SAEs of {len(study.banks)} models; {plan.features} features of each; {texts:,} answers of at most "
-        f"{plan.max_new_tokens} tokens, half of them under random features, read by {plan.judge}"
+        f"{plan.max_new_tokens} tokens, half of them under random features, read by {plan.judge}{paid}"
     )
 
 
@@ -122,11 +130,12 @@ class Study:
         plan = self.plan
         judged = {"judge": plan.judge, "judge_option": plan.judge_option, "seed": plan.seed}
         self._go(stages.train, None, self.banks)
-        banks = [bank for bank in self.banks if cells_of(bank)]
+        there = [(bank, tuple(cell.name for cell in cells_of(bank))) for bank in self.banks]
+        trained = [stages.Trained(bank=bank, names=names) for bank, names in there if names]
         top, weighted = plan.windows
         windows = stages.Windows(top=top, weighted=weighted, limit_tokens=plan.limit_examples, seed=plan.seed)
-        banks = self._go(stages.collect, windows, banks)
-        cells = [cell for bank in banks for cell in cells_of(bank)]
+        trained = self._go(stages.collect, windows, trained)
+        cells = [cell for one in trained for cell in cells_of(one.bank)]
         interpreting = stages.Interpreting(features=plan.features, **judged)
         cells = self._go(stages.interpret, interpreting, cells)
         ranking = stages.Ranking(criterion=plan.criterion, seed=plan.seed)
@@ -166,7 +175,7 @@ class Study:
         return [shard for shard, result in zip(shards, results, strict=True) if isinstance(result, Done)]
 
 
-def scored_sae(cell: Cell) -> ScoredSAE:
+def scored_sae(cell: Cell) -> StudiedSAE:
     """The scores of an SAE whose stages are all done."""
     trained = read_record(cell.sae.parent)
     made = read_typed(TrainResult, trained["results"], f"run {cell.sae.parent}")
@@ -176,7 +185,8 @@ def scored_sae(cell: Cell) -> ScoredSAE:
     assert arm.score is not None
     assert steered.selection is not None
     utilities = [one.score.estimate for one in steered.concepts if one.arm == "features" and one.score is not None]
-    return ScoredSAE(
+    return StudiedSAE(
+        l0=made.l0,
         model=cell.model["model"],
         architecture=trained["config"]["arch"],
         sparsity=made.l0_target or made.l0,

@@ -15,13 +15,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError, did_you_mean
+from trimtab.interpreting.instructions import read_instructions
+from trimtab.interpreting.judge_config import FeatureJudgeConfig
 from trimtab.interpreting.nested_selection import FEWEST
 from trimtab.runs import check_least, check_values, field_types
+from trimtab.selection.explanation_score import ExplanationScore
+from trimtab.selection.input_score import InputScore
+from trimtab.selection.registry import make_criteria
 from trimtab.training.bank_file import read_options
 from trimtab.training.command import BankConfig, TrainCommand, TrainTextConfig
 
@@ -36,8 +41,6 @@ class UtilityPlan:
     """Live features of each SAE, drawn at random: they are interpreted, ranked and steered with."""
     criterion: tuple[str, ...] = ("delta-confidence", "output-score")
     """By which features are selected; random ones stand beside each."""
-    share: tuple[float, ...] = (0.15, 0.3, 0.5)
-    """Share of them that a criterion selects: which one is best is chosen."""
     factor: tuple[float, ...] = (0.4, 0.8, 1.2, 1.6, 2.0)
     """Doses, times the largest activation of a feature."""
     instructions: Path | None = None
@@ -50,8 +53,9 @@ class UtilityPlan:
     """Reads what features mean, and whether steering brings it about."""
     judge_option: tuple[str, ...] = ()
     """Options of the judge, each NAME=VALUE."""
-    windows: tuple[int, int] = (12, 7)
-    """Windows of each feature with its largest activations, and drawn by activation, that the judge may read."""
+    windows: tuple[int, int] = (12, 20)
+    """Windows of each feature with its largest activations, and drawn by activation, some of which are the same; the
+    judge reads at most 15, and is tested on 4 others. A feature with too few is not drawn."""
     limit_examples: int | None = 200_000
     """Tokens of the training text that windows are taken from."""
     resamples: int = 10_000
@@ -63,9 +67,8 @@ class UtilityPlan:
         check_least(self, FEWEST, "features")
         check_least(self, 2, "n_instructions")
         check_least(self, 1, "max_new_tokens", "resamples")
-        check_values(self, "above 0 and below 1", lambda share: 0 < share < 1, "share")
         check_values(self, "above 0", lambda dose: dose > 0, "factor")
-        for name in ("criterion", "share", "factor"):
+        for name in ("criterion", "factor"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 why = "one occurs twice" if values else "there is none"
@@ -88,7 +91,7 @@ def read_study(path: Path, run: Path, models: Mapping[str, Any] | None = None) -
     Args:
         path: of the file.
         run: directory of the study, under which banks are trained.
-        models: fields of `ModelConfig` that replace those of every bank, such as the device.
+        models: fields of `ModelConfig` for every bank, such as the device.
 
     Raises:
         UserError: it cannot be read, is no TOML, or holds a wrong table, key, type or name.
@@ -111,6 +114,9 @@ def read_study(path: Path, run: Path, models: Mapping[str, Any] | None = None) -
         raise UserError(f"{path}: bank", "it is no list of tables", "write [[bank]] for each model")
     kinds = field_types(UtilityPlan)
     plan = UtilityPlan(**read_options(f"{path}: [study]", stated, kinds, f"there are {', '.join(kinds)}"))
+    if plan.instructions is not None:
+        plan = replace(plan, instructions=plan.instructions.absolute())
+    _check_names(plan)
     return StudyFile(
         path,
         plan,
@@ -121,11 +127,32 @@ def read_study(path: Path, run: Path, models: Mapping[str, Any] | None = None) -
 
 
 def _bank(place: str, table: Mapping[str, Any], run: Path, models: Mapping[str, Any]) -> BankConfig:
-    kinds = {name: kind for name, kind in field_types(TrainCommand).items() if name not in ("bank", "run")}
-    command = TrainCommand(**{**read_options(place, table, kinds), **models}, run=run)
-    found = command.expanded()
+    left_out = ("bank", "run", "device", "activations")
+    kinds = {name: kind for name, kind in field_types(TrainCommand).items() if name not in left_out}
+    given = read_options(place, table, kinds)
+    given["text"] = tuple(_absolute(text) for text in given.get("text", ()))
+    found = TrainCommand(**{**given, **models}, run=run).expanded()
     if isinstance(found, TrainTextConfig):
         raise UserError(
             place, "it is one SAE", "give several values of arch, l0, site or seed: a rank needs several SAEs"
         )
+    for member in found.members:
+        if member.error is not None:
+            raise UserError(f"{place}, {member.name}: {member.error.what}", member.error.why, member.error.hint)
     return found
+
+
+def _absolute(text: str) -> str:
+    """A path that workers elsewhere find, too."""
+    return str(Path(text).expanduser().absolute()) if Path(text).expanduser().exists() else text
+
+
+def _check_names(plan: UtilityPlan) -> None:
+    """Raise a `UserError` if something is named that does not exist, before hours of training."""
+    make_criteria(plan.criterion)
+    for name in plan.criterion:
+        if name in (InputScore.name, ExplanationScore.name):
+            why = "it reads windows or explanations, which are made after training and are not its own"
+            raise UserError(f"criterion {name}", why, "rank by it afterwards, with trimtab rank on an SAE of the run")
+    FeatureJudgeConfig(judge=plan.judge, judge_option=plan.judge_option).check()
+    read_instructions(plan.instructions, plan.n_instructions)

@@ -15,6 +15,7 @@ from trimtab.runs.results import Result
 from trimtab.runs.shown import Shown
 from trimtab.runs.tables import SIGNED, Column, Table
 from trimtab.stats import number_text
+from trimtab.training.result import L0_TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,13 +29,26 @@ class FailedCell(NamedTuple):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudiedSAE(ScoredSAE):
+    """One SAE, with what its training came to."""
+
+    l0: float
+    """That it reached."""
+
+    @property
+    def missed(self) -> bool:
+        """Whether that is more than a tenth away from what was asked for."""
+        return abs(self.l0 - self.sparsity) > L0_TOLERANCE * self.sparsity
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class UtilityStudy(Result):
     """All that was measured of the SAEs."""
 
     run: str
     judge: str
-    saes: tuple[ScoredSAE, ...]
+    saes: tuple[StudiedSAE, ...]
     agreement: RankAgreement | None
     """None where scores cannot be ranked."""
     unranked: str
@@ -46,21 +60,19 @@ class UtilityStudy(Result):
     """Of each SAE, at most."""
 
     def headline(self) -> str:
-        best = max(self.lifts, key=lambda one: one.lift.estimate)
-        lift = (
-            f"features chosen by {best.criterion} steer better than random ones by "
-            f"{number_text(best.lift, '+.3f')} of 2; keeping the best says {number_text(best.kept_lift, '+.3f')}"
-        )
+        lifts = "; ".join(f"{one.criterion} {number_text(one.lift, '+.3f')}" for one in self.lifts)
+        lift = f"the features that criteria choose elsewhere steer better than all, of 2, by: {lifts}"
         gaps = f" {len(self.failed)} are missing." * bool(self.failed)
         said = self.unranked if self.agreement is None else self.agreement.headline()
-        return f"{said} Over these SAEs {lift}.{gaps}"
+        return f"{said} Mean over SAEs: {lift}.{gaps}"
 
     def tables(self) -> dict[str, Table]:
         names = list(self.saes[0].selected)
         saes = [
             Column("model", "model"),
             Column("architecture", "architecture"),
-            Column("L0", "sparsity", "g"),
+            Column("L0 asked for", "sparsity", "g"),
+            Column("reached", "l0", ".1f"),
             Column("interpretability", "interpretability", ".3f"),
             Column("utility", "utility", ".3f"),
             *(Column(f"after {name}", _selected(name), ".3f") for name in names),
@@ -78,8 +90,13 @@ class UtilityStudy(Result):
             f"Utility of the features that a criterion selects among {self.features}, less that of all; direction, "
             "share and dose are chosen on other features and instructions. Intervals over SAEs."
         )
+        off = sum(sae.missed for sae in self.saes)
+        missed = (
+            f"{off} of {len(self.saes)} are more than a tenth off the L0 asked for, by which they are grouped."
+            * bool(off)
+        )
         found = {
-            "SAEs": Table(columns=saes, rows=self.saes),
+            "SAEs": Table(columns=saes, rows=self.saes, caption=missed),
             "lifts": Table(columns=lifts, rows=self.lifts, caption=caption),
             **(self.agreement.tables() if self.agreement is not None else {}),
         }

@@ -5,15 +5,18 @@ Each writes one run of the command that does the same by hand, so that a cell ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from trimtab.activations import tokenise
+from trimtab.activations import Document, tokenise
 from trimtab.activations.text import read_documents
 from trimtab.dictionaries.config import load_dictionary
 from trimtab.dictionaries.files import EXAMPLES_FILE
+from trimtab.errors import UserError
 from trimtab.features.collecting import ExampleOptions, examples_of_text
 from trimtab.interpreting.autointerp import read_scores
 from trimtab.interpreting.autointerp_command import AutointerpConfig, run_autointerp
@@ -33,6 +36,26 @@ HALVES = ("interpreted", "steered")
 """Of the text: windows that features are interpreted by, and that steered text is read for."""
 
 
+Stage = Callable[[Any, Any], Iterable[Path]]
+
+
+def contained(stage: Stage) -> Stage:
+    """A stage whose own mistakes end one cell and not the study: they are shown, and told as why the cell failed."""
+
+    @wraps(stage)
+    def safely(config: Any, shard: Any) -> Iterable[Path]:
+        try:
+            return stage(config, shard)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(stage.__name__, why, "the traceback is above") from error
+
+    return safely
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bank:
     """SAEs that are trained from one stream of activations."""
@@ -47,6 +70,18 @@ class Bank:
     @property
     def label(self) -> str:
         return f"bank {self.number}, {self.config.model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The SAEs of a bank that are there: one that joins later makes windows for all anew."""
+
+    bank: Bank
+    names: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.bank.label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +162,7 @@ class Steering:
     seed: int
 
 
+@contained
 def train(_config: None, bank: Bank) -> Iterable[Path]:
     """Train the SAEs of a bank that are not trained yet.
 
@@ -140,16 +176,15 @@ def train(_config: None, bank: Bank) -> Iterable[Path]:
     return [trained.run / TABLE]
 
 
-def collect(config: Windows, bank: Bank) -> Iterable[Path]:
+@contained
+def collect(config: Windows, trained: Trained) -> Iterable[Path]:
     """Windows of text in which the features of a bank's SAEs fire: two tables for each, of different documents, so that
     what a judge interprets a feature by is not what it reads steered text for."""
-    of = bank.config
-    model, cells = of.load_model(), cells_of(bank)
-    documents = list(
-        read_documents(
-            of.text, text_field=of.text_field, limit=of.limit_documents, normalise=of.normalise,
-            max_characters=of.document_characters,
-        )
+    of = trained.bank.config
+    model, cells = of.load_model(), cells_of(trained.bank)
+    documents = read_documents(
+        of.text, text_field=of.text_field, limit=of.limit_documents, normalise=of.normalise,
+        max_characters=of.document_characters,
     )  # fmt: skip
     options = ExampleOptions(
         top=config.top, weighted=config.weighted, random=2, window=WINDOW, seed=config.seed, context=of.context,
@@ -157,8 +192,8 @@ def collect(config: Windows, bank: Bank) -> Iterable[Path]:
     )  # fmt: skip
     saes = [load_dictionary(str(cell.sae), model=model, device=model.device) for cell in cells]
     files = []
-    for half, name in enumerate(HALVES):
-        corpus = tokenise(documents[half::2], model.tokenizer, limit_tokens=config.limit_tokens)
+    for documents_of_half, name in zip(halves(documents), HALVES, strict=True):
+        corpus = tokenise(documents_of_half, model.tokenizer, limit_tokens=config.limit_tokens)
         found = examples_of_text(model, saes, corpus, options)
         for cell, (examples, _) in zip(cells, found, strict=True):
             files.append(cell.examples(name))
@@ -166,6 +201,7 @@ def collect(config: Windows, bank: Bank) -> Iterable[Path]:
     return files
 
 
+@contained
 def interpret(config: Interpreting, cell: Cell) -> Iterable[Path]:
     """How well a judge that is shown some windows tells where features fire."""
     run_autointerp(
@@ -177,6 +213,7 @@ def interpret(config: Interpreting, cell: Cell) -> Iterable[Path]:
     return [cell.autointerp / RECORD_NAME, cell.autointerp / SCORES_FILE]
 
 
+@contained
 def rank(config: Ranking, cell: Cell) -> Iterable[Path]:
     """Scores of the same features by criteria."""
     run_rank(
@@ -188,6 +225,7 @@ def rank(config: Ranking, cell: Cell) -> Iterable[Path]:
     return [cell.ranking / RECORD_NAME, cell.ranking / TABLE_FILE]
 
 
+@contained
 def steer(config: Steering, cell: Cell) -> Iterable[Path]:
     """What steering with the same features brings about, and random features beside them."""
     run_axbench(
@@ -199,6 +237,21 @@ def steer(config: Steering, cell: Cell) -> Iterable[Path]:
         )
     )  # fmt: skip
     return [cell.axbench / RECORD_NAME]
+
+
+def halves(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+    """Documents in two parts that share none: every second one, and of a file that was cut into pieces the first half
+    of it in one part and the rest in the other."""
+    files: dict[str, list[Document]] = {}
+    for document in documents:
+        file, cut, _ = document.id.rpartition("#")
+        files.setdefault(file if cut else document.id, []).append(document)
+    parts: tuple[list[Document], list[Document]] = [], []
+    for number, pieces in enumerate(files.values()):
+        middle = (len(pieces) + number % 2) // 2
+        parts[0].extend(pieces[:middle])
+        parts[1].extend(pieces[middle:])
+    return parts
 
 
 def cells_of(bank: Bank) -> list[Cell]:
