@@ -16,10 +16,19 @@ from tiny_dictionary import make_dictionary
 from trimtab import cli
 from trimtab.activations import Document
 from trimtab.dictionaries import Standard, load_dictionary, save_dictionary
-from trimtab.dictionaries.feature_examples import FeatureExamples
+from trimtab.dictionaries.feature_examples import FeatureExamples, Window
 from trimtab.errors import UserError
 from trimtab.features import examples
-from trimtab.interpreting import Exemplars, Meaning, Passage, Rating, ToRate, autointerp, make_feature_judge
+from trimtab.interpreting import (
+    Exemplars,
+    Meaning,
+    Passage,
+    Rating,
+    ToRate,
+    autointerp,
+    make_feature_judge,
+    scoring_windows,
+)
 from trimtab.interpreting.autointerp import read_scores
 from trimtab.interpreting.scoring_windows import SilentWindows, WindowOptions, make_trial, passage_of
 from trimtab.judges import Unjudged
@@ -308,3 +317,20 @@ def test_the_command_writes_a_run_with_a_page(
     other.write(tmp_path / "examples" / "feature_examples.parquet")
     assert cli.main(words) == 2
     assert "its examples had hash" in capsys.readouterr().err
+
+
+def test_windows_that_are_cut_off_at_a_documents_start_do_not_overlap() -> None:
+    """Places 3 and 24 are 21 apart, but the first window of 21 tokens reaches to place 20, the second one from 14."""
+
+    def window(place: int, position: int) -> Window:
+        tokens = tuple(f"{position - place + i} " for i in range(32))
+        return Window(
+            feature=0, kind="top", activation=1.0, tokens=tokens, activations=(0.0,) * 32, place=place, document="a",
+            position=position,
+        )  # fmt: skip
+
+    early, near, far = window(3, 3), window(21, 24), window(21, 60)
+    kept, _ = scoring_windows._apart([early, near, far], 21)
+    read = [set(passage_of(one, 21).tokens) for one in kept]
+    assert len(kept) == 2
+    assert not read[0] & read[1]
