@@ -511,9 +511,9 @@ def demo_figure() -> str:
     wish = read("demo")["wishes"][0]
     lines: list[MarkedLine] = []
     for way in wish["ways"]:
-        measured = [one for one in (way["own"], way["equal_kl"]) if one is not None]
-        places = [(one["kl"]["estimate"], one["effect"]["estimate"]) for one in measured]
-        lines.append(MarkedLine(way["name"], sorted({(0.0, 0.0), *places}), places[0], way["name"] == "found"))
+        measured = way["equal_kl"] or way["own"]
+        place = measured["kl"]["estimate"], measured["effect"]["estimate"]
+        lines.append(MarkedLine(way["name"], [(0.0, 0.0), place], place, way["name"] == "found"))
 
     def draw(ax: Any) -> None:
         plot_lines(ax, lines, "KL to unsteered, nats per token", f"effect, {wish['unit']}")

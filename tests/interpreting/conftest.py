@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "judges"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "steering"))
 
 from planted_passages import axbench_files
-from stub_endpoint import StubEndpoint
+from stub_endpoint import StubEndpoint, served
 
 
 @pytest.fixture
@@ -32,14 +31,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def endpoint() -> Iterator[StubEndpoint]:
     pytest.importorskip("openai")
-    server = StubEndpoint()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

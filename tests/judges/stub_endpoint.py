@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -129,3 +130,16 @@ def no_json(handler: Handler) -> None:
 def busy(seconds: str) -> Reply:
     """429 with a Retry-After header."""
     return lambda handler: handler.send(429, {"error": {"message": "slow down"}}, Retry_After=seconds)
+
+
+@contextmanager
+def served() -> Iterator[StubEndpoint]:
+    """A stub that answers until it is left."""
+    server = StubEndpoint()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -17,6 +17,7 @@ from trimtab.errors import UserError
 from trimtab.interpreting.agreement import rank_agreement
 from trimtab.interpreting.autointerp import AutointerpResult
 from trimtab.interpreting.axbench import AxBenchResult
+from trimtab.interpreting.judge_config import FeatureJudgeConfig
 from trimtab.interpreting.nested_selection import mean_lifts
 from trimtab.runs import (
     Done,
@@ -26,6 +27,7 @@ from trimtab.runs import (
     Run,
     check_choices,
     config_dict,
+    part_of,
     read_record,
     read_typed,
     run_stage,
@@ -128,7 +130,7 @@ class Study:
     def result(self) -> UtilityStudy:
         """All stages in turn, and what they come to."""
         plan = self.plan
-        judged = {"judge": plan.judge, "judge_option": plan.judge_option, "seed": plan.seed}
+        judged = {**part_of(plan, FeatureJudgeConfig), "seed": plan.seed}
         self._go(stages.train, None, self.banks)
         there = [(bank, tuple(cell.name for cell in cells_of(bank))) for bank in self.banks]
         trained = [stages.Trained(bank=bank, names=names) for bank, names in there if names]

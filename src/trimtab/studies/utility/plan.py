@@ -34,7 +34,7 @@ TABLES = ("study", "bank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UtilityPlan:
+class UtilityPlan(FeatureJudgeConfig):
     """What is done with each SAE."""
 
     features: int = 20
@@ -49,15 +49,11 @@ class UtilityPlan:
     """Instructions that are answered: one half chooses, the other is reported."""
     max_new_tokens: int = 48
     """Of each answer."""
-    judge: str = "exemplar"
-    """Reads what features mean, and whether steering brings it about."""
-    judge_option: tuple[str, ...] = ()
-    """Options of the judge, each NAME=VALUE."""
     windows: tuple[int, int] = (12, 20)
     """Windows of each feature with its largest activations, and drawn by activation, some of which are the same; the
     judge reads at most 15, and is tested on 4 others. A feature with too few is not drawn."""
     limit_examples: int | None = 200_000
-    """Tokens of the training text that windows are taken from."""
+    """Tokens of each half of the training text that windows are taken from."""
     resamples: int = 10_000
     """Of bootstrap and permutation."""
     seed: int = 0
@@ -154,5 +150,5 @@ def _check_names(plan: UtilityPlan) -> None:
         if name in (InputScore.name, ExplanationScore.name):
             why = "it reads windows or explanations, which are made after training and are not its own"
             raise UserError(f"criterion {name}", why, "rank by it afterwards, with trimtab rank on an SAE of the run")
-    FeatureJudgeConfig(judge=plan.judge, judge_option=plan.judge_option).check()
+    plan.check()
     read_instructions(plan.instructions, plan.n_instructions)

@@ -21,6 +21,7 @@ from trimtab.features.collecting import ExampleOptions, examples_of_text
 from trimtab.interpreting.autointerp import read_scores
 from trimtab.interpreting.autointerp_command import AutointerpConfig, run_autointerp
 from trimtab.interpreting.axbench import AxBenchConfig, run_axbench
+from trimtab.interpreting.judge_config import FeatureJudgeConfig
 from trimtab.lm import ModelConfig
 from trimtab.runs import part_of
 from trimtab.runs.record import RECORD_NAME
@@ -132,12 +133,10 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpreting:
+class Interpreting(FeatureJudgeConfig):
     """Config of `interpret`."""
 
     features: int
-    judge: str
-    judge_option: tuple[str, ...]
     seed: int
 
 
@@ -150,15 +149,13 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steering:
+class Steering(FeatureJudgeConfig):
     """Config of `steer`."""
 
     factor: tuple[float, ...]
     instructions: Path | None
     n_instructions: int
     max_new_tokens: int
-    judge: str
-    judge_option: tuple[str, ...]
     seed: int
 
 
@@ -206,8 +203,8 @@ def interpret(config: Interpreting, cell: Cell) -> Iterable[Path]:
     """How well a judge that is shown some windows tells where features fire."""
     run_autointerp(
         AutointerpConfig(
-            **cell.model, sae=(str(cell.sae),), features=config.features, examples=cell.examples(HALVES[0]),
-            judge=config.judge, judge_option=config.judge_option, seed=config.seed, run=cell.autointerp,
+            **cell.model, **part_of(config, FeatureJudgeConfig), sae=(str(cell.sae),), features=config.features,
+            examples=cell.examples(HALVES[0]), seed=config.seed, run=cell.autointerp,
         )
     )  # fmt: skip
     return [cell.autointerp / RECORD_NAME, cell.autointerp / SCORES_FILE]
@@ -230,10 +227,10 @@ def steer(config: Steering, cell: Cell) -> Iterable[Path]:
     """What steering with the same features brings about, and random features beside them."""
     run_axbench(
         AxBenchConfig(
-            **cell.model, sae=str(cell.sae), arm=("features", "random"), feature=cell.features(), factor=config.factor,
-            examples=cell.examples(HALVES[1]), instructions=config.instructions, n_instructions=config.n_instructions,
-            max_new_tokens=config.max_new_tokens, judge=config.judge, judge_option=config.judge_option,
-            ranking=cell.ranking, seed=config.seed, run=cell.axbench,
+            **cell.model, **part_of(config, FeatureJudgeConfig), sae=str(cell.sae), arm=("features", "random"),
+            feature=cell.features(), factor=config.factor, examples=cell.examples(HALVES[1]),
+            instructions=config.instructions, n_instructions=config.n_instructions,
+            max_new_tokens=config.max_new_tokens, ranking=cell.ranking, seed=config.seed, run=cell.axbench,
         )
     )  # fmt: skip
     return [cell.axbench / RECORD_NAME]
