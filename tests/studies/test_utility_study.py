@@ -32,6 +32,7 @@ criterion = ["delta-confidence", "firing-rate"]
 factor = [0.5, 1.0]
 n_instructions = 4
 max_new_tokens = 4
+dtype = "bfloat16"
 resamples = 200
 judge = "study_judges:ByText"
 
@@ -107,6 +108,9 @@ def test_every_sae_has_its_scores(done: UtilityStudy, config: UtilityStudyConfig
     assert done.agreement.of().n == 6
     assert [one.tables for one in done.lifts] == [6, 6]
     assert read_record(config.run)["status"] == "done"
+    cell = next((config.run / "cells").iterdir())
+    kinds = {stage: read_record(cell / stage)["config"]["dtype"] for stage in ("rank", "axbench")}
+    assert kinds == {"rank": "float32", "axbench": "bfloat16"}  # ranks see small differences
 
 
 def test_an_sae_that_is_trained_later_joins(config: UtilityStudyConfig, tmp_path: Path) -> None:

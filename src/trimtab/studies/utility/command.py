@@ -112,10 +112,10 @@ def price(study: StudyFile) -> str:
     plan = study.plan
     saes = sum(len(bank.members) for bank in study.banks)
     paid = f"; a budget of the judge is that of each of {2 * saes} runs" * plan.judge.startswith("endpoint")
-    texts = saes * plan.features * plan.n_instructions * len(plan.factor) * 2
+    texts = saes * plan.features * plan.n_instructions * len(plan.factor)
     return (
         f"{saes} SAEs of {len(study.banks)} models; {plan.features} features of each; {texts:,} answers of at most "
-        f"{plan.max_new_tokens} tokens, half of them under random features, read by {plan.judge}{paid}"
+        f"{plan.max_new_tokens} tokens, read by {plan.judge}{paid}"
     )
 
 
@@ -144,7 +144,7 @@ class Study:
         cells = self._go(stages.rank, ranking, cells)
         steering = stages.Steering(
             factor=plan.factor, instructions=plan.instructions, n_instructions=plan.n_instructions,
-            max_new_tokens=plan.max_new_tokens, **judged,
+            max_new_tokens=plan.max_new_tokens, batch_size=plan.batch_size, dtype=plan.dtype, **judged,
         )  # fmt: skip
         cells = self._go(stages.steer, steering, cells)
         if len(cells) < LEAST:

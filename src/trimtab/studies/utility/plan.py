@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import UserError, did_you_mean
+from trimtab.errors import UserError, check_one_of, did_you_mean
 from trimtab.interpreting.instructions import read_instructions
 from trimtab.interpreting.judge_config import FeatureJudgeConfig
 from trimtab.interpreting.nested_selection import FEWEST
+from trimtab.lm.loading import DTYPES
 from trimtab.runs import check_least, check_values, field_types
 from trimtab.selection.explanation_score import ExplanationScore
 from trimtab.selection.input_score import InputScore
@@ -49,6 +50,10 @@ class UtilityPlan(FeatureJudgeConfig):
     """Instructions that are answered: one half chooses, the other is reported."""
     max_new_tokens: int = 48
     """Of each answer."""
+    batch_size: int = 96
+    """Answers that are written side by side."""
+    dtype: str = "float32"
+    """What the model writes answers in; bfloat16 is nearly twice as fast on processors with products of it."""
     windows: tuple[int, int] = (12, 20)
     """Windows of each feature with its largest activations, and drawn by activation, some of which are the same; the
     judge reads at most 15, and is tested on 4 others. A feature with too few is not drawn."""
@@ -62,7 +67,8 @@ class UtilityPlan(FeatureJudgeConfig):
     def __post_init__(self) -> None:
         check_least(self, FEWEST, "features")
         check_least(self, 2, "n_instructions")
-        check_least(self, 1, "max_new_tokens", "resamples")
+        check_least(self, 1, "max_new_tokens", "batch_size", "resamples")
+        check_one_of("dtype", self.dtype, DTYPES)
         check_values(self, "above 0", lambda dose: dose > 0, "factor")
         for name in ("criterion", "factor"):
             values = getattr(self, name)

@@ -156,6 +156,8 @@ class Steering(FeatureJudgeConfig):
     instructions: Path | None
     n_instructions: int
     max_new_tokens: int
+    batch_size: int
+    dtype: str
     seed: int
 
 
@@ -224,10 +226,11 @@ def rank(config: Ranking, cell: Cell) -> Iterable[Path]:
 
 @contained
 def steer(config: Steering, cell: Cell) -> Iterable[Path]:
-    """What steering with the same features brings about, and random features beside them."""
+    """What steering with the same features brings about."""
     run_axbench(
         AxBenchConfig(
-            **cell.model, **part_of(config, FeatureJudgeConfig), sae=str(cell.sae), arm=("features", "random"),
+            **{**cell.model, "dtype": config.dtype}, **part_of(config, FeatureJudgeConfig), sae=str(cell.sae),
+            arm=("features",), batch_size=config.batch_size,
             feature=cell.features(), factor=config.factor, examples=cell.examples(HALVES[1]),
             instructions=config.instructions, n_instructions=config.n_instructions,
             max_new_tokens=config.max_new_tokens, ranking=cell.ranking, seed=config.seed, run=cell.axbench,
