@@ -20,6 +20,7 @@ from trimtab.interpreting.axbench import ARMS, Aim, AxBenchOptions, Concept, Gro
 from trimtab.interpreting.axbench.arms import Read, _best_reader
 from trimtab.interpreting.axbench.result import ArmUtility, make_result, over_both
 from trimtab.interpreting.axbench.writing import FluencyCheck, Writer
+from trimtab.interpreting.calibration import JudgeCalibration, Right
 from trimtab.interpreting.instructions import Instructions, read_instructions
 from trimtab.judges import Unjudged
 from trimtab.lm import DecodeConfig, LanguageModel
@@ -121,7 +122,7 @@ def test_the_feature_that_writes_a_letter_is_found_and_beats_random(
         say=lines.append,
     )
     assert lines[0].startswith("40 answers to write and judge, of 240 tokens")
-    assert judge.asked == 40
+    assert judge.asked == 40 + 2 * 2 * 3  # the reported answers are read for other concepts, too
     texts = found.by_arm["features"].texts
     assert all("zzz" in text for text in texts[0][1])
     assert all("qqq" in text for text in texts[1][1])
@@ -133,6 +134,7 @@ def test_the_feature_that_writes_a_letter_is_found_and_beats_random(
     # zzz is no text that the model would write, so that it is not fluent.
     assert not found.by_arm["features"].ordinary[:, 1].any()
     assert found.by_arm["features"].scores[:, 1, :, 2].max() == 0
+    assert found.arms[0].of_others.estimate == 0
     assert found.arms[0].score is not None
     assert "not judged" in found.tables()["arms"].columns[-1].title
 
@@ -182,6 +184,51 @@ def test_factors_are_chosen_on_some_instructions_and_scores_are_of_the_others(ti
     assert features.factor == np.median(table["features factor"])
 
 
+def test_answers_are_read_for_other_concepts(tiny_llama: LanguageModel) -> None:
+    """Mutation: read them for their own, at the first factor, or those that chose."""
+    scores = np.zeros((3, 2, 5, 3))
+    scores[:, 1, :2] = 1  # the second factor is chosen
+    unsteered = ["eeee"] * 5
+    texts = np.full((3, 2, 5), "eeee", dtype=object)
+    texts[:, 1, 2:] = np.array([["aaeb", "aaee", "abee"], ["bbea", "bbee", "beee"], ["acee", "abee", "bbbb"]])
+    one = replace(utility(scores), texts=texts.tolist())
+    made, judge = concepts("abc"), CountingJudge()
+    found = result(tiny_llama, one).read_for_others(judge, meanings_of(made), unsteered, seed=0)
+    assert judge.asked == 3 * 3
+    possible = []
+    for cycle in ((1, 2, 0), (2, 0, 1)):
+        rows = [
+            [
+                judge.rate([ToRate(meaning=meanings_of(made)[cycle[c]], instruction="", text=text, unsteered="eeee")])
+                for text in texts[c, 1, 2:]
+            ]
+            for c in range(3)
+        ]
+        possible.append(np.mean([[ratings[0].overall for ratings in row] for row in rows]))
+    assert possible[0] != pytest.approx(possible[1])
+    assert min(abs(found.arms[0].of_others.estimate - value) for value in possible) < 1e-12
+    alone = result(tiny_llama, replace(one, scores=scores[:1], ordinary=one.ordinary[:1]))
+    assert alone.read_for_others(judge, meanings_of(made[:1]), unsteered).arms[0].of_others is None
+
+
+def test_what_the_judge_is_worth_stands_beside_scores(
+    tiny_llama: LanguageModel, planted: Standard, tmp_path: Path
+) -> None:
+    """Mutation: take the calibration of any judge."""
+    share = Interval(estimate=0.9, low=0.8, high=1.0, n=3)
+    right = tuple(Right(what=what, accuracy=share, auc=share) for what in ("fires", "rates"))
+    calibration = JudgeCalibration(
+        judge="letters", version="3", concepts=3, texts=9, unjudged=0, seed=0, right=right, kinds=(),
+        instruction=share, fluency=(),
+    )  # fmt: skip
+    found = kept_run(tiny_llama, planted, tmp_path, CountingJudge(), names="zq", calibration=calibration)
+    assert found.judge_accuracy == share
+    assert "itself right on 0.900 [0.800, 1.000] of labelled texts" in found.tables()["arms"].caption
+    other = replace(calibration, version="2")
+    with pytest.raises(UserError, match="the judge is letters, version 3"):
+        kept_run(tiny_llama, planted, tmp_path / "other", CountingJudge(), calibration=other)
+
+
 def test_what_is_not_judged_is_counted_and_is_no_zero(tiny_llama: LanguageModel) -> None:
     """Mutation: read NaN as 0."""
     scores = np.full((3, 2, 5, 3), 1.5)
@@ -213,6 +260,10 @@ def test_intervals_without_gaps_are_crossed_and_with_gaps_stay_near() -> None:
     assert over_both(np.full((2, 3), np.nan)) is None
 
 
+OTHERS = 3 * 2 * 3
+"""Answers of three concepts and two arms that report, read for other concepts at each call."""
+
+
 class Unsure(CountingJudge):
     """Says nothing of every second text."""
 
@@ -238,7 +289,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tiny_llama: LanguageModel, planted: 
     (tmp_path / "answers-0001.json").unlink()
     again = kept_run(tiny_llama, planted, tmp_path, second)
     kept_run(tiny_llama, planted, tmp_path, third)
-    assert (first.asked, second.asked, third.asked) == (60, 20, 0)
+    assert (first.asked, second.asked, third.asked) == (60 + OTHERS, 20 + OTHERS, OTHERS)
     for name in ("features", "random"):
         np.testing.assert_array_equal(whole.by_arm[name].scores, again.by_arm[name].scores)
         assert whole.by_arm[name].texts == again.by_arm[name].texts
@@ -255,7 +306,7 @@ def test_judgements_that_are_missing_are_asked_for_again(
     for asked in (30, 0):
         judge = CountingJudge()
         again = kept_run(tiny_llama, planted, tmp_path / "kept", judge)
-        assert judge.asked == asked
+        assert judge.asked == asked + OTHERS
         assert sum(one.gaps for one in again.arms) == 0
         for name in ("features", "random"):
             np.testing.assert_array_equal(expected.by_arm[name].scores, again.by_arm[name].scores)
@@ -278,7 +329,7 @@ def test_a_concept_that_is_explained_later_is_added(
     assert before.unexplained == (("q", "down"),)
     judge = CountingJudge()
     after = kept_run(tiny_llama, planted, tmp_path, judge)
-    assert (judge.asked, after.names, after.unexplained) == (20, ("z", "q", "g"), ())
+    assert (judge.asked, after.names, after.unexplained) == (20 + OTHERS, ("z", "q", "g"), ())
     for name in ("features", "random"):
         assert [before.by_arm[name].texts[i] for i in (0, 1)] == [after.by_arm[name].texts[i] for i in (0, 2)]
 

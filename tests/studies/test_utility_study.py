@@ -106,6 +106,7 @@ def test_every_sae_has_its_scores(done: UtilityStudy, config: UtilityStudyConfig
     assert len({sae.utility for sae in done.saes}) == 6
     assert done.agreement is not None
     assert done.agreement.of().n == 6
+    assert ("interpretability shuffled", "utility shuffled") in {(s.score, s.against) for s in done.agreement.shuffled}
     assert [one.tables for one in done.lifts] == [6, 6]
     assert read_record(config.run)["status"] == "done"
     cell = next((config.run / "cells").iterdir())

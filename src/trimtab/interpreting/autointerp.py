@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from trimtab.dictionaries import Dictionary
 from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.errors import UserError
-from trimtab.interpreting.calibration import JudgeCalibration
-from trimtab.interpreting.judge import FeatureJudge, Meaning
+from trimtab.interpreting.calibration import JudgeCalibration, right_on
+from trimtab.interpreting.judge import FeatureJudge, Meaning, shuffled_meanings
 from trimtab.interpreting.scoring_windows import (
     HOW,
     SilentWindows,
@@ -105,15 +105,12 @@ class AutointerpResult(Result):
         return self.measures[0]
 
     def headline(self) -> str:
-        known = "not measured on labelled texts" if self.judge_accuracy is None else (
-            f"itself right on {number_text(self.judge_accuracy, INTERVAL)} of labelled texts"
-        )  # fmt: skip
         own, other = (number_text(one, INTERVAL) for one in (self.accuracy.own, self.accuracy.shuffled))
         gaps = sum(self.gaps.values())
         return (
             f"{len(self.scores)} features at {self.site} of {self.model}: accuracy {own}; {self.chance:.3f} by saying "
-            f"none, {other} with explanations of other features; judge {self.judge}, version {self.version}, {known}"
-            + (f"; {gaps} features have no score" if gaps else "")
+            f"none, {other} with explanations of other features; judge {self.judge}, version {self.version}, "
+            f"{right_on(self.judge_accuracy)}" + (f"; {gaps} features have no score" if gaps else "")
         )
 
     def tables(self) -> dict[str, Table]:
@@ -198,9 +195,8 @@ def autointerp(
     """
     chosen = WindowOptions(**read_keywords(options, field_types(WindowOptions), autointerp))
     check_wide_enough(examples, chosen.window)
-    if calibration is not None and (calibration.judge, calibration.version) != (judge.name, judge.version):
-        what = f"the calibration of {calibration.judge}, version {calibration.version}"
-        raise UserError(what, f"the judge is {judge.name}, version {judge.version}", "calibrate this judge")
+    if calibration is not None:
+        calibration.check_of(judge)
     trials, gaps = _trials(examples, features, chosen, model, dictionary)
     explained = judge.explain([trial.exemplars for trial in trials])
     known = [(trial, m) for trial, m in zip(trials, explained, strict=True) if isinstance(m, Meaning)]
@@ -211,9 +207,8 @@ def autointerp(
         )
     meanings = [meaning for _, meaning in known]
     passages = [trial.passages for trial, _ in known]
-    shift = _derangement(len(known), chosen.seed)
     own = judge.fires(meanings, passages)
-    other = judge.fires([meanings[i] for i in shift], passages)
+    other = judge.fires(shuffled_meanings(meanings, chosen.seed), passages)
     gaps += [m.reason for m in explained if isinstance(m, Unjudged)]
     rows: list[_Row] = []
     for (trial, meaning), mine, others in zip(known, own, other, strict=True):
@@ -309,11 +304,3 @@ def _trials(
         why = f"no feature has enough windows ({gaps[0]})" if gaps else "no feature fires in them"
         raise UserError(f"the examples at {examples.site or 'a site'}", why, f"make others ({HOW})")
     return trials, gaps
-
-
-def _derangement(count: int, seed: int) -> list[int]:
-    """An order of things in which each stands in another's place: a random cycle."""
-    order = np.random.default_rng([seed, 3]).permutation(count)
-    found = np.empty(count, int)
-    found[order] = np.roll(order, 1)
-    return found.tolist()

@@ -12,8 +12,8 @@ from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
 from trimtab.interpreting.autointerp import AutointerpResult, autointerp
 from trimtab.interpreting.calibration import JudgeCalibration
-from trimtab.interpreting.calibration_command import read_calibration
-from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
+from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
+from trimtab.interpreting.judge_config import TRANSCRIPT
 from trimtab.interpreting.scoring_windows import HOW, WindowOptions
 from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, sha256_file, write_json
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
@@ -23,7 +23,7 @@ COMMAND = "autointerp"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutointerpConfig(WindowOptions, FeatureJudgeConfig, SAEsConfig):
+class AutointerpConfig(WindowOptions, CalibratedJudgeConfig, SAEsConfig):
     """Measure how well a judge that has seen some windows in which a feature fires tells where else it does."""
 
     feature: tuple[int, ...] = ()
@@ -32,8 +32,6 @@ class AutointerpConfig(WindowOptions, FeatureJudgeConfig, SAEsConfig):
     """How many to draw among those that have enough windows."""
     examples: Path | None = None
     """Run of `trimtab examples`, or its table; by default what lies beside the SAE."""
-    calibration: Path | None = None
-    """Run of `trimtab evaluate judge`, whose accuracy of the same judge stands beside the scores."""
     run: Path | None = None
     """Directory to write; by default one under runs/, named after this config."""
 
@@ -55,7 +53,7 @@ def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
         UserError: anything that the user named is wrong; see `autointerp`.
     """
     config.load_judge()
-    calibration = None if config.calibration is None else read_calibration(config.calibration)
+    calibration = config.load_calibration()
     model = config.load_model()
     (sae,) = config.load_saes(model)
     sae.examples_file = _examples_file(config.examples) or sae.examples_file
@@ -84,7 +82,7 @@ def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
 
 
 def _hashes(model: str, sae: SAE, calibration: JudgeCalibration | None) -> dict[str, str]:
-    judged = {} if calibration is None else {"judge": f"{calibration.judge}, version {calibration.version}"}
+    judged = {} if calibration is None else {"judge": calibration.of}
     return {"model": model, f"dictionary {sae.info.site}": sae.fingerprint, **judged}
 
 

@@ -93,6 +93,17 @@ class JudgeCalibration(Result):
     def rates(self) -> Right:
         return self.right[1]
 
+    @property
+    def of(self) -> str:
+        """The judge in words."""
+        return f"{self.judge}, version {self.version}"
+
+    def check_of(self, judge: FeatureJudge) -> None:
+        """Raise a `UserError` if it is of another judge."""
+        if (self.judge, self.version) != (judge.name, judge.version):
+            why = f"the judge is {judge.name}, version {judge.version}"
+            raise UserError(f"the calibration of {self.of}", why, "calibrate this judge")
+
     def headline(self) -> str:
         gaps = f"; {self.unjudged} not judged" if self.unjudged else ""
         return (
@@ -122,6 +133,13 @@ class JudgeCalibration(Result):
             "instruction": Table(columns=[own], rows=[self]),
             "fluency": Table(columns=fluency, rows=self.fluency),
         }
+
+
+def right_on(accuracy: Interval | None) -> str:
+    """What is known of a judge, in words that follow its name."""
+    if accuracy is None:
+        return "not measured on labelled texts"
+    return f"itself right on {number_text(accuracy, INTERVAL)} of labelled texts"
 
 
 @dataclass(frozen=True, kw_only=True)

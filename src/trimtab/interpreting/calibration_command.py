@@ -63,6 +63,18 @@ def run_calibration(config: CalibrationConfig) -> JudgeCalibration:
         return replace(read_typed(JudgeCalibration, run.results, f"run {run.path}"), run=run.path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibratedJudgeConfig(FeatureJudgeConfig):
+    """A judge, and what it is worth."""
+
+    calibration: Path | None = None
+    """Run of `trimtab evaluate judge`, whose accuracy of the same judge stands beside the scores."""
+
+    def load_calibration(self) -> JudgeCalibration | None:
+        """What that run found. Raises a `UserError` if it is no such run."""
+        return None if self.calibration is None else read_calibration(self.calibration)
+
+
 def read_calibration(run: Path) -> JudgeCalibration:
     """What a finished run of `trimtab evaluate judge` found.
 

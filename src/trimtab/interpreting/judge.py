@@ -59,6 +59,15 @@ class ToRate:
     """What the model writes to the same instruction by itself."""
 
 
+def shuffled_meanings(meanings: Sequence[Meaning], seed: int) -> list[Meaning]:
+    """Each in another's place, by a random cycle: what tells a judge that reads meanings from one that does not."""
+    order = np.random.default_rng([seed, 3]).permutation(len(meanings))
+    found = list(meanings)
+    for place, other in zip(order, np.roll(order, 1), strict=True):
+        found[place] = meanings[other]
+    return found
+
+
 class Rating(NamedTuple):
     """AxBench's three scores (arXiv 2501.17148), each from 0 to 2; a judge that is sure of nothing gives what lies
     between."""

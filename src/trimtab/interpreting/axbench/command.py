@@ -16,9 +16,10 @@ from trimtab.interpreting.axbench.concepts import Concept, are_fitted, feature_c
 from trimtab.interpreting.axbench.result import AxBench, AxBenchResult
 from trimtab.interpreting.axbench.running import AxBenchOptions, axbench, explain
 from trimtab.interpreting.axbench.writing import OwnArm
+from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
 from trimtab.interpreting.instructions import read_instructions
 from trimtab.interpreting.judge import FeatureJudge, Meaning
-from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
+from trimtab.interpreting.judge_config import TRANSCRIPT
 from trimtab.interpreting.labelled_texts import read_axbench
 from trimtab.lm import LanguageModel
 from trimtab.runs import (
@@ -48,7 +49,7 @@ LoadArm = Callable[[Path, LanguageModel], OwnArm]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AxBenchConfig(AxBenchOptions, FeatureJudgeConfig, AnyModelConfig):
+class AxBenchConfig(AxBenchOptions, CalibratedJudgeConfig, AnyModelConfig):
     """Score how well steering brings about what features fire on, or concepts, with answers that stay fluent and keep
     to the instruction."""
 
@@ -125,6 +126,7 @@ def run_axbench(config: AxBenchConfig, load_flags: LoadArm | None = None) -> AxB
         UserError: anything that the user named is wrong; see `axbench`.
     """
     instructions = read_instructions(config.instructions, config.n_instructions)
+    calibration = config.load_calibration()
     model, sae = config.load()
     concepts = config.load_concepts(sae)
     own: list[OwnArm] = []
@@ -142,7 +144,7 @@ def run_axbench(config: AxBenchConfig, load_flags: LoadArm | None = None) -> AxB
         if judge is not None and (not run.done or _knows_more(run, judge, config, concepts)):
             found = axbench(
                 model, concepts, judge, instructions, dictionary=sae, own_arms=own,
-                options=AxBenchOptions(**part_of(config, AxBenchOptions)), keep=run.path,
+                options=AxBenchOptions(**part_of(config, AxBenchOptions)), calibration=calibration, keep=run.path,
             )  # fmt: skip
             if rankings:
                 found = replace(found, selection=found.select(_of_features(rankings, found)))

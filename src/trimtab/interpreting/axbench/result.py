@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from trimtab.errors import named
 from trimtab.interpreting.axbench.arms import Ground
 from trimtab.interpreting.axbench.writing import FluencyCheck
+from trimtab.interpreting.calibration import JudgeCalibration, right_on
 from trimtab.interpreting.instructions import Instructions
-from trimtab.interpreting.judge import FeatureJudge
+from trimtab.interpreting.judge import FeatureJudge, Meaning, ToRate, shuffled_meanings
 from trimtab.interpreting.nested_selection import NestedSelection, select_nested
+from trimtab.judges import Unjudged
 from trimtab.runs import part_of
 from trimtab.runs.figures import Mark, plot_intervals
 from trimtab.runs.results import Result
@@ -83,6 +85,8 @@ class ArmScore:
     """Mean of the harmonic means, from 0 to 2; over concepts and instructions."""
     over_random: Interval | None
     """What it has more than random features at the same factors, whose best was chosen alike; paired."""
+    of_others: Interval | None = None
+    """Score of the same answers where the judge reads them for another of the concepts; None if there is no other."""
     concept: float
     instruction: float
     fluency: float
@@ -111,6 +115,8 @@ class AxBenchResult(Result):
     unexplained: tuple[tuple[str, str], ...]
     """Concepts of which the judge makes nothing, and why."""
     fluency_check: FluencyCheck
+    judge_accuracy: Interval | None = None
+    """Of its decisions whether labelled texts have their concept, where they were measured."""
     halved: bool = False
     """Whether arms were fitted on other exemplars than those that the judge saw, half each; otherwise none was fitted
     on any."""
@@ -136,6 +142,7 @@ class AxBenchResult(Result):
             Column("arm", "arm", whole=True),
             Column("score", "score", INTERVAL, note="harmonic mean, 0 to 2"),
             Column("over random", "over_random", SIGNED, note="paired"),
+            Column("read for other concepts", "of_others", INTERVAL),
             Column("concept", "concept", ".2f"),
             Column("instruction", "instruction", ".2f"),
             Column("fluency", "fluency", ".2f"),
@@ -154,7 +161,8 @@ class AxBenchResult(Result):
             Column("not judged", "gaps", COUNT, spare=2),
         ]
         caption = (
-            f"Judge: {self.judge}, version {self.version}. Each concept's factor was chosen on {self.choosing}"
+            f"Judge: {self.judge}, version {self.version}, {right_on(self.judge_accuracy)}."
+            f" Each concept's factor was chosen on {self.choosing}"
             f" instructions; scores are of {self.reporting} others, intervals over both these and concepts."
             + " Half of each concept's exemplars are the judge's; arms are fitted on the others."
             * self.halved
@@ -229,6 +237,40 @@ class AxBench(AxBenchResult):
                 )  # fmt: skip
         return found
 
+    def read_for_others(
+        self, judge: FeatureJudge, meanings: Sequence[Meaning], unsteered: Sequence[str], *, seed: int = 0
+    ) -> AxBench:
+        """The same with what the reported answers score where they are read for other concepts: what an arm has more is
+        due to the concept.
+
+        Args:
+            judge: reads the answers that chose nothing, each at the factor of its concept and arm.
+            meanings: `[C]`
+            unsteered: `[I]` the model's own answers.
+            seed: of which concept stands in for which.
+        """
+        if len(meanings) < 2:
+            return self
+        shuffled = shuffled_meanings(meanings, seed)
+        arms: list[ArmScore] = []
+        for arm in self.arms:
+            utility, reports = self.by_arm[arm.arm], range(self.choosing, len(self.instructions))
+            factors = [one.factor for one in self.concepts if one.arm == arm.arm]
+            at = [(c, utility.factors.index(f), i) for c, f in enumerate(factors) if f is not None for i in reports]
+            asked = [
+                ToRate(
+                    meaning=shuffled[c], instruction=self.instructions[i], text=utility.texts[c][d][i],
+                    unsteered=unsteered[i],
+                )
+                for c, d, i in at
+            ]  # fmt: skip
+            scores = np.full((len(meanings), len(self.instructions)), np.nan)
+            for (c, d, i), rating in zip(at, judge.rate(asked), strict=True):
+                if not isinstance(rating, Unjudged):
+                    scores[c, i] = rating._replace(fluency=rating.fluency * utility.ordinary[c, d, i]).overall
+            arms.append(replace(arm, of_others=over_both(scores[:, self.choosing :])))
+        return replace(self, arms=tuple(arms))
+
     def select(self, rankings: Mapping[str, ArrayLike], arm: str = "features") -> NestedSelection:
         """Whether criteria find what steers better; see `select_nested`.
 
@@ -246,6 +288,7 @@ class AxBench(AxBenchResult):
 def make_result(
     ground: Ground, judge: FeatureJudge, instructions: Instructions, unit: str, check: FluencyCheck,
     unexplained: Mapping[str, str], arms: Sequence[ArmUtility], *, halved: bool = False,
+    calibration: JudgeCalibration | None = None,
 ) -> AxBench:  # fmt: skip
     """Choose factors, and report where they were not chosen."""
     chosen = {one.arm: _Chosen(one, len(instructions.choosing)) for one in arms}
@@ -260,6 +303,7 @@ def make_result(
         choosing=len(instructions.choosing), reporting=len(instructions.reporting),
         arms=tuple(one.arm_score(random) for one in chosen.values()), concepts=concepts,
         unexplained=tuple(unexplained.items()), fluency_check=check, halved=halved,
+        judge_accuracy=None if calibration is None else calibration.rates.accuracy,
         by_arm={one.arm: one for one in arms}, names=tuple(one.name for one in ground.concepts),
         instructions=instructions.all,
     )  # fmt: skip

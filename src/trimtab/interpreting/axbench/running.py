@@ -18,6 +18,7 @@ from trimtab.interpreting.axbench.arms import ARMS, Aim, Ground
 from trimtab.interpreting.axbench.concepts import Concept, are_fitted, share_out
 from trimtab.interpreting.axbench.result import ArmUtility, AxBench, make_result
 from trimtab.interpreting.axbench.writing import OwnArm, Text, Writer
+from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.instructions import Instructions
 from trimtab.interpreting.judge import Exemplars, FeatureJudge, Meaning, Rating, ToRate
 from trimtab.judges import Unjudged
@@ -70,6 +71,7 @@ def axbench(
     dictionary: Dictionary | None = None,
     own_arms: Sequence[OwnArm] = (),
     options: AxBenchOptions | None = None,
+    calibration: JudgeCalibration | None = None,
     keep: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> AxBench:
@@ -89,6 +91,7 @@ def axbench(
         dictionary: whose features steer.
         own_arms: further arms with models of their own.
         options: everything else.
+        calibration: how often the judge is right on labelled texts; see `calibrate`.
         keep: directory in which finished answers and ratings are kept, a file for each concept, so that the same call
             goes on there. It asks again for judgements that are missing, of concepts as of answers.
         say: told what is to be done before it begins; by default it is printed to stderr.
@@ -98,6 +101,8 @@ def axbench(
             is kept was made of something else.
     """
     options = options or AxBenchOptions()
+    if calibration is not None:
+        calibration.check_of(judge)
     own = {arm.name: arm for arm in own_arms}
     for name in options.arm:
         if name != PROMPT:
@@ -164,10 +169,11 @@ def axbench(
                 }  # fmt: skip
                 one.write()
     rows = [one.kept for one in judged if one.kept is not None]
-    return make_result(
+    found = make_result(
         ground, judge, instructions, options.unit, check, gaps, [_joined(name, factors[name], rows) for name in arms],
-        halved=halved,
+        halved=halved, calibration=calibration,
     )  # fmt: skip
+    return found.read_for_others(judge, ground.meanings, writer.unsteered, seed=options.seed)
 
 
 def explain(judge: FeatureJudge, parts: Sequence[tuple[Concept, Exemplars] | Unjudged]) -> list[Meaning | Unjudged]:

@@ -17,7 +17,7 @@ from trimtab.errors import UserError
 from trimtab.interpreting.agreement import rank_agreement
 from trimtab.interpreting.autointerp import AutointerpResult
 from trimtab.interpreting.axbench import AxBenchResult
-from trimtab.interpreting.judge_config import FeatureJudgeConfig
+from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
 from trimtab.interpreting.nested_selection import mean_lifts
 from trimtab.runs import (
     Done,
@@ -130,7 +130,7 @@ class Study:
     def result(self) -> UtilityStudy:
         """All stages in turn, and what they come to."""
         plan = self.plan
-        judged = {**part_of(plan, FeatureJudgeConfig), "seed": plan.seed}
+        judged = {**part_of(plan, CalibratedJudgeConfig), "seed": plan.seed}
         self._go(stages.train, None, self.banks)
         there = [(bank, tuple(cell.name for cell in cells_of(bank))) for bank in self.banks]
         trained = [stages.Trained(bank=bank, names=names) for bank, names in there if names]
@@ -160,6 +160,7 @@ class Study:
         return UtilityStudy(
             run=str(self.run.path),
             judge=f"{steered[0].judge} {steered[0].version}",
+            judge_accuracy=steered[0].judge_accuracy,
             saes=tuple(scored),
             agreement=agreement,
             unranked=unranked,
@@ -200,6 +201,7 @@ def scored_sae(cell: Cell) -> StudiedSAE:
         interpretability_parts=tuple(one.score for one in understood.scores),
         utility_parts=tuple(utilities),
         interpretability_shuffled=understood.accuracy.shuffled.estimate,
+        utility_shuffled=None if arm.of_others is None else arm.of_others.estimate,
     )
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError, check_one_of, did_you_mean
+from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
 from trimtab.interpreting.instructions import read_instructions
-from trimtab.interpreting.judge_config import FeatureJudgeConfig
 from trimtab.interpreting.nested_selection import FEWEST
 from trimtab.lm.loading import DTYPES
 from trimtab.runs import check_least, check_values, field_types
@@ -35,7 +35,7 @@ TABLES = ("study", "bank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UtilityPlan(FeatureJudgeConfig):
+class UtilityPlan(CalibratedJudgeConfig):
     """What is done with each SAE."""
 
     features: int = 20
@@ -118,6 +118,8 @@ def read_study(path: Path, run: Path, models: Mapping[str, Any] | None = None) -
     plan = UtilityPlan(**read_options(f"{path}: [study]", stated, kinds, f"there are {', '.join(kinds)}"))
     if plan.instructions is not None:
         plan = replace(plan, instructions=plan.instructions.absolute())
+    if plan.calibration is not None:
+        plan = replace(plan, calibration=plan.calibration.absolute())
     _check_names(plan)
     return StudyFile(
         path,
@@ -157,4 +159,5 @@ def _check_names(plan: UtilityPlan) -> None:
             why = "it reads windows or explanations, which are made after training and are not its own"
             raise UserError(f"criterion {name}", why, "rank by it afterwards, with trimtab rank on an SAE of the run")
     plan.check()
+    plan.load_calibration()
     read_instructions(plan.instructions, plan.n_instructions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trimtab.interpreting.agreement import RankAgreement
+from trimtab.interpreting.calibration import right_on
 from trimtab.interpreting.nested_selection import MeanLift
 from trimtab.interpreting.scored_sae import ScoredSAE
 from trimtab.runs import json_safe
@@ -14,7 +15,7 @@ from trimtab.runs.figures import Point, plot_points
 from trimtab.runs.results import Result
 from trimtab.runs.shown import Shown
 from trimtab.runs.tables import SIGNED, Column, Table
-from trimtab.stats import number_text
+from trimtab.stats import Interval, number_text
 from trimtab.training.result import L0_TOLERANCE
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class UtilityStudy(Result):
 
     run: str
     judge: str
+    judge_accuracy: Interval | None
+    """Of its decisions whether labelled texts have their concept, where they were measured."""
     saes: tuple[StudiedSAE, ...]
     agreement: RankAgreement | None
     """None where scores cannot be ranked."""
@@ -88,7 +91,8 @@ class UtilityStudy(Result):
         ]
         caption = (
             f"Utility of the features that a criterion selects among {self.features}, less that of all; direction, "
-            "share and dose are chosen on other features and instructions. Intervals over SAEs."
+            "share and dose are chosen on other features and instructions. Intervals over SAEs. Judge: "
+            f"{self.judge}, {right_on(self.judge_accuracy)}."
         )
         off = sum(sae.missed for sae in self.saes)
         missed = (

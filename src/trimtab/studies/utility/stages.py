@@ -21,7 +21,7 @@ from trimtab.features.collecting import ExampleOptions, examples_of_text
 from trimtab.interpreting.autointerp import read_scores
 from trimtab.interpreting.autointerp_command import AutointerpConfig, run_autointerp
 from trimtab.interpreting.axbench import AxBenchConfig, run_axbench
-from trimtab.interpreting.judge_config import FeatureJudgeConfig
+from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
 from trimtab.lm import ModelConfig
 from trimtab.runs import part_of
 from trimtab.runs.record import RECORD_NAME
@@ -133,7 +133,7 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpreting(FeatureJudgeConfig):
+class Interpreting(CalibratedJudgeConfig):
     """Config of `interpret`."""
 
     features: int
@@ -149,7 +149,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steering(FeatureJudgeConfig):
+class Steering(CalibratedJudgeConfig):
     """Config of `steer`."""
 
     factor: tuple[float, ...]
@@ -205,7 +205,7 @@ def interpret(config: Interpreting, cell: Cell) -> Iterable[Path]:
     """How well a judge that is shown some windows tells where features fire."""
     run_autointerp(
         AutointerpConfig(
-            **cell.model, **part_of(config, FeatureJudgeConfig), sae=(str(cell.sae),), features=config.features,
+            **cell.model, **part_of(config, CalibratedJudgeConfig), sae=(str(cell.sae),), features=config.features,
             examples=cell.examples(HALVES[0]), seed=config.seed, run=cell.autointerp,
         )
     )  # fmt: skip
@@ -229,7 +229,7 @@ def steer(config: Steering, cell: Cell) -> Iterable[Path]:
     """What steering with the same features brings about."""
     run_axbench(
         AxBenchConfig(
-            **{**cell.model, "dtype": config.dtype}, **part_of(config, FeatureJudgeConfig), sae=str(cell.sae),
+            **{**cell.model, "dtype": config.dtype}, **part_of(config, CalibratedJudgeConfig), sae=str(cell.sae),
             arm=("features",), batch_size=config.batch_size,
             feature=cell.features(), factor=config.factor, examples=cell.examples(HALVES[1]),
             instructions=config.instructions, n_instructions=config.n_instructions,
