@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,27 @@ def test_what_the_judge_is_worth_stands_beside_scores(
     other = replace(calibration, version="2")
     with pytest.raises(UserError, match="the judge is letters, version 3"):
         kept_run(tiny_llama, planted, tmp_path / "other", CountingJudge(), calibration=other)
+
+
+class Paid(CountingJudge):
+    """Takes a coin for each text, and has some."""
+
+    left: float = 59.0
+
+    def cost(self, texts: Sequence[ToRate]) -> float:
+        return float(len(texts))
+
+
+def test_a_budget_that_would_be_exceeded_stops_before_anything_is_written(
+    tiny_llama: LanguageModel, planted: Standard, tmp_path: Path
+) -> None:
+    """Mutation: ask until the budget is spent."""
+    judge = Paid()
+    with pytest.raises(UserError, match="judging 60 answers: it costs about 60, and 59 is left of the budget"):
+        kept_run(tiny_llama, planted, tmp_path, judge)
+    assert (judge.asked, list(tmp_path.iterdir())) == (0, [])
+    judge.left = 60.0
+    assert kept_run(tiny_llama, planted, tmp_path, judge).arms[0].gaps == 0
 
 
 def test_what_is_not_judged_is_counted_and_is_no_zero(tiny_llama: LanguageModel) -> None:

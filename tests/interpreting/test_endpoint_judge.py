@@ -25,6 +25,7 @@ from stub_endpoint import (
 
 from trimtab.errors import UserError
 from trimtab.interpreting import Exemplars, Meaning, Passage, Rating, ToRate, make_feature_judge
+from trimtab.interpreting.judge import PaidJudge
 from trimtab.interpreting.judges.endpoint import EndpointFeatureJudge, FeatureEndpointConfig
 from trimtab.interpreting.judges.questions import marked, read_meaning, read_numbers, read_rating
 from trimtab.judges import Transcript, Unjudged
@@ -174,6 +175,14 @@ def test_the_price_is_said_before_and_the_budget_kept(
     assert isinstance(judge.rate([SHIP])[0], Unjudged)
     assert not endpoint.asked
     assert "3 requests cost at most" in capsys.readouterr().err
+    assert isinstance(judge, PaidJudge)
+    assert judge.left == 1e-9
+    free = make_feature_judge(name, price_sent=1e6, price_received=1e6)
+    assert isinstance(free, PaidJudge)
+    assert free.left == float("inf")
+    free.rate([SHIP])
+    sent = [json.dumps(request["messages"], ensure_ascii=False).encode() for request in endpoint.asked]
+    assert free.cost([SHIP]) == sum(map(len, sent)) + 3 * 120  # bytes, and tokens of three replies
     with pytest.raises(UserError, match="judge option 'model'"):
         make_feature_judge(name, model="other")
 

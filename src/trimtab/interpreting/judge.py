@@ -112,3 +112,17 @@ class FeatureJudge(Protocol):
     def rate(self, texts: Sequence[ToRate]) -> Sequence[Rating | Unjudged]:
         """The scores of texts, in order."""
         ...
+
+
+@runtime_checkable
+class PaidJudge(FeatureJudge, Protocol):
+    """A judge that costs money."""
+
+    @property
+    def left(self) -> float:
+        """Of its budget; infinite if it has none."""
+        ...
+
+    def cost(self, texts: Sequence[ToRate]) -> float:
+        """What rating some texts costs at most, if each reply is of use."""
+        ...

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -112,7 +112,6 @@ class ChatClient:
     ) -> None:
         self.config, self.transcript, self.sleep = config, transcript or Transcript(), sleep
         self._billed_for_nothing = 0.0
-        self._announced = False
 
     @property
     def spent(self) -> float:
@@ -246,12 +245,15 @@ class ChatClient:
                 self._billed_for_nothing += self.config.cost(tokens)
             self._settled.notify_all()
 
+    def cost(self, requests: Iterable[_Request]) -> float:
+        """What single tries of some requests cost at most."""
+        return sum(self.config.cost(self._most(request)) for request in requests)
+
     def _announce(self, requests: Collection[_Request]) -> None:
-        """Say once, before anything is spent, what it may cost."""
-        c, most = self.config, sum(self.config.cost(self._most(request)) for request in requests)
-        if self._announced or not c.price_sent + c.price_received:
+        """Say what they may cost, before they are asked."""
+        c, most = self.config, self.cost(requests)
+        if not c.price_sent + c.price_received:
             return
-        self._announced = True
         budget = "" if c.budget is None else f", the budget is {c.budget:g}"
         print(
             f"trimtab: {c.name}: {len(requests):,} requests cost at most {most:.4g} at "

@@ -20,7 +20,7 @@ from trimtab.interpreting.axbench.result import ArmUtility, AxBench, make_result
 from trimtab.interpreting.axbench.writing import OwnArm, Text, Writer
 from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.instructions import Instructions
-from trimtab.interpreting.judge import Exemplars, FeatureJudge, Meaning, Rating, ToRate
+from trimtab.interpreting.judge import Exemplars, FeatureJudge, Meaning, PaidJudge, Rating, ToRate
 from trimtab.judges import Unjudged
 from trimtab.lm import DecodingConfig, LanguageModel, PositionRule
 from trimtab.runs import Meter, config_dict, read_json, text_id, write_json
@@ -147,7 +147,16 @@ def axbench(
         began = time.perf_counter()
         check = writer.check_fluency(options.seed)
         price.seconds_per_text = (time.perf_counter() - began) / writer.n_own
+    if isinstance(judge, PaidJudge):
+        # By the length of the model's own answers.
+        own_answers = zip(writer.instructions, writer.unsteered, strict=True)
+        like = [ToRate(meaning=judged[0].meaning, instruction=i, text=t, unsteered=t) for i, t in own_answers]
+        price.judging = judge.cost(like) * price.texts / len(like)
     (say or _to_stderr)(str(price))
+    if isinstance(judge, PaidJudge) and price.judging > judge.left:
+        why = f"it costs about {price.judging:.4g}, and {judge.left:.4g} is left of the budget"
+        hint = "raise it (--judge-option budget=…), or take fewer concepts, factors or instructions"
+        raise UserError(f"judging {price.texts:,} answers", why, hint)
     ground = Ground(
         model=model, site=place, concepts=[one.concept for one in judged], meanings=[one.meaning for one in judged],
         prompts=writer.prompts[: len(instructions.choosing)], dictionary=dictionary, seed=options.seed,
@@ -205,12 +214,13 @@ class _Price:
         self.texts, self.tokens = concepts * per_concept, concepts * per_concept * tokens
         step = max(1, ROWS // per_concept)
         self.blocks = [range(i, min(i + step, concepts)) for i in range(0, concepts, step)]
-        self.seconds_per_text = 0.0
+        self.seconds_per_text = self.judging = 0.0
 
     def __str__(self) -> str:
         minutes = self.texts * self.seconds_per_text / 60
         texts = f"{self.texts:,} answers to write and judge, of {self.tokens:,} tokens at most"
-        return f"{texts}; writing takes about {minutes:.0f} minutes"
+        judging = f", judging costs about {self.judging:.4g}" if self.judging else ""
+        return f"{texts}; writing takes about {minutes:.0f} minutes{judging}"
 
 
 def _to_stderr(line: str) -> None:

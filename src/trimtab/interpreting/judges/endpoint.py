@@ -6,6 +6,7 @@ A reply that is nonsense or cut short is asked for again; what gets no whole rep
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -119,6 +120,16 @@ class EndpointFeatureJudge:
             self._rating([next(replies) for _ in Rating._fields]) if one.text.strip() else Rating(0.0, 0.0, 0.0)
             for one in texts
         ]
+
+    @property
+    def left(self) -> float:
+        """Of the budget, in the currency of the prices; infinite if there is none."""
+        return math.inf if self.config.budget is None else self.config.budget - self.client.spent
+
+    def cost(self, texts: Sequence[ToRate]) -> float:
+        """What rating some texts costs at most, in the currency of the prices, if each reply is of use."""
+        asked = [question for one in texts for question in questions.rating_questions(one)]
+        return self.client.cost(self._request(*question) for question in asked)
 
     def _rating(self, replies: Sequence[str | NoReply]) -> Rating | Unjudged:
         gaps = [reply.reason for reply in replies if isinstance(reply, NoReply)]
