@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from trimtab.errors import UserError
-from trimtab.interpreting import mean_lifts, select_nested
+from trimtab.interpreting import mean_lifts, mean_pairs, select_nested
 from trimtab.interpreting.nested_selection import NestedSelection
 
 CHOOSING = np.arange(10) < 5
@@ -110,6 +110,20 @@ def test_one_criterion_over_another() -> None:
         np.random.default_rng(0).normal(size=(12, 2, 10)), dict.fromkeys("xy", np.arange(12)), CHOOSING
     )
     assert same.pairs[0].difference.high == pytest.approx(0, abs=1e-12)
+
+
+def test_one_criterion_over_another_in_many_tables() -> None:
+    """Mutation: take intervals over features, or subtract kept lifts from nested ones."""
+    many = tables(6, 12, planted=2.0)
+    (pair,) = mean_pairs(many)
+    nested, kept = ([getattr(a, name) - getattr(b, name) for a, b in (one.criteria for one in many)]
+                    for name in ("score", "kept_lift"))  # fmt: skip
+    for found, differences in ((pair.difference, nested), (pair.kept_difference, kept)):
+        expected = stats.ttest_1samp(differences, 0).confidence_interval()
+        assert [found.estimate, found.low, found.high] == pytest.approx([np.mean(differences), *expected])
+    assert pair.difference.low > 0
+    with pytest.raises(UserError, match="they have different criteria"):
+        mean_pairs([many[0], select_nested(np.ones((12, 2, 10)), {"x": np.arange(12)}, CHOOSING, n_random=2)])
 
 
 def test_gaps_are_left_out_and_counted() -> None:

@@ -108,6 +108,8 @@ def test_every_sae_has_its_scores(done: UtilityStudy, config: UtilityStudyConfig
     assert done.agreement.of().n == 6
     assert ("interpretability shuffled", "utility shuffled") in {(s.score, s.against) for s in done.agreement.shuffled}
     assert [one.tables for one in done.lifts] == [6, 6]
+    ((one, other),) = [(pair.criterion, pair.over) for pair in done.pairs]
+    assert (one, other) == ("delta-confidence", "firing-rate")
     assert read_record(config.run)["status"] == "done"
     cell = next((config.run / "cells").iterdir())
     kinds = {stage: read_record(cell / stage)["config"]["dtype"] for stage in ("rank", "axbench")}
@@ -171,7 +173,7 @@ def test_scores_that_are_all_equal_are_shown_without_a_rank(
         found = command.Study(study, run, InProcess()).result()
     assert found.agreement is None
     assert found.headline().startswith("Not ranked: before selection: all 6 values are 0.")
-    assert set(found.tables()) == {"SAEs", "lifts"}
+    assert set(found.tables()) == {"SAEs", "lifts", "pairs"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from trimtab.interpreting.judge import Exemplars, FeatureJudge, Meaning, Passage
 from trimtab.interpreting.judge_config import FeatureJudgeConfig
 from trimtab.interpreting.judges import make_feature_judge
 from trimtab.interpreting.labelled_texts import read_axbench
-from trimtab.interpreting.nested_selection import NestedSelection, mean_lifts, select_nested
+from trimtab.interpreting.nested_selection import NestedSelection, mean_lifts, mean_pairs, select_nested
 from trimtab.interpreting.scored_sae import ScoredSAE, read_scored_saes, simulate_saes
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "calibrate",
     "make_feature_judge",
     "mean_lifts",
+    "mean_pairs",
     "rank_agreement",
     "read_axbench",
     "read_scored_saes",

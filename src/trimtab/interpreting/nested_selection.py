@@ -389,9 +389,7 @@ def mean_lifts(selections: Sequence[NestedSelection]) -> list[MeanLift]:
     Raises:
         UserError: there is none, or they have different criteria.
     """
-    kinds = {tuple(one.criterion for one in each.criteria) for each in selections}
-    if len(kinds) != 1:
-        raise UserError("the selections", "there is none, or they have different criteria", "rank by the same ones")
+    _check_alike(selections)
     return [
         MeanLift(
             criterion=rows[0].criterion,
@@ -403,3 +401,40 @@ def mean_lifts(selections: Sequence[NestedSelection]) -> list[MeanLift]:
         )
         for rows in zip(*(each.criteria for each in selections), strict=True)
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanPair:
+    """How much more one criterion is lifted than another, over several tables; paired."""
+
+    criterion: str
+    over: str
+    difference: Interval
+    """Chosen elsewhere."""
+    kept_difference: Interval
+    """Where the best is kept."""
+
+
+def mean_pairs(selections: Sequence[NestedSelection]) -> list[MeanPair]:
+    """Differences of any two criteria over the selections of several SAEs, in which each has the same criteria.
+
+    Raises:
+        UserError: there is none, or they have different criteria.
+    """
+    _check_alike(selections)
+    kept = [{row.criterion: row.kept_lift for row in each.criteria} for each in selections]
+    return [
+        MeanPair(
+            criterion=pairs[0].criterion,
+            over=pairs[0].over,
+            difference=student_mean([pair.difference.estimate for pair in pairs]),
+            kept_difference=student_mean([one[pairs[0].criterion] - one[pairs[0].over] for one in kept]),
+        )
+        for pairs in zip(*(each.pairs for each in selections), strict=True)
+    ]
+
+
+def _check_alike(selections: Sequence[NestedSelection]) -> None:
+    kinds = {tuple(one.criterion for one in each.criteria) for each in selections}
+    if len(kinds) != 1:
+        raise UserError("the selections", "there is none, or they have different criteria", "rank by the same ones")

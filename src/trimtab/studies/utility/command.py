@@ -18,7 +18,7 @@ from trimtab.interpreting.agreement import rank_agreement
 from trimtab.interpreting.autointerp import AutointerpResult
 from trimtab.interpreting.axbench import AxBenchResult
 from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
-from trimtab.interpreting.nested_selection import mean_lifts
+from trimtab.interpreting.nested_selection import mean_lifts, mean_pairs
 from trimtab.runs import (
     Done,
     Failed,
@@ -152,6 +152,7 @@ class Study:
             raise UserError(f"{len(cells)} SAEs that came to the end", why, f"at least {LEAST} are needed for a rank")
         scored = [scored_sae(cell) for cell in cells]
         steered = [_steered(cell) for cell in cells]
+        selections = [one.selection for one in steered if one.selection is not None]
         agreement, unranked = None, ""
         try:
             agreement = rank_agreement(scored, n_resamples=plan.resamples, seed=plan.seed)
@@ -164,7 +165,8 @@ class Study:
             saes=tuple(scored),
             agreement=agreement,
             unranked=unranked,
-            lifts=tuple(mean_lifts([one.selection for one in steered if one.selection is not None])),
+            lifts=tuple(mean_lifts(selections)),
+            pairs=tuple(mean_pairs(selections)),
             failed=tuple(self.failed),
             features=plan.features,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trimtab.interpreting.agreement import RankAgreement
 from trimtab.interpreting.calibration import right_on
-from trimtab.interpreting.nested_selection import MeanLift
+from trimtab.interpreting.nested_selection import MeanLift, MeanPair
 from trimtab.interpreting.scored_sae import ScoredSAE
 from trimtab.runs import json_safe
 from trimtab.runs.figures import Point, plot_points
@@ -58,6 +58,8 @@ class UtilityStudy(Result):
     """Why not."""
     lifts: tuple[MeanLift, ...]
     """Of criteria over SAEs."""
+    pairs: tuple[MeanPair, ...]
+    """Of criteria, the one over the other."""
     failed: tuple[FailedCell, ...]
     features: int
     """Of each SAE, at most."""
@@ -89,6 +91,12 @@ class UtilityStudy(Result):
             Column("random, best kept", "random_kept", "+.3f"),
             Column("winner's curse", "curse", SIGNED),
         ]
+        pairs = [
+            Column("criterion", "criterion"),
+            Column("over", "over"),
+            Column("difference", "difference", SIGNED, note="chosen elsewhere"),
+            Column("difference, best kept", "kept_difference", SIGNED),
+        ]
         caption = (
             f"Utility of the features that a criterion selects among {self.features}, less that of all; direction, "
             "share and dose are chosen on other features and instructions. Intervals over SAEs. Judge: "
@@ -102,6 +110,7 @@ class UtilityStudy(Result):
         found = {
             "SAEs": Table(columns=saes, rows=self.saes, caption=missed),
             "lifts": Table(columns=lifts, rows=self.lifts, caption=caption),
+            "pairs": Table(columns=pairs, rows=self.pairs, caption="On the same features. Intervals over SAEs."),
             **(self.agreement.tables() if self.agreement is not None else {}),
         }
         if self.failed:
