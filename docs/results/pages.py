@@ -62,6 +62,7 @@ CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "
 WAYS = "unsteered found random activation-difference delta-confidence mean-difference prompting"
 WISHES = """runs/anger runs/british runs/business runs/code runs/fear runs/formal runs/joy runs/love runs/science
 runs/sports runs/surprise runs/world_news""".replace("\n", " ")
+GEMMA_WISHES = " ".join(f"runs/gemma-{name}" for name in ("business", "code", "formal", "joy", "past_tense", "sports"))
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
 
@@ -169,6 +170,16 @@ SOURCES = {
     "find-wishes": Source(
         "wishes", SHOWN_FILE, SHOWN, f"trimtab evaluate wishes {WISHES} --run runs/wishes",
         tables={"ways over wishes": "", "each wish": ""},
+    ),
+    "find-wishes-gemma": Source(
+        "wishes-gemma", SHOWN_FILE, SHOWN, f"trimtab evaluate wishes {GEMMA_WISHES} --run runs/wishes-gemma",
+        tables={"ways over wishes": "", "each wish": ""},
+    ),
+    "utility": Source(
+        "utility", SHOWN_FILE, SHOWN, "trimtab study utility recipes/utility-one-model.toml --run runs/utility",
+        tables=dict.fromkeys(
+            ("SAEs", "lifts", "pairs", "agreement", "groups", "given", "gain", "halves", "shuffled judge"), ""
+        ),
     ),
     "flags-self": Source(
         "flags-self", SHOWN_FILE, f"{SHOWN} difference",

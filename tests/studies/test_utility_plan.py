@@ -81,7 +81,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_study(tmp_path / "none.toml", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "models", "saes"), [("small", 2, 90), ("paper", 3, 90)])
+@pytest.mark.parametrize(("name", "models", "saes"), [("one-model", 1, 30), ("small", 2, 90), ("paper", 3, 90)])
 def test_recipes(name: str, models: int, saes: int, tmp_path: Path) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / f"utility-{name}.toml"
     study = read_study(recipe, tmp_path)
