@@ -57,10 +57,13 @@ def refused(path: Path | str, *parts: str) -> None:
         ({"architecture": "batchtopk"}, ["architecture 'batchtopk'", "saved for inference"]),
         ({"architecture": 3}, ["architecture 3"]),
         ({"architecture": MISSING}, ["field architecture", "missing"]),
-        ({"normalize_activations": "layer_norm"}, ["normalize_activations = 'layer_norm'", "unscaled"]),
-        ({"normalize_activations": "expected_average_only_in"}, ["normalize_activations", "fold the scale"]),
-        ({"normalize_activations": True}, ["normalize_activations = True"]),
-        ({"reshape_activations": "hook_z"}, ["reshape_activations = 'hook_z'", "one vector"]),
+        (
+            {"normalize_activations": "covariance_whitening"},
+            ["covariance_whitening", "trimtab computes", "fold"],
+        ),
+        ({"normalize_activations": 2}, ["normalize_activations = 2", "layer_norm"]),
+        ({"reshape_activations": "heads"}, ["reshape_activations = 'heads'", "hook_z"]),
+        ({"metadata": {"hook_head_index": "3", "sae_lens_version": "6.0.0"}}, ["hook_head_index", "whole number"]),
         ({"activation_fn": "tanh-relu"}, ["activation_fn = 'tanh-relu'"]),
         ({"finetuning_scaling_factor": True}, ["finetuning_scaling_factor = True"]),
         ({"apply_b_dec_to_input": "yes"}, ["apply_b_dec_to_input = 'yes'", "true or false"]),
@@ -87,9 +90,9 @@ def test_a_config_that_asks_for_something_else_names_the_field(saved, fields, pa
     refused(edit(saved, **fields), *parts, str(saved) if "architecture" not in fields else "")
 
 
-def test_an_old_file_of_joined_heads_is_refused(saved):
+def test_an_old_file_of_joined_heads_is_read(saved):
     edit(saved, metadata=MISSING, reshape_activations=MISSING, hook_name="blocks.4.attn.hook_z")
-    refused(saved, "reshape_activations = 'hook_z'")
+    assert load_dictionary(saved).info.site == "attn_z.4"
 
 
 def test_a_missing_tensor_is_named(saved):

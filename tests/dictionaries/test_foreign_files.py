@@ -19,11 +19,13 @@ from trimtab.dictionaries.foreign.dictionary_learning import CLASSES
 from trimtab.errors import UserError
 
 
-def write_dictionary_learning(path: Path, dict_class: str, tensors: Any = None, **trainer: Any) -> Path:
+def write_dictionary_learning(
+    path: Path, dict_class: str, tensors: Any = None, *, named: bool = True, **trainer: Any
+) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     fields = {
         "trainer_class": "Trainer",
-        "dict_class": dict_class,
+        "dict_class": dict_class if named else MISSING,
         "activation_dim": D,
         "dict_size": N,
         "layer": 3,
@@ -129,6 +131,37 @@ class TestDictionaryLearning:
         assert torch.equal(sae.W_dec, unit.T)
         assert torch.equal(sae.W_enc, tensors["encoder.weight"].T)
 
+    @pytest.mark.parametrize(
+        ("dict_class", "trainer_class"),
+        [(name, "") for name in TENSORS if name not in ("AutoEncoderTopK", "BatchTopKSAE")]
+        + [
+            ("AutoEncoderTopK", "TrainerTopK"),
+            ("BatchTopKSAE", "BatchTopKTrainer"),
+            ("AutoEncoder", "StandardTrainer"),
+        ],
+    )
+    def test_an_older_config_that_does_not_name_the_class(self, tmp_path, dict_class, trainer_class):
+        path = write_dictionary_learning(tmp_path / "a", dict_class, named=False, trainer_class=trainer_class)
+        sae = load_dictionary(path, dtype=torch.float64)
+        x = draw(300, D, seed=9).double()
+        torch.testing.assert_close(sae.encode(x), codes(dict_class, TENSORS[dict_class], x), rtol=1e-6, atol=1e-6)
+
+    def test_an_older_topk_config_without_a_threshold_can_be_nothing_else(self, tmp_path):
+        tensors = {name: tensor for name, tensor in TENSORS["AutoEncoderTopK"].items() if name != "threshold"}
+        path = write_dictionary_learning(tmp_path / "a", "AutoEncoderTopK", tensors, named=False)
+        assert load_dictionary(path).architecture == "topk"
+
+    def test_a_class_that_cannot_be_told_is_refused(self, tmp_path):
+        path = write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", named=False)
+        refused(path, "trainer.dict_class", "missing", "trainer_class")
+
+    @pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+    def test_names_of_a_wrapped_module_are_understood(self, tmp_path, prefix):
+        tensors = {prefix + name: tensor for name, tensor in TENSORS["BatchTopKSAE"].items()}
+        sae = load_dictionary(write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", tensors))
+        plain = load_dictionary(write_dictionary_learning(tmp_path / "b", "BatchTopKSAE"))
+        assert sae.fingerprint == plain.fingerprint
+
     def test_a_threshold_that_was_never_set_lets_every_positive_code_through_and_says_so(self, tmp_path):
         tensors = TENSORS["BatchTopKSAE"] | {"threshold": torch.tensor(-1.0)}
         path = write_dictionary_learning(tmp_path / "a", "BatchTopKSAE", tensors)
@@ -149,7 +182,6 @@ class TestDictionaryLearning:
         ("fields", "parts"),
         [
             ({"dict_class": "CrossCoder"}, ["trainer.dict_class = 'CrossCoder'", "trimtab reads AutoEncoder"]),
-            ({"dict_class": MISSING}, ["trainer.dict_class", "missing"]),
             ({"dict_class": 3}, ["trainer.dict_class = 3"]),
             ({"dict_size": MISSING}, ["trainer.dict_size", "missing"]),
             ({"activation_dim": 6.5}, ["trainer.activation_dim = 6.5", "positive integer"]),
@@ -361,7 +393,8 @@ class TestGemmaScope:
             ),
             ("gemma-scope-9b-it-res/layer_9/width_131k/canonical", "google/gemma-2-9b-it", "resid_post.9"),
             ("gemma-scope-27b-pt-mlp/layer_0/width_65k/average_l0_5", "google/gemma-2-27b", "mlp_out.0"),
-            ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "google/gemma-2-2b", ""),
+            ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "google/gemma-2-2b", "resid_pre.0"),
+            ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_6", "google/gemma-2-2b", "attn_z.3"),
             ("layer_20/width_16k/average_l0_71", "", ""),
             ("mine", "", ""),
         ],
@@ -374,9 +407,16 @@ class TestGemmaScope:
         info = load_dictionary(write_gemma_scope(tmp_path / PUBLISHED) / "params.npz").info
         assert info.metadata["gemma_scope"] == {"layer": 20, "width": "16k", "average_l0": 71}
 
-    @pytest.mark.parametrize(("kind", "why"), [("att", "all heads joined"), ("transcoders", "one site to another")])
-    def test_paths_of_other_coders_are_refused(self, tmp_path, kind, why):
-        refused(write_gemma_scope(tmp_path / f"gemma-scope-2b-pt-{kind}" / "layer_3"), why, f"gemma-scope-2b-pt-{kind}")
+    def test_an_embedding_is_read_before_it_is_scaled(self, tmp_path):
+        path = write_gemma_scope(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6")
+        sae, plain = (load_dictionary(p, dtype=torch.float64) for p in (path, write_gemma_scope(tmp_path / "a")))
+        e = draw(200, D, seed=9).double()
+        torch.testing.assert_close(sae.encode(e * D**0.5), plain.encode(e), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sae(e * D**0.5), plain(e) * D**0.5, rtol=1e-5, atol=1e-5)
+
+    def test_paths_of_transcoders_are_refused(self, tmp_path):
+        path = write_gemma_scope(tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_3")
+        refused(path, "one site to another", "gemma-scope-2b-pt-transcoders")
 
     @pytest.mark.parametrize(
         ("arrays", "parts"),
@@ -409,3 +449,140 @@ class TestGemmaScope:
         data[400] ^= 1
         (path / "params.npz").write_bytes(data)
         refused(path, "params.npz", "damaged or no NumPy file")
+
+
+GEMMA_2 = {"w_enc": PLAIN["W_enc"], "w_dec": PLAIN["W_dec"], "b_enc": PLAIN["b_enc"], "b_dec": PLAIN["b_dec"]}
+GEMMA_2 |= {"threshold": draw(N, seed=8).abs()}
+
+
+def write_gemma_scope_2(path: Path, config: dict[str, Any] | None = None, **tensors: Tensor) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    save_file(GEMMA_2 | tensors, path / "params.safetensors")
+    return path
+
+
+def jumprelu(x: Tensor, t: Tensors, threshold: Tensor) -> Tensor:
+    h = x @ t["W_enc"].double() + t["b_enc"].double()
+    return torch.where(h > threshold.double(), h, 0.0).clamp_min(0)
+
+
+class TestGemmaScope2:
+    def test_it_computes_what_saelens_computes(self, tmp_path):
+        assert_computes(
+            write_gemma_scope_2(tmp_path / "a"),
+            lambda x: jumprelu(x, PLAIN, GEMMA_2["threshold"]),
+            lambda f: f @ PLAIN["W_dec"].double() + PLAIN["b_dec"].double(),
+        )
+
+    @pytest.mark.parametrize(
+        ("path", "config", "model", "site"),
+        [
+            (
+                "gemma-scope-2-1b-pt/resid_post/layer_12_width_16k_l0_medium",
+                {"model_name": "gemma-v3-1b-pt", "hf_hook_point_in": "model.layers.12.output"},
+                "google/gemma-3-1b-pt",
+                "resid_post.12",
+            ),
+            (
+                "gemma-scope-2-270m-pt/resid_post_all/layer_5_width_16k_l0_small",
+                None,
+                "google/gemma-3-270m",
+                "resid_post.5",
+            ),
+            (
+                "attn_out/layer_5_width_16k_l0_small",
+                {"model_name": "google/gemma-3-4b-it", "hf_hook_point_in": "model.layers.5.self_attn.o_proj.input"},
+                "google/gemma-3-4b-it",
+                "attn_z.5",
+            ),
+            (
+                "mine",
+                {"hf_hook_point_in": "model.layers.5.post_feedforward_layernorm.output", "l0": 10},
+                "",
+                "mlp_out.5",
+            ),
+            ("mine", None, "", ""),
+        ],
+    )
+    def test_model_and_site_come_from_the_config_or_the_path(self, tmp_path, path, config, model, site):
+        info = load_dictionary(
+            write_gemma_scope_2(tmp_path / path, config and {"architecture": "jump_relu"} | config)
+        ).info
+        assert (info.model, info.site) == (model, site)
+
+    @pytest.mark.parametrize(
+        ("path", "config", "tensors", "parts"),
+        [
+            ("transcoder/layer_5_width_16k_l0_small", None, {}, ["one site to another"]),
+            ("clt/width_262k_l0_small", None, {}, ["one site to another"]),
+            (
+                "a",
+                {"hf_hook_point_in": "model.layers.5.x", "hf_hook_point_out": "model.layers.5.y"},
+                {},
+                ["to another"],
+            ),
+            ("a", None, {"affine_skip_connection": torch.ones(D, D)}, ["one site to another"]),
+            ("a", None, {"w_dec": torch.ones(N, 3, D)}, ["w_dec of shape [16, 3, 6]"]),
+            ("a", {"architecture": "topk"}, {}, ["architecture = 'topk'"]),
+            ("a", None, {"more": torch.ones(3)}, ["tensor more"]),
+            ("resid_post/layer_5_l0_small", {"hf_hook_point_in": "model.layers.6.output"}, {}, ["the path says"]),
+        ],
+    )
+    def test_what_is_no_sae_or_contradicts_itself_is_refused(self, tmp_path, path, config, tensors, parts):
+        refused(write_gemma_scope_2(tmp_path / path, config, **tensors), *parts)
+
+
+LLAMA = {
+    "act_fn": "jumprelu", "d_model": D, "d_sae": N, "dataset_average_activation_norm": {"in": 4.0, "out": 4.0},
+    "jump_relu_threshold": 0.3, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": False,
+    "use_decoder_bias": True, "use_glu_encoder": False, "apply_decoder_bias_to_pre_encoder": False,
+    "hook_point_in": "blocks.15.hook_resid_post", "hook_point_out": "blocks.15.hook_resid_post",
+}  # fmt: skip
+
+
+def write_llama_scope(path: Path, **fields: Any) -> Path:
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "hyperparams.json").write_text(json.dumps(without(LLAMA | fields)))
+    save_file(LINEAR | {"decoder.bias": draw(D, seed=4)}, path / "checkpoints" / "final.safetensors")
+    return path
+
+
+class TestLlamaScope:
+    @pytest.mark.parametrize("by_norm", [True, False])
+    def test_it_computes_what_saelens_computes(self, tmp_path, by_norm):
+        """Weights of scaled activations, a threshold of unscaled ones; by norm, a code counts with its row's length."""
+        scale, w = D**0.5 / 4, LINEAR["decoder.weight"].T.double()
+        threshold = 0.3 * scale / (w.norm(dim=1) if by_norm else torch.ones(N))
+        t = {"W_enc": LINEAR["encoder.weight"].T, "b_enc": LINEAR["encoder.bias"]}
+        assert_computes(
+            write_llama_scope(tmp_path / "Llama3_1-8B-Base-L15R-8x", sparsity_include_decoder_norm=by_norm),
+            lambda x: jumprelu(scale * x, t, threshold),
+            lambda f: (f @ w + draw(D, seed=4).double()) / scale,
+        )
+        info = load_dictionary(tmp_path / "Llama3_1-8B-Base-L15R-8x").info
+        assert (info.model, info.site) == ("meta-llama/Llama-3.1-8B", "resid_post.15")
+
+    def test_it_is_found_and_saved_again(self, tmp_path):
+        write_llama_scope(tmp_path / "all" / "one")
+        refused(tmp_path / "all", "holds no dictionary itself, but 1 below it", str(tmp_path / "all" / "one"))
+        sae = load_dictionary(tmp_path / "all" / "one")
+        assert load_dictionary(save_dictionary(sae, tmp_path / "ours")).fingerprint == sae.fingerprint
+
+    @pytest.mark.parametrize(
+        ("fields", "parts"),
+        [
+            ({"act_fn": "topk"}, ["act_fn = 'topk'"]),
+            ({"norm_activation": "token-wise"}, ["norm_activation = 'token-wise'"]),
+            ({"use_glu_encoder": True}, ["use_glu_encoder = True"]),
+            ({"hook_point_out": "blocks.15.hook_mlp_out"}, ["it is a transcoder"]),
+            ({"jump_relu_threshold": MISSING}, ["jump_relu_threshold", "missing"]),
+            ({"dataset_average_activation_norm": {"in": 0}}, ["dataset_average_activation_norm.in = 0", "positive"]),
+            ({"dataset_average_activation_norm": MISSING}, ["dataset_average_activation_norm", "missing"]),
+            ({"d_sae": N + 1}, ["encoder.weight of shape [16, 6]"]),
+        ],
+        ids=str,
+    )
+    def test_a_config_that_asks_for_something_else_names_the_field(self, tmp_path, fields, parts):
+        refused(write_llama_scope(tmp_path / "a", **fields), *parts)

@@ -102,8 +102,8 @@ class Unknown(nn.Module): ...
     [
         (Unknown(), "the Unknown in memory: it has neither SAELens's cfg.to_dict() nor one of dictionary_learning's"),
         (
-            StandardSAE(StandardSAEConfig(normalize_activations="layer_norm"), PLAIN),
-            "field normalize_activations = 'layer_norm' in the config of the StandardSAE in memory",
+            StandardSAE(StandardSAEConfig(normalize_activations="whitening"), PLAIN),
+            "field normalize_activations = 'whitening' in the config of the StandardSAE in memory",
         ),
         (StandardSAE(StandardSAEConfig(), PLAIN | THRESHOLD), "tensor threshold in the StandardSAE in memory"),
         (TopKSAE(TopKSAEConfig(k=99), PLAIN), "field k = 99 in the config of the TopKSAE in memory"),

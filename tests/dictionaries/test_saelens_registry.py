@@ -148,8 +148,8 @@ def test_a_hub_out_of_reach_is_told_from_a_broken_sae(saelens, error):
     ("fields", "parts"),
     [
         ({"architecture": "skip_transcoder"}, ["architecture 'skip_transcoder'"]),
-        ({"normalize_activations": "expected_average_only_in"}, ["normalize_activations", "the config of " + NAME]),
-        ({"reshape_activations": "hook_z"}, ["reshape_activations = 'hook_z'"]),
+        ({"normalize_activations": "covariance_whitening"}, ["normalize_activations", "the config of " + NAME]),
+        ({"reshape_activations": "heads"}, ["reshape_activations = 'heads'"]),
         ({"d_sae": 21}, ["tensor W_enc of shape [7, 20]", NAME]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -22,10 +22,16 @@ from trimtab.dictionaries.feature_examples import FeatureExamples
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, list_codes, pairs_of
 from trimtab.errors import UserError, did_you_mean
+from trimtab.lm.sites import RESIDUAL_KINDS, Site
 from trimtab.runs import whole_numbers
 
 FEATURE_NAMES = "feature_names"
 """Where a dictionary's metadata say what its features mean."""
+
+LOADED_WITH = "model_from_pretrained_kwargs"
+"""Where the metadata of SAELens's files say how the model was loaded."""
+OTHER_WEIGHTS = ("checkpoint_index", "checkpoint_value", "revision")
+"""Arguments there that name other weights under the same model's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,13 @@ class DictionaryInfo:
     """Site it reads, in trimtab's notation (`resid_post.15`); empty if the file does not say."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Whatever else the file says (training recipe, text, versions; `feature_names`, what each feature means)."""
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether it was trained on a residual stream without its mean; its encoder then does not see the mean."""
+        loaded = self.metadata.get(LOADED_WITH)
+        asked = isinstance(loaded, Mapping) and loaded.get("center_writing_weights") is True
+        return asked and bool(self.site) and Site.parse(self.site).kind in RESIDUAL_KINDS
 
 
 class Dictionary(nn.Module):
@@ -144,8 +157,21 @@ class Dictionary(nn.Module):
         """The reconstruction of what `encode_sparse` gives."""
         return self.decode(codes if isinstance(codes, Tensor) else codes.dense(self.n_features))
 
+    def rebuild(self, codes: SparseCodes | Float[Tensor, "... n"], x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """What codes of activations `x`, changed or not, decode to in the place of `x`."""
+        return self.decode(codes) if isinstance(codes, Tensor) else self.decode_sparse(codes)
+
+    @property
+    def has_fixed_units(self) -> bool:
+        """Whether a code of 1 is as long at every activation. `rebuild` works either way, `decode` only if so."""
+        return True
+
+    def code_unit(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"] | float:
+        """What a code of 1 at each of activations `x` comes to in model units, times the feature's decoder row."""
+        return 1.0
+
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return self.decode(self.encode(x))
+        return self.rebuild(self.encode(x), x)
 
     @cached_property
     def decoder_norms(self) -> Float[Tensor, " n"]:
@@ -199,9 +225,15 @@ class Dictionary(nn.Module):
         Models are the same if their fingerprints agree or if their names do, owner, directory and case aside.
         """
         trained_on = self.info.model
-        if not trained_on or _bare(trained_on) == _bare(model_name):
-            return
         if fingerprint and fingerprint == self.info.metadata.get("model_fingerprint"):
+            return
+        if not trained_on or _bare(trained_on) == _bare(model_name):
+            loaded = self.info.metadata.get(LOADED_WITH)
+            named = {name: loaded.get(name) for name in OTHER_WEIGHTS} if isinstance(loaded, Mapping) else {}
+            if other := ", ".join(f"{name} {value}" for name, value in named.items() if value not in (None, "main")):
+                why = f"{model_name} has that name, but may be another one"
+                hint = "allow any model (--any-model) if it is that one"
+                raise UserError(f"dictionary trained on {trained_on or 'a model'} of {other}", why, hint)
             return
         raise UserError(
             f"dictionary trained on {trained_on}",

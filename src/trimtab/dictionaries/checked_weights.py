@@ -18,6 +18,7 @@ from trimtab.errors import UserError
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_WRAPPERS = ("_orig_mod.", "module.")
 _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 
 
@@ -81,6 +82,7 @@ def take_weights(
     Raises:
         UserError: a tensor is missing, unknown, or not as it must be; the message names it.
     """
+    tensors = without_wrappers(tensors)
     names = names or {name: name for name in architecture.shapes}
     field, value = stated
     for name in names.values():
@@ -100,6 +102,15 @@ def take_weights(
     kept = {ours: architecture.shapes[ours][:: -1 if ours in transposed else 1] for ours in names}
     check_shapes({names[ours]: shape for ours, shape in kept.items()}, tensors, n=n, d=d, source=str(path))
     return {ours: tensors[name].T if ours in transposed else tensors[name] for ours, name in names.items()}
+
+
+def without_wrappers(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors under the names that they have without what wrapped the module when it was saved: torch.compile puts
+    `_orig_mod.` before all of them, DataParallel and DistributedDataParallel `module.`."""
+    for prefix in _WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return without_wrappers({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
 
 
 def pickle_error(path: Path) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,12 @@ class Fields(NamedTuple):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(name, "it must be a positive integer" if name in self.cfg else "it is missing")
         return value
+
+    def positive_number(self, name: str) -> float:
+        value = self.cfg.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.error(name, "it must be a positive number" if name in self.cfg else "it is missing")
+        return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
         value = self.cfg.get(name, default)

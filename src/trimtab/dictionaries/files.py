@@ -21,7 +21,7 @@ from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.dictionaries.checked_weights import PICKLES, FoundSAE, pickle_error
 from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.folding import fold_norms
-from trimtab.dictionaries.foreign import FORMATS, format_of
+from trimtab.dictionaries.foreign import FORMATS, directories, format_of
 from trimtab.dictionaries.foreign.objects import check_same, found_in_object
 from trimtab.dictionaries.foreign.saelens_registry import PREFIX, read_from_registry
 from trimtab.dictionaries.sae import SAE
@@ -56,6 +56,7 @@ def load_dictionary(
             one of dictionary_learning (`config.json`, `ae.pt`), sparsify (`cfg.json`, `sae.safetensors`) or Gemma Scope
             (`params.npz`);
             the name of a dictionary that ships with trimtab ("default", "smollm2-135m-instruct/resid_post.15");
+            one of Gemma Scope 2 (`params.safetensors`) or Llama Scope (`hyperparams.json`, `checkpoints/`);
             `saelens:RELEASE/SAE_ID`, any id of SAELens's registry, with the extra `saelens`;
             an SAE object of SAELens or dictionary_learning, whose weights are copied.
         site: where it reads, if it does not say so itself.
@@ -168,6 +169,12 @@ def check_fit(sae: SAE, model: LanguageModel, *, any_model: bool = False) -> Non
                 "choose a dictionary trained on this model" + f", or model {sae.info.model}" * bool(sae.info.model),
             ) from None
     sae.check_model(width, model.name)
+    if sae.info.is_centred and "rms" in type(model.layout.final_norm).__name__.lower():
+        raise UserError(
+            f"dictionary of a {sae.info.model or 'model'} with centred writing weights",
+            f"{model.name} has RMSNorm, which tells a mean, so that TransformerLens leaves such models as they are",
+            "take center_writing_weights out of the file's metadata, if it is this model's",
+        )
     if not any_model:
         sae.check_same_model(model.name, model.fingerprint)
 
@@ -178,7 +185,7 @@ def dictionaries_below(path: str | Path) -> list[Path]:
     path = Path(path).expanduser()
     if not path.is_dir() or _holds_one(path):
         return []
-    return sorted({file.parent for known in FORMATS for file in path.rglob(known.WEIGHTS_FILE)})
+    return sorted(directories("**", path))
 
 
 def trained_on(path_or_name: str | Path) -> str:
@@ -247,8 +254,7 @@ def _check_not_above(path: Path) -> None:
     """Raise a `UserError` that names some dictionaries below a directory that holds none itself."""
     if _holds_one(path):
         return
-    depths, files = ("*", "*/*", "*/*/*"), [known.WEIGHTS_FILE for known in FORMATS]
-    below = sorted({file.parent for name in files for depth in depths for file in path.glob(f"{depth}/{name}")})
+    below = sorted(set[Path]().union(*(directories(depth, path) for depth in ("*", "*/*", "*/*/*"))))
     if below:
         raise UserError(
             f"dictionary {path}",

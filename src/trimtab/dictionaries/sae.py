@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.dictionaries.base import Dictionary, DictionaryInfo
 from trimtab.dictionaries.config_fields import Fields
+from trimtab.dictionaries.normalising import NORMALISATIONS, Normalisation, row_scale
 from trimtab.dictionaries.sparse import SparseCodes, decode_pairs
 from trimtab.errors import UserError
 from trimtab.runs import whole_numbers
@@ -31,6 +32,8 @@ class SAE(Dictionary):
     Args:
         by_place, by_name: the weights, in the order or under the names of `shapes`.
         apply_b_dec_to_input: whether the encoder sees x − b_dec (True) or x.
+        normalize_activations: whether each activation is first scaled by its own norm (`dictionaries.normalising`);
+            codes are then in units that differ from one activation to the next (`code_unit`).
         info: where the dictionary comes from.
 
     Raises:
@@ -57,6 +60,7 @@ class SAE(Dictionary):
         self,
         *by_place: Tensor,
         apply_b_dec_to_input: bool = True,
+        normalize_activations: Normalisation = "none",
         info: DictionaryInfo | None = None,
         **by_name: Tensor,
     ) -> None:
@@ -65,14 +69,16 @@ class SAE(Dictionary):
         if weights.keys() != self.shapes.keys() or len(weights) != len(by_place) + len(by_name):
             raise TypeError(f"the weights of {type(self).__name__} are {', '.join(self.shapes)}, each once")
         check_shapes(self.shapes, weights, n=weights["W_dec"].shape[0], d=weights["W_dec"].shape[-1])
-        self.apply_b_dec_to_input = apply_b_dec_to_input
+        self.apply_b_dec_to_input, self.normalize_activations = apply_b_dec_to_input, normalize_activations
         for name in self.shapes:
             self.register_parameter(name, nn.Parameter(weights[name].detach(), requires_grad=False))
 
     @classmethod
     def read_settings(cls, field: Fields, n: int) -> dict[str, Any]:
         """The settings of an SAE of n features in a `cfg.json`, whose fields are checked as they are read."""
-        return {"apply_b_dec_to_input": field.boolean("apply_b_dec_to_input", default=True)}
+        settings: dict[str, Any] = {"apply_b_dec_to_input": field.boolean("apply_b_dec_to_input", default=True)}
+        kind = field.cfg.get("normalize_activations")
+        return settings | ({"normalize_activations": kind} if kind in NORMALISATIONS and kind != "none" else {})
 
     def codes(self, x: Float[Tensor, "... d"], ids: Int[Tensor, " m"] | None) -> Float[Tensor, "... m"]:
         """Codes of the features `ids`, or of all."""
@@ -107,20 +113,60 @@ class SAE(Dictionary):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"apply_b_dec_to_input": self.apply_b_dec_to_input, **super().settings}
+        own = {"apply_b_dec_to_input": self.apply_b_dec_to_input, **super().settings}
+        if self.normalize_activations != "none":
+            own["normalize_activations"] = self.normalize_activations
+        return own
+
+    @property
+    def has_fixed_units(self) -> bool:
+        return self.normalize_activations == "none"
 
     def encoder_input(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """`x` in the weights' precision, minus b_dec where the encoder expects it so."""
+        """`x` in the weights' precision, scaled by its own norm and minus b_dec where the encoder expects it so."""
         _check_last(x, self.d_in, "encode")
         x = x.to(self.W_enc.dtype)
+        if self.normalize_activations != "none":
+            x = row_scale(self.normalize_activations, x).z
         return x - self.b_dec if self.apply_b_dec_to_input else x
 
     def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
+        self._check_fixed_units()
+        return self.decoded(f)
+
+    def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+        self._check_fixed_units()
+        return self.decoded_sparse(codes)
+
+    def rebuild(self, codes: SparseCodes | Float[Tensor, "... n"], x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        found = self.decoded(codes) if isinstance(codes, Tensor) else self.decoded_sparse(codes)
+        if self.info.is_centred:
+            return found + x.to(found.dtype).mean(dim=-1, keepdim=True)
+        if self.normalize_activations == "none":
+            return found
+        scale = row_scale(self.normalize_activations, x.to(found.dtype))
+        return found * scale.unit + scale.shift
+
+    def code_unit(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"] | float:
+        kind = self.normalize_activations
+        return 1.0 if kind == "none" else row_scale(kind, x.to(self.W_dec.dtype)).unit
+
+    def decoded(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
+        """f W_dec + b_dec, in the units of what the encoder sees."""
         _check_last(f, self.n_features, "decode")
         return f @ self.W_dec + self.b_dec
 
-    def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
-        return self.decode(codes) if isinstance(codes, Tensor) else decode_pairs(codes.pairs(), self.W_dec) + self.b_dec
+    def decoded_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+        """The same of what `encode_sparse` gives."""
+        if isinstance(codes, Tensor):
+            return self.decoded(codes)
+        return decode_pairs(codes.pairs(), self.W_dec) + self.b_dec
+
+    def _check_fixed_units(self) -> None:
+        if not self.has_fixed_units:
+            why = f"the SAE scales each activation by its own norm ({self.normalize_activations})"
+            hint = "give the activations, too: sae.rebuild(codes, x), or sae(x)"
+            raise UserError("decoding codes alone", why, hint)
 
 
 def _check_last(given: object, width: int, what: str) -> None:

@@ -61,7 +61,7 @@ def reconstruct(
         excluded["outlier"] += int((~usual).sum())
         x = x[usual].float()
         f = dictionary.encode_sparse(x)
-        metrics.update(x, dictionary.decode_sparse(f), f, document[usual])
+        metrics.update(x, dictionary.rebuild(f, x), f, document[usual])
         stats.update(f)
         total.add_(x.double().sum(dim=0).cpu())
 

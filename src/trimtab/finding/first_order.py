@@ -178,14 +178,14 @@ class _Sums:
     ) -> Float[Tensor, "R n"]:
         """Mean codes of each answer; what removing features does is added up."""
         W, n = self.sae.W_dec.detach(), self.sae.n_features
-        codes = self.sae.encode_sparse(x)
+        codes, unit = self.sae.encode_sparse(x), self.sae.code_unit(x)
         row = torch.arange(len(share), device=x.device).repeat_interleave(share.shape[1])
         found = x.new_zeros(len(share), n)
         if isinstance(codes, Tensor):
-            self.remove -= (codes * (g @ W.T)).sum(0)
+            self.remove -= (codes * unit * (g @ W.T)).sum(0)
             return found.index_add_(0, row, share.flatten()[:, None] * codes)
         slope = torch.einsum("pkd,pd->pk", W[codes.indices], g)
-        self.remove.index_add_(0, codes.indices.flatten(), -(codes.values * slope).flatten())
+        self.remove.index_add_(0, codes.indices.flatten(), -(codes.values * unit * slope).flatten())
         place = row[:, None] * n + codes.indices
         found.view(-1).index_add_(0, place.flatten(), (share.flatten()[:, None] * codes.values).flatten())
         return found

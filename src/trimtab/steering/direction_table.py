@@ -62,7 +62,8 @@ class DirectionTable:
         stats = dictionary.feature_stats
         table = cls.__new__(cls)
         table.rows = dictionary.directions
-        table.max_activation = None if stats is None else torch.as_tensor(stats.max_activation)
+        known = stats is not None and dictionary.has_fixed_units  # otherwise maxima are in no unit of the model
+        table.max_activation = torch.as_tensor(stats.max_activation) if stats and known else None
         table.live = None if stats is None else torch.as_tensor(stats.live)
         table.length = None
         table.hash = dictionary.fingerprint
@@ -137,8 +138,8 @@ class DirectionTable:
         if self.dictionary is None:
             return self.projections(x, feature)
         ids, slot = torch.unique(feature.clamp_min(0), return_inverse=True)
-        codes = self.dictionary.encode_features(x, ids) * self.dictionary.decoder_norms.to(x.device)[ids]
-        return codes.gather(1, slot)
+        lengths = self.dictionary.decoder_norms.to(x.device)[ids] * self.dictionary.code_unit(x)
+        return (self.dictionary.encode_features(x, ids) * lengths).gather(1, slot)
 
     def projections(self, x: Float[Tensor, "R d"], feature: Int[Tensor, "R K"]) -> Float[Tensor, "R K"]:
         """x·v̂ of each slot's direction; exact along axes."""
@@ -154,7 +155,7 @@ class DirectionTable:
     def all_strengths(self, x: Float[Tensor, "R d"]) -> Float[Tensor, "R n"]:
         """f(x)·‖W_dec‖ of every feature."""
         assert self.dictionary is not None
-        return self.dictionary.encode(x) * self.dictionary.decoder_norms.to(x.device)
+        return self.dictionary.encode(x) * self.dictionary.decoder_norms.to(x.device) * self.dictionary.code_unit(x)
 
 
 def as_vector(given: Any) -> Tensor:

@@ -265,4 +265,4 @@ class ReconstructionSource(ReplacingSource):
         if self.features is not None:
             kept = torch.zeros_like(codes)
             kept[:, list(self.features)] = codes[:, list(self.features)]
-        return dictionary.decode(kept) + (x - dictionary.decode(codes) if self.with_error else 0)
+        return dictionary.rebuild(kept, x) + (x - dictionary.rebuild(codes, x) if self.with_error else 0)

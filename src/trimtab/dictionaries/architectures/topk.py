@@ -64,8 +64,8 @@ class TopK(SAE):
         f = self.encode_sparse(flat).dense(self.n_features).reshape(*x.shape[:-1], self.n_features)
         return columns(f, ids)
 
-    def decode(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
-        return super().decode(f / self._divisor() if self.rescale_acts_by_decoder_norm else f)
+    def decoded(self, f: Float[Tensor, "... n"]) -> Float[Tensor, "... d"]:
+        return super().decoded(f / self._divisor() if self.rescale_acts_by_decoder_norm else f)
 
     def encode_sparse(self, x: Float[Tensor, "B d"]) -> SparseCodes:
         """The k codes of every row."""
@@ -75,10 +75,10 @@ class TopK(SAE):
         codes = largest(h, self.k)
         return codes._replace(values=codes.values.relu())
 
-    def decode_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
+    def decoded_sparse(self, codes: SparseCodes | Float[Tensor, "B n"]) -> Float[Tensor, "B d"]:
         if self.rescale_acts_by_decoder_norm and not isinstance(codes, Tensor):
             codes = codes._replace(values=codes.values / self._divisor()[codes.indices])
-        return super().decode_sparse(codes)
+        return super().decoded_sparse(codes)
 
     def _divisor(self) -> Float[Tensor, " n"]:
         return self.decoder_norms.clamp_min(torch.finfo(self.W_dec.dtype).tiny)

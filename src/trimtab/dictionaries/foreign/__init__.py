@@ -10,10 +10,16 @@ from pathlib import Path
 from types import ModuleType
 
 from trimtab.dictionaries import saelens_layout
-from trimtab.dictionaries.foreign import dictionary_learning, gemma_scope, sparsify
+from trimtab.dictionaries.foreign import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, sparsify
 
-FORMATS = (saelens_layout, sparsify, dictionary_learning, gemma_scope)
+FORMATS = (saelens_layout, sparsify, dictionary_learning, gemma_scope, gemma_scope_2, llama_scope)
 """Every layout that can be read; the first one that a directory fits is taken."""
+
+
+def directories(pattern: str, below: Path) -> set[Path]:
+    """Directories below one that hold some format's weights, at depths that `pattern` says (`**`, `*/*`)."""
+    found = ((file, known.WEIGHTS_FILE) for known in FORMATS for file in below.glob(f"{pattern}/{known.WEIGHTS_FILE}"))
+    return {file.parents[name.count("/")] for file, name in found}
 
 
 def format_of(path: Path) -> ModuleType:

@@ -22,9 +22,9 @@ from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.architectures.standard import Standard
 from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.checked_weights import FoundSAE, damage_named, take_weights
+from trimtab.dictionaries.checked_weights import FoundSAE, damage_named, take_weights, without_wrappers
 from trimtab.dictionaries.config_fields import GET_AGAIN, Fields
-from trimtab.dictionaries.foreign.module_paths import site_of_submodule
+from trimtab.dictionaries.module_paths import site_of_submodule
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 
@@ -77,9 +77,12 @@ def found_in_trainer(trainer: Fields, tensors: Mapping[str, Tensor], file: Path 
         UserError: a field is missing or of a kind that trimtab does not compute, or a tensor does not fit (`file` is
             where it is from); the message names it.
     """
-    name = trainer.cfg.get("dict_class")
+    tensors = without_wrappers(tensors)
+    name = trainer.cfg.get("dict_class", _class_of(trainer, tensors))
     if not isinstance(name, str) or name not in CLASSES:
-        why = f"trimtab reads {', '.join(CLASSES)}" if "dict_class" in trainer.cfg else "it is missing"
+        why = f"trimtab reads {', '.join(CLASSES)}"
+        if "dict_class" not in trainer.cfg:
+            why = "it is missing, and neither trainer_class nor the tensors say which it is"
         raise trainer.error("dict_class", why, "use a dictionary of another class")
     known = CLASSES[name]
     n, d = trainer.positive_integer("dict_size"), trainer.positive_integer("activation_dim")
@@ -99,6 +102,27 @@ def found_in_trainer(trainer: Fields, tensors: Mapping[str, Tensor], file: Path 
         weights["threshold"] = _threshold(tensors, file, name).expand(n).clone()
     info = DictionaryInfo(architecture=known.architecture.architecture)
     return FoundSAE(known.architecture, weights, settings, info, known.unit_rows)
+
+
+def _class_of(trainer: Fields, tensors: Mapping[str, Tensor]) -> str:
+    """The class that an older config, which does not name it, belongs to: the one that the tensors fit, and among two
+    that they fit the one that the trainer saves; empty if that leaves none or several."""
+    trained_by = str(trainer.cfg.get("trainer_class") or "").lower()
+    fitting = [
+        name
+        for name, known in CLASSES.items()
+        if (needed := _needed(known)) <= set(tensors) <= needed | set(known.buffers)
+    ]
+    if len(fitting) > 1:
+        batched = "batchtopk" in trained_by
+        fitting = [name for name in fitting if "topk" in trained_by and ("BatchTopK" in name) == batched]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def _needed(known: DictClass) -> set[str]:
+    """The tensors without which it is not that class."""
+    running = {"threshold"} if known.architecture is JumpReLU else set[str]()
+    return set(known.names.values()) | ((running | {"group_sizes"}) & set(known.buffers))
 
 
 def _load(file: Path) -> dict[str, Tensor]:

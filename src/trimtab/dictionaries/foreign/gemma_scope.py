@@ -2,6 +2,8 @@
 
 The arrays are W_enc [d, n], b_enc, W_dec [n, d], b_dec and threshold; the encoder sees x itself, not x − b_dec. The
 file does not say what it belongs to; the published path does: gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71.
+Those of `att` read all heads joined, those of `embedding` the embedding before Gemma multiplies it by √d, which makes
+it `resid_pre.0`: their weights take up the factor.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ from trimtab.dictionaries.architectures.jumprelu import JumpReLU
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.checked_weights import FoundSAE, damage_named, take_weights
 from trimtab.dictionaries.config_fields import GET_AGAIN
+from trimtab.dictionaries.normalising import fold_input_scale
 from trimtab.errors import UserError
 
 WEIGHTS_FILE = "params.npz"
 CONFIG_FILE = ""
-_SITES = {"res": "resid_post", "mlp": "mlp_out"}
+_SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_z"}
 
 
 def read(path: Path) -> FoundSAE:
     """Read a directory with `params.npz`. Raises a `UserError` that names the file and the array, also if the path says
-    that it is a transcoder or reads all heads joined."""
+    that it is a transcoder."""
     info = _info(path)
     file = path / WEIGHTS_FILE
     tensors = _load(file)
@@ -37,6 +40,8 @@ def read(path: Path) -> FoundSAE:
         raise UserError(what, "it must be [features, width]", GET_AGAIN)
     n, d = tensors["W_dec"].shape if "W_dec" in tensors else (0, 0)
     weights = take_weights(tensors, file, JumpReLU, n=n, d=d, stated=("format", "Gemma Scope"))
+    if info.site == "resid_pre.0":
+        weights = fold_input_scale(weights, d**-0.5)
     return FoundSAE(JumpReLU, weights, {"apply_b_dec_to_input": False}, info)
 
 
@@ -61,10 +66,10 @@ def _info(path: Path) -> DictionaryInfo:
         size, tuning, kind = release.groups()
         model = f"google/gemma-2-{size}" + "-it" * (tuning == "it")
         if kind not in _SITES:
-            why = "it reads all heads joined" if kind == "att" else "it maps one site to another"
-            raise UserError(
-                f"dictionary {path}", f"{why} ({release[0]})", "use one of the residual stream or of an MLP"
-            )
+            hint = "use one of the residual stream, of an MLP or of attention (res, mlp, att)"
+            raise UserError(f"dictionary {path}", f"it maps one site to another ({release[0]})", hint)
+        if "/embedding/" in text[release.end() :]:
+            site = "resid_pre.0"
         if about["layer"] is not None:
             site = f"{_SITES[kind]}.{about['layer']}"
     return DictionaryInfo(

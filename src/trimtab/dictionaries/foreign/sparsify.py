@@ -17,7 +17,7 @@ from trimtab.dictionaries.architectures.topk import TopK
 from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.checked_weights import FoundSAE, read_safetensors, take_weights
 from trimtab.dictionaries.config_fields import Fields
-from trimtab.dictionaries.foreign.module_paths import site_of_module
+from trimtab.dictionaries.module_paths import site_of_module
 
 WEIGHTS_FILE = "sae.safetensors"
 CONFIG_FILE = "cfg.json"

@@ -150,7 +150,7 @@ def kept_and_removed(
         keep: the features, such as those with an F1 of 0.6 or more.
     """
     f = dictionary.encode(x) * keep
-    return dictionary.decode(f), x - f @ dictionary.W_dec.detach()
+    return dictionary.rebuild(f, x), x - (f @ dictionary.W_dec.detach()) * dictionary.code_unit(x)
 
 
 def value_scores(

@@ -97,13 +97,13 @@ def _named_parts(
 def split_dictionary(dictionary: Dictionary, x: Float[Tensor, "P w"]) -> Parts:
     """What the dictionary gives without features, what it leaves out, and one part for each active feature."""
     f, rows = dictionary.encode(x), dictionary.W_dec.detach()
-    bias = dictionary.decode(torch.zeros_like(f[:1]))
+    bias = dictionary.rebuild(torch.zeros_like(f), x)
     counts = (f != 0).sum(1)
     most = max(1, int(counts.max())) if len(f) else 1
     value, index = f.abs().topk(most, dim=1)
     value = f.gather(1, index)
-    features = value[..., None] * rows[index]
-    whole = torch.cat([bias.expand_as(x)[:, None], (x - bias - features.sum(1))[:, None], features], 1)
+    features = (value * dictionary.code_unit(x))[..., None] * rows[index]
+    whole = torch.cat([bias[:, None], (x - bias - features.sum(1))[:, None], features], 1)
     first = torch.tensor([BIAS, ERROR], device=index.device).expand(len(x), -1)
     index = torch.cat([first, torch.where(value == 0, BIAS, index + 2)], 1)
     return Parts(lambda n: ("bias", "error")[n] if n < 2 else str(n - 2), dictionary.n_features + 2, index, whole)

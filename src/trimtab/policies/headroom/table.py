@@ -121,7 +121,8 @@ def headroom_table(
     cache = setting.prompt_cache or PromptCache(model)
     if x is None:
         x = last_prompt_activations(model, prompts, setting.needed_site(), cache)
-    codes = dictionary.encode(torch.from_numpy(x).to(model.device)) * dictionary.decoder_norms
+    read = torch.from_numpy(x).to(model.device)
+    codes = dictionary.encode(read) * dictionary.decoder_norms * dictionary.code_unit(read)
     told = progress or (lambda _: None)
     if candidates.rule == "all":
         reward = _through_the_prefix(setting, prompts, noise, told)

@@ -10,12 +10,23 @@ import re
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
 _KIND = re.compile(r"(resid_pre|resid_mid|resid_post|attn_out|mlp_out)(?:(?:_layer)?[_.]?(\d+))?")
+_HEADS = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.self_attn\.o_proj\.input")
+_MLP_NORM = re.compile(r"(?:.*\.)?layers\.(\d+)\.post_feedforward_layernorm(?:\.output)?")
+"""Gemma's, whose output is what the MLP adds."""
 
 
 def site_of_module(path: str) -> str:
-    """`model.layers.7` → `resid_post.7`; empty for any other module."""
-    match = _LAYER.fullmatch(path)
-    return f"resid_post.{match[1]}" if match else ""
+    """`model.layers.7` → `resid_post.7`; empty for what is not certain.
+
+    `.output` or `.input` may follow: the input of a layer is `resid_pre`, that of the attention's output projection
+    `attn_z` of all heads.
+    """
+    if match := _LAYER.fullmatch(path.removesuffix(".output").removesuffix(".input")):
+        return f"resid_{'pre' if path.endswith('.input') else 'post'}.{match[1]}"
+    for pattern, kind in ((_HEADS, "attn_z"), (_MLP_NORM, "mlp_out")):
+        if match := pattern.fullmatch(path):
+            return f"{kind}.{match[1]}"
+    return ""
 
 
 def site_of_submodule(name: str, layer: object) -> str:
