@@ -69,7 +69,8 @@ class SAE(Dictionary):
         if weights.keys() != self.shapes.keys() or len(weights) != len(by_place) + len(by_name):
             raise TypeError(f"the weights of {type(self).__name__} are {', '.join(self.shapes)}, each once")
         check_shapes(self.shapes, weights, n=weights["W_dec"].shape[0], d=weights["W_dec"].shape[-1])
-        self.apply_b_dec_to_input, self.normalize_activations = apply_b_dec_to_input, normalize_activations
+        self.apply_b_dec_to_input = apply_b_dec_to_input
+        self.normalize_activations: Normalisation = normalize_activations
         for name in self.shapes:
             self.register_parameter(name, nn.Parameter(weights[name].detach(), requires_grad=False))
 
