@@ -17,7 +17,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from trimtab.activations.packing import PackedText, SequenceBatch
-from trimtab.activations.row_selection import candidates, capture_rows, norms
+from trimtab.activations.row_selection import candidates, capture_rows, check_finite, norms
 from trimtab.activations.sequences import HarvestOptions, batch_order
 from trimtab.activations.shards import Split
 from trimtab.distributed import Ranks, Transfer
@@ -80,7 +80,7 @@ class Forwards:
         """Median norm per site over the first training batches (about 8,000 rows), which are kept for `read`.
 
         Raises:
-            UserError: none of their tokens may become a row.
+            UserError: none of their tokens may become a row, or an activation is not finite.
         """
         seen: dict[str, list[Tensor]] = {site: [] for site in self.widths}
         total = 0
@@ -89,6 +89,7 @@ class Forwards:
             keep = torch.from_numpy(candidates(batch, self.special).keep.ravel())
             buffer = self._run(batch)
             buffer.wait()
+            self._check_finite(batch, buffer.norms, keep)
             for site, found in buffer.norms.items():
                 seen[site].append(found[keep])
             self._kept["train", number] = buffer
@@ -100,9 +101,14 @@ class Forwards:
         return {site: float(torch.cat(found).median()) for site, found in seen.items()}
 
     def choose(self, batch: BatchRows, norm_median: Mapping[str, float]) -> ChosenRows:
-        """Which tokens of a batch become rows: candidates whose norms are usual at every site."""
+        """Which tokens of a batch become rows: candidates whose norms are usual at every site.
+
+        Raises:
+            UserError: an activation of a candidate is not finite.
+        """
         tokens = batch.sequences
         keep, first, special = candidates(tokens, self.special)
+        self._check_finite(tokens, batch.norms, torch.from_numpy(keep.ravel()))
         limit = {site: self.options.outlier_norm * median for site, median in norm_median.items()}
         usual = torch.stack([norms <= limit[site] for site, norms in batch.norms.items()]).all(0).numpy()
         chosen = np.flatnonzero(keep.ravel() & usual)
@@ -110,6 +116,11 @@ class Forwards:
         origin = np.stack([a.ravel()[chosen] for a in (tokens.tokens, tokens.document, tokens.position, slot)])
         left_out = {"first": first, "special": special, "outlier": int(keep.sum()) - len(chosen)}
         return ChosenRows(chosen, origin, left_out)
+
+    def _check_finite(self, batch: SequenceBatch, norms: Mapping[str, Tensor], keep: Tensor) -> None:
+        place = keep.nonzero()[:, 0]
+        for site, found in norms.items():
+            check_finite(self.model, batch, place, found[place], site)
 
     def read(self, stretches: Sequence[Stretch]) -> Iterator[BatchRows]:
         """On rank 0: the batches of all stretches, in order, whichever rank ran them.

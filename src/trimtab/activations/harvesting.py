@@ -236,8 +236,8 @@ class _Harvester:
                         "use the same settings, or another directory",
                     )
             return index
+        medians = self.forwards.median_norms()  # what is refused leaves no directory
         self.directory.mkdir(parents=True, exist_ok=True)
-        medians = self.forwards.median_norms()
         write_documents(
             self.directory, self.corpus.ids, self.corpus.sources, split_corpus(self.corpus, self.options.holdout)
         )

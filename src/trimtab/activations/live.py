@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.activations.forwards import Forwards
 from trimtab.activations.packing import TokenisedCorpus, tokenise
-from trimtab.activations.row_selection import candidates, capture_rows, norms
+from trimtab.activations.row_selection import candidates, capture_rows, check_finite, norms
 from trimtab.activations.row_sources import PooledSource
 from trimtab.activations.sequences import HarvestOptions, pack_splits
 from trimtab.activations.shards import Split
@@ -87,7 +87,9 @@ class LiveSource(PooledSource):
             rows = x.index_select(0, keep)
             place = slice(filled, filled + len(rows))
             pool[place].copy_(rows)
-            usual[place] = norms(rows).le(self.options.outlier_norm * self.norm_median).cpu()
+            found = norms(rows).cpu()
+            check_finite(self.model, batch, keep.cpu(), found, self.site)
+            usual[place] = found <= self.options.outlier_norm * self.norm_median
             filled += len(rows)
         outliers, others = torch.where(~usual)[0], torch.where(usual)[0]
         if len(outliers) and len(others):

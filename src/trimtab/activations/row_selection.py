@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from trimtab.activations.packing import SequenceBatch
-from trimtab.lm import LanguageModel, Site, TokenBatch, capture
+from trimtab.lm import LanguageModel, Site, TokenBatch, capture, not_finite_error
 
 
 class Candidates(NamedTuple):
@@ -51,6 +51,21 @@ def capture_rows(
     with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         found = capture(model, TokenBatch.full(ids), sites)
     return {site: found[site].reshape(ids.numel(), -1) for site in sites}
+
+
+def check_finite(
+    model: LanguageModel, batch: SequenceBatch, place: Int[Tensor, " K"], norms: Float[Tensor, " K"], site: Site | str
+) -> None:
+    """Raise a `UserError` that names the first site and token at which an activation is not finite.
+
+    Args:
+        place: some of the batch's B·T tokens, on the CPU like the norms.
+        norms: of their activations at the site.
+    """
+    bad = (~norms.isfinite()).nonzero()
+    if len(bad):
+        row, slot = divmod(int(place[int(bad[0])]), batch.tokens.shape[1])
+        raise not_finite_error(model, batch.tokens[row, : slot + 1].tolist(), f"activations at {site}")
 
 
 def norms(rows: Tensor) -> Float[Tensor, " R"]:

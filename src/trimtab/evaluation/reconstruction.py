@@ -15,7 +15,7 @@ from trimtab.dictionaries.base import Dictionary
 from trimtab.dictionaries.core_metrics import CoreMetricsAccumulator, DocumentTotals
 from trimtab.dictionaries.feature_stats import FeatureStats, FeatureStatsAccumulator
 from trimtab.evaluation.documents import PassOptions
-from trimtab.lm import LanguageModel, Site, capture
+from trimtab.lm import LanguageModel, Site, capture, not_finite_error
 
 _MEDIAN_ROWS = 8_192
 
@@ -70,7 +70,11 @@ def reconstruct(
             x = capture(model, batch.tokens, [site])[site].flatten(2)
             excluded["first"] += x.shape[0]
             excluded["special"] += int((~batch.candidate[:, 1:]).sum())
-            waiting.append((x[batch.candidate], batch.document[batch.candidate]))
+            rows = x[batch.candidate]
+            if len(bad := (~norms(rows).isfinite()).nonzero()):
+                row, slot = batch.candidate.nonzero()[int(bad[0])].tolist()
+                raise not_finite_error(model, batch.tokens.ids[row, : slot + 1].tolist(), f"activations at {site}")
+            waiting.append((rows, batch.document[batch.candidate]))
             if norm_limit is None and sum(len(rows) for rows, _ in waiting) >= _MEDIAN_ROWS:
                 norm_limit = options.outlier_norm * _median_norm(waiting)
             if norm_limit is not None:

@@ -72,9 +72,6 @@ class TextBlocks:
     def read(self, first: int) -> Iterator[list[Block]]:
         medians = self.forwards.median_norms()
         for batch in self.forwards.read([Stretch("train", first, self.total)]):
-            for site, norms in batch.norms.items():
-                if len(bad := norms.isnan().nonzero()):
-                    raise not_finite(site, self.documents[max(batch.sequences.document.flat[int(bad[0])], 0)])
             chosen = self.forwards.choose(batch, medians)
             index = torch.from_numpy(chosen.place)
             yield [Block({site: rows[index] for site, rows in batch.rows.items()}, Places(*chosen.origin))]

@@ -14,6 +14,7 @@ from trimtab.lm.edits import Edit, EditLog, activation_hash, edit_delta
 from trimtab.lm.fetching import pull
 from trimtab.lm.loading import check_device, load_model, load_tokenizer
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.not_finite import not_finite_error
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, DecodingConfig, Row
@@ -56,6 +57,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_tokenizer",
+    "not_finite_error",
     "pull",
     "show",
     "site_width",

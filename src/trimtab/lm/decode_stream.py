@@ -18,6 +18,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm.editing import DecodeStart, EndedRow, InterventionSource, SourceRunner, tell_of_rows
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.not_finite import not_finite_error
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
@@ -199,6 +200,7 @@ class DecodeStream:
             ]
             ids = torch.tensor(given, device=decided.device)
         logp, entropy = token_statistics(logits, ids)
+        self._check_finite(rows, logp.tolist())
         decided_logp = logp
         if taught:
             decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
@@ -218,6 +220,13 @@ class DecodeStream:
             row.entropy.append(token_entropy)
             row.finish = self._reason_to_end(row)
         running.ids = ids
+
+    def _check_finite(self, rows: list[Row], logp: list[float]) -> None:
+        """A log-probability is NaN if and only if any of its row's logits is NaN or +∞, or all are −∞."""
+        for row, value in zip(rows, logp, strict=True):
+            if value != value:
+                before = self._runner is not None
+                raise not_finite_error(self.model, [*row.prefix, *row.token_ids], edited_before=before)
 
     def _decide(self, running: RunningRows) -> Int[Tensor, " B"]:
         """The token that each row chooses, rows with equal settings at once."""

@@ -59,7 +59,8 @@ def inverse_cdf(weights: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Te
     whole = cdf[:, -1:].contiguous()
     index = torch.searchsorted(cdf, u[:, None] * whole, right=True)[:, 0]
     # u close to 1 can round up to the whole sum: take the first index that reaches it, which has a weight.
-    return torch.minimum(index, torch.searchsorted(cdf, whole)[:, 0])
+    index = torch.minimum(index, torch.searchsorted(cdf, whole)[:, 0])
+    return index.clamp_max_(weights.shape[-1] - 1)  # of weights that are not finite: whoever draws says so
 
 
 def choose_token(

@@ -34,7 +34,10 @@ def token_statistics(
         mass = w.sum(dim=-1)
         log_mass = mass.log()
         total[start : start + rows] = top + log_mass
-        entropy[start : start + rows] = log_mass - torch.linalg.vecdot(w, d) / mass
+        dots = torch.linalg.vecdot(w, d)
+        if dots.isnan().any():  # logits of −∞ weigh nothing
+            dots = torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))
+        entropy[start : start + rows] = log_mass - dots / mass
     return logits.gather(1, ids[:, None])[:, 0].float() - total, entropy
 
 

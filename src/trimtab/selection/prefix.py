@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited, site_width
+from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited, not_finite_error, site_width
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.lm.upper_layers import can_run_from, first_edited_layer, input_site, side_by_side, starting_at
 
@@ -39,7 +39,8 @@ class PrefixContinuation:
         logits: `[V]` the unedited next-token logits, as the model itself computes them, in float32.
 
     Raises:
-        UserError: the site does not exist or is that of all heads, the prefix is empty or too long.
+        UserError: the site does not exist or is that of all heads, the prefix is empty or too long, or the logits
+            after it are not finite.
     """
 
     @torch.no_grad()
@@ -68,6 +69,8 @@ class PrefixContinuation:
         found = capture(model, last, [start, self.site, self._end], cache=self._cache)
         self._input, self.x, self.hidden = found[start], found[self.site][0, -1], found[self._end][0, -1]
         self.logits = model.forward(last, cache=self._cache, last=1)[0, -1].float()
+        if not bool(self.logits.logsumexp(-1).isfinite()):
+            raise not_finite_error(model, ids, edited_before=bool(past))
 
     @property
     def width(self) -> int:
