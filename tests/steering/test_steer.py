@@ -33,6 +33,7 @@ from trimtab.steering import (
     replay_trace,
     run_steer,
     steer,
+    trace_replay,
 )
 from trimtab.steering.composed_sources import SomeRowsSource
 
@@ -142,6 +143,19 @@ def test_a_run_is_written_resumed_and_replayed(on_disk: dict[str, Any], tmp_path
 
     with pytest.raises(UserError, match=r"temperature was 0\.8 and is now 0\.5"):
         run_steer(SteerConfig(**{**vars(config), "temperature": 0.5}))
+
+
+def test_a_run_replays_from_another_directory(
+    on_disk: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_steer(SteerConfig(**on_disk | {"model": "model", "sae": "sae"}, prompt=PROMPTS, feature=(3,), run=Path("run")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert replay("../run").exact
+    monkeypatch.setattr(trace_replay, "path_of_run", lambda record, name: name)  # without which it finds no model
+    with pytest.raises(UserError, match="model"):
+        replay("../run")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
 from trimtab.features.profile import FeatureProfile, FeatureProfiles, ProfileOptions, profile_features
 from trimtab.lm import DecodeConfig, DecodingConfig
-from trimtab.runs import Run, config_directory, part_of, read_record, read_typed, write_json
+from trimtab.runs import Run, config_directory, part_of, paths_of_run, read_record, read_typed, write_json
 from trimtab.runs.shown import FEATURE_PAGES, SHOWN_FILE, Shown, ShownText, feature_anchor, shown_json
 
 STRIPS = 10
@@ -130,7 +130,7 @@ def shown(profile: FeatureProfile) -> Shown:
 def _as_in_run(config: FeatureConfig, path: Path) -> FeatureConfig:
     """The config with a run's model and SAEs, and the features that it names if none are given."""
     record = read_record(path)
-    given: Mapping[str, Any] = record["config"]
+    given: Mapping[str, Any] = record["config"] | paths_of_run(record, ("model", "sae"))
     if "sae" not in given or "model" not in given:
         raise UserError(f"run {path}", f"it belongs to `{record['command']}`, which names no model and SAE", "give ids")
     features = config.feature or tuple(record.get("features", {}) | record.get("fires_on", {}))

@@ -19,7 +19,7 @@ from trimtab.finding.scoring import scorer
 from trimtab.finding.steering_edit import Part, SteeringEdit
 from trimtab.finding.wishes import Contrast, Texts, Want, Wish, Words, WrittenPair
 from trimtab.lm import LanguageModel
-from trimtab.runs import field_types, read_json, read_record, read_typed
+from trimtab.runs import field_types, paths_of_run, read_json, read_record, read_typed
 from trimtab.stats import bootstrap_mean
 from trimtab.steering import StaticSource
 from trimtab.steering.scored import Score, WishScore
@@ -41,7 +41,7 @@ def wish_score(run: Path, model: LanguageModel) -> Score:
         raise UserError(f"run {run}", f"it belongs to `{record['command']}`", "give a run of trimtab find")
     if record["hashes"].get("model") != model.fingerprint:
         raise UserError(f"run {run}", f"it is of another model than {model.name}", "find the wish with this model")
-    wish, options = _stated(run, record["config"], model)
+    wish, options = _stated(run, record["config"] | paths_of_run(record, _FILES), model)
     if isinstance(wish, Want):
         wish = replace(wish, written=read_typed(tuple[WrittenPair, ...], read_json(run / WRITTEN), str(run / WRITTEN)))
     examples = divide(wish.examples(model), options.examples)["report"]
@@ -57,6 +57,9 @@ def wish_score(run: Path, model: LanguageModel) -> Score:
         return WishScore(unit=examples.unit, effects=tuple(bootstrap_mean(mean, seed=options.seed) for mean in means))
 
     return score
+
+
+_FILES = ("model", "sae", "wanted", "unwanted", "contrast", "prompt", "data", "neutral")
 
 
 def _stated(run: Path, config: dict[str, Any], model: LanguageModel) -> tuple[Wish, FindOptions]:

@@ -26,7 +26,17 @@ from trimtab.flags.training import COMMAND as TRAINING
 from trimtab.flags.training import NOT_THE_RESULT, FlagJob, finetune
 from trimtab.lm import DecodingConfig, LanguageModel
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Run, config_dict, config_directory, json_safe, read_record, read_typed, shipped_names, text_id
+from trimtab.runs import (
+    Run,
+    config_dict,
+    config_directory,
+    json_safe,
+    path_of_run,
+    read_record,
+    read_typed,
+    shipped_names,
+    text_id,
+)
 from trimtab.runs.record import RECORD_NAME
 from trimtab.steering import SteerOptions, SteerResult
 from trimtab.steering.command import steered_in
@@ -277,4 +287,4 @@ def model_of_run(run: Path) -> LanguageModel | None:
     if record["command"] != STEERING:
         return None
     config = record["config"]
-    return load_flagged(config["model"], device=config["device"], dtype=config["dtype"])[0]
+    return load_flagged(path_of_run(record, config["model"]), device=config["device"], dtype=config["dtype"])[0]

@@ -14,7 +14,7 @@ from trimtab.policies.config import NOT_THE_RESULT, PolicyConfig
 from trimtab.policies.networks import Policy
 from trimtab.policies.setup import Setup
 from trimtab.policies.train import last_checkpoint, load_policy
-from trimtab.runs import Run, config_dict, read_record, read_typed
+from trimtab.runs import Run, config_dict, paths_of_run, read_record, read_typed
 from trimtab.tasks import TASK_FIELDS
 
 COMMAND = "policy train"
@@ -46,7 +46,8 @@ def read_policy_config(run: Path) -> PolicyConfig:
             f"run {run}", f"it belongs to `{record['command']}`, not `{COMMAND}`", "name a run of `policy train`"
         )
     try:
-        return replace(read_typed(PolicyConfig, record["config"]), run=run)
+        config = read_typed(PolicyConfig, record["config"] | paths_of_run(record, ("model", "sae", "data", "found")))
+        return replace(config, run=run)
     except UserError as error:
         raise UserError(
             f"run {run}", f"its config is not one of this version ({error})", "use the version that wrote it"

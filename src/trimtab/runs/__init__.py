@@ -20,6 +20,7 @@ from trimtab.runs.config import (
     part_of,
 )
 from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
+from trimtab.runs.inputs import path_of_run, paths_of_run
 from trimtab.runs.keywords import as_path, known_arguments, plain, read_keywords, whole_number, whole_numbers
 from trimtab.runs.metrics_log import read_metrics
 from trimtab.runs.named import find_class, keyword_types, registered_class
@@ -65,6 +66,8 @@ __all__ = [
     "new_name",
     "option_name",
     "part_of",
+    "path_of_run",
+    "paths_of_run",
     "plain",
     "read_json",
     "read_keywords",

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from trimtab.errors import UserError
 from trimtab.runs.atomic import is_partial, remove_partial_files, write_json
 from trimtab.runs.config import config_dict, config_difference, json_safe
+from trimtab.runs.inputs import check_unchanged, input_files, is_same_file
 from trimtab.runs.lock import LOCK_NAME, RunLock
 from trimtab.runs.metrics_log import METRICS_NAME, append_metrics, cut_metrics, repair_metrics
 from trimtab.runs.provenance import machine, utc_now, versions
@@ -21,6 +22,7 @@ from trimtab.runs.splits import text_id
 
 Status = Literal["running", "done", "failed"]
 ANOTHER = "choose another --run directory"
+AT_CHANGED_FILE = f"{ANOTHER}, or go back to the old file"
 AT_CHANGE = f"{ANOTHER} or go back to the old value"
 
 
@@ -62,8 +64,9 @@ class Run:
             ignore_fields: dotted config fields that may change between openings, such as a progress interval.
 
         Raises:
-            UserError: the directory holds something else, another command's run, a run of another config
-                (the message names the field), a `run.json` that cannot be read, or another process has it open.
+            UserError: the directory holds something else, another command's run, a run of another config (the message
+                names the field), a finished run of files that have changed since, a `run.json` that cannot be read, or
+                another process has it open.
         """
         directory = Path(path)
         ids = None if splits is None else {name: [str(id_) for id_ in members] for name, members in splits.items()}
@@ -77,7 +80,7 @@ class Run:
         try:
             remove_partial_files(directory)
             if not (directory / RECORD_NAME).exists():
-                run = cls(directory, _new_record(command, asked, device), lock, resumed=False)
+                run = cls(directory, _new_record(directory, command, asked, device), lock, resumed=False)
                 run._made = made
                 run._write()
             else:
@@ -87,7 +90,9 @@ class Run:
                 except UserError:
                     if not _failed_with_nothing(directory, record):
                         raise
-                    record = _new_record(command, asked, device)
+                    record = _new_record(directory, command, asked, device)
+                if record["status"] == "done":
+                    check_unchanged(directory, record, asked["config"], AT_CHANGED_FILE)
                 repair_metrics(directory / METRICS_NAME)
                 run = cls(directory, record, lock, resumed=True)
                 if not run.done:
@@ -232,12 +237,14 @@ class Run:
         write_json(self.file(RECORD_NAME), self.record_dict)
 
 
-def _new_record(command: str, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+def _new_record(directory: Path, command: str, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
     now = utc_now()
     return {
         "schema": SCHEMA,
         "command": command,
         "config": asked["config"],
+        "working_directory": os.getcwd(),
+        "inputs": input_files(asked["config"], directory),
         "status": "running",
         "reason": None,
         "created": now,
@@ -270,6 +277,7 @@ def _check_same(
     if record["command"] != command:
         raise UserError(f"run {directory}", f"it belongs to `{record['command']}`, not `{command}`", ANOTHER)
     changes = config_difference(record["config"], asked["config"], ignore=ignore_fields)
+    changes = [change for change in changes if not is_same_file(record, change.old, change.new)]
     for key in ("seeds", "splits"):
         if key in asked and record.get(key):
             changes += config_difference({key: record[key]}, {key: asked[key]}, ignore=ignore_fields)

@@ -14,7 +14,7 @@ from rich.text import Text
 from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.errors import UserError
 from trimtab.lm import Decoded, EditLog, InterventionSource, LanguageModel, decode, load_model
-from trimtab.runs import read_record, versions
+from trimtab.runs import path_of_run, read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.composed_sources import ReplaySource
 from trimtab.steering.direction_table import DirectionTable
@@ -121,16 +121,17 @@ def replay(
     config = record["config"]
     if model is None and "model" not in config:
         raise UserError(f"run {run}", "its config does not name the model", "give the model that it used")
-    model = model or load_model(config["model"], dtype=config["dtype"], device=config["device"])
+    model = model or load_model(path_of_run(record, config["model"]), dtype=config["dtype"], device=config["device"])
     check_hash(run, "model", record, model.fingerprint)
     if dictionary is None and config.get("steering"):
-        saved = [load(path) for path in config["steering"]]
+        saved = [load(path_of_run(record, path)) for path in config["steering"]]
         dictionary = [table for one in saved for table in one.direction_tables().values()]
         if config.get("controls"):
             n_texts = len(config["prompt"]) * config["samples"]
             dictionary += pool_of(saes_of(saved), model, n_texts, config["seed"]).values()
     if dictionary is None and "sae" in config:  # hashes of model and dictionary are checked instead of their names
-        dictionary = load_dictionary(config["sae"], model=model, any_model=True, device=config["device"])
+        sae = path_of_run(record, config["sae"])
+        dictionary = load_dictionary(sae, model=model, any_model=True, device=config["device"])
     if isinstance(dictionary, Dictionary) and "dictionary" in record["hashes"]:
         check_hash(run, "dictionary", record, dictionary.fingerprint)
     if dictionary is None and "axes" in record:
