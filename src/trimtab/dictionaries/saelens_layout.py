@@ -140,13 +140,14 @@ def write_config(dictionary: SAE) -> dict[str, Any]:
     if info.site:
         hook, head = hook_from_site(info.site)
         metadata |= {"hook_name": hook, "hook_head_index": head, "site": info.site}
+    joined = head is None and str(metadata.get("hook_name")).endswith(_JOINED)
     return {
         "d_in": dictionary.d_in,
         "d_sae": dictionary.n_features,
         "dtype": "float32",
         "device": "cpu",
         "normalize_activations": "none",
-        "reshape_activations": "hook_z" if metadata.get("hook_name", "").endswith(_JOINED) and head is None else "none",
+        "reshape_activations": "hook_z" if joined else "none",
         **dictionary.settings,
         "metadata": metadata,
         "architecture": dictionary.architecture,

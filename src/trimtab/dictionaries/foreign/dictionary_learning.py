@@ -31,6 +31,8 @@ from trimtab.errors import UserError
 WEIGHTS_FILE = "ae.pt"
 CONFIG_FILE = "config.json"
 _WRITER = "dictionary_learning"
+_TORCH_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, AssertionError, NotImplementedError)
+"""What torch raises over a damaged file."""
 
 
 class DictClass(NamedTuple):
@@ -126,7 +128,7 @@ def _needed(known: DictClass) -> set[str]:
 
 
 def _load(file: Path) -> dict[str, Tensor]:
-    with damage_named(file, "torch", RuntimeError, EOFError, KeyError):
+    with damage_named(file, "torch", *_TORCH_ERRORS):
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

@@ -26,6 +26,8 @@ from trimtab.errors import UserError
 
 WEIGHTS_FILE = "params.npz"
 CONFIG_FILE = ""
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError)
+"""What a damaged archive raises, among others for a version, a compression or a password that it only seems to have."""
 _SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_z"}
 
 
@@ -46,7 +48,7 @@ def read(path: Path) -> FoundSAE:
 
 
 def _load(file: Path) -> dict[str, Tensor]:
-    with damage_named(file, "NumPy", zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError):
+    with damage_named(file, "NumPy", *_ZIP_ERRORS):
         with np.load(file, allow_pickle=False) as arrays:
             loaded = {name: np.asarray(arrays[name]) for name in arrays.files}
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in loaded.items()}
