@@ -23,7 +23,7 @@ from torch import Tensor
 from trimtab import cli
 from trimtab.dictionaries import ARCHITECTURES, FeatureStats, load_dictionary, save_dictionary
 
-MUTATED, EVERY_DAY = 300, 40
+MUTATED, EVERY_DAY = 300, 24
 X = draw(16, D, seed=9).double() * 2
 JUNK: list[Any] = [None, True, False, -1, 0, 1, 3, 2.5, 1e999, "", "none", "a", "1", [], [1], {}, {"a": 1}, 10**30]
 

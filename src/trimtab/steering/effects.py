@@ -154,9 +154,8 @@ def _twin_logits(
     and itself. Whatever is edited in the batch is thereby seen in the copy's past, but not at its place.
     """
     if not can_run_from(model, layer, "copies"):
-        raise UserError(
-            f"KL with {model.name}", "its attention cannot be shown copies of tokens beside them", "leave out --kl"
-        )
+        why = "its attention cannot be shown copies of tokens beside them"
+        raise UserError(f"KL with {model.name}", why, "turn it off: --no-kl (kl=False)")
     length = batch.ids.shape[1]
     place = torch.cat([torch.arange(length), torch.arange(length - count, length)]).to(model.device)
     with ExitStack() as stack:

@@ -176,7 +176,9 @@ def by_site(given: PerSite[T], site: Site | str | None) -> dict[Site, T]:
         dictionary = given.dictionary if isinstance(given, DirectionTable) else given
         site = site or (dictionary.info.site if hasattr(dictionary, "info") else "")  # type: ignore[union-attr]
         if not site:
-            raise UserError("the site", "the directions do not name the one they are for", "give a site")
+            raise UserError(
+                "the site", "the directions do not name the one they are for", "give a site (--site resid_post.15)"
+            )
         return {Site.parse(site): given}
     if not given:
         raise UserError("the sites", "there are none", "name at least one")
