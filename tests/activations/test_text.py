@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.activations import Document, corpus_hash, detokenise_wikitext, read_documents
-from trimtab.activations.text import split_text
+from trimtab.activations.cutting import split_text
 from trimtab.errors import UserError
 
 TEXTS = ["The ship turned.", 'A comma, a "quote"\nand a line.', "Émile: 日本"]
@@ -88,7 +88,7 @@ def test_long_files_become_several_documents_at_chapters(tmp_path: Path) -> None
     st.integers(1, 60),
 )
 def test_splitting_loses_nothing_but_blanks(text: str, longest: int) -> None:
-    parts = split_text(text, longest)
+    parts = list(split_text(text, longest))
     assert "".join("".join(parts).split()) == "".join(text.split())
     assert all(0 < len(part) <= longest and part.strip() == part for part in parts)
 
@@ -135,24 +135,39 @@ def _bad(tmp_path: Path, name: str, data: bytes) -> Path:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", b"caf\xe9 au lait", r"a\.txt: byte 3 \(0xe9\) is not UTF-8; convert the file"),
+        ("a.txt", b"caf\xe9 au lait", r"a\.txt#0000: its character 3 is the byte 0xe9, which is not UTF-8 .*; convert"),
+        ("a.txt", "\ufefftea".encode("utf-16"), r"text a\.txt: it is UTF-16; convert it: iconv -f utf-16 -t utf-8"),
+        ("a.jsonl", '{"text": "tea"}'.encode("utf-16-le"), r"a\.jsonl: many of its bytes are 0, as in UTF-16"),
         ("a.txt", b" \n\n ", r"text .*a\.txt: there is no text in it"),
         ("a.jsonl", b"", "there is no text in it"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: it is not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": ',
+            r"a\.jsonl, line 2: it is not JSON .* \(1 of 2 records is bad; up to",
+        ),
         (
             "a.jsonl",
             b'{"body": "x", "title": "y"}',
-            r"text field 'text': a\.jsonl has the fields body, title; choose with",
+            r"line 1: it has no field 'text', only body, title .*; choose",
         ),
-        ("a.jsonl", b'{"text": 3}', "field 'text' of record 0 is not a text"),
-        ("a.json", b'{"text": "x"}', "not a JSON list"),
-        ("a.json", b"[3]", "record 0 is neither a text nor an object"),
+        ("a.jsonl", b'{"text": 3}', "line 1: its field 'text' is not a text .*; choose another --text-field"),
+        ("a.jsonl", b'{"text": "\\ud83d"}', r"line 1: its character 0 is half of one \(the lone surrogate U\+D83D\)"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1: it holds a number of thousands of digits"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl: it ends within its list, behind 0 records"),
+        ("a.json", b'["a", "b"', r"a\.json: it ends within its list, behind 1 records; get the whole file"),
+        ("a.json", b'["a", "b"]["c"]', r"a\.json: it is not JSON behind record 1"),
+        ("a.json", b"[3]", "record 0: it is neither a text nor an object"),
+        ("a.json", b'["a", nul]', "record 1: it is not JSON"),
         ("a.csv", b"body,title\nx,y\n", "has the fields body, title"),
+        ("a.csv", b"text,n\nhe said, loudly,1\n", r"a\.csv, line 2: it has 3 fields, not 2 as the first line"),
+        ("a.csv", b'text,n\n"open,1\n', r"a\.csv, line 2: it is not CSV"),
         ("a.parquet", b"PAR1 no PAR1", "not a readable Parquet file"),
         ("a.zip", b"PK no", r"a\.zip: it cannot be read"),
         ("a.txt.gz", b"\x1f\x8b no", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "tea"}\n' * 99)[:-12], r"a\.jsonl\.gz: it cannot be read"),
+        ("a.jsonl.zst", b"no zstd", r"a\.jsonl\.zst: it cannot be read"),
         ("a.docx", b"x", r"\.docx is not a known format; use \.txt"),
-        ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y", "id": 1}', "document '1': two documents have this id"),
+        ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y", "id": 1}', "line 2: a record before it has its id, '1'"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:

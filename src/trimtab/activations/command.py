@@ -19,7 +19,7 @@ class HarvestConfig(HarvestOptions, TextConfig, ModelConfig):
     """Write a model's activations over text to disk, for trainings to read."""
 
     text: tuple[str, ...]
-    """Files, directories or hub:NAME[:SPLIT] to read."""
+    """Files, directories or hub:NAME[[:CONFIG]:SPLIT] to read."""
     run: Path
     """Directory to write; the same command resumes an unfinished harvest there."""
     site: tuple[str, ...] = ("resid_post.15",)
@@ -52,7 +52,8 @@ def harvest_text(config: HarvestConfig, ranks: Ranks | None = None) -> HarvestRe
         model = config.load_model(ranks.device(config.device))
         corpus = config.corpus(config.text, model.tokenizer, config.limit_documents)
         if run is not None:
-            run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash})
+            left_out = {"bad_records": corpus.bad_records} if corpus.bad_records else {}
+            run.record(hashes={"model": model.fingerprint, "corpus": corpus.hash}, **left_out)
         options = HarvestOptions(**part_of(config, HarvestOptions))
         result = harvest(model, config.site, corpus, config.run, options, ranks=ranks)
         if run is not None and not run.done:

@@ -37,6 +37,8 @@ class TokenisedCorpus:
     first_token: int
     """What every sequence begins with: the tokenizer's BOS token or, where it has none, the separator."""
     separator: int
+    bad_records: int = 0
+    """How many records of the files were left out because they were damaged."""
 
 
 class SequenceBatch(NamedTuple):

@@ -2,32 +2,28 @@
 
 A document is the unit of held-out splits and of bootstraps, so a novel must not be one: plain text files are cut
 where a chapter begins or, failing that, between paragraphs, into documents of at most `max_characters`.
-Records of JSON, tables and data sets are documents as they stand.
+Records of JSON, tables and data sets are documents as they stand. All are read as streams.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from trimtab.activations.formats import Record, is_readable, read_file
+from trimtab.activations.bad_records import BadRecords, OnBadRecord, check_text, text_problem
+from trimtab.activations.cutting import MAX_CHARACTERS, split_text
+from trimtab.activations.formats import Found, PlainText, is_hidden, is_readable, read_file, rows_of
 from trimtab.errors import UserError
 from trimtab.runs import ASSETS
 from trimtab.runs.user_files import reading_from_hub
 
-MAX_CHARACTERS = 8_000
 Normalisation = Literal["none", "wikitext"]
-
-_HEADING = re.compile(
-    r"(?:chapter|book|part|volume|act|scene|canto|letter|section)\b[^\n]{0,80}|[IVXLC]{1,7}\.?|\d{1,3}\.?",
-    re.IGNORECASE,
-)
-# From coarse to fine: where a text may be cut, the separator staying with what precedes it.
-_CUTS = (re.compile(r"\n[^\S\n]*\n\s*"), re.compile(r"\n"), re.compile(r"[.!?][\"')\]]*\s+"), re.compile(r"\s+"))
 
 
 class Document(NamedTuple):
@@ -47,35 +43,40 @@ def read_documents(
     limit: int | None = None,
     normalise: Normalisation = "none",
     max_characters: int = MAX_CHARACTERS,
+    bad_records: OnBadRecord | BadRecords = "skip",
 ) -> Iterator[Document]:
     """Documents of all paths, in the order given; directories and archives in the order of their names.
 
+    Files are read as streams: memory holds the longest record, and the ids. Null and blank texts are no documents. An
+    id that another file has given before gets the file's name before it (`part-2.jsonl:17`).
+
     Args:
-        paths: text (`.txt`, `.md`), `.jsonl`, `.json` (a list of texts or objects), `.parquet`, `.csv`, `.tsv`, a `.gz`
-            of one of these, a `.zip` of them, a directory of them, or `hub:NAME[:SPLIT]` (extra `hub`).
+        paths: text (`.txt`, `.md`), JSON (`.jsonl`, `.ndjson`, `.json`: values behind each other or one list, of texts
+            or of objects), `.parquet`, `.csv`, `.tsv`, one of these as `.gz`, `.zst`, `.bz2` or `.xz`, a `.zip` of
+            them, a directory of them, or `hub:NAME[[:CONFIG]:SPLIT]` (extra `hub`). Hidden files in a directory or
+            archive, and what macOS puts beside files, are left out.
         text_field: the key or column that holds the text.
         limit: stop after this many documents.
         normalise: `wikitext` undoes the tokenisation of the WikiText corpora; `none` leaves every text as it is.
         max_characters: longest document that a plain text file is cut into.
+        bad_records: what happens to records that are damaged, lack the text, or hold what is no text: `skip` leaves
+            them out and says on stderr how many there are and where the first one stands, `fail` refuses the first. Or
+            what counts them, for whoever reads only the first documents and then asks it to `check`.
 
     Raises:
-        UserError: nothing there, not readable, not UTF-8, no such field, no text, or an id that occurs twice.
+        UserError: nothing there, a file that is not readable, no such field, no text, a file given twice, or more bad
+            records than one in a hundred.
     """
     if not paths:
         raise UserError("--text", "no text was given", "name a file, a directory or hub:NAME")
-    seen: set[str] = set()
-    for path, name in zip(paths, _short_names(paths), strict=True):
-        found = False
-        for document in _documents_of(path, name, text_field, normalise, max_characters):
-            if limit is not None and len(seen) >= limit:
-                return
-            if document.id in seen:
-                raise UserError(f"document {document.id!r}", "two documents have this id", "give each text once")
-            seen.add(document.id)
-            found = True
-            yield document
-        if not found:
-            raise UserError(f"text {path}", "there is no text in it", "give a file with text")
+    bad = bad_records if isinstance(bad_records, BadRecords) else BadRecords(bad_records)
+    try:
+        yield from islice(_all_documents(paths, text_field, normalise, max_characters, bad), limit)
+    except GeneratorExit:  # whoever reads them has enough
+        bad.tell()
+        raise
+    bad.check()
+    bad.tell()
 
 
 def sample_text() -> str:
@@ -90,7 +91,9 @@ def as_documents(texts: str | Iterable[str | Document]) -> Iterator[Document]:
     for number, text in enumerate([texts] if isinstance(texts, str) else texts):
         if not isinstance(text, str | Document):
             raise UserError(f"text {number}", f"it is of the type {type(text).__name__}", "give a list of texts")
-        yield text if isinstance(text, Document) else Document(f"text#{number:06d}", text, "text")
+        document = text if isinstance(text, Document) else Document(f"text#{number:06d}", text, "text")
+        check_text(document.text, f"text {number}")
+        yield document
 
 
 def corpus_hash(documents: Iterable[Document]) -> str:
@@ -107,31 +110,15 @@ def bytes_of(document: Document) -> bytes:
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
-def split_text(text: str, max_characters: int = MAX_CHARACTERS) -> list[str]:
-    """Cut a text into parts of at most `max_characters`, none of them blank.
-
-    A part ends before a chapter heading if it has reached a quarter of the longest length, else between paragraphs;
-    only a paragraph that is too long by itself is cut at a line, a sentence, a word, and at last anywhere. Joined, the
-    parts give the text back, blanks around the cuts aside.
-    """
-    assert max_characters > 0
-    parts: list[str] = []
-    part = ""
-    for unit in _units(text, max_characters, 0):
-        is_heading = _HEADING.fullmatch(unit.strip()) is not None
-        if len(part) + len(unit) > max_characters or (is_heading and len(part) >= max_characters / 4):
-            parts.append(part)
-            part = ""
-        part += unit
-    parts.append(part)
-    return [stripped for p in parts if (stripped := p.strip())]
-
-
 def detokenise_wikitext(text: str) -> str:
     """Undo the tokenisation of the WikiText corpora: `@-@` joins, blanks before punctuation, `= Title =` lines.
 
     `<unk>` cannot be undone and is left.
     """
+    return _detokenised(text).strip()
+
+
+def _detokenised(text: str) -> str:
     text = re.sub(r" @([-,.])@ ", r"\1", text)
     text = re.sub(r"^[ =]*= (.*?) =[ =]*$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r" ([,.;:!?%)\]])", r"\1", text)
@@ -140,69 +127,139 @@ def detokenise_wikitext(text: str) -> str:
     text = re.sub(r" '(?= |$)", "'", text, flags=re.MULTILINE)
     text = re.sub(r'"[^\S\n]*([^"\n]*?)[^\S\n]*"', r'"\1"', text)
     text = re.sub(r"(\d) – (\d)", r"\1–\2", text)
-    return re.sub(r"[^\S\n]+\n|\n[^\S\n]+", "\n", text).strip()
+    return re.sub(r"[^\S\n]+\n|\n[^\S\n]+", "\n", text)
 
 
-def _units(text: str, max_characters: int, level: int) -> Iterator[str]:
-    """Pieces that a part is made of: paragraphs, and finer ones where a paragraph is too long."""
-    if level == len(_CUTS):
-        yield from (text[i : i + max_characters] for i in range(0, len(text), max_characters))
-        return
-    ends = [match.end() for match in _CUTS[level].finditer(text)]
-    for start, end in zip([0, *ends], [*ends, len(text)], strict=True):
-        piece = text[start:end]
-        if len(piece) > max_characters:
-            yield from _units(piece, max_characters, level + 1)
-        elif piece:
-            yield piece
+_LINE_APART = re.compile(r"[\w.](?:[^\S\n]+\n|\n(?=\w))")
+"""Line ends at which a text can be parted: detokenised apart, the two sides give what the whole would."""
+
+
+def _detokenised_chunks(chunks: Iterable[str]) -> Iterator[str]:
+    """What `detokenise_wikitext` gives for a text that comes in chunks, in chunks."""
+    text, blanks = "", None  # blanks: those that end what was given so far; None before its first character
+
+    def apart(piece: str) -> str:
+        nonlocal blanks
+        piece = _detokenised(piece)
+        if not piece.strip():
+            blanks = blanks and blanks + piece
+            return ""
+        piece, blanks = piece.lstrip() if blanks is None else blanks + piece, ""
+        blanks = piece[len(piece.rstrip()) :]
+        return piece.rstrip()
+
+    for chunk in chunks:
+        text += chunk
+        if end := max((match.end() for match in _LINE_APART.finditer(text)), default=0):
+            yield apart(text[:end])
+            text = text[end:]
+    yield apart(text)
+
+
+def _all_documents(
+    paths: Sequence[str | Path], text_field: str, normalise: Normalisation, max_characters: int, bad: BadRecords
+) -> Iterator[Document]:
+    unique, files = _UniqueIds(), set[str]()
+    for path, name in zip(paths, _short_names(paths), strict=True):
+        if str(path).startswith("hub:"):
+            sources = iter([_read_hub(str(path), text_field)])
+        else:
+            sources = _files_of(Path(path).expanduser(), name, text_field, files)
+        found = False
+        for records in sources:
+            for document in _documents_of(records, normalise, max_characters, unique, bad):
+                found = True
+                yield document
+        if not found:
+            bad.check()
+            raise UserError(f"text {path}", "there is no text in it", "give a file with text")
 
 
 def _documents_of(
-    path: str | Path, name: str, text_field: str, normalise: Normalisation, max_characters: int
+    records: Iterator[Found], normalise: Normalisation, max_characters: int, unique: _UniqueIds, bad: BadRecords
 ) -> Iterator[Document]:
-    for record in _records_of(path, name, text_field):
-        text = detokenise_wikitext(record.text) if normalise == "wikitext" else record.text
-        source = record.source or record.name
-        if record.id is not None:
+    plain = normalise == "none"
+    for record in records:
+        if isinstance(record, UserError):
+            bad.add(record)
+        elif isinstance(record, PlainText):
+            chunks = record.chunks if plain else _detokenised_chunks(record.chunks)
+            for number, part in enumerate(split_text(chunks, max_characters)):
+                place = f"{record.name}#{number:04d}"
+                if problem := text_problem(part):
+                    bad.add(UserError(f"text {place}", *problem))
+                elif bad.has_text(part):
+                    yield Document(unique(place, record.name) or place, part, record.name)
+        elif problem := text_problem(f"{record.text} {record.id} {record.source}"):
+            bad.add(UserError(record.where, *problem))
+        elif record.text is None and bad.on_bad == "fail":
+            bad.add(UserError(record.where, "its text is null", "leave it out"))
+        elif (given := unique(record.id or record.place, record.name)) is None:
+            hint = "give each text once, under an id of its own"
+            bad.add(UserError(record.where, f"a record before it has its id, {record.id!r}", hint))
+        elif bad.has_text(record.text):
+            text = record.text if plain else detokenise_wikitext(record.text)
             if text.strip():
-                yield Document(record.id, text, source)
-            continue
-        for number, part in enumerate(split_text(text, max_characters)):
-            yield Document(f"{record.name}#{number:04d}", part, source)
+                yield Document(given, text, record.source or record.name)
 
 
-def _records_of(path: str | Path, name: str, text_field: str) -> Iterator[Record]:
-    if str(path).startswith("hub:"):
-        yield from _read_hub(str(path), text_field)
-        return
-    path = Path(path).expanduser()
+class _UniqueIds:
+    """Makes ids unique: the same one in two files gets the name of the second before it."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._name, self._of_file = "", set[str]()
+
+    def __call__(self, own: str, name: str) -> str | None:
+        """The id of a record of a file; None if the file gave it before."""
+        if name != self._name:
+            self._name, self._of_file = name, set()
+        if own in self._of_file:
+            return None
+        self._of_file.add(own)
+        found = own if own not in self._given else f"{name}:{own}"
+        if found in self._given:
+            return None
+        self._given.add(found)
+        return found
+
+
+def _files_of(path: Path, name: str, text_field: str, before: set[str]) -> Iterator[Iterator[Found]]:
+    """Records of each file of a path. Raises a `UserError` for one that was given `before`."""
     if not path.exists():
         raise UserError(f"text {path}", "there is no such file or directory", "check the path")
-    if not path.is_dir():
-        yield from read_file(path, name, text_field)
-        return
-    files = sorted(p for p in path.rglob("*") if p.is_file() and is_readable(p.name))
-    if not files:
-        raise UserError(f"text {path}", "the directory holds no file of a known format", "give another directory")
-    for file in files:
-        yield from read_file(file, f"{name}/{file.relative_to(path).as_posix()}", text_field)
+    files = {name: path}
+    if path.is_dir():
+        below = (file for file in sorted(path.rglob("*")) if is_readable(file.name) and file.is_file())
+        relative = ((file, file.relative_to(path).as_posix()) for file in below)
+        files = {f"{name}/{within}": file for file, within in relative if not is_hidden(within)}
+        if not files:
+            raise UserError(f"text {path}", "the directory holds no file of a known format", "give another directory")
+    for file_name, file in files.items():
+        if (place := os.path.abspath(file)) in before:
+            raise UserError(f"text {path}", f"{file_name} is given twice", "give each file once")
+        before.add(place)
+        yield read_file(file, file_name, text_field)
 
 
-def _read_hub(name: str, text_field: str) -> Iterator[Record]:
-    _, data_set, *split = name.split(":")
-    with reading_from_hub(f"text {name}") as datasets:
-        rows = datasets.load_dataset(data_set, split=split[0] if split else "train", streaming=True)
-        for number, row in enumerate(rows):
-            if not isinstance(row.get(text_field), str):
-                raise UserError(
-                    f"text field {text_field!r}", f"{name} has the fields {', '.join(row)}", "choose with --text-field"
-                )
-            yield Record(row[text_field], f"{name}#{number:08d}", None, name)
+def _read_hub(name: str, text_field: str) -> Iterator[Found]:
+    _, data_set, *parts = re.split(r":(?![^\[]*\])", name)  # a split may be a slice, `train[:100]`
+    if len(parts) > 2 or not all((data_set, *parts)):
+        hint = "write hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"
+        raise UserError(f"text {name}", "it is no name of a data set", hint)
+    config, split = parts[:-1], parts[-1] if parts else "train"
+    hint = "check the name; where a data set has configurations, write hub:NAME:CONFIG:SPLIT"
+    with reading_from_hub(f"text {name}", hint) as datasets:
+        rows = datasets.load_dataset(data_set, *config, split=split, streaming=True)
+        values = ((f"row {number}", row) for number, row in enumerate(rows))
+        for record in rows_of(values, name, text_field, digits=8):
+            yield record if isinstance(record, UserError) else record._replace(id=None, source=None)
 
 
 def _short_names(paths: Sequence[str | Path]) -> list[str]:
     """For each path its shortest trailing part that no other path shares, so that ids do not name the machine."""
-    full = [str(p) if str(p).startswith("hub:") else Path(p).expanduser().resolve().as_posix() for p in paths]
+    whole = [str(p) if str(p).startswith("hub:") else os.path.abspath(Path(p).expanduser()) for p in paths]
+    full = [name if name.startswith("hub:") else Path(name).as_posix() for name in whole]
     names = [f if f.startswith("hub:") else f.rsplit("/", 1)[-1] for f in full]
     depth = 1
     while any(count > 1 for count in Counter(names).values()) and len(set(full)) == len(full):

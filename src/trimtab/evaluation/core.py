@@ -72,7 +72,7 @@ class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
     site: str | None = None
     """Where to splice; by default the site that the SAE names."""
     text: tuple[str, ...] = ()
-    """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
+    """Files, directories or hub:NAME[[:CONFIG]:SPLIT]; by default a sample that ships with trimtab."""
     run: Path | None = None
     """Directory to keep the result in, for `trimtab report`."""
 

@@ -26,7 +26,7 @@ class SAEStatsConfig(PassOptions, TextConfig, AnyModelConfig):
     site: str | None = None
     """Where it reads; by default the site that the SAE names."""
     text: tuple[str, ...] = ()
-    """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
+    """Files, directories or hub:NAME[[:CONFIG]:SPLIT]; by default a sample that ships with trimtab."""
     into: Path | None = None
     """Directory to write feature_stats.parquet to; by default that of the SAE, where commands look for it."""
 

@@ -26,7 +26,7 @@ class ExamplesConfig(ExampleOptions, TextConfig, SAEsConfig):
     """Collect windows of text in which each feature fires: the strongest, and ones drawn by activation and evenly."""
 
     text: tuple[str, ...] = ()
-    """Files, directories or hub:NAME[:SPLIT]; by default a sample that ships with trimtab."""
+    """Files, directories or hub:NAME[[:CONFIG]:SPLIT]; by default a sample that ships with trimtab."""
     activations: tuple[Path, ...] = ()
     """Directories of finished harvests to read instead of text; the model is not loaded then."""
     into: Path | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.errors import UserError
-from trimtab.runs.user_files import json_lines, json_list, reading_from_hub, utf8_text
+from trimtab.runs.user_files import csv_reader, json_lines, json_list, reading_from_hub, utf8_text
 
 
 class DataRow(NamedTuple):
@@ -109,7 +109,7 @@ class DataDirectory:
         name = self.name(file)
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         text = io.StringIO(self._text(file), newline="")
-        reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv_reader(text, delimiter, quoting)
         try:
             header = list(columns) if columns is not None else next(reader, None)
             if header is None:

@@ -62,7 +62,7 @@ class BankConfig(RowsConfig):
 
     def shared(self) -> dict[str, Any]:
         """What all members have in common."""
-        return config_dict(part_of(self, RowsConfig) | {"sites": self.sites})
+        return config_dict(RowsConfig(**part_of(self, RowsConfig))) | {"sites": list(self.sites)}
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""

@@ -27,7 +27,7 @@ class RowsConfig(TextConfig, ModelConfig):
     """What all SAEs of a bank are trained on."""
 
     text: tuple[str, ...] = ()
-    """Files, directories or hub:NAME[:SPLIT] to read."""
+    """Files, directories or hub:NAME[[:CONFIG]:SPLIT] to read."""
     limit_documents: int | None = None
     """Read only this many documents."""
     activations: tuple[Path, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trimtab.activations.formats import RECORD_SUFFIXES
+from trimtab.activations.formats import TEXT_SUFFIXES, is_readable
 from trimtab.activations.text import read_documents
 from trimtab.errors import UserError
 from trimtab.runs.user_files import json_lines, utf8_text
@@ -39,8 +39,9 @@ def read_sides(wanted: Path, unwanted: Path) -> tuple[tuple[str, ...], tuple[str
 
 
 def _texts(path: Path) -> list[str]:
-    if path.is_dir() or path.suffix in (*RECORD_SUFFIXES, ".gz", ".zip"):
-        return [document.text for document in read_documents([path])]
+    if path.is_dir() or (is_readable(path.name) and path.suffix.lower() not in TEXT_SUFFIXES):
+        # none is left out, as that would shift the pairs
+        return [document.text for document in read_documents([path], bad_records="fail")]
     return [line.strip() for line in _text(path).rstrip().split("\n")]
 
 

@@ -52,7 +52,7 @@ class FlagEvaluateConfig(FlagEvaluationOptions):
     snapshots: int = field(default=4, metadata=FIRST)
     """Snapshots of each run to measure, evenly chosen, the last among them; the original model comes on top."""
     text: tuple[str, ...] = ()
-    """Files, directories or hub:NAME[:SPLIT] of general text; by default a sample that ships with trimtab."""
+    """Files, directories or hub:NAME[[:CONFIG]:SPLIT] of general text; by default a sample that ships with trimtab."""
     task: str = TASK
     """The unrelated task, one that needs no files, or none."""
     judge_data: Path | None = None

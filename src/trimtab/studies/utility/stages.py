@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.activations import Document, tokenise
-from trimtab.activations.text import read_documents
 from trimtab.dictionaries.config import load_dictionary
 from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.errors import UserError
@@ -181,10 +180,7 @@ def collect(config: Windows, trained: Trained) -> Iterable[Path]:
     what a judge interprets a feature by is not what it reads steered text for."""
     of = trained.bank.config
     model, cells = of.load_model(), cells_of(trained.bank)
-    documents = read_documents(
-        of.text, text_field=of.text_field, limit=of.limit_documents, normalise=of.normalise,
-        max_characters=of.document_characters,
-    )  # fmt: skip
+    documents = of.documents(of.text, of.limit_documents)
     options = ExampleOptions(
         top=config.top, weighted=config.weighted, random=2, window=WINDOW, seed=config.seed, context=of.context,
         batch_size=of.model_batch_size, autocast=of.autocast, outlier_norm=of.outlier_norm,

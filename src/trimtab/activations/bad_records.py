@@ -1,0 +1,84 @@
+"""Records of a corpus that cannot be read: left out and counted with their place, or refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Literal, TypeGuard, get_args
+
+from trimtab.errors import UserError, check_one_of
+
+OnBadRecord = Literal["skip", "fail"]
+MOST_BAD = 0.01
+"""Share of all records that may be bad."""
+JUDGED_EARLY = 100
+"""With more bad records than this, the share is checked at once, so that what is no text at all is not read to its
+end."""
+
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+class BadRecords:
+    """Counts the records of one corpus, and those that are bad.
+
+    Args:
+        on_bad: `skip` leaves bad records out, up to `MOST_BAD` of all; `fail` refuses the first one.
+    """
+
+    def __init__(self, on_bad: OnBadRecord = "skip") -> None:
+        check_one_of("bad_records", on_bad, get_args(OnBadRecord))
+        self.on_bad, self.records, self.bad, self.null = on_bad, 0, 0, 0
+        self._first: UserError | None = None
+
+    def has_text(self, text: str | None) -> TypeGuard[str]:
+        """Count a record that is not bad, and say whether it has a text: null and blank ones have none."""
+        self.records += 1
+        self.null += text is None
+        return bool(text and text.strip())
+
+    def add(self, problem: UserError) -> None:
+        """Count a bad record. Raises its `UserError` if none may be left out, or too many are."""
+        if self.on_bad == "fail":
+            raise problem
+        self.records, self.bad = self.records + 1, self.bad + 1
+        self._first = self._first or problem
+        if self.bad > JUDGED_EARLY:
+            self.check()
+
+    def check(self) -> None:
+        """Raise a `UserError` that says what is wrong with the first bad record if more than `MOST_BAD` of all are."""
+        first = self._first
+        if first is not None and self.bad > MOST_BAD * self.records:
+            count = f"{self.bad:,} of {self.records:,} records {'is' if self.bad == 1 else 'are'} bad"
+            raise UserError(first.what, f"{first.why} ({count}; up to {MOST_BAD:.0%} are left out)", first.hint)
+
+    def tell(self) -> None:
+        """Say on stderr what was left out."""
+        said: list[str] = []
+        if self._first is not None:
+            what = f"{self.bad:,} of {self.records:,} records {'is' if self.bad == 1 else 'are'} bad and left out"
+            said.append(f"warning: {what}, the first is {self._first.what}: {self._first.why}")
+        if self.null:
+            said.append(f"note: {self.null:,} of {self.records:,} records have null for a text and are left out")
+        for line in said:
+            print(f"trimtab: {' '.join(line.split())}", file=sys.stderr, flush=True)
+
+
+def text_problem(text: str) -> tuple[str, str] | None:
+    """Why a text is none, and what to do: it holds half a character, or a byte that was not UTF-8.
+
+    Bytes are found if they were decoded with `surrogateescape`, as Python does with the words of a command line.
+    """
+    if text.isascii() or (found := _NO_CHARACTER.search(text)) is None:
+        return None
+    code, place = ord(found[0]), found.start()
+    if 0xDC80 <= code <= 0xDCFF:
+        hint = "convert the text to UTF-8, for example with iconv -f latin1 -t utf-8"
+        return f"its character {place} is the byte 0x{code - 0xDC00:02x}, which is not UTF-8", hint
+    return f"its character {place} is half of one (the lone surrogate U+{code:04X})", "remove it"
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise a `UserError` if a text holds something that is no character; see `text_problem`."""
+    if (problem := text_problem(text)) is not None:
+        raise UserError(name, *problem)
