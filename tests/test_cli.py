@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -179,6 +180,38 @@ def test_json_is_one_object_on_stdout(monkeypatch, capsys):
     assert said.err == ""
     assert cli.main(["fake"]) == 0
     assert capsys.readouterr().out == "value nan [/b] [bold]\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_output_that_its_encoding_lacks(monkeypatch, encoding):
+    """Windows writes cp1252, a cluster with LC_ALL=POSIX perhaps ASCII, and file names may be no text at all."""
+    from rich.table import Table
+
+    written = "caf\xe9 \N{SLICE OF PIZZA} \N{DOUBLE VERTICAL LINE}\N{GREEK CAPITAL LETTER DELTA} \udce9"
+    table = Table("text")
+    table.add_row(written)
+
+    @dataclasses.dataclass(frozen=True)
+    class Shown:
+        drawn: Any
+
+        def to_json(self) -> dict[str, Any]:
+            return {"text": written}
+
+        def render(self) -> Any:
+            return self.drawn
+
+    for drawn, words in ((written, []), (table, []), (written, ["--json"])):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        command(monkeypatch, lambda config, shown=Shown(drawn): shown)
+        assert cli.main(["fake", *words]) == 0  # mutation: leave out `reconfigure`
+        out = raw.getvalue().decode(encoding)
+        if words:
+            assert json.loads(out) == {"text": written}  # mutation: ensure_ascii=False
+        else:
+            assert ("\N{SLICE OF PIZZA}" in out) == (encoding == "utf-8")
+            assert ("\\U0001f355" in out) == (encoding != "utf-8")
 
 
 def test_an_interrupt_says_what_the_same_command_does(monkeypatch, capsys):

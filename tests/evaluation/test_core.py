@@ -83,7 +83,7 @@ class Relu(Identity):
 
 def packed_texts(model: LanguageModel, context: int = CONTEXT):
     documents = [Document(f"d{i}", text, "test") for i, text in enumerate(TEXTS)]
-    return pack(tokenise(documents, model.tokenizer), "all", 0.05, context)
+    return pack(tokenise(documents, model.tokenizer), "all", 0.05, context, model)
 
 
 OPTIONS = CoreOptions(context=CONTEXT, batch_size=3, n_resamples=200)
@@ -302,7 +302,7 @@ def test_evaluate_takes_texts(tiny_llama: LanguageModel):
     options = {"context": CONTEXT, "n_resamples": 50}
     result = evaluate(tiny_llama, random_sae("topk"), TEXTS, **options)
     documents = [Document(f"text#{i:06d}", text, "text") for i, text in enumerate(TEXTS)]
-    packed = pack(tokenise(documents, tiny_llama.tokenizer), "all", 0.05, CONTEXT)
+    packed = pack(tokenise(documents, tiny_llama.tokenizer), "all", 0.05, CONTEXT, tiny_llama)
     same, _ = evaluate_core(tiny_llama, random_sae("topk"), packed, CoreOptions(**options))
     assert json.dumps(result.to_json()) == json.dumps(same.to_json())
     with pytest.raises(UserError, match="it does not fill one sequence of 256"):
@@ -473,7 +473,7 @@ def test_sample_text_is_small_and_licensed():
 def test_split_takes_the_documents_that_training_left_out(tiny_llama: LanguageModel):
     documents = [Document(f"d{i}", "the cat and the dog " * 4, "test") for i in range(40)]
     corpus = tokenise(documents, tiny_llama.tokenizer)
-    chosen = {split: set(pack(corpus, split, 0.3, 16).documents) for split in ("all", "holdout", "train")}
+    chosen = {split: set(pack(corpus, split, 0.3, 16, tiny_llama).documents) for split in ("all", "holdout", "train")}
     assert chosen["holdout"] | chosen["train"] == chosen["all"] == set(range(40))
     assert not chosen["holdout"] & chosen["train"]
     trained = pack_splits(corpus, HarvestOptions(holdout=0.3, context=16))

@@ -536,7 +536,7 @@ def test_a_second_encoding_has_an_effect_where_it_is_read(tiny_tokenizer, read: 
 
 def test_the_price_is_that_of_plain_forward_passes(tiny_llama: LanguageModel, finetuned) -> None:
     documents = [f"{word} over the hills and far away, {word}! " * 3 for word in ("up", "down", "left", "right")]
-    packed = pack(tokenise(as_documents(documents), tiny_llama.tokenizer), "all", 0.0, 24)
+    packed = pack(tokenise(as_documents(documents), tiny_llama.tokenizer), "all", 0.0, 24, tiny_llama)
     text = GeneralText(tiny_llama, packed, tokens=10_000, batch_size=3)
     tuned = finetuned["forced"].model
     parts = [Part(price_values(model, text, None), 0.0) for model in (tiny_llama, tuned)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Literal, TypeGuard, get_args
 
@@ -14,8 +13,6 @@ MOST_BAD = 0.01
 JUDGED_EARLY = 100
 """With more bad records than this, the share is checked at once, so that what is no text at all is not read to its
 end."""
-
-_NO_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class BadRecords:
@@ -62,23 +59,3 @@ class BadRecords:
             said.append(f"note: {self.null:,} of {self.records:,} records have null for a text and are left out")
         for line in said:
             print(f"trimtab: {' '.join(line.split())}", file=sys.stderr, flush=True)
-
-
-def text_problem(text: str) -> tuple[str, str] | None:
-    """Why a text is none, and what to do: it holds half a character, or a byte that was not UTF-8.
-
-    Bytes are found if they were decoded with `surrogateescape`, as Python does with the words of a command line.
-    """
-    if text.isascii() or (found := _NO_CHARACTER.search(text)) is None:
-        return None
-    code, place = ord(found[0]), found.start()
-    if 0xDC80 <= code <= 0xDCFF:
-        hint = "convert the text to UTF-8, for example with iconv -f latin1 -t utf-8"
-        return f"its character {place} is the byte 0x{code - 0xDC00:02x}, which is not UTF-8", hint
-    return f"its character {place} is half of one (the lone surrogate U+{code:04X})", "remove it"
-
-
-def check_text(text: str, name: str) -> None:
-    """Raise a `UserError` if a text holds something that is no character; see `text_problem`."""
-    if (problem := text_problem(text)) is not None:
-        raise UserError(name, *problem)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from trimtab.activations.packing import tokenise
+from trimtab.activations.packing import check_rows, tokenise
 from trimtab.activations.text import Document, as_documents
 from trimtab.dictionaries import Dictionary
 from trimtab.dictionaries.base import check_is_dictionary
@@ -99,6 +99,7 @@ def top_contexts(
         raise UserError("the site", "the dictionary does not name the one it reads", "give a site")
     place, ids, device = model.site(name), torch.tensor(wanted, device=model.device), model.device
     corpus = tokenise(as_documents(texts), model.tokenizer)
+    check_rows(corpus, model)
     stretches: list[tuple[int, list[int]]] = []
     for document, (start, stop) in enumerate(zip(corpus.starts[:-1].tolist(), corpus.starts[1:].tolist(), strict=True)):
         tokens = corpus.tokens[start : stop - 1].tolist()  # without the separator
@@ -129,7 +130,7 @@ def top_contexts(
                 document, tokens = stretches[int(number)]
                 at = int(position)
                 cuts = (slice(max(1, at - width), at), slice(at, at + 1), slice(at + 1, at + 1 + width))
-                before, token, after = (model.decode_ids(tokens[cut], special=True) for cut in cuts)
+                before, token, after = (model.decode_continuation(tokens[cut], special=True) for cut in cuts)
                 contexts.append(Context(feature, activation, before, token, after, corpus.ids[document]))
     return FeatureContexts(
         features=tuple(wanted), n_tokens=sum(len(tokens) - 1 for _, tokens in stretches), contexts=tuple(contexts)

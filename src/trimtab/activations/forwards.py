@@ -16,7 +16,7 @@ from jaxtyping import BFloat16, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from trimtab.activations.packing import PackedText, SequenceBatch
+from trimtab.activations.packing import PackedText, SequenceBatch, check_rows
 from trimtab.activations.row_selection import candidates, capture_rows, check_finite, norms
 from trimtab.activations.sequences import HarvestOptions, batch_order
 from trimtab.activations.shards import Split
@@ -70,6 +70,8 @@ class Forwards:
         ranks: Ranks | None = None,
     ) -> None:
         self.model, self.sites, self.packed, self.options, self.ranks = model, sites, packed, options, ranks or Ranks()
+        for text in packed.values():
+            check_rows(text.corpus, model)
         self.order = {split: batch_order(text, options, split) for split, text in packed.items()}
         self.special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
         self.widths = {str(site): site_width(model, site) for site in sites}

@@ -8,6 +8,7 @@ held-out documents are packed apart: no sequence holds both.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from numpy import ndarray
 
 from trimtab.activations.text import Document, bytes_of
 from trimtab.errors import UserError
+from trimtab.lm.model import LanguageModel, no_row
+from trimtab.runs.user_files import check_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,9 @@ def tokenise(
 ) -> TokenisedCorpus:
     """Tokenise documents in batches.
 
-    Template markup in a text (`<|im_start|>user`) becomes the special tokens that it names. No other special tokens are
-    added, save the separator behind each document: `<|endoftext|>` where the vocabulary has it, else the EOS token.
+    Template markup in a text (`<|im_start|>user`) becomes the special tokens that it names; a BOS token at the begin of
+    a document is left out, as sequences begin with it. No other special tokens are added, save the separator behind
+    each document: `<|endoftext|>` where the vocabulary has it, else the EOS token.
 
     Args:
         documents: read once, one batch at a time; texts are not kept.
@@ -99,20 +103,26 @@ def tokenise(
         limit_tokens: stop behind the document that reaches this many tokens.
 
     Raises:
-        UserError: there is no text, or the tokenizer knows no token that could separate documents.
+        UserError: there is no text, a document holds a byte or half a character that is no text, or the tokenizer knows
+            no token that could separate documents.
     """
     separator, first_token = _separator(tokenizer), tokenizer.bos_token_id
     digest, ids, sources = hashlib.sha256(), [], []
     pieces: list[ndarray] = []
-    total = 0
+    total = begun = 0
     for document, tokens in _encoded(documents, tokenizer):
         digest.update(bytes_of(document))
+        if tokens and tokens[0] == first_token:
+            begun, tokens = begun + 1, tokens[1:]
         ids.append(document.id)
         sources.append(document.source)
         pieces.append(np.asarray([*tokens, separator], dtype=np.int32))
         total += len(pieces[-1])
         if limit_tokens is not None and total >= limit_tokens:
             break
+    if begun:
+        said = f"{begun:,} of {len(ids):,} documents begin with {tokenizer.bos_token}, which is left out there"
+        print(f"trimtab: note: {said}, as each sequence begins with it anyway", file=sys.stderr, flush=True)
     if not pieces:
         raise UserError("the text", "there is no text in it", "give at least one document")
     return TokenisedCorpus(
@@ -124,6 +134,15 @@ def tokenise(
         first_token=separator if first_token is None else int(first_token),  # type: ignore[arg-type]
         separator=separator,
     )
+
+
+def check_rows(corpus: TokenisedCorpus, model: LanguageModel) -> None:
+    """Raise a `UserError` if a token of a corpus has no row in the model's embedding, as where a tokenizer got tokens
+    that the model did not."""
+    if int(corpus.tokens.max(initial=corpus.first_token)) >= model.vocab_size:
+        place = int((corpus.tokens >= model.vocab_size).argmax())
+        document = corpus.ids[int(np.searchsorted(corpus.starts, place, side="right")) - 1]
+        raise no_row(model, max(int(corpus.tokens[place]), corpus.first_token), f"document {document!r}")
 
 
 def _separator(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
@@ -143,6 +162,8 @@ def _encoded(
 ) -> Iterator[tuple[Document, list[int]]]:
     rest = iter(documents)
     while batch := list(islice(rest, 256)):
+        for document in batch:
+            check_text(document.text, f"document {document.id!r}")
         encoded: Any = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]
         yield from zip(batch, encoded, strict=True)
 

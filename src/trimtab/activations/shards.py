@@ -104,7 +104,7 @@ def read_index(directory: Path) -> ShardIndex:
     """Read `shards.json`. Raises a `UserError` if there is none, it is damaged, or a newer version wrote it."""
     path = directory / INDEX_FILE
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"shards {directory}", f"{path.name} cannot be read", "give a directory of a harvest"

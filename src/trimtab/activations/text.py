@@ -16,12 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from trimtab.activations.bad_records import BadRecords, OnBadRecord, check_text, text_problem
+from trimtab.activations.bad_records import BadRecords, OnBadRecord
 from trimtab.activations.cutting import MAX_CHARACTERS, split_text
 from trimtab.activations.formats import Found, PlainText, is_hidden, is_readable, read_file, rows_of
 from trimtab.errors import UserError
 from trimtab.runs import ASSETS
-from trimtab.runs.user_files import reading_from_hub
+from trimtab.runs.user_files import check_text, reading_from_hub, text_problem
 
 Normalisation = Literal["none", "wikitext"]
 

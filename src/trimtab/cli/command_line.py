@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0; 2 for a user's mistake; 130 if interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # what it cannot write, such as an emoji in cp1252, is written \U0001f355
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -100,7 +105,8 @@ def _run(command: str, words: Sequence[str]) -> int:
         from trimtab.runs import json_safe
 
         plain = result.to_json() if hasattr(result, "to_json") else result
-        print(json.dumps(json_safe(plain), ensure_ascii=False, allow_nan=False))
+        is_unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+        print(json.dumps(json_safe(plain), ensure_ascii=not is_unicode, allow_nan=False))
     else:
         from rich.console import Console
 

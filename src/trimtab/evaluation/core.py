@@ -160,7 +160,7 @@ def run_core(config: CoreConfig) -> CoreResult:
     """
     model, dictionary = config.load()
     corpus = config.corpus(config.text or (sample_text(),), model.tokenizer)
-    packed = pack(corpus, config.split, config.holdout, config.context)
+    packed = pack(corpus, config.split, config.holdout, config.context, model)
     with ExitStack() as stack:
         run = None
         if config.run is not None:
@@ -199,7 +199,7 @@ def evaluate(
     check_is_dictionary(dictionary)
     chosen = CoreOptions(**read_keywords(options, field_types(CoreOptions), evaluate))
     documents = read_documents([sample_text()]) if texts is None else as_documents(texts)
-    packed = pack(tokenise(documents, model.tokenizer), chosen.split, chosen.holdout, chosen.context)
+    packed = pack(tokenise(documents, model.tokenizer), chosen.split, chosen.holdout, chosen.context, model)
     with Meter("evaluating", 2 * len(packed)) as meter:
         return evaluate_core(model, dictionary, packed, chosen, site=site, progress=meter.advance)[0]
 

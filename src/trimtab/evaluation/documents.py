@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from trimtab.activations import PackedText, TokenisedCorpus
+from trimtab.activations.packing import check_rows
 from trimtab.activations.row_selection import candidates
 from trimtab.activations.sequences import split_corpus
 from trimtab.errors import UserError
@@ -37,12 +38,13 @@ class EvaluationBatch(NamedTuple):
     """Places whose next token is in the same document, and so is predicted from it."""
 
 
-def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int) -> PackedText:
-    """The documents of a split, packed.
+def pack(corpus: TokenisedCorpus, split: TextSplit, holdout: float, context: int, model: LanguageModel) -> PackedText:
+    """The documents of a split, packed for a model.
 
     Raises:
-        UserError: the split does not fill one sequence.
+        UserError: the split does not fill one sequence, or the model has no row for one of its tokens.
     """
+    check_rows(corpus, model)
     chosen = np.ones(len(corpus.ids), dtype=bool)
     if split != "all":
         held_out = split_corpus(corpus, holdout)

@@ -54,7 +54,7 @@ def measure_stats(config: SAEStatsConfig) -> SAEStats:
     model, dictionary = config.load()
     site = dictionary_site(model, dictionary, config.site)
     corpus = config.corpus(config.text or (sample_text(),), model.tokenizer)
-    packed = pack(corpus, config.split, config.holdout, config.context)
+    packed = pack(corpus, config.split, config.holdout, config.context, model)
     with Meter("measuring features", len(packed)) as meter:
         stats = reconstruct(model, dictionary, site, packed, config, meter.advance).stats
     path = (config.into or Path(config.sae)) / STATS_FILE

@@ -23,6 +23,7 @@ from trimtab.dictionaries.feature_examples import KINDS, FeatureExamples
 from trimtab.errors import UserError
 from trimtab.features.example_rows import Block, RowBlocks, ShardBlocks, TextBlocks, not_finite
 from trimtab.lm import LanguageModel, Site, load_tokenizer
+from trimtab.lm.continuations import find_anchor, token_text
 from trimtab.lm.model import check_is_model
 from trimtab.runs import Meter, as_path, check_least, field_types, known_arguments, read_keywords
 from trimtab.selection.ranking import dictionary_site
@@ -248,8 +249,10 @@ def _collect(
                     one.take(block, blocks.documents)
             meter.advance()
 
+    anchor = find_anchor(tokenizer)
+
     def texts(ids: Iterable[int]) -> list[str]:
-        return [str(tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
+        return [token_text(tokenizer, int(i), anchor) for i in ids]
 
     return [
         Found(

@@ -50,12 +50,14 @@ class Ask(NamedTuple):
 
     def answer_ids(self, model: LanguageModel, answer: str) -> tuple[int, ...]:
         """Token ids of an answer behind it; a blank stands between the two where neither has one."""
-        if self.chat or not self.text:
+        if self.chat:
+            return tuple(model.encode_continuation(answer))
+        if not self.text:
             return tuple(encode(model.tokenizer, answer))
         gap = "" if self.text[-1].isspace() or answer[:1].isspace() else " "
         before, whole = model.encode_text(self.text), model.encode_text(self.text + gap + answer)
         joined = whole[: len(before)] == before
-        return tuple(whole[len(before) :] if joined else encode(model.tokenizer, gap + answer))
+        return tuple(whole[len(before) :] if joined else model.encode_continuation(gap + answer))
 
 
 def first_token(model: LanguageModel) -> int:

@@ -138,7 +138,7 @@ def encode(model: LanguageModel, examples: Sequence[Example], *, chat: bool, max
     found: list[Encoded] = []
     for i, example in enumerate(examples):
         prompt = model.encode_text(example.prompt, chat=chat)
-        response = list(model.tokenizer(example.response, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+        response = model.encode_continuation(example.response)
         if not response:
             raise UserError(f"example {i}", "its response gives no token", "give some text")
         if chat:

@@ -23,6 +23,7 @@ from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
 from trimtab.lm.sampling import choose_allowed, choose_token, uniform
+from trimtab.lm.stopping import text_before_stop
 from trimtab.lm.token_statistics import token_statistics
 
 
@@ -252,15 +253,13 @@ class DecodeStream:
         config = row.config
         if config.stop_at_eos and row.token_ids[-1] in self.model.eos_ids:
             return "eos"
-        if config.stop:
-            text = self._text(row)
-            if any(stop in text for stop in config.stop):
-                return "stop"
+        if config.stop and self._text_before_stop(row) is not None:
+            return "stop"
         ends = row.tokens_left == 0 or (row.teacher is not None and len(row.token_ids) == len(row.teacher))
         return "length" if ends else ""
 
-    def _text(self, row: Row) -> str:
-        return self.model.decode_ids([*row.forced, *row.token_ids])
+    def _text_before_stop(self, row: Row) -> str | None:
+        return text_before_stop(self.model, [*row.forced, *row.token_ids], row.config.stop)
 
     def _leave(self, ended: list[Row]) -> None:
         """Hand rows that have ended what is known of them, and keep nothing of it."""
@@ -270,9 +269,8 @@ class DecodeStream:
             for row, log in zip(fed, logs, strict=True):
                 row.edits = log
         for row in ended:
-            row.text = self._text(row)
-            if row.finish == "stop":
-                row.text = row.text[: min(row.text.find(stop) for stop in row.config.stop if stop in row.text)]
+            before = self._text_before_stop(row) if row.finish == "stop" else None
+            row.text = self.model.decode_continuation([*row.forced, *row.token_ids]) if before is None else before
             self._free.append(row.index)
         self._size -= len(ended)
         if self._running is not None:

@@ -224,7 +224,7 @@ def _local_source(entry: CatalogueEntry, path: str | os.PathLike[str] | None) ->
 def _agree_to(terms: Terms, name: str, accepted: bool) -> None:
     """Show terms and have them agreed to, once per cache."""
     record = cache_dir() / "accepted-terms.json"
-    agreed: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    agreed: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if terms.key in agreed:
         return
     print(f"{terms.title} ({name}): {terms.notice}", file=sys.stderr)

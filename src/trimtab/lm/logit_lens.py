@@ -63,8 +63,8 @@ def lens_logits(model: LanguageModel, rows: Float[Tensor, "n d"]) -> Iterator[Fl
 
 
 def token_texts(model: LanguageModel, ids: Int[Tensor, "n count"]) -> list[list[str]]:
-    """Each token as the text that it stands for, leading space included."""
-    texts = {i: model.decode_ids([i], special=True) for i in set(ids.flatten().tolist())}
+    """Each token as the text that it stands for, leading space included; no two look alike."""
+    texts = {i: model.token_text(i) for i in set(ids.flatten().tolist())}
     return [[texts[i] for i in row] for row in ids.tolist()]
 
 

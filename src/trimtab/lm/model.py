@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,8 +19,18 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
+from trimtab.lm.continuations import (
+    Anchor,
+    decode_behind,
+    decode_plain,
+    encode_behind,
+    encode_plain,
+    find_anchor,
+    token_text,
+)
 from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
 from trimtab.lm.sites import Site
+from trimtab.runs.user_files import check_text
 
 
 class LanguageModel:
@@ -36,6 +47,7 @@ class LanguageModel:
     ) -> None:
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.layout: Layout = find_layout(hf)
+        self._told_of_begin = False
 
     def __repr__(self) -> str:
         kind, dtype = type(self.hf).__name__, str(self.dtype).removeprefix("torch.")
@@ -78,8 +90,9 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
+        """What fills rows up: it is masked, so any token that the model has will do where its own is none of them."""
         pad = self.tokenizer.pad_token_id
-        return int(pad) if isinstance(pad, int) else 0
+        return pad if isinstance(pad, int) and 0 <= pad < self.vocab_size else 0
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
@@ -140,7 +153,8 @@ class LanguageModel:
             chat: put the text into the model's chat template, up to where the reply begins.
 
         Raises:
-            UserError: the text gives no token, or the model has no chat template.
+            UserError: the text gives no token or one that the model has no row for, holds a byte or half a character
+                that is no text, or the model has no chat template.
         """
         if not isinstance(text, str):
             raise UserError(f"prompt {text!r}", "it is no text", "give one text at a time")
@@ -148,13 +162,37 @@ class LanguageModel:
             raise UserError("the prompt", "it is empty", "give some text")
         if chat:
             return self.encode_chat([{"role": "user", "content": text}])
+        check_text(text, f"prompt {text[:40]!a}")
         ids = list(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
         if not ids:
             raise UserError(f"prompt {text!r}", "it gives no token", "give some text")
-        begins = str(self.tokenizer.bos_token or "")
-        if begins and text.startswith(begins) and ids[:2] == [self.tokenizer.bos_token_id] * 2:
-            ids = ids[1:]  # a text that begins with the token as text, as chats do that were rendered elsewhere
+        begin = self.tokenizer.bos_token_id
+        if isinstance(begin, int) and ids[:2] == [begin] * 2 and ids != encode_plain(self.tokenizer, text):
+            while ids[:2] == [begin] * 2:  # a text that begins with the token as text, as chats rendered elsewhere do
+                del ids[0]
+            if not self._told_of_begin:
+                self._told_of_begin = True
+                said = f"a prompt begins with {self.tokenizer.bos_token}, which {self.name} puts before texts itself"
+                print(f"trimtab: note: {said}; it gets one", file=sys.stderr, flush=True)
+        self.check_rows(ids, "the prompt")
         return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that continues another one: without special tokens, nor a blank of the tokenizer's own.
+
+        Raises:
+            UserError: as `encode_text`.
+        """
+        check_text(text, f"text {text[:40]!a}")
+        ids = encode_behind(self.tokenizer, text, self._anchor)
+        self.check_rows(ids, "the text")
+        return ids
+
+    def check_rows(self, ids: Sequence[int], name: str) -> None:
+        """Raise a `UserError` if one of the tokenizer's tokens has no row in the model's embedding."""
+        if ids and max(ids) >= self.vocab_size:
+            token = next(token for token in ids if token >= self.vocab_size)
+            raise no_row(self, token, name)
 
     def encode_chat(
         self,
@@ -203,28 +241,44 @@ class LanguageModel:
             raise UserError(f"a chat with {self.name}", why, hint) from error
         if begins and turns[0]["content"].strip() not in text:
             raise UserError(f"a chat with {self.name}", "its chat template leaves the system text out", hint)
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+        check_text(text, "the chat")
+        ids = encode_plain(self.tokenizer, text)
         if not ids:
             raise UserError("the chat", "it gives no token", "give some text")
+        self.check_rows(ids, "the chat")
         return ids
 
     def check_no_special(self, role: str, text: str) -> None:
         """Raise a `UserError` if a turn's text holds a special token, that for unknown text aside."""
-        tokenizer = self.tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]):
-            if token and token in text and token != tokenizer.unk_token:
+        for token in self.special_texts:
+            if token in text and token != self.tokenizer.unk_token:
                 raise UserError(
                     f"{token!r} in a turn of the {role}",
                     f"{self.name} would read it as a special token, which only its chat template may write",
                     "leave it out or write it otherwise",
                 )
 
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """Special tokens as texts, those that were added to the tokenizer among them."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return tuple(token for token in dict.fromkeys([*self.tokenizer.all_special_tokens, *added]) if token)
+
     def decode_ids(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text of token ids; special tokens are left out unless asked for."""
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-        )
+        """Text of token ids from its begin; special tokens are left out unless asked for."""
+        return decode_plain(self.tokenizer, ids, special=special)
+
+    def decode_continuation(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids that stand behind others: a blank at its begin is kept, whatever the tokenizer."""
+        return decode_behind(self.tokenizer, ids, self._anchor, special=special)
+
+    def token_text(self, token: int) -> str:
+        """A token as the text that it stands for, its blank included; see `lm.continuations`."""
+        return token_text(self.tokenizer, token, self._anchor)
+
+    @cached_property
+    def _anchor(self) -> Anchor:
+        return find_anchor(self.tokenizer)
 
     def new_cache(self, reserve: int = 0) -> GrowingCache:
         """An empty key-value cache with room for `reserve` tokens."""
@@ -268,6 +322,13 @@ class LanguageModel:
         if cache is not None:
             arguments[self.cache_argument] = cache
         return {**arguments, "use_cache": cache is not None}
+
+
+def no_row(model: LanguageModel, token: int, name: str) -> UserError:
+    """The error for a token of the tokenizer that the model's embedding has no row for."""
+    said = f"it holds {model.tokenizer.convert_ids_to_tokens(token)!r}"
+    why = f"{said}, token {token} of the tokenizer, and {model.name} has tokens 0 to {model.vocab_size - 1}"
+    return UserError(name, why, "leave it out, or take the tokenizer that belongs to the model")
 
 
 def check_is_model(given: object) -> None:

@@ -44,13 +44,13 @@ class DecodeConfig(DecodingConfig):
     """How tokens are chosen, and where a row ends."""
 
     stop: tuple[str, ...] = ()
-    """A row ends when its text contains one of these."""
+    """A row ends when its text contains one of these, special tokens (`<|im_end|>`) among them."""
     stop_at_eos: bool = True
     """A row ends at an end-of-text token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.stop, str) or "" in self.stop:
+        if isinstance(self.stop, str) or not all(isinstance(one, str) and one for one in self.stop):
             raise UserError(f"stop {self.stop!r}", "it must be a tuple of texts that are not empty", "change it")
 
 

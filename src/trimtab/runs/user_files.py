@@ -6,6 +6,7 @@ import codecs
 import csv
 import importlib
 import json
+import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -42,6 +43,29 @@ _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
+
+
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+def text_problem(text: str) -> tuple[str, str] | None:
+    """Why a text is none, and what to do: it holds half a character, or a byte that was not UTF-8.
+
+    Bytes are found if they were decoded with `surrogateescape`, as Python does with the words of a command line.
+    """
+    if text.isascii() or (found := _NO_CHARACTER.search(text)) is None:
+        return None
+    code, place = ord(found[0]), found.start()
+    if 0xDC80 <= code <= 0xDCFF:
+        hint = "convert the text to UTF-8, for example with iconv -f latin1 -t utf-8"
+        return f"its character {place} is the byte 0x{code - 0xDC00:02x}, which is not UTF-8", hint
+    return f"its character {place} is half of one (the lone surrogate U+{code:04X})", "remove it"
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise a `UserError` if a text holds something that is no character; see `text_problem`."""
+    if (problem := text_problem(text)) is not None:
+        raise UserError(name, *problem)
 
 
 def csv_reader(lines: Iterable[str], delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> Any:

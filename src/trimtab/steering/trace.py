@@ -278,7 +278,7 @@ def _token_table(
 
     def text_of(token: int) -> str:
         if token not in text:
-            text[token] = model.decode_ids([token], special=True)
+            text[token] = model.token_text(token)
         return text[token]
 
     def listed(top: TopTokens) -> list[dict[str, Any]]:

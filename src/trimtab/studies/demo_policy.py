@@ -55,7 +55,7 @@ def run_demo_policy(config: PolicyConfig, test_items: int) -> tuple[DemoPolicy |
             )  # fmt: skip
     except (UnsuitedModelError, NothingAllowedError) as error:
         return None, error.line
-    result: dict[str, Any] = json.loads(file.read_text())["result"]
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["result"]
     arms = {arm["label"]: arm for arm in result["arms"]}
     rows = [{name: arms[label][name] for name in ("label", "reward", "difference")} for label in ARMS if label in arms]
     found = DemoPolicy(

@@ -20,7 +20,7 @@ from trimtab.errors import UserError
 from trimtab.runs import split_ids, text_id
 from trimtab.tasks.ioi_material import NAMES, OBJECTS, PLACES, TEMPLATES
 from trimtab.tasks.task import SPLITS, Item, Outcome, Task, UnsuitedModelError, accuracy_by_group
-from trimtab.tasks.tokens import Tokenizer, encode
+from trimtab.tasks.tokens import Tokenizer, token_behind
 
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 CUES = {"other": "Name the other one.", "same": "Repeat the same name."}
@@ -82,7 +82,7 @@ class IOI(Task):
         for split, n in wanted.items():
             if n < 0:
                 raise UserError(f"n_{split} = {n}", "it must be at least 0", "change it")
-        names = {name for name in NAMES if len(encode(tokenizer, f" {name}")) == 1}
+        names = {name for name in NAMES if token_behind(tokenizer, "then", f" {name}") is not None}
         if len(names) < 4:
             raise UnsuitedModelError(
                 f"task {cls.name}", f"only {len(names)} of {len(NAMES)} names are one token", "choose another model"

@@ -64,7 +64,7 @@ class TaskReward(Wish):
         assert prompts.allowed is not None
         found = []
         for item, ids, allowed, ask in zip(prompts.items, prompts.ids, prompts.allowed, asks, strict=True):
-            texts = [model.decode_ids([token]) for token in allowed]
+            texts = [model.decode_continuation([token]) for token in allowed]
             rewards = tuple(o.reward for o in self.task.score([item] * len(allowed), texts))
             answered = tuple(Answered(ids, (token,)) for token in allowed)
             found.append(

@@ -177,7 +177,7 @@ class Evaluator:
         text, prompts, read = None, None, list[str]()
         if "price" in options.part:
             documents = list(read_documents([sample_text()]) if texts is None else as_documents(texts))
-            packed = pack(tokenise(documents, original.tokenizer), "all", 0.0, options.context)
+            packed = pack(tokenise(documents, original.tokenizer), "all", 0.0, options.context, original)
             text = GeneralText(original, packed, options.text_tokens, options.batch_size)
             prompts = self._task_prompts(task)
             read = [text_id("\0".join(one.text for one in documents)), prompts.digest() if prompts else ""]

@@ -142,7 +142,7 @@ class Writer:
         def spoiled(how: Callable[[list[str]], list[str]]) -> Interval | None:
             kept = [i for i in held if len(texts[i].split()) > LOOP]
             spoilt = [" ".join(how(texts[i].split())) for i in kept]
-            answers = [self.model.tokenizer.encode(text, add_special_tokens=False) for text in spoilt]
+            answers = [self.model.encode_continuation(text) for text in spoilt]
             return refused([self.prompts[number[i]] for i in kept], answers)
 
         return FluencyCheck(

@@ -117,7 +117,7 @@ def text_rows(
         UserError: there is no such text, or it does not fill a sequence.
     """
     corpus = tokenise(read_documents(list(text) or [sample_text()]), model.tokenizer)
-    packed = pack(corpus, "all", 0.0, context)
+    packed = pack(corpus, "all", 0.0, context, model)
     order = np.random.default_rng([seed, 5]).permutation(len(packed))[: max(1, -(-rows // (context - 2)))]
     special = [int(i) for i in model.tokenizer.all_special_ids]
     found: list[torch.Tensor] = []

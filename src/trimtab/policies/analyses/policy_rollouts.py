@@ -82,7 +82,7 @@ class PolicyRollouts:
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of some of the items' tokens, or a note in its place."""
-        return HIDDEN if self.hides_text else self.setup.model.decode_ids(ids, special=True)
+        return HIDDEN if self.hides_text else self.setup.model.decode_continuation(ids, special=True)
 
     def decode_again(
         self, source: InterventionSource, which: Sequence[int], *, step: int = 0, repeats: int = 1

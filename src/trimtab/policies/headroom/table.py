@@ -166,7 +166,7 @@ def _through_the_prefix(
             )
             parts.append(tried["token"])
         unique, place = np.unique(torch.cat(parts).cpu().numpy(), return_inverse=True)
-        texts = [model.decode_ids([int(token)]) for token in unique]
+        texts = [model.decode_continuation([int(token)]) for token in unique]
         outcomes = prompts.task.score([prompts.items[i]] * len(texts), texts, prompts.permutation)
         found.append(np.array([outcome.reward for outcome in outcomes], dtype=np.float32)[place])
     return np.stack(found)
