@@ -22,11 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.activations import TextConfig, as_documents, detokenise_wikitext, read_documents, values
+from trimtab.activations import TextConfig, as_documents, detokenise_wikitext, read_documents, tokenise, values
 from trimtab.activations import text as text_module
 from trimtab.activations.cutting import split_text
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
+from trimtab.runs import Run, read_record
 from trimtab.tasks.data_rows import DataDirectory
 
 
@@ -372,6 +373,17 @@ def test_links_keep_their_names(tmp_path: Path) -> None:
     assert [d.id for d in read_documents([link])] == ["train.jsonl#000000", "train.jsonl#000001"]
 
 
+def test_file_names_that_are_no_text(tmp_path: Path, tiny_llama: LanguageModel) -> None:
+    path = file(tmp_path, "caf\udce9/a.txt", b"Some words in a text. " * 40)
+    for named in (path.parent, path):
+        (document,) = read_documents([named])
+        assert document.id.endswith("a.txt#0000")
+        assert tokenise([document], tiny_llama.tokenizer).ids == (document.id,)
+    with Run.open(tmp_path / "run", "harvest", {"text": str(path)}) as run:
+        run.finish({})
+    assert read_record(tmp_path / "run")["config"]["text"] == str(path)  # mutation: `encode("utf-8")` in `write_text`
+
+
 FORK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \xff\xfe\x00"
 
 
@@ -386,6 +398,7 @@ def test_what_macos_puts_beside_files_is_no_text(tmp_path: Path) -> None:
     assert texts(tmp_path / "docs.zip") == texts(tmp_path / "copy") == ["Some words."]
     hidden = file(tmp_path, ".here/a.txt", b"Some words.").parent  # what is named is read
     assert texts(hidden) == ["Some words."]
+    assert [p.name for p in DataDirectory(tmp_path / "copy").files("docs/*.txt")] == ["a.txt"]
 
 
 def test_archives(tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ LAYOUTS: dict[str, tuple[Callable[[Path], list[Path]], dict[str, Any]]] = {
         written("texts.jsonl", [json.dumps({"text": text, "label": [label]}) for text, label in PAIRS]),
         {},
     ),
+    "lines by another name": (
+        written("texts.json", [json.dumps({"text": text, "label": label}) for text, label in PAIRS]), {},
+    ),
+    "ndjson": (written("texts.ndjson", [json.dumps({"text": text, "label": label}) for text, label in PAIRS]), {}),
     "parquet": (parquet, {"text_field": "body", "label_field": "topic"}),
     "json of pairs by split": (
         written("texts.json", [json.dumps({"train": PAIRS[:6], "test": PAIRS[6:]})]),
@@ -243,7 +247,7 @@ def test_a_run_is_read_back_and_knows_its_texts(tmp_path: Path) -> None:
     assert again.counts == first.counts
     assert "8 examples" in first.headline() or "9 examples" in first.headline()
     (tmp_path / "texts" / "sea" / "0.txt").write_text("Something else is written here now, and it is long enough.")
-    with pytest.raises(UserError, match="its text had hash"):
+    with pytest.raises(UserError, match="texts has changed since this run was made of it"):
         import_examples(path, CONCEPTS, run=tmp_path / "run")
 
 

@@ -81,7 +81,8 @@ def read_file(path: Path, name: str, text_field: str) -> Iterator[Found]:
     Raises a `UserError` if the file cannot be read, is not well-formed, encrypted, or a table without such a column.
     """
     if not is_readable(path.name):
-        why = f"{path.suffix or 'a file without a suffix'} is not a known format"
+        suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSED else path.suffix
+        why = f"{suffix or 'a file without a suffix'} is not a known format"
         raise UserError(f"text {path}", why, f"use {KNOWN}")
     with _reading(str(path)), path.open("rb") as file:
         yield from _read(file, name, text_field)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,12 +159,24 @@ def _separator(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
 def _encoded(
     documents: Iterable[Document], tokenizer: transformers.PreTrainedTokenizerBase
 ) -> Iterator[tuple[Document, list[int]]]:
-    rest = iter(documents)
-    while batch := list(islice(rest, 256)):
-        for document in batch:
-            check_text(document.text, f"document {document.id!r}")
+    for batch in _batches(documents):
         encoded: Any = tokenizer([d.text for d in batch], add_special_tokens=False, verbose=False)["input_ids"]
         yield from zip(batch, encoded, strict=True)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Up to 256 documents, of up to a few million characters, so that long ones do not fill the memory."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        check_text(document.text, f"document {document.id!r}")
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == 256 or characters > 1 << 22:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _behind(first: int, body: ndarray) -> Int32[ndarray, "B T"]:

@@ -232,7 +232,7 @@ def _files_of(path: Path, name: str, text_field: str, before: set[str]) -> Itera
     if path.is_dir():
         below = (file for file in sorted(path.rglob("*")) if is_readable(file.name) and file.is_file())
         relative = ((file, file.relative_to(path).as_posix()) for file in below)
-        files = {f"{name}/{within}": file for file, within in relative if not is_hidden(within)}
+        files = {f"{name}/{_printable(within)}": file for file, within in relative if not is_hidden(within)}
         if not files:
             raise UserError(f"text {path}", "the directory holds no file of a known format", "give another directory")
     for file_name, file in files.items():
@@ -256,10 +256,15 @@ def _read_hub(name: str, text_field: str) -> Iterator[Found]:
             yield record if isinstance(record, UserError) else record._replace(id=None, source=None)
 
 
+def _printable(name: str) -> str:
+    """A file's name with what is no text in it written as numbers, as it becomes part of ids."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _short_names(paths: Sequence[str | Path]) -> list[str]:
     """For each path its shortest trailing part that no other path shares, so that ids do not name the machine."""
     whole = [str(p) if str(p).startswith("hub:") else os.path.abspath(Path(p).expanduser()) for p in paths]
-    full = [name if name.startswith("hub:") else Path(name).as_posix() for name in whole]
+    full = [name if name.startswith("hub:") else _printable(Path(name).as_posix()) for name in whole]
     names = [f if f.startswith("hub:") else f.rsplit("/", 1)[-1] for f in full]
     depth = 1
     while any(count > 1 for count in Counter(names).values()) and len(set(full)) == len(full):

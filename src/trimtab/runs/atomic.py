@@ -90,8 +90,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` in UTF-8, whole. Raises `UserError` as `atomic_path` does."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` in UTF-8, whole. A file name's byte that is no text becomes `\udce9`, which JSON gives back.
+
+    Raises `UserError` as `atomic_path` does.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -141,7 +141,7 @@ def _described(path: Path) -> dict[str, str] | None:
     digest = hashlib.sha256()
     try:
         for file in files:
-            digest.update(f"{file.relative_to(path)} {file.stat().st_size};".encode())
+            digest.update(f"{file.relative_to(path)} {file.stat().st_size};".encode("utf-8", "surrogateescape"))
             for piece in _pieces(file):
                 digest.update(piece)
     except OSError:

@@ -78,7 +78,8 @@ class DataDirectory:
         Raises:
             UserError: no file matches.
         """
-        found = sorted(p for p in self.path.glob(pattern) if p.is_file())
+        files = (p for p in self.path.glob(pattern) if p.is_file())
+        found = sorted(p for p in files if not p.name.startswith("."))  # macOS puts ._NAME beside NAME
         if not found:
             raise UserError(f"data {self.path}", f"there is no file {pattern} in it", "put the benchmark's files there")
         return found

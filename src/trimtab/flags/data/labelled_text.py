@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,10 +9,10 @@ from typing import Any, NamedTuple, cast
 
 from trimtab.activations import read_documents
 from trimtab.errors import UserError, did_you_mean
-from trimtab.runs.user_files import utf8_text
+from trimtab.runs.user_files import json_lines, json_value, utf8_text
 from trimtab.tasks.data_rows import DataDirectory, DataRow
 
-TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
+TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson")
 _COLUMNS = "name them with --text-field and --label-field"
 
 
@@ -74,8 +73,8 @@ class LabelledFiles:
         """Texts of all paths, in their order.
 
         Args:
-            text: tables (`.csv`, `.tsv`, `.parquet`, `.json`, `.jsonl`, or any with `delimiter`), directories or
-                `.zip` files with a folder of texts for each label, or with `label` all that `read_documents` reads.
+            text: tables (`.csv`, `.tsv`, `.parquet`, `.json`, `.jsonl`, `.ndjson`, any with `delimiter`), directories
+                or `.zip` files with a folder of texts for each label, or with `label` all that `read_documents` reads.
 
         Raises:
             UserError: there is no such file, it cannot be read, has no such column, or a row is damaged or has no
@@ -164,7 +163,7 @@ def _rows(path: Path, columns: Sequence[str], delimiter: str | None) -> Iterator
         return directory.csv(path, columns or None, delimiter=delimiter or usual)
     if columns:
         raise UserError(f"columns {', '.join(columns)}", f"{path.name} names its own", "leave them out")
-    if suffix == ".jsonl":
+    if suffix in (".jsonl", ".ndjson"):
         return directory.jsonl(path)
     return _parquet_rows(path) if suffix == ".parquet" else _json_rows(path)
 
@@ -182,12 +181,14 @@ def _parquet_rows(path: Path) -> Iterator[DataRow]:
 
 
 def _json_rows(path: Path) -> Iterator[DataRow]:
-    """Objects, or pairs of text and label, in a list or in lists by name as CLINC150 has for its splits."""
+    """Objects, or pairs of text and label: in a list, in lists by name as CLINC150 has for splits, or a line each."""
     text = utf8_text(path.read_bytes(), path.name)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(path.name, f"it is not JSON (line {error.lineno}: {error.msg})", "correct the file") from error
+        value = json_value(text, path.name, "correct the file")
+    except UserError as error:
+        if "Extra data" not in error.why:
+            raise
+        value = [row for _, row in json_lines(text, path.name)]
     parts = value if isinstance(value, dict) else {"": value}
     for part, rows in parts.items():
         if not isinstance(rows, list):
