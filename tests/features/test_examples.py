@@ -358,7 +358,9 @@ def test_activations_that_are_not_numbers_are_refused(
     original = weight[token].clone()
     try:
         weight[token] = float("nan")
-        with pytest.raises(UserError, match=r"activations at resid_post\.1: some in or near document .* are NaN"):
+        with pytest.raises(
+            UserError, match=r"activations at resid_pre\.0 of token 1 .'z'.: the first that are not finite"
+        ):
             examples(tiny_llama, sae, text, **vars(OPTIONS))
     finally:
         weight[token] = original

@@ -51,7 +51,9 @@ def by_hand(model: LanguageModel, row: torch.Tensor, count: int) -> list[tuple[s
     """Likeliest tokens of final norm and head, from the transformers model itself."""
     logits = model.hf.lm_head(model.hf.model.norm(row[None]))[0]
     values, ids = logits.softmax(-1).sort(descending=True)
-    return [(model.tokenizer.decode([i]), float(p)) for i, p in zip(ids[:count].tolist(), values, strict=False)]
+    size = len(model.tokenizer)  # the model has rows for more
+    texts = [model.tokenizer.decode([i]) if i < size else f"<no token {i}>" for i in ids[:count].tolist()]
+    return list(zip(texts, values.tolist(), strict=False))
 
 
 def check_profile(model: LanguageModel, sae: Any) -> None:
