@@ -14,6 +14,8 @@ from torch import Tensor
 from trimtab.dictionaries import DictionaryInfo, load_dictionary, save_dictionary
 from trimtab.dictionaries import saelens_layout as layout
 from trimtab.errors import UserError
+from trimtab.evaluation.supervised.control import edit_by_meaning
+from trimtab.evaluation.supervised.parts import split_dictionary
 from trimtab.lm import EditRequest, Site, TokenBatch, capture
 from trimtab.steering import DirectionTable, ReconstructionSource, StaticSource
 
@@ -208,6 +210,15 @@ class TestNormalisedByToken:
             StaticSource(sae, 5, 1.0, unit="max_activation")
         for unit_name in ("relative", "absolute"):
             StaticSource(sae, 5, 1.0, unit=unit_name)
+
+    def test_codes_move_activations_by_what_they_come_to_there(self, tmp_path, kind):
+        sae = load(write(tmp_path / "a", normalize_activations=kind))
+        other, ones = X.flip(0) / 2, torch.ones(len(X), N)
+        before, after = (codes(z) * unit for z, unit, _ in (NORMALISED[kind](X), NORMALISED[kind](other)))
+        expected = X + (after - before) @ WEIGHTS["W_dec"]
+        torch.testing.assert_close(edit_by_meaning(sae, X, other, ones, ones, N).x, expected)
+        parts = split_dictionary(sae, X)
+        torch.testing.assert_close(parts.vectors.sum(1) - parts.vectors[:, 1], sae(X))
 
     def test_splicing_puts_the_reconstruction_in_its_place(self, tmp_path, kind, tiny_llama):
         wide = {name: draw(*(32 if size == D else size for size in w.shape), seed=1) / 4 for name, w in WEIGHTS.items()}

@@ -114,7 +114,7 @@ def top_contexts(
             batch = TokenBatch.pad(rows, model.pad_id, device)
             x = capture(model, batch, [place])[place].flatten(2)
             dictionary.check_model(x.shape[-1], model.name, str(place))
-            strength = dictionary.encode_features(x, ids) * scale
+            strength = dictionary.encode_features(x, ids) * scale * dictionary.code_unit(x)
             kept = batch.real & (batch.position_ids > 0) & ~torch.isin(batch.ids, special)
             value, time = torch.where(kept[..., None], strength, 0).max(dim=1)
             number = torch.arange(first, first + len(rows), device=device)[:, None].expand_as(time)

@@ -98,7 +98,8 @@ def _largest_activations(items: ItemSet, decoded: Decoded, rows: list[int]) -> T
     x = capture(model, TokenBatch.pad(inputs, model.pad_id, model.device), [site])[site].flatten(2)
     pooled = []
     for place, row in enumerate(rows):
-        pooled.append(dictionary.encode(x[place, -len(decoded.token_ids[row]) :]).max(0).values)
+        read = x[place, -len(decoded.token_ids[row]) :]
+        pooled.append((dictionary.encode(read) * dictionary.code_unit(read)).max(0).values)
     return torch.stack(pooled).detach()
 
 

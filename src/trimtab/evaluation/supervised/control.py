@@ -78,7 +78,7 @@ def edits_greedy(
     if (least := min(ks)) < 1:
         raise UserError(f"k = {least}", "at least one feature must be changed", "raise it")
     rows = dictionary.W_dec.detach()
-    before, after = dictionary.encode(x), dictionary.encode(counterfactual)
+    before, after = (dictionary.encode(each) * dictionary.code_unit(each) for each in (x, counterfactual))
     change, target, each = after - before, counterfactual - x, torch.arange(len(x))
     weight, found = weights(before, rows), dict[int, EditedRows]()
     alone = _gains(change, rows, target)
@@ -117,7 +117,7 @@ def edit_by_meaning(
         k: features each way.
     """
     rows = dictionary.W_dec.detach()
-    before, after = dictionary.encode(x), dictionary.encode(counterfactual)
+    before, after = (dictionary.encode(each) * dictionary.code_unit(each) for each in (x, counterfactual))
     out = _strongest(old.masked_fill(before <= 0, -1), k)
     into = _strongest(new.masked_fill(after <= 0, -1), k)
     removed = (weights(before, rows) * out).sum(1)
