@@ -177,9 +177,10 @@ def test_reading_text_names_the_first_place(tiny_llama: LanguageModel, tmp_path:
         READINGS[name](tiny_llama, DOCUMENTS, tmp_path)
 
 
-def test_evaluation_names_the_first_place(tiny_llama: LanguageModel) -> None:
+@pytest.mark.parametrize("site", ["resid_post.1", "resid_pre.1"])  # where it is seen, and below
+def test_evaluation_names_the_first_place(tiny_llama: LanguageModel, site: str) -> None:
     weights = torch.randn(32, 48), torch.zeros(48), torch.randn(48, 32), torch.zeros(32)
-    sae = ARCHITECTURES["standard"](*weights, info=DictionaryInfo(architecture="standard", site="resid_post.1"))
+    sae = ARCHITECTURES["standard"](*weights, info=DictionaryInfo(architecture="standard", site=site))
     with planted(tiny_llama, float("inf")):
         said = message(lambda: evaluate(tiny_llama, sae, [doc.text for doc in WITH_BAD], context=16))
     assert "activations at mlp_out.1 of token" in said

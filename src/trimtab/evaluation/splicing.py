@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.activations import PackedText
 from trimtab.activations.row_selection import norms
 from trimtab.evaluation.documents import DocumentSums, EvaluationBatch, PassOptions
-from trimtab.lm import LanguageModel, RowDelta, Site, capture, edited
+from trimtab.lm import LanguageModel, RowDelta, Site, capture, edited, not_finite_error
 from trimtab.lm.token_statistics import kl_divergence
 from trimtab.lm.unembedding import Unembedding
 from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
@@ -69,7 +69,11 @@ def splice_losses(
                 part = slice(start, start + rows)
                 target, owner = next_token[part, None], document[part]
                 log_p = unembedding.logits(clean[part]).log_softmax(dim=-1)
-                sums.add("ce", owner, -log_p.gather(1, target)[:, 0])
+                loss = -log_p.gather(1, target)[:, 0]
+                if len(bad := loss.isnan().nonzero()):
+                    row, last = (int(each[start + int(bad[0])]) for each in (at, time))
+                    raise not_finite_error(model, batch.tokens.ids[row, : last + 1].tolist())
+                sums.add("ce", owner, loss)
                 for name, spliced in hidden.items():
                     log_q = unembedding.logits(spliced[part]).log_softmax(dim=-1)
                     sums.add(f"ce.{name}", owner, -log_q.gather(1, target)[:, 0])
