@@ -111,6 +111,17 @@ def test_what_says_nothing_else_is_no_change(harmless: Any) -> None:
     assert opened_again()
 
 
+def test_a_run_that_another_command_writes_into_is_the_same_until_its_result_changes() -> None:
+    finished("trained")
+    finished("r", model="trained")
+    Path("trained/analysis.parquet").write_bytes(b"1")
+    assert opened_again("r", model="trained")
+    with Run.open("trained", "train", Config()) as run:
+        run.finish({"n": 2})
+    with pytest.raises(UserError, match="trained has changed since this run was made of it"):
+        opened_again("r", model="trained")
+
+
 def test_a_run_that_is_not_done_goes_on() -> None:
     with Run.open("r", "train", Config()) as run:
         run.log({"x": 1}, step=0)

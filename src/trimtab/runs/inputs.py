@@ -7,6 +7,7 @@ keeps what those files were, and where the config's relative paths start.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ _WRITTEN = ("run", "save", "into", "destination", "site", "sites")
 """Fields of configs that name what is written, or no file though they look like one."""
 _CHANGES_LATER = (RECORD_NAME, METRICS_NAME, LOCK_NAME, "report.html", "feature_examples.parquet")
 """Files of a directory that may change without a change of what it says."""
+_OF_A_RUN = ("command", "config", "hashes", "results")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".npz", ".pt")
 _SAMPLED_ABOVE, _PIECES, _PIECE = 16 << 20, 64, 1 << 16
 _MOST_FILES = 2_000
@@ -135,16 +137,21 @@ def _state(path: Path) -> str:
 
 
 def _described(path: Path) -> dict[str, str] | None:
-    files = _files(path)
-    if files is None:
-        return None
+    """Of a run what it was asked and what came out, since other commands write into it; of anything else its bytes."""
     digest = hashlib.sha256()
     try:
+        if (path / RECORD_NAME).is_file():
+            record = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
+            digest.update(json.dumps([record.get(name) for name in _OF_A_RUN], sort_keys=True).encode())
+            return {"path": str(path), "state": "", "digest": digest.hexdigest()[:16]}
+        files = _files(path)
+        if files is None:
+            return None
         for file in files:
             digest.update(f"{file.relative_to(path)} {file.stat().st_size};".encode("utf-8", "surrogateescape"))
             for piece in _pieces(file):
                 digest.update(piece)
-    except OSError:
+    except (OSError, ValueError, AttributeError):
         return None
     return {"path": str(path), "state": _state(path), "digest": digest.hexdigest()[:16]}
 
