@@ -175,6 +175,12 @@ SOURCES = {
         "wishes-gemma", SHOWN_FILE, SHOWN, f"trimtab evaluate wishes {GEMMA_WISHES} --run runs/wishes-gemma",
         tables={"ways over wishes": "", "each wish": ""},
     ),
+    "find-gemma-sae": Source(
+        "gemma-train", "run.json", "explained_variance l0 dead_share",
+        "trimtab train --model gemma-3-270m --activations runs/gemma-rows --site resid_post.9 --arch batchtopk "
+        "--n-features 4096 --k 40 --batch-size 2048 --epochs 4 --lr 1.2e-3 --decay-share 0.4 --heldout-rows 22368 "
+        "--run runs/gemma-train",
+    ),
     "utility": Source(
         "utility", SHOWN_FILE, SHOWN, "trimtab study utility recipes/utility-one-model.toml --run runs/utility",
         tables=dict.fromkeys(
