@@ -153,7 +153,7 @@ def test_no_more_of_a_table_is_read_than_the_first_documents_need(tmp_path: Path
     assert sum(n_read) < path.stat().st_size / 2  # mutation: pre_buffer=True, or no buffer_size
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_memory_is_that_of_the_longest_document(tmp_path: Path) -> None:
     """20 documents of 300 MB, in each format, in a process of its own."""
     import subprocess

@@ -200,7 +200,7 @@ def test_damaged_files_are_read_rightly_or_refused(tmp_path: Path) -> None:
     assert min(ends["refused"], ends["whole"]) >= 8
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_three_hundred_damaged_files(tmp_path: Path) -> None:
     ends = check_all(tmp_path, range(N))
     print(ends)
@@ -208,7 +208,7 @@ def test_three_hundred_damaged_files(tmp_path: Path) -> None:
     assert ends.get("in part", 0) <= N / 10
 
 
-@pytest.mark.parametrize("every", [pytest.param(60, id="some"), pytest.param(4, id="many", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [pytest.param(60, id="some"), pytest.param(4, id="many", marks=pytest.mark.sweep)])
 def test_a_refused_harvest_leaves_nothing(
     tmp_path: Path, tiny_llama: LanguageModel, capsys: pytest.CaptureFixture[str], every: int
 ) -> None:

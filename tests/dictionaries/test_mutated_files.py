@@ -306,7 +306,7 @@ def test_damaged_files_are_refused_in_one_line_or_read_rightly(seed: int, tmp_pa
     check(seed, tmp_path, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(EVERY_DAY, MUTATED))
 @pytest.mark.filterwarnings("ignore")
 def test_many_more_damaged_files(seed: int, tmp_path: Path, capsys) -> None:

@@ -1,6 +1,6 @@
 """All causal-LM types of the installed `transformers`, and 500 random configurations: right to 1e-4, or refused.
 
-Minutes, so that it runs by itself: `pytest -m zoo`.
+Minutes, so that it runs by itself: `pytest -m sweep`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from trimtab.errors import UserError
 from trimtab.lm.zoo import build_tiny, causal_lm_types
 
-pytestmark = [pytest.mark.slow, pytest.mark.zoo]
+pytestmark = [pytest.mark.slow, pytest.mark.sweep]
 
 CONFIGURATIONS = 500
 FAMILIES: dict[str, dict[str, tuple[Any, ...]]] = {

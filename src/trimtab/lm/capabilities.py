@@ -59,8 +59,6 @@ class Capabilities:
             what, hint = f"site kind {name} of {model}", f"use another site: `trimtab models show {model}` lists them"
         else:
             what, hint = f"{USES[name]} with {model}", "use another model"
-        if name in ("prefix", "decode"):
-            hint = "use a model whose layers are all attention"
         raise UserError(what, self.off[name], hint)
 
 

@@ -24,7 +24,7 @@ from trimtab.lm.capabilities import Capabilities, check_key, keep_capabilities, 
 from trimtab.lm.layouts import text_config
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
-from trimtab.lm.site_check import check_sites, said
+from trimtab.lm.site_check import FAILS, check_sites, said
 from trimtab.lm.taps import hooked
 from trimtab.lm.upper_layers import agree, given_below, input_site
 from trimtab.lm.windows import fixed_window, short_windows
@@ -55,7 +55,7 @@ def capabilities_of(model: LanguageModel) -> Capabilities:
         found = check_model(model)
         if found is None:
             return Capabilities()
-        if key:
+        if key and not any(why.startswith(FAILS) for why in found.off.values()):  # it may be the machine that failed
             keep_capabilities(key, found)
     _known[hf] = found
     return found
@@ -161,7 +161,7 @@ class _Trial:
         plain = [self._logits(row[None].to(self.model.device))[0] for row in rows]
         logits = self.model.forward(batch)
         pairs = [(found[-len(own) :], own) for found, own in zip(logits, plain, strict=True)]
-        return "" if self._agree_all(pairs) else "padding on the left changes its logits"
+        return "" if all(self._agree_all([pair]) for pair in pairs) else "padding on the left changes its logits"
 
     def positions(self) -> str:
         """Counted from 0 in every text."""
@@ -195,18 +195,18 @@ class _Trial:
                 held = held + new
             if cache.length != self.tokens:
                 return f"its cache holds {cache.length} tokens of {self.tokens}"
-            pairs = [
-                (logits[row], self.plain[row, end - logits.shape[1] : end])
-                for logits, ends in steps
-                for row, end in enumerate(ends.tolist())
-            ]
-            good = self._agree_all(pairs)
+            pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in held]
+            for logits, ends in steps:
+                for row, end in enumerate(ends.tolist()):
+                    pairs[row].append((logits[row], self.plain[row, end - logits.shape[1] : end]))
+            good = all(self._agree_all(of_row) for of_row in pairs)
             return "" if good else "from the cache it gives other logits than its plain forward pass"
 
         return check
 
     def _agree_all(self, pairs: list[tuple[Tensor, Tensor]]) -> bool:
-        """Whether all agree; in low precision most, since a router's near-tie may send a token to another expert."""
+        """Whether all of a row agree; in low precision most, since a router's near-tie may send a token to another
+        expert."""
         if any(found.shape != expected.shape for found, expected in pairs):
             return False
         each = [self._same(f[None], e[None]) for found, expected in pairs for f, e in zip(found, expected, strict=True)]

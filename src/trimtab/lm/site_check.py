@@ -67,10 +67,14 @@ def check_sites(
     return absent | run.off
 
 
+FAILS = "it fails"
+"""How a reason begins that is an error."""
+
+
 def said(error: Exception) -> str:
     """One line on what a model answered."""
     lines = str(error).strip().splitlines() or [""]
-    return f"it fails on a few random tokens ({type(error).__name__}: {lines[0][:120]})"
+    return f"{FAILS} on a few random tokens ({type(error).__name__}: {lines[0][:120]})"
 
 
 class _EditedRun:
