@@ -39,7 +39,7 @@ def test_help_of_training_begins_with_what_everybody_needs(capsys, monkeypatch):
     first = ["model", "text", "activations", "site", "arch", "n-features", "l0", "k", "rows", "run", "json"]
     assert shown[""] == first
     assert list(shown) == ["", "train", "rows", "text", "model", "recipe", "architecture"]
-    assert shown["text"] == ["text-field", "normalise", "document-characters", "limit-tokens"]
+    assert shown["text"] == ["text-field", "normalise", "document-characters", "bad-records", "limit-tokens"]
     assert {"penalty", "k-aux", "p-end"} <= set(shown["architecture"])
 
 
