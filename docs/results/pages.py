@@ -183,9 +183,10 @@ SOURCES = {
     ),
     "utility": Source(
         "utility", SHOWN_FILE, SHOWN, "trimtab study utility recipes/utility-one-model.toml --run runs/utility",
-        tables=dict.fromkeys(
-            ("SAEs", "lifts", "pairs", "agreement", "groups", "given", "gain", "halves", "shuffled judge"), ""
-        ),
+        tables={
+            **dict.fromkeys(("scores", "SAEs", "lifts", "pairs", "agreement", "halves", "gain"), ""),
+            **dict.fromkeys(("groups", "given", "shuffled judge"), ".*before selection"),
+        },
     ),
     "flags-self": Source(
         "flags-self", SHOWN_FILE, f"{SHOWN} difference",

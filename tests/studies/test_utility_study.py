@@ -108,6 +108,9 @@ def test_every_sae_has_its_scores(done: UtilityStudy, config: UtilityStudyConfig
     assert done.agreement.of().n == 6
     assert ("interpretability shuffled", "utility shuffled") in {(s.score, s.against) for s in done.agreement.shuffled}
     assert [one.tables for one in done.lifts] == [6, 6]
+    for row, name in zip(done.tables()["scores"].rows, ("interpretability", "utility"), strict=True):
+        less = [getattr(sae, name) - getattr(sae, f"{name}_shuffled") for sae in done.saes]
+        assert row["difference"].estimate == pytest.approx(sum(less) / 6)
     ((one, other),) = [(pair.criterion, pair.over) for pair in done.pairs]
     assert (one, other) == ("delta-confidence", "firing-rate")
     assert read_record(config.run)["status"] == "done"
@@ -173,7 +176,7 @@ def test_scores_that_are_all_equal_are_shown_without_a_rank(
         found = command.Study(study, run, InProcess()).result()
     assert found.agreement is None
     assert found.headline().startswith("Not ranked: before selection: all 6 values are 0.")
-    assert set(found.tables()) == {"SAEs", "lifts", "pairs"}
+    assert set(found.tables()) == {"scores", "SAEs", "lifts", "pairs"}
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from trimtab.interpreting.agreement import RankAgreement
 from trimtab.interpreting.calibration import right_on
@@ -14,8 +16,8 @@ from trimtab.runs import json_safe
 from trimtab.runs.figures import Point, plot_points
 from trimtab.runs.results import Result
 from trimtab.runs.shown import Shown
-from trimtab.runs.tables import SIGNED, Column, Table
-from trimtab.stats import Interval, number_text
+from trimtab.runs.tables import INTERVAL, SIGNED, Column, Table
+from trimtab.stats import Interval, number_text, student_mean
 from trimtab.training.result import L0_TOLERANCE
 
 if TYPE_CHECKING:
@@ -107,7 +109,14 @@ class UtilityStudy(Result):
             f"{off} of {len(self.saes)} are more than a tenth off the L0 asked for, by which they are grouped."
             * bool(off)
         )
+        scores = [
+            Column("score", "score"),
+            Column("mean", "own", INTERVAL),
+            Column("with another feature's meaning", "other", INTERVAL),
+            Column("difference", "difference", SIGNED),
+        ]
         found = {
+            "scores": Table(columns=scores, rows=list(self._scores()), caption="Means, with intervals over SAEs."),
             "SAEs": Table(columns=saes, rows=self.saes, caption=missed),
             "lifts": Table(columns=lifts, rows=self.lifts, caption=caption),
             "pairs": Table(columns=pairs, rows=self.pairs, caption="On the same features. Intervals over SAEs."),
@@ -117,6 +126,15 @@ class UtilityStudy(Result):
             columns = [Column("missing", "what"), Column("stage", "stage"), Column("why", "reason")]
             found["missing"] = Table(columns=columns, rows=self.failed)
         return found
+
+    def _scores(self) -> Iterator[dict[str, Any]]:
+        """Both scores, beside what the judge says where features exchange their meanings."""
+        for name in ("interpretability", "utility"):
+            own = np.array([getattr(sae, name) for sae in self.saes])
+            other = np.array([getattr(sae, f"{name}_shuffled") for sae in self.saes], dtype=float)
+            if np.isfinite(other).all():
+                found = {"own": own, "other": other, "difference": own - other}
+                yield {"score": name, **{key: student_mean(values) for key, values in found.items()}}
 
     def draw(self, ax: Axes) -> None:
         """Interpretability and utility, a point for each SAE."""
