@@ -424,6 +424,17 @@ def test_archives(tmp_path: Path) -> None:
         texts(file(tmp_path, "b.zip", bytes(data)))
 
 
+def test_texts_of_an_archive_that_was_compressed_again_have_ids_of_their_own(tmp_path: Path) -> None:
+    """Mutation: call all of them by the archive's name."""
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("one.txt", "First.")
+        archive.writestr("two.txt", "Second.")
+    path = file(tmp_path, "a.zip.gz", gzip.compress(inner.getvalue()))
+    found = list(read_documents([str(path)]))
+    assert [document.id for document in found] == ["a.zip.gz!one.txt#0000", "a.zip.gz!two.txt#0000"]
+
+
 def fake_hub(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., Any]) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
 

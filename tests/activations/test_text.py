@@ -137,6 +137,7 @@ def _bad(tmp_path: Path, name: str, data: bytes) -> Path:
     [
         ("a.txt", b"caf\xe9 au lait", r"a\.txt#0000: its character 3 is the byte 0xe9, which is not UTF-8 .*; convert"),
         ("a.txt", "\ufefftea".encode("utf-16"), r"text a\.txt: it is UTF-16; convert it: iconv -f utf-16 -t utf-8"),
+        ("a.json", '[{"text": "tea"}]'.encode("utf-16-le"), r"a\.json: many of its bytes are 0, as in UTF-16"),
         ("a.jsonl", '{"text": "tea"}'.encode("utf-16-le"), r"a\.jsonl: many of its bytes are 0, as in UTF-16"),
         ("a.txt", b" \n\n ", r"text .*a\.txt: there is no text in it"),
         ("a.jsonl", b"", "there is no text in it"),

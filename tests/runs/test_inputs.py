@@ -20,6 +20,7 @@ class Config:
     text: tuple[str, ...] = ("t.jsonl",)
     model: str = "m"
     site: str = "resid_post.1"
+    text_field: str = "text"
     seed: int = 0
 
 
@@ -169,3 +170,12 @@ def test_the_same_file_by_another_path_is_the_same_config(here: Path, monkeypatc
     change("../m/config.json")
     with pytest.raises(UserError, match=r"\.\./m has changed"):
         opened_again(run, model="../m")
+
+
+def test_what_is_no_file_has_not_changed_where_a_folder_has_its_name() -> None:
+    """Mutation: take every text of a config for a path."""
+    Path("text").mkdir()
+    finished()
+    Path("text/new.txt").write_text("new")
+    assert opened_again()
+    assert "text" not in read_record(Path("r"))["inputs"]

@@ -130,8 +130,13 @@ def _read(file: BinaryIO, name: str, text_field: str, *, seekable: bool = True) 
     suffix = _suffix(name)
     if suffix in COMPRESSED:
         with _open_compressed(file, suffix) as inner:
-            for record in _read(inner, name[: -len(suffix)], text_field, seekable=False):
-                yield record if isinstance(record, UserError) else record._replace(name=name)
+            bare = name[: -len(suffix)]
+            for record in _read(inner, bare, text_field, seekable=False):
+                # What is in an archive that was compressed again keeps its own name behind the archive's.
+                named = (
+                    record if isinstance(record, UserError) else record._replace(name=name + record.name[len(bare) :])
+                )
+                yield named
     elif suffix in (".zip", ".parquet"):
         read = _read_zip if suffix == ".zip" else _read_parquet
         if seekable:

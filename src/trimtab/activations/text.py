@@ -188,8 +188,10 @@ def _documents_of(
                 place = f"{record.name}#{number:04d}"
                 if problem := text_problem(part):
                     bad.add(UserError(f"text {place}", *problem))
+                elif (given := unique(place, record.name)) is None:
+                    bad.add(UserError(f"text {place}", "a text before it has this name", "give each a name of its own"))
                 elif bad.has_text(part):
-                    yield Document(unique(place, record.name) or place, part, record.name)
+                    yield Document(given, part, record.name)
         elif problem := text_problem(f"{record.text} {record.id} {record.source}"):
             bad.add(UserError(record.where, *problem))
         elif record.text is None and bad.on_bad == "fail":

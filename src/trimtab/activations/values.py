@@ -124,7 +124,9 @@ def table_rows(file: BinaryIO, name: str, text_field: str, delimiter: str) -> It
 
 def json_values(file: BinaryIO, name: str) -> Iterator[Value]:
     """Values of JSON lines, of values behind each other over several lines, or the entries of a list."""
-    if cast(io.BufferedReader, file).peek(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    begin = cast(io.BufferedReader, file).peek(4096)
+    if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        refuse_utf16(begin, f"text {name}")
         yield from _json_list(file, name)
         return
     lines = _Lines(file, name)

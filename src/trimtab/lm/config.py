@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from trimtab.lm.loading import load_model
 from trimtab.lm.model import LanguageModel
@@ -21,19 +20,11 @@ class ModelConfig:
     """What the model computes in."""
     device: str = "cpu"
     """Where to compute."""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """What the command cannot do without, of `trimtab.lm.CAPABILITIES`."""
-
-    def needed(self) -> tuple[str, ...]:
-        """`needs`, or what these settings need."""
-        return self.needs
 
     def load_model(self, device: str | None = None) -> LanguageModel:
-        """The model. Raises a `UserError` as `trimtab.lm.load_model` does, or if it fails what the command needs.
+        """The model. Raises a `UserError` as `trimtab.lm.load_model` does.
 
         Args:
             device: instead of the config's.
         """
-        model = load_model(self.model, dtype=self.dtype, device=device or self.device)
-        model.require(*self.needed())
-        return model
+        return load_model(self.model, dtype=self.dtype, device=device or self.device)

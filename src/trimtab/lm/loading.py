@@ -73,8 +73,7 @@ def load_model(
         else:
             loaded = _read_hub(name, torch_dtype)
     _check_tokenizer(loaded, name)
-    hf = loaded.hf.to(torch_device)  # type: ignore[arg-type]
-    return LanguageModel(hf, loaded.tokenizer, name)
+    return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerBase:

@@ -6,9 +6,9 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -19,7 +19,6 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
-from trimtab.lm.capabilities import Capabilities
 from trimtab.lm.continuations import (
     Anchor,
     decode_behind,
@@ -49,29 +48,6 @@ class LanguageModel:
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.layout: Layout = find_layout(hf)
         self._told_of_begin = False
-        self._capabilities: Capabilities | None = None
-        self._capabilities = LanguageModel.check(self)
-
-    check: ClassVar[Callable[[LanguageModel], Capabilities]]
-    """How a model is checked; `self_check`, which stands on this module, puts it here."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What was found to work here, sites included. All counts as working while that is being found."""
-        return self._capabilities or Capabilities()
-
-    def assume(self, found: Capabilities) -> None:
-        """Go on as if this had been found; for the check itself, and for tests."""
-        self._capabilities = found
-
-    def require(self, *names: str) -> None:
-        """Refuse what this model was found to fail; see `trimtab.lm.capabilities`.
-
-        Raises:
-            UserError: one of these is off.
-        """
-        for name in names:
-            self.capabilities.require(name, self.name)
 
     def __repr__(self) -> str:
         kind, dtype = type(self.hf).__name__, str(self.dtype).removeprefix("torch.")
@@ -89,8 +65,7 @@ class LanguageModel:
         """What edits inside a model's own calls need of it: no tokenizer; its mode and gradients stay as they are."""
         model = cls.__new__(cls)
         model.hf, model.name = hf, str(hf.name_or_path or type(hf).__name__)
-        model.layout, model._capabilities = find_layout(hf), None
-        model._capabilities = cls.check(model)
+        model.layout = find_layout(hf)
         return model
 
     @property
@@ -132,12 +107,6 @@ class LanguageModel:
         return frozenset(found)
 
     @cached_property
-    def _arguments(self) -> frozenset[str]:
-        """What the model's forward takes by name; others would be swallowed without a word."""
-        forwards = (self.hf.forward, self.hf.base_model.forward)
-        return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
-
-    @cached_property
     def cache_argument(self) -> str:
         """What the model's forward calls its key-value cache; a wrong name would be swallowed without a word.
 
@@ -170,12 +139,10 @@ class LanguageModel:
         """Parse a site's name and check that this model has it.
 
         Raises:
-            UserError: the name is malformed, the layer or head is out of range, or the model was found not to have
-                what such sites are called.
+            UserError: the name is malformed, or the layer or head is out of range.
         """
         site = Site.parse(name)
         check_site(self.layout, site, self.name)
-        self.require(site.kind)
         return site
 
     def encode_text(self, text: str, *, chat: bool = False) -> list[int]:
@@ -314,12 +281,7 @@ class LanguageModel:
         return find_anchor(self.tokenizer)
 
     def new_cache(self, reserve: int = 0) -> GrowingCache:
-        """An empty key-value cache with room for `reserve` tokens.
-
-        Raises:
-            UserError: the model does not go on rightly from one.
-        """
-        self.require("prefix")
+        """An empty key-value cache with room for `reserve` tokens."""
         return GrowingCache(self.n_layers, reserve)
 
     def forward(
@@ -340,21 +302,12 @@ class LanguageModel:
             last: compute only this many last positions' logits (all by default).
         """
         kwargs = self.forward_arguments(batch, cache=cache, past_lengths=past_lengths)
-        if last and "logits_to_keep" in self._arguments:
-            kwargs["logits_to_keep"] = last
-        logits = self.hf(**kwargs).logits
-        return logits[:, -last:] if last else logits
+        return self.hf(**kwargs, logits_to_keep=last or 0).logits
 
     def forward_arguments(
         self, batch: TokenBatch, *, cache: GrowingCache | None = None, past_lengths: Tensor | None = None
     ) -> dict[str, Any]:
-        """What `hf` is called with: explicit positions if it takes any, a mask only where something is padded.
-
-        Raises:
-            UserError: rows are padded, and the model does not give what they give alone.
-        """
-        if batch.padded:
-            self.require("padding")
+        """What `hf` is called with: explicit positions always, a mask only where something is padded."""
         past = cache.length if cache is not None else 0
         positions, mask = batch.position_ids, batch.attention_mask if batch.padded else None
         if past:
@@ -366,9 +319,6 @@ class LanguageModel:
                 place = torch.arange(past + new, device=batch.ids.device)
                 mask = (place >= (past - held)[:, None]).long()
         arguments = {"input_ids": batch.ids, "position_ids": positions, "attention_mask": mask}
-        arguments = {name: value for name, value in arguments.items() if name in self._arguments}
-        if "positions" not in self.capabilities:
-            arguments.pop("position_ids", None)
         if cache is not None:
             arguments[self.cache_argument] = cache
         return {**arguments, "use_cache": cache is not None}

@@ -135,7 +135,7 @@ def check_prompt(
     check_tokens(model, name, (*prompt, *forced))
     limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     length = len(prompt) + len(forced) + max_new_tokens
-    if limit and 0 < limit < length - 1:
+    if limit and length > limit + 1:
         raise UserError(
             f"{name} and {max_new_tokens} new tokens",
             f"together {length} tokens, but {model.name} holds {limit}",

@@ -24,7 +24,6 @@ from trimtab.lm.capturing import capture
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, edited
-from trimtab.lm.windows import fixed_window, short_windows
 
 MOST_COPIES = 1024
 """More are not put side by side: what each may see of the others grows with their number's square."""
@@ -59,15 +58,14 @@ def starting_at(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]
             on it.
     """
     if can_run_from(model, layer, "start"):
-        with given_below(model, layer, hidden):
+        with _given(model, layer, hidden):
             yield
     else:
         yield
 
 
 @contextmanager
-def given_below(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
-    """`starting_at` without asking whether the model allows it."""
+def _given(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
     below = [found.module for found in model.layout.layers[:layer]]
     own = [module.__dict__.get("forward") for module in below]  # accelerate puts its own there
     try:
@@ -204,8 +202,7 @@ def can_run_from(model: LanguageModel, layer: int, way: Way) -> bool:
 
 def _pushed_if_possible(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, "R V"] | None:
     try:
-        with short_windows(model.hf, 2):
-            return _pushed(model, layer, way)
+        return _pushed(model, layer, way)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # whatever a foreign layer says to inputs that it does not know: it cannot be done there
@@ -222,11 +219,10 @@ def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], dtype: to
 def _pushed(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, "R V"]:
     """Logits of three copies of two tokens behind a padded cache, each pushed elsewhere at the layer's input."""
     copies, generator = 3, torch.Generator().manual_seed(0)
-    more = fixed_window(model.hf)
-    ids = torch.randint(model.vocab_size, (2, 5 + more), generator=generator)
+    ids = torch.randint(model.vocab_size, (2, 5), generator=generator)
     push = torch.randn(2 * copies, model.d_model, generator=generator).to(model.device)
-    heads = [ids[0, :-1].tolist(), ids[1, : 2 + more].tolist()]
-    last, held = ids[:, -1:].to(model.device), torch.tensor([4 + more, 2 + more], device=model.device)
+    heads = [ids[0, :4].tolist(), ids[1, :2].tolist()]
+    last, held = ids[:, 4:].to(model.device), torch.tensor([4, 2], device=model.device)
     cache = model.new_cache()
     model.forward(TokenBatch.pad(heads, model.pad_id, model.device), cache=cache, last=1)
 
@@ -245,7 +241,7 @@ def _pushed(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, 
         if way == "start":
             site = input_site(layer)
             below = capture(model, batch, [site], cache=cache.frozen(), past_lengths=held)[site]
-            stack.enter_context(given_below(model, layer, below))
+            stack.enter_context(_given(model, layer, below))
         stack.enter_context(edited(model, {input_site(layer): apart}))
         logits = model.forward(batch, cache=cache, past_lengths=held, last=copies if way == "copies" else 1)
     return logits.reshape(2 * copies, -1).float()

@@ -18,8 +18,14 @@ from trimtab.runs.lock import LOCK_NAME
 from trimtab.runs.metrics_log import METRICS_NAME
 from trimtab.runs.record import RECORD_NAME
 
-_WRITTEN = ("run", "save", "into", "destination", "site", "sites")
-"""Fields of configs that name what is written, or no file though they look like one."""
+_NO_INPUT = frozenset(
+    (
+        "run", "save", "into", "destination", "site", "sites", "text_field", "dtype", "save_dtype", "encoder_dtype",
+        "device", "normalise", "decay", "scaling", "arch", "criterion", "unit", "mask", "head", "task", "part",
+        "control", "way", "arm", "kind", "positions", "operation", "bad_records",
+    )
+)  # fmt: skip
+"""Fields of configs that name what is written, or what is no file even where one has its name, such as `text`."""
 _CHANGES_LATER = (RECORD_NAME, METRICS_NAME, LOCK_NAME, "report.html", "feature_examples.parquet")
 """Files of a directory that may change without a change of what it says."""
 _OF_A_RUN = ("command", "config", "hashes", "results")
@@ -97,7 +103,7 @@ def _named(value: Any, field: str) -> Iterator[str]:
     """Every text of a config that may be a path."""
     if isinstance(value, Mapping):
         for key, below in cast(Mapping[str, Any], value).items():
-            if key not in _WRITTEN:
+            if key not in _NO_INPUT:
                 yield from _named(below, key)
     elif isinstance(value, list):
         for item in cast(list[Any], value):

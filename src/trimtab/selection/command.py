@@ -13,7 +13,7 @@ from trimtab.errors import UserError, named
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory, sha256_file
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
-from trimtab.selection.criterion import Criterion, PrefixCriterion
+from trimtab.selection.criterion import Criterion
 from trimtab.selection.explanation_score import read_scores, scores_file
 from trimtab.selection.feature_table import FeatureTable, read_feature_tables, side_by_side, write_feature_tables
 from trimtab.selection.kl import KLDirection
@@ -81,10 +81,6 @@ class RankConfig(AnyModelConfig):
         shared = {name: getattr(self, name) for name in ("dose", "unit", "n_tokens", "kl_direction", "seed")}
         own = {"k": self.confidence_k, "prefixes": self.prefix, "explanations": self.explanations}
         return make_criteria(self.criterion, {**shared, **own})
-
-    def needed(self) -> tuple[str, ...]:
-        scored = any(isinstance(criterion, PrefixCriterion) for criterion in self.criteria())
-        return ("logit-lens", "prefix") if scored else ("logit-lens",)
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""

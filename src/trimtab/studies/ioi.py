@@ -47,7 +47,6 @@ from trimtab.evaluation.supervised.splitting import Splitting, splitting
 from trimtab.evaluation.supervised.splitting_toy import SplittingToy, splitting_toy
 from trimtab.lm import LanguageModel, site_width
 from trimtab.lm.config import ModelConfig
-from trimtab.lm.sites import HEAD_KINDS
 from trimtab.runs import Meter, Run, check_choices, json_safe, part_of, read_json, read_typed, text_id, write_json
 from trimtab.runs.results import Result
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
@@ -103,8 +102,6 @@ PRESETS = {
 @dataclass(frozen=True, kw_only=True)
 class IOIStudyConfig(ModelConfig):
     """Hold dictionaries of every kind against supervised codes, on the circuit by which a model solves IOI."""
-
-    needs = ("prefix", "logit-lens", *HEAD_KINDS)
 
     run: Path = Path("runs/study-ioi")
     """Directory to write; the same command goes on with it."""
