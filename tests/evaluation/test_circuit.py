@@ -210,7 +210,7 @@ def test_the_command(
     circuit = Circuit.load(run / "circuit.json")
     dataclasses.replace(circuit, heads=circuit.heads[:1]).save(run / "circuit.json")
     assert cli.main(measured) == 2
-    assert "its circuit had hash" in capsys.readouterr().err
+    assert "has changed since this run was made of it" in capsys.readouterr().err
     assert cli.main([*again[:4], "--n-test", "9999", "--run", str(tmp_path / "refused")]) == 2
     assert "9999 prompts: split test gave" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
@@ -383,7 +383,7 @@ def test_task_saes_beside_supervised_codes(
     tensors = load_file(weights)
     save_file({**tensors, "b_dec": tensors["b_dec"] + 1}, weights)
     assert cli.main(partly) == 2
-    assert "its dictionaries had hash" in capsys.readouterr().err
+    assert "has changed since this run was made of it" in capsys.readouterr().err
     save_file(tensors, weights)
     (values,) = [path for path in (bank / "members").iterdir() if "attn_z.0.1" in path.name]
     movers = [*base, "--cross-section", "name-mover outputs", "--run", str(tmp_path / "refused"), "--dictionary"]
@@ -394,7 +394,7 @@ def test_task_saes_beside_supervised_codes(
     circuit = Circuit.load(tmp_path / "circuit.json")
     dataclasses.replace(circuit, seed=7).save(tmp_path / "circuit.json")
     assert cli.main(list(map(str, words))) == 2
-    assert "its circuit had hash" in capsys.readouterr().err
+    assert "has changed since this run was made of it" in capsys.readouterr().err
     assert cli.main([*map(str, words[:6]), "--cross-section", "S-inhibition queries"]) == 2
     assert "cross-section 'S-inhibition queries': there are name-mover outputs" in capsys.readouterr().err
     with monkeypatch.context() as patch:  # refused before anything is loaded or found

@@ -143,7 +143,7 @@ def test_a_run_of_other_inputs_is_not_read_back(
     asked = config(files, tmp_path, concepts=labelled, arm=("prompt",))
     run_axbench(asked)
     labelled.write_text("\n".join([*lines[:-1], json.dumps({"text": "gg gh", "label": "g"})]))
-    with pytest.raises(UserError, match="its concepts had hash"):
+    with pytest.raises(UserError, match="has changed since this run was made of it"):
         run_axbench(asked)
     words = ["--model", str(files / "model"), "--sae", str(files / "sae"), "--any-model", "--criterion", "random"]
     made = []
@@ -156,7 +156,7 @@ def test_a_run_of_other_inputs_is_not_read_back(
     asked = replace(asked, run=tmp_path / "ranked")
     run_axbench(asked)
     ranks.write_bytes(made[1])
-    with pytest.raises(UserError, match="its ranking had hash"):
+    with pytest.raises(UserError, match="has changed since this run was made of it"):
         run_axbench(asked)
 
 

@@ -169,7 +169,7 @@ def test_rank_command_after_the_sae_changed(on_disk: dict[str, Any]) -> None:
     sae = load_dictionary(on_disk["sae"])
     sae.b_dec.data[0] = 1.0
     save_dictionary(sae, on_disk["sae"])
-    with pytest.raises(UserError, match="its dictionary had hash"):
+    with pytest.raises(UserError, match="has changed since this run was made of it"):
         run_rank(RankConfig(**on_disk))
 
 
