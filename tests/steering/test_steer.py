@@ -338,7 +338,7 @@ BAD_DIRECTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (torch.ones(31), {"site": "resid_post.1"}, "a vector of shape 31: site resid_post.1 has width 32; give [width]"),
     (torch.ones(32, 3), {"site": "resid_post.1"}, "a vector of shape 32×3: site resid_post.1 has width 32"),
     (torch.ones(2, 16), {"site": "attn_z.1"}, "values of attn_z.1 for 2 heads of 16: tiny-llama has 4 heads of 8"),
-    (torch.ones(32), {}, r"the site: the directions do not name the one they are for; give a site \(--site"),
+    (torch.ones(32), {}, r"the site: the directions do not name the one they are for; give a site (--site"),
     (torch.zeros(32), {"site": "resid_post.1"}, "a steering vector: it is zero"),
     ([math.nan] * 32, {"site": "resid_post.1"}, "directions: some values are not finite"),
     (torch.ones(32), {"site": "resid_post.9"}, "site resid_post.9: tiny-llama has layers 0 to 3"),
