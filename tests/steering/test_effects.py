@@ -103,5 +103,7 @@ def test_a_model_that_cannot_be_shown_copies_is_refused(
     monkeypatch.setattr(upper_layers, "_works", {tiny_llama.hf: {("copies", 2, "sdpa"): False}})
     source = StaticSource(make_dictionary(tiny_llama), 3, 1.0)
     decoded = decode(tiny_llama, prompts_of((6,)), DecodeConfig(max_new_tokens=2), source)
-    with pytest.raises(UserError, match=r"KL with tiny-llama: its attention cannot be shown copies .* turn it off: --no-kl"):
+    with pytest.raises(
+        UserError, match=r"KL with tiny-llama: its attention cannot be shown copies .* turn it off: --no-kl"
+    ):
         token_effects(tiny_llama, decoded, source)

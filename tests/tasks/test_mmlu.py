@@ -196,6 +196,9 @@ def test_bad_rows_are_named(data: Path, row: list[str], message: str) -> None:
 def test_bad_files_are_named(data: Path) -> None:
     file = data / "mmlu/test/anatomy_test.csv"
     file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"mmlu/test/anatomy_test\.csv: it is UTF-16; convert it"):
+        load_task("mmlu", data)
+    file.write_bytes(b"\xff,a\n")
     with pytest.raises(UserError, match=r"mmlu/test/anatomy_test\.csv: byte 0 \(0xff\) is not UTF-8"):
         load_task("mmlu", data)
     file.write_text('"never closed,a,b\n')

@@ -81,12 +81,13 @@ def json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
             yield number, json_value(line, f"{name}, line {number}", "correct the line")
 
 
-def json_value(text: str, name: str, hint: str = "correct it") -> Any:
-    """The value of a JSON text. Raises a `UserError` if it is none, or one that Python does not read."""
+def json_value(text: str, name: str, hint: str = "correct it", *, whole: bool = False) -> Any:
+    """The value of a JSON text. Raises a `UserError` if it is none, or one that Python does not read; of a whole file
+    it says the line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}: " if "\n" in text.strip() else ""
+        line = f"line {error.lineno}: " if whole or "\n" in text.strip() else ""
         raise UserError(name, f"it is not JSON ({line}{error.msg})", hint) from error
     except RecursionError as error:
         raise UserError(name, "it is nested too deeply", hint) from error
@@ -96,7 +97,7 @@ def json_value(text: str, name: str, hint: str = "correct it") -> Any:
 
 def json_list(text: str, name: str) -> list[Any]:
     """The values of a JSON list. Raises a `UserError` if the text is none."""
-    values = json_value(text, name, "correct the file")
+    values = json_value(text, name, "correct the file", whole=True)
     if not isinstance(values, list):
         raise UserError(name, "it is not a JSON list", "put the entries into a list")
     return cast(list[Any], values)

@@ -184,7 +184,7 @@ def _json_rows(path: Path) -> Iterator[DataRow]:
     """Objects, or pairs of text and label: in a list, in lists by name as CLINC150 has for splits, or a line each."""
     text = utf8_text(path.read_bytes(), path.name)
     try:
-        value = json_value(text, path.name, "correct the file")
+        value = json_value(text, path.name, "correct the file", whole=True)
     except UserError as error:
         if "Extra data" not in error.why:
             raise
