@@ -1,4 +1,4 @@
-"""Stages over shards, here and on a real Ray cluster of this machine: what is done, what fails, what dies."""
+"""Stages over shards, here, in processes and on a real Ray cluster of this machine: what is done, fails, dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import UserError
-from trimtab.runs import Done, Failed, OnRay, executors, run_stage
+from trimtab.runs import Done, Failed, OnRay, Processes, executors, run_stage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -32,10 +32,12 @@ def ray() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.fixture(params=["in-process", pytest.param("ray", marks=[pytest.mark.slow, WITHOUT_RAY])])
+@pytest.fixture(params=["in-process", "processes", pytest.param("ray", marks=[pytest.mark.slow, WITHOUT_RAY])])
 def executor(request: pytest.FixtureRequest) -> Any:
     if request.param == "in-process":
         return None
+    if request.param == "processes":
+        return Processes(workers=2)
     request.getfixturevalue("ray")
     return OnRay()
 
@@ -87,6 +89,32 @@ def test_a_shard_whose_worker_is_killed_is_begun_again_so_many_times(ray: Any, t
     assert found[2].reason.startswith("its worker died 2 times (")
     assert isinstance(found[3], Failed)
     assert began(config) == {2: 1, 3: 2, 4: 1, 5: 2, 6: 1}
+
+
+def check_a_process_that_dies_takes_no_other_shard_along(place: Path) -> None:
+    config = Squares(out=place)
+    executor = Processes(workers=2, tries=2)
+    found = run_stage(square, config, [5, 2, 3, 4, 6], records=place / "records", executor=executor)
+    mistake = "shard 4: four is not allowed; choose another number"
+    assert found[0] == Failed("its process died 2 times")
+    assert found[1:] == [done(config, 2), done(config, 3), Failed(mistake), done(config, 6)]
+    assert began(config)[5] <= 2
+
+
+def test_a_process_that_dies_takes_no_other_shard_along(tmp_path: Path) -> None:
+    check_a_process_that_dies_takes_no_other_shard_along(tmp_path)
+
+
+def test_mutation_what_a_dead_process_left_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once, pooled = [], Processes._pooled
+
+    def first(self: Processes, function: Any, things: Any) -> Any:
+        once.append(1)
+        return pooled(self, function, things) if len(once) == 1 else iter(())
+
+    monkeypatch.setattr(Processes, "_pooled", first)
+    with pytest.raises(AssertionError):
+        check_a_process_that_dies_takes_no_other_shard_along(tmp_path)
 
 
 def test_a_file_that_a_stage_did_not_write_is_a_bug(executor: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trimtab.runs.config import (
     json_safe,
     part_of,
 )
-from trimtab.runs.executors import Done, Failed, InProcess, OnRay, run_stage
+from trimtab.runs.executors import Done, Failed, InProcess, OnRay, Processes, run_stage
 from trimtab.runs.inputs import path_of_run, paths_of_run
 from trimtab.runs.keywords import as_path, known_arguments, plain, read_keywords, whole_number, whole_numbers
 from trimtab.runs.metrics_log import read_metrics
@@ -43,6 +43,7 @@ __all__ = [
     "InProcess",
     "Meter",
     "OnRay",
+    "Processes",
     "Run",
     "Status",
     "as_path",

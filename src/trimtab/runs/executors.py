@@ -1,4 +1,4 @@
-"""Map a stage over shards, in this process or on a Ray cluster (extra `scale`).
+"""Map a stage over shards: in this process, in several of this machine, or on a Ray cluster (extra `scale`).
 
 A stage is a plain function `stage(config, shard) -> files`, safe to repeat: it reads what config and shard name, writes
 its files whole, and says which they are. What is done is recorded, so that the same call again goes on where it ended.
@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -57,6 +60,47 @@ class InProcess:
 
     def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
         return ((i, function(thing)) for i, thing in enumerate(things))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Several at once on this machine, each in a process of its own, which share its processors.
+
+    A process that dies takes those beside it along. What is then left runs one by one, so that a shard whose process
+    dies again fails alone.
+    """
+
+    workers: int
+    """Processes."""
+    tries: int = 3
+    """How often a shard is begun whose process dies."""
+
+    def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
+        left = dict(enumerate(things))
+        for i, result in self._pooled(function, left):
+            del left[i]
+            yield i, result
+        for i, thing in left.items():
+            again = (found for _ in range(self.tries - 1) for found in self._pooled(function, {i: thing}))
+            yield next(again, (i, Failed(f"its process died {self.tries} times")))
+
+    def _pooled(self, function: Callable[[Any], Result], things: Mapping[int, Any]) -> Iterator[tuple[int, Result]]:
+        """Results as they come, of those whose processes live."""
+        workers = min(self.workers, len(things))
+        fresh = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU that this one has used
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        with ProcessPoolExecutor(max(1, workers), fresh, _take_threads, (threads,)) as pool:
+            waiting = {pool.submit(function, thing): i for i, thing in things.items()}
+            for ready in as_completed(waiting):
+                try:
+                    result = ready.result()
+                except BrokenProcessPool:
+                    continue
+                yield waiting[ready], result
+
+
+def _take_threads(threads: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # which torch reads when it is loaded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,10 @@ from trimtab.runs import (
     Failed,
     InProcess,
     OnRay,
+    Processes,
     Run,
     check_choices,
+    check_least,
     config_dict,
     part_of,
     read_record,
@@ -58,7 +60,9 @@ class UtilityStudyConfig:
     device: str = "cpu"
     """Where to compute."""
     executor: Literal["local", "ray"] = "local"
-    """Run stages one after the other here, or side by side on a Ray cluster whose machines all see the run."""
+    """Run stages on this machine, or side by side on a Ray cluster whose machines all see the run."""
+    workers: int = 1
+    """Processes that run stages of different SAEs side by side on this machine; they share its processors and GPU."""
     address: str | None = None
     """Of the Ray cluster; by default one that is known already, or one on this machine."""
     tries: int = 3
@@ -66,17 +70,20 @@ class UtilityStudyConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_least(self, 1, "workers", "tries")
+        if self.workers > 1 and self.executor == "ray":
+            raise UserError("--workers", "a Ray cluster has as many as its processors", "leave it out")
         if self.address is not None and self.executor != "ray":
             raise UserError("--address", "it is that of a Ray cluster", "add --executor ray, or leave it out")
 
     def load_executor(self) -> Executor:
         """What runs stages."""
         if self.executor == "local":
-            return InProcess()
+            return InProcess() if self.workers == 1 else Processes(workers=self.workers, tries=self.tries)
         return OnRay(address=self.address, tries=self.tries, accelerators=float(self.device != "cpu"))
 
 
-_NOT_THE_RESULT = ("run", "executor", "address", "tries")
+_NOT_THE_RESULT = ("run", "executor", "workers", "address", "tries")
 """Fields that may differ between openings of one run."""
 
 
