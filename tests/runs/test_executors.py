@@ -98,7 +98,7 @@ def check_a_process_that_dies_takes_no_other_shard_along(place: Path) -> None:
     mistake = "shard 4: four is not allowed; choose another number"
     assert found[0] == Failed("its process died 2 times")
     assert found[1:] == [done(config, 2), done(config, 3), Failed(mistake), done(config, 6)]
-    assert began(config)[5] <= 2
+    assert began(config)[5] in (2, 3)  # twice by itself, and beside others if it was begun then
 
 
 def test_a_process_that_dies_takes_no_other_shard_along(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Processes:
     workers: int
     """Processes."""
     tries: int = 3
-    """How often a shard is begun whose process dies."""
+    """How often a shard is begun by itself."""
 
     def map(self, function: Callable[[Any], Result], things: Sequence[Any]) -> Iterator[tuple[int, Result]]:
         left = dict(enumerate(things))
@@ -81,7 +81,7 @@ class Processes:
             del left[i]
             yield i, result
         for i, thing in left.items():
-            again = (found for _ in range(self.tries - 1) for found in self._pooled(function, {i: thing}))
+            again = (found for _ in range(self.tries) for found in self._pooled(function, {i: thing}))
             yield next(again, (i, Failed(f"its process died {self.tries} times")))
 
     def _pooled(self, function: Callable[[Any], Result], things: Mapping[int, Any]) -> Iterator[tuple[int, Result]]:
