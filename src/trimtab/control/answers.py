@@ -218,7 +218,7 @@ class ItemSet:
             measured = recorder.measure(decoded, self.cache).sum(1)
         return Answers(asked.outcomes(decoded), decoded, measured)
 
-    def activations(self) -> Float[NDArray[np.float32], "P d"]:
+    def activations(self) -> Float[np.ndarray, "P d"]:
         """Activations at the site at each item's last prompt token."""
         setting, size = self.setting, min(64, self.setting.batch_size)
         return last_prompt_activations(

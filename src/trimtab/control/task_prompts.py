@@ -157,7 +157,7 @@ def last_prompt_activations(
     prompt_cache: PromptCache | None = None,
     *,
     batch_size: int = 16,
-) -> Float[NDArray[np.float32], "P d"]:
+) -> Float[np.ndarray, "P d"]:
     """Activations at each item's last prompt token; with a prompt cache that token alone is fed to the model.
 
     Args:

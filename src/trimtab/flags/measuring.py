@@ -130,7 +130,7 @@ def measure_flags(
 
 
 def mean_accuracy(
-    reads: Bool[NDArray[np.bool_], "N C"], labels: Bool[NDArray[np.bool_], "N C"], resamples: Resamples
+    reads: Bool[np.ndarray, "N C"], labels: Bool[NDArray[np.bool_], "N C"], resamples: Resamples
 ) -> Resampled:
     """Mean over concepts of the mean of both kinds' shares of right readings; NaN where no concept has both kinds.
 

@@ -27,12 +27,12 @@ PENALTIES = tuple(10.0**k for k in range(-4, 2))
 class Gate:
     """Edits where weights · (x − mean) / scale + bias > 0."""
 
-    weights: Float[NDArray[np.float64], " d"]
+    weights: Float[np.ndarray, " d"]
     bias: float
-    mean: Float[NDArray[np.float64], " d"]
-    scale: Float[NDArray[np.float64], " d"]
+    mean: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
 
-    def score(self, x: Float[NDArray[np.float32], "P d"]) -> Float[NDArray[np.float64], " P"]:
+    def score(self, x: Float[np.ndarray, "P d"]) -> Float[NDArray[np.float64], " P"]:
         """Log-odds that the feature helps."""
         return (x.astype(np.float64) - self.mean) / self.scale @ self.weights + self.bias
 

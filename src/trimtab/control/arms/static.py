@@ -64,7 +64,7 @@ def sample_of_live(setting: Setting, count: int, seed: int) -> list[int]:
     return rng.choice(live, min(count, len(live)), replace=False).tolist()
 
 
-def rewards_with(items: ItemSet, features: Sequence[int], doses: Sequence[float]) -> Float[NDArray[np.float64], "F P"]:
+def rewards_with(items: ItemSet, features: Sequence[int], doses: Sequence[float]) -> Float[np.ndarray, "F P"]:
     """Reward of every item with each feature at its dose, at every decision.
 
     Args:

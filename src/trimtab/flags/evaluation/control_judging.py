@@ -55,15 +55,15 @@ class TextReader:
         self._columns = [known.index(concept) for concept in concepts]
         self._known = len(known)
 
-    def fluent(self, texts: Sequence[str]) -> Bool[NDArray[np.bool_], " N"]:
+    def fluent(self, texts: Sequence[str]) -> Bool[np.ndarray, " N"]:
         """Whether texts are language that a reader could follow; rates count no others."""
         return np.array([not find_gibberish(text) for text in texts], bool)
 
-    def has(self, texts: Sequence[str]) -> Bool[NDArray[np.bool_], "N C"]:
+    def has(self, texts: Sequence[str]) -> Bool[np.ndarray, "N C"]:
         """Whether texts are about each concept. Raises a `UserError` if the judge does not say so of each."""
         return self._of(self.judge.has(list(texts)), len(texts)).astype(bool)
 
-    def probabilities(self, texts: Sequence[str]) -> Float[NDArray[np.float64], "N C"] | None:
+    def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "N C"] | None:
         """How likely texts are about each concept; None by a judge that does not say."""
         ask = getattr(self.judge, "probabilities", None)
         return None if ask is None else self._of(ask(list(texts)), len(texts)).astype(float)

@@ -24,7 +24,7 @@ class Counts(NamedTuple):
     """Fluent texts, [P]."""
 
     @classmethod
-    def of(cls, has: Bool[NDArray[np.bool_], "P S"], fluent: Bool[NDArray[np.bool_], "P S"]) -> Counts:
+    def of(cls, has: Bool[np.ndarray, "P S"], fluent: Bool[NDArray[np.bool_], "P S"]) -> Counts:
         """Counts of texts of which it is known whether they have a concept."""
         return cls((has & fluent).sum(axis=1).astype(float), fluent.sum(axis=1).astype(float))
 
@@ -49,7 +49,7 @@ def rate(counts: Counts, seed: int = 0) -> Interval | None:
     return bootstrap_ratio_of_sums(found, fluent, seed=seed)
 
 
-def fluency(fluent: Sequence[Bool[NDArray[np.bool_], "P S"]], seed: int = 0) -> Interval:
+def fluency(fluent: Sequence[Bool[np.ndarray, "P S"]], seed: int = 0) -> Interval:
     """Share of fluent texts, over conditions on as many prompts each."""
     whole = np.concatenate(fluent, axis=1)
     share = rate(Counts.of(whole, np.ones_like(whole)), seed)

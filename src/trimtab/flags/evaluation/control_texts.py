@@ -50,12 +50,12 @@ class Written(NamedTuple):
 
     texts: list[list[str]]
     """By prompt and sample."""
-    has: Bool[NDArray[np.bool_], "P S C"]
+    has: Bool[np.ndarray, "P S C"]
     """Whether the judge finds each concept."""
-    fluent: Bool[NDArray[np.bool_], "P S"]
-    nats: Float[NDArray[np.float64], "P S"] | None
+    fluent: Bool[np.ndarray, "P S"]
+    nats: Float[np.ndarray, "P S"] | None
     """KL to the original model, summed over a text's tokens; None where it was not measured."""
-    tokens: Int[NDArray[np.int64], "P S"]
+    tokens: Int[np.ndarray, "P S"]
     dose: float = math.nan
     """Mean ‖Δ‖/‖x‖ over edited places and sites; NaN where nothing is edited."""
 

@@ -45,7 +45,7 @@ FREE, HELD = "free", "held"
 
 
 def concept_directions(
-    flags: FlagSpec, residual: Float[Tensor, "2 N d"], labels: Bool[NDArray[np.bool_], "N C"]
+    flags: FlagSpec, residual: Float[Tensor, "2 N d"], labels: Bool[np.ndarray, "N C"]
 ) -> Float[Tensor, "C d"]:
     """Unit differences of means over responses' tokens, 0 in the flags' dimensions.
 
@@ -60,7 +60,7 @@ def concept_directions(
     return (found / found.norm(dim=1, keepdim=True).clamp_min(1e-30)).float()
 
 
-def measured_pairs(labels: Bool[NDArray[np.bool_], "N C"], items: int) -> list[tuple[int, int]]:
+def measured_pairs(labels: Bool[np.ndarray, "N C"], items: int) -> list[tuple[int, int]]:
     """Numbers of example and concept: of each concept the first examples that have it, and as many that lack it."""
     half = max(1, items // 2)
     return [(int(i), c) for c, on in enumerate(labels.T) for of in (on, ~on) for i in np.flatnonzero(of)[:half]]

@@ -71,13 +71,11 @@ def check_layer(model: LanguageModel, layer: int) -> int:
     return layer
 
 
-Probed = tuple[str, int, list[int], Bool[NDArray[np.bool_], "n C"]]
+Probed = tuple[str, int, list[int], Bool[np.ndarray, "n C"]]
 """What probes are fitted on: name, number of the draw of a control, dimensions that are read, labels."""
 
 
-def probed(
-    flags: FlagSpec, draws: Sequence[FlagSpec], labels: Bool[NDArray[np.bool_], "n C"], seed: int
-) -> list[Probed]:
+def probed(flags: FlagSpec, draws: Sequence[FlagSpec], labels: Bool[np.ndarray, "n C"], seed: int) -> list[Probed]:
     """Everything that probes are fitted on at one layer and place."""
 
     def without(spec: FlagSpec) -> list[int]:

@@ -44,7 +44,7 @@ class MeasuredOn:
     options: FlagEvaluationOptions
 
     @cached_property
-    def variance(self) -> Float[NDArray[np.float64], " d"]:
+    def variance(self) -> Float[np.ndarray, " d"]:
         """Of the original's dimensions where there are flags, by which those of controls are chosen."""
         rows = [row.ids for row in self.texts.fitted.first(VARIANCE_ITEMS).tokens]
         sites = flag_sites(self.original, self.first_layer)

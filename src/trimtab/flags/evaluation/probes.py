@@ -25,11 +25,11 @@ HIDDEN, PENALTY, ITERATIONS = 32, 3.0, 100
 
 
 def fit_probes(
-    fitted: Float[NDArray[np.floating], "n d"],
-    labels: Bool[NDArray[np.bool_], "n C"],
-    reported: Float[NDArray[np.floating], "N d"],
+    fitted: Float[np.ndarray, "n d"],
+    labels: Bool[np.ndarray, "n C"],
+    reported: Float[np.ndarray, "N d"],
     seed: int = 0,
-) -> dict[ProbeKind, Float[NDArray[np.float64], "N C"]]:
+) -> dict[ProbeKind, Float[np.ndarray, "N C"]]:
     """Fit probes of each concept on some examples, and score others.
 
     Args:
@@ -63,8 +63,8 @@ def fit_probes(
 
 
 def principal_components(
-    fitted: Float[NDArray[np.floating], "n d"], others: Float[NDArray[np.floating], "N d"]
-) -> tuple[Float[NDArray[np.float64], "n k"], Float[NDArray[np.float64], "N k"]]:
+    fitted: Float[np.ndarray, "n d"], others: Float[NDArray[np.floating], "N d"]
+) -> tuple[Float[np.ndarray, "n k"], Float[NDArray[np.float64], "N k"]]:
     """Both standardised by the first and rotated onto its principal components; dimensions that are constant count
     as 0."""
     x, y = np.asarray(fitted, dtype=np.float64), np.asarray(others, dtype=np.float64)

@@ -35,7 +35,7 @@ class LabelledTexts:
 
     examples: tuple[Example, ...]
     tokens: tuple[Encoded, ...]
-    labels: Bool[NDArray[np.bool_], "N C"]
+    labels: Bool[np.ndarray, "N C"]
     unit: NDArray[np.str_]
     """`[N]` what is resampled: the document, the prompt or the example."""
 
@@ -116,7 +116,7 @@ def _in_turn(examples: dict[str, Example], n: int) -> list[str]:
     return [id_ for turn in turns for id_ in turn if id_ is not None][:n]
 
 
-def _check_both_kinds(labels: Bool[NDArray[np.bool_], "N C"], concepts: Sequence[str], side: str) -> None:
+def _check_both_kinds(labels: Bool[np.ndarray, "N C"], concepts: Sequence[str], side: str) -> None:
     for concept, having in zip(concepts, labels.sum(axis=0).tolist(), strict=True):
         for n, verb in ((having, "have"), (len(labels) - having, "lack")):
             if n < LEAST:

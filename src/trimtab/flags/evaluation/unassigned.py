@@ -20,7 +20,7 @@ VARIANCE_ITEMS = 32
 """Examples over which the variance of the original's dimensions is taken."""
 
 
-def unassigned_draws(flags: FlagSpec, variance: Float[NDArray[np.float64], " d"], seed: int = 0) -> list[FlagSpec]:
+def unassigned_draws(flags: FlagSpec, variance: Float[np.ndarray, " d"], seed: int = 0) -> list[FlagSpec]:
     """As many dimensions in place of each concept's own, at the same sites with the same targets; several draws.
 
     Args:
@@ -39,7 +39,7 @@ def unassigned_draws(flags: FlagSpec, variance: Float[NDArray[np.float64], " d"]
     return found
 
 
-def matched_dims(flags: FlagSpec, variance: Float[NDArray[np.float64], " d"]) -> list[int]:
+def matched_dims(flags: FlagSpec, variance: Float[np.ndarray, " d"]) -> list[int]:
     """The four times as many dimensions as flags have that are no flag's and whose variance is nearest to theirs (the
     mean of its logarithm): the next-lowest where flags have the lowest.
 

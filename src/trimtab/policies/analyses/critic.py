@@ -86,12 +86,12 @@ class CriticReport:
 
 
 def critic_report(
-    value: Float[NDArray[np.floating], "P T"],
-    x: Float[NDArray[np.floating], "P T d"],
-    valid: Bool[NDArray[np.bool_], "P T"],
+    value: Float[np.ndarray, "P T"],
+    x: Float[np.ndarray, "P T d"],
+    valid: Bool[np.ndarray, "P T"],
     *,
-    before: Bool[NDArray[np.bool_], " P"],
-    after: Bool[NDArray[np.bool_], " P"],
+    before: Bool[np.ndarray, " P"],
+    after: Bool[np.ndarray, " P"],
     helped: Helped,
     steps: int = 16,
     n_resamples: int = 1_000,
@@ -218,8 +218,8 @@ def helped_by_headroom(rollouts: PolicyRollouts, *, items: int = 24, features: i
 
 
 def cross_fitted_probe(
-    x: Float[NDArray[np.floating], "P d"], positive: Bool[NDArray[np.bool_], " P"], seed: int = 0
-) -> Float[NDArray[np.float64], " P"] | None:
+    x: Float[np.ndarray, "P d"], positive: Bool[NDArray[np.bool_], " P"], seed: int = 0
+) -> Float[np.ndarray, " P"] | None:
     """Scores of items by ridge regressions that were fitted on the others; None with fewer than 5 of a kind."""
     if min(int(positive.sum()), int((~positive).sum())) < FOLDS:
         return None
@@ -266,9 +266,7 @@ def _separation(
     )  # fmt: skip
 
 
-def _resampled_auc(
-    pairs: Float[NDArray[np.float64], "P N"], drawn: NDArray[np.intp], positive: NDArray[np.bool_]
-) -> float:
+def _resampled_auc(pairs: Float[np.ndarray, "P N"], drawn: NDArray[np.intp], positive: NDArray[np.bool_]) -> float:
     """The AUC of items drawn with repetition; NaN where one kind is missing."""
     count = np.bincount(drawn, minlength=len(positive)).astype(np.float64)
     p, n = count[positive], count[~positive]

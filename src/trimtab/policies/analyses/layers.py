@@ -89,9 +89,9 @@ class TextRows:
     """Activations of a text at a site, with what each row's groups are."""
 
     x: Float[torch.Tensor, "R d"]
-    token: Int[NDArray[np.int64], " R"]
-    previous: Int[NDArray[np.int64], " R"]
-    document: Int[NDArray[np.int64], " R"]
+    token: Int[np.ndarray, " R"]
+    previous: Int[np.ndarray, " R"]
+    document: Int[np.ndarray, " R"]
 
 
 def text_rows(
@@ -135,9 +135,7 @@ def text_rows(
 
 
 @torch.no_grad()
-def feature_shares(
-    rows: TextRows, dictionary: Dictionary, features: Sequence[int]
-) -> Float[NDArray[np.float64], "m factors"]:
+def feature_shares(rows: TextRows, dictionary: Dictionary, features: Sequence[int]) -> Float[np.ndarray, "m factors"]:
     """Variance shares of features, in the order of `FACTORS`; NaN for features that never fire in the text."""
     ids = torch.tensor(list(features), dtype=torch.long, device=rows.x.device)
     f = torch.cat([dictionary.encode_features(part, ids) for part in rows.x.split(BLOCK)]).float().cpu().numpy()

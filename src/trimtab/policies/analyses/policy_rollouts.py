@@ -121,7 +121,7 @@ def rewards(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
     return np.array([outcome.reward for outcome in outcomes], dtype=np.float64)
 
 
-def right(outcomes: Sequence[Outcome]) -> Bool[NDArray[np.bool_], " P"]:
+def right(outcomes: Sequence[Outcome]) -> Bool[np.ndarray, " P"]:
     """Which answers are right; where a task has no right and wrong, those with a reward above ½."""
     return np.array([o.reward > 0.5 if o.correct is None else o.correct for o in outcomes], dtype=bool)
 

@@ -7,9 +7,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
 
-def variance_share(
-    activations: Float[NDArray[np.floating], "R m"], groups: Shaped[NDArray, " R"]
-) -> Float[NDArray[np.float64], " m"]:
+def variance_share(activations: Float[np.ndarray, "R m"], groups: Shaped[NDArray, " R"]) -> Float[np.ndarray, " m"]:
     """ε² of a one-way analysis of variance: 1 if the group decides the activation, 0 on average if it says nothing.
 
     ε² = (SS_between − (k − 1)·MS_within) / SS_total, which is R² adjusted for the number of groups k: with thousands of

@@ -77,7 +77,7 @@ def candidate_order(setting: Setting, rule: CandidateRule) -> list[int]:
 def first_allowed(
     order: Sequence[int],
     count: int | None,
-    allowed: Bool[NDArray[np.bool_], "P n"],
+    allowed: Bool[np.ndarray, "P n"],
     *,
     rule: CandidateRule,
     mask: str,

@@ -27,7 +27,7 @@ from trimtab.stats import Interval, best_of_some, bootstrap_mean
 FOLDS = 5
 RIDGE = tuple(10.0**k for k in range(-2, 5))
 """Penalties of the readout that are tried, as multiples of the mean eigenvalue."""
-Rewards = Float[NDArray[np.float64], " P"]
+Rewards = Float[np.ndarray, " P"]
 Fit = Callable[[NDArray[np.intp], NDArray[np.intp]], Rewards]
 """From the indices of items that may be looked at, and of those to score, to the latter's rewards."""
 
@@ -105,7 +105,7 @@ def _readout(table: HeadroomTable, fit: NDArray[np.intp], test: NDArray[np.intp]
 
 def _picked(
     table: HeadroomTable,
-    gain: Float[NDArray[np.float64], "P n"],
+    gain: Float[np.ndarray, "P n"],
     fit: NDArray[np.intp],
     test: NDArray[np.intp],
     ridge: float,

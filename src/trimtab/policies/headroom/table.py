@@ -37,16 +37,16 @@ Progress = Callable[[float], None]
 class HeadroomTable(NamedTuple):
     """What an edit would earn, for P items and n features tried."""
 
-    reward: Float[NDArray[np.float32], "P n"]
+    reward: Float[np.ndarray, "P n"]
     """With each feature."""
-    random: Float[NDArray[np.float32], "P r"]
+    random: Float[np.ndarray, "P r"]
     """With each of as many random directions of equal norm."""
-    unsteered: Float[NDArray[np.float32], " P"]
-    x: Float[NDArray[np.float32], "P d"]
+    unsteered: Float[np.ndarray, " P"]
+    x: Float[np.ndarray, "P d"]
     """Activations at the last prompt token, before the edit."""
-    strength: Float[NDArray[np.float32], "P n"]
+    strength: Float[np.ndarray, "P n"]
     """f_i(x)·‖W_dec[i]‖: how active each feature is."""
-    allowed: Bool[NDArray[np.bool_], "P n"]
+    allowed: Bool[np.ndarray, "P n"]
     """What the mask allows at the last prompt token."""
     candidates: TriedFeatures
     """The columns."""
@@ -56,16 +56,16 @@ class HeadroomTable(NamedTuple):
         return "last prompt token" if self.candidates.rule == "all" else "every answer token"
 
     @property
-    def earned(self) -> Float[NDArray[np.float32], "P n"]:
+    def earned(self) -> Float[np.ndarray, "P n"]:
         """With each feature where it is allowed, and without an edit where it is not."""
         return np.where(self.allowed, self.reward, self.unsteered[:, None])
 
     @property
-    def random_counts(self) -> Int[NDArray[np.integer], " P"]:
+    def random_counts(self) -> Int[np.ndarray, " P"]:
         """Random directions that stand against each item's allowed features: as many, unless fewer were tried."""
         return np.minimum(self.allowed.sum(1), self.random.shape[1])
 
-    def under(self, candidates: TriedFeatures, allowed: Bool[NDArray[np.bool_], "P of"]) -> HeadroomTable:
+    def under(self, candidates: TriedFeatures, allowed: Bool[np.ndarray, "P of"]) -> HeadroomTable:
         """The same for some of the features that were tried, and as many random directions.
 
         Args:
@@ -89,7 +89,7 @@ def headroom_table(
     candidates: TriedFeatures | None = None,
     *,
     randoms: int | None = None,
-    x: Float[NDArray[np.float32], "P d"] | None = None,
+    x: Float[np.ndarray, "P d"] | None = None,
     progress: Progress | None = None,
 ) -> HeadroomTable:
     """Try features, and as many random directions, on every item; all of them are allowed.
@@ -148,7 +148,7 @@ def random_directions(dictionary: Dictionary, seed: int) -> Float[Tensor, "n d"]
 
 def _through_the_prefix(
     setting: Setting, prompts: TaskPrompts, noise: Float[Tensor, "r d"], progress: Progress
-) -> Float[NDArray[np.float32], "P 1+n+r"]:
+) -> Float[np.ndarray, "P 1+n+r"]:
     """Rewards without an edit, with each feature and with each random direction at the last prompt token."""
     model, table = setting.model, DirectionTable.of(setting.needed_dictionary())
     most = None if table.max_activation is None else table.max_activation[:, None]
@@ -185,7 +185,7 @@ def _by_decoding(
     noise: Float[Tensor, "r d"],
     cache: PromptCache,
     progress: Progress,
-) -> Float[NDArray[np.float32], "P 1+m+r"]:
+) -> Float[np.ndarray, "P 1+m+r"]:
     """Rewards without an edit, with each candidate and with each random direction held over the whole answer."""
     model, known = setting.model, DirectionTable.of(setting.needed_dictionary())
     most = None

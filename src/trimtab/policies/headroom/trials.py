@@ -27,9 +27,9 @@ class Trials(NamedTuple):
 
     setting: Setting
     prompts: TaskPrompts
-    x: Float[NDArray[np.float32], "P d"]
+    x: Float[np.ndarray, "P d"]
     """Activations at the items' last prompt tokens."""
-    allowed: dict[MaskKind, Bool[NDArray[np.bool_], "P n"]]
+    allowed: dict[MaskKind, Bool[np.ndarray, "P n"]]
     candidates: dict[MaskKind, TriedFeatures]
     """Every feature where answers are one token."""
 
@@ -107,8 +107,8 @@ class Trials(NamedTuple):
 
 
 def allowed_at_first(
-    setting: Setting, prompts: TaskPrompts, x: Float[NDArray[np.float32], "P d"] | None = None
-) -> Bool[NDArray[np.bool_], "P n"]:
+    setting: Setting, prompts: TaskPrompts, x: Float[np.ndarray, "P d"] | None = None
+) -> Bool[np.ndarray, "P n"]:
     """What the setting's mask allows at the first decision of each item, whose activations may be known."""
     model, mask = setting.model, setting.fresh_mask()
     if x is None:
