@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from trimtab.control.answers import Answers, ItemSet
 from trimtab.control.arm import Arm, ArmKind, Choosing, register

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool
-from numpy.typing import NDArray
 
 from trimtab.errors import UserError
 from trimtab.flags.evaluation.harvest import PLACES, Harvest

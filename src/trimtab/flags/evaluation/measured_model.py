@@ -8,7 +8,6 @@ from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.flags.evaluation.effects import concept_directions, effect_values, measured_pairs

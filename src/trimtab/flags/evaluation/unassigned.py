@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from trimtab.control.arms.random_features import draw_seed
 from trimtab.errors import UserError

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from numpy.typing import NDArray
 
 from trimtab.control.setting import Setting
 from trimtab.errors import UserError

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 
 from trimtab.control.masks import MaskKind
 from trimtab.control.setting import Setting
