@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -302,7 +303,12 @@ class LanguageModel:
             last: compute only this many last positions' logits (all by default).
         """
         kwargs = self.forward_arguments(batch, cache=cache, past_lengths=past_lengths)
-        return self.hf(**kwargs, logits_to_keep=last or 0).logits
+        return self.call(**kwargs, logits_to_keep=last or 0).logits
+
+    def call(self, **arguments: Any) -> Any:
+        """What `hf` says of its own arguments, with the last positions' logits as fast as they can be had."""
+        with _side_by_side(self.hf.get_output_embeddings()):
+            return self.hf(**arguments)
 
     def forward_arguments(
         self, batch: TokenBatch, *, cache: GrowingCache | None = None, past_lengths: Tensor | None = None
@@ -342,3 +348,18 @@ def check_is_model(given: object) -> None:
     if isinstance(given, torch.nn.Module) and hasattr(given, "generate"):
         raise UserError(what, "it is a model of transformers", "give LanguageModel.from_hf(it, tokenizer)")
     raise UserError(what, "it is no LanguageModel", "give what trimtab.load_model returns, the model first")
+
+
+@contextmanager
+def _side_by_side(head: torch.nn.Module | None) -> Iterator[None]:
+    """Let the output embedding read rows that lie behind each other in memory. The last positions of longer rows do
+    not, and torch then multiplies row by row, in bfloat16 on a CPU with a copy of the whole table for each: 64 prompts
+    of 40 tokens take 9 s instead of 0.03 s."""
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -162,7 +162,7 @@ def _twin_logits(
         stack.enter_context(starting_at(model, layer, below[:, place]))
         stack.enter_context(masked_as_copies(model, layer, place, originals=length))
         stack.enter_context(edited(model, edits))
-        output = model.hf(
+        output = model.call(
             input_ids=batch.ids[:, place],
             position_ids=batch.position_ids[:, place],
             attention_mask=batch.attention_mask[:, place] if batch.padded else None,

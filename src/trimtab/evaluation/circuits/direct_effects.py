@@ -90,7 +90,7 @@ def attention_from(model: LanguageModel, rows: PromptRows, position: str) -> Flo
         UserError: the model does not give them.
     """
     with _eager_attention(model):
-        found = model.hf(input_ids=rows.ids, use_cache=False, output_attentions=True, logits_to_keep=1).attentions
+        found = model.call(input_ids=rows.ids, use_cache=False, output_attentions=True, logits_to_keep=1).attentions
     if not found or any(weights is None for weights in found):
         raise UserError(f"model {model.name}", "it does not give attention weights", "use another model")
     return torch.stack([rows.at(weights.transpose(1, 2), position) for weights in found], 1)
