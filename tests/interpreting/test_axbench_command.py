@@ -67,8 +67,8 @@ def test_labelled_texts_in_a_run_with_a_page_out(
     assert len(record["splits"]["choosing"]) == len(record["splits"]["reporting"]) == 2
     assert repr(read_typed(AxBenchResult, record["results"])) == repr(found)
     rows = pq.read_table(tmp_path / "run" / "answers.parquet").to_pylist()
-    assert len(rows) == 3 * 4 * (3 * 2 + 1)
-    assert sum(row["reports"] for row in rows) == len(rows) / 2
+    assert len(rows) == 3 * (2 * (3 * 2 + 1) + 2 * 4)  # two choose, of three arms at two factors; two report
+    assert sum(row["reports"] for row in rows) == 3 * 2 * 4
     again = run_axbench(asked)
     assert repr(again.concepts) == repr(found.concepts)
     assert capsys.readouterr().err == ""  # nothing is done twice
@@ -167,7 +167,7 @@ def test_gaps_of_a_run_that_is_done_are_asked_about_again(
     asked = config(files, tmp_path, concepts=files / "labelled.jsonl", arm=("prompt",))
     with monkeypatch.context() as patched:
         patched.setattr(CountingJudge, "rate", lambda self, texts: [Unjudged("down") for _ in texts])
-        assert sum(arm.gaps for arm in run_axbench(asked).arms) == 12
+        assert sum(arm.gaps for arm in run_axbench(asked).arms) == 6  # nothing reports where nothing chose
     assert sum(arm.gaps for arm in run_axbench(asked).arms) == 0
     with monkeypatch.context() as patched:
         patched.setattr(CountingJudge, "rate", None)

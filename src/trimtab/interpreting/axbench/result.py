@@ -47,14 +47,19 @@ class ArmUtility:
     """`[C, D, I, 3]` concept, instruction, fluency, each 0 to 2; NaN where there is no judgement."""
     ordinary: NDArray[np.bool_]
     """`[C, D, I]` whether texts are ordinary; where not, fluency is 0."""
-    texts: Sequence[Sequence[Sequence[str]]] = field(repr=False)
-    """`[C, D, I]`"""
+    texts: Sequence[Sequence[Sequence[str | None]]] = field(repr=False)
+    """`[C, D, I]`; None where none was written: to what reports at the factor chosen alone."""
 
     @property
     def overall(self) -> Floats:
         """`[C, D, I]` harmonic means of the three scores: 0 where one is."""
-        with np.errstate(divide="ignore"):
-            return np.where((self.scores <= 0).any(axis=-1), 0.0, 3 / (1 / self.scores).sum(axis=-1))
+        return harmonic_means(self.scores)
+
+    @property
+    def gaps(self) -> NDArray[np.int64]:
+        """`[C]` answers that were not judged."""
+        written = np.array([[[text is not None for text in texts] for texts in concept] for concept in self.texts])
+        return (np.isnan(self.scores).any(axis=-1) & written).sum(axis=(1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +218,8 @@ class AxBench(AxBenchResult):
         found: dict[str, list[Any]] = {name: [] for name in _ANSWER}
         for one in self.by_arm.values():
             for c, d, i in np.ndindex(one.ordinary.shape):
+                if one.texts[c][d][i] is None:
+                    continue
                 scores = [None if np.isnan(each) else float(each) for each in one.scores[c, d, i]]
                 overall = None if None in scores else float(one.overall[c, d, i])
                 row = (
@@ -259,7 +266,7 @@ class AxBench(AxBenchResult):
             at = [(c, utility.factors.index(f), i) for c, f in enumerate(factors) if f is not None for i in reports]
             asked = [
                 ToRate(
-                    meaning=shuffled[c], instruction=self.instructions[i], text=utility.texts[c][d][i],
+                    meaning=shuffled[c], instruction=self.instructions[i], text=utility.texts[c][d][i] or "",
                     unsteered=unsteered[i],
                 )
                 for c, d, i in at
@@ -313,10 +320,8 @@ class _Chosen:
     """An arm with each concept at the factor that does best on the first instructions."""
 
     def __init__(self, one: ArmUtility, choosing: int) -> None:
-        self.one, overall = one, one.overall
-        chooses = _mean(overall[:, :, :choosing])
-        self.known: NDArray[np.bool_] = np.asarray(np.isfinite(chooses).any(axis=1))
-        self.place = np.where(np.isfinite(chooses), chooses, -np.inf).argmax(axis=1)
+        self.one, self.gaps, overall = one, one.gaps, one.overall
+        self.place, self.known = best_factor(overall[:, :, :choosing])
         rows = np.arange(len(overall))
         self.reported = overall[rows, self.place, choosing:]  # [C, reporting]
         self.reported[~self.known] = np.nan
@@ -329,7 +334,7 @@ class _Chosen:
             concept=name, arm=self.one.arm, meaning=meaning, feature=self.one.features[i],
             factor=self.one.factors[self.place[i]] if self.known[i] else None,
             score=student_mean(values) if len(values) else None,
-            gaps=int(np.isnan(self.one.scores[i]).any(axis=-1).sum()),
+            gaps=int(self.gaps[i]),
         )  # fmt: skip
 
     def arm_score(self, random: _Chosen | None) -> ArmScore:
@@ -343,8 +348,25 @@ class _Chosen:
             concept=float(concept), instruction=float(instruction), fluency=float(fluency),
             ordinary=float(self.ordinary[judged].mean()) if judged.any() else np.nan,
             factor=float(np.median(np.array(self.one.factors)[self.place[judged]])) if judged.any() else np.nan,
-            gaps=int(np.isnan(self.one.scores).any(axis=-1).sum()),
+            gaps=int(self.gaps.sum()),
         )  # fmt: skip
+
+
+def best_factor(overall: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Places `[C]` of the factors that do best, and whether anything says so.
+
+    Args:
+        overall: `[C, D, choosing]`, NaN where there is no judgement.
+    """
+    chooses = _mean(overall)
+    known = np.isfinite(chooses)
+    return np.where(known, chooses, -np.inf).argmax(axis=1), np.asarray(known.any(axis=1))
+
+
+def harmonic_means(scores: Floats) -> Floats:
+    """Of the last axis: 0 where one score is."""
+    with np.errstate(divide="ignore"):
+        return np.where((scores <= 0).any(axis=-1), 0.0, 3 / (1 / scores).sum(axis=-1))
 
 
 def over_both(values: Floats) -> Interval | None:

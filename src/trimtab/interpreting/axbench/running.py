@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError, named
 from trimtab.interpreting.axbench.arms import ARMS, Aim, Ground
 from trimtab.interpreting.axbench.concepts import Concept, are_fitted, share_out
-from trimtab.interpreting.axbench.result import ArmUtility, AxBench, make_result
+from trimtab.interpreting.axbench.result import ArmUtility, AxBench, best_factor, harmonic_means, make_result
 from trimtab.interpreting.axbench.writing import OwnArm, Text, Writer
 from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.instructions import Instructions
@@ -78,9 +78,10 @@ def axbench(
     """Steer towards concepts, and let a judge read the answers.
 
     Each concept's factor is the one of the highest mean score on the instructions to choose on, and its score is the
-    mean on the others. A score is the harmonic mean of the judge's three; that of fluency counts 0 where a text is not
-    ordinary (see `Text`). What the judge does not judge is counted, and is no 0. Where an arm is fitted on exemplars,
-    it is given every second one of each concept, and the judge the others.
+    mean on the others, to which answers are written at this factor alone. A score is the harmonic mean of the judge's
+    three; that of fluency counts 0 where a text is not ordinary (see `Text`). What the judge does not judge is counted,
+    and is no 0. Where an arm is fitted on exemplars, it is given every second one of each concept, and the judge the
+    others.
 
     Args:
         model: the model.
@@ -138,7 +139,7 @@ def axbench(
             meaning = meaning if kept is None else replace(meaning, text=kept["meaning"])
             judged.append(_Judged(part[0], meaning, file, kept))
     missing = [i for i, one in enumerate(judged) if one.kept is None]
-    price = _Price(len(missing), factors, len(instructions.all), options.max_new_tokens)
+    price = _Price(len(missing), factors, instructions, options.max_new_tokens)
     with Meter("unsteered answers") as meter:
         writer = Writer(
             model, place, instructions, options.decode_config(), chat=chat, positions=options.positions,
@@ -161,25 +162,26 @@ def axbench(
         model=model, site=place, concepts=[one.concept for one in judged], meanings=[one.meaning for one in judged],
         prompts=writer.prompts[: len(instructions.choosing)], dictionary=dictionary, seed=options.seed,
     )  # fmt: skip
-    aims = {name: ARMS[name](ground) for name in arms if name in ARMS} if missing else {}
+    pen = _Pen(judge, writer, judged, own, len(instructions.choosing), ground)
     _ask_again(judge, writer, [one for one in judged if one.kept is not None])
     with Meter("steered answers", price.texts) as meter:
         writer.progress = meter.advance
+        pen.report([i for i in range(len(judged)) if i not in missing], factors)
         for block in price.blocks:
             places = [missing[i] for i in block]
-            some = [judged[i] for i in places]
-            written = _write(writer, arms, aims, factors, places, some, own)
-            rated = _rate(judge, writer, written, [one.meaning for one in some])
-            for i, (at, one) in enumerate(zip(places, some, strict=True)):
-                one.kept = {
-                    "made_from": made_from, "meaning": one.meaning.text,
-                    "arms": {name: by_concept[i] for name, by_concept in rated.items()},
-                    "features": {name: mine[at].feature for name, mine in aims.items()},
+            texts = pen.rated([_Wanted(i, name, factors[name]) for i in places for name in arms], pen.choosing)
+            for i, at in enumerate(places):
+                judged[at].kept = {
+                    "made_from": made_from, "meaning": judged[at].meaning.text,
+                    "arms": dict(zip(arms, texts[i * len(arms) : (i + 1) * len(arms)], strict=True)),
+                    "features": {name: pen.aim(name, at).feature for name in arms if name in ARMS},
                 }  # fmt: skip
-                one.write()
+                judged[at].write()
+            pen.report(places, factors)
     rows = [one.kept for one in judged if one.kept is not None]
     found = make_result(
-        ground, judge, instructions, options.unit, check, gaps, [_joined(name, factors[name], rows) for name in arms],
+        ground, judge, instructions, options.unit, check, gaps,
+        [_joined(name, factors[name], rows, len(instructions.all)) for name in arms],
         halved=halved, calibration=calibration,
     )  # fmt: skip
     return found.read_for_others(judge, ground.meanings, writer.unsteered, seed=options.seed)
@@ -209,8 +211,11 @@ class _Judged:
 class _Price:
     """What is to be written."""
 
-    def __init__(self, concepts: int, factors: dict[str, tuple[float, ...]], instructions: int, tokens: int) -> None:
-        per_concept = instructions * sum(map(len, factors.values()))
+    def __init__(
+        self, concepts: int, factors: dict[str, tuple[float, ...]], instructions: Instructions, tokens: int
+    ) -> None:
+        choosing, reporting = len(instructions.choosing), len(instructions.reporting)
+        per_concept = choosing * sum(map(len, factors.values())) + reporting * len(factors)
         self.texts, self.tokens = concepts * per_concept, concepts * per_concept * tokens
         step = max(1, ROWS // per_concept)
         self.blocks = [range(i, min(i + step, concepts)) for i in range(0, concepts, step)]
@@ -247,7 +252,7 @@ def _ask_again(judge: FeatureJudge, writer: Writer, judged: Sequence[_Judged]) -
         for one in judged
         for by_factor in (one.kept or {})["arms"].values()
         for texts in by_factor
-        for text, instruction, unsteered in zip(texts, writer.instructions, writer.unsteered, strict=True)
+        for text, instruction, unsteered in zip(texts, writer.instructions, writer.unsteered, strict=False)
         if isinstance(text["scores"], str)
     ]
     if not gaps:
@@ -258,46 +263,93 @@ def _ask_again(judge: FeatureJudge, writer: Writer, judged: Sequence[_Judged]) -
         one.write()
 
 
-def _write(
-    writer: Writer, arms: Sequence[str], aims: dict[str, list[Aim]], factors: dict[str, tuple[float, ...]],
-    places: Sequence[int], judged: Sequence[_Judged], own: dict[str, OwnArm],
-) -> dict[str, list[list[list[Text]]]]:  # fmt: skip
-    """Answers by arm, concept, factor and instruction; those under directions in one decode call."""
-    directed = [(name, i) for name in arms if name in aims for i in places]
-    texts = (
-        writer.under_directions([aims[name][i] for name, i in directed], [factors[name] for name, _ in directed])
-        if directed
-        else []
-    )
-    found: dict[str, list[list[list[Text]]]] = {}
-    for (name, _), mine in zip(directed, texts, strict=True):
-        found.setdefault(name, []).append(mine)
-    if PROMPT in arms:
-        # A concept that has a name of its own is asked for by it: the judge's words say what the judge looks for.
-        found[PROMPT] = writer.prompted(
-            [one.concept.name if one.concept.feature is None else one.meaning.text for one in judged]
-        )
-    for name, arm in own.items():
-        found[name] = writer.by_own_arm(arm, [one.concept.name for one in judged])
-    return found
+class _Wanted(NamedTuple):
+    """Answers that are to be written."""
+
+    place: int
+    """Of the concept."""
+    arm: str
+    factors: tuple[float, ...]
 
 
-def _rate(
-    judge: FeatureJudge, writer: Writer, written: dict[str, list[list[list[Text]]]], meanings: Sequence[Meaning]
-) -> dict[str, Any]:
-    """Ratings beside texts, in the same order."""
-    asked = [
-        ToRate(meaning=meaning, instruction=instruction, text=one.text, unsteered=unsteered)
-        for by_concept in written.values()
-        for meaning, by_factor in zip(meanings, by_concept, strict=True)
-        for texts in by_factor
-        for one, instruction, unsteered in zip(texts, writer.instructions, writer.unsteered, strict=True)
-    ]
-    ratings = iter(judge.rate(asked))
-    return {
-        name: [[[_kept(one, next(ratings)) for one in texts] for texts in by_factor] for by_factor in by_concept]
-        for name, by_concept in written.items()
-    }
+@dataclass(frozen=True, eq=False)
+class _Pen:
+    """Writes answers of arms, and has them rated."""
+
+    judge: FeatureJudge
+    writer: Writer
+    judged: Sequence[_Judged]
+    own: dict[str, OwnArm]
+    n_choosing: int
+    ground: Ground
+    _aims: dict[str, list[Aim]] = field(default_factory=dict)
+
+    @property
+    def choosing(self) -> range:
+        """Places of the instructions to choose on."""
+        return range(self.n_choosing)
+
+    def aim(self, arm: str, place: int) -> Aim:
+        """An arm's direction for a concept; all of an arm are made when one is asked for."""
+        if arm not in self._aims:
+            self._aims[arm] = ARMS[arm](self.ground)
+        return self._aims[arm][place]
+
+    def rated(self, wanted: Sequence[_Wanted], which: range) -> list[list[list[dict[str, Any]]]]:
+        """Texts with their scores, of some instructions, by what is wanted and by factor."""
+        written = self._write(wanted, which)
+        asked = [
+            ToRate(
+                meaning=self.judged[one.place].meaning, instruction=self.writer.instructions[i], text=text.text,
+                unsteered=self.writer.unsteered[i],
+            )
+            for one, by_factor in zip(wanted, written, strict=True)
+            for texts in by_factor
+            for i, text in zip(which, texts, strict=True)
+        ]  # fmt: skip
+        ratings = iter(self.judge.rate(asked))
+        return [[[_kept(one, next(ratings)) for one in texts] for texts in by_factor] for by_factor in written]
+
+    def report(self, places: Sequence[int], factors: dict[str, tuple[float, ...]]) -> None:
+        """Write to the instructions that report, at the factors that the others choose, where that is not done."""
+        wanted: list[_Wanted] = []
+        into: list[list[dict[str, Any]]] = []
+        for place in places:
+            for name, by_factor in (self.judged[place].kept or {})["arms"].items():
+                scores = harmonic_means(
+                    np.array([[_numbers(one) for one in texts[: self.n_choosing]] for texts in by_factor])
+                )
+                (chosen,), (known,) = best_factor(scores[None])
+                if known and len(by_factor[chosen]) == self.n_choosing:
+                    wanted.append(_Wanted(place, name, (factors[name][chosen],)))
+                    into.append(by_factor[chosen])
+        if not wanted:
+            return
+        reporting = range(self.n_choosing, len(self.writer.instructions))
+        for texts, (more,) in zip(into, self.rated(wanted, reporting), strict=True):
+            texts.extend(more)
+        for place in dict.fromkeys(one.place for one in wanted):
+            self.judged[place].write()
+
+    def _write(self, wanted: Sequence[_Wanted], which: range) -> list[list[list[Text]]]:
+        """Answers by what is wanted, factor and instruction; those under directions in one decode call."""
+        writer, found = self.writer, dict[int, list[list[Text]]]()
+        directed = [i for i, one in enumerate(wanted) if one.arm in ARMS]
+        if directed:
+            aims = [self.aim(wanted[i].arm, wanted[i].place) for i in directed]
+            texts = writer.under_directions(aims, [wanted[i].factors for i in directed], which)
+            found |= zip(directed, texts, strict=True)
+        if prompted := [i for i, one in enumerate(wanted) if one.arm == PROMPT]:
+            # A concept that has a name of its own is asked for by it: the judge's words say what the judge looks for.
+            judged = [self.judged[wanted[i].place] for i in prompted]
+            words = [one.concept.name if one.concept.feature is None else one.meaning.text for one in judged]
+            found |= zip(prompted, writer.prompted(words, which), strict=True)
+        for name, arm in self.own.items():
+            if mine := [i for i, one in enumerate(wanted) if one.arm == name]:
+                names = [self.judged[wanted[i].place].concept.name for i in mine]
+                texts = writer.by_own_arm(arm, names, [wanted[i].factors for i in mine], which)
+                found |= zip(mine, texts, strict=True)
+        return [found[i] for i in range(len(wanted))]
 
 
 def _kept(one: Text, rating: Rating | Unjudged) -> dict[str, Any]:
@@ -312,15 +364,21 @@ def _scores(rating: Rating | Unjudged, ordinary: bool) -> list[float] | str:
     return [*rating._replace(fluency=rating.fluency * ordinary)]
 
 
-def _joined(name: str, factors: tuple[float, ...], kept: Sequence[dict[str, Any]]) -> ArmUtility:
-    rows = [one["arms"][name] for one in kept]
+def _numbers(one: dict[str, Any] | None) -> list[float]:
+    """Of a text that is kept, or of none."""
+    return [np.nan] * 3 if one is None or isinstance(one["scores"], str) else one["scores"]
 
-    def scores(one: dict[str, Any]) -> list[float]:
-        return [np.nan] * 3 if isinstance(one["scores"], str) else one["scores"]
 
-    every = np.array([[[scores(one) for one in texts] for texts in concept] for concept in rows])
+def _joined(name: str, factors: tuple[float, ...], kept: Sequence[dict[str, Any]], instructions: int) -> ArmUtility:
+    rows: list[list[list[dict[str, Any] | None]]] = [
+        [[*texts, *[None] * (instructions - len(texts))] for texts in one["arms"][name]] for one in kept
+    ]
+
+    def of(read: Callable[[dict[str, Any] | None], Any]) -> list[list[list[Any]]]:
+        return [[[read(one) for one in texts] for texts in concept] for concept in rows]
+
     return ArmUtility(
-        arm=name, factors=factors, features=tuple(one["features"].get(name) for one in kept), scores=every,
-        ordinary=np.array([[[one["ordinary"] for one in texts] for texts in concept] for concept in rows]),
-        texts=[[[one["text"] for one in texts] for texts in concept] for concept in rows],
+        arm=name, factors=factors, features=tuple(one["features"].get(name) for one in kept),
+        scores=np.array(of(_numbers)), ordinary=np.array(of(lambda one: bool(one and one["ordinary"]))),
+        texts=of(lambda one: one and one["text"]),
     )  # fmt: skip

@@ -152,7 +152,9 @@ class Writer:
             shuffled=spoiled(lambda words: rng.permutation(words).tolist()),
         )
 
-    def under_directions(self, aims: Sequence[Aim], factors: Sequence[Sequence[float]]) -> list[list[list[Text]]]:
+    def under_directions(
+        self, aims: Sequence[Aim], factors: Sequence[Sequence[float]], which: range | None = None
+    ) -> list[list[list[Text]]]:
         """Answers under each direction at each of its factors, in one decode call.
 
         Copies of an instruction are fed once for as many edits as are decoded side by side.
@@ -160,10 +162,12 @@ class Writer:
         Args:
             aims: directions.
             factors: of each.
+            which: places of the instructions; all by default.
 
         Returns:
-            Answers to all instructions, by direction and factor.
+            Answers to these instructions, by direction and factor.
         """
+        which = range(len(self.prompts)) if which is None else which
         table = DirectionTable(
             torch.stack([aim.direction for aim in aims]),
             max_activation=None if self.unit == "relative" else torch.tensor([aim.largest for aim in aims]),
@@ -174,44 +178,48 @@ class Writer:
         # What fills up the last group steers nothing.
         padded = edits + [(-1, 0.0)] * (groups * size - len(edits))
         rows = [
-            (which, edit)
+            (place, edit)
             for group in range(groups)
-            for which in range(len(self.prompts))
+            for place in which
             for edit in padded[group * size : (group + 1) * size]
         ]
         source = StaticSource(
             table, torch.tensor([[edit[0]] for _, edit in rows]), torch.tensor([[float(edit[1])] for _, edit in rows]),
             self.site, unit=self.unit, positions=self.positions,
         )  # fmt: skip
-        prompts = self.prompts * groups
+        prompts = [self.prompts[i] for i in which] * groups
         decoded = decode(
-            self.model, prompts, self.config, source, repeats=size, samples=[*range(len(self.prompts))] * groups,
+            self.model, prompts, self.config, source, repeats=size, samples=[*which] * groups,
             branches=[0] * len(rows), progress=self.progress,
         )  # fmt: skip
-        texts = self._texts([self.prompts[which] for which, _ in rows], decoded.texts, decoded.token_ids)
+        texts = self._texts([self.prompts[i] for i, _ in rows], decoded.texts, decoded.token_ids)
         found: dict[tuple[int, float], list[Text]] = {}
         for (_, edit), text in zip(rows, texts, strict=True):
             found.setdefault(edit, []).append(text)
         return [[found[i, factor] for factor in mine] for i, mine in enumerate(factors)]
 
-    def prompted(self, wanted: Sequence[str]) -> list[list[list[Text]]]:
+    def prompted(self, wanted: Sequence[str], which: range) -> list[list[list[Text]]]:
         """Answers where the instruction says what they are to be about."""
-        asked = [[f"{one}\n\n{request(what)}" for one in self.instructions] for what in wanted]
-        prompts = [self.model.encode_text(text, chat=self.chat) for texts in asked for text in texts]
-        n = len(self.prompts)
-        decoded = decode(self.model, prompts, self.config, samples=[*range(n)] * len(wanted), progress=self.progress)
-        texts = self._texts(self.prompts * len(wanted), decoded.texts, decoded.token_ids)
-        return [[texts[i * n : (i + 1) * n]] for i in range(len(wanted))]
-
-    def by_own_arm(self, arm: OwnArm, concepts: Sequence[str]) -> list[list[list[Text]]]:
-        """Answers of another model under its own steering, read as likely by this one."""
-        n, rows = len(self.prompts), [(name, factor) for name in concepts for factor in arm.factors]
+        asked = [f"{self.instructions[i]}\n\n{request(what)}" for what in wanted for i in which]
+        prompts = [self.model.encode_text(text, chat=self.chat) for text in asked]
         decoded = decode(
-            arm.model, self.prompts * len(rows), self.config, arm.source([row for row in rows for _ in range(n)]),
-            samples=[*range(n)] * len(rows), progress=self.progress,
+            self.model, prompts, self.config, samples=[*which] * len(wanted), progress=self.progress
         )  # fmt: skip
-        texts = iter(self._texts(self.prompts * len(rows), decoded.texts, decoded.token_ids))
-        return [[[next(texts) for _ in range(n)] for _ in arm.factors] for _ in concepts]
+        texts = iter(self._texts([self.prompts[i] for i in which] * len(wanted), decoded.texts, decoded.token_ids))
+        return [[[next(texts) for _ in which]] for _ in wanted]
+
+    def by_own_arm(
+        self, arm: OwnArm, concepts: Sequence[str], factors: Sequence[Sequence[float]], which: range
+    ) -> list[list[list[Text]]]:
+        """Answers of another model under its own steering, read as likely by this one."""
+        rows = [(name, factor) for name, mine in zip(concepts, factors, strict=True) for factor in mine]
+        prompts = [self.prompts[i] for i in which] * len(rows)
+        decoded = decode(
+            arm.model, prompts, self.config, arm.source([row for row in rows for _ in which]),
+            samples=[*which] * len(rows), progress=self.progress,
+        )  # fmt: skip
+        texts = iter(self._texts(prompts, decoded.texts, decoded.token_ids))
+        return [[[next(texts) for _ in which] for _ in mine] for mine in factors]
 
     def _texts(
         self, prompts: Sequence[Sequence[int]], texts: Sequence[str], tokens: Sequence[Sequence[int]]

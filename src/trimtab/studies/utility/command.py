@@ -119,7 +119,8 @@ def price(study: StudyFile) -> str:
     plan = study.plan
     saes = sum(len(bank.members) for bank in study.banks)
     paid = f"; a budget of the judge is that of each of {2 * saes} runs" * plan.judge.startswith("endpoint")
-    texts = saes * plan.features * plan.n_instructions * len(plan.factor)
+    choosing = plan.n_instructions // 2  # at every factor; the others report at the one that was chosen
+    texts = saes * plan.features * (choosing * len(plan.factor) + plan.n_instructions - choosing)
     return (
         f"{saes} SAEs of {len(study.banks)} models; {plan.features} features of each; {texts:,} answers of at most "
         f"{plan.max_new_tokens} tokens, read by {plan.judge}{paid}"
