@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trimtab.dictionaries import DictionaryInfo, load_dictionary, save_dictionary
+from trimtab.dictionaries import DictionaryInfo, FeatureStatsAccumulator, load_dictionary, save_dictionary
 from trimtab.dictionaries import saelens_layout as layout
 from trimtab.errors import UserError
 from trimtab.evaluation.supervised.control import edit_by_meaning
 from trimtab.evaluation.supervised.parts import split_dictionary
 from trimtab.lm import EditRequest, Site, TokenBatch, capture
+from trimtab.selection import rank
+from trimtab.selection.delta_confidence import DeltaConfidence
 from trimtab.steering import DirectionTable, ReconstructionSource, StaticSource
 
 D, N = 8, 24
@@ -201,15 +203,38 @@ class TestNormalisedByToken:
             sae.decode(sae.encode(X))
         torch.testing.assert_close(sae.rebuild(sae.encode(X), X), sae(X))
 
-    def test_strengths_are_in_model_units_and_max_activation_is_no_dose(self, tmp_path, kind):
+    @pytest.mark.parametrize("form", ["dense", "pairs"])
+    def test_strengths_maxima_and_doses_are_in_model_units(self, tmp_path, kind, form):
         sae = load(write(tmp_path / "a", normalize_activations=kind))
         z, unit, _ = NORMALISED[kind](X)
+        expected = codes(z) * unit * WEIGHTS["W_dec"].norm(dim=1)
         strengths = DirectionTable.of(sae).strengths(X, torch.full((len(X), 1), 5))
-        torch.testing.assert_close(strengths, (codes(z) * unit * WEIGHTS["W_dec"].norm(dim=1))[:, 5:6])
-        with pytest.raises(UserError, match=r"unit max_activation.*use unit relative or absolute"):
-            StaticSource(sae, 5, 1.0, unit="max_activation")
-        for unit_name in ("relative", "absolute"):
-            StaticSource(sae, 5, 1.0, unit=unit_name)
+        torch.testing.assert_close(strengths, expected[:, 5:6])
+        counted = FeatureStatsAccumulator(sae.decoder_norms)
+        counted.update(sae.in_model_units(sae.encode(X) if form == "dense" else sae.encode_pairs(X), X))
+        sae.feature_stats = counted.result()
+        largest = torch.from_numpy(sae.feature_stats.max_activation).double()
+        torch.testing.assert_close(largest, expected.amax(0), rtol=1e-6, atol=0)
+        row = torch.arange(len(X))
+        request = EditRequest(Site.parse("resid_pre.1"), X, row, row, row, *[0 * row] * 4, row[:, None])
+        source = StaticSource(sae, 5, 0.4, unit="max_activation")
+        torch.testing.assert_close(source.choose(request).coefficient.double(), 0.4 * largest[5].expand(len(X), 1))
+
+    def test_ranking_amplifies_by_the_same_dose(self, tmp_path, kind, tiny_llama):
+        wide = {name: draw(*(32 if size == D else size for size in w.shape), seed=1) / 4 for name, w in WEIGHTS.items()}
+        about = {"model_name": "tiny-llama"}
+        sae = load_dictionary(write(tmp_path / "a", about, wide, d_in=32, normalize_activations=kind))
+        (x,) = capture(tiny_llama, TokenBatch.full(torch.arange(5, 45)[None]), ["resid_pre.1"]).values()
+        z, unit, _ = NORMALISED[kind](x[0].double())
+        counted = FeatureStatsAccumulator(sae.decoder_norms)
+        counted.update(sae.in_model_units(sae.encode(x[0]), x[0]))
+        sae.feature_stats = counted.result()
+        table = rank(tiny_llama, sae, DeltaConfidence(dose=0.5, prefixes=("ab",)), features=[3, 7])
+        prefix = TokenBatch.full(torch.tensor([tiny_llama.encode_text("ab")]))
+        (at,) = capture(tiny_llama, prefix, ["resid_pre.1"]).values()
+        moved = 0.5 * (codes(z, wide) * unit).amax(0) * wide["W_dec"].norm(dim=1)
+        for feature, relative in zip(table.feature, table.relative_dose, strict=True):
+            assert relative == pytest.approx(float(moved[feature] / at[0, -1].norm()), rel=1e-4)
 
     def test_codes_move_activations_by_what_they_come_to_there(self, tmp_path, kind):
         sae = load(write(tmp_path / "a", normalize_activations=kind))

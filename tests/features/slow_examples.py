@@ -22,15 +22,21 @@ class Chosen(NamedTuple):
 
 
 def all_examples(
-    rows: dict[str, Any], sae: Dictionary, counts: tuple[int, int, int], window: int, seed: int
+    rows: dict[str, Any],
+    sae: Dictionary,
+    counts: tuple[int, int, int],
+    window: int,
+    seed: int,
+    unit: torch.Tensor | float = 1.0,
 ) -> dict[tuple[int, str], list[Chosen]]:
     """What each feature keeps of each kind; of equal keys the earlier place comes first.
 
     Args:
         rows: `x [R, d]` and `token`, `document`, `position`, `slot`, in any order.
         counts: windows of each kind.
+        unit: what a code of 1 comes to in the model, `[R, 1]` if it differs from row to row.
     """
-    f = (sae.encode(rows["x"]) * sae.W_dec.norm(dim=1)).tolist()
+    f = (sae.encode(rows["x"]) * sae.W_dec.norm(dim=1) * unit).tolist()
     stretches: defaultdict[tuple[int, int], dict[int, int]] = defaultdict(dict)
     columns = (rows[name].tolist() for name in ("document", "position", "slot"))
     for row, (document, position, slot) in enumerate(zip(*columns, strict=True)):

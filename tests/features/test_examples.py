@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from slow_examples import Chosen, all_examples
 import trimtab
 from trimtab.activations import Document, HarvestOptions, harvest, tokenise
 from trimtab.activations.shards import read_index
-from trimtab.dictionaries import Standard, load_dictionary, save_dictionary
+from trimtab.dictionaries import DictionaryInfo, Standard, load_dictionary, save_dictionary
 from trimtab.dictionaries import example_collector as collector_module
 from trimtab.dictionaries.example_collector import ExampleCollector, Places
 from trimtab.dictionaries.feature_examples import KINDS, LEFT_OUT, FeatureExamples
@@ -110,6 +111,52 @@ def test_a_harvest_without_the_model_gives_the_same_and_statistics(
         first = np.unique(found.examples.feature, return_index=True)[1]
         np.testing.assert_allclose(top[first], found.stats.max_activation[found.examples.live], rtol=1e-5)
     assert text.stats.sink_filter == "position 0 of each 16-token sequence; norm > 10 × median; special tokens"
+
+
+def norm_of(row: torch.Tensor) -> float:
+    return math.sqrt(sum(value * value for value in row.tolist()) / len(row))
+
+
+def deviation_of(row: torch.Tensor) -> float:
+    mean = sum(row.tolist()) / len(row)
+    return math.sqrt(sum((value - mean) ** 2 for value in row.tolist()) / (len(row) - 1))
+
+
+@pytest.mark.parametrize(("kind", "unit_of"), [("constant_norm_rescale", norm_of), ("layer_norm", deviation_of)])
+class TestScaledByToken:
+    """An SAE that scales each activation by its own norm: what is kept of it is in the model's units."""
+
+    @staticmethod
+    def scaled(kind: Any, sae: Standard, model: LanguageModel) -> Standard:
+        info = DictionaryInfo(architecture="standard", model=model.name, site="resid_post.1")
+        bias, zero = torch.full_like(sae.b_enc, -1.5), torch.zeros_like(sae.b_dec)
+        return Standard(sae.W_enc, bias, sae.W_dec, zero, normalize_activations=kind, info=info)
+
+    def test_windows_and_statistics_are_in_model_units(
+        self, kind: Any, unit_of: Any, harvested: Path, tiny_llama: LanguageModel, sae: Standard, documents: Any
+    ) -> None:
+        own, rows = self.scaled(kind, sae, tiny_llama), stored(harvested)
+        unit = torch.tensor([[unit_of(row)] for row in rows["x"]])
+        wanted = all_examples(rows, own, OPTIONS.counts, OPTIONS.window, OPTIONS.seed, unit)
+        (shards,) = examples_of_harvest([harvested], [own], OPTIONS, tokenizer=tiny_llama.tokenizer)
+        check(shards.examples, wanted, own, tiny_llama)
+        corpus = tokenise(documents, tiny_llama.tokenizer)
+        (text,) = collecting.examples_of_text(tiny_llama, [own], corpus, OPTIONS)
+        f = own.encode(rows["x"]) * unit * own.W_dec.norm(dim=1)
+        for found in (shards.stats, text.stats):
+            np.testing.assert_allclose(found.max_activation, f.amax(0), rtol=1e-4)
+            mean = f.sum(0) / (f > 0).sum(0).clamp_min(1)
+            np.testing.assert_allclose(found.mean_activation, mean, rtol=1e-4)
+
+    def test_mutation_codes_are_taken_as_they_are(
+        self, kind: Any, unit_of: Any, harvested: Path, tiny_llama: LanguageModel, sae: Standard, monkeypatch: Any
+    ) -> None:
+        own, rows = self.scaled(kind, sae, tiny_llama), stored(harvested)
+        unit = torch.tensor([[unit_of(row)] for row in rows["x"]])
+        wanted = all_examples(rows, own, OPTIONS.counts, OPTIONS.window, OPTIONS.seed, unit)
+        monkeypatch.setattr(Standard, "code_unit", lambda self, x: 1.0)
+        with pytest.raises(AssertionError):
+            check(from_harvest(harvested, own, tiny_llama), wanted, own, tiny_llama)
 
 
 def test_two_harvests_are_read_as_one_after_the_other(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,9 @@ from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, list_codes, pa
 from trimtab.errors import UserError, did_you_mean
 from trimtab.lm.sites import RESIDUAL_KINDS, Site
 from trimtab.runs import whole_numbers
+
+Codes = TypeVar("Codes", bound=Tensor | SparseCodes | ActivePairs)
+"""Codes of activations in any form."""
 
 FEATURE_NAMES = "feature_names"
 """Where a dictionary's metadata say what its features mean."""
@@ -169,6 +172,14 @@ class Dictionary(nn.Module):
     def code_unit(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"] | float:
         """What a code of 1 at each of activations `x` comes to in model units, times the feature's decoder row."""
         return 1.0
+
+    def in_model_units(self, codes: Codes, x: Float[Tensor, "... d"]) -> Codes:
+        """Codes of activations `x` as whatever compares or adds up codes of several activations needs them: what they
+        come to in model units, times the features' decoder rows."""
+        unit = self.code_unit(x)
+        if not isinstance(unit, Tensor):
+            return codes
+        return cast("Codes", codes * unit if isinstance(codes, Tensor) else codes.scaled(unit))
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return self.rebuild(self.encode(x), x)

@@ -86,7 +86,7 @@ class ExampleCollector:
         """Take in rows, of stretches that are whole.
 
         Args:
-            pairs: what `Dictionary.encode_pairs` gives for them, all finite.
+            pairs: what `Dictionary.encode_pairs` gives for them, in model units, all finite.
             places: where they stand.
         """
         found = self._firings(pairs, places)

@@ -119,8 +119,8 @@ class FeatureStatsAccumulator:
         """Count one batch.
 
         Args:
-            codes: dense codes, (values `[..., k]`, indices `[..., k]`), or pairs. A feature may be listed with code 0,
-                which does not count as firing, but not twice in one row.
+            codes: as `Dictionary.in_model_units` gives them: dense codes, (values `[..., k]`, indices `[..., k]`), or
+                pairs. A feature may be listed with code 0, which does not count as firing, but not twice in one row.
         """
         device = self._norms.device
         if isinstance(codes, Tensor):

@@ -42,6 +42,10 @@ class SparseCodes(NamedTuple):
         """The codes among all n features."""
         return self.values.new_zeros(*self.values.shape[:-1], n).scatter_add_(-1, self.indices, self.values)
 
+    def scaled(self, unit: Float[Tensor, "B 1"]) -> SparseCodes:
+        """Each row's codes times a number of its own."""
+        return self._replace(values=self.values * unit)
+
     def pairs(self) -> ActivePairs:
         """The same codes as a list of pairs."""
         rows, k = self.values.shape
@@ -80,6 +84,10 @@ class ActivePairs(NamedTuple):
         """Row of every pair."""
         rows = torch.arange(self.start.shape[0] - 1, device=self.start.device)
         return rows.repeat_interleave(self.start.diff(), output_size=self.feature.shape[0])
+
+    def scaled(self, unit: Float[Tensor, "rows 1"]) -> ActivePairs:
+        """Each row's codes times a number of its own."""
+        return self._replace(value=self.value * unit[self.row, 0])
 
     def where(self, kept: Bool[Tensor, " m"]) -> ActivePairs:
         """Some of the pairs."""

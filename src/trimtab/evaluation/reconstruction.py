@@ -62,7 +62,7 @@ def reconstruct(
         x = x[usual].float()
         f = dictionary.encode_sparse(x)
         metrics.update(x, dictionary.rebuild(f, x), f, document[usual])
-        stats.update(f)
+        stats.update(dictionary.in_model_units(f, x))
         total.add_(x.double().sum(dim=0).cpu())
 
     with torch.no_grad():

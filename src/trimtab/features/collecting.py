@@ -208,7 +208,7 @@ class _Kept:
         bad = ~x.isfinite().all(1)
         if bool(bad.any()):
             raise not_finite(self.site, documents[int(block.places.document[int(bad.nonzero()[0])])])
-        pairs = self.dictionary.encode_pairs(x)
+        pairs = self.dictionary.in_model_units(self.dictionary.encode_pairs(x), x)
         self.stats.update(pairs)
         self.windows.update(pairs, block.places)
 

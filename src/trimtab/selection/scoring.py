@@ -70,7 +70,6 @@ def score_features(
         m = None
         if unit == "max_activation":
             m = torch.as_tensor(feature_stats(dictionary, f"criterion {mine[0].name}").max_activation)[features.cpu()]
-            m = m * torch.as_tensor(dictionary.code_unit(scorer.continuation.x.to(dictionary.W_dec.device))).cpu()
         x = scorer.continuation.x.float().cpu()
         strength = coefficients(unit, torch.full((1, len(features)), dose), x[None], None if m is None else m[None])[0]
         directions = dictionary.directions[features.to(dictionary.directions.device)]

@@ -62,8 +62,7 @@ class DirectionTable:
         stats = dictionary.feature_stats
         table = cls.__new__(cls)
         table.rows = dictionary.directions
-        known = stats is not None and dictionary.has_fixed_units  # otherwise maxima are in no unit of the model
-        table.max_activation = torch.as_tensor(stats.max_activation) if stats and known else None
+        table.max_activation = None if stats is None else torch.as_tensor(stats.max_activation)
         table.live = None if stats is None else torch.as_tensor(stats.live)
         table.length = None
         table.hash = dictionary.fingerprint

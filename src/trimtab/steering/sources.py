@@ -91,9 +91,6 @@ class DirectionSource:
             for at, found in by_site(directions, site).items()
         }
         for table in self.tables.values() if self.how.unit is None else ():
-            if unit == "max_activation" and table.dictionary is not None and not table.dictionary.has_fixed_units:
-                why = "the dictionary scales each activation by its own norm, so its codes are no lengths in the model"
-                raise UserError(f"unit {unit}", why, "use unit relative or absolute")
             check_unit(unit, has_statistics=table.max_activation is not None)
             if table.length is not None and unit != "absolute":
                 raise UserError(f"unit {unit}", "the vectors are to keep their own length", "use unit absolute")

@@ -99,7 +99,7 @@ def _largest_activations(items: ItemSet, decoded: Decoded, rows: list[int]) -> T
     pooled = []
     for place, row in enumerate(rows):
         read = x[place, -len(decoded.token_ids[row]) :]
-        pooled.append((dictionary.encode(read) * dictionary.code_unit(read)).max(0).values)
+        pooled.append(dictionary.in_model_units(dictionary.encode(read), read).max(0).values)
     return torch.stack(pooled).detach()
 
 

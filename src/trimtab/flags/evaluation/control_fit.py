@@ -71,8 +71,9 @@ def fit_controls(
         for site in sites:
             means[site].append(torch.einsum("btd,bt->bd", seen[site].float(), share).cpu())
         if dictionary is not None and read_at is not None:
-            pairs = zip(seen[read_at], batch.answer, strict=True)
-            largest = torch.stack([dictionary.encode(x[answer]).amax(dim=0) for x, answer in pairs]).double().cpu()
+            answers = [x[answer] for x, answer in zip(seen[read_at], batch.answer, strict=True)]
+            codes = [dictionary.in_model_units(dictionary.encode(x), x) for x in answers]
+            largest = torch.stack([f.amax(dim=0) for f in codes]).double().cpu()
             for one, has in zip(sums, labels[start : start + batch_size].T, strict=True):
                 one.see(largest, has)
         if progress:

@@ -207,12 +207,14 @@ def _feature_aims(dictionary: Dictionary, ids: Sequence[int]) -> list[Aim]:
 @torch.no_grad()
 def _best_reader(dictionary: Dictionary, read: Read) -> int:
     """The feature whose largest activation in a text says best whether it has the concept."""
-    device = dictionary.W_dec.device
-    has, lacks = (
-        torch.stack([dictionary.encode(x.to(device, dictionary.W_dec.dtype)).max(0).values for x in rows])
-        for rows in read
-    )
-    won = torch.zeros(has.shape[1], device=device)
+    weight = dictionary.W_dec
+
+    def largest(x: Tensor) -> Tensor:
+        x = x.to(weight.device, weight.dtype)
+        return dictionary.in_model_units(dictionary.encode(x), x).max(0).values
+
+    has, lacks = (torch.stack([largest(x) for x in rows]) for rows in read)
+    won = torch.zeros(has.shape[1], device=weight.device)
     for row in has:
         won += ((1 + torch.sign(row - lacks)) / 2).mean(0)
     return int((won / len(has)).argmax())

@@ -138,7 +138,8 @@ def text_rows(
 def feature_shares(rows: TextRows, dictionary: Dictionary, features: Sequence[int]) -> Float[np.ndarray, "m factors"]:
     """Variance shares of features, in the order of `FACTORS`; NaN for features that never fire in the text."""
     ids = torch.tensor(list(features), dtype=torch.long, device=rows.x.device)
-    f = torch.cat([dictionary.encode_features(part, ids) for part in rows.x.split(BLOCK)]).float().cpu().numpy()
+    codes = [dictionary.in_model_units(dictionary.encode_features(x, ids), x) for x in rows.x.split(BLOCK)]
+    f = torch.cat(codes).float().cpu().numpy()
     return np.stack([variance_share(f, groups) for groups in (rows.token, rows.previous, rows.document)], axis=1)
 
 
