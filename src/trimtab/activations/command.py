@@ -11,14 +11,14 @@ from trimtab.activations.harvesting import HarvestResult, harvest
 from trimtab.activations.sequences import HarvestOptions
 from trimtab.distributed import Ranks
 from trimtab.lm import ModelConfig
-from trimtab.runs import Run, part_of
+from trimtab.runs import Run, SourceName, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestConfig(HarvestOptions, TextConfig, ModelConfig):
     """Write a model's activations over text to disk, for trainings to read."""
 
-    text: tuple[str, ...]
+    text: tuple[SourceName, ...]
     """Files, directories or hub:NAME[[:CONFIG]:SPLIT] to read."""
     run: Path
     """Directory to write; the same command resumes an unfinished harvest there."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.sae import SAE
 from trimtab.lm import LanguageModel, ModelConfig
+from trimtab.runs import SourceName
 
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryConfig(ModelConfig):
     """A model, and an SAE that reads it."""
 
-    sae: str = "default"
+    sae: SourceName = "default"
     """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
 
     def load(self) -> tuple[LanguageModel, SAE]:

@@ -13,19 +13,20 @@ from trimtab.dictionaries.files import STATS_FILE, load_dictionary, save_diction
 from trimtab.dictionaries.saelens_layout import SAELENS_READS
 from trimtab.errors import UserError
 from trimtab.lm import Site
+from trimtab.runs import OutputPath, SourceName
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """Save an SAE of any known format in the layout that trimtab and SAELens open."""
 
-    source: str
+    source: SourceName
     """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
-    destination: Path
+    destination: OutputPath
     """Directory to write; it must not hold anything yet."""
     dtype: Literal["float32", "float16"] = "float32"
     """Precision of encoder and decoder on disk; biases and thresholds stay in float32."""
-    model: str | None = None
+    model: SourceName | None = None
     """Name of the model that it was trained on, where the source does not say, or in its place."""
     site: str | None = None
     """Site that it reads (resid_post.15), where the source does not say, or in its place."""

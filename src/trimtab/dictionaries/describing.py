@@ -17,6 +17,7 @@ from trimtab.dictionaries.feature_stats import FeatureStats
 from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.sae import SAE
 from trimtab.dictionaries.saelens_layout import SAELENS_READS
+from trimtab.runs import SourceName
 from trimtab.runs.config import json_safe
 from trimtab.runs.tables import named_values
 from trimtab.stats import Interval, number_text
@@ -32,7 +33,7 @@ _NAMES_SHOWN = 12
 class SAEInfoConfig:
     """Describe an SAE: architecture, sizes, model, site, norms, threshold, statistics, training."""
 
-    sae: str
+    sae: SourceName
     """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
 
 

@@ -8,13 +8,14 @@ from trimtab.dictionaries.files import load_dictionary
 from trimtab.dictionaries.sae import SAE
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, ModelConfig
+from trimtab.runs import SourceName
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAEsConfig(ModelConfig):
     """A model, and SAEs that read it."""
 
-    sae: tuple[str, ...] = ("default",)
+    sae: tuple[SourceName, ...] = ("default",)
     """Directories of SAEs in any known format, shipped ones' names, or saelens:RELEASE/SAE_ID; several must read
     different sites."""
     any_model: bool = field(default=False, metadata={"heading": "model"})

@@ -37,7 +37,7 @@ from trimtab.evaluation.reconstruction import Reconstruction, reconstruct
 from trimtab.evaluation.splicing import Replacement, splice_losses
 from trimtab.lm import LanguageModel
 from trimtab.lm.model import check_is_model
-from trimtab.runs import Meter, Run, check_least, field_types, json_safe, read_keywords
+from trimtab.runs import Meter, Run, SourceName, check_least, field_types, json_safe, read_keywords
 from trimtab.runs.figures import plot_bars
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
@@ -71,7 +71,7 @@ class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
 
     site: str | None = None
     """Where to splice; by default the site that the SAE names."""
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files, directories or hub:NAME[[:CONFIG]:SPLIT]; by default a sample that ships with trimtab."""
     run: Path | None = None
     """Directory to keep the result in, for `trimtab report`."""

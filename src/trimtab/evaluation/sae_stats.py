@@ -12,7 +12,7 @@ from trimtab.dictionaries.files import STATS_FILE
 from trimtab.errors import UserError
 from trimtab.evaluation.documents import PassOptions, pack
 from trimtab.evaluation.reconstruction import reconstruct
-from trimtab.runs import Meter
+from trimtab.runs import Meter, OutputPath, SourceName
 from trimtab.runs.tables import named_values
 from trimtab.selection.ranking import dictionary_site
 
@@ -21,13 +21,13 @@ from trimtab.selection.ranking import dictionary_site
 class SAEStatsConfig(PassOptions, TextConfig, AnyModelConfig):
     """Measure how strongly and how often an SAE's features fire, for doses in max_activation and live features."""
 
-    sae: str = field()
+    sae: SourceName = field()
     """Directory of the SAE in any known format, a shipped one's name, or saelens:RELEASE/SAE_ID."""
     site: str | None = None
     """Where it reads; by default the site that the SAE names."""
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files, directories or hub:NAME[[:CONFIG]:SPLIT]; by default a sample that ships with trimtab."""
-    into: Path | None = None
+    into: OutputPath | None = None
     """Directory to write feature_stats.parquet to; by default that of the SAE, where commands look for it."""
 
 

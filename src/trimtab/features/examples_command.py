@@ -14,7 +14,7 @@ from trimtab.dictionaries.files import EXAMPLES_FILE, STATS_FILE
 from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
 from trimtab.features.collecting import ExampleOptions, Found, examples_of_harvest, examples_of_text
-from trimtab.runs import Run, config_directory, part_of, read_typed, write_bytes
+from trimtab.runs import OutputPath, Run, SourceName, config_directory, part_of, read_typed, write_bytes
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, Column, Table
 
@@ -25,11 +25,11 @@ CHECKPOINTS = "checkpoints"
 class ExamplesConfig(ExampleOptions, TextConfig, SAEsConfig):
     """Collect windows of text in which each feature fires: the strongest, and ones drawn by activation and evenly."""
 
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files, directories or hub:NAME[[:CONFIG]:SPLIT]; by default a sample that ships with trimtab."""
     activations: tuple[Path, ...] = ()
     """Directories of finished harvests to read instead of text; the model is not loaded then."""
-    into: Path | None = None
+    into: OutputPath | None = None
     """Also put the examples here; commands find them in the SAE's directory."""
     run: Path | None = None
     """Directory to write; by default one under runs/, named after this config. The same command goes on with it."""

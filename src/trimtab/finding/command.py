@@ -15,7 +15,7 @@ from trimtab.finding.wishes import Contrast, TaskReward, Texts, Want, Wish, Word
 from trimtab.finding.wishes.files import read_labelled, read_rows, read_sides, read_texts
 from trimtab.finding.wishes.texts import TEXT_TOKENS
 from trimtab.lm import LanguageModel
-from trimtab.runs import Run, config_directory, part_of
+from trimtab.runs import Run, SourceName, config_directory, part_of
 from trimtab.tasks import TaskConfig
 
 WISH = {"heading": ""}
@@ -45,7 +45,7 @@ class FindConfig(FindOptions, SAEsConfig):
     """Task whose reward is wished for, or module:Class of your own."""
     data: Path | None = None
     """Directory of the official files of the task."""
-    task_option: tuple[str, ...] = ()
+    task_option: tuple[SourceName, ...] = ()
     """Options of the task's loader, each NAME=VALUE."""
     items: int = 96
     """Training items of the task that are used at most."""

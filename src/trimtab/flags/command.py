@@ -28,6 +28,7 @@ from trimtab.lm import DecodingConfig, LanguageModel
 from trimtab.lm.config import ModelConfig
 from trimtab.runs import (
     Run,
+    SourceName,
     config_dict,
     config_directory,
     json_safe,
@@ -57,7 +58,7 @@ class FlagTrainConfig(FlagPlacing, FlagTraining, ModelConfig):
     """File of the concepts: `name: description` in each line."""
     data: tuple[Path, ...] = field(metadata=FIRST)
     """JSONL files of examples: prompt, response, concepts."""
-    curriculum: str = field(default="forced", metadata=FIRST)
+    curriculum: SourceName = field(default="forced", metadata=FIRST)
     """plain, auxiliary or forced; or a JSON file of phases, each with until, forced and weight."""
     heldout: tuple[Path, ...] = field(default=(), metadata=FIRST)
     """JSONL files of examples to measure on, in place of a share of the data."""
@@ -175,7 +176,7 @@ def _placed(
 class FlagSteerConfig(DecodingConfig):
     """Continue prompts with a model's flags free, and with some of them on, off or at a strength between."""
 
-    model: str
+    model: SourceName
     """Directory of a model with flags, a finished run of `flags train`, or the shipped adapter's name."""
     prompt: tuple[str, ...] = ()
     """Texts to continue."""

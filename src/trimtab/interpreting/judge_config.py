@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.interpreting.judge import FeatureJudge
 from trimtab.interpreting.judges import feature_judge_options, make_feature_judge
-from trimtab.runs import read_options
+from trimtab.runs import SourceName, read_options
 
 TRANSCRIPT = "transcript.jsonl"
 """File of a run that keeps what an endpoint replied."""
@@ -18,10 +18,10 @@ TRANSCRIPT = "transcript.jsonl"
 class FeatureJudgeConfig:
     """Who says what features mean and whether texts have it."""
 
-    judge: str = "exemplar"
+    judge: SourceName = "exemplar"
     """`exemplar` or `rules`, which need no network, `endpoint:MODEL@URL`, `local-model:MODEL`, or `module:Class` of
     your own."""
-    judge_option: tuple[str, ...] = ()
+    judge_option: tuple[SourceName, ...] = ()
     """Options of the judge, each NAME=VALUE: `embeddings=gemma-3-270m` of `exemplar`, `budget=2`, `price_sent=0.15`
     and `price_received=0.6` of an endpoint."""
 

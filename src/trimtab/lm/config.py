@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trimtab.lm.loading import load_model
 from trimtab.lm.model import LanguageModel
+from trimtab.runs import SourceName
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -14,7 +15,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 class ModelConfig:
     """A model, and how it computes."""
 
-    model: str = DEFAULT_MODEL
+    model: SourceName = DEFAULT_MODEL
     """Hub id, directory, GGUF file or catalogue name."""
     dtype: str = "float32"
     """What the model computes in."""

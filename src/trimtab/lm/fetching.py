@@ -25,7 +25,6 @@ from trimtab.lm.catalogue import (
     RECORD,
     CatalogueEntry,
     Terms,
-    cache_dir,
     cached_path,
     find_entry,
     unknown_model,
@@ -34,7 +33,7 @@ from trimtab.lm.gguf_files import LoadedModel, read_gguf
 from trimtab.lm.llama2c import read_llama2c_model, read_llama2c_tokenizer
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.stages import stage
-from trimtab.runs import sha256_file, utc_now, write_json
+from trimtab.runs import cache_dir, sha256_file, utc_now, write_json
 
 _CHUNK = 1 << 20
 

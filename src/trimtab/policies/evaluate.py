@@ -159,7 +159,7 @@ def evaluate_policy(config: EvaluateConfig) -> Comparison:
         home = None
         if config.run is not None:
             fields = {name: value for name, value in config_dict(config).items() if name != "run"}
-            home = stack.enter_context(Run.open(config.run, "policy evaluate", fields))
+            home = stack.enter_context(Run.open(config.run, "policy evaluate", fields, inputs=config))
         evaluation = evaluate_trained(entries, config, home=home)
         if home is not None:
             home.record(hides_text=entries[0].setup.task.hides_text)

@@ -49,7 +49,7 @@ def write_traces(
             trace.write(home)
         else:
             path = home.path / entry.run.path.name
-            with Run.open(path, "policy evaluate", {"policy": str(entry.run.path)}) as run:
+            with Run.open(path, "policy evaluate", {"policy": entry.run.path}) as run:
                 run.record(hides_text=setup.task.hides_text)
                 trace.write(run)
                 run.finish()

@@ -9,6 +9,7 @@ from trimtab.runs.atomic import (
     write_table,
     write_text,
 )
+from trimtab.runs.cache_directory import cache_dir
 from trimtab.runs.checks import check_choices, check_least, check_values
 from trimtab.runs.config import (
     LEFT_OUT_AT_DEFAULT,
@@ -20,7 +21,7 @@ from trimtab.runs.config import (
     part_of,
 )
 from trimtab.runs.executors import Done, Failed, InProcess, OnRay, Processes, run_stage
-from trimtab.runs.inputs import path_of_run, paths_of_run
+from trimtab.runs.inputs import OutputPath, SourceName, path_of_run, paths_of_run
 from trimtab.runs.keywords import as_path, known_arguments, plain, read_keywords, whole_number, whole_numbers
 from trimtab.runs.metrics_log import read_metrics
 from trimtab.runs.named import find_class, keyword_types, registered_class
@@ -43,12 +44,15 @@ __all__ = [
     "InProcess",
     "Meter",
     "OnRay",
+    "OutputPath",
     "Processes",
     "Run",
+    "SourceName",
     "Status",
     "as_path",
     "atomic_directory",
     "atomic_path",
+    "cache_dir",
     "check_choices",
     "check_least",
     "check_values",

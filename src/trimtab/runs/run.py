@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from trimtab.errors import UserError
 from trimtab.runs.atomic import is_partial, remove_partial_files, write_json
 from trimtab.runs.config import config_dict, config_difference, json_safe
-from trimtab.runs.inputs import check_unchanged, input_files, is_same_file
+from trimtab.runs.inputs import check_unchanged, input_files, is_same_file, names_in_caches
 from trimtab.runs.lock import LOCK_NAME, RunLock
 from trimtab.runs.metrics_log import METRICS_NAME, append_metrics, cut_metrics, repair_metrics
 from trimtab.runs.provenance import machine, utc_now, versions
@@ -40,6 +40,7 @@ class Run:
         self.record_dict = record
         self.resumed = resumed
         self._lock, self._made = lock, list[Path]()
+        self._inputs: Any = None
 
     @classmethod
     def open(
@@ -52,6 +53,7 @@ class Run:
         splits: Mapping[str, Sequence[str]] | None = None,
         device: str = "cpu",
         ignore_fields: Collection[str] = (),
+        inputs: Any = None,
     ) -> Run:
         """Start the run in an empty or absent directory, or resume it where the same command left it.
 
@@ -62,13 +64,15 @@ class Run:
             seeds, splits: what it draws on, if known now (splits: ids by name); compared on resuming.
             device: what it computes on.
             ignore_fields: dotted config fields that may change between openings, such as a progress interval.
+            inputs: what names the files, models and data sets that it reads (`runs.inputs`), by default the config.
 
         Raises:
             UserError: the directory holds something else, another command's run, a run of another config (the message
-                names the field), a finished run of files that have changed since, a `run.json` that cannot be read, or
+                names the field), a finished run of what has changed since, a `run.json` that cannot be read, or
                 another process has it open.
         """
         directory = Path(path)
+        inputs = config if inputs is None else inputs
         ids = None if splits is None else {name: [str(id_) for id_ in members] for name, members in splits.items()}
         asked = {"config": config_dict(config), "seeds": seeds, "splits": ids}
         asked = {key: json_safe(value) for key, value in asked.items() if value is not None}
@@ -80,7 +84,7 @@ class Run:
         try:
             remove_partial_files(directory)
             if not (directory / RECORD_NAME).exists():
-                run = cls(directory, _new_record(directory, command, asked, device), lock, resumed=False)
+                run = cls(directory, _new_record(directory, command, asked, device, inputs), lock, resumed=False)
                 run._made = made
                 run._write()
             else:
@@ -90,9 +94,9 @@ class Run:
                 except UserError:
                     if not _failed_with_nothing(directory, record):
                         raise
-                    record = _new_record(directory, command, asked, device)
+                    record = _new_record(directory, command, asked, device, inputs)
                 if record["status"] == "done":
-                    check_unchanged(directory, record, asked["config"], AT_CHANGED_FILE)
+                    check_unchanged(directory, record, inputs, AT_CHANGED_FILE)
                 repair_metrics(directory / METRICS_NAME)
                 run = cls(directory, record, lock, resumed=True)
                 if not run.done:
@@ -104,6 +108,7 @@ class Run:
         except BaseException:
             lock.release()
             raise
+        run._inputs = inputs
         return run
 
     @property
@@ -204,7 +209,9 @@ class Run:
 
     def finish(self, results: Any = None) -> None:
         """Mark the run done and keep `results` (a mapping or dataclass) in `run.json`."""
-        self.record_dict.update(status="done", results=json_safe(results), reason=None)
+        fetched = names_in_caches(self._inputs, self.path)
+        inputs = {**fetched, **self.record_dict.get("inputs", {})}
+        self.record_dict.update(status="done", results=json_safe(results), reason=None, inputs=inputs)
         self._write()
 
     def fail(self, reason: str) -> None:
@@ -237,14 +244,14 @@ class Run:
         write_json(self.file(RECORD_NAME), self.record_dict)
 
 
-def _new_record(directory: Path, command: str, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+def _new_record(directory: Path, command: str, asked: Mapping[str, Any], device: str, inputs: Any) -> dict[str, Any]:
     now = utc_now()
     return {
         "schema": SCHEMA,
         "command": command,
         "config": asked["config"],
         "working_directory": os.getcwd(),
-        "inputs": input_files(asked["config"], directory),
+        "inputs": input_files(inputs, directory),
         "status": "running",
         "reason": None,
         "created": now,

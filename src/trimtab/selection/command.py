@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError, named
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, check_choices, check_least, config_directory, sha256_file
+from trimtab.runs import (
+    LEFT_OUT_AT_DEFAULT,
+    Meter,
+    Run,
+    SourceName,
+    check_choices,
+    check_least,
+    config_directory,
+    sha256_file,
+)
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
 from trimtab.selection.criterion import Criterion
@@ -50,7 +59,7 @@ class RankConfig(AnyModelConfig):
     """k of delta-confidence and gradient-attribution: the tokens over which they average; 1 by default."""
     n_tokens: int | None = None
     """Tokens that a feature stands for in output and input score; 20 by default."""
-    explanations: str | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    explanations: SourceName | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
     """Run of `trimtab autointerp`, or table with the columns feature and score, for explanation-score."""
     kl_direction: KLDirection | None = None
     """KL(steered ‖ base), the default, or KL(base ‖ steered)."""

@@ -12,7 +12,7 @@ from trimtab.dictionaries import AnyModelConfig
 from trimtab.dictionaries.meanings import name_features
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, DecodingConfig, LanguageModel
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, Run, part_of, read_typed
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Meter, OutputPath, Run, part_of, read_typed
 from trimtab.steering.doses import DEFAULT_DOSE
 from trimtab.steering.planning import SteeringPlan, SteerOptions, check_options, no_features, plan_steering
 from trimtab.steering.result import SteerResult
@@ -37,7 +37,7 @@ class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
     """Directories of saved steerings to steer with, all at once, instead of features; doses multiply theirs."""
     score: Path | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
     """A run of trimtab find: show each arm's effect on its wish, on those of its examples that chose nothing."""
-    save: Path | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    save: OutputPath | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
     """Save what steers as a steering in this directory."""
     stop: tuple[str, ...] = ()
     """End a text that contains one of these."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.lm import ModelConfig
+from trimtab.runs import OutputPath
 from trimtab.steering.exchange import Exported, export_steering, import_steering
 from trimtab.steering.saved_steering import Steering, check_free, load
 
@@ -24,7 +25,7 @@ class SteeringExportConfig:
 
     steering: Path
     """Its directory, or that of a run that holds one."""
-    file: Path
+    file: OutputPath
     """File to write; its name's end says for which tool."""
     positions: str | None = None
     """all: let it steer at every token, as other tools do, where it does so at some alone."""
@@ -38,7 +39,7 @@ class SteeringImportConfig(ModelConfig):
 
     file: Path
     """A .gguf, .pt or .safetensors file."""
-    steering: Path
+    steering: OutputPath
     """Directory to write."""
     site: str | None = None
     """Where a single vector steers (resid_post.15)."""

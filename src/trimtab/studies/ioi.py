@@ -47,7 +47,18 @@ from trimtab.evaluation.supervised.splitting import Splitting, splitting
 from trimtab.evaluation.supervised.splitting_toy import SplittingToy, splitting_toy
 from trimtab.lm import LanguageModel, site_width
 from trimtab.lm.config import ModelConfig
-from trimtab.runs import Meter, Run, check_choices, json_safe, part_of, read_json, read_typed, text_id, write_json
+from trimtab.runs import (
+    Meter,
+    Run,
+    SourceName,
+    check_choices,
+    json_safe,
+    part_of,
+    read_json,
+    read_typed,
+    text_id,
+    write_json,
+)
 from trimtab.runs.results import Result
 from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
 from trimtab.runs.tables import Column, Table
@@ -108,13 +119,13 @@ class IOIStudyConfig(ModelConfig):
     preset: Literal["quick", "paper"] = "quick"
     """Sizes: quick (2,000 prompts, SAEs of L0 3; about 35 minutes on two cores) or paper (20,000 prompts, SAEs of four
     L0; many hours)."""
-    circuit: str | None = None
+    circuit: SourceName | None = None
     """A circuit to take instead of finding one: its run, its file, or gpt2-small."""
     templates: TemplateSet = "paper"
     """Sentences: paper (three), wang (fifteen) or all."""
-    dictionary: tuple[str, ...] = ()
+    dictionary: tuple[SourceName, ...] = ()
     """Dictionaries of your own at the circuit's sites: directories of one each, or of many (a bank)."""
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files or directories for SAEs of general text; by default the sample that ships with trimtab."""
     force: bool = False
     """Go on although the model does not solve the task."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.errors import UserError
 from trimtab.judges import ClassifierJudge, Judge, judge_options, make_judge
-from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_least, option_name, read_options
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, SourceName, check_least, option_name, read_options
 from trimtab.tasks.registry import find_task, load_options, load_task, read_task
 from trimtab.tasks.task import Task
 from trimtab.tasks.tokens import Tokenizer
@@ -27,12 +27,12 @@ class TaskConfig:
     """Name of the task, or module:Class of your own."""
     data: Path | None = None
     """Directory of the official files of the task."""
-    task_option: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    task_option: tuple[SourceName, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
     """Options of the task's loader, each NAME=VALUE: `shots=5`, `subjects=anatomy,virology`, `harmless=1`."""
-    judge: str | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
+    judge: SourceName | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
     """What reads answers to harmful prompts: `rules`, `classifier:PATH`, `endpoint:MODEL@URL`, or `module:Class` of
     your own; the task's own default, the rules, if not given."""
-    judge_option: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    judge_option: tuple[SourceName, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
     """Options of the judge, each NAME=VALUE: `threshold=0.7` of a classifier, `key_variable=MY_KEY` of an endpoint."""
     options_only: bool = False
     """Decode among the tokens of the options only, where a task has options."""

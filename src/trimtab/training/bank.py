@@ -143,10 +143,10 @@ def train_members(
     return table
 
 
-def open_run(path: Path | str, config: Any, seed: int | None, device: str) -> Run:
+def open_run(path: Path | str, config: Any, seed: int | None, device: str, inputs: Any = None) -> Run:
     """The run of a training, or of a bank, which has no seed. Raises a `UserError` as `Run.open` does."""
     seeds = None if seed is None else [seed]
-    return Run.open(path, "train", config, seeds=seeds, device=device, ignore_fields=NOT_THE_RESULT)
+    return Run.open(path, "train", config, seeds=seeds, device=device, ignore_fields=NOT_THE_RESULT, inputs=inputs)
 
 
 def _open_member(member: Member, place: Place) -> Run:

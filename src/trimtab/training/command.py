@@ -187,7 +187,7 @@ def train_bank(config: BankConfig, ranks: Ranks | None = None) -> TrainedBank | 
     """
     ranks = ranks or Ranks()
     path = config.directory()
-    run = open_run(path, config.shared(), None, config.device) if ranks.is_first else None
+    run = open_run(path, config.shared(), None, config.device, config) if ranks.is_first else None
     with run or nullcontext():
         place = Place(path, config.device, config.workers)
         left = ranks.broadcast(unfinished(config.members, place) if ranks.is_first else None)

@@ -12,7 +12,7 @@ from trimtab.activations import HarvestConfig, HarvestOptions, LiveSource, Shard
 from trimtab.distributed import Ranks
 from trimtab.errors import UserError
 from trimtab.lm import ModelConfig, check_device
-from trimtab.runs import part_of
+from trimtab.runs import SourceName, part_of
 from trimtab.training.rows import SiteRows
 
 SHARDS = "activations"
@@ -26,7 +26,7 @@ NOTHING_HELD_OUT = (
 class RowsConfig(TextConfig, ModelConfig):
     """What all SAEs of a bank are trained on."""
 
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files, directories or hub:NAME[[:CONFIG]:SPLIT] to read."""
     limit_documents: int | None = None
     """Read only this many documents."""

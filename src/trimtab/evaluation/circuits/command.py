@@ -17,7 +17,7 @@ from trimtab.evaluation.circuits.knock_outs import KnockOuts
 from trimtab.evaluation.circuits.rows import PlainRun, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import DEFAULT_MODEL, ModelConfig
-from trimtab.runs import Meter, Run, check_choices, check_least, config_dict, json_safe, read_typed, text_id
+from trimtab.runs import Meter, Run, SourceName, check_choices, check_least, config_dict, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.tasks.ioi_prompts import HELD_OUT, TEMPLATE_SETS, IOIDistribution, TemplateSet
@@ -47,7 +47,7 @@ class CircuitConfig(ModelConfig):
     """A head's least effect, as a share of the logit difference."""
     most: int = 8
     """Heads per role."""
-    circuit: str | None = None
+    circuit: SourceName | None = None
     """A circuit to measure instead of finding one: its file, or gpt2-small for the published one."""
     force: bool = False
     """Go on although the model does not solve the task."""

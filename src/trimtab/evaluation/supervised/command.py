@@ -34,6 +34,7 @@ from trimtab.lm.config import ModelConfig
 from trimtab.runs import (
     Meter,
     Run,
+    SourceName,
     check_choices,
     check_least,
     config_dict,
@@ -67,7 +68,7 @@ FINDING_PROMPTS = 64
 class IOIConfig(ContenderConfig, ModelConfig):
     """Hold dictionaries against supervised codes at the cross-sections of a model's IOI circuit."""
 
-    circuit: str | None = None
+    circuit: SourceName | None = None
     """The circuit: the run of `trimtab evaluate circuit`, its circuit.json, or gpt2-small for the published one; found
     anew if none is given."""
     cross_section: tuple[str, ...] = ()
@@ -75,7 +76,7 @@ class IOIConfig(ContenderConfig, ModelConfig):
     contender: tuple[str, ...] = ("codes", "task-saes", "pca", "random")
     """What is held against each other: codes (supervised), task-saes, frozen-decoder, text-saes, pca, random,
     rotation."""
-    dictionary: tuple[str, ...] = ()
+    dictionary: tuple[SourceName, ...] = ()
     """Dictionaries of your own at the circuit's sites, beside these: directories of one each, or of many (a bank)."""
     templates: TemplateSet = "paper"
     """Sentences: paper (three), wang (fifteen) or all."""

@@ -13,7 +13,7 @@ from trimtab.flags.data.writing import WritingOptions, WrittenExamples, write_ex
 from trimtab.flags.examples import read_examples
 from trimtab.judges import JudgeQuality
 from trimtab.lm import ModelConfig
-from trimtab.runs import part_of
+from trimtab.runs import OutputPath, SourceName, part_of
 
 FIRST = {"heading": ""}
 """Metadata of options that stand at the top of the help."""
@@ -23,7 +23,7 @@ FIRST = {"heading": ""}
 class ImportConfig(ImportOptions):
     """Make examples for flags out of labelled text."""
 
-    text: tuple[str, ...]
+    text: tuple[SourceName, ...]
     """Tables with a column of labels, directories or .zip files with a folder for each label, AxBench's files, files of
     examples; with --label any text."""
     concepts: Path = field(metadata=FIRST)
@@ -69,7 +69,7 @@ class JudgeConfig:
     """File of the concepts: `name: description` in each line."""
     data: tuple[Path, ...] = field(default=(), metadata=FIRST)
     """JSONL files of examples of another kind to measure it on instead, none of which it was fitted on."""
-    save: Path | None = field(default=None, metadata=FIRST)
+    save: OutputPath | None = field(default=None, metadata=FIRST)
     """File to keep it in (.npz), which other commands take as --judge-data."""
     seed: int = 0
     """Of which texts are held out, and of the fit."""

@@ -170,9 +170,10 @@ def import_examples(
     if run is None:
         return _imported(text, concepts, config)
     described = {"text": [str(path) for path in text], "concepts": dict(concepts), **config_dict(config)}
-    with Run.open(run, COMMAND, described, seeds=[config.seed]) as opened:
+    read = [*text, *([config.label_names] if config.label_names else [])]
+    with Run.open(run, COMMAND, described, seeds=[config.seed], inputs=[Path(path) for path in read]) as opened:
         found = None if opened.done else _imported(text, concepts, config)
-        opened.record(hashes=_hashes([*text, *([config.label_names] if config.label_names else [])]))
+        opened.record(hashes=_hashes(read))
         if found is not None:
             write_examples_file(opened.file(EXAMPLES), found.examples)
             if config.judge_share:

@@ -32,7 +32,7 @@ from trimtab.flags.examples import Example, read_examples
 from trimtab.flags.files import NAME, Snapshot, load_flagged, load_flags, snapshots
 from trimtab.flags.training import COMMAND as TRAINING
 from trimtab.lm import LanguageModel, load_model
-from trimtab.runs import Run, check_least, config_directory, read_record, read_typed, text_id
+from trimtab.runs import Run, SourceName, check_least, config_directory, read_record, read_typed, text_id
 from trimtab.runs.record import RECORD_NAME
 
 NOT_THE_RESULT = ("run", "trained", *MAY_CHANGE)
@@ -51,14 +51,14 @@ class FlagEvaluateConfig(FlagEvaluationOptions):
     """JSONL files of examples that no run was trained on; by default those that the runs held out."""
     snapshots: int = field(default=4, metadata=FIRST)
     """Snapshots of each run to measure, evenly chosen, the last among them; the original model comes on top."""
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files, directories or hub:NAME[[:CONFIG]:SPLIT] of general text; by default a sample that ships with trimtab."""
     task: str = TASK
     """The unrelated task, one that needs no files, or none."""
     judge_data: Path | None = None
     """Labelled texts to fit a judge of concepts on (JSONL, as `trimtab flags import` makes it), or a judge that was
     saved (.npz), for control, which is left out without it. No text may be one of a run's."""
-    sae: str | None = None
+    sae: SourceName | None = None
     """Shipped SAE, or directory of an SAE in SAELens's layout, whose best feature is another way of control."""
     device: str = "cpu"
     """Where to compute."""

@@ -25,7 +25,7 @@ from trimtab.policies.headroom.candidates import COUNT
 from trimtab.policies.openings import open_items
 from trimtab.policies.train import CHECKPOINTS
 from trimtab.policies.trained import TrainedRun, open_trained, read_policy_config
-from trimtab.runs import Meter, check_choices, check_least, check_values, write_json, write_table
+from trimtab.runs import Meter, SourceName, check_choices, check_least, check_values, write_json, write_table
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.runs.tables import flat_row
 from trimtab.training.checkpoint import checkpoint_files
@@ -75,7 +75,7 @@ class AnalyzeConfig:
     """Validation items on which doses are compared."""
     dose_factor: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """Doses to compare, as multiples of the one that was trained with."""
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Text on which the kinds of features are measured; by default a sample that ships with trimtab."""
     text_rows: int = 16_384
     """Tokens of it."""

@@ -16,7 +16,7 @@ from trimtab.policies.headroom.candidates import CandidateRule, NothingAllowedEr
 from trimtab.policies.headroom.lines import headroom
 from trimtab.policies.headroom.result import HeadroomResult
 from trimtab.policies.headroom.trials import Trials, try_features
-from trimtab.runs import check_choices, check_least, write_json
+from trimtab.runs import SourceName, check_choices, check_least, write_json
 from trimtab.selection.ranking import dictionary_site
 from trimtab.steering import Unit, check_doses
 from trimtab.tasks import TaskConfig
@@ -26,7 +26,7 @@ from trimtab.tasks import TaskConfig
 class HeadroomConfig(TaskConfig, ModelConfig):
     """Measure what an edit could gain on a task, by SAE, dose and mask, before any policy is trained."""
 
-    sae: tuple[str, ...] = ("default",)
+    sae: tuple[SourceName, ...] = ("default",)
     """SAEs, of one layer or of several: directories or shipped names."""
     site: str | None = None
     """Where to steer, for SAEs that do not name the site they read."""

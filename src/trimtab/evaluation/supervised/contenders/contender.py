@@ -26,7 +26,7 @@ from trimtab.evaluation.supervised.cross_sections import Values
 from trimtab.evaluation.supervised.interpretability import Predicates
 from trimtab.evaluation.supervised.section import Section
 from trimtab.lm import LanguageModel
-from trimtab.runs import check_least
+from trimtab.runs import SourceName, check_least
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
 from trimtab.training.config import TrainConfig
 
@@ -87,7 +87,7 @@ class ContenderConfig:
     """Passes of a task SAE over its rows."""
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Features that an edit may change at each location."""
-    text: tuple[str, ...] = ()
+    text: tuple[SourceName, ...] = ()
     """Files or directories that text-saes are trained on; by default the sample that ships with trimtab."""
     text_tokens: int = 100_000
     """Tokens of text that text-saes are trained on, at most."""
