@@ -17,6 +17,7 @@ from trimtab.stats import (
     bootstrap_ratio_of_sums,
     bootstrap_statistic,
 )
+from trimtab.stats.resamples import Resamples
 
 
 def width(interval: Interval) -> float:
@@ -60,6 +61,56 @@ def test_mean_covers_at_small_n() -> None:
     """Plain percentiles cover 0.89 here."""
     found = coverage(lambda rng: bootstrap_mean(rng.normal(size=10), n_resamples=1_000), 0.0, 2_000)
     assert 0.92 < found < 0.96
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_few_values_are_covered(n: int) -> None:
+    found = coverage(lambda rng: bootstrap_mean(rng.normal(size=n), n_resamples=500), 0.0, 1_500)
+    assert 0.93 < found < 0.97
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"), [(lambda rng: rng.random(3), 0.5), (lambda rng: rng.gamma(4, size=3), 4.0)], ids=["even", "skew"]
+)
+def test_three_values_of_another_shape_are_nearly_covered(draw: Callable[..., np.ndarray], truth: float) -> None:
+    assert coverage(lambda rng: bootstrap_mean(draw(rng), n_resamples=500), truth, 1_500) > 0.9
+
+
+def test_mutation_three_values_by_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.stats.bootstrap.FEWEST", 2)
+    assert coverage(lambda rng: bootstrap_mean(rng.normal(size=3), n_resamples=500), 0.0) < 0.8
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize("n", [2, 5, 6])
+def test_few_values_have_students_interval(n: int, level: float) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    expected = stats.t.interval(level, n - 1, loc=values.mean(), scale=stats.sem(values))
+    found = bootstrap_mean(values, level=level, n_resamples=40_000)
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.02 * width(found))
+    assert found.method == "student"
+
+
+def test_other_statistics_of_few_units_have_it_too() -> None:
+    """A ratio of sums where all documents are alike in size is a mean; so is a paired difference."""
+    top, other = np.random.default_rng(1).random((2, 5))
+    mean = bootstrap_mean(top - other, n_resamples=40_000)
+    ratio = bootstrap_ratio_of_sums(top - other, np.ones(5), n_resamples=40_000)
+    pairs = bootstrap_difference(top, other, n_resamples=40_000)
+    of_units = Resamples(np.arange(5), n_resamples=40_000).of(lambda w: w @ (top - other) / w.sum(axis=1)).interval
+    for found in (ratio, pairs, of_units):
+        assert [found.low, found.high] == pytest.approx([mean.low, mean.high], abs=0.03 * width(mean))
+
+
+def test_few_equal_values_have_no_width() -> None:
+    found = bootstrap_mean([0.25] * 4)
+    assert (found.low, found.high) == (0.25, 0.25)
+
+
+def test_from_seven_values_on_bounds_are_percentiles() -> None:
+    values = np.array([0.0] * 6 + [9.0])
+    assert bootstrap_mean(values).low == 0.0
+    assert bootstrap_mean(values[1:]).low < 0.0
 
 
 def test_mean_covers_for_rates() -> None:

@@ -4,6 +4,10 @@ Bounds are expanded percentiles (Hesterberg, "What teachers should know about th
 section 3.3): the plain percentile interval of a mean of n values is too narrow by sqrt((n-1)/n) and
 by the normal's tails against Student's, so the tail probability is moved to
 Phi(sqrt(n/(n-1)) * t_{n-1, alpha/2}). The interval stays as skewed as the data.
+
+Resamples of two to six values cannot leave their range, which holds the mean of three in 75% of cases, not in 95. There
+bounds are Student's, estimate ± t_{n-1} sqrt(n/(n-1)) times the resamples' standard deviation: for a mean, t s/sqrt(n).
+They may leave the range of what is possible (a share above 1), which says how little is known.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from trimtab.stats.distributions import normal_cdf, student_quantile
 from trimtab.stats.interval import Interval
 from trimtab.stats.samples import FloatArray, IntArray, as_sample, per_prompt, same_length
 
+FEWEST = 7
+"""Units from which percentiles are taken; of fewer, Student's interval."""
 _BLOCK = 2_000_000
 """Indices drawn at once: bounds the memory without changing the draws."""
 
@@ -195,14 +201,18 @@ def percentile_interval(
     *,
     df: float | None = None,
 ) -> Interval:
-    """Expanded percentiles of `draws`; `df` defaults to n − 1."""
+    """Bounds from resamples of n units: expanded percentiles, or Student's below `FEWEST`; `df` defaults to n − 1."""
     if not 0 < level < 1:
         raise UserError(f"level {level}", "a confidence level lies between 0 and 1", "use 0.95")
     draws = draws[np.isfinite(draws)]
-    if n < 2 or draws.size == 0:
-        low = high = math.nan
-    else:
-        quantile = student_quantile((1 - level) / 2, n - 1 if df is None else df)
-        tail = normal_cdf(math.sqrt(n / (n - 1)) * quantile)
-        low, high = (float(bound) for bound in np.quantile(draws, [tail, 1 - tail]))
-    return Interval(estimate=estimate, low=low, high=high, n=n, level=level, method="bootstrap")
+    low = high = math.nan
+    if n > 1 and draws.size:
+        quantile = math.sqrt(n / (n - 1)) * student_quantile((1 - level) / 2, n - 1 if df is None else df)
+        if n < FEWEST:
+            reach = quantile * float(draws.std())
+            low, high = estimate + reach, estimate - reach
+        else:
+            tail = normal_cdf(quantile)
+            low, high = (float(bound) for bound in np.quantile(draws, [tail, 1 - tail]))
+    method = "bootstrap" if n >= FEWEST else "student"
+    return Interval(estimate=estimate, low=low, high=high, n=n, level=level, method=method)
