@@ -238,7 +238,7 @@ def test_more_than_one_in_a_hundred_are_refused(tmp_path: Path, capsys: pytest.C
     with pytest.raises(UserError, match="3 of 299 records are bad; up to 1% are left out"):
         texts(path)
     assert not capsys.readouterr().err  # the error says it
-    with pytest.raises(UserError, match="101 of 101"):  # what is no text at all is not read to its end
+    with pytest.raises(UserError, match="101 of the first 101"):  # what is no text at all is not read to its end
         texts(file(tmp_path, "a.jsonl", lines([*range(200), *rows(100_000)])))
 
 
@@ -249,6 +249,30 @@ def test_limits_do_not_hide_bad_records(tmp_path: Path, tiny_llama: LanguageMode
     with pytest.raises(UserError, match="line 6: it is neither"):  # mutation: leave out `bad.check()` in `corpus`
         TextConfig(limit_tokens=200).corpus([str(path)], tokenizer)
     assert TextConfig().corpus([str(path)], tokenizer).bad_records == 3
+
+
+def test_a_limit_judges_what_was_read(
+    tmp_path: Path, tiny_llama: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad record of the first few says nothing about the rest; two of them are too many, and so is one of a corpus
+    that has no more. Mutations: judge a whole small corpus as a part, or a part as a whole."""
+    one = file(tmp_path, "one.jsonl", lines([*rows(3), 1, *rows(500)]))
+    assert len(texts(one, limit=10)) == 10
+    said = capsys.readouterr().err
+    assert "1 of the first 11 records is bad and left out, the first is text one.jsonl, line 4" in said
+    assert TextConfig(limit_tokens=200).corpus([str(one)], tiny_llama.tokenizer).bad_records == 1
+    assert "1 of the first" in capsys.readouterr().err
+    assert len(texts(one)) == 503
+    assert "1 of 504 records is bad" in capsys.readouterr().err
+    two = file(tmp_path, "two.jsonl", lines([*rows(3), 1, 2, *rows(500)]))
+    with pytest.raises(UserError, match="2 of the first 12 records are bad; up to 1% are left out"):
+        texts(two, limit=10)
+    assert len(texts(two, limit=250)) == 250  # 2 of 252
+    small = file(tmp_path, "small.jsonl", lines([*rows(3), 1]))
+    with pytest.raises(UserError, match="1 of 4 records is bad"):
+        texts(small)
+    with pytest.raises(UserError, match=r"it is neither .* \(1 of 1 records is bad"):
+        texts(file(tmp_path, "none.jsonl", lines([1])), limit=10)
 
 
 def test_nulls_have_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ from trimtab.lm import (
     site_width,
     upper_layers,
 )
+from trimtab.lm import token_statistics as token_statistics_module
 from trimtab.lm.cache import GrowingLayer
 from trimtab.lm.editing import SourceRunner
 from trimtab.lm.running import RunningRows
@@ -459,6 +460,38 @@ def test_divergences_with_tokens_that_are_impossible() -> None:
     assert float(kl_divergence(certain, fair)) == pytest.approx(math.log(2), abs=1e-6)
     assert float(kl_divergence(certain, certain)) == 0
     assert float(kl_divergence(fair, certain)) == math.inf
+
+
+def statistics_on(device: str) -> None:
+    logits = torch.zeros(4, 50, device=device)
+    token_statistics(logits, torch.zeros(4, dtype=torch.long, device=device))
+    kl_divergence(logits, logits[:1])
+
+
+def test_a_device_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the device `meta` have no values: whoever asks for one fails."""
+    statistics_on("meta")
+    asking: Callable[..., torch.Tensor] = lambda w, d: w.sum(-1) if d.isnan().any() else d.sum(-1)  # noqa: E731
+    monkeypatch.setattr(token_statistics_module, "_weighted_sums", asking)  # mutation
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        statistics_on("meta")
+
+
+def test_sums_with_impossible_tokens_are_the_same_on_every_device() -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    logits[1:4, ::3] = -torch.inf
+    weights, distance = logits.softmax(-1), logits - logits.amax(-1, keepdim=True)
+    expected = torch.where(weights > 0, weights.double() * distance.double(), 0).sum(-1)
+    for device in ("cpu", "another"):
+        w = weights.clone().as_subclass(_Elsewhere if device == "another" else torch.Tensor)
+        found = token_statistics_module._weighted_sums(w, distance.clone()).as_subclass(torch.Tensor)
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+
+
+class _Elsewhere(torch.Tensor):
+    """A tensor that says it is not on the CPU."""
+
+    device = torch.device("meta")  # type: ignore[assignment]
 
 
 def test_divergences_of_rows_that_do_not_match_are_refused() -> None:

@@ -61,7 +61,8 @@ def read_documents(
         max_characters: longest document that a plain text file is cut into.
         bad_records: what happens to records that are damaged, lack the text, or hold what is no text: `skip` leaves
             them out and says on stderr how many there are and where the first one stands, `fail` refuses the first. Or
-            what counts them, for whoever reads only the first documents and then asks it to `check`.
+            what counts them, for whoever reads only the first documents and then asks it to `check`. Where a limit ends
+            reading, what was read is judged, as `bad_records.MOST_BAD` says.
 
     Raises:
         UserError: nothing there, a file that is not readable, no such field, no text, a file given twice, or more bad
@@ -171,8 +172,10 @@ def _all_documents(
                 found = True
                 yield document
         if not found:
+            bad.ended = True  # all that there is of it was read
             bad.check()
             raise UserError(f"text {path}", "there is no text in it", "give a file with text")
+    bad.ended = True
 
 
 def _documents_of(

@@ -34,9 +34,7 @@ def token_statistics(
         mass = w.sum(dim=-1)
         log_mass = mass.log()
         total[start : start + rows] = top + log_mass
-        dots = torch.linalg.vecdot(w, d)
-        if dots.isnan().any():  # logits of −∞ weigh nothing
-            dots = torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))
+        dots = _weighted_sums(w, d)
         entropy[start : start + rows] = log_mass - dots / mass
     return logits.gather(1, ids[:, None])[:, 0].float() - total, entropy
 
@@ -68,10 +66,20 @@ def kl_divergence(
         torch.exp(d, out=w)
         torch.sum(w, dim=-1, out=mass[block])
         d -= q[other] - top[other]
-        torch.linalg.vecdot(w, d, out=dots[block])
-        if dots[block].isnan().any():  # logits of −∞: what p never gives adds nothing
-            torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0), out=dots[block])
+        dots[block] = _weighted_sums(w, d)
     return (dots / mass + log_mass[which.to(p.device), 0] - mass.log()).clamp_min_(0)
+
+
+def _weighted_sums(w: Float[Tensor, "R V"], d: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    """Σ w d of each row, where weights of 0 (of logits of −∞) add nothing, whatever d is; d may be changed.
+
+    On the CPU the usual case is one pass, and whether it was enough is asked. Elsewhere asking would wait for all that
+    the device has still to do, at every token, and a pass more costs less.
+    """
+    if w.device.type != "cpu":
+        return torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))
+    dots = torch.linalg.vecdot(w, d)
+    return torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0)) if bool(dots.isnan().any()) else dots
 
 
 def _scale(logits: Float[Tensor, "R V"]) -> tuple[Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
