@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from planted_wishes import SITE, UP_FEATURE, Ground, contrast_wish, texts_wish
 
 from trimtab import cli
-from trimtab.dictionaries import save_dictionary
+from trimtab.activations import read_documents, sample_text
+from trimtab.dictionaries import load_dictionary, save_dictionary
 from trimtab.errors import UserError
-from trimtab.finding import FindConfig
+from trimtab.finding import FindConfig, Texts, find
+from trimtab.finding.examples import divide
+from trimtab.finding.generated import make_reader
+from trimtab.finding.options import FindOptions
 from trimtab.finding.wishes.files import read_labelled, read_rows, read_sides, read_texts
+from trimtab.lm import load_model
 from trimtab.stats import Interval
 from trimtab.steering import load, steer
 
@@ -80,6 +88,45 @@ def test_from_a_file_to_a_page(ground: Ground, files: Path, tmp_path: Path, caps
     (files / "moved.jsonl").rename(files / "contrast.jsonl")
     assert cli.main(words) == 0  # read back
     assert json.loads(capsys.readouterr().out) == found
+
+
+def test_features_of_a_run_that_was_made_in_python(
+    ground: Ground, files: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """By the names that model and SAEs were loaded by; what was in memory has to be named, and be the same."""
+    small: Any = {"examples": (6, 6, 10), "n_neutral": (2, 3), "max_new_tokens": 6, "set_size": 1, "way": ()}
+    model, place = load_model(str(files / "planted")), files / str(SITE)
+    find(model, load_dictionary(place), contrast_wish(40), run=tmp_path / "loaded", **small)
+    find(ground.model, ground.saes[SITE], contrast_wish(40), run=tmp_path / "memory", **small)
+    short = ["--prompt", "ab", "--max-new-tokens", "2"]
+    assert cli.main(["feature", "--of", str(tmp_path / "loaded"), *short, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert UP_FEATURE in [one["feature"] for one in printed["profiles"]]
+    assert "features/report.html#" in (tmp_path / "loaded" / "report.html").read_text("utf-8")
+    of_memory = ["feature", "--of", str(tmp_path / "memory"), *short]
+    assert cli.main(of_memory) == 2
+    assert "names no model and SAE that could be loaded; give them: --model and --sae" in capsys.readouterr().err
+    named = ["--model", str(files / "planted"), "--sae"]
+    assert cli.main([*of_memory, *named, str(place)]) == 0  # as the hint says
+    other = load_dictionary(place)
+    with torch.no_grad():
+        other.W_dec[0, 0] += 1
+    save_dictionary(other, tmp_path / "other")
+    capsys.readouterr()
+    assert cli.main([*of_memory, *named, str(tmp_path / "other")]) == 2  # mutation: check no hash
+    assert "the run was made with one of hash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ending", "told"), [("", True), (" The ships sailed out to sea.", False)])
+def test_texts_that_hardly_differ_are_said_to(ending: str, told: bool, ground: Ground) -> None:
+    """Mutation: compare the estimate with chance, which half of all such wishes exceed."""
+    sentences = [s for d in read_documents([sample_text()]) for s in re.findall(r"[A-Z][^.]{60,140}\.", d.text)][:240]
+    wish = Texts(wanted=tuple(s + ending for s in sentences[::2]), unwanted=tuple(sentences[1::2]))
+    splits = divide(wish.examples(ground.model), (6, 6, 10))
+    reader = make_reader(SimpleNamespace(splits=splits, options=FindOptions()))  # type: ignore[arg-type]
+    doubts = reader.doubts()
+    assert bool(doubts) == told, reader.accuracy
+    assert all("wanted and unwanted texts hardly differ" in doubt for doubt in doubts)
 
 
 def test_wishes_that_are_refused() -> None:

@@ -14,7 +14,16 @@ from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
 from trimtab.features.profile import FeatureProfile, FeatureProfiles, ProfileOptions, profile_features
 from trimtab.lm import DecodeConfig, DecodingConfig
-from trimtab.runs import Run, config_directory, part_of, paths_of_run, read_record, read_typed, write_json
+from trimtab.runs import (
+    Run,
+    config_directory,
+    part_of,
+    path_of_run,
+    paths_of_run,
+    read_record,
+    read_typed,
+    write_json,
+)
 from trimtab.runs.shown import FEATURE_PAGES, SHOWN_FILE, Shown, ShownText, feature_anchor, shown_json
 
 STRIPS = 10
@@ -61,10 +70,16 @@ def run_feature(config: FeatureConfig) -> FeatureProfiles:
     Raises:
         UserError: anything that the user named is wrong; see `profile_features`.
     """
+    known: Mapping[str, str] = {}
     if config.of is not None:
+        known = {} if config.any_model else read_record(config.of)["hashes"]
         config = _as_in_run(config, config.of)
     model = config.load_model()
+    _check_same(f"model {model.name}", model.fingerprint, known, "model")
     saes = config.load_saes(model)
+    for sae in saes:
+        of_site = (f"sae {sae.info.site}", f"dictionary {sae.info.site}")
+        _check_same(f"sae {sae.name}", sae.fingerprint, known, *of_site, *["dictionary"] * (len(saes) == 1))
     wanted = features_by_site(config.feature, saes)
     for sae in saes:
         sae.examples_file = _examples_file(config.examples, sae, len(saes)) or sae.examples_file
@@ -130,9 +145,14 @@ def shown(profile: FeatureProfile) -> Shown:
 def _as_in_run(config: FeatureConfig, path: Path) -> FeatureConfig:
     """The config with a run's model and SAEs, and the features that it names if none are given."""
     record = read_record(path)
-    given: Mapping[str, Any] = record["config"] | paths_of_run(record, ("model", "sae"))
+    given: dict[str, Any] = record["config"] | paths_of_run(record, ("model", "sae"))
     if "sae" not in given or "model" not in given:
-        raise UserError(f"run {path}", f"it belongs to `{record['command']}`, which names no model and SAE", "give ids")
+        given |= _of_results(record)
+    usual = SAEsConfig()
+    given |= {name: own for name in ("model", "sae") if (own := getattr(config, name)) != getattr(usual, name)}
+    if not given.get("sae") or not given.get("model"):
+        why = f"it belongs to `{record['command']}`, which names no model and SAE that could be loaded"
+        raise UserError(f"run {path}", why, "give them: --model and --sae")
     features = config.feature or tuple(record.get("features", {}) | record.get("fires_on", {}))
     if not features:
         raise UserError(f"run {path}", "it names no features", "give some ids")
@@ -142,6 +162,29 @@ def _as_in_run(config: FeatureConfig, path: Path) -> FeatureConfig:
         site=config.site or given.get("site"), dtype=given.get("dtype", config.dtype),
         any_model=bool(given.get("any_model", config.any_model)),
     )  # fmt: skip
+
+
+def _of_results(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Model and SAEs of a run that was made in Python, by the names that they were loaded by; what was made in memory
+    has none."""
+    found: Mapping[str, Any] = record.get("results") or {}
+    if not {"model", "saes", "sites"} <= found.keys():
+        return {}
+    saes = [path_of_run(record, name) for name in found["saes"] if name and not name.endswith(" in memory")]
+    return {
+        "model": path_of_run(record, found["model"]),
+        "sae": saes if len(saes) == len(found["saes"]) else [],
+        "site": found["sites"][0] if len(found["sites"]) == 1 else None,
+        "dtype": record.get("dtype", SAEsConfig.dtype),
+    }
+
+
+def _check_same(what: str, fingerprint: str, known: Mapping[str, str], *names: str) -> None:
+    """Raise a `UserError` if a run was made with another model or SAE, as far as its hashes say."""
+    for name in names:
+        if known.get(name, fingerprint) != fingerprint:
+            why = f"the run was made with one of hash {known[name]}, and this one has {fingerprint}"
+            raise UserError(what, why, "give the run's: --model and --sae (and --dtype)")
 
 
 def _examples_file(given: Path | None, sae: SAE, saes: int) -> Path | None:

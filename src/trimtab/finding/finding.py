@@ -109,7 +109,8 @@ def find_in(
     for name, n in zip(SPLITS, options.examples, strict=True):
         if n < LEAST[name]:
             raise UserError(f"{n} examples for {name}", f"at least {LEAST[name]} are needed", "allow more (examples)")
-    run.record(hashes={"model": model.fingerprint, **{f"sae {s}": sae.fingerprint for s, sae in saes.items()}})
+    hashes = {"model": model.fingerprint, **{f"sae {site}": sae.fingerprint for site, sae in saes.items()}}
+    run.record(hashes=hashes, dtype=str(model.dtype).removeprefix("torch."))
     with Meter("finding") as meter:
         began = time.perf_counter()
         if isinstance(wish, Want):

@@ -93,7 +93,17 @@ class Reader:
     share: Callable[[Written, NDArray[np.float64]], Interval]
     """From texts and what was read in them to how much of the wish is there: a share of texts, or a mean."""
     accuracy: Interval | None = None
-    """Of the classifier, on texts that it was not fitted on."""
+    """Of the classifier, on texts that it was not fitted on; 0.5 is chance."""
+
+    def doubts(self) -> list[str]:
+        """What is to be said of the wish's texts where nobody can be sure that they differ."""
+        found = self.accuracy
+        if found is None or found.low > 0.5:
+            return []
+        return [
+            f"wanted and unwanted texts hardly differ: of those that it was not fitted on, a classifier of words and "
+            f"letters tells {found:.2f} apart, where 0.5 is chance; say the wish otherwise, or state it by other texts"
+        ]
 
 
 def make_reader(ground: Ground) -> Reader:

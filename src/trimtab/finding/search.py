@@ -177,7 +177,7 @@ class Search:
             n_features=sum(sae.n_features for sae in ground.saes.values()),
             wish=report.kind,
             unit=report.unit,
-            notes=report.notes,
+            notes=(*report.notes, *([] if reader is None else reader.doubts())),
             counts={name: len(split) for name, split in ground.splits.items()},
             budget=options.budget,
             dose=options.dose,
