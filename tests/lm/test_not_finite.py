@@ -133,6 +133,21 @@ def test_an_edit_that_overflows_asks_for_a_smaller_dose(tiny_llama: LanguageMode
     steered(10.0)
 
 
+def test_a_model_that_overflows_behind_its_layers_is_not_blamed_on_the_edits(tiny_llama: LanguageModel) -> None:
+    """Mutation: take edits for the reason wherever there are some."""
+    hf = copy.deepcopy(tiny_llama.hf)
+    hf.model.norm.weight.data.mul_(1e6)
+    half = LanguageModel.from_hf(copy.deepcopy(hf).half(), tiny_llama.tokenizer, "half")
+    whole = LanguageModel.from_hf(hf, tiny_llama.tokenizer, "whole")
+
+    def steered(model: LanguageModel) -> Decoded:
+        source = VectorSource(torch.ones(32), "resid_post.1", 0.1, unit="absolute")
+        return decode(model, [ids_of(model)], DecodeConfig(max_new_tokens=3), source)
+
+    assert "while half's layers are; load it in float32 (--dtype float32)" in message(lambda: steered(half))
+    steered(whole)
+
+
 def test_logits_of_minus_infinity_are_no_fault(tiny_llama: LanguageModel) -> None:
     handle = tiny_llama.hf.lm_head.register_forward_hook(
         lambda m, args, out: out.index_fill(-1, torch.tensor([3, 8]), -torch.inf)

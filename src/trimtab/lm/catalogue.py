@@ -199,6 +199,12 @@ def close_matches(name: str) -> list[str]:
     return difflib.get_close_matches(name.lower(), [entry.name for entry in CATALOGUE], n=2, cutoff=0.7)
 
 
+def check_is_given(name: str) -> None:
+    """Raise a `UserError` if a model's name is empty, which would be the current directory."""
+    if not name:
+        raise UserError("the model's name", "it is empty", "give one; `trimtab models list` names some")
+
+
 def unknown_model(name: str, why: str = "it is not in the catalogue") -> UserError:
     """The error for a name that no model answers to."""
     names = ", ".join(entry.name for entry in CATALOGUE)

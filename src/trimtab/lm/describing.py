@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from trimtab.errors import UserError
-from trimtab.lm.catalogue import cached_path, find_entry, unknown_model
+from trimtab.lm.catalogue import cached_path, check_is_given, find_entry, unknown_model
 from trimtab.lm.gguf_files import first_line
 from trimtab.lm.layouts import head_count
 from trimtab.lm.model import LanguageModel
@@ -68,6 +68,7 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
         UserError: the model is not here, or its config cannot be read.
     """
     name = os.fspath(name_or_path)
+    check_is_given(name)
     entry = find_entry(name)
     directory = cached_path(entry) if entry else None
     if entry and directory is None:

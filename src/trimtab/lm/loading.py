@@ -13,7 +13,7 @@ import transformers
 from safetensors import SafetensorError
 
 from trimtab.errors import UserError, check_one_of
-from trimtab.lm.catalogue import cached_path, close_matches, find_entry, unknown_model
+from trimtab.lm.catalogue import cached_path, check_is_given, close_matches, find_entry, unknown_model
 from trimtab.lm.fetching import pull
 from trimtab.lm.gguf_files import LoadedModel, first_line, read_gguf
 from trimtab.lm.model import LanguageModel
@@ -53,8 +53,7 @@ def load_model(
         hint = "a model that is in memory goes in as LanguageModel.from_hf(model, tokenizer)"
         raise UserError(what, "it is neither a name nor a path", hint)
     name = os.fspath(name_or_path)
-    if not name:
-        raise UserError("the model's name", "it is empty", "give one; `trimtab models list` names some")
+    check_is_given(name)
     dtype = str(dtype).removeprefix("torch.")
     check_one_of("dtype", dtype, DTYPES)
     torch_dtype, torch_device = DTYPES[dtype], check_device(device)

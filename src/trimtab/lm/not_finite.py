@@ -27,10 +27,10 @@ def not_finite_error(
         what: that was not finite, for where the model by itself gives finite numbers: by default its logits.
         edited_before: the model was edited when it happened.
     """
-    place = _first_place(model, ids)
+    place, has_logits = _first_place(model, ids)
     if place is None:
         at = f"{what or 'the logits'} after {_token(model, ids, len(ids) - 1)}"
-        if edited_before:
+        if edited_before and has_logits:
             return UserError(at, "they are not finite with the edits that were made", "use a smaller dose")
         hint = "load it in float32 (--dtype float32)" if model.dtype != torch.float32 else "get the model again"
         return UserError(at, f"they are not finite, while {model.name}'s layers are", hint)
@@ -52,8 +52,9 @@ def _token(model: LanguageModel, ids: Sequence[int], position: int) -> str:
 
 
 @torch.no_grad()
-def _first_place(model: LanguageModel, ids: Sequence[int]) -> tuple[Site, int, Tensor] | None:
-    """The first site with an activation that is not finite, its first position there, and the activation."""
+def _first_place(model: LanguageModel, ids: Sequence[int]) -> tuple[tuple[Site, int, Tensor] | None, bool]:
+    """The first site with an activation that is not finite, its first position there, and the activation; and whether
+    the logits behind the last token are finite."""
     found: dict[Site, tuple[int, Tensor]] = {}
 
     def reader(site: Site) -> Callable[[Tensor], None]:
@@ -67,11 +68,12 @@ def _first_place(model: LanguageModel, ids: Sequence[int]) -> tuple[Site, int, T
 
     sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in _KINDS]
     with edited(model, {site: reader(site) for site in sites if _has(model, site)}):
-        model.forward(TokenBatch.full(torch.tensor([list(ids)], device=model.device)), last=1)
+        logits = model.forward(TokenBatch.full(torch.tensor([list(ids)], device=model.device)), last=1)
+    has_logits = bool(logits.logsumexp(-1).isfinite().all())
     if not found:
-        return None
+        return None, has_logits
     site = min(found, key=site_order)
-    return site, *found[site]
+    return (site, *found[site]), has_logits
 
 
 def _has(model: LanguageModel, site: Site) -> bool:
