@@ -45,7 +45,7 @@ def test_help_of_training_begins_with_what_everybody_needs(capsys, monkeypatch):
 
 def test_options_of_a_part_stand_under_its_name_in_every_command(capsys, monkeypatch):
     for command in ("rank", "steer", "evaluate core"):
-        assert headings(help_of(command, capsys, monkeypatch))["model"] == ["dtype", "device", "any-model"]
+        assert headings(help_of(command, capsys, monkeypatch))["model"] == ["dtype", "device", "allow", "any-model"]
     policy = headings(help_of("policy train", capsys, monkeypatch))
     assert policy["task"][:2] == ["data", "task-option"]
     assert policy["ppo"][0] == "ppo.lr"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from trimtab import cli
 from trimtab.lm import LanguageModel
+from trimtab.lm.zoo import build_tiny
 
 REFUSED = {
     "harvest --text missing.jsonl --model {model} --run run": "missing.jsonl",
@@ -64,3 +66,40 @@ def test_a_refused_command_leaves_nothing_behind(
 def test_a_replay_names_the_option_that_was_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["steer", "--replay", "nowhere", "--sae", "smollm2-135m-instruct/resid_post.15"]) == 2
     assert capsys.readouterr().err.startswith("trimtab: error: --sae with --replay: a replay takes it from the run")
+
+
+NEEDS = {
+    "steer Once --feature 1 --sae nowhere --model mamba --run run": "decoding with mamba",
+    "find --want rain --sae nowhere --model mamba --run run": "decoding with mamba",
+    "rank --sae nowhere --model mamba --run run": "scoring from a cached prefix with mamba",
+    "rank --criterion max-activation --sae nowhere --model bert --run run": "final norm and the head with bert",
+    "evaluate core --sae nowhere --model bert --run run": "final norm and the head with bert",
+    "evaluate circuit --model mamba --run run": "scoring from a cached prefix with mamba",
+    "policy headroom --task ioi --sae nowhere --model mamba --run run": "decoding with mamba",
+    "policy train --task ioi --sae nowhere --model mamba --run run": "decoding with mamba",
+    "demo --model mamba --run run": "decoding with mamba",
+    "autointerp --sae nowhere --model rwkv --run run": "batches of texts of different lengths with rwkv",
+    "flags train --model bert --concepts c.txt --data d.jsonl --dims 2 --run run": "site kind resid_mid of bert",
+}
+"""Commands that a model was found unfit for. No SAE is looked for: `nowhere` is not what the line names."""
+
+
+@pytest.mark.parametrize("line", NEEDS)
+def test_what_a_model_cannot_do_is_refused_before_any_work(
+    line: str, tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.txt").write_text("sea: ships and tides\nwar\n")
+    examples = [{"prompt": "Go", "response": f"on {n}", "concepts": ["sea"] if n % 2 else ["war"]} for n in range(40)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    (name,) = (name for name in ("mamba", "bert", "rwkv") if name in line)
+    model = build_tiny(name, tiny_llama.tokenizer)
+    model.hf.save_pretrained(tmp_path / name)
+    model.tokenizer.save_pretrained(tmp_path / name)
+    capsys.readouterr()
+    assert cli.main(shlex.split(line)) == 2
+    said = capsys.readouterr()
+    assert NEEDS[line] in said.err.splitlines()[-1]
+    assert "nowhere" not in said.err
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", name, "c.txt", "d.jsonl"}

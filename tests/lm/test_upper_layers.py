@@ -248,8 +248,8 @@ def test_a_pass_that_starts_at_a_layer(any_tiny: LanguageModel, layer: int, cach
 def test_where_layers_cannot_be_left_out_the_whole_model_runs(
     any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = upper_layers._given
-    monkeypatch.setattr(upper_layers, "_given", lambda model, layer, x: given(model, layer, x.flip(-1)))
+    given = upper_layers.given_below
+    monkeypatch.setattr(upper_layers, "given_below", lambda model, layer, x: given(model, layer, x.flip(-1)))
     monkeypatch.setattr(upper_layers, "_works", {})
     with pytest.raises(AssertionError, match="the layers below ran"):  # and no other complaint before it
         check_starting(any_tiny, 2, (5, 18, 11, 3), cached=True)

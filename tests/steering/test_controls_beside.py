@@ -16,11 +16,12 @@ import torch
 from rich.console import Console
 from tiny_dictionary import make_dictionary
 
+from trimtab import cli
 from trimtab.dictionaries import Standard, save_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, TokenBatch
+from trimtab.lm import Capabilities, DecodeConfig, LanguageModel, TokenBatch
 from trimtab.report import write_report
-from trimtab.runs import read_typed
+from trimtab.runs import read_record, read_typed
 from trimtab.steering import (
     DirectionTable,
     StaticSource,
@@ -349,3 +350,25 @@ def test_a_mutation_is_noticed(name: str, tiny_llama: LanguageModel, monkeypatch
     mutate(monkeypatch)
     with pytest.raises((AssertionError, KeyError, UserError)):
         check(tiny_llama)
+
+
+def test_what_is_used_although_it_is_off_is_recorded_and_replays(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutations: the run does not say so; a replay loads the model without it."""
+    found = Capabilities(off={"decode": "it is tired"}, differs={"decode": 0.25})
+    monkeypatch.setattr(LanguageModel, "check", staticmethod(lambda _model: found))
+    tiny_llama.hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    Steering.of(tiny_llama, StaticSource(DirectionTable(torch.ones(1, 32)), 0, 0.5, "resid_post.2")).save(
+        tmp_path / "ones"
+    )
+    words = ["steer", "Once", "--model", str(tmp_path / "model"), "--with", str(tmp_path / "ones")]
+    words += ["--run", str(tmp_path / "run")]
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    assert "it is tired (by 25 %); use another model, or allow decode (--allow decode" in capsys.readouterr().err
+    assert cli.main([*words, "--allow", "decode"]) == 0
+    assert "note: decode is used with" in capsys.readouterr().err
+    assert read_record(tmp_path / "run")["config"]["allow"] == ["decode"]
+    assert cli.main(["steer", "--replay", str(tmp_path / "run")]) == 0

@@ -184,8 +184,8 @@ def test_what_decoding_computed_is_not_computed_again(tiny_llama: LanguageModel)
 def test_a_model_that_cannot_begin_at_a_layer_is_run_whole(
     any_tiny: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = upper_layers._given
-    monkeypatch.setattr(upper_layers, "_given", lambda model, layer, hidden: given(model, layer, hidden.flip(-1)))
+    given = upper_layers.given_below
+    monkeypatch.setattr(upper_layers, "given_below", lambda model, layer, hidden: given(model, layer, hidden.flip(-1)))
     monkeypatch.setattr(upper_layers, "_works", {})
     source = StaticSource(sae, 3, 0.8)
     decoded, kl = record(any_tiny, source)

@@ -40,6 +40,16 @@ class ShowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZooConfig:
+    """Build a tiny random model of every causal-LM type of the installed transformers, and list what works on each."""
+
+    type: tuple[str, ...] = ()
+    """Model types, such as llama; all by default (a few minutes)."""
+    page: Path | None = None
+    """Markdown file to write, with the reasons for what does not work."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Write report.html of a run from what the run holds."""
 
@@ -78,6 +88,20 @@ def models_show() -> Job:
         return Printed(details.to_json() | {"saes": saes}, text)
 
     return Job(ShowConfig, run, ("name",), "smollm2-135m-instruct")
+
+
+def models_zoo() -> Job:
+    """list what works on each type of model"""
+    from trimtab.lm import Zoo, survey
+    from trimtab.runs import write_text
+
+    def run(config: ZooConfig) -> Zoo:
+        found = survey(config.type)
+        if config.page is not None:
+            write_text(config.page, found.markdown())
+        return found
+
+    return Job(ZooConfig, run, example="--type llama mamba")
 
 
 def harvest() -> Job:
@@ -281,6 +305,7 @@ COMMANDS: dict[str, Callable[[], Job]] = {
     "models list": models_list,
     "models pull": models_pull,
     "models show": models_show,
+    "models zoo": models_zoo,
     "harvest": harvest,
     "train": train,
     "rank": rank,

@@ -24,7 +24,8 @@ class FeatureWords:
     """Tokens of the examples beside the dictionary at which it is strongest; none without examples, or if it never
     fires there."""
     promotes: tuple[str, ...] = ()
-    """Tokens that the logit lens reads in its decoder row, most likely first; none outside of the residual stream."""
+    """Tokens that the logit lens reads in its decoder row, most likely first; none outside of the residual stream, or
+    where the model's final norm and head are not known."""
 
     def __str__(self) -> str:
         parts = {"": self.meaning}
@@ -52,7 +53,7 @@ def describe_features(
     dictionary.check_features(ids)
     names = dictionary.feature_names
     promoted: list[list[str]] = [[] for _ in ids]
-    if ids and dictionary.d_in == model.d_model:
+    if ids and dictionary.d_in == model.d_model and "logit-lens" in model.capabilities:
         promoted = token_texts(model, logit_lens(model, dictionary.W_dec[ids], count).ids)
     return [
         FeatureWords(

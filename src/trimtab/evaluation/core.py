@@ -69,6 +69,8 @@ DEFAULT_OPTIONS = CoreOptions()
 class CoreConfig(CoreOptions, TextConfig, AnyModelConfig):
     """Measure how faithful an SAE is to a model's activations, and what it costs the model when spliced in."""
 
+    needs = ("logit-lens",)
+
     site: str | None = None
     """Where to splice; by default the site that the SAE names."""
     text: tuple[SourceName, ...] = ()

@@ -47,6 +47,9 @@ class FeatureConfig(ProfileOptions, DecodingConfig, SAEsConfig):
     run: Path | None = None
     """Directory to write; by default one under runs/, named after this config."""
 
+    def needed(self) -> tuple[str, ...]:
+        return ("decode",) if self.prompt and self.dose else ()
+
     def __post_init__(self) -> None:
         ProfileOptions.__post_init__(self)
         DecodingConfig.__post_init__(self)

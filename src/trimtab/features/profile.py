@@ -298,7 +298,7 @@ def profile_features(
 
 
 def _lens(model: LanguageModel, dictionary: Dictionary, row: torch.Tensor, count: int) -> tuple[LensToken, ...]:
-    if dictionary.d_in != model.d_model:
+    if dictionary.d_in != model.d_model or "logit-lens" not in model.capabilities:
         return ()
     found = logit_lens(model, row[None], count)
     (texts,) = token_texts(model, found.ids)

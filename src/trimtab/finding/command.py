@@ -27,6 +27,8 @@ _NOT_THE_RESULT = ("run", "any_model")
 class FindConfig(FindOptions, SAEsConfig):
     """Find the features that bring a wish about, prove it on examples that chose nothing, and show the alternatives."""
 
+    needs = ("decode", "prefix")
+
     want: str | None = field(default=None, metadata=WISH)
     """The wish in words ("the sea, ships and sailors"): the model writes texts that show it, and others."""
     wanted: Path | None = field(default=None, metadata=WISH)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,8 @@ def add_adapter(model: LanguageModel, flags: FlagSpec, options: LoraOptions, see
     place = Path(model.name)
     name = str(place.resolve()) if place.exists() else model.name
     adapter.peft_config["default"].base_model_name_or_path = name
-    return LanguageModel.from_hf(adapter.get_base_model(), model.tokenizer, f"{model.name} with flags"), adapter
+    hf, name = adapter.get_base_model(), f"{model.name} with flags"
+    return LanguageModel.from_hf(hf, model.tokenizer, name, model.allow), adapter
 
 
 def load_adapter(base: LanguageModel, path: Path) -> tuple[LanguageModel, Any]:
@@ -122,7 +123,7 @@ def load_adapter(base: LanguageModel, path: Path) -> tuple[LanguageModel, Any]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         why = f"it could not be read ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
         raise UserError(f"adapter {path}", why, f"give the adapter's own model, and not {base.name}") from error
-    return LanguageModel.from_hf(adapter.get_base_model(), base.tokenizer, str(path)), adapter
+    return LanguageModel.from_hf(adapter.get_base_model(), base.tokenizer, str(path), base.allow), adapter
 
 
 def save_adapter(adapter: Any, path: Path, dtype: torch.dtype) -> None:
@@ -137,10 +138,12 @@ def base_of(adapter: Any) -> str:
     return str(adapter.peft_config["default"].base_model_name_or_path)
 
 
-def load_base(name: str, path: Path, *, device: str | torch.device, dtype: str | torch.dtype) -> LanguageModel:
+def load_base(
+    name: str, path: Path, *, device: str | torch.device, dtype: str | torch.dtype, allow: Sequence[str] = ()
+) -> LanguageModel:
     """The model that an adapter was trained on. Raises a `UserError` if it cannot be loaded."""
     try:
-        return load_model(name, device=device, dtype=dtype)
+        return load_model(name, device=device, dtype=dtype, allow=allow)
     except UserError as error:
         hint = "load that model and give it as base"
         raise UserError(f"the model that {path} adapts", f"{error.what}: {error.why}", hint) from error

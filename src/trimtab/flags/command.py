@@ -27,6 +27,7 @@ from trimtab.flags.training import NOT_THE_RESULT, FlagJob, finetune
 from trimtab.lm import DecodingConfig, LanguageModel
 from trimtab.lm.config import ModelConfig
 from trimtab.runs import (
+    LEFT_OUT_AT_DEFAULT,
     Run,
     SourceName,
     config_dict,
@@ -53,6 +54,8 @@ FIRST = {"heading": ""}
 @dataclass(frozen=True, kw_only=True)
 class FlagTrainConfig(FlagPlacing, FlagTraining, ModelConfig):
     """Finetune a model so that some of its residual dimensions say, and decide, which concepts it writes about."""
+
+    needs = ("padding", "resid_mid", "resid_post")
 
     concepts: Path = field(metadata=FIRST)
     """File of the concepts: `name: description` in each line."""
@@ -202,6 +205,8 @@ class FlagSteerConfig(DecodingConfig):
     """What the model computes in."""
     device: str = field(default="cpu", metadata={"heading": "model"})
     """Where to compute."""
+    allow: tuple[str, ...] = field(default=(), metadata={"heading": "model", **LEFT_OUT_AT_DEFAULT})
+    """Use these although the model's check of itself finds a difference there (decode, resid_mid)."""
 
 
 def run_flag_steer(config: FlagSteerConfig) -> SteerResult:
@@ -217,7 +222,8 @@ def run_flag_steer(config: FlagSteerConfig) -> SteerResult:
     check_options(options, len(config.prompt), decoding)
     flags = load_flags(directory)
     source = FlagSource(flags, switches_of(config, flags), positions=config.positions)
-    model, flags = load_flagged(directory, device=config.device, dtype=config.dtype)
+    model, flags = load_flagged(directory, device=config.device, dtype=config.dtype, allow=config.allow)
+    model.require("decode")
     plan = plan_steering(options, model, source, config.prompt, decoding)
     if config.run is None:
         return steered(plan, model)
@@ -288,4 +294,5 @@ def model_of_run(run: Path) -> LanguageModel | None:
     if record["command"] != STEERING:
         return None
     config = record["config"]
-    return load_flagged(path_of_run(record, config["model"]), device=config["device"], dtype=config["dtype"])[0]
+    how = {"device": config["device"], "dtype": config["dtype"], "allow": config.get("allow", ())}
+    return load_flagged(path_of_run(record, config["model"]), **how)[0]

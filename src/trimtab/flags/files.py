@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def load_flagged(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     base: LanguageModel | None = None,
+    allow: Sequence[str] = (),
 ) -> tuple[LanguageModel, FlagSpec]:
     """A saved model with its flags, whether all its weights were saved or an adapter.
 
@@ -196,6 +198,7 @@ def load_flagged(
         path: the directory, with a `flags.json` in it; or the name of an adapter that ships with trimtab.
         device, dtype: as `load_model` takes them.
         base: the model that the adapter was trained on; by default it is loaded by the name that it was loaded by then.
+        allow: as `load_model` takes it; by default what the base allows, if one is given.
 
     Raises:
         UserError: there is no `flags.json`, the model cannot be loaded, an adapter belongs to another model, or the
@@ -207,16 +210,17 @@ def load_flagged(
         of = fields.get("base") or {}
         hint = f"give that one, {of.get('name')}, as base"
         if base is None:
-            base = load_base(str(of.get("name")), directory, device=device, dtype=dtype)
+            base = load_base(str(of.get("name")), directory, device=device, dtype=dtype, allow=allow)
             hint = "put that one there, or give it as base to load_flagged"
         else:
-            base = LanguageModel.from_hf(copy.deepcopy(base.hf), base.tokenizer, base.name)
+            base = LanguageModel.from_hf(copy.deepcopy(base.hf), base.tokenizer, base.name, base.allow)
         if (of.get("weights") or {}).get(precision_name(base.dtype)) != weight_hash(_weights(base.hf), base.dtype):
             why = f"{base.name} has other weights than the model that it was trained on"
             raise UserError(f"adapter {directory}", why, hint)
         model, _ = load_adapter(base, directory)
     else:
-        model = load_model(str(directory), device=device, dtype=dtype)
+        allow = allow or (() if base is None else base.allow)
+        model = load_model(str(directory), device=device, dtype=dtype, allow=allow)
     return model, load_flags(directory, model)
 
 

@@ -161,7 +161,7 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
     if config.adapt == "lora":
         tuned, adapter = add_adapter(model, job.flags, config, config.seed)
     else:
-        tuned = LanguageModel.from_hf(copy.deepcopy(model.hf), model.tokenizer, f"{model.name} with flags")
+        tuned = LanguageModel.from_hf(copy.deepcopy(model.hf), model.tokenizer, f"{model.name} with flags", model.allow)
         adapter = None
     subject = Subject(model=tuned, flags=job.flags, adapter=adapter)
     training = FlagTrainer(subject, job.curriculum, config, job.data.train, tokens, run, kept=kept, ranks=ranks)
@@ -216,9 +216,10 @@ def _read_back(job: FlagJob, run: Run) -> TrainedFlags:
     path, adapter = run.file(MODEL), None
     if job.config.adapt == "lora":
         hf = copy.deepcopy(job.model.hf)
-        tuned, adapter = load_adapter(LanguageModel.from_hf(hf, job.model.tokenizer, job.model.name), path)
+        base = LanguageModel.from_hf(hf, job.model.tokenizer, job.model.name, job.model.allow)
+        tuned, adapter = load_adapter(base, path)
     else:
-        tuned = load_model(str(path), device=job.model.device)
+        tuned = load_model(str(path), device=job.model.device, allow=job.model.allow)
     load_flags(path, tuned)
     return TrainedFlags(
         result=read_typed(FlagTrainingResult, run.results, f"run {run.path}"),

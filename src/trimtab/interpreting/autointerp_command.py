@@ -26,6 +26,8 @@ COMMAND = "autointerp"
 class AutointerpConfig(WindowOptions, CalibratedJudgeConfig, SAEsConfig):
     """Measure how well a judge that has seen some windows in which a feature fires tells where else it does."""
 
+    needs = ("padding",)
+
     feature: tuple[int, ...] = ()
     """Ids; by default some are drawn."""
     features: int = 200

@@ -3,6 +3,7 @@
 from trimtab.lm.applying import AppliedEdits, applied
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
+from trimtab.lm.capabilities import CAPABILITIES, Capabilities
 from trimtab.lm.capturing import capture, last_activations
 from trimtab.lm.catalogue import ModelList, cache_dir, list_models
 from trimtab.lm.config import ModelConfig
@@ -18,11 +19,15 @@ from trimtab.lm.not_finite import not_finite_error
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, DecodingConfig, Row
+from trimtab.lm.self_check import check_model
 from trimtab.lm.sites import Site
 from trimtab.lm.taps import RowDelta, edited, site_width
+from trimtab.lm.zoo import Zoo, ZooEntry, survey
 
 __all__ = [
+    "CAPABILITIES",
     "AppliedEdits",
+    "Capabilities",
     "DecodeConfig",
     "DecodeStart",
     "DecodeStep",
@@ -45,11 +50,14 @@ __all__ = [
     "RowDelta",
     "Site",
     "TokenBatch",
+    "Zoo",
+    "ZooEntry",
     "activation_hash",
     "applied",
     "cache_dir",
     "capture",
     "check_device",
+    "check_model",
     "decode",
     "edit_delta",
     "edited",
@@ -61,4 +69,5 @@ __all__ = [
     "pull",
     "show",
     "site_width",
+    "survey",
 ]

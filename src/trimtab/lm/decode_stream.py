@@ -56,6 +56,9 @@ class DecodeStream:
         refill: rows that wait begin as soon as there is room. Otherwise they begin when all rows before them have
             ended, so that what is decoded together depends on nothing but the order of rows.
         prompt_cache: holds keys and values of prompts; see `decode`.
+
+    Raises:
+        UserError: the model does not decode rightly from a cache.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class DecodeStream:
         refill: bool = True,
         prompt_cache: PromptCache | None = None,
     ) -> None:
+        model.require("decode")
         self.model, self.batch_size, self.refill, self._prompt_cache = model, batch_size, refill, prompt_cache
         self._runner = None if source is None else SourceRunner(model, source)
         self._started = self._failed = False

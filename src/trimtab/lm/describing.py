@@ -1,4 +1,7 @@
-"""Say what a model is without reading its weights: sizes, sites, chat template, licence, and where it lies."""
+"""Say what a model is: sizes, sites, what works, chat template, licence, and where it lies.
+
+Its weights are read only if it has not been checked here before, and is small.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,20 @@ import torch
 import transformers
 
 from trimtab.errors import UserError
+from trimtab.lm.capabilities import CAPABILITIES, USES, Capabilities, check_key, kept_capabilities
 from trimtab.lm.catalogue import cached_path, check_is_given, find_entry, unknown_model
 from trimtab.lm.gguf_files import first_line
 from trimtab.lm.layouts import head_count
+from trimtab.lm.loading import load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site
 from trimtab.runs import json_safe
 from trimtab.runs.tables import named_values
+
+WORKS = "works"
+MOST_PARAMETERS = 2_000_000_000
+"""A larger model is not loaded only to be described."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,10 @@ class ModelDetails:
     source: str
     sites: tuple[str, ...]
     """Patterns such as `resid_post.0-29` and `attn_z.0-29.0-8`."""
+    capabilities: dict[str, str]
+    """Of `trimtab.lm.CAPABILITIES`, `works` or the reason why not; empty if the model has not been run here."""
+    unsure: dict[str, str]
+    """Of those that work, what could not be told for certain, and why."""
     chat_template: str | None
     config: dict[str, Any]
 
@@ -56,6 +69,12 @@ class ModelDetails:
         }
         if self.config:
             said["sites"] = "  ".join(self.sites)
+            said["works"] = ", ".join(name for name in USES if self.capabilities.get(name) == WORKS)
+            if not self.capabilities:
+                said["works"] = "checked when it is loaded"
+            reasons = {name: why for name, why in self.capabilities.items() if why != WORKS}
+            said |= {f"off: {name}": why for name, why in reasons.items()}
+            said |= {f"unsure: {name}": why for name, why in self.unsure.items()}
             said["chat template"] = "no" if self.chat_template is None else "yes"
             said["architecture"] = ", ".join(self.config.get("architectures") or ["not stated"])
         return named_values(said)
@@ -74,7 +93,8 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     if entry and directory is None:
         known = ("parameters", "n_layers", "d_model", "vocab_size", "licence", "source")
         said: dict[str, Any] = {field: getattr(entry, field) for field in known}
-        return ModelDetails(name=name, path=None, sites=(), chat_template=None, config={}, **said)
+        nothing: dict[str, Any] = {"sites": (), "capabilities": {}, "unsure": {}, "chat_template": None, "config": {}}
+        return ModelDetails(name=name, path=None, **nothing, **said)
     path = directory or Path(name).expanduser()
     source = path if path.is_dir() else name
     if path.is_file():
@@ -96,24 +116,37 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     if isinstance(template, dict):  # a tokenizer may have several
         template = template.get("default") or next(iter(template.values()), None)
     model = LanguageModel(hf, tokenizer, name)
+    parameters = sum(p.numel() for p in hf.parameters())
+    found = kept_capabilities(check_key(hf, torch.float32, "cpu"))
+    if found is None and parameters <= MOST_PARAMETERS:
+        with suppress(UserError):  # without its weights, say
+            found = load_model(name).capabilities
+    able = found or Capabilities()
+    unsure = dict(able.unsure)
+    if model.turning_length:
+        unsure["decode"] = f"refused where a text grows beyond {model.turning_length} tokens (longrope)"
     return ModelDetails(
         name=name,
         path=path if path.is_dir() else None,
-        parameters=sum(p.numel() for p in hf.parameters()),
+        parameters=parameters,
         n_layers=model.n_layers,
         d_model=model.d_model,
         vocab_size=model.vocab_size,
         licence=entry.licence if entry else "",
         source=entry.source if entry else "a local directory" if path.is_dir() else "the hub",
-        sites=_site_patterns(model),
+        sites=_site_patterns(model, able),
+        capabilities={} if found is None else {n: WORKS if n in able else able.why(n) for n in CAPABILITIES},
+        unsure=unsure,
         chat_template=template or None,
         config=config.to_diff_dict(),
     )
 
 
-def _site_patterns(model: LanguageModel) -> tuple[str, ...]:
+def _site_patterns(model: LanguageModel, able: Capabilities) -> tuple[str, ...]:
     found = []
     for kind in (*RESIDUAL_KINDS, *HEAD_KINDS):
+        if kind not in able:
+            continue
         with suppress(UserError):
             site = model.site(Site(kind, 0))
             heads = head_count(model.layout.layers[0], site) if kind in HEAD_KINDS else 0

@@ -24,6 +24,13 @@ LAYER_PATHS = (
     "model.decoder.layers",
 )
 
+MLPS = ("mlp", "feed_forward", "block_sparse_moe")
+FINAL_NORMS = (
+    "norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm", "embedding_norm",
+    "ln_out", "out_norm", "layernorm",
+)  # fmt: skip
+"""What the norm before the head is called; whether it is one is checked."""
+
 
 @dataclass(frozen=True)
 class AttentionLayout:
@@ -105,7 +112,8 @@ def find_layout(hf: transformers.PreTrainedModel) -> Layout:
     config = text_config(hf)
     path, modules = _find_layers(hf, config.num_hidden_layers)
     parent = hf.get_submodule(path.rpartition(".")[0]) if "." in path else hf
-    norm = next((getattr(parent, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(parent, n)), None)
+    parts = dict(parent.named_children())
+    norm = next((parts[name] for name in FINAL_NORMS if name in parts), None)
     head = hf.get_output_embeddings()
     if head is None:
         raise UserError(
@@ -141,7 +149,8 @@ def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
     attention = _attention_layout(layer, config)
     if attention is None:
         return LayerLayout(layer, None, None, None)
-    if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3: each branch ends in a norm of its own
+    sandwich = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+    if all(hasattr(layer, name) for name in sandwich):  # Gemma 2 and 3: each branch ends in a norm of its own
         ends = (layer.get_submodule("post_attention_layernorm"), layer.get_submodule("post_feedforward_layernorm"))
         return LayerLayout(layer, *ends, attention, layer.get_submodule("pre_feedforward_layernorm"))
     llama = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
@@ -149,7 +158,8 @@ def _layer_layout(layer: nn.Module, config: Any) -> LayerLayout:
     others = hasattr(layer, "post_self_attn_layernorm") or getattr(config, "residual_multiplier", 1) != 1
     if (llama or hasattr(layer, "ln_2")) and not others:
         norm = getattr(layer, "post_attention_layernorm" if llama else "ln_2")
-        return LayerLayout(layer, attention.out, getattr(layer, "mlp", None), attention, norm)
+        mlp = next((getattr(layer, name) for name in MLPS if hasattr(layer, name)), None)
+        return LayerLayout(layer, attention.out, mlp, attention, norm)
     return LayerLayout(layer, None, None, attention)
 
 
@@ -157,11 +167,26 @@ def _attention_layout(layer: nn.Module, config: Any) -> AttentionLayout | None:
     attn = getattr(layer, "self_attn", None) or getattr(layer, "attn", None)
     if attn is None:
         return None
-    n_heads = config.num_attention_heads
-    n_kv = getattr(config, "num_key_value_heads", None) or n_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    n_heads = _number("num_attention_heads", config, attn) or _number("num_heads", attn)
+    width = _number("hidden_size", config)
+    if not n_heads or not width:
+        return None
+    n_kv = _number("num_key_value_heads", attn, config) or n_heads
+    head_dim = _number("head_dim", attn, config) or width // n_heads
     if all(hasattr(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")):
         return AttentionLayout(attn.o_proj, n_heads, n_kv, head_dim, q=attn.q_proj, k=attn.k_proj, v=attn.v_proj)
     if hasattr(attn, "c_attn") and hasattr(attn, "c_proj"):
         return AttentionLayout(attn.c_proj, n_heads, n_heads, head_dim, fused=attn.c_attn)
     return None
+
+
+def _number(name: str, *holders: Any) -> int:
+    """A whole number that the first holder to have it says; 0 if none does, as where each layer has its own."""
+    for holder in holders:
+        try:
+            value = getattr(holder, name)
+        except (AttributeError, KeyError, RuntimeError, ValueError):
+            continue
+        if isinstance(value, int) and value > 0:
+            return value
+    return 0

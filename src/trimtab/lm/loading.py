@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ def load_model(
     device: str | torch.device = "cpu",
     accept_terms: bool = False,
     progress: bool = True,
+    allow: Sequence[str] = (),
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
@@ -44,6 +46,7 @@ def load_model(
         device: a torch device, `cpu` or `cuda`, `cuda:1`, …
         accept_terms: agree to a catalogue model's terms.
         progress: say on stderr what takes long.
+        allow: what is used even if the model's check of itself finds a difference, of `trimtab.lm.CAPABILITIES`.
 
     Raises:
         UserError: there is no such model, it cannot be fetched, or its files cannot be read.
@@ -72,7 +75,8 @@ def load_model(
         else:
             loaded = _read_hub(name, torch_dtype)
     _check_tokenizer(loaded, name)
-    return LanguageModel(loaded.hf.to(torch_device), loaded.tokenizer, name)  # type: ignore[arg-type]
+    hf = loaded.hf.to(torch_device)  # type: ignore[arg-type]
+    return LanguageModel(hf, loaded.tokenizer, name, allow)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerBase:

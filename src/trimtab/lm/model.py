@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -20,6 +20,7 @@ from torch import Tensor
 from trimtab.errors import UserError
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
+from trimtab.lm.capabilities import Capabilities
 from trimtab.lm.continuations import (
     Anchor,
     decode_behind,
@@ -31,6 +32,7 @@ from trimtab.lm.continuations import (
 )
 from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
 from trimtab.lm.sites import Site
+from trimtab.lm.windows import turning_length
 from trimtab.runs.user_files import check_text
 
 
@@ -41,14 +43,48 @@ class LanguageModel:
         hf: the model; it is put into evaluation mode and its parameters are frozen.
         tokenizer: its tokenizer.
         name: the name it was loaded by.
+        allow: what is used even if the model's check finds a difference, of `trimtab.lm.CAPABILITIES`.
     """
 
     def __init__(
-        self, hf: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str
+        self,
+        hf: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        name: str,
+        allow: Sequence[str] = (),
     ) -> None:
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.layout: Layout = find_layout(hf)
-        self._told_of_begin = False
+        self._told_of_begin, self.allow = False, tuple(allow)
+        self._capabilities: Capabilities | None = None
+        self._capabilities = LanguageModel.check(self).allowing(allow, name)
+        for what, why in self._capabilities.allowed.items():
+            self._note(f"{what} is used with {name}, as is asked for, though {why}")
+
+    check: ClassVar[Callable[[LanguageModel], Capabilities]]
+    """How a model is checked; `self_check`, which stands on this module, puts it here."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What was found to work here, sites included. All counts as working while that is being found."""
+        return self._capabilities or Capabilities()
+
+    def assume(self, found: Capabilities) -> None:
+        """Go on as if this had been found; for the check itself, and for tests."""
+        self._capabilities = found
+
+    def require(self, *names: str) -> None:
+        """Refuse what this model was found to fail; see `trimtab.lm.capabilities`.
+
+        Raises:
+            UserError: one of these is off.
+        """
+        for name in names:
+            self.capabilities.require(name, self.name)
+
+    @staticmethod
+    def _note(said: str) -> None:
+        print(f"trimtab: note: {said}", file=sys.stderr, flush=True)
 
     def __repr__(self) -> str:
         kind, dtype = type(self.hf).__name__, str(self.dtype).removeprefix("torch.")
@@ -56,17 +92,22 @@ class LanguageModel:
 
     @classmethod
     def from_hf(
-        cls, hf: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str = "model"
+        cls,
+        hf: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        name: str = "model",
+        allow: Sequence[str] = (),
     ) -> LanguageModel:
-        """Wrap a model that is already in memory."""
-        return cls(hf, tokenizer, name)
+        """Wrap a model that is already in memory; see the class."""
+        return cls(hf, tokenizer, name, allow)
 
     @classmethod
     def around(cls, hf: transformers.PreTrainedModel) -> LanguageModel:
         """What edits inside a model's own calls need of it: no tokenizer; its mode and gradients stay as they are."""
         model = cls.__new__(cls)
         model.hf, model.name = hf, str(hf.name_or_path or type(hf).__name__)
-        model.layout = find_layout(hf)
+        model.layout, model.allow, model._capabilities = find_layout(hf), (), None
+        model._capabilities = cls.check(model)
         return model
 
     @property
@@ -108,6 +149,27 @@ class LanguageModel:
         return frozenset(found)
 
     @cached_property
+    def turning_length(self) -> int:
+        """Tokens beyond which `longrope` turns all of a text's positions otherwise, and so all rows beside it; 0 if
+        the model never does."""
+        return turning_length(self.hf)
+
+    def _check_turn(self, batch: TokenBatch, past: int, past_lengths: Tensor | None) -> None:
+        held = torch.full_like(batch.lengths, past) if past_lengths is None else past_lengths
+        ends = held + batch.lengths if past else batch.lengths
+        begins = held if past else batch.lengths
+        if not int(begins.min()) <= self.turning_length < int(ends.max()):
+            return
+        why = f"{self.name} turns positions otherwise in texts of more than {self.turning_length} tokens (longrope)"
+        raise UserError("texts that become longer, or are of both kinds", why, "use shorter texts, or longer ones")
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        """What the model's forward takes by name; others would be swallowed without a word."""
+        forwards = (self.hf.forward, self.hf.base_model.forward)
+        return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
+
+    @cached_property
     def cache_argument(self) -> str:
         """What the model's forward calls its key-value cache; a wrong name would be swallowed without a word.
 
@@ -140,10 +202,12 @@ class LanguageModel:
         """Parse a site's name and check that this model has it.
 
         Raises:
-            UserError: the name is malformed, or the layer or head is out of range.
+            UserError: the name is malformed, the layer or head is out of range, or the model was found not to have
+                what such sites are called.
         """
         site = Site.parse(name)
         check_site(self.layout, site, self.name)
+        self.require(site.kind)
         return site
 
     def encode_text(self, text: str, *, chat: bool = False) -> list[int]:
@@ -174,7 +238,7 @@ class LanguageModel:
             if not self._told_of_begin:
                 self._told_of_begin = True
                 said = f"a prompt begins with {self.tokenizer.bos_token}, which {self.name} puts before texts itself"
-                print(f"trimtab: note: {said}; it gets one", file=sys.stderr, flush=True)
+                self._note(f"{said}; it gets one")
         self.check_rows(ids, "the prompt")
         return ids
 
@@ -282,7 +346,12 @@ class LanguageModel:
         return find_anchor(self.tokenizer)
 
     def new_cache(self, reserve: int = 0) -> GrowingCache:
-        """An empty key-value cache with room for `reserve` tokens."""
+        """An empty key-value cache with room for `reserve` tokens.
+
+        Raises:
+            UserError: the model does not go on rightly from one.
+        """
+        self.require("prefix")
         return GrowingCache(self.n_layers, reserve)
 
     def forward(
@@ -303,7 +372,10 @@ class LanguageModel:
             last: compute only this many last positions' logits (all by default).
         """
         kwargs = self.forward_arguments(batch, cache=cache, past_lengths=past_lengths)
-        return self.call(**kwargs, logits_to_keep=last or 0).logits
+        if last and "logits_to_keep" in self._arguments:
+            kwargs["logits_to_keep"] = last
+        logits = self.call(**kwargs).logits
+        return logits[:, -last:] if last else logits
 
     def call(self, **arguments: Any) -> Any:
         """What `hf` says of its own arguments, with the last positions' logits as fast as they can be had."""
@@ -313,8 +385,17 @@ class LanguageModel:
     def forward_arguments(
         self, batch: TokenBatch, *, cache: GrowingCache | None = None, past_lengths: Tensor | None = None
     ) -> dict[str, Any]:
-        """What `hf` is called with: explicit positions always, a mask only where something is padded."""
+        """What `hf` is called with: explicit positions if it takes any, a mask only where something is padded.
+
+        Raises:
+            UserError: rows are padded, and the model does not give what they give alone; or some reach beyond the
+                length at which it turns all positions otherwise, and some, or what the cache holds, do not.
+        """
+        if batch.padded:
+            self.require("padding")
         past = cache.length if cache is not None else 0
+        if self.turning_length:
+            self._check_turn(batch, past, past_lengths)
         positions, mask = batch.position_ids, batch.attention_mask if batch.padded else None
         if past:
             assert not batch.padded, "tokens behind a cache must not be padded"
@@ -325,6 +406,9 @@ class LanguageModel:
                 place = torch.arange(past + new, device=batch.ids.device)
                 mask = (place >= (past - held)[:, None]).long()
         arguments = {"input_ids": batch.ids, "position_ids": positions, "attention_mask": mask}
+        arguments = {name: value for name, value in arguments.items() if name in self._arguments}
+        if "positions" not in self.capabilities:
+            arguments.pop("position_ids", None)
         if cache is not None:
             arguments[self.cache_argument] = cache
         return {**arguments, "use_cache": cache is not None}
@@ -358,7 +442,7 @@ def _side_by_side(head: torch.nn.Module | None) -> Iterator[None]:
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    hook = head.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
     try:
         yield
     finally:

@@ -135,10 +135,17 @@ def check_prompt(
     check_tokens(model, name, (*prompt, *forced))
     limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     length = len(prompt) + len(forced) + max_new_tokens
-    if limit and length > limit + 1:
+    if limit and 0 < limit < length - 1:
         raise UserError(
             f"{name} and {max_new_tokens} new tokens",
             f"together {length} tokens, but {model.name} holds {limit}",
+            "shorten the prompt or lower max_new_tokens",
+        )
+    if len(prompt) <= model.turning_length < length - 1:
+        raise UserError(
+            f"{name} and {max_new_tokens} new tokens",
+            f"together {length} tokens, but {model.name} turns positions otherwise beyond {model.turning_length} tokens"
+            " (longrope), those in its cache included",
             "shorten the prompt or lower max_new_tokens",
         )
 

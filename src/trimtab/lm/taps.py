@@ -136,12 +136,13 @@ def _function(given: Tap) -> TapFunction:
 
 def _after(fn: TapFunction) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        x = output[0] if isinstance(output, tuple) else output
+        several = isinstance(output, tuple | list)
+        x = output[0] if several else output
         change = fn(x)
         if change is None:
             return None
         edited = apply_rows(x, change)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return (edited, *output[1:]) if several else edited
 
     return hook
 

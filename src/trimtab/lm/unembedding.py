@@ -7,7 +7,7 @@ vocabulary of 50,000 or more neither fills the memory nor pays for fresh pages.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -34,12 +34,18 @@ class Unembedding:
     Args:
         model: the model.
         block_bytes: size of a block of float32 logits (default: 96 MiB, on a GPU 1 GiB).
+
+    Raises:
+        UserError: they do not give the model's logits.
     """
 
     def __init__(self, model: LanguageModel, block_bytes: int | None = None) -> None:
+        model.require("logit-lens")
         self.norm: nn.Module | None = model.layout.final_norm
         self.head: nn.Module = model.layout.head
-        self.softcap: float | None = getattr(text_config(model.hf), "final_logit_softcapping", None)
+        config = text_config(model.hf)
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = _logit_scale(config)
         self.name, self.dtype, self.vocab_size = model.name, model.dtype, int(self.head.weight.shape[0])  # type: ignore[union-attr]
         if block_bytes is None:
             block_bytes = CPU_BLOCK_BYTES if model.device.type == "cpu" else GPU_BLOCK_BYTES
@@ -95,4 +101,15 @@ class Unembedding:
         return self._capped(logits)
 
     def _capped(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def _logit_scale(config: Any) -> float:
+    """What a model multiplies its logits by, as Cohere, Granite and Falcon-H1 say it; that no other is, is checked."""
+    scale = 1.0
+    for name, divides in (("logit_scale", False), ("lm_head_multiplier", False), ("logits_scaling", True)):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value:
+            scale = scale / value if divides else scale * value
+    return scale

@@ -24,6 +24,7 @@ from trimtab.lm.capturing import capture
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, edited
+from trimtab.lm.windows import fixed_window, short_windows
 
 MOST_COPIES = 1024
 """More are not put side by side: what each may see of the others grows with their number's square."""
@@ -58,14 +59,15 @@ def starting_at(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]
             on it.
     """
     if can_run_from(model, layer, "start"):
-        with _given(model, layer, hidden):
+        with given_below(model, layer, hidden):
             yield
     else:
         yield
 
 
 @contextmanager
-def _given(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
+def given_below(model: LanguageModel, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
+    """`starting_at` without asking whether the model allows it."""
     below = [found.module for found in model.layout.layers[:layer]]
     own = [module.__dict__.get("forward") for module in below]  # accelerate puts its own there
     try:
@@ -202,27 +204,39 @@ def can_run_from(model: LanguageModel, layer: int, way: Way) -> bool:
 
 def _pushed_if_possible(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, "R V"] | None:
     try:
-        return _pushed(model, layer, way)
+        with short_windows(model.hf, 2):
+            return _pushed(model, layer, way)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # whatever a foreign layer says to inputs that it does not know: it cannot be done there
         return None
 
 
+def difference(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"]) -> float:
+    """How far logits are from those expected, as a share of the spread that these have over the vocabulary."""
+    error, spread = (found - expected).norm(), (expected - expected.mean(-1, keepdim=True)).norm()
+    return float(error / spread) if error != 0 else 0.0
+
+
+def allowed_difference(dtype: torch.dtype) -> float:
+    """The difference of logits that rounding in a precision may make in any model."""
+    return 1e-4 if dtype == torch.float32 else 5e-2
+
+
 def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], dtype: torch.dtype) -> bool:
     """Whether logits differ by no more than rounding in a model's precision may make them differ."""
-    error = (found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm()
-    return bool(error <= (1e-4 if dtype == torch.float32 else 5e-2))
+    return difference(found, expected) <= allowed_difference(dtype)
 
 
 @torch.no_grad()
 def _pushed(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, "R V"]:
     """Logits of three copies of two tokens behind a padded cache, each pushed elsewhere at the layer's input."""
     copies, generator = 3, torch.Generator().manual_seed(0)
-    ids = torch.randint(model.vocab_size, (2, 5), generator=generator)
+    more = fixed_window(model.hf)
+    ids = torch.randint(model.vocab_size, (2, 5 + more), generator=generator)
     push = torch.randn(2 * copies, model.d_model, generator=generator).to(model.device)
-    heads = [ids[0, :4].tolist(), ids[1, :2].tolist()]
-    last, held = ids[:, 4:].to(model.device), torch.tensor([4, 2], device=model.device)
+    heads = [ids[0, :-1].tolist(), ids[1, : 2 + more].tolist()]
+    last, held = ids[:, -1:].to(model.device), torch.tensor([4 + more, 2 + more], device=model.device)
     cache = model.new_cache()
     model.forward(TokenBatch.pad(heads, model.pad_id, model.device), cache=cache, last=1)
 
@@ -241,7 +255,7 @@ def _pushed(model: LanguageModel, layer: int, way: Way | None) -> Float[Tensor, 
         if way == "start":
             site = input_site(layer)
             below = capture(model, batch, [site], cache=cache.frozen(), past_lengths=held)[site]
-            stack.enter_context(_given(model, layer, below))
+            stack.enter_context(given_below(model, layer, below))
         stack.enter_context(edited(model, {input_site(layer): apart}))
         logits = model.forward(batch, cache=cache, past_lengths=held, last=copies if way == "copies" else 1)
     return logits.reshape(2 * copies, -1).float()

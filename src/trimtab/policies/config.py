@@ -21,6 +21,8 @@ from trimtab.tasks import TaskConfig
 class PolicyConfig(TaskConfig, DictionaryConfig):
     """Train a policy that picks a feature at each token."""
 
+    needs = ("decode", "prefix")
+
     site: str | None = None
     """Where to steer; the site that the SAE names by default, and no other where it names one."""
     mask: MaskKind = "accumulated"

@@ -88,7 +88,7 @@ def _setup(config: PolicyConfig, known: Sequence[Setup]) -> Setup:
     for setup in known:
         if setting_of(setup.config) == setting_of(config):
             return replace(setup, config=config, seed=config.seed)
-    same = [setup for setup in known if _same(setup.config, config, "model", "dtype", "device")]
+    same = [setup for setup in known if _same(setup.config, config, "model", "dtype", "device", "allow")]
     tasks = [setup.task for setup in same if _same(setup.config, config, *TASK_FIELDS)]
     task = tasks[0] if tasks else config.read_task()
     model = same[0].model if same else config.load_model()

@@ -22,7 +22,7 @@ from trimtab.runs import (
 )
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Column, Table
-from trimtab.selection.criterion import Criterion
+from trimtab.selection.criterion import Criterion, PrefixCriterion
 from trimtab.selection.explanation_score import read_scores, scores_file
 from trimtab.selection.feature_table import FeatureTable, read_feature_tables, side_by_side, write_feature_tables
 from trimtab.selection.kl import KLDirection
@@ -90,6 +90,10 @@ class RankConfig(AnyModelConfig):
         shared = {name: getattr(self, name) for name in ("dose", "unit", "n_tokens", "kl_direction", "seed")}
         own = {"k": self.confidence_k, "prefixes": self.prefix, "explanations": self.explanations}
         return make_criteria(self.criterion, {**shared, **own})
+
+    def needed(self) -> tuple[str, ...]:
+        scored = any(isinstance(criterion, PrefixCriterion) for criterion in self.criteria())
+        return ("logit-lens", "prefix") if scored else ("logit-lens",)
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""

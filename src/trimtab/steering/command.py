@@ -29,6 +29,8 @@ from trimtab.steering.trace_replay import ReplayReport, replay
 class SteerConfig(SteerOptions, DecodingConfig, AnyModelConfig):
     """Continue prompts, unsteered and with features added, clamped or removed; or replay such a run."""
 
+    needs = ("decode",)
+
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
     feature_name: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)

@@ -121,7 +121,9 @@ def replay(
     config = record["config"]
     if model is None and "model" not in config:
         raise UserError(f"run {run}", "its config does not name the model", "give the model that it used")
-    model = model or load_model(path_of_run(record, config["model"]), dtype=config["dtype"], device=config["device"])
+    if model is None:
+        of_run = {"dtype": config["dtype"], "device": config["device"], "allow": config.get("allow", ())}
+        model = load_model(path_of_run(record, config["model"]), **of_run)
     check_hash(run, "model", record, model.fingerprint)
     if dictionary is None and config.get("steering"):
         saved = [load(path_of_run(record, path)) for path in config["steering"]]

@@ -52,6 +52,8 @@ TRIMMED = "All of it is to take a few minutes on two cores, so some sizes are ot
 class DemoConfig(DictionaryConfig):
     """Find the features that bring three wishes about, prove it beside the alternatives, and train a small policy."""
 
+    needs = ("decode", "prefix")
+
     run: Path = Path("runs/demo")
     """Directory to write."""
     seed: int = 0

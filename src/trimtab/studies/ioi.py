@@ -47,6 +47,7 @@ from trimtab.evaluation.supervised.splitting import Splitting, splitting
 from trimtab.evaluation.supervised.splitting_toy import SplittingToy, splitting_toy
 from trimtab.lm import LanguageModel, site_width
 from trimtab.lm.config import ModelConfig
+from trimtab.lm.sites import HEAD_KINDS
 from trimtab.runs import (
     Meter,
     Run,
@@ -113,6 +114,8 @@ PRESETS = {
 @dataclass(frozen=True, kw_only=True)
 class IOIStudyConfig(ModelConfig):
     """Hold dictionaries of every kind against supervised codes, on the circuit by which a model solves IOI."""
+
+    needs = ("prefix", "logit-lens", *HEAD_KINDS)
 
     run: Path = Path("runs/study-ioi")
     """Directory to write; the same command goes on with it."""

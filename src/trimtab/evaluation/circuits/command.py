@@ -17,6 +17,7 @@ from trimtab.evaluation.circuits.knock_outs import KnockOuts
 from trimtab.evaluation.circuits.rows import PlainRun, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import DEFAULT_MODEL, ModelConfig
+from trimtab.lm.sites import HEAD_KINDS
 from trimtab.runs import Meter, Run, SourceName, check_choices, check_least, config_dict, json_safe, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class CircuitConfig(ModelConfig):
     """Find the heads by which a model solves IOI, and measure how much of the answer they bring about."""
+
+    needs = ("prefix", "logit-lens", *HEAD_KINDS)
 
     templates: TemplateSet = "paper"
     """Sentences: paper (three), wang (fifteen) or all."""

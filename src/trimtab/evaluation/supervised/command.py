@@ -31,6 +31,7 @@ from trimtab.evaluation.supervised.scores import Scores, score
 from trimtab.evaluation.supervised.section import PromptPairs, Section, counterfactuals
 from trimtab.lm import LanguageModel, site_width
 from trimtab.lm.config import ModelConfig
+from trimtab.lm.sites import HEAD_KINDS
 from trimtab.runs import (
     Meter,
     Run,
@@ -67,6 +68,8 @@ FINDING_PROMPTS = 64
 @dataclass(frozen=True, kw_only=True)
 class IOIConfig(ContenderConfig, ModelConfig):
     """Hold dictionaries against supervised codes at the cross-sections of a model's IOI circuit."""
+
+    needs = ("prefix", "logit-lens", *HEAD_KINDS)
 
     circuit: SourceName | None = None
     """The circuit: the run of `trimtab evaluate circuit`, its circuit.json, or gpt2-small for the published one; found

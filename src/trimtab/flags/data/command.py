@@ -36,6 +36,8 @@ class ImportConfig(ImportOptions):
 class DataConfig(WritingOptions, ModelConfig):
     """Let a model write examples for flags."""
 
+    needs = ("decode",)
+
     concepts: Path = field(metadata=FIRST)
     """File of the concepts: `name: description` in each line, where a description lists topics to ask for."""
     judge_data: Path | None = field(default=None, metadata=FIRST)

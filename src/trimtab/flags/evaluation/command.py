@@ -125,7 +125,8 @@ def run_flag_evaluate(config: FlagEvaluateConfig) -> FlagEvaluation:
         judge = read_judge(config.judge_data, runs[0].concepts, config.seed)
         for label, own in data.items():
             check_unseen(judge, [*own.train, *own.heldout], label)
-    original = load_model(runs[0].model, device=config.device)
+    original = load_model(runs[0].model, device=config.device, allow=runs[0].config.get("allow", ()))
+    original.require("padding", *(("decode",) if {"price", "control"} & {*config.part} else ()))
     known = runs[0].record["hashes"].get("model", original.fingerprint)
     if original.fingerprint != known:
         why = f"{runs[0].label} was finetuned from weights of hash {known}, and these have {original.fingerprint}"

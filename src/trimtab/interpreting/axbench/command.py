@@ -53,6 +53,8 @@ class AxBenchConfig(AxBenchOptions, CalibratedJudgeConfig, AnyModelConfig):
     """Score how well steering brings about what features fire on, or concepts, with answers that stay fluent and keep
     to the instruction."""
 
+    needs = ("decode",)
+
     feature: tuple[int, ...] = ()
     """Features to steer with; what each fires on is its concept."""
     n_features: int = 20

@@ -62,6 +62,7 @@ class LocalModelJudge:
     @cached_property
     def _loaded(self) -> LanguageModel:
         found = load_model(self.model, dtype=self.dtype, device=self.device)
+        found.require("decode")
         if not found.tokenizer.chat_template:
             raise UserError(f"judge {self.name}", "the model has no chat template", "name a chat model")
         return found

@@ -26,6 +26,8 @@ from trimtab.tasks import TaskConfig
 class HeadroomConfig(TaskConfig, ModelConfig):
     """Measure what an edit could gain on a task, by SAE, dose and mask, before any policy is trained."""
 
+    needs = ("decode", "prefix")
+
     sae: tuple[SourceName, ...] = ("default",)
     """SAEs, of one layer or of several: directories or shipped names."""
     site: str | None = None
