@@ -84,10 +84,10 @@ def check_sites(
     run.compare_readings()
     run.compare_streams()
     run.compare_heads()
-    if plain is None:
-        plain, end = logits[rows:], run.read.get(run.end)
-        last = None if end is None or end.shape[:2] != ids.shape else end[rows:]
-    run.compare_logits(logits, plain, last)
+    untouched = logits[rows:] if plain is None else plain
+    if plain is None and run.end in run.read and run.read[run.end].shape[:2] == ids.shape:
+        last = run.read[run.end][rows:]
+    run.compare_logits(logits, untouched, last)
     return logits, run.read
 
 
