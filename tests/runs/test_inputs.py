@@ -335,11 +335,11 @@ def test_the_types_say_what_is_read() -> None:
 
 
 NAME_NO_FILE = {
-    "address", "arch", "arm", "b_dec_init", "budget", "chat", "cleaning", "columns", "combine", "contender",
+    "address", "allow", "arch", "arm", "b_dec_init", "budget", "chat", "cleaning", "columns", "combine", "contender",
     "control", "criterion", "cross_section", "decay", "delimiter", "device", "dims", "dtype", "encoder_dtype",
     "feature", "feature_name", "instruction", "label", "label_field", "less", "lora_modules", "loss", "mask",
     "more", "name", "off", "on", "operation", "part", "positions", "prefix", "prompt", "prompt_field", "rename",
-    "save_dtype", "scaling", "separator", "site", "split", "stop", "strength", "task", "text_field", "unit",
+    "save_dtype", "scaling", "separator", "site", "split", "stop", "strength", "task", "text_field", "type", "unit",
     "want", "way",
 }  # fmt: skip
 """Fields of commands' configs that are texts, of which none is a file, a model or a data set."""

@@ -10,6 +10,7 @@ from trimtab.cli.flags import FLAG_COMMANDS
 from trimtab.cli.job import Job, Printed
 from trimtab.cli.policy import POLICY_COMMANDS
 from trimtab.cli.steering import STEERING_COMMANDS
+from trimtab.runs import OutputPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class ZooConfig:
     """Build a tiny random model of every causal-LM type of the installed transformers, and list what works on each."""
 
     type: tuple[str, ...] = ()
-    """Model types, such as llama; all by default (a few minutes)."""
-    page: Path | None = None
+    """Model types, such as llama; all by default."""
+    page: OutputPath | None = None
     """Markdown file to write, with the reasons for what does not work."""
 
 
