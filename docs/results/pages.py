@@ -62,6 +62,7 @@ CURRICULA = " ".join(f"runs/{name}-{seed}" for name in ("forced", "auxiliary", "
 WAYS = "unsteered found random activation-difference delta-confidence mean-difference prompting"
 WISHES = """runs/anger runs/british runs/business runs/code runs/fear runs/formal runs/joy runs/love runs/science
 runs/sports runs/surprise runs/world_news""".replace("\n", " ")
+LATER_WISHES = "runs/past_tense runs/positive runs/question runs/sadness"
 GEMMA_WISHES = " ".join(f"runs/gemma-{name}" for name in ("business", "code", "formal", "joy", "past_tense", "sports"))
 LEDGER = "entries feature uses items reward_difference decisions no_edit"
 
@@ -103,6 +104,11 @@ SOURCES = {
         "found", "evaluation.json", ARMS,
         "trimtab policy evaluate runs/found-10 runs/found-11 runs/found-12 --items 200 --control random --no-equal-kl "
         "--train-items 192 --no-trace --run runs/found",
+    ),
+    "bbq-found": Source(
+        "bbq-found", "evaluation.json", f"{ARMS} metric_intervals bias_score",
+        "trimtab policy evaluate runs/bbq-10 runs/bbq-11 runs/bbq-12 --items 200 --control random --no-equal-kl "
+        "--train-items 256 --no-trace --run runs/bbq-found",
     ),
     "ioi-headroom": Source(
         "headroom", "headroom.json",
@@ -169,6 +175,10 @@ SOURCES = {
     ),
     "find-wishes": Source(
         "wishes", SHOWN_FILE, SHOWN, f"trimtab evaluate wishes {WISHES} --run runs/wishes",
+        tables={"ways over wishes": "", "each wish": ""},
+    ),
+    "find-wishes-later": Source(
+        "wishes-later", SHOWN_FILE, SHOWN, f"trimtab evaluate wishes {LATER_WISHES} --run runs/wishes-later",
         tables={"ways over wishes": "", "each wish": ""},
     ),
     "find-wishes-gemma": Source(
