@@ -19,6 +19,7 @@ from trimtab.selection.gradient_attribution import GradientAttribution
 from trimtab.selection.input_score import InputScore
 from trimtab.selection.kl import KLDivergence
 from trimtab.selection.lens_concentration import LensConcentration
+from trimtab.selection.logit_lens import logit_lens
 from trimtab.selection.max_activation import MaxActivation
 from trimtab.selection.output_score import OutputScore
 from trimtab.selection.random_scores import Random
@@ -52,6 +53,7 @@ __all__ = [
     "RankResult",
     "ScoringTarget",
     "StatisticCriterion",
+    "logit_lens",
     "make_criteria",
     "rank",
     "rank_by",
