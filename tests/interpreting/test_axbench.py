@@ -319,6 +319,26 @@ def test_a_run_goes_on_where_it_was_cut_off(tiny_llama: LanguageModel, planted: 
     assert str(whole.result.concepts) == str(again.result.concepts)  # bounds may be NaN, which equals nothing
 
 
+def test_a_run_that_was_cut_off_before_it_reported_says_what_is_left(
+    tiny_llama: LanguageModel, planted: Standard, tmp_path: Path
+) -> None:
+    """Mutation: count concepts whose answers are kept as written."""
+    whole = kept_run(tiny_llama, planted, tmp_path, CountingJudge())
+    for file in sorted(tmp_path.iterdir())[:2]:
+        kept = json.loads(file.read_text())
+        kept["arms"] = {name: [texts[:2] for texts in by_factor] for name, by_factor in kept["arms"].items()}
+        file.write_text(json.dumps(kept))
+    lines: list[str] = []
+    judge = CountingJudge()
+    named = [replace(concept, feature=i) for i, concept in enumerate(concepts("zqg"))]
+    again = axbench(
+        tiny_llama, named, judge, INSTRUCTIONS, dictionary=planted, options=OPTIONS, keep=tmp_path, say=lines.append
+    )
+    assert lines[0].startswith("12 answers to write and judge, of 72 tokens")  # two concepts, two arms, three report
+    assert judge.asked == 12 + OTHERS
+    assert str(again.result.concepts) == str(whole.result.concepts)
+
+
 def test_judgements_that_are_missing_are_asked_for_again(
     tiny_llama: LanguageModel, planted: Standard, tmp_path: Path
 ) -> None:

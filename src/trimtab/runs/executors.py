@@ -14,8 +14,9 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -82,15 +83,19 @@ class Processes:
             yield i, result
         for i, thing in left.items():
             again = (found for _ in range(self.tries) for found in self._pooled(function, {i: thing}))
-            yield next(again, (i, Failed(f"its process died {self.tries} times")))
+            why = f"its process died {self.tries} times, as all do of a script without `if __name__ == '__main__'`"
+            yield next(again, (i, Failed(why)))
 
     def _pooled(self, function: Callable[[Any], Result], things: Mapping[int, Any]) -> Iterator[tuple[int, Result]]:
         """Results as they come, of those whose processes live."""
-        workers = min(self.workers, len(things))
+        workers = max(1, min(self.workers, len(things)))
         fresh = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU that this one has used
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        with ProcessPoolExecutor(max(1, workers), fresh, _take_threads, (threads,)) as pool:
-            waiting = {pool.submit(function, thing): i for i, thing in things.items()}
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ProcessPoolExecutor(workers, fresh, _take_threads, (max(1, processors // self.workers),)) as pool:
+            waiting: dict[Future[Result], int] = {}
+            with suppress(BrokenProcessPool):  # one may die while others are still handed out
+                for i, thing in things.items():
+                    waiting[pool.submit(function, thing)] = i
             for ready in as_completed(waiting):
                 try:
                     result = ready.result()
@@ -100,7 +105,10 @@ class Processes:
 
 
 def _take_threads(threads: int) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # which torch reads when it is loaded
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # which torch reads when it is loaded
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,7 +213,7 @@ def _files(path: Path) -> list[Path]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += (Path(folder) / name for name in sorted(names) if name not in _CHANGES_LATER and name[:1] != ".")
-    return found
+    return [file for file in found if file.is_file()]  # no links that lead nowhere, no pipes
 
 
 def _state(path: Path) -> str:

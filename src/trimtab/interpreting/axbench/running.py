@@ -139,7 +139,8 @@ def axbench(
             meaning = meaning if kept is None else replace(meaning, text=kept["meaning"])
             judged.append(_Judged(part[0], meaning, file, kept))
     missing = [i for i, one in enumerate(judged) if one.kept is None]
-    price = _Price(len(missing), factors, instructions, options.max_new_tokens)
+    left = sum(one.unreported(len(instructions.choosing)) for one in judged)
+    price = _Price(len(missing), left, factors, instructions, options.max_new_tokens)
     with Meter("unsteered answers") as meter:
         writer = Writer(
             model, place, instructions, options.decode_config(), chat=chat, positions=options.positions,
@@ -166,7 +167,9 @@ def axbench(
     _ask_again(judge, writer, [one for one in judged if one.kept is not None])
     with Meter("steered answers", price.texts) as meter:
         writer.progress = meter.advance
-        pen.report([i for i in range(len(judged)) if i not in missing], factors)
+        kept = [i for i in range(len(judged)) if i not in missing]
+        for start in range(0, len(kept), price.step):
+            pen.report(kept[start : start + price.step], factors)
         for block in price.blocks:
             places = [missing[i] for i in block]
             texts = pen.rated([_Wanted(i, name, factors[name]) for i in places for name in arms], pen.choosing)
@@ -207,18 +210,25 @@ class _Judged:
         if self.file is not None:
             write_json(self.file, self.kept)
 
+    def unreported(self, n_choosing: int) -> int:
+        """Arms of which answers are kept, and none to the instructions that report."""
+        arms = [] if self.kept is None else self.kept["arms"].values()
+        return sum(all(len(texts) <= n_choosing for texts in by_factor) for by_factor in arms)
+
 
 class _Price:
     """What is to be written."""
 
     def __init__(
-        self, concepts: int, factors: dict[str, tuple[float, ...]], instructions: Instructions, tokens: int
+        self, concepts: int, left: int, factors: dict[str, tuple[float, ...]], instructions: Instructions, tokens: int
     ) -> None:
         choosing, reporting = len(instructions.choosing), len(instructions.reporting)
         per_concept = choosing * sum(map(len, factors.values())) + reporting * len(factors)
-        self.texts, self.tokens = concepts * per_concept, concepts * per_concept * tokens
-        step = max(1, ROWS // per_concept)
-        self.blocks = [range(i, min(i + step, concepts)) for i in range(0, concepts, step)]
+        self.texts = concepts * per_concept + left * reporting
+        self.tokens = self.texts * tokens
+        self.step = max(1, ROWS // per_concept)
+        """Concepts that are written of together."""
+        self.blocks = [range(i, min(i + self.step, concepts)) for i in range(0, concepts, self.step)]
         self.seconds_per_text = self.judging = 0.0
 
     def __str__(self) -> str:
