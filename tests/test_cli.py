@@ -118,7 +118,7 @@ def test_a_switch_that_is_on_has_its_help_beside_the_word_that_it_speaks_of(monk
 def test_an_unknown_command_names_the_close_one(capsys):
     assert failure(capsys, ["rnak"]).endswith("did you mean rank?")
     line = failure(capsys, ["models", "pul", "x"])
-    assert line == "unknown command 'models pul': there is list, pull, show; did you mean pull?"
+    assert line == "unknown command 'models pul': there is list, pull, show, zoo; did you mean pull?"
     assert failure(capsys, ["policy", "report", "x"]).endswith("did you mean trimtab report?")
 
 

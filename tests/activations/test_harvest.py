@@ -388,7 +388,7 @@ def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageM
 def test_harvest_text_is_a_run(
     tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm_config, "load_model", lambda name, dtype, device: tiny_llama)
+    monkeypatch.setattr(lm_config, "load_model", lambda name, dtype, device, allow: tiny_llama)
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps(d._asdict()) for d in documents))
     config = HarvestConfig(text=(str(text),), run=tmp_path / "run", site=("resid_post.1",), context=16, holdout=0.2)

@@ -62,12 +62,18 @@ def test_a_model_is_left_as_it_was(tiny_gemma3: LanguageModel) -> None:
     model.hf.train()
     ids = torch.arange(10, 30)[None]
     before = model.hf(input_ids=ids).logits
+
+    def hooks() -> list[Any]:
+        of = [hooks for module in model.hf.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        return [hook for each in of for hook in each.values()]
+
+    hooked = hooks()
     check_model(model)
     assert model.hf.training
     assert all(module.training for module in model.hf.modules())
     assert model.hf.config.to_dict() == config
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
+    assert hooks() == hooked
     assert torch.equal(model.hf(input_ids=ids).logits, before)
 
 

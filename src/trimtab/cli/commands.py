@@ -10,7 +10,6 @@ from trimtab.cli.flags import FLAG_COMMANDS
 from trimtab.cli.job import Job, Printed
 from trimtab.cli.policy import POLICY_COMMANDS
 from trimtab.cli.steering import STEERING_COMMANDS
-from trimtab.runs import OutputPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +37,6 @@ class ShowConfig:
 
     name: str
     """Catalogue name, directory, or hub id in the hub's local cache."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZooConfig:
-    """Build a tiny random model of every causal-LM type of the installed transformers, and list what works on each."""
-
-    type: tuple[str, ...] = ()
-    """Model types, such as llama; all by default."""
-    page: OutputPath | None = None
-    """Markdown file to write, with the reasons for what does not work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +83,7 @@ def models_show() -> Job:
 def models_zoo() -> Job:
     """list what works on each type of model"""
     from trimtab.lm import Zoo, survey
+    from trimtab.lm.zoo import ZooConfig
     from trimtab.runs import write_text
 
     def run(config: ZooConfig) -> Zoo:

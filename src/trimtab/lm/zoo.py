@@ -19,7 +19,7 @@ from trimtab.errors import UserError
 from trimtab.lm.capabilities import CAPABILITIES
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
-from trimtab.runs import json_safe
+from trimtab.runs import OutputPath, json_safe
 from trimtab.runs.tables import Column, result_table
 
 if TYPE_CHECKING:
@@ -163,6 +163,16 @@ def _small(kind: type[transformers.PretrainedConfig], own: dict[str, Any]) -> tr
     if "kv_lora_rank" in fields:  # every head has its own keys
         sizes["num_key_value_heads"] = SMALL["num_attention_heads"]
     return kind(**{**sizes, **made, **{name: value for name, value in own.items() if name not in inner}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooConfig:
+    """Build a tiny random model of every causal-LM type of the installed transformers, and list what works on each."""
+
+    type: tuple[str, ...] = ()
+    """Model types, such as llama; all by default."""
+    page: OutputPath | None = None
+    """Markdown file to write, with the reasons for what does not work."""
 
 
 @dataclass(frozen=True, kw_only=True)
