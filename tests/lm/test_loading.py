@@ -207,6 +207,24 @@ def test_a_model_in_the_hubs_cache_needs_no_hub(cache, saved, tiny_llama, tmp_pa
     assert show("acme/tiny").sites == show(saved).sites
 
 
+def test_show_downloads_nothing(cache, saved, tmp_path, monkeypatch):
+    """Of a model whose config alone is in the hub's cache. Mutation: load it by its name."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--acme--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(loading, "_reachable", lambda _endpoint: pytest.fail("the hub was asked"))
+    assert show("acme/tiny").capabilities["decode"] == "works"
+    for file in (repository / "snapshots").rglob("*.safetensors"):
+        file.unlink()
+    details = show("acme/tiny")
+    assert details.capabilities == {}
+    assert "checked when it is loaded" in details.render()
+
+
 def test_show_describes_a_directory_without_its_weights(any_tiny, tmp_path):
     path = save_directory(any_tiny, tmp_path / "model")
     (path / "model.safetensors").unlink()

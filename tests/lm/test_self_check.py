@@ -7,6 +7,7 @@ the check can be left out unnoticed.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,23 @@ from torch import nn
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaForCausalLM
 
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, TokenBatch, capture, check_model, decode, findings, load_model, show
+from trimtab.lm import (
+    DecodeConfig,
+    LanguageModel,
+    TokenBatch,
+    capture,
+    check_model,
+    decode,
+    findings,
+    load_model,
+    show,
+    site_check,
+)
 from trimtab.lm import self_check as checking
 from trimtab.lm.layouts import LayerLayout, Layout
 from trimtab.lm.logit_lens import logit_lens
+from trimtab.lm.taps import hooked
+from trimtab.lm.upper_layers import difference
 from trimtab.lm.windows import short_windows
 from trimtab.lm.zoo import build_tiny
 
@@ -219,13 +233,135 @@ def test_a_cache_that_forgets_beyond_the_window_is_found(
     assert off(copied(tiny_gemma3)) == {"decode", "prefix"}
 
 
-def test_numbers_that_are_not_finite_decide_nothing(tiny_llama: LanguageModel) -> None:
+MASKS = (-math.inf, torch.finfo(torch.float32).min, -1e9, -1e4)
+
+
+def mask_logits(hf: Any, value: float, begin: int) -> None:
+    """Of tokens from one on."""
+
+    def mask(_module: object, _args: object, output: Any) -> None:
+        output.logits[..., begin:] = value
+
+    hf.register_forward_hook(mask)
+
+
+def ignore_attention_mask(hf: Any) -> None:
+    hf.register_forward_pre_hook(lambda _m, args, given: (args, given | {"attention_mask": None}), with_kwargs=True)
+
+
+@pytest.mark.parametrize(("value", "begin"), list(zip(MASKS, (30, 130, 30, 130), strict=True)))
+def test_masked_logits_hide_no_fault(tiny_llama: LanguageModel, value: float, begin: int) -> None:
+    """Mutations: compare finite models alone; compare masked columns; take the median for a logit's usual size."""
+    hf = copy.deepcopy(tiny_llama.hf)
+    mask_logits(hf, value, begin)
+    model = LanguageModel(hf, tiny_llama.tokenizer, "masked")
+    assert off(model) == {"logit-lens"}  # norm and head alone do not mask
+    assert model.capabilities.differs["logit-lens"] >= 1
+    ignore_attention_mask(hf)
+    assert off(model) >= {"decode", "prefix"}
+
+
+def test_what_is_masked_must_be_masked_in_both() -> None:
+    """Mutation: leave out masked columns without a look at them."""
+    expected = torch.randn(3, 400, generator=torch.Generator().manual_seed(0))
+    assert difference(expected * 1.01, expected) == pytest.approx(0.01, rel=0.02)
+    assert math.isclose(difference(expected - 5, expected), 5, rel_tol=0.1)
+    for value in MASKS:
+        masked = expected.clone()
+        masked[:, 300:] = value
+        assert difference(masked.clone(), masked) == 0
+        wrong = masked.clone()
+        wrong[:, :300] *= 1.01
+        assert difference(wrong, masked) == pytest.approx(0.01, rel=0.02)
+        wrong[1, 350] = 0.5
+        assert difference(wrong, masked) == 1
+        assert difference(masked, expected) > 10
+    assert math.isnan(difference(expected, torch.full_like(expected, -math.inf)))
+    assert math.isnan(difference(expected, expected.clone().fill_(math.inf)))
+    assert math.isnan(difference(expected * math.nan, expected))
+
+
+def test_numbers_that_are_not_finite_decide_nothing(
+    tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said. Mutation: leave out the note, or show it as checked."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     hf = copy.deepcopy(tiny_llama.hf)
     with torch.no_grad():
         hf.lm_head.weight[3] = float("nan")
     model = LanguageModel(hf, tiny_llama.tokenizer, "broken")
+    reason = "of a few random tokens its logits are NaN, infinite, or all masked"
+    assert capsys.readouterr().err == f"trimtab: note: broken is not checked: {reason}\n"
     assert check_model(model) is None
     assert model.capabilities.off == {}
+    hf.save_pretrained(tmp_path / "model")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+    shown = show(tmp_path / "model")
+    assert shown.capabilities == {}
+    assert f"not checked: {reason}" in shown.render()
+
+
+def test_a_comparison_that_fails_switches_off(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a model's activations do in it. Mutation: let the error out."""
+
+    def refuse(*_args: object) -> float:
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    def found_with(method: str) -> set[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(site_check._EditedRun, method, refuse)
+            found = check_model(copied(tiny_llama))
+        assert found is not None
+        return {name for name, why in found.off.items() if "RuntimeError: Expected all tensors" in why}
+
+    residuals = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
+    assert found_with("_off_by") == residuals
+    assert found_with("_turned") == HEADS
+    assert found_with("compare_logits") == {"resid_pre", "resid_post", "logit-lens"}
+
+
+def test_activations_are_compared_on_one_device(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As layers may be spread over several. Mutation: keep a clone where it is."""
+    run = site_check._EditedRun(
+        tiny_llama, torch.arange(10, 22).reshape(2, 6), 2, findings.Findings(torch.float32, float)
+    )
+    monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))  # any other than theirs
+    with torch.no_grad(), hooked(tiny_llama.layout, {site: run.edit(site) for site in run.sites}), run.attention_seen():
+        tiny_llama.hf(input_ids=run.ids)
+    tensors = [*run.read.values(), *run.after.values(), *(x for seen in run.attended.values() for x in seen)]
+    assert len(tensors) == 2 * len(run.sites) + 4 * tiny_llama.n_layers
+    assert {x.device.type for x in tensors} == {"meta"}
+
+
+def test_one_wrong_step_is_found_in_low_precision(tiny_llama: LanguageModel) -> None:
+    """Of four. Mutation: the median of all models' differences."""
+
+    def wrong_once(_module: object, _args: object, given: dict[str, Any], output: Any) -> None:
+        if given["use_cache"] and given["input_ids"].shape[1] == 1:
+            output.logits *= 2
+
+    hf = copy.deepcopy(tiny_llama.hf).to(torch.bfloat16)
+    model = LanguageModel(hf, tiny_llama.tokenizer, "half")
+    assert off(model) == set()
+    hf.register_forward_hook(wrong_once, with_kwargs=True)
+    assert off(model) == {"decode"}
+
+
+def test_what_was_found_is_of_the_models_precision_and_attention(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: know a model by itself alone."""
+    checks = []
+    original = checking.check_model
+    monkeypatch.setattr(checking, "check_model", lambda model: checks.append(model) or original(model))
+    hf, tokenizer = copy.deepcopy(tiny_llama.hf), tiny_llama.tokenizer
+    counts = []
+    for change in (lambda: None, lambda: hf.set_attn_implementation("eager"), lambda: hf.to(torch.bfloat16)):
+        change()
+        LanguageModel(hf, tokenizer, "first")
+        LanguageModel(hf, tokenizer, "again")
+        counts.append(len(checks))
+    assert counts == [1, 2, 3]
 
 
 def test_a_model_whose_plain_pass_fails_is_refused(tiny_llama: LanguageModel) -> None:
@@ -270,6 +406,30 @@ def test_the_result_is_kept_for_models_from_files(
     first.hf.save_pretrained(tmp_path / "model")
     load_model(tmp_path / "model")
     assert len(list((tmp_path / "cache" / "checks").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.q_proj.weight"])
+def test_what_was_found_is_of_a_models_weights(
+    tiny_llama: LanguageModel, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another checkpoint is checked by itself. Mutations: leave weights out of the key; vectors; matrices."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+
+    def save(hf: Any) -> None:
+        hf.save_pretrained(tmp_path / "model")
+        tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
+
+    hf = copy.deepcopy(tiny_llama.hf)
+    save(hf)
+    load_model(tmp_path / "model")
+    (kept,) = (tmp_path / "cache" / "checks").iterdir()
+    kept.write_text('{"off": {"decode": "it is tired"}, "differs": {}}')
+    assert "decode" in load_model(tmp_path / "model").capabilities.off
+    with torch.no_grad():
+        hf.get_parameter(name).mul_(1.5)
+    save(hf)
+    assert "decode" in load_model(tmp_path / "model").capabilities
+    assert show(tmp_path / "model").capabilities["decode"] == "works"
 
 
 def changed(model: LanguageModel, change: Callable[[Any], None]) -> LanguageModel:

@@ -32,6 +32,9 @@ without `positions` a model counts them itself."""
 
 CAPABILITIES = (*USES, *KINDS)
 
+SOME_ROWS, MOST_BYTES = 4, 1 << 16
+"""Of a weight, what tells checkpoints apart: so many rows, and no more of them than this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
@@ -45,6 +48,8 @@ class Capabilities:
     """What counts as working, though numbers differ: rounding by itself makes the model's own differ as much."""
     allowed: dict[str, str] = field(default_factory=dict)
     """What is used though it was found to be off, because somebody asked for it, each with the reason."""
+    unchecked: str = ""
+    """Why nothing could be compared, so that all counts as working; empty if it could."""
 
     def __contains__(self, name: str) -> bool:
         return name not in self.off
@@ -98,13 +103,29 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
-def check_key(hf: transformers.PreTrainedModel, dtype: torch.dtype, device: str) -> str:
-    """Digest of all that a check's result depends on: config, modules, precision, type of device, versions."""
+def check_key(hf: transformers.PreTrainedModel, device: str) -> str:
+    """Digest of all that a check's result depends on: config, modules, some weights, precision, type of device,
+    versions."""
     config = hf.config.get_text_config()
-    said: list[Any] = [_without_places(hf.config.to_dict()), str(dtype), device, _versions()]
+    said: list[Any] = [_without_places(hf.config.to_dict()), str(hf.dtype), device, _versions(), _some_weights(hf)]
     said.append(getattr(config, "_attn_implementation", None))
     said.extend(f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in hf.named_modules())
     return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _some_weights(hf: torch.nn.Module) -> str:
+    """Digest of vectors and of a few rows of each matrix: another checkpoint may fail where this one is right, as norms
+    and biases that were never trained hide what is taken for another."""
+    digest = hashlib.sha256()
+    for name, weight in (*hf.named_parameters(), *hf.named_buffers()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if not weight.numel() or weight.device.type == "meta":  # it is elsewhere, on a disk say
+            continue
+        rows = weight.detach().reshape(1, -1) if weight.ndim < 2 else weight.detach().reshape(-1, weight.shape[-1])
+        rows = rows[:: max(1, len(rows) // SOME_ROWS)][:SOME_ROWS]
+        some = rows[:, : MOST_BYTES // (len(rows) * rows.element_size())]
+        digest.update(some.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _without_places(config: Any) -> Any:

@@ -1,6 +1,6 @@
 """Say what a model is: sizes, sites, what works, chat template, licence, and where it lies.
 
-Its weights are read only if it has not been checked here before, and is small.
+Its weights are read, if they are here, unless it is large: what works may depend on them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.utils.hub import cached_file
 
 from trimtab.errors import UserError
-from trimtab.lm.capabilities import CAPABILITIES, USES, Capabilities, check_key, kept_capabilities
+from trimtab.lm.capabilities import CAPABILITIES, USES, Capabilities
 from trimtab.lm.catalogue import cached_path, check_is_given, find_entry, unknown_model
 from trimtab.lm.gguf_files import first_line
 from trimtab.lm.layouts import head_count
@@ -51,6 +52,8 @@ class ModelDetails:
     """Of `trimtab.lm.CAPABILITIES`, `works` or the reason why not; empty if the model has not been run here."""
     unsure: dict[str, str]
     """Of those that work, what could not be told for certain, and why."""
+    unchecked: str
+    """Why nothing could be checked, though the model has been run; empty if it could."""
     chat_template: str | None
     config: dict[str, Any]
 
@@ -71,7 +74,7 @@ class ModelDetails:
             said["sites"] = "  ".join(self.sites)
             said["works"] = ", ".join(name for name in USES if self.capabilities.get(name) == WORKS)
             if not self.capabilities:
-                said["works"] = "checked when it is loaded"
+                said["works"] = f"not checked: {self.unchecked}" if self.unchecked else "checked when it is loaded"
             reasons = {name: why for name, why in self.capabilities.items() if why != WORKS}
             said |= {f"off: {name}": why for name, why in reasons.items()}
             said |= {f"unsure: {name}": why for name, why in self.unsure.items()}
@@ -93,7 +96,8 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     if entry and directory is None:
         known = ("parameters", "n_layers", "d_model", "vocab_size", "licence", "source")
         said: dict[str, Any] = {field: getattr(entry, field) for field in known}
-        nothing: dict[str, Any] = {"sites": (), "capabilities": {}, "unsure": {}, "chat_template": None, "config": {}}
+        nothing: dict[str, Any] = {"sites": (), "capabilities": {}, "unsure": {}, "unchecked": ""}
+        nothing |= {"chat_template": None, "config": {}}
         return ModelDetails(name=name, path=None, **nothing, **said)
     path = directory or Path(name).expanduser()
     source = path if path.is_dir() else name
@@ -117,11 +121,12 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
         template = template.get("default") or next(iter(template.values()), None)
     model = LanguageModel(hf, tokenizer, name)
     parameters = sum(p.numel() for p in hf.parameters())
-    found = kept_capabilities(check_key(hf, torch.float32, "cpu"))
-    if found is None and parameters <= MOST_PARAMETERS:
-        with suppress(UserError):  # without its weights, say
-            found = load_model(name).capabilities
+    found = None
+    if parameters <= MOST_PARAMETERS:
+        with suppress(UserError, OSError):  # without its weights, say
+            found = load_model(path if path.is_dir() else _in_hub_cache(name)).capabilities
     able = found or Capabilities()
+    works = {name: WORKS if name in able else able.why(name) for name in CAPABILITIES}
     unsure = dict(able.unsure)
     if model.turning_length:
         unsure["decode"] = f"refused where a text grows beyond {model.turning_length} tokens (longrope)"
@@ -135,11 +140,19 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
         licence=entry.licence if entry else "",
         source=entry.source if entry else "a local directory" if path.is_dir() else "the hub",
         sites=_site_patterns(model, able),
-        capabilities={} if found is None else {n: WORKS if n in able else able.why(n) for n in CAPABILITIES},
+        capabilities={} if found is None or able.unchecked else works,
         unsure=unsure,
+        unchecked=able.unchecked,
         chat_template=template or None,
         config=config.to_diff_dict(),
     )
+
+
+def _in_hub_cache(name: str) -> Path:
+    """The directory of a hub model whose config is there; nothing is downloaded for a description."""
+    config = cached_file(name, "config.json", local_files_only=True)
+    assert config is not None, name
+    return Path(config).parent
 
 
 def _site_patterns(model: LanguageModel, able: Capabilities) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ tokens reach beyond them.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,7 @@ from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.site_check import ABSENT, check_sites
 from trimtab.lm.taps import RowDelta, hooked
-from trimtab.lm.upper_layers import difference, given_below, input_site
+from trimtab.lm.upper_layers import are_comparable, difference, given_below, input_site
 from trimtab.lm.windows import fixed_window, short_windows
 
 ROWS, TOKENS, WINDOW, LONG = 2, 6, 2, 24
@@ -47,7 +48,14 @@ _WRONG = {
 }
 """What is wrong where a check finds a difference."""
 
-_known: weakref.WeakKeyDictionary[transformers.PreTrainedModel, Capabilities] = weakref.WeakKeyDictionary()
+_NOT_COMPARED = "of a few random tokens its logits are NaN, infinite, or all masked"
+_ROUTES = re.compile("expert|router|moe", re.IGNORECASE)
+"""How modules or their classes are called that send tokens to experts."""
+
+_known: weakref.WeakKeyDictionary[transformers.PreTrainedModel, tuple[object, Capabilities]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What was found, and what the model was set to then."""
 
 
 def capabilities_of(model: LanguageModel) -> Capabilities:
@@ -60,27 +68,29 @@ def capabilities_of(model: LanguageModel) -> Capabilities:
         UserError: a plain forward pass of the model fails.
     """
     hf = model.hf
-    if hf in _known:
-        return _known[hf]
+    setting = hf.dtype, model.device, getattr(text_config(hf), "_attn_implementation", None)
+    if hf in _known and _known[hf][0] == setting:
+        return _known[hf][1]
     if model.device.type == "meta":  # there are no numbers to compare
         return Capabilities()
-    key = check_key(hf, hf.dtype, model.device.type) if hf.name_or_path else ""
+    key = check_key(hf, model.device.type) if hf.name_or_path else ""
     found = kept_capabilities(key) if key else None
     if found is None:
         found = check_model(model)
         if found is None:
-            return Capabilities()
+            print(f"trimtab: note: {model.name} is not checked: {_NOT_COMPARED}", file=sys.stderr, flush=True)
+            return Capabilities(unchecked=_NOT_COMPARED)
         for name, why in found.unsure.items():
             print(f"trimtab: note: {name} with {model.name}: {why}", file=sys.stderr, flush=True)
         machine = any(why.startswith(FAILS) for why in found.off.values())  # it may be this that failed
-        if key and not machine and not found.unsure:  # which other weights of the same config need not be
+        if key and not machine and not found.unsure:  # which is to be said each time
             keep_capabilities(key, found)
-    _known[hf] = found
+    _known[hf] = setting, found
     return found
 
 
 def check_model(model: LanguageModel) -> Capabilities | None:
-    """Try all that is claimed of a model; None if its numbers are not finite, so that nothing can be compared.
+    """Try all that is claimed of a model; None if its logits are NaN, +∞ or all masked, so that none can be compared.
 
     Raises:
         UserError: a plain forward pass of the model fails, or gives no next-token logits.
@@ -98,7 +108,7 @@ def check_model(model: LanguageModel) -> Capabilities | None:
             return quick.found.capabilities
         trial = _Trial(model)
         trial.run_plain()
-        if not bool(trial.plain.isfinite().all()):
+        if not are_comparable(trial.plain):
             return None
         found = trial.found
         check_sites(model, trial.ids, found, plain=trial.plain, last=trial.last)
@@ -142,6 +152,8 @@ class _Trial:
         (self.tokens,) = self._lengths(TOKENS + fixed_window(model.hf))
         self.ids = self._random_ids(self.tokens).to(model.device)
         self.precise = model.dtype == torch.float32
+        names = (f"{name} {type(module).__name__}" for name, module in model.hf.named_modules())
+        self.blurred = not self.precise and any(_ROUTES.search(name) for name in names)
         self.found = Findings(model.dtype, self._rounding)
         self.plain: Float[Tensor, "B T V"] = torch.empty(0)
         self.below: Tensor | None = None
@@ -182,7 +194,7 @@ class _Trial:
         except Exception as error:
             why = f"a plain forward pass of a few tokens: {said(error)}"
             raise UserError(f"model {self.model.name}", why, "use a causal LM") from error
-        self.plain, self.last = logits.float(), read.get(self.model.n_layers)
+        self.plain, self.last = logits.float().to(self.model.device), read.get(self.model.n_layers)
         self.below = read.get(self.upper)
 
     def attempt(self, check: Callable[[], float]) -> None:
@@ -223,14 +235,14 @@ class _Trial:
         return pool[torch.randint(len(pool), (ROWS, length), generator=self.generator)]
 
     def _apart(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """The largest difference of some logits; in low precision the median, since a router's near-tie may send a
-        token to another expert."""
+        """The largest difference of some logits; in low precision the median where the model has a router, since a
+        near-tie may send a token to another expert."""
         each = []
         for found, expected in pairs:
             assert found.shape == expected.shape, f"logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}"
-            each.append(difference(found.float(), expected))
+            each.append(difference(found.to(expected), expected))
         each.sort(key=lambda by: (math.isnan(by), by))
-        return each[-1 if self.precise else len(each) // 2]
+        return each[len(each) // 2 if self.blurred else -1]
 
     def _rows_apart(self, rows: Iterable[Iterable[tuple[Tensor, Tensor]]]) -> float:
         """The largest difference of rows, each of blocks of logits."""

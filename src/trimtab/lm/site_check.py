@@ -33,6 +33,8 @@ PUSH = 0.1
 FELT = 1e-4
 """Share by which an edit changes at least what it is felt in."""
 TINY = 1e-30
+ENDS = ("resid_pre", "resid_post")
+"""Kinds of sites whose edits are followed to the logits."""
 
 
 class _Attended(NamedTuple):
@@ -75,20 +77,31 @@ def check_sites(
     found.fail([kind for kind in KINDS if kind not in run.kinds], ABSENT)
     try:
         with hooked(model.layout, {site: run.edit(site) for site in run.sites}), run.attention_seen():
-            logits = model.hf(input_ids=ids, use_cache=False).logits.float()
+            logits = model.hf(input_ids=ids, use_cache=False).logits.float().to(model.device)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         found.fail([*run.kinds, "logit-lens"], said(error))
         return torch.empty(0), {}
-    run.compare_readings()
-    run.compare_streams()
-    run.compare_heads()
+    _attempt(found, run.kinds, run.compare_readings)
+    _attempt(found, [kind for kind in run.kinds if kind not in HEAD_KINDS], run.compare_streams)
+    _attempt(found, [kind for kind in run.kinds if kind in HEAD_KINDS], run.compare_heads)
     untouched = logits[rows:] if plain is None else plain
     if plain is None and run.end in run.read and run.read[run.end].shape[:2] == ids.shape:
         last = run.read[run.end][rows:]
-    run.compare_logits(logits, untouched, last)
+    residuals = [kind for kind in run.kinds if kind in ENDS]
+    _attempt(found, [*residuals, "logit-lens"], lambda: run.compare_logits(logits, untouched, last))
     return logits, run.read
+
+
+def _attempt(found: Findings, names: list[str], compare: Callable[[], None]) -> None:
+    """Switch off what cannot be compared."""
+    try:
+        compare()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever becomes of a foreign model's activations
+        found.fail(names, said(error))
 
 
 class _EditedRun:
@@ -117,6 +130,10 @@ class _EditedRun:
             return True
         return False
 
+    def _copy(self, x: Tensor) -> Tensor:
+        """On one device, since layers may be spread over several."""
+        return x.to(self.model.device, copy=True)
+
     def edit(self, site: Site) -> Callable[[Tensor], RowDelta | None]:
         """Reads and pushes the activation at a site."""
         places = [(row, time) for row in range(self.alone) for time in (0, self.time)]
@@ -125,7 +142,7 @@ class _EditedRun:
 
         def fn(x: Tensor) -> RowDelta | None:
             self.calls[site] += 1
-            self.read[site] = self.after[site] = x.clone()
+            own = self.read[site] = self.after[site] = self._copy(x)
             if x.shape[:-1] != self.ids.shape:
                 return None
             batch, time = torch.tensor(places, device=x.device).T
@@ -135,9 +152,8 @@ class _EditedRun:
             usual = x.norm(dim=-1).max()
             size = torch.where(size > 0, size, torch.where(usual > 0, usual, 1))  # a zero is pushed, too
             change = RowDelta(batch, time, PUSH * push * size / now.shape[-1] ** 0.5)
-            after = x.clone()
-            after[batch, time] = change.of(now)
-            self.after[site] = after
+            self.after[site] = own.clone()
+            self.after[site][batch.to(own.device), time.to(own.device)] = change.of(now).to(own.device)
             return change
 
         return fn
@@ -155,10 +171,10 @@ class _EditedRun:
             function = own(functions, *args, **kwargs)
 
             def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
-                given = q.clone(), k.clone(), v.clone()
+                given = self._copy(q), self._copy(k), self._copy(v)
                 output = function(module, q, k, v, *args, **kwargs)
                 if (layer := of_module.get(id(module))) is not None:
-                    self.attended[layer] = _Attended(*given, output[0].clone())
+                    self.attended[layer] = _Attended(*given, self._copy(output[0]))
                 return output
 
             return seen
@@ -261,16 +277,20 @@ class _EditedRun:
         self, logits: Float[Tensor, "B T V"], plain: Float[Tensor, "R T V"], last: Float[Tensor, "R T d"] | None
     ) -> None:
         """Edits of single residuals are felt from their place on, not before; final norm and head give the logits."""
-        found, end, kinds, at = self.found, self.end, ("resid_pre", "resid_post"), self.time
+        found, end, kinds, at = self.found, self.end, ENDS, self.time
         alone, unedited = logits[self.alone], plain[self.alone]
         found.compare(kinds, "an edit changes logits before its place", difference(alone[:at], unedited[:at]))
         by = math.nan
         if self._usable(end):
             with suppress(Exception):  # whatever a foreign norm or head says to plain residuals
-                by = difference(Unembedding(self.model).logits(self.after[end][0]), logits[0])
+                by = difference(Unembedding(self.model).logits(self.after[end][0]).to(logits), logits[0])
         found.compare(["logit-lens"], "its logits are not final norm and head of its last residual", by)
         if difference(alone[at:], unedited[at:]) <= FELT:
             # A head may be blind to it, as one set by hand is; if it is this model's head, the last residual tells.
             blind = "logit-lens" in found.capabilities and last is not None and self._usable(end)
-            if not blind or difference(self.read[end][self.alone, at:].float(), last[self.alone, at:].float()) <= FELT:  # type: ignore[index]
+            if not blind or _change(self.read[end][self.alone, at:], last[self.alone, at:].to(self.read[end])) <= FELT:  # type: ignore[index]
                 found.fail(kinds, "an edit changes no logits")
+
+
+def _change(x: Tensor, before: Tensor) -> float:
+    return float((x.float() - before.float()).norm() / (before.float().norm() + TINY))

@@ -9,6 +9,7 @@ token saw and itself in the token's place, but no other copy. The contexts here 
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,11 @@ from trimtab.lm.windows import fixed_window, short_windows
 
 MOST_COPIES = 1024
 """More are not put side by side: what each may see of the others grows with their number's square."""
+
+MASKED = -1e30
+"""Logits up to this are masks."""
+FAR = 100
+"""So are those so many times as far below a row's largest logit as its upper sixteenth reaches."""
 
 Way = Literal["start", "copies"]
 
@@ -213,9 +219,35 @@ def _pushed_if_possible(model: LanguageModel, layer: int, way: Way | None) -> Fl
 
 
 def difference(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"]) -> float:
-    """How far logits are from those expected, as a share of the spread that these have over the vocabulary."""
-    error, spread = (found - expected).norm(), (expected - expected.mean(-1, keepdim=True)).norm()
-    return float(error / spread) if error != 0 else 0.0
+    """How far logits are from those expected, as a share of the spread that these have over the vocabulary.
+
+    Tokens that a model masks, by −∞ or by a number far below all others, have no part in either: beside such numbers
+    any difference would be small. Where logits are not masked that are expected to be, it is 1 at least.
+    """
+    floor = _floor(expected)
+    seen = expected > floor
+    error = torch.where(seen, found - expected, 0).norm()
+    mean = torch.where(seen, expected, 0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
+    spread = torch.where(seen, expected - mean, 0).norm()
+    by = float(error / spread) if error != 0 else 0.0
+    if not are_comparable(expected):
+        return math.nan
+    halfway = (expected.amax(-1, keepdim=True) + floor) / 2
+    return by if math.isnan(by) or not bool((~seen & (found > halfway)).any()) else max(by, 1.0)
+
+
+def are_comparable(logits: Float[Tensor, "... V"]) -> bool:
+    """Whether each row has a logit that is not masked, and none that is NaN or +∞."""
+    most = logits.amax(-1)
+    return bool(((most > MASKED) & (most < math.inf)).all())
+
+
+def _floor(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... 1"]:
+    """Logits up to this are masked: so far below the largest that no head gives both."""
+    some = logits[..., :: max(1, logits.shape[-1] // 4096)]
+    most = logits.amax(-1, keepdim=True)
+    gap = most - some.topk(max(1, some.shape[-1] // 16), dim=-1).values[..., -1:]
+    return torch.where(gap > 0, most - FAR * gap, MASKED).clamp(min=MASKED)
 
 
 def allowed_difference(dtype: torch.dtype) -> float:
