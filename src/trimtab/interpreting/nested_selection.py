@@ -247,9 +247,19 @@ def _doses_chosen(utility: Floats, choosing: NDArray[np.bool_]) -> tuple[Floats,
         raise UserError("the instructions", "all of them choose, or all report", "keep some for each")
     by_instruction = _mean(utility.reshape(*utility.shape[:3], -1))
     chooses, reports = (_mean(by_instruction[:, :, part]) for part in (choosing, ~choosing))
-    dose = np.where(np.isfinite(chooses), chooses, -np.inf).argmax(axis=1)
+    dose, _ = best_dose(chooses)
     rows = np.arange(len(dose))
     return chooses[rows, dose], reports[rows, dose]
+
+
+def best_dose(means: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Places `[F]` of the doses of the highest mean, and whether anything says so.
+
+    Args:
+        means: `[F, D]` over the instructions to choose on, NaN where nothing was judged.
+    """
+    known = np.isfinite(means)
+    return np.where(known, means, -np.inf).argmax(axis=1), np.asarray(known.any(axis=1))
 
 
 def _mean(values: Floats) -> Floats:

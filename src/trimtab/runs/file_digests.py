@@ -1,6 +1,6 @@
 """Digests of files by all of their bytes, kept so that a file that has not changed is read once.
 
-A large file costs its reading once (about 1 GB/s). Its digest is then kept in the cache directory together with the
+A large file costs its reading once. Its digest is then kept in the cache directory together with the
 file's size, number and times of change; the time of the last change of its entry (ctime) is one of them, which neither
 `touch` nor a copy that keeps times can set back.
 """

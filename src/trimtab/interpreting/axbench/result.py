@@ -15,7 +15,7 @@ from trimtab.interpreting.axbench.writing import FluencyCheck
 from trimtab.interpreting.calibration import JudgeCalibration, right_on
 from trimtab.interpreting.instructions import Instructions
 from trimtab.interpreting.judge import FeatureJudge, Meaning, ToRate, shuffled_meanings
-from trimtab.interpreting.nested_selection import NestedSelection, select_nested
+from trimtab.interpreting.nested_selection import NestedSelection, best_dose, select_nested
 from trimtab.judges import Unjudged
 from trimtab.runs import part_of
 from trimtab.runs.figures import Mark, plot_intervals
@@ -353,14 +353,8 @@ class _Chosen:
 
 
 def best_factor(overall: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Places `[C]` of the factors that do best, and whether anything says so.
-
-    Args:
-        overall: `[C, D, choosing]`, NaN where there is no judgement.
-    """
-    chooses = _mean(overall)
-    known = np.isfinite(chooses)
-    return np.where(known, chooses, -np.inf).argmax(axis=1), np.asarray(known.any(axis=1))
+    """Places `[C]` of the factors that do best, and whether anything says so; of `[C, D, choosing]` scores."""
+    return best_dose(_mean(overall))
 
 
 def harmonic_means(scores: Floats) -> Floats:

@@ -262,6 +262,7 @@ def _ask_again(judge: FeatureJudge, writer: Writer, judged: Sequence[_Judged]) -
         for one in judged
         for by_factor in (one.kept or {})["arms"].values()
         for texts in by_factor
+        # Of factors that were not chosen there are answers to the first instructions alone.
         for text, instruction, unsteered in zip(texts, writer.instructions, writer.unsteered, strict=False)
         if isinstance(text["scores"], str)
     ]
