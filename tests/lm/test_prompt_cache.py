@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from trimtab.lm import (
     PositionRule,
     PromptCache,
     Site,
+    TokenBatch,
     decode,
 )
 
@@ -54,6 +57,71 @@ def test_kept_prompts_decode_as_fresh_ones(any_tiny: LanguageModel, repeats: int
         assert torch.allclose(torch.tensor(kept.token_logp), torch.tensor(fresh.token_logp), atol=1e-4)
         assert len(kept.edits) == len(fresh.edits)
     assert cache.computed == 3
+
+
+BEGIN = [5, 17, 29, 44, 8, 31, 60, 12, 3]
+
+
+def fed_tokens(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass is fed, as they come."""
+    found: list[int] = []
+    real = LanguageModel.forward
+
+    def forward(self: LanguageModel, batch: TokenBatch, **more: Any) -> torch.Tensor:
+        found.append(batch.ids.numel())
+        return real(self, batch, **more)
+
+    patch.setattr(LanguageModel, "forward", forward)
+    return found
+
+
+def is_as_fresh(model: LanguageModel, prompts: list[list[int]]) -> bool:
+    config = DecodeConfig(max_new_tokens=4, temperature=1.0, seed=3, stop_at_eos=False)
+    fresh = decode(model, prompts, config)
+    kept = decode(model, prompts, config, prompt_cache=PromptCache(model))
+    near = torch.allclose(torch.tensor(kept.token_logp), torch.tensor(fresh.token_logp), atol=1e-4)
+    return near and kept.token_ids == fresh.token_ids
+
+
+def test_what_prompts_begin_with_is_fed_once(any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[*BEGIN, *prompt] for prompt in (*PROMPTS, [4, 6])]
+    assert is_as_fresh(any_tiny, prompts)
+    fed = fed_tokens(monkeypatch)
+    decode(any_tiny, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(any_tiny))
+    assert fed == [len(BEGIN), 4 * 6, 4]
+
+
+@pytest.mark.parametrize("prompts", [[[*BEGIN, 7, 8]], [[*BEGIN[:6], 7, 8], [*BEGIN[:6], 9, 10, 11]]])
+def test_what_is_short_or_begins_one_prompt_is_not_fed_apart(
+    tiny_llama: LanguageModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = fed_tokens(monkeypatch)
+    decode(tiny_llama, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(tiny_llama))
+    assert fed == [len(prompts) * (max(map(len, prompts)) - 1), len(prompts)]
+
+
+def test_a_prompt_may_be_all_that_others_begin_with(tiny_llama: LanguageModel) -> None:
+    assert is_as_fresh(tiny_llama, [[*BEGIN, 1], [*BEGIN, 7, 2], [*BEGIN, 7, 9, 11]])
+
+
+def test_a_begin_that_is_not_theirs_shows(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: what is put before the heads is not what they begin with."""
+    real, prompts = PromptCache._begin, [[*BEGIN, *prompt] for prompt in PROMPTS]
+    assert is_as_fresh(tiny_llama, prompts)
+
+    def other(self: PromptCache, heads: list[tuple[int, ...]]) -> Any:
+        return real(self, [(9,) * (len(BEGIN) + 1)] * 2)
+
+    monkeypatch.setattr(PromptCache, "_begin", other)
+    assert not is_as_fresh(tiny_llama, prompts)
+
+
+def test_nothing_grows_across_the_length_at_which_positions_turn(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny_llama.__dict__, "turning_length", len(BEGIN) + 1)
+    prompts = [[*BEGIN, *prompt] for prompt in PROMPTS]  # each longer by itself
+    decode(tiny_llama, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(tiny_llama))
 
 
 def test_what_was_used_least_recently_is_forgotten_and_computed_anew(tiny_llama: LanguageModel) -> None:

@@ -31,6 +31,7 @@ from trimtab.lm.continuations import (
     token_text,
 )
 from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
+from trimtab.lm.products import fast_products, linears
 from trimtab.lm.sites import Site
 from trimtab.lm.windows import turning_length
 from trimtab.runs.user_files import check_text
@@ -378,9 +379,13 @@ class LanguageModel:
         return logits[:, -last:] if last else logits
 
     def call(self, **arguments: Any) -> Any:
-        """What `hf` says of its own arguments, with the last positions' logits as fast as they can be had."""
-        with _side_by_side(self.hf.get_output_embeddings()):
+        """What `hf` says of its own arguments, with products, and the last positions' logits, as fast as can be."""
+        with _side_by_side(self.hf.get_output_embeddings()), fast_products(self._linears):
             return self.hf(**arguments)
+
+    @cached_property
+    def _linears(self) -> list[torch.nn.Linear]:
+        return linears(self.hf)
 
     def forward_arguments(
         self, batch: TokenBatch, *, cache: GrowingCache | None = None, past_lengths: Tensor | None = None

@@ -1,13 +1,15 @@
 """Keys and values of prompts that are decoded again and again, as in training a policy.
 
 A prompt's tokens before the last are the same in every rollout as long as nothing edits them, so that they are fed to
-the model once. Memory is bounded: what was used least recently is forgotten and computed anew when it is needed.
+the model once; so is what prompts that are computed together begin with, such as a chat template's own words. Memory is
+bounded: what was used least recently is forgotten and computed anew when it is needed.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,9 @@ from torch import Tensor
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.model import LanguageModel
+
+SHARED = 8
+"""Tokens at least that prompts begin with alike for these to be fed apart."""
 
 
 class _Held(NamedTuple):
@@ -34,7 +39,7 @@ class PromptCache:
     Args:
         model: the model.
         max_bytes: what all caches together may take; one group of rows is held whatever it takes.
-        batch_size: heads computed together; they have one length, so that none is padded.
+        batch_size: heads computed together.
     """
 
     def __init__(self, model: LanguageModel, *, max_bytes: int = 2 * 2**30, batch_size: int = 16) -> None:
@@ -64,27 +69,54 @@ class PromptCache:
         return cache
 
     def _compute(self, heads: list[tuple[int, ...]]) -> None:
-        by_length: dict[int, list[tuple[int, ...]]] = {}
-        for head in heads:
-            by_length.setdefault(len(head), []).append(head)
-        for same in by_length.values():
-            for start in range(0, len(same), self.batch_size):
-                part = same[start : start + self.batch_size]
-                cache = self.model.new_cache(reserve=len(part[0]))
-                batch = TokenBatch.full(torch.tensor(part, device=self.model.device))
-                with torch.autocast(self.model.device.type, enabled=False):  # what is held serves any precision
-                    self.model.forward(batch, cache=cache, last=1)
-                self.computed += len(part)
-                for row, head in enumerate(part):
-                    self._hold(head, cache, row)
+        turns = bool(self.model.turning_length)
+        begin = None if turns else self._begin(heads)
+        fed = 0 if begin is None else begin.length
+        for part in self._parts(heads, padded=not turns):
+            cache = self.model.new_cache(reserve=len(part[-1]))
+            if begin is not None:
+                for layer, shared in zip(cache.growing, begin.growing, strict=True):
+                    layer.fill([shared.keys] * len(part), [shared.values] * len(part))  # type: ignore[list-item]
+            # Padding stands behind the heads, where none of their tokens sees it.
+            self._feed([[*head[fed:], *[self.model.pad_id] * (len(part[-1]) - len(head))] for head in part], cache)
+            self.computed += len(part)
+            for row, head in enumerate(part):
+                self._hold(head, cache, row)
+
+    def _parts(self, heads: list[tuple[int, ...]], *, padded: bool) -> Iterator[list[tuple[int, ...]]]:
+        """What is fed together, shortest first: of one length, or padded by up to half."""
+        part: list[tuple[int, ...]] = []
+        for head in sorted(heads, key=len):
+            most = 0 if not part else 2 * len(part[0]) if padded else len(part[0])
+            if part and (len(head) > most or len(part) == self.batch_size):
+                yield part
+                part = []
+            part.append(head)
+        if part:
+            yield part
+
+    def _begin(self, heads: list[tuple[int, ...]]) -> GrowingCache | None:
+        """What all heads begin with, in one row, but for their last tokens; None if that is too short to pay."""
+        alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*heads, strict=False))
+        shared = [column[0] for column in alike][: min(map(len, heads), default=1) - 1]
+        if len(heads) < 2 or len(shared) < SHARED:
+            return None
+        cache = self.model.new_cache(reserve=len(shared))
+        self._feed([shared], cache)
+        return cache
+
+    def _feed(self, rows: Sequence[Sequence[int]], cache: GrowingCache) -> None:
+        batch = TokenBatch.full(torch.tensor(rows, device=self.model.device))
+        with torch.autocast(self.model.device.type, enabled=False):  # what is held serves any precision
+            self.model.forward(batch, cache=cache, last=1)
 
     def _hold(self, head: tuple[int, ...], cache: GrowingCache, row: int) -> None:
         keys, values = [], []
         for layer in cache.growing:
             assert layer.keys is not None
             assert layer.values is not None
-            keys.append(layer.keys[row : row + 1].clone())
-            values.append(layer.values[row : row + 1].clone())
+            keys.append(layer.keys[row : row + 1, :, : len(head)].clone())
+            values.append(layer.values[row : row + 1, :, : len(head)].clone())
         self._held[head] = held = _Held(keys, values)
         self._bytes += held.bytes
 

@@ -110,12 +110,14 @@ def nucleus_threshold(probs: Float[Tensor, "B V"], top_p: float, first: int = 25
     """The smallest probability inside each row's nucleus (tokens that tie with it are in).
 
     Sorting the whole vocabulary costs more than the model on a CPU; the nucleus is almost always within the first
-    few hundred tokens, so those are tried first and the rest sorted only where they do not reach `top_p`.
+    few hundred tokens, so those are tried first, and more of them only in rows where they do not reach `top_p`.
     """
     size = min(first, probs.shape[-1])
     top = probs.topk(size, dim=-1).values
     mass = top.cumsum(dim=-1, dtype=torch.float64)
-    if size < probs.shape[-1] and bool((mass[:, -1] < top_p).any()):
-        return nucleus_threshold(probs, top_p, first * 8)
     crossing = (mass < top_p).sum(dim=-1).clamp_max(size - 1)
-    return top.gather(1, crossing[:, None])[:, 0]
+    found = top.gather(1, crossing[:, None])[:, 0]
+    beyond = mass[:, -1] < top_p
+    if size < probs.shape[-1] and bool(beyond.any()):
+        found[beyond] = nucleus_threshold(probs[beyond], top_p, first * 8)
+    return found

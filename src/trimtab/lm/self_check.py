@@ -35,6 +35,8 @@ from trimtab.lm.windows import fixed_window, short_windows
 
 ROWS, TOKENS, WINDOW, LONG = 2, 6, 2, 24
 """The trial's batch; a local window is shortened to so many tokens; what padding is tried on."""
+SMALL = 1 << 30
+"""Bytes of weights below which a model is."""
 ROUNDING = 1e-6
 """Change of activations in float32, as a share of their norm, that is no smaller than any rounding of them."""
 
@@ -100,7 +102,7 @@ def check_model(model: LanguageModel) -> Capabilities | None:
     with ExitStack() as stack:
         model.assume(Capabilities())
         stack.callback(model.assume, before)
-        for context in (torch.no_grad(), transformers_silenced(), _evaluating(model.hf)):
+        for context in (torch.no_grad(), transformers_silenced(), _evaluating(model.hf), _one_thread(model.hf)):
             stack.enter_context(context)
         stack.enter_context(torch.autocast(model.device.type, enabled=False))
         stack.enter_context(short_windows(model.hf, WINDOW))
@@ -137,6 +139,18 @@ def _evaluating(hf: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _one_thread(hf: transformers.PreTrainedModel) -> Iterator[None]:
+    """For a small model's few tokens, whose products are too small for threads to share."""
+    threads, weights = torch.get_num_threads(), list(hf.parameters())
+    small = sum(weight.nbytes for weight in weights if weight.device.type == "cpu") < SMALL
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Trial:

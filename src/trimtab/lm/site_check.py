@@ -121,6 +121,9 @@ class _EditedRun:
         self.calls: Counter[Site] = Counter()
         self.attended: dict[int, _Attended] = {}
         self.time = ids.shape[1] - 2
+        places = [*((row, time) for row in range(self.alone) for time in (0, self.time)), (self.alone, self.time)]
+        self.places = torch.tensor(places, device=model.device).T
+        """Rows and times of edits; the last one is made at one site alone."""
         self.tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
         self.generator = torch.Generator().manual_seed(1)
 
@@ -136,24 +139,24 @@ class _EditedRun:
 
     def edit(self, site: Site) -> Callable[[Tensor], RowDelta | None]:
         """Reads and pushes the activation at a site."""
-        places = [(row, time) for row in range(self.alone) for time in (0, self.time)]
-        if site == Site("resid_pre", self.middle):
-            places.append((self.alone, self.time))
+        everywhere = site == Site("resid_pre", self.middle)
+        batch, time = self.places[:, : None if everywhere else -1]
 
         def fn(x: Tensor) -> RowDelta | None:
             self.calls[site] += 1
             own = self.read[site] = self.after[site] = self._copy(x)
             if x.shape[:-1] != self.ids.shape:
                 return None
-            batch, time = torch.tensor(places, device=x.device).T
-            now = x[batch, time]
+            at = batch.to(x.device), time.to(x.device)
+            now = x[at]
             push = torch.randn(now.shape, generator=self.generator).to(x)
             size = now.norm(dim=-1, keepdim=True)
-            usual = x.norm(dim=-1).max()
-            size = torch.where(size > 0, size, torch.where(usual > 0, usual, 1))  # a zero is pushed, too
-            change = RowDelta(batch, time, PUSH * push * size / now.shape[-1] ** 0.5)
+            if not bool(size.all()):  # a zero is pushed, too
+                usual = x.norm(dim=-1).max()
+                size = torch.where(size > 0, size, torch.where(usual > 0, usual, 1))
+            change = RowDelta(*at, push * (size * (PUSH / max(now.shape[-1], 1) ** 0.5)))
             self.after[site] = own.clone()
-            self.after[site][batch.to(own.device), time.to(own.device)] = change.of(now).to(own.device)
+            self.after[site][batch, time] = change.of(now).to(own.device)
             return change
 
         return fn

@@ -17,6 +17,15 @@ def rows_per_block(logits: Float[Tensor, "B V"]) -> int:
     return max(1, torch.get_num_threads() * CPU_BLOCK // logits.shape[1])
 
 
+def log_normalisers(logits: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
+    """log Σ exp of each row, in float32 or better. Without gradients, in blocks that fit the CPU's cache."""
+    if logits.requires_grad or logits.dtype == torch.float64:
+        return (logits if logits.dtype == torch.float64 else logits.float()).logsumexp(-1)
+    flat = logits.flatten(0, -2)
+    top, log_mass = (torch.cat(part) for part in zip(*map(_scale, flat.split(rows_per_block(flat))), strict=True))
+    return (top + log_mass).view(logits.shape[:-1])
+
+
 def token_statistics(
     logits: Float[Tensor, "B V"], ids: Int[Tensor, " B"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
