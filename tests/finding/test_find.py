@@ -37,7 +37,7 @@ from trimtab.finding.result import FOUND, RANDOM
 from trimtab.finding.search import Search
 from trimtab.finding.wish_score import wish_score
 from trimtab.finding.wishes import WrittenPair
-from trimtab.lm import DecodeConfig, decode
+from trimtab.lm import DecodeConfig, LanguageModel, decode, quick
 from trimtab.steering import load
 from trimtab.tasks import PromptTask
 
@@ -180,7 +180,7 @@ def test_a_report_on_what_chose_shows_effects_that_are_not_there(
 
 
 def test_alternatives_at_equal_dose_and_equal_price(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ground_module, "fast_bfloat16", lambda _device: False)  # choices as exact as the report
+    monkeypatch.setattr(finding_module, "quick_copy", lambda model: model)  # choices as exact as the report
     found = search(ground, texts_wish(90), way=finding_module.FindOptions().way, examples=(8, 8, 12), budget="KL=1")
     assert "28 of 90 examples are used at most, which the option examples raises" in found.notes
     assert "gradients are of 8 examples; below 24 their ranking is mostly noise" in found.notes
@@ -220,10 +220,16 @@ def matched_on_other_text(patch: pytest.MonkeyPatch) -> None:
     """Mutation: equal prices are looked for on the text for choosing."""
     real = ground_module.Ground.kl
 
-    def other(self: Any, split: str, edits: Any, *, roughly: bool = False) -> Any:
-        return real(self, "choice" if roughly else split, edits, roughly=roughly)
+    def other(self: Any, split: str, edits: Any) -> Any:
+        return real(self, "choice" if self.quick is self else split, edits)
 
+    patch.setattr(finding_module, "quick_copy", _apart)
     patch.setattr(ground_module.Ground, "kl", other)
+
+
+def _apart(model: LanguageModel) -> LanguageModel:
+    """The same model as another object, so that choices and report are told apart."""
+    return LanguageModel(model.hf, model.tokenizer, model.name)
 
 
 def matched_at_three_times_the_price(patch: pytest.MonkeyPatch) -> None:
@@ -283,7 +289,7 @@ def test_rough_choices_are_nearly_the_exact_ones(ground: Ground, monkeypatch: py
     """In bfloat16, wherever this runs."""
     reported = []
     for fast in (False, True):
-        monkeypatch.setattr(ground_module, "fast_bfloat16", lambda _device, fast=fast: fast)
+        monkeypatch.setattr(quick, "fast_bfloat16", lambda _device, fast=fast: fast)
         reported.append(search(ground, texts_wish(60), budget="KL=1", way=("mean-difference",)))
     exact, rough = reported
     assert [part.feature for part in rough.found.parts] == [part.feature for part in exact.found.parts] == [UP_FEATURE]

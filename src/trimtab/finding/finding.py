@@ -23,6 +23,7 @@ from trimtab.finding.taken_away import steering_of
 from trimtab.finding.wishes import Want, Wish, WrittenPair
 from trimtab.lm import LanguageModel, Site
 from trimtab.lm.model import check_is_model
+from trimtab.lm.quick import quick_copy
 from trimtab.lm.sites import site_order
 from trimtab.runs import (
     Meter,
@@ -113,8 +114,9 @@ def find_in(
     run.record(hashes=hashes, dtype=str(model.dtype).removeprefix("torch."))
     with Meter("finding") as meter:
         began = time.perf_counter()
+        quick = model if run.done else quick_copy(model)
         if isinstance(wish, Want):
-            wish = replace(wish, written=_written(run, wish, model, meter))
+            wish = replace(wish, written=_written(run, wish, quick, meter))
         examples = wish.examples(model)
         splits = divide(_noted(examples, options), options.examples)
         ids = {name: [one.id for one in split.examples] for name, split in splits.items()}
@@ -122,7 +124,7 @@ def find_in(
         if not run.done:
             splits["screening"] = splits["choice"].take(range(min(SCREEN, len(splits["choice"]))))
             ground = Ground(
-                model=model, saes=saes, splits=splits, options=options, meter=meter,
+                model=model, quick_model=quick, saes=saes, splits=splits, options=options, meter=meter,
                 neutral_prompts={name: neutral[name][:n] for name, n in zip(neutral, options.n_neutral, strict=True)},
             )  # fmt: skip
             run.record(splits=ids)

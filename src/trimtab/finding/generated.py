@@ -42,13 +42,13 @@ class Written:
 
 def unsteered(ground: Ground) -> Written:
     """What the model writes by itself."""
-    decoded = ground.neutral("report").decoded
-    return _written(ground, decoded.texts, decoded.token_ids)
+    found = ground.written["report"]
+    return Written(texts=found.texts, tokens=found.new, nll=np.array(found.nll))
 
 
 def write(ground: Ground, edits: Sequence[SteeringEdit]) -> list[Written]:
     """Write texts under each of some edits, all side by side, with the random draws of the unsteered ones."""
-    neutral = ground.neutral("report")
+    neutral = ground.written["report"]
     n, found = len(neutral.prompts), dict[SteeringEdit, Written]()
     for operation in dict.fromkeys(edit.operation for edit in edits):
         mine = [edit for edit in dict.fromkeys(edits) if edit.operation == operation]
@@ -65,15 +65,15 @@ def write(ground: Ground, edits: Sequence[SteeringEdit]) -> list[Written]:
 
 def write_instructed(ground: Ground, instruction: str) -> Written:
     """The same behind an instruction."""
-    neutral, model = ground.neutral("report"), ground.model
+    neutral, model = ground.written["report"], ground.model
     prompts = [Ask(text).ids(model, instruction) for text in neutral.prompts]
     decoded = decode(model, prompts, neutral.config, progress=ground.meter.advance)
     return _written(ground, decoded.texts, decoded.token_ids)
 
 
 def _written(ground: Ground, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> Written:
-    neutral, model = ground.neutral("report"), ground.model
-    answered = [Answered(tuple(ids), tuple(new)) for ids, new in zip(neutral.ids, tokens, strict=True)]
+    neutral, model = ground.written["report"], ground.model
+    answered = [Answered(ids, tuple(new)) for ids, new in zip(neutral.ids, tokens, strict=True)]
     return Written(
         texts=tuple(texts),
         tokens=tuple(map(tuple, tokens)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from trimtab.dictionaries import Dictionary
 from trimtab.finding.examples import Examples
 from trimtab.finding.first_order import FirstOrder, first_order
-from trimtab.finding.neutral import NeutralText
+from trimtab.finding.neutral import Continued, NeutralText, continued
 from trimtab.finding.options import FindOptions
 from trimtab.finding.scoring import Progress, Scorer, scorer
 from trimtab.finding.steering_edit import Part, SteeringEdit, Tables
@@ -24,18 +24,15 @@ from trimtab.steering import DirectionTable
 Measure = Callable[[Tables, Sequence[SteeringEdit], Progress], Tensor]
 
 
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32: on a GPU and a CPU made for it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
 @dataclass(kw_only=True)
 class Ground:
     """What is searched, and on what."""
 
     model: LanguageModel
+    quick_model: LanguageModel | None = None
+    """The same in lower precision, where that is faster."""
+    own: Ground | None = field(default=None, repr=False)
+    """Of a quick ground, the one that it was made from."""
     saes: Mapping[Site, Dictionary]
     splits: Mapping[str, Examples]
     """`candidates`, `choice` and `report`; `screening` is the first of the choice's."""
@@ -43,9 +40,20 @@ class Ground:
     """By split: `choice` and `report`."""
     options: FindOptions
     meter: Meter = field(default_factory=lambda: Meter("finding"), repr=False)
-    _scorers: dict[str, Scorer] = field(default_factory=dict, repr=False)
-    _neutral: dict[str, NeutralText] = field(default_factory=dict, repr=False)
-    _measured: dict[tuple[str, str, SteeringEdit], Tensor] = field(default_factory=dict, repr=False)
+    tables: dict[Site, DirectionTable] = field(default_factory=dict, repr=False)
+    """Directions by site: the SAE's features, and behind them the vectors that were added."""
+    written: dict[str, Continued] = field(default_factory=dict, repr=False)
+    """What the model wrote behind neutral prompts, by split."""
+    _scorers: dict[str, Scorer] = field(default_factory=dict, init=False, repr=False)
+    _neutral: dict[str, NeutralText] = field(default_factory=dict, init=False, repr=False)
+    _measured: dict[tuple[str, str, SteeringEdit], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.tables:
+            self.tables.update({site: DirectionTable.of(sae) for site, sae in self.saes.items()})
+        if not self.written:
+            texts = continued(self.model, self.neutral_prompts, self.options.max_new_tokens, self.options.seed)
+            self.written.update(texts)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -56,9 +64,15 @@ class Ground:
         return PromptCache(self.model)
 
     @cached_property
-    def tables(self) -> dict[Site, DirectionTable]:
-        """Directions by site: the SAE's features, and behind them the vectors that were added."""
-        return {site: DirectionTable.of(sae) for site, sae in self.saes.items()}
+    def quick(self) -> Ground:
+        """The same with the quick model, if there is one: what choices are made on. It shares directions and text."""
+        model = self.quick_model
+        return self if model is None or model is self.model else replace(self, model=model, quick_model=None, own=self)
+
+    @property
+    def exact(self) -> Ground:
+        """In the model's own precision: what gradients are taken on, whose differences are small, and the report."""
+        return self.own or self
 
     @cached_property
     def live(self) -> dict[Site, Int[Tensor, " m"]]:
@@ -77,6 +91,8 @@ class Ground:
     @cached_property
     def first_order(self) -> dict[Site, FirstOrder]:
         """Of all features, on the candidates' examples."""
+        if self.own is not None:
+            return self.own.first_order
         self.meter.describe("gradients of all features")
         return first_order(self.model, self.saes, self.splits["candidates"], cache=self.cache)
 
@@ -89,40 +105,20 @@ class Ground:
     def neutral(self, split: str) -> NeutralText:
         """Neutral text of a split."""
         if split not in self._neutral:
-            self._neutral[split] = NeutralText(
-                self.model, self.neutral_prompts[split], self.options.max_new_tokens, self.sites, self.options.seed,
-                self.cache,
-            )  # fmt: skip
+            self._neutral[split] = NeutralText(self.model, self.written[split], self.sites, self.cache)
         return self._neutral[split]
 
-    def effects(self, split: str, edits: Sequence[SteeringEdit], *, exactly: bool = False) -> Float[Tensor, "E X"]:
-        """Effects of edits on a split's examples; each is measured once.
+    def effects(self, split: str, edits: Sequence[SteeringEdit]) -> Float[Tensor, "E X"]:
+        """Effects of edits on a split's examples; each is measured once."""
+        return self._once("effects", split, edits, lambda: self.scorer(split).effects)
 
-        Args:
-            split: which.
-            edits: what to do.
-            exactly: in the model's own precision, as on the report's examples, where choices need less.
-        """
-        return self._once("exact effects" if exactly else "effects", split, edits, lambda: self.scorer(split).effects)
-
-    def kl(self, split: str, edits: Sequence[SteeringEdit], *, roughly: bool = False) -> Float[Tensor, "E P"]:
-        """Divergence of edits on a split's neutral text, in nats per token; as `effects`.
-
-        Args:
-            split: which.
-            edits: what to do.
-            roughly: to look for a dose by, as precisely as choices are made.
-        """
-        return self._once("rough kl" if roughly else "kl", split, edits, lambda: self.neutral(split).kl)
+    def kl(self, split: str, edits: Sequence[SteeringEdit]) -> Float[Tensor, "E P"]:
+        """Divergence of edits on a split's neutral text, in nats per token; each is measured once."""
+        return self._once("kl", split, edits, lambda: self.neutral(split).kl)
 
     def _once(self, what: str, split: str, edits: Sequence[SteeringEdit], measure: Callable[[], Measure]) -> Tensor:
         missing = [edit for edit in dict.fromkeys(edits) if (what, split, edit) not in self._measured]
         if missing:
-            # What is reported is measured in the model's own precision; choices need less.
-            rough = what == "rough kl" or (split != "report" and what != "exact effects")
-            fast = rough and fast_bfloat16(self.model.device)
-            measuring = measure()
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=fast):
-                found = measuring(self.tables, missing, self.meter.advance)
+            found = measure()(self.tables, missing, self.meter.advance)
             self._measured.update({(what, split, edit): row for edit, row in zip(missing, found, strict=True)})
         return torch.stack([self._measured[what, split, edit] for edit in edits])

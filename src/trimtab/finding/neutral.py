@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -49,33 +52,54 @@ def read_neutral_prompts(path: Path | None) -> dict[str, list[str]]:
     return prompts
 
 
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """What the unsteered model writes behind neutral prompts, drawn at temperature 0.7, without an early end."""
+
+    config: DecodeConfig
+    prompts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    new: tuple[tuple[int, ...], ...]
+    """Tokens that were written."""
+    nll: tuple[float, ...]
+    """Mean negative log-likelihood of each text, in nats per token."""
+
+
+def continued(
+    model: LanguageModel, prompts: Mapping[str, Sequence[str]], tokens: int, seed: int
+) -> dict[str, Continued]:
+    """Let a model write so many tokens behind each prompt of some splits, side by side."""
+    ids = {split: [tuple(model.encode_text(text)) for text in texts] for split, texts in prompts.items()}
+    config = DecodeConfig(
+        max_new_tokens=tokens, temperature=0.7, top_p=0.95, seed=seed, batch_size=32, stop_at_eos=False
+    )
+    samples = [i for texts in prompts.values() for i in range(len(texts))]
+    decoded = decode(model, [*chain(*ids.values())], config, samples=samples)
+    rows = zip(decoded.texts, map(tuple, decoded.token_ids), (-fmean(logp) for logp in decoded.token_logp), strict=True)
+    found = {}
+    for split, texts in prompts.items():
+        columns = zip(*islice(rows, len(texts)), strict=True)
+        written, new, nll = columns
+        found[split] = Continued(
+            config=config, prompts=tuple(texts), ids=tuple(ids[split]), texts=written, new=new, nll=nll
+        )
+    return found
+
+
 class NeutralText:
-    """What the unsteered model writes behind neutral prompts, and how far edits move its distributions there.
+    """How far edits move a model's next-token distributions along neutral text.
 
     Args:
         model: the model.
-        prompts: neutral ones.
-        tokens: of each continuation; drawn at temperature 0.7, without an early end.
+        text: what was written behind neutral prompts.
         sites: all that edits may be at.
-        seed: of the draws.
         cache: of prompts.
-
-    Attributes:
-        nll: `[P]` mean negative log-likelihood of each continuation, in nats per token.
     """
 
-    def __init__(
-        self, model: LanguageModel, prompts: Sequence[str], tokens: int, sites: Sequence[Site], seed: int,
-        cache: PromptCache,
-    ) -> None:  # fmt: skip
-        self.model, self.prompts = model, list(prompts)
-        self.ids = [model.encode_text(text) for text in prompts]
-        self.config = DecodeConfig(
-            max_new_tokens=tokens, temperature=0.7, top_p=0.95, seed=seed, batch_size=32, stop_at_eos=False
-        )
-        self.decoded = decode(model, self.ids, self.config)
+    def __init__(self, model: LanguageModel, text: Continued, sites: Sequence[Site], cache: PromptCache) -> None:
         self.logits: dict[int, Float[Tensor, "A V"]] = {}
-        answered = [Answered(tuple(ids), tuple(new)) for ids, new in zip(self.ids, self.decoded.token_ids, strict=True)]
+        answered = [Answered(ids, new) for ids, new in zip(text.ids, text.new, strict=True)]
         self.passes = EditedPasses(
             model, answered, sites, cache, lambda number, logits: self.logits.update({number: logits.clone()})
         )

@@ -19,6 +19,7 @@ from trimtab.finding.examples import Answered
 from trimtab.finding.steering_edit import SteeringEdit, Tables, source_of, steering, together
 from trimtab.lm import LanguageModel, PromptCache, Site, TokenBatch, edited
 from trimtab.lm.answer_logits import answer_logits
+from trimtab.lm.token_statistics import log_normalisers
 from trimtab.lm.upper_layers import first_edited_layer, input_site, starting_at
 
 LOGITS = 1 << 25
@@ -85,9 +86,8 @@ def answer_log_probs(logits: Float[Tensor, "R A V"], answers: Sequence[Sequence[
     longest = logits.shape[1]
     targets = torch.tensor([[*answer, *[0] * (longest - len(answer))] for answer in answers], device=logits.device)
     real = torch.tensor([[t < len(answer) for t in range(longest)] for answer in answers], device=logits.device)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    found = wide.gather(-1, targets[..., None])[..., 0] - wide.logsumexp(-1)
-    return torch.where(real, found, 0)
+    chosen = logits.gather(-1, targets[..., None])[..., 0]
+    return torch.where(real, chosen - log_normalisers(logits), 0)
 
 
 class EditedPasses:

@@ -75,11 +75,11 @@ def instructed_effects(ground: Ground, split: str, instruction: str) -> Float[Te
 
 def instructed_kl(ground: Ground, split: str, instruction: str) -> Float[Tensor, " P"]:
     """KL(instructed ‖ not) along neutral text, in nats per token."""
-    neutral, model = ground.neutral(split), ground.model
-    found = torch.empty(len(neutral.prompts), dtype=torch.float64)
+    neutral, text, model = ground.neutral(split), ground.written[split], ground.model
+    found = torch.empty(len(text.prompts), dtype=torch.float64)
     answered = [
-        Answered(Ask(text).ids(model, instruction), tuple(tokens))
-        for text, tokens in zip(neutral.prompts, neutral.decoded.token_ids, strict=True)
+        Answered(Ask(prompt).ids(model, instruction), tokens)
+        for prompt, tokens in zip(text.prompts, text.new, strict=True)
     ]
     for rows in batches(model, answered):
         with torch.no_grad():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from trimtab.control.dose_search import match_kls
-from trimtab.dictionaries.meanings import describe_features
+from trimtab.dictionaries.meanings import FeatureWords, describe_features
 from trimtab.errors import UserError
 from trimtab.finding import ways
 from trimtab.finding.choosing import Choice, affordable, choose
@@ -41,6 +41,7 @@ from trimtab.finding.result import (
 from trimtab.finding.sets import forward_selection
 from trimtab.finding.shortlist import best_features, predicted, random_features, shortlist
 from trimtab.finding.steering_edit import Part, SteeringEdit
+from trimtab.lm import Site
 from trimtab.stats import Interval, bootstrap_difference, bootstrap_mean, bootstrap_statistic
 from trimtab.steering.ordinary_texts import OrdinaryText, fluency, ordinary_text
 
@@ -91,6 +92,8 @@ class Search:
     missing: dict[str, str] = field(default_factory=dict)
     _listed: dict[SteeringEdit, Origin] = field(default_factory=dict)
     """What causal search screened, and random features, at dose 1."""
+    _words: dict[tuple[Site, int], FeatureWords] = field(default_factory=dict)
+    """On the features that are shown."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -113,7 +116,7 @@ class Search:
         Raises:
             UserError: there is no feature to try, or all are too dear.
         """
-        ground, options = self.ground, self.ground.options
+        ground, options = self.ground.quick, self.ground.options
         with self.stage("gradients of all features"):
             mine, draws = shortlist(ground), random_features(ground)
         self._listed = {**{edit: "random" for draw in draws for edit in draw}, **mine}
@@ -152,12 +155,13 @@ class Search:
         single = [edit for edit in listed if len(edit.parts) == 1 and edit.operation == "add"]
         if not single:
             return []
-        means = self.ground.effects("screening", affordable(self.ground, single)).mean(1)
+        means = self.ground.quick.effects("screening", affordable(self.ground.quick, single)).mean(1)
         return [single[i] for i in means.argsort(descending=True, stable=True).tolist()]
 
     def report(self, choices: Choices) -> FoundFacts:
         """Everything on what chose nothing."""
         ground, options, missing = self.ground, self.ground.options, ""
+        self._describe([*self._listed, *(one.edit for of in choices.edits.values() for one in of)])
         with self.stage("effects on the report's examples"):
             measured = self._measure(choices)
         with self.stage("writing texts"):
@@ -168,7 +172,7 @@ class Search:
                 missing = f"No judge read them: {error.what}: {error.why}"
             plain, written = unsteered(ground), self._write(choices, measured)
         report, own = ground.splits["report"], measured[FOUND]["own"]
-        chosen_on = ground.effects("choice", [choices.found.edit], exactly=True)[0].numpy()
+        chosen_on = ground.effects("choice", [choices.found.edit])[0].numpy()
         curse = bootstrap_difference(chosen_on, own.effects, paired=False, n_resamples=RESAMPLES, seed=options.seed)
         return FoundFacts(
             model=ground.model.name,
@@ -229,9 +233,9 @@ class Search:
 
     def _at_price(self, choices: Choices) -> dict[str, list[SteeringEdit]]:
         """Each way's edits at doses that cost what was found costs; a way whose price cannot be had is left out."""
-        ground, best = self.ground, choices.found.edit
+        ground, best = self.ground.quick, choices.found.edit
         found: dict[str, list[SteeringEdit]] = {FOUND: [best]}
-        target = float(ground.kl("report", [best], roughly=True).mean())
+        target = float(ground.kl("report", [best]).mean())
         if target <= 0:
             return found
         dosed = [
@@ -242,12 +246,12 @@ class Search:
         ]
         if not dosed:
             return found
-        prices = ground.kl("report", [edit for _, edit in dosed], roughly=True).mean(1).tolist()
+        prices = ground.kl("report", [edit for _, edit in dosed]).mean(1).tolist()
         near = [edit.scaled(math.sqrt(target / max(kl, 1e-9))) for (_, edit), kl in zip(dosed, prices, strict=True)]
 
         def kl(scales: list[float]) -> list[float]:
             edits = [edit.scaled(scale) for edit, scale in zip(near, scales, strict=True)]
-            return ground.kl("report", edits, roughly=True).mean(1).tolist()
+            return ground.kl("report", edits).mean(1).tolist()
 
         matches = match_kls(kl, [target] * len(near), tolerance=SAME_PRICE, tries=PRICE_TRIES)
         for (name, _), edit, match in zip(dosed, near, matches, strict=True):
@@ -302,9 +306,8 @@ class Search:
 
     def _ordinary(self, plain: Written) -> OrdinaryText:
         """What the unsteered texts of both splits are like."""
-        choice = self.ground.neutral("choice")
-        tokens = [*plain.tokens, *choice.decoded.token_ids]
-        nll = [*plain.nll.tolist(), *(-np.mean(logp) for logp in choice.decoded.token_logp)]
+        choice = self.ground.written["choice"]
+        nll, tokens = [*plain.nll.tolist(), *choice.nll], [*plain.tokens, *choice.new]
         return ordinary_text(self.ground.model, choice.config, nll, tokens, chat=False)
 
     def _parts(self, edit: SteeringEdit, *, alone: bool = False) -> list[SteeredPart]:
@@ -315,15 +318,22 @@ class Search:
             effects = [self._mean(one) for one in self.ground.effects("report", single).numpy()]
         return [self._part(part, edit, writes) for part, writes in zip(edit.parts, effects, strict=True)]
 
+    def _describe(self, edits: Sequence[SteeringEdit]) -> None:
+        """Words on the features of some edits, all of an SAE at once."""
+        parts = {part[:2] for edit in edits for part in edit.parts if self.ground.is_feature(part)}
+        for site, sae in self.ground.saes.items():
+            ids = sorted(row for at, row in parts if at == site)
+            described = describe_features(self.ground.model, sae, ids)
+            self._words.update({(site, one.feature): one for one in described})
+
     def _part(self, part: Part, edit: SteeringEdit, writes: Interval | None) -> SteeredPart:
-        ground = self.ground
+        ground = self.ground.quick
         known = SteeredPart(
             site=str(part.site), feature=None, dose=part.dose, words=None, reads=None, auc=None, writes=writes
         )
         if not ground.is_feature(part):
             return known
-        first = ground.first_order[part.site]
-        (words,) = describe_features(ground.model, ground.saes[part.site], [part.row])
+        first, words = ground.first_order[part.site], self._words[part.site, part.row]
         reads, auc = (None if bool(v[part.row].isnan()) else float(v[part.row]) for v in (first.reads, first.auc))
         alone = predicted(ground.first_order, replace(edit, parts=(part,)))
         return replace(known, feature=part.row, words=words, reads=reads, auc=auc, first_order=alone)
@@ -331,8 +341,8 @@ class Search:
     def _features(self) -> tuple[ScoredFeature, ...]:
         """Single features that were screened, best first."""
         single = [edit for edit in self._listed if len(edit.parts) == 1]
-        at = affordable(self.ground, single)
-        effects = self.ground.effects("screening", at)
+        at = affordable(self.ground.quick, single)
+        effects = self.ground.quick.effects("screening", at)
         return tuple(
             ScoredFeature(
                 **vars(self._part(at[i].parts[0], at[i], self._mean(effects[i].numpy()))),
@@ -346,9 +356,10 @@ class Search:
         doses that were screened, and at the grid's smallest. Removals are no small edits, and left out."""
         single = [edit for edit in self._listed if len(edit.parts) == 1 and edit.operation == "add"]
         found = []
-        for at in (affordable(self.ground, single), [edit.at_dose(self.ground.options.dose[0]) for edit in single]):
-            exact = self.ground.effects("screening", at).mean(1).numpy()
-            first = np.array([predicted(self.ground.first_order, edit) for edit in at])
+        ground = self.ground.quick
+        for at in (affordable(ground, single), [edit.at_dose(ground.options.dose[0]) for edit in single]):
+            exact = ground.effects("screening", at).mean(1).numpy()
+            first = np.array([predicted(ground.first_order, edit) for edit in at])
             interval = bootstrap_statistic(_correlation, [first, exact], n_resamples=500, seed=self._seed)
             found.append(Agreement(dose=float(np.mean([edit.dose for edit in at])), spearman=interval))
         return tuple(found)
@@ -356,8 +367,9 @@ class Search:
     def _ranked(self) -> tuple[RankedFeatures, ...]:
         """The features of each site that the gradient puts first."""
         found = []
-        for site, one in self.ground.first_order.items():
-            ids = [i for _, i in best_features(self.ground, lambda o: o.certainty.abs(), RANKED, {site: one})]
+        ground = self.ground.quick
+        for site, one in ground.first_order.items():
+            ids = [i for _, i in best_features(ground, lambda o: o.certainty.abs(), RANKED, {site: one})]
             found.append(
                 RankedFeatures(
                     site=str(site), feature=tuple(ids), effect=tuple(one.add[ids].tolist()),
@@ -367,7 +379,7 @@ class Search:
         return tuple(found)
 
     def _shown(self, written: Mapping[str, Written]) -> tuple[WrittenTexts, ...]:
-        prompts = self.ground.neutral("report").prompts[:SHOWN_TEXTS]
+        prompts = self.ground.written["report"].prompts[:SHOWN_TEXTS]
         return tuple(
             WrittenTexts(prompt=prompt, texts={name: one.texts[i] for name, one in written.items()})
             for i, prompt in enumerate(prompts)

@@ -85,7 +85,8 @@ def _joined(ground: Ground, start: SteeringEdit, size: int) -> list[SteeringEdit
 
 def _gradients(ground: Ground, at: SteeringEdit | None = None) -> dict[Site, FirstOrder]:
     few = ground.splits["candidates"].take(range(min(EXAMPLES, len(ground.splits["candidates"]))))
-    return first_order(ground.model, ground.saes, few, cache=ground.cache, at=at, tables=ground.tables)
+    exact = ground.exact
+    return first_order(exact.model, exact.saes, few, cache=exact.cache, at=at, tables=exact.tables)
 
 
 def _equal_shares(parts: Sequence[Part], share: float) -> list[Part]:

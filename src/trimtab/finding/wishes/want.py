@@ -10,7 +10,7 @@ from trimtab.finding.examples import Examples
 from trimtab.finding.wishes.texts import LEAST_TOKENS, TEXT_TOKENS, Texts
 from trimtab.finding.wishes.wish import Wish
 from trimtab.judges import RuleJudge
-from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.lm import DecodeConfig, LanguageModel, PromptCache, decode
 from trimtab.tasks.near_duplicates import first_of_each
 
 FRAMES = ("Write a few sentences about {}.", "Tell me about {}.", "Write a short story about {}.")
@@ -85,9 +85,10 @@ class Want(Wish):
         plain = requests if chat else [PLAIN.format(request) for request in requests]
         prompts = [model.encode_text(text, chat=chat) for text in (*asked, *plain)]
         config = DecodeConfig(
-            max_new_tokens=self.text_tokens * 5 // 4, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=72
+            max_new_tokens=self.text_tokens * 5 // 4, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=144
         )
-        texts = [text.strip() for text in decode(model, prompts, config, progress=progress).texts]
+        decoded = decode(model, prompts, config, prompt_cache=PromptCache(model), progress=progress)
+        texts = [text.strip() for text in decoded.texts]
         wanted, unwanted = texts[: len(requests)], texts[len(requests) :]
         apart = zip(first_of_each(wanted), first_of_each(unwanted), strict=True)
         found = [
