@@ -2,25 +2,23 @@
 
 Both decode the same prompts greedily on the same model with the same number of new tokens; runs alternate, and the
 figures are medians of per-pair ratios. `ratio` is trimtab's tokens per second over generate's; `steered_ratio` is
-steered over unsteered, both trimtab's.
+steered over unsteered, both trimtab's. `of_floor` is trimtab's speed over what the device allows: a step reads every
+weight once, at the bandwidth that is measured here, and multiplies all rows by it, at the rate of the fastest product
+of that size, whichever takes longer.
 
     python benchmarks/decode.py --json
+    python benchmarks/decode.py --device cuda --dtype bfloat16 --json
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
-import transformers
-from figures import print_result
+from figures import bandwidth, measured_on, print_result, product_rate, seconds
 
-from trimtab.lm import DecodeConfig, Edit, EditRequest, PositionRule, Site, decode, load_model
+from trimtab.lm import DecodeConfig, Edit, EditRequest, LanguageModel, PositionRule, Site, decode, load_model
 
 TOPICS = ("my neighbour", "the old lighthouse", "a train to the north", "our first winter", "the long river", "her map")
 OPENINGS = ("Yesterday I heard a story about", "Nobody in the village believed what they said about",
@@ -37,10 +35,10 @@ class OneDirection:
     unit, operation, dictionary_hash = "absolute", "add", ""
     positions = PositionRule()
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: Site, width: int, device: torch.device) -> None:
         self.sites = (site,)
         row = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
-        self.rows = row / row.norm()
+        self.rows = (row / row.norm()).to(device)
 
     def directions(self, site: Site) -> torch.Tensor:
         return self.rows
@@ -50,13 +48,19 @@ class OneDirection:
 
     def choose(self, request: EditRequest) -> Edit:
         count = len(request.row)
-        return Edit(torch.zeros(count, 1, dtype=torch.long), torch.full((count, 1), 5.0))
+        device = request.x.device
+        return Edit(torch.zeros(count, 1, dtype=torch.long, device=device), torch.full((count, 1), 5.0, device=device))
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def floor(model: LanguageModel, rows: int) -> float:
+    """Tokens per second that reading and multiplying a model's weights would allow."""
+    weights = [module.weight for module in model.hf.modules() if isinstance(module, torch.nn.Linear)]
+    largest = max(weights, key=torch.Tensor.numel)
+    number = sum(weight.numel() for weight in weights)
+    step = max(
+        number * largest.element_size() / bandwidth(model.device), 2 * number * rows / product_rate(rows, largest)
+    )
+    return rows / step
 
 
 def main() -> None:
@@ -66,15 +70,17 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--site", default="resid_post.15")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    model = load_model(args.model)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
     texts = [f"{opening} {topic}" for topic in TOPICS for opening in OPENINGS][: args.batch]
     prompts = [model.encode_text(text) for text in texts]
     config = DecodeConfig(max_new_tokens=args.new_tokens, stop_at_eos=False, batch_size=args.batch)
-    source = OneDirection(model.site(args.site), model.d_model)
+    source = OneDirection(model.site(args.site), model.d_model, model.device)
     model.tokenizer.padding_side = "left"
-    padded = model.tokenizer(texts, return_tensors="pt", padding=True)
+    padded = model.tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
 
     def generate() -> object:
         with torch.inference_mode():
@@ -96,8 +102,8 @@ def main() -> None:
     for pair in range(args.pairs):
         order = list(arms) if pair % 2 == 0 else list(reversed(arms))
         for name in order:
-            times[name].append(seconds(arms[name]))
-    tokens = len(prompts) * args.new_tokens
+            times[name].append(seconds(arms[name], model.device))
+    tokens, limit = len(prompts) * args.new_tokens, floor(model, len(prompts))
 
     def ratios(of: str, over: str) -> list[float]:
         return [b / a for a, b in zip(times[of], times[over], strict=True)]
@@ -107,11 +113,12 @@ def main() -> None:
         "ratio_range": [round(f(ratios("unsteered", "generate")), 3) for f in (min, max)],
         "steered_ratio": round(statistics.median(ratios("steered", "unsteered")), 3),
         "steered_ratio_range": [round(f(ratios("steered", "unsteered")), 3) for f in (min, max)],
-        "tokens_per_second": {name: round(tokens / statistics.median(t), 1) for name, t in times.items()},
+        "of_floor": round(tokens / statistics.median(times["unsteered"]) / limit, 3),
+        "tokens_per_second": {
+            **{name: round(tokens / statistics.median(t), 1) for name, t in times.items()}, "floor": round(limit, 1),
+        },
         "batch": len(prompts), "new_tokens": args.new_tokens, "pairs": args.pairs, "model": args.model,
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0],
-        "torch": torch.__version__, "transformers": transformers.__version__,
+        "dtype": args.dtype, **measured_on(args.device),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,34 @@ def measured_on(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
+
+
+def seconds(run: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """How long something takes on a device that does nothing else."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def product_rate(rows: int, weight: torch.Tensor, repeats: int = 5) -> float:
+    """FLOP/s of the fastest way that torch has to multiply so many rows by a weight `[n, k]`."""
+    x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    best = min(seconds(way, weight.device) for way in ways for _ in range(1 + repeats))
+    return 2 * rows * weight.numel() / best
+
+
+def bandwidth(device: torch.device | str, mib: int = 512, repeats: int = 5) -> float:
+    """Bytes per second that are read from a device's memory."""
+    held = torch.ones(mib * 2**18, device=device)
+    return held.nbytes / min(seconds(held.sum, device) for _ in range(1 + repeats))
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:

@@ -75,6 +75,22 @@ def test_rollout_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_decode_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    tiny_llama.hf.save_pretrained(tmp_path)
+    tiny_llama.tokenizer.save_pretrained(tmp_path)
+    command = [sys.executable, str(BENCHMARKS / "decode.py"), "--json", "--model", str(tmp_path), "--batch=3"]
+    command += ["--new-tokens=4", "--pairs=1", "--site=resid_post.1", "--dtype=bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    speeds = found["tokens_per_second"]
+    assert set(speeds) == {"generate", "unsteered", "steered", "floor"}
+    assert found["of_floor"] == pytest.approx(speeds["unsteered"] / speeds["floor"], abs=2e-3)
+    assert 0 < found["of_floor"] < 1
+    assert found["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
 def test_flags_step_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     tiny_llama.hf.save_pretrained(tmp_path / "model")
     tiny_llama.tokenizer.save_pretrained(tmp_path / "model")

@@ -31,6 +31,7 @@ from trimtab.finding import Contrast, Found, TaskReward, Texts, Want, Wish, find
 from trimtab.finding import finding as finding_module
 from trimtab.finding import ground as ground_module
 from trimtab.finding import search as search_module
+from trimtab.finding import sets as sets_module
 from trimtab.finding import ways as ways_module
 from trimtab.finding.examples import divide
 from trimtab.finding.result import FOUND, RANDOM
@@ -294,6 +295,75 @@ def test_rough_choices_are_nearly_the_exact_ones(ground: Ground, monkeypatch: py
     exact, rough = reported
     assert [part.feature for part in rough.found.parts] == [part.feature for part in exact.found.parts] == [UP_FEATURE]
     assert rough.found.shown.effect.estimate == pytest.approx(exact.found.shown.effect.estimate, rel=0.1)
+
+
+def stages(ground: Ground, patch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Which of the two models runs in each stage of a search, where choices have one of their own."""
+    copied, found = _apart(ground.model), dict[str, set[str]]()
+    copied.name = "quick"
+    forward, gradients, learn, kl = (
+        LanguageModel.call, sets_module.first_order, ways_module.learn, ground_module.Ground.kl,
+    )  # fmt: skip
+    stage = ["choosing"]
+
+    def call(model: LanguageModel, **arguments: Any) -> Any:
+        found.setdefault(stage[-1], set()).add(model.name)
+        return forward(model, **arguments)
+
+    def during(name: str, real: Any) -> Any:
+        def wrapped(*given: Any, **more: Any) -> Any:
+            stage.append(name)
+            try:
+                return real(*given, **more)
+            finally:
+                stage.pop()
+
+        return wrapped
+
+    def priced(self: Any, split: str, edits: Any) -> Any:
+        return during("price", kl)(self, split, edits) if stage[-1] == "report" else kl(self, split, edits)
+
+    patch.setattr(finding_module, "quick_copy", lambda _model: copied)
+    patch.setattr(LanguageModel, "call", call)
+    patch.setattr(ground_module, "first_order", during("gradients", gradients))
+    patch.setattr(sets_module, "first_order", during("gradients of sets", gradients))
+    patch.setattr(ways_module, "learn", during("learning", learn))
+    patch.setattr(Search, "_measure", during("report", Search._measure))
+    patch.setattr(Search, "_at_price", during("looking for a price", Search._at_price))
+    patch.setattr(search_module, "write", during("texts", search_module.write))
+    patch.setattr(ground_module.Ground, "kl", priced)
+    search(ground, texts_wish(60), budget="KL=1", way=("learned-vector", "prompting"), set_size=2)
+    return found
+
+
+def test_choices_are_quick_and_gradients_and_the_report_exact(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, both = ground.model.name, {ground.model.name, "quick"}
+    assert stages(ground, monkeypatch) == {
+        "choosing": both,  # neutral text, and the found one's effect where it was chosen, which is reported
+        "gradients": {exact}, "gradients of sets": {exact}, "learning": {exact},
+        "report": {exact}, "looking for a price": {"quick"}, "price": {exact}, "texts": {exact},
+    }  # fmt: skip
+
+
+def quick_report(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Search, "_measure", lambda self, choices, real=Search._measure: real(_quickly(self), choices))
+
+
+def _quickly(search: Search) -> Search:
+    return Search(ground=search.ground.quick)
+
+
+def quick_gradients(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ground_module.Ground, "exact", property(lambda self: self))
+
+
+@pytest.mark.parametrize("mutation", [quick_report, quick_gradients])
+def test_another_division_shows(
+    ground: Ground, mutation: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutation(monkeypatch)
+    found = stages(ground, monkeypatch)
+    assert "quick" in found["report"] | found["gradients of sets"] | found["learning"]
 
 
 def test_the_judge_has_not_seen_what_chose(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

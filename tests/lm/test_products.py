@@ -88,17 +88,49 @@ def test_what_is_not_torchs_own_is_left_alone() -> None:
     class Special(nn.Linear):
         pass
 
-    patched = nn.Linear(48, 48)
-    vars(patched)["forward"] = lambda x: x
     kept = nn.Linear(48, 48)
-    layers = nn.ModuleList([Special(48, 48), patched, nn.Linear(48, 48).bfloat16(), nn.Linear(48, 48, device="meta")])
-    assert linears(nn.ModuleList([*layers, kept])) == [kept]
-    found = linears(kept)
-    with torch.no_grad(), fast_products(found):
-        assert torch.equal(patched(torch.ones(48)), torch.ones(48))
+    others = [Special(48, 48), nn.Linear(48, 48).bfloat16(), nn.Linear(48, 48, device="meta")]
+    found = linears(nn.ModuleList([*others, kept]))
+    assert found == [kept]
     kept.bfloat16()  # after it was looked at
     with torch.no_grad(), fast_products(found):
         assert kept(torch.ones(48, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_way_of_somebodys_stays(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have come after the model was wrapped, as accelerate's does."""
+    fresh = LanguageModel(tiny_llama.hf, tiny_llama.tokenizer, "fresh")
+    module = next(m for m in tiny_llama.hf.modules() if type(m) is nn.Linear)
+
+    def own(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*x.shape[:-1], module.out_features)
+
+    vars(module)["forward"] = own
+    try:
+        with torch.no_grad():
+            assert torch.allclose(fresh.forward(BATCH), tiny_llama.hf(input_ids=BATCH.ids).logits, atol=1e-4)
+        assert vars(module)["forward"] is own
+    finally:
+        del vars(module)["forward"]
+
+
+def test_inside_another_call_nothing_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(48, 48)
+    used = calls(monkeypatch)
+    with torch.no_grad(), fast_products(linears(layer)):
+        with fast_products(linears(layer)):
+            layer(torch.ones(48))
+        layer(torch.ones(48))
+    assert len(used) == 2
+    assert "forward" not in vars(layer)
+
+
+def test_a_gradient_that_is_asked_for_inside_is_there() -> None:
+    layer, x = nn.Linear(48, 48), torch.ones(48, requires_grad=True)
+    with torch.no_grad(), fast_products(linears(layer)), torch.enable_grad():
+        layer(x).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, layer.weight.sum(0))
 
 
 def test_an_error_inside_puts_everything_back() -> None:

@@ -78,7 +78,7 @@ def fed_tokens(patch: pytest.MonkeyPatch) -> list[int]:
 def is_as_fresh(model: LanguageModel, prompts: list[list[int]]) -> bool:
     config = DecodeConfig(max_new_tokens=4, temperature=1.0, seed=3, stop_at_eos=False)
     fresh = decode(model, prompts, config)
-    kept = decode(model, prompts, config, prompt_cache=PromptCache(model))
+    kept = decode(model, prompts, config, prompt_cache=PromptCache(model, together=True))
     near = torch.allclose(torch.tensor(kept.token_logp), torch.tensor(fresh.token_logp), atol=1e-4)
     return near and kept.token_ids == fresh.token_ids
 
@@ -87,7 +87,7 @@ def test_what_prompts_begin_with_is_fed_once(any_tiny: LanguageModel, monkeypatc
     prompts = [[*BEGIN, *prompt] for prompt in (*PROMPTS, [4, 6])]
     assert is_as_fresh(any_tiny, prompts)
     fed = fed_tokens(monkeypatch)
-    decode(any_tiny, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(any_tiny))
+    decode(any_tiny, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(any_tiny, together=True))
     assert fed == [len(BEGIN), 4 * 6, 4]
 
 
@@ -96,7 +96,8 @@ def test_what_is_short_or_begins_one_prompt_is_not_fed_apart(
     tiny_llama: LanguageModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed = fed_tokens(monkeypatch)
-    decode(tiny_llama, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(tiny_llama))
+    cache = PromptCache(tiny_llama, together=True)
+    decode(tiny_llama, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=cache)
     assert fed == [len(prompts) * (max(map(len, prompts)) - 1), len(prompts)]
 
 
@@ -116,12 +117,31 @@ def test_a_begin_that_is_not_theirs_shows(tiny_llama: LanguageModel, monkeypatch
     assert not is_as_fresh(tiny_llama, prompts)
 
 
-def test_nothing_grows_across_the_length_at_which_positions_turn(
-    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+def test_much_longer_prompts_are_fed_apart(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[1] * 5, [2] * 9, [3] * 10]  # heads of 4, 8 and 9
+    fed = fed_tokens(monkeypatch)
+    decode(tiny_llama, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(tiny_llama, together=True))
+    assert fed == [2 * 8, 9, 3]
+
+
+@pytest.mark.parametrize("turning", [False, True])
+def test_by_default_and_where_positions_turn_heads_of_one_length_are_fed(
+    tiny_llama: LanguageModel, turning: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiny_llama.__dict__, "turning_length", len(BEGIN) + 1)
-    prompts = [[*BEGIN, *prompt] for prompt in PROMPTS]  # each longer by itself
-    decode(tiny_llama, prompts, DecodeConfig(max_new_tokens=1), prompt_cache=PromptCache(tiny_llama))
+    """With its begin, or beside longer ones, a head would have other bits, or other positions."""
+    if turning:
+        monkeypatch.setitem(tiny_llama.__dict__, "turning_length", len(BEGIN) + 4)
+    prompts = [[*BEGIN, *prompt] for prompt in (*PROMPTS, [1, 2, 3, 4])]
+    fed, alone = fed_tokens(monkeypatch), PromptCache(tiny_llama, together=turning)
+    cache = PromptCache(tiny_llama, together=turning)
+    cache.load([prompt[:-1] for prompt in prompts], 30)
+    n = len(BEGIN)
+    assert fed == [2 * (n + 3), n + 5, n + 6]
+    for number in (1, 2):  # each the only one of its length
+        head = tuple(prompts[number][:-1])
+        alone.load([head], 30)
+        for mine, theirs in zip(alone._held[head].keys, cache._held[head].keys, strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_what_was_used_least_recently_is_forgotten_and_computed_anew(tiny_llama: LanguageModel) -> None:

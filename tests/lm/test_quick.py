@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
+from trimtab.errors import UserError
 from trimtab.lm import Capabilities, LanguageModel, TokenBatch, quick
 from trimtab.lm.quick import quick_copy
 
@@ -50,9 +53,35 @@ def test_what_gets_no_copy(tiny_llama: LanguageModel, monkeypatch: pytest.Monkey
     assert quick_copy(tiny_llama) is tiny_llama
 
 
-def test_a_copy_that_fails_its_check_is_not_used(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(model: LanguageModel) -> Capabilities:
-        return Capabilities(off={"decode": "it fails"} if model.dtype == torch.bfloat16 else {})
+def no_room(_hf: object) -> None:
+    raise MemoryError
 
-    monkeypatch.setattr(LanguageModel, "check", check)
+
+def fails(_model: LanguageModel) -> Capabilities:
+    raise UserError("model x", "a plain forward pass of a few tokens: mixed types", "use a causal LM")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda _model: Capabilities(off={"decode": "it fails"}),
+        lambda _model: Capabilities(unchecked="of a few random tokens its logits are NaN"),
+        fails,
+    ],
+)
+def test_a_copy_that_fails_its_check_is_not_used(
+    tiny_llama: LanguageModel, check: Callable[[LanguageModel], Capabilities], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LanguageModel, "check", staticmethod(check))
+    assert quick_copy(tiny_llama) is tiny_llama
+
+
+def test_nor_where_there_is_no_room_or_several_devices(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_llama.hf, "hf_device_map", {"a": "cpu", "b": "meta"}, raising=False)
+    assert quick_copy(tiny_llama) is tiny_llama
+    monkeypatch.setattr(tiny_llama.hf, "hf_device_map", {"": "cpu"}, raising=False)
+    assert quick_copy(tiny_llama) is not tiny_llama
+    monkeypatch.setattr(quick, "_halved", no_room)
     assert quick_copy(tiny_llama) is tiny_llama

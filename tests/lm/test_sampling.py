@@ -145,6 +145,17 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_the_mass(size: int, top_p:
             assert float(kept.sum() - kept.min()) < top_p + 1e-6
 
 
+def test_rows_whose_nucleus_is_larger_keep_their_places() -> None:
+    """Mutation: what goes beyond the first few goes to the first rows."""
+    flat, peaked = torch.full((100,), 0.01), torch.zeros(100).index_fill_(0, torch.tensor([4]), 1.0)
+    steep = torch.arange(100.0).flip(0)
+    probs = torch.stack([peaked, flat, peaked, steep / steep.sum(), peaked])
+    found = nucleus_threshold(probs, 0.9, first=4)
+    expected = torch.cat([nucleus_threshold(row[None], 0.9, first=100) for row in probs])
+    assert torch.equal(found, expected)
+    assert not torch.equal(found[[1, 0, 3, 2, 4]], expected)
+
+
 def test_tokens_that_tie_with_the_last_of_the_nucleus_are_in() -> None:
     probs = torch.tensor([[0.4, 0.2, 0.2, 0.2]])
     assert float(nucleus_threshold(probs, 0.5)[0]) == pytest.approx(0.2)

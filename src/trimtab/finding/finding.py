@@ -127,11 +127,12 @@ def find_in(
                 model=model, quick_model=quick, saes=saes, splits=splits, options=options, meter=meter,
                 neutral_prompts={name: neutral[name][:n] for name, n in zip(neutral, options.n_neutral, strict=True)},
             )  # fmt: skip
-            run.record(splits=ids)
+            run.record(splits=ids, chosen_in=str(quick.dtype).removeprefix("torch."))
             search = Search(ground=ground, seconds={"examples": round(time.perf_counter() - began, 2)})
             choices = search.choices()
             run.open_split("report", ids["report"])
             facts = replace(search.report(choices), about=wish.about)
+            vars(ground).pop("quick", None)  # the two hold each other, and it the copy
             named = dict(_named(facts, len(saes)))
             run.record(
                 features={one: list(words.promotes) for one, words in named.items()},

@@ -61,7 +61,7 @@ class Ground:
 
     @cached_property
     def cache(self) -> PromptCache:
-        return PromptCache(self.model)
+        return PromptCache(self.model, together=True)
 
     @cached_property
     def quick(self) -> Ground:

@@ -79,8 +79,7 @@ def continued(
     rows = zip(decoded.texts, map(tuple, decoded.token_ids), (-fmean(logp) for logp in decoded.token_logp), strict=True)
     found = {}
     for split, texts in prompts.items():
-        columns = zip(*islice(rows, len(texts)), strict=True)
-        written, new, nll = columns
+        written, new, nll = zip(*islice(rows, len(texts)), strict=True)
         found[split] = Continued(
             config=config, prompts=tuple(texts), ids=tuple(ids[split]), texts=written, new=new, nll=nll
         )

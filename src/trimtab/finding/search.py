@@ -188,7 +188,7 @@ class Search:
             features=self._features(),
             agreement=self._agreement(),
             ranked=self._ranked(),
-            ways=tuple(self._ways(choices, measured, written, plain, reader)),
+            ways=tuple(self._ways(choices, measured, written, plain, reader, chosen_on)),
             curse=curse,
             judge=Judged(
                 name=reader.name if reader else "", unit=reader.unit if reader else "",
@@ -269,7 +269,7 @@ class Search:
 
     def _ways(
         self, choices: Choices, measured: Mapping[str, Mapping[Strength, _Measured]], written: Mapping[str, Written],
-        plain: Written, reader: Reader | None,
+        plain: Written, reader: Reader | None, chosen_on: Values,
     ) -> Iterator[WayResult]:  # fmt: skip
         best = measured[FOUND]["own"]
         ordinary = self._ordinary(plain)
@@ -284,6 +284,8 @@ class Search:
                 change = bootstrap_difference(values, before, n_resamples=RESAMPLES, seed=self._seed)
             tried = sum(one.tried for one in of) if of or choices.instruction is None else choices.instruction.tried
             picked = [one.effects.numpy() for one in of] or [choices.instruction.effects.numpy()]  # type: ignore[union-attr]
+            if name == FOUND:  # as the winner's curse is counted
+                picked = [chosen_on]
             price, dose = at.get("kl"), at.get("dose")
             yield WayResult(
                 name=name,

@@ -94,7 +94,8 @@ def learned_vector(ground: Ground) -> list[SteeringEdit]:
 
 def learn(ground: Ground, site: Site, dose: float, start: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """Adam on the direction of a vector of a relative dose, by the mean score of examples."""
-    model, examples = ground.model, ground.splits["candidates"]
+    exact, examples = ground.exact, ground.splits["candidates"]
+    model = exact.model
     vector = (start / start.norm().clamp_min(1e-30)).to(model.device).float().requires_grad_()
     optimiser = torch.optim.Adam([vector], lr=0.25 / len(vector) ** 0.5)
     order = np.random.default_rng([ground.options.seed, STEPS, BATCH])
@@ -104,7 +105,7 @@ def learn(ground: Ground, site: Site, dose: float, start: Float[Tensor, " d"]) -
         with torch.enable_grad():
             for rows in batches(model, answered, GRADIENT_WEIGHT):
                 under = edited(model, {site: lambda x: add_everywhere(x, vector, dose)})
-                logits = run(model, [answered[i] for i in rows], ground.cache, under)
+                logits = run(model, [answered[i] for i in rows], exact.cache, under)
                 values = answer_log_probs(logits, [answered[i].answer for i in rows]).sum(-1)
                 logp |= dict(zip(rows, values, strict=True))
             loss = -part.scores(torch.stack([logp[i] for i in range(len(answered))])).mean()

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.lm.attention import fast_attention
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache
 from trimtab.lm.capabilities import Capabilities
@@ -379,8 +380,9 @@ class LanguageModel:
         return logits[:, -last:] if last else logits
 
     def call(self, **arguments: Any) -> Any:
-        """What `hf` says of its own arguments, with products, and the last positions' logits, as fast as can be."""
-        with _side_by_side(self.hf.get_output_embeddings()), fast_products(self._linears):
+        """What `hf` says of its own arguments, its products and the last positions' logits as fast as can be."""
+        head = self.hf.get_output_embeddings()
+        with _side_by_side(head), fast_products(self._linears), fast_attention(self.hf):
             return self.hf(**arguments)
 
     @cached_property

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 FEATURES = 64
-"""Rows and columns that a weight has at least: of smaller ones the call costs more than the product."""
+"""Rows and columns that a weight has at least: the products of smaller ones cost less than the call."""
 
 
 @cache
@@ -33,37 +33,41 @@ def onednn_is_faster() -> bool:
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
-    """A model's linear maps that oneDNN multiplies faster: in float32, on the CPU, with nothing of anybody's around."""
+    """A model's linear maps that oneDNN multiplies faster: plain ones in float32 on the CPU."""
     if not onednn_is_faster():
         return []
-    plain = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
-    return [
-        module
-        for module in plain
-        if type(module.weight) is nn.Parameter
-        and module.weight.dtype == torch.float32
-        and module.weight.device.type == "cpu"
-        and min(module.weight.shape) >= FEATURES
-    ]
+    found = [module for module in model.modules() if type(module) is nn.Linear]
+    return [module for module in found if _is_plain(module.weight) and min(module.weight.shape) >= FEATURES]
 
 
 @contextmanager
 def fast_products(modules: Sequence[nn.Linear]) -> Iterator[None]:
     """Let these multiply by oneDNN, where no gradient is asked for and products are not in lower precision anyway."""
-    if not modules or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not modules or not _allowed():
         yield
         return
+    own = {id(module): partial(_product, module) for module in modules if "forward" not in vars(module)}
     for module in modules:
-        vars(module)["forward"] = partial(_product, module)
+        if id(module) in own:  # others have a way of somebody's
+            vars(module)["forward"] = own[id(module)]
     try:
         yield
     finally:
         for module in modules:
-            vars(module).pop("forward", None)
+            if vars(module).get("forward") is own.get(id(module), module):
+                del vars(module)["forward"]
 
 
 def _product(module: nn.Linear, x: Float[Tensor, "... k"]) -> Float[Tensor, "... n"]:
     weight = module.weight
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or weight.device.type != "cpu":
+    if x.dtype != torch.float32 or not _is_plain(weight) or not _allowed():
         return nn.functional.linear(x, weight, module.bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, module.bias, "none", [], "")
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+
+def _allowed() -> bool:
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")

@@ -1,8 +1,8 @@
 """Keys and values of prompts that are decoded again and again, as in training a policy.
 
 A prompt's tokens before the last are the same in every rollout as long as nothing edits them, so that they are fed to
-the model once; so is what prompts that are computed together begin with, such as a chat template's own words. Memory is
-bounded: what was used least recently is forgotten and computed anew when it is needed.
+the model once; so may be what prompts begin with that are computed together, such as a chat template's own words.
+Memory is bounded: what was used least recently is forgotten and computed anew when it is needed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ class PromptCache:
     Args:
         model: the model.
         max_bytes: what all caches together may take; one group of rows is held whatever it takes.
-        batch_size: heads computed together.
+        batch_size: heads fed side by side at most.
+        together: feed heads of like length side by side, and what all have in common at their begin once. Without it
+            heads of one length are fed side by side, so that bits depend less on what is computed at the same time,
+            which training that is to go on to the same bits needs. Where a model goes over to other positions at some
+            length (`turning_length`), it is without.
     """
 
-    def __init__(self, model: LanguageModel, *, max_bytes: int = 2 * 2**30, batch_size: int = 16) -> None:
+    def __init__(
+        self, model: LanguageModel, *, max_bytes: int = 2 * 2**30, batch_size: int = 16, together: bool = False
+    ) -> None:
         self.model, self.max_bytes, self.batch_size = model, max_bytes, batch_size
+        self.together = together and not model.turning_length
         self.computed = 0
         """Heads that were fed to the model so far."""
         self._held: OrderedDict[tuple[int, ...], _Held] = OrderedDict()
@@ -69,10 +76,9 @@ class PromptCache:
         return cache
 
     def _compute(self, heads: list[tuple[int, ...]]) -> None:
-        turns = bool(self.model.turning_length)
-        begin = None if turns else self._begin(heads)
+        begin = self._begin(heads) if self.together else None
         fed = 0 if begin is None else begin.length
-        for part in self._parts(heads, padded=not turns):
+        for part in self._parts(heads):
             cache = self.model.new_cache(reserve=len(part[-1]))
             if begin is not None:
                 for layer, shared in zip(cache.growing, begin.growing, strict=True):
@@ -83,11 +89,11 @@ class PromptCache:
             for row, head in enumerate(part):
                 self._hold(head, cache, row)
 
-    def _parts(self, heads: list[tuple[int, ...]], *, padded: bool) -> Iterator[list[tuple[int, ...]]]:
-        """What is fed together, shortest first: of one length, or padded by up to half."""
+    def _parts(self, heads: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """What is fed side by side: heads of one length, or the shortest first, the longest at most twice as long."""
         part: list[tuple[int, ...]] = []
         for head in sorted(heads, key=len):
-            most = 0 if not part else 2 * len(part[0]) if padded else len(part[0])
+            most = len(part[0]) * (1 + self.together) if part else 0
             if part and (len(head) > most or len(part) == self.batch_size):
                 yield part
                 part = []

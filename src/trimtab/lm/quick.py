@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
+import transformers
 from torch import nn
 
+from trimtab.errors import UserError
 from trimtab.lm.model import LanguageModel
 
 
@@ -21,16 +23,28 @@ def quick_copy(model: LanguageModel) -> LanguageModel:
     """The model with its weights in bfloat16, which takes half as much memory again; buffers stay as they are.
 
     It is the model itself if that is in lower precision, spread over devices, used against its check (`allow`), if
-    bfloat16 is no faster there, or if the copy fails the check of something that the model passes.
+    bfloat16 is no faster there, if there is no memory for it, or if the copy fails the check of something that the
+    model passes.
     """
-    spread = getattr(model.hf, "hf_device_map", None) is not None
-    if model.dtype != torch.float32 or model.allow or spread or not fast_bfloat16(model.device):
+    places = getattr(model.hf, "hf_device_map", None) or {}
+    if model.dtype != torch.float32 or model.allow or len(set(places.values())) > 1:
         return model
+    if not fast_bfloat16(model.device):
+        return model
+    try:
+        found = LanguageModel(_halved(model.hf), model.tokenizer, model.name)
+    except (UserError, MemoryError, torch.OutOfMemoryError):  # it does not run, or there is no room
+        return model
+    fails = found.capabilities.off.keys() - model.capabilities.off.keys()
+    return model if fails or found.capabilities.unchecked else found
+
+
+def _halved(hf: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """A copy that takes weights in bfloat16 for its own, so that they are never held twice in float32."""
     halved = {
         id(weight): nn.Parameter(weight.detach().bfloat16() if weight.dtype == torch.float32 else weight, False)
-        for weight in model.hf.parameters()
+        for weight in hf.parameters()
     }
-    hf = copy.deepcopy(model.hf, dict(halved))  # which takes these for the weights' copies
-    hf.config.dtype = torch.bfloat16
-    found = LanguageModel(hf, model.tokenizer, model.name)
-    return found if found.capabilities.off.keys() <= model.capabilities.off.keys() else model
+    found = copy.deepcopy(hf, dict(halved))
+    found.config.dtype = torch.bfloat16
+    return found

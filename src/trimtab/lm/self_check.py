@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,7 +37,7 @@ from trimtab.lm.windows import fixed_window, short_windows
 ROWS, TOKENS, WINDOW, LONG = 2, 6, 2, 24
 """The trial's batch; a local window is shortened to so many tokens; what padding is tried on."""
 SMALL = 1 << 30
-"""Bytes of weights below which a model is."""
+"""Bytes: of fewer, a model's weights are small."""
 ROUNDING = 1e-6
 """Change of activations in float32, as a share of their norm, that is no smaller than any rounding of them."""
 
@@ -54,6 +55,7 @@ _NOT_COMPARED = "of a few random tokens its logits are NaN, infinite, or all mas
 _ROUTES = re.compile("expert|router|moe", re.IGNORECASE)
 """How modules or their classes are called that send tokens to experts."""
 
+_threads_lock = threading.Lock()
 _known: weakref.WeakKeyDictionary[transformers.PreTrainedModel, tuple[object, Capabilities]] = (
     weakref.WeakKeyDictionary()
 )
@@ -143,14 +145,18 @@ def _evaluating(hf: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _one_thread(hf: transformers.PreTrainedModel) -> Iterator[None]:
-    """For a small model's few tokens, whose products are too small for threads to share."""
-    threads, weights = torch.get_num_threads(), list(hf.parameters())
-    small = sum(weight.nbytes for weight in weights if weight.device.type == "cpu") < SMALL
-    torch.set_num_threads(1 if small else threads)
-    try:
+    """For a small model's few tokens on the CPU, whose products are too small for threads to share."""
+    weights = list(hf.parameters())
+    if sum(weight.nbytes for weight in weights) >= SMALL or any(weight.device.type != "cpu" for weight in weights):
         yield
-    finally:
-        torch.set_num_threads(threads)
+        return
+    with _threads_lock:  # of checks side by side one would take the other's one thread for what there was
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _Trial:

@@ -17,7 +17,7 @@ def rows_per_block(logits: Float[Tensor, "B V"]) -> int:
     return max(1, torch.get_num_threads() * CPU_BLOCK // logits.shape[1])
 
 
-def log_normalisers(logits: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
+def log_normalisers(logits: Float[Tensor, "B ... V"]) -> Float[Tensor, "B ..."]:
     """log Σ exp of each row, in float32 or better. Without gradients, in blocks that fit the CPU's cache."""
     if logits.requires_grad or logits.dtype == torch.float64:
         return (logits if logits.dtype == torch.float64 else logits.float()).logsumexp(-1)

@@ -146,7 +146,7 @@ class KnockOuts:
 
         with suppress(_LastLayerRead), edited(self.model, {**_put(own, keep), self._last: read}):
             given = {"input_ids": rows.ids[each, time], "position_ids": time, "attention_mask": mask, "use_cache": True}
-            self.model.hf(**given, **{self.model.cache_argument: ablated.in_places(time)}, logits_to_keep=1)
+            self.model.call(**given, **{self.model.cache_argument: ablated.in_places(time)}, logits_to_keep=1)
         return found[0]
 
     def _differences(self, hidden: Sequence[Float[Tensor, "B d"]]) -> Float[Tensor, " P"]:

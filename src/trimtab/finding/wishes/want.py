@@ -87,7 +87,7 @@ class Want(Wish):
         config = DecodeConfig(
             max_new_tokens=self.text_tokens * 5 // 4, temperature=0.7, top_p=0.95, seed=self.seed, batch_size=144
         )
-        decoded = decode(model, prompts, config, prompt_cache=PromptCache(model), progress=progress)
+        decoded = decode(model, prompts, config, prompt_cache=PromptCache(model, together=True), progress=progress)
         texts = [text.strip() for text in decoded.texts]
         wanted, unwanted = texts[: len(requests)], texts[len(requests) :]
         apart = zip(first_of_each(wanted), first_of_each(unwanted), strict=True)
