@@ -7,6 +7,7 @@ that are called after them.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from trimtab.policies.ppo import PPOConfig
     from trimtab.policies.setup import Setup
     from trimtab.policies.source import PolicySource
+
+# torchrl imports Ray where it is installed, which in notebooks asks for widgets that nothing here draws.
+logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
 
 __all__ = ["LearnedPolicy", "PPOConfig", "Policy", "PolicyConfig", "PolicySource", "Setup", "train_policy"]
 
