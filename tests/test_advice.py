@@ -426,7 +426,7 @@ FOLLOWED: dict[str, tuple[str, str, list[str]]] = {
     ),
     "no steering": (
         f"{WITH} harvested",
-        "give a directory that Steering.save, trimtab steer --save or trimtab steering import wrote",
+        "give a directory that trimtab find, steer --save or steering import wrote, or Steering.save",
         [f"{WITH} saved", f"steering import other.gguf imported {M}", f"{WITH} imported"],
     ),
     "another's steering": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import UserError
-from trimtab.lm import Capabilities, LanguageModel, TokenBatch, quick
+from trimtab.lm import Capabilities, LanguageModel, TokenBatch, quick, self_check
 from trimtab.lm.quick import quick_copy
 
 
@@ -34,6 +35,18 @@ def test_the_copy_is_the_model_rounded(any_tiny: LanguageModel) -> None:
     batch = TokenBatch.full(torch.tensor([[3, 9, 14, 20, 5]]))
     exact, rough = (model.forward(batch).float() for model in (any_tiny, copied))
     assert 0 < float((exact - rough).norm() / exact.norm()) < 0.05
+
+
+def test_nothing_is_said_of_the_copy_in_the_models_name(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of some models rounding to bfloat16 moves the logits as much as the check looks for, which is noted."""
+    unsure = Capabilities(unsure={"decode": "it differs, but so does rounding"})
+    monkeypatch.setattr(self_check, "check_model", lambda _model: unsure)
+    assert quick_copy(tiny_llama).dtype == torch.bfloat16
+    assert capsys.readouterr().err == ""
+    LanguageModel(copy.deepcopy(tiny_llama.hf), tiny_llama.tokenizer, "said")
+    assert "decode with said" in capsys.readouterr().err
 
 
 def test_tied_weights_stay_tied(tiny_gpt2: LanguageModel) -> None:

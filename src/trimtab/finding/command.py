@@ -38,9 +38,9 @@ class FindConfig(FindOptions, SAEsConfig):
     contrast: Path | None = field(default=None, metadata=WISH)
     """JSONL of prompt (a text, or chat turns), wanted and unwanted answer."""
     more: tuple[str, ...] = field(default=(), metadata=WISH)
-    """Words to be likelier behind the prompts."""
+    """Words to be likelier behind the prompts that --prompt names."""
     less: tuple[str, ...] = field(default=(), metadata=WISH)
-    """Words to be less likely behind the prompts."""
+    """Words to be less likely behind the prompts that --prompt names."""
     prompt: Path | None = field(default=None, metadata=WISH)
     """File of prompts for words, one a line."""
     task: str | None = None

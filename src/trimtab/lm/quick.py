@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+from contextlib import redirect_stderr
 
 import torch
 import transformers
@@ -32,7 +34,8 @@ def quick_copy(model: LanguageModel) -> LanguageModel:
     if not fast_bfloat16(model.device):
         return model
     try:
-        found = LanguageModel(_halved(model.hf), model.tokenizer, model.name)
+        with redirect_stderr(io.StringIO()):  # what the check says of the copy would be read as said of the model
+            found = LanguageModel(_halved(model.hf), model.tokenizer, model.name)
     except (UserError, MemoryError, torch.OutOfMemoryError):  # it does not run, or there is no room
         return model
     fails = found.capabilities.off.keys() - model.capabilities.off.keys()

@@ -334,7 +334,7 @@ def load(path: Path | str) -> Steering:
     file = directory / FILE
     fields = read_json(file) if directory.is_dir() else None
     if fields is None:
-        hint = "give a directory that Steering.save, trimtab steer --save or trimtab steering import wrote"
+        hint = "give a directory that trimtab find, steer --save or steering import wrote, or Steering.save"
         raise UserError(f"steering {path}", f"there is no {FILE}", hint)
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         why = f"its format is not {FORMAT}, which this version reads"
