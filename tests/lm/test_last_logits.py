@@ -30,6 +30,6 @@ def test_rows_lie_side_by_side(any_tiny: LanguageModel) -> None:
 
 
 def test_mutation_rows_are_read_where_they_lie(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_model, "_side_by_side", lambda head: nullcontext())
+    monkeypatch.setattr(lm_model, "contiguous_rows", lambda head: nullcontext())
     with pytest.raises(AssertionError):
         check_rows_lie_side_by_side(tiny_llama)

@@ -1,7 +1,7 @@
 """Attention of single tokens in lower precision on a CPU, where torch's kernel is made for many queries.
 
-A decode step has one query for each row and head. Torch gives each its own turn, which in bfloat16 takes a CPU as long
-as a third of the step; here all heads that share keys and values are one product, in float32.
+A decode step has one query for each row and head. Torch gives each its own turn; here all heads that share keys and
+values are one product, in float32.
 """
 
 from __future__ import annotations

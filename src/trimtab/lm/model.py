@@ -6,8 +6,7 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -32,7 +31,7 @@ from trimtab.lm.continuations import (
     token_text,
 )
 from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
-from trimtab.lm.products import fast_products, linears
+from trimtab.lm.products import contiguous_rows, fast_products, linears
 from trimtab.lm.sites import Site
 from trimtab.lm.windows import turning_length
 from trimtab.runs.user_files import check_text
@@ -382,7 +381,7 @@ class LanguageModel:
     def call(self, **arguments: Any) -> Any:
         """What `hf` says of its own arguments, its products and the last positions' logits as fast as can be."""
         head = self.hf.get_output_embeddings()
-        with _side_by_side(head), fast_products(self._linears), fast_attention(self.hf):
+        with contiguous_rows(head), fast_products(self._linears), fast_attention(self.hf):
             return self.hf(**arguments)
 
     @cached_property
@@ -439,17 +438,3 @@ def check_is_model(given: object) -> None:
     if isinstance(given, torch.nn.Module) and hasattr(given, "generate"):
         raise UserError(what, "it is a model of transformers", "give LanguageModel.from_hf(it, tokenizer)")
     raise UserError(what, "it is no LanguageModel", "give what trimtab.load_model returns, the model first")
-
-
-@contextmanager
-def _side_by_side(head: torch.nn.Module | None) -> Iterator[None]:
-    """Let the output embedding read rows that lie behind each other in memory. The last positions of longer rows do
-    not, and torch then multiplies row by row, in bfloat16 on a CPU with a copy of the whole table for each."""
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -1,6 +1,6 @@
-"""Matrix products in float32 on processors for which torch's own choice is not the fastest.
+"""A model's matrix products where torch's own way is not the fastest.
 
-Torch multiplies in float32 by MKL, which has no kernels made for AMD's processors; oneDNN, which torch carries as well
+In float32 torch multiplies by MKL, which has no kernels made for AMD's processors; oneDNN, which torch carries as well
 and uses in bfloat16, has. Weights, layouts and gradients stay as they are.
 """
 
@@ -71,3 +71,17 @@ def _is_plain(weight: Tensor) -> bool:
 
 def _allowed() -> bool:
     return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+@contextmanager
+def contiguous_rows(head: nn.Module | None) -> Iterator[None]:
+    """Let the output embedding read rows that lie behind each other in memory. The last positions of longer rows do
+    not, and torch then multiplies row by row, in bfloat16 on a CPU with a copy of the whole table for each."""
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
+    try:
+        yield
+    finally:
+        hook.remove()
