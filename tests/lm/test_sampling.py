@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.lm.sampling import choose_token, inverse_cdf, nucleus_threshold, uniform
+from trimtab.lm.sampling import choose_token, inverse_cdf, nucleus, uniform
 
 MASK = (1 << 64) - 1
 
@@ -138,27 +138,34 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_the_mass(size: int, top_p:
     generator = torch.Generator().manual_seed(size)
     for spread in (0.01, 1.0, 4.0):
         probs = torch.softmax(spread * torch.randn(3, size, generator=generator), dim=-1)
-        threshold = nucleus_threshold(probs, top_p, first=16)
-        for row, smallest in zip(probs.double(), threshold.double(), strict=True):
-            kept = row[row >= smallest]
-            assert float(kept.sum()) >= top_p - 1e-6
-            assert float(kept.sum() - kept.min()) < top_p + 1e-6
+        tokens, weights = nucleus(probs, top_p, first=16)
+        assert torch.equal(tokens, tokens.sort().values)
+        for row, ids, kept in zip(probs, tokens, weights, strict=True):
+            ids, kept = ids[kept > 0], kept[kept > 0]
+            assert torch.equal(kept, row[ids])
+            assert torch.equal(kept.sort().values, row.sort().values[-len(kept) :])
+            assert float(kept.double().sum()) >= top_p - 1e-6
+            assert float(kept.double().sum() - kept.min()) < top_p + 1e-6
 
 
-def test_rows_whose_nucleus_is_larger_keep_their_places() -> None:
-    """Mutation: what goes beyond the first few goes to the first rows."""
+def test_rows_beside_one_with_a_larger_nucleus_keep_theirs() -> None:
+    """Mutation: of more tokens only those that the row with the larger nucleus needs are kept."""
     flat, peaked = torch.full((100,), 0.01), torch.zeros(100).index_fill_(0, torch.tensor([4]), 1.0)
     steep = torch.arange(100.0).flip(0)
     probs = torch.stack([peaked, flat, peaked, steep / steep.sum(), peaked])
-    found = nucleus_threshold(probs, 0.9, first=4)
-    expected = torch.cat([nucleus_threshold(row[None], 0.9, first=100) for row in probs])
-    assert torch.equal(found, expected)
-    assert not torch.equal(found[[1, 0, 3, 2, 4]], expected)
+    tokens, weights = nucleus(probs, 0.9, first=4)
+    found = torch.zeros_like(probs).scatter_(1, tokens, weights)
+    for row, alone in zip(found, probs, strict=True):
+        ids, kept = nucleus(alone[None], 0.9, first=100)
+        assert torch.equal(row[ids[0]], kept[0])
+        assert int((row > 0).sum()) == int((kept > 0).sum())
 
 
 def test_tokens_that_tie_with_the_last_of_the_nucleus_are_in() -> None:
+    """Also where they tie with the last of the few that are tried first."""
     probs = torch.tensor([[0.4, 0.2, 0.2, 0.2]])
-    assert float(nucleus_threshold(probs, 0.5)[0]) == pytest.approx(0.2)
+    for first in (2, 3, 4):
+        assert nucleus(probs, 0.5, first)[1].tolist() == probs.tolist()
 
 
 def test_greedy_takes_the_largest_logit_and_the_first_of_equals() -> None:

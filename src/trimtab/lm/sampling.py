@@ -12,8 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.lm.token_statistics import rows_per_block
+
 TOKEN_STREAM = 0
 ACTION_STREAM = 1
+FIRST = 256
+"""Tokens that a nucleus is looked for in first."""
 
 # SplitMix64 (Steele, Lea & Flood 2014), in two's complement because torch has no unsigned 64-bit arithmetic.
 _GOLDEN = -7046029254386353131
@@ -49,7 +53,7 @@ def uniform(
     """
     state = torch.zeros_like(sample, dtype=torch.int64) + seed
     for part in (sample, branch, position, stream):
-        state = _mix(state + _GOLDEN) ^ torch.as_tensor(part, dtype=torch.int64, device=sample.device)
+        state = _mix(state + _GOLDEN) ^ part
     return _shift_right(_mix(state + _GOLDEN), 11).double() / float(1 << 53)
 
 
@@ -64,7 +68,11 @@ def inverse_cdf(weights: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Te
 
 
 def choose_token(
-    logits: Float[Tensor, "B V"], temperature: float, top_p: float, u: Float[Tensor, " B"] | None
+    logits: Float[Tensor, "B V"],
+    temperature: float,
+    top_p: float,
+    u: Float[Tensor, " B"] | None,
+    first: int = FIRST,
 ) -> Int[Tensor, " B"]:
     """The next token of each row: the largest logit at temperature 0, an inverse-CDF draw otherwise.
 
@@ -73,16 +81,26 @@ def choose_token(
         temperature: 0 for greedy decoding.
         top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (1 keeps all).
         u: uniform draws; not needed at temperature 0.
+        first: see `nucleus`.
     """
     if temperature == 0:  # the first of the largest
         if logits.device.type == "cpu" and logits.dtype == torch.float32:
             return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))  # faster than torch's
         return logits.argmax(dim=-1)
     assert u is not None
+    rows = rows_per_block(logits)
+    parts = zip(logits.split(rows), u.split(rows), strict=True)
+    return torch.cat([_drawn(part, temperature, top_p, of_part, first) for part, of_part in parts])
+
+
+def _drawn(
+    logits: Float[Tensor, "B V"], temperature: float, top_p: float, u: Float[Tensor, " B"], first: int
+) -> Int[Tensor, " B"]:
     probs = torch.softmax(logits.float() / temperature, dim=-1)
-    if top_p < 1:
-        probs = torch.where(probs >= nucleus_threshold(probs, top_p)[:, None], probs, 0)
-    return inverse_cdf(probs, u)
+    if top_p == 1:
+        return inverse_cdf(probs, u)
+    tokens, weights = nucleus(probs, top_p, first)
+    return tokens.gather(1, inverse_cdf(weights, u)[:, None])[:, 0]
 
 
 def pack_allowed(rows: Sequence[Sequence[int]], device: torch.device | str) -> Int[Tensor, "B A"]:
@@ -98,26 +116,31 @@ def choose_allowed(
     temperature: float,
     top_p: float,
     u: Float[Tensor, " B"] | None,
+    first: int = FIRST,
 ) -> Int[Tensor, " B"]:
     """`choose_token` over each row's allowed tokens, every other logit taken as −∞. Ties go to the smaller id."""
     copies = torch.zeros_like(allowed, dtype=torch.bool)
     copies[:, 1:] = allowed[:, 1:] == allowed[:, :-1]
     kept = logits.gather(1, allowed).masked_fill(copies, -torch.inf)
-    return allowed.gather(1, choose_token(kept, temperature, top_p, u)[:, None])[:, 0]
+    return allowed.gather(1, choose_token(kept, temperature, top_p, u, first)[:, None])[:, 0]
 
 
-def nucleus_threshold(probs: Float[Tensor, "B V"], top_p: float, first: int = 256) -> Float[Tensor, " B"]:
-    """The smallest probability inside each row's nucleus (tokens that tie with it are in).
+def nucleus(
+    probs: Float[Tensor, "B V"], top_p: float, first: int = FIRST
+) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+    """Each row's smallest set of most likely tokens that hold `top_p`, and those that tie with its last one.
 
     Sorting the whole vocabulary costs more than the model on a CPU; the nucleus is almost always within the first
-    few hundred tokens, so those are tried first, and more of them only in rows where they do not reach `top_p`.
+    few hundred tokens, so those are tried first, and more of them where they do not hold all of it.
+
+    Returns:
+        Tokens in the order of their ids, and their probabilities; of tokens outside, which fill rows up, 0.
     """
     size = min(first, probs.shape[-1])
-    top = probs.topk(size, dim=-1).values
-    mass = top.cumsum(dim=-1, dtype=torch.float64)
-    crossing = (mass < top_p).sum(dim=-1).clamp_max(size - 1)
-    found = top.gather(1, crossing[:, None])[:, 0]
-    beyond = mass[:, -1] < top_p
-    if size < probs.shape[-1] and bool(beyond.any()):
-        found[beyond] = nucleus_threshold(probs[beyond], top_p, first * 8)
-    return found
+    values, tokens = probs.topk(size, dim=-1)
+    crossing = (values.cumsum(dim=-1, dtype=torch.float64) < top_p).sum(dim=-1, keepdim=True).clamp_max(size - 1)
+    least = values.gather(1, crossing)
+    if size < probs.shape[-1] and bool((values[:, -1:] >= least).any()):
+        return nucleus(probs, top_p, first * 8)
+    tokens, order = tokens.sort(dim=-1)
+    return tokens, torch.where(values >= least, values, 0).gather(1, order)
