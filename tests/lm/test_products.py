@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trimtab.lm import LanguageModel, TokenBatch, products
-from trimtab.lm.products import fast_products, linears
+from trimtab.lm.products import Products, linears
 
 BATCH = TokenBatch.full(torch.tensor([[3, 9, 14, 20, 5], [8, 2, 30, 41, 7]]))
 
@@ -17,7 +17,7 @@ BATCH = TokenBatch.full(torch.tensor([[3, 9, 14, 20, 5], [8, 2, 30, 41, 7]]))
 @pytest.fixture(autouse=True)
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor for which it is, and whatever the size."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not products.has_onednn():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "FEATURES", 1)
@@ -26,13 +26,13 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The linear maps that oneDNN multiplies by, as they are called."""
     found: list[nn.Module] = []
-    real = products._product
+    real = Products._product
 
-    def product(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    def product(self: Products, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         found.append(module)
-        return real(module, x)
+        return real(self, module, x)
 
-    monkeypatch.setattr(products, "_product", product)
+    monkeypatch.setattr(Products, "_product", product)
     return found
 
 
@@ -42,7 +42,7 @@ def test_products_are_torchs(bias: bool, shape: tuple[int, ...]) -> None:
     layer = nn.Linear(48, 80, bias=bias).requires_grad_(False)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected = layer(x)
-    with torch.no_grad(), fast_products(linears(layer)):
+    with torch.no_grad(), Products(linears(layer)).fast():
         assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_a_wrong_product_shows(tiny_llama: LanguageModel, monkeypatch: pytest.Mo
     with torch.no_grad():
         expected = tiny_llama.hf(input_ids=BATCH.ids).logits
         fresh = LanguageModel(tiny_llama.hf, tiny_llama.tokenizer, "fresh")
-        monkeypatch.setattr(products, "_product", lambda module, x: x[..., :-1] @ module.weight[:, :-1].T)
+        monkeypatch.setattr(Products, "_product", lambda _, module, x: x[..., :-1] @ module.weight[:, :-1].T)
         assert not torch.allclose(fresh.forward(BATCH), expected, atol=1e-2)
 
 
@@ -89,11 +89,11 @@ def test_what_is_not_torchs_own_is_left_alone() -> None:
         pass
 
     kept = nn.Linear(48, 48)
-    others = [Special(48, 48), nn.Linear(48, 48).bfloat16(), nn.Linear(48, 48, device="meta")]
+    others = [Special(48, 48), nn.Linear(48, 48).half(), nn.Linear(48, 48, device="meta")]
     found = linears(nn.ModuleList([*others, kept]))
     assert found == [kept]
     kept.bfloat16()  # after it was looked at
-    with torch.no_grad(), fast_products(found):
+    with torch.no_grad(), Products(found).fast():
         assert kept(torch.ones(48, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
@@ -117,8 +117,8 @@ def test_a_way_of_somebodys_stays(tiny_llama: LanguageModel, monkeypatch: pytest
 def test_inside_another_call_nothing_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(48, 48)
     used = calls(monkeypatch)
-    with torch.no_grad(), fast_products(linears(layer)):
-        with fast_products(linears(layer)):
+    with torch.no_grad(), Products(linears(layer)).fast():
+        with Products(linears(layer)).fast():
             layer(torch.ones(48))
         layer(torch.ones(48))
     assert len(used) == 2
@@ -127,7 +127,7 @@ def test_inside_another_call_nothing_is_taken_away(monkeypatch: pytest.MonkeyPat
 
 def test_a_gradient_that_is_asked_for_inside_is_there() -> None:
     layer, x = nn.Linear(48, 48), torch.ones(48, requires_grad=True)
-    with torch.no_grad(), fast_products(linears(layer)), torch.enable_grad():
+    with torch.no_grad(), Products(linears(layer)).fast(), torch.enable_grad():
         layer(x).sum().backward()
     assert x.grad is not None
     assert torch.allclose(x.grad, layer.weight.sum(0))
@@ -135,6 +135,60 @@ def test_a_gradient_that_is_asked_for_inside_is_there() -> None:
 
 def test_an_error_inside_puts_everything_back() -> None:
     layer = nn.Linear(48, 48)
-    with pytest.raises(ZeroDivisionError), torch.no_grad(), fast_products(linears(layer)):
+    with pytest.raises(ZeroDivisionError), torch.no_grad(), Products(linears(layer)).fast():
         raise ZeroDivisionError
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 5, 70])
+def test_kept_weights_give_the_same_bits(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing depends on how many passes are made."""
+    monkeypatch.setattr(products, "fast_bfloat16", lambda _device: True)
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(96, 200, bias=False).requires_grad_(False)
+    layer.weight.copy_(torch.randn(200, 96, generator=generator))
+    layer.to(dtype)
+    found, x = Products(linears(layer)), torch.randn(rows, 96, generator=generator).to(dtype)
+    assert found.modules
+    with torch.no_grad(), found.fast():
+        expected = layer(x)
+        with found.kept():
+            for _ in range(2):
+                assert torch.equal(layer(x), expected)
+            assert bool(found._kept) == (rows > 1 or dtype == torch.bfloat16)
+        assert not found._kept
+
+
+def test_a_weight_that_is_changed_is_seen() -> None:
+    """Mutation: what was kept is used whatever has become of the weight."""
+    layer, x = nn.Linear(48, 80), torch.ones(3, 48)
+    found = Products(linears(layer))
+    with torch.no_grad(), found.kept(), found.fast():
+        layer(x)
+        layer.weight.mul_(2)
+        assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
+        layer.weight = nn.Parameter(torch.zeros(80, 48))
+        assert torch.allclose(layer(x), layer.bias.expand(3, -1))
+        (only,) = found._kept
+        found._kept[only] = found._kept[only][0], torch.ops.mkldnn._reorder_linear_weight(torch.ones(80, 48), None)
+        assert not torch.allclose(layer(x), layer.bias.expand(3, -1))
+
+
+def test_large_models_are_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(48, 80)
+    found = Products(linears(layer))
+    monkeypatch.setattr(products, "MOST", layer.weight.nbytes - 1)
+    with torch.no_grad(), found.kept(), found.fast():
+        layer(torch.ones(3, 48))
+        assert not found._kept
+
+
+def test_what_is_kept_is_kept_until_nobody_asks_for_it() -> None:
+    layer = nn.Linear(48, 80)
+    found = Products(linears(layer))
+    with torch.no_grad(), found.kept(), found.fast():
+        with found.kept():
+            layer(torch.ones(3, 48))
+        assert found._kept
+    assert not found._kept

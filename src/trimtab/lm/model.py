@@ -31,7 +31,7 @@ from trimtab.lm.continuations import (
     token_text,
 )
 from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
-from trimtab.lm.products import contiguous_rows, fast_products, linears
+from trimtab.lm.products import Products, contiguous_rows, linears
 from trimtab.lm.sites import Site
 from trimtab.lm.windows import turning_length
 from trimtab.runs.user_files import check_text
@@ -381,12 +381,13 @@ class LanguageModel:
     def call(self, **arguments: Any) -> Any:
         """What `hf` says of its own arguments, its products and the last positions' logits as fast as can be."""
         head = self.hf.get_output_embeddings()
-        with contiguous_rows(head), fast_products(self._linears), fast_attention(self.hf):
+        with contiguous_rows(head), self.products.fast(), fast_attention(self.hf):
             return self.hf(**arguments)
 
     @cached_property
-    def _linears(self) -> list[torch.nn.Linear]:
-        return linears(self.hf)
+    def products(self) -> Products:
+        """How its linear maps are multiplied by. What makes many passes of few rows keeps them (`products.kept()`)."""
+        return Products(linears(self.hf))
 
     def forward_arguments(
         self, batch: TokenBatch, *, cache: GrowingCache | None = None, past_lengths: Tensor | None = None
@@ -411,7 +412,10 @@ class LanguageModel:
             if past_lengths is not None:
                 place = torch.arange(past + new, device=batch.ids.device)
                 mask = (place >= (past - held)[:, None]).long()
-        arguments = {"input_ids": batch.ids, "position_ids": positions, "attention_mask": mask}
+        return self.named_arguments(cache, input_ids=batch.ids, position_ids=positions, attention_mask=mask)
+
+    def named_arguments(self, cache: GrowingCache | None, **arguments: Any) -> dict[str, Any]:
+        """Those of some arguments that `hf` takes, the cache by its own name for it."""
         arguments = {name: value for name, value in arguments.items() if name in self._arguments}
         if "positions" not in self.capabilities:
             arguments.pop("position_ids", None)

@@ -12,13 +12,7 @@ from torch import nn
 
 from trimtab.errors import UserError
 from trimtab.lm.model import LanguageModel
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32: on a GPU and a CPU made for it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+from trimtab.lm.products import fast_bfloat16
 
 
 def quick_copy(model: LanguageModel) -> LanguageModel:
