@@ -32,7 +32,7 @@ OPENINGS = ("Yesterday I heard a story about", "Nobody in the village believed w
 class OneDirection:
     """The cheapest useful source: one unit direction, the same coefficient at every token of every row."""
 
-    unit, operation, dictionary_hash = "absolute", "add", ""
+    unit, operation, dictionary_hash, asks_nothing = "absolute", "add", "", True
     positions = PositionRule()
 
     def __init__(self, site: Site, width: int, device: torch.device) -> None:

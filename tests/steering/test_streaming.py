@@ -6,7 +6,7 @@ import random
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -51,7 +51,6 @@ class Plan:
     row: Row
     joins: int
     cancelled: int | None = None
-    logits: list[Tensor] = field(default_factory=list)
 
 
 def plans_of(n: int, seed: int, *, last_join: int, vocab_size: int) -> list[Plan]:
@@ -103,9 +102,7 @@ def play(stream: DecodeStream, plans: Iterable[Plan]) -> None:
 
     while to_come or len(stream):
         change()
-        for found in stream:
-            for row, logits in zip(found.rows, found.logits, strict=True):
-                mine[id(row)].logits.append(logits)
+        for _ in stream:
             change()
 
 
@@ -116,21 +113,23 @@ def check_rows_as_if_alone(
     *,
     batch_size: int = 64,
     prompt_cache: PromptCache | None = None,
+    ahead: int = 1,
 ) -> int:
     """Every row of a stream is what its own decode gives. Returns at how many near-ties a token differed."""
-    play(DecodeStream(model, make_source(), batch_size=batch_size, prompt_cache=prompt_cache), plans)
+    play(DecodeStream(model, make_source(), batch_size=batch_size, prompt_cache=prompt_cache, ahead=ahead), plans)
     near_ties = 0
     for plan in plans:
-        row = plan.row
+        row, seen = plan.row, list[Tensor]()
         alone = decode(
             model, [row.prompt], row.config, make_source(), forced=[row.forced], samples=[row.sample or 0],
             branches=[row.branch], teacher=None if row.teacher is None else [row.teacher],
             allowed=None if row.allowed is None else [row.allowed],
+            observe=lambda *shown, seen=seen: seen.append(shown[2][0]),
         )  # fmt: skip
         same = len(row.token_ids)
         for step, (mine, other) in enumerate(zip(row.decided_ids, alone.decided_ids[0], strict=False)):
             if mine != other:
-                logits = plan.logits[step].clone()
+                logits = seen[step].clone()
                 if row.allowed is not None:
                     logits[[token for token in range(len(logits)) if token not in row.allowed]] = -torch.inf
                 position = len(row.prompt) + len(row.forced) + step - 1
@@ -438,19 +437,8 @@ def drop_the_neighbour_of_a_row_that_leaves(patch: Patch) -> None:
 
 
 def share_settings(patch: Patch) -> None:
-    original = DecodeStream._decide
-
-    def decide(self: DecodeStream, running: RunningRows) -> Tensor:
-        configs = [row.config for row in running.rows]
-        for row in running.rows:
-            row.config = configs[0]
-        try:
-            return original(self, running)
-        finally:
-            for row, config in zip(running.rows, configs, strict=True):
-                row.config = config
-
-    patch.setattr(DecodeStream, "_decide", decide)
+    original = decode_stream.ways_of
+    patch.setattr(decode_stream, "ways_of", lambda rows: {next(iter(original(rows))): range(len(rows))})
 
 
 def share_seeds(patch: Patch) -> None:

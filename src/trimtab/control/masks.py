@@ -38,7 +38,7 @@ MaskRecord = Callable[[Int[Tensor, " R"], Int[Tensor, " R"]], Bool[Tensor, "R n"
 
 
 class FeatureMask(Protocol):
-    """Decides what is allowed while tokens are decoded."""
+    """Decides what is allowed while tokens are decoded. It may have `asks_nothing`, as an `InterventionSource` may."""
 
     n: int
 
@@ -58,6 +58,8 @@ class FeatureMask(Protocol):
 class FixedMask:
     """The same features at every token; its own record."""
 
+    asks_nothing = True
+
     def __init__(self, features: Bool[Tensor, " n"]) -> None:
         if not bool(features.any()):
             raise UserError("the mask", "it allows no feature", "name at least one feature, or choose another mask")
@@ -76,6 +78,8 @@ class FixedMask:
 
 class CurrentMask:
     """Features that fire at the token; the record lists them, a few dozen numbers a token."""
+
+    asks_nothing = False
 
     def __init__(self, dictionary: Dictionary) -> None:
         self.dictionary, self.n = dictionary, dictionary.n_features
@@ -120,6 +124,8 @@ class AccumulatedMask:
         prompt_firings: per prompt, which features fire at its tokens before the last. Without it only the tokens at
             which a decision is made count.
     """
+
+    asks_nothing = True
 
     def __init__(
         self,

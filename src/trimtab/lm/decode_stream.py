@@ -7,24 +7,36 @@ only place where tokens are chosen.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.editing import DecodeStart, EndedRow, InterventionSource, SourceRunner, tell_of_rows
+from trimtab.lm.chosen import choose, ways_of
+from trimtab.lm.editing import (
+    DecodeStart,
+    EndedRow,
+    InterventionSource,
+    RecordingSource,
+    SourceRunner,
+    tell_of_rows,
+)  # fmt: skip
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.not_finite import not_finite_error
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
-from trimtab.lm.sampling import choose_allowed, choose_token, uniform
+from trimtab.lm.sampling import uniform
+from trimtab.lm.steps_ahead import Steps, can_step_ahead, given_tokens
 from trimtab.lm.stopping import text_before_stop
-from trimtab.lm.token_statistics import token_statistics
+
+MANY = 8
+"""Steps from which on it pays to keep weights in the layout that products take."""
 
 
 class DecodeStep(NamedTuple):
@@ -32,8 +44,9 @@ class DecodeStep(NamedTuple):
 
     rows: list[Row]
     """Those that chose a token, which is the last one of each."""
-    logits: Float[Tensor, "B V"]
-    """What they chose from. They stay as they are and may be kept."""
+    logits: Float[Tensor, "B V"] | None
+    """What they chose from. They stay as they are and may be kept; None of steps that were taken ahead and not
+    shown."""
     ended: list[Row]
     """Rows that ended with this token."""
 
@@ -56,6 +69,10 @@ class DecodeStream:
         refill: rows that wait begin as soon as there is room. Otherwise they begin when all rows before them have
             ended, so that what is decoded together depends on nothing but the order of rows.
         prompt_cache: holds keys and values of prompts; see `decode`.
+        ahead: steps that may be taken before what they chose is looked at, which a GPU replays as one graph each. Rows
+            join between them. Where a step cannot be taken so (`can_step_ahead`, rows that choose in different ways),
+            each is looked at.
+        shown: steps that are taken ahead have logits, too.
 
     Raises:
         UserError: the model does not decode rightly from a cache.
@@ -69,6 +86,8 @@ class DecodeStream:
         batch_size: int = 64,
         refill: bool = True,
         prompt_cache: PromptCache | None = None,
+        ahead: int = 1,
+        shown: bool = False,
     ) -> None:
         model.require("decode")
         self.model, self.batch_size, self.refill, self._prompt_cache = model, batch_size, refill, prompt_cache
@@ -78,6 +97,10 @@ class DecodeStream:
         self._running: RunningRows | None = None
         self._count = 0
         self._size = 0
+        self._ahead = ahead
+        self._steps = None if ahead == 1 else Steps(model, self._runner, ahead, shown=shown)
+        self._told: deque[tuple[list[Any], Tensor | None]] = deque()
+        """Of each step that was taken ahead, what rows chose, and from which logits."""
         self._free: list[int] = []
         """Indices of rows that have left, for rows to come."""
 
@@ -87,12 +110,14 @@ class DecodeStream:
 
     def __iter__(self) -> Iterator[DecodeStep]:
         """Steps until no row is left."""
-        while self._size:
-            assert not self._failed, "a step of this stream has failed, begin another stream"
-            self._failed = True
-            step = self._step()
-            self._failed = False
-            yield step
+        most = max((row.config.max_new_tokens for rows in self._waiting for row in rows), default=0)
+        with self.model.products.kept() if most >= MANY else nullcontext():
+            while self._size:
+                assert not self._failed, "a step of this stream has failed, begin another stream"
+                self._failed = True
+                step = self._step()
+                self._failed = False
+                yield step
 
     def add(self, row: Row, *copies: Row) -> None:
         """Let a row begin at the next step, or as soon as there is room.
@@ -147,8 +172,13 @@ class DecodeStream:
     def _step(self) -> DecodeStep:
         if not self._started:
             self._start([row for rows in self._waiting for row in rows])
-        if self._running is not None:
-            self._running.feed()
+        if self._running is not None and not self._told:
+            if count := self._may_take():
+                self._take(self._running, count)
+            else:
+                self._running.feed()
+        if self._told:
+            return self._recorded(self._running, *self._told.popleft())
         while rows := self._next_rows():
             fresh = RunningRows(
                 self.model, self._runner, [row for copies in rows for row in copies], len(rows[0]), self._prompt_cache
@@ -159,11 +189,40 @@ class DecodeStream:
                 self._running.join(fresh)
         running = self._running
         assert running is not None
-        self._choose(running)
-        ended = [row for row in running.rows if row.finish]
-        step = DecodeStep(running.rows, running.logits, ended)
+        return self._recorded(running, self._choose(running), running.logits)
+
+    def _recorded(self, running: RunningRows | None, chosen: list[list[Any]], logits: Tensor | None) -> DecodeStep:
+        """A step whose choices rows are told of; those that have ended leave."""
+        assert running is not None
+        rows = [row for row in running.rows if not row.finish]
+        if logits is not None and len(rows) < len(running.rows):
+            logits = logits[[at for at, row in enumerate(running.rows) if not row.finish]]
+        self._record(running.rows, chosen)
+        ended = [row for row in rows if row.finish]
+        step = DecodeStep(rows, logits, ended)
         self._leave(ended)
         return step
+
+    def _may_take(self) -> int:
+        """Steps that may be taken ahead now: none of them ends a row by its length, and no row that waits has room."""
+        running = self._running
+        if self._steps is None or running is None or (self._waiting and self.refill and self._room(running)):
+            return 0
+        if len(ways_of(running.rows)) > 1 or not can_step_ahead(self.model):
+            return 0
+        return min(self._ahead, *(row.tokens_left for row in running.rows))
+
+    def _room(self, running: RunningRows) -> bool:
+        return len(running.rows) + len(self._waiting[0]) <= self.batch_size
+
+    def _take(self, running: RunningRows, count: int) -> None:
+        assert self._steps is not None
+        (way,) = ways_of(running.rows)
+        chosen, logits = self._steps.take(running, way, given_tokens(running.rows, count), count)
+        columns = [None if column is None else column.tolist() for column in chosen]
+        for step in range(count):
+            told = [None if column is None else column[step] for column in columns]
+            self._told.append((told, None if logits is None else logits[step]))
 
     def _start(self, rows: list[Row]) -> None:
         for place, row in enumerate(rows):  # a source may know rows by their place in what it is told at the start
@@ -192,66 +251,40 @@ class DecodeStream:
             size += len(copies)
         return rows
 
-    def _choose(self, running: RunningRows) -> None:
-        """Choose and record the next token of each row, and say which rows end with it."""
-        rows, logits, allowed = running.rows, running.logits, running.allowed
-        decided = self._decide(running)
-        ids = decided
-        taught = any(row.teacher is not None for row in rows)
-        if taught:
-            given = [
-                token if row.teacher is None else row.teacher[len(row.token_ids)]
-                for row, token in zip(rows, decided.tolist(), strict=True)
-            ]
-            ids = torch.tensor(given, device=decided.device)
-        logp, entropy = token_statistics(logits, ids)
-        self._check_finite(rows, logp.tolist())
-        decided_logp = logp
-        if taught:
-            decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
-        if allowed is not None:
-            total = logits.gather(1, ids[:, None])[:, 0].float() - logp
-            values = (logits.gather(1, allowed).float() - total[:, None]).tolist()
-            for row, tokens, of_tokens in zip(rows, allowed.tolist(), values, strict=True):
-                if row.allowed is not None:
-                    by_token = dict(zip(tokens, of_tokens, strict=True))
-                    row.allowed_logp.append([by_token[token] for token in row.allowed])
-        columns = zip(rows, *(c.tolist() for c in (ids, decided, logp, decided_logp, entropy)), strict=True)
-        for row, token, chosen, token_logp, chosen_logp, token_entropy in columns:
-            row.token_ids.append(token)
-            row.decided_ids.append(chosen)
-            row.token_logp.append(token_logp)
-            row.decided_logp.append(chosen_logp)
-            row.entropy.append(token_entropy)
-            row.finish = self._reason_to_end(row)
-        running.ids = ids
+    def _choose(self, running: RunningRows) -> list[Any]:
+        """The next token of each row, and what is known of it, by column of `Chosen`."""
+        rows, columns, u = running.rows, running.columns, None
+        if any(row.config.temperature > 0 for row in rows):
+            u = uniform(columns.seed, columns.sample, columns.branch, running.held - 1)
+        given = given_tokens(rows, 1)
+        tokens = None if given is None else torch.tensor(given[0], device=running.logits.device)
+        chosen = choose(running.logits, ways_of(rows), u, running.allowed, tokens)
+        running.ids = chosen.ids
+        return [None if column is None else column.tolist() for column in chosen]
 
-    def _check_finite(self, rows: list[Row], logp: list[float]) -> None:
+    def _record(self, rows: Sequence[Row], chosen: Sequence[Any]) -> None:
+        """Tell rows that run what they chose, and say which end with it."""
+        ids, decided, logp, decided_logp, entropy, allowed_logp = chosen
+        self._check_finite(rows, logp)
+        for at, row in enumerate(rows):
+            if row.finish:
+                continue
+            row.token_ids.append(ids[at])
+            row.decided_ids.append(decided[at])
+            row.token_logp.append(logp[at])
+            row.decided_logp.append(decided_logp[at])
+            row.entropy.append(entropy[at])
+            if row.allowed is not None:
+                of_token = dict(zip(sorted(set(row.allowed)), allowed_logp[at], strict=False))
+                row.allowed_logp.append([of_token[token] for token in row.allowed])
+            row.finish = self._reason_to_end(row)
+
+    def _check_finite(self, rows: Sequence[Row], logp: Sequence[float]) -> None:
         """A log-probability is NaN if and only if any of its row's logits is NaN or +∞, or all are −∞."""
         for row, value in zip(rows, logp, strict=True):
-            if value != value:
+            if value != value and not row.finish:
                 before = self._runner is not None
                 raise not_finite_error(self.model, [*row.prefix, *row.token_ids], edited_before=before)
-
-    def _decide(self, running: RunningRows) -> Int[Tensor, " B"]:
-        """The token that each row chooses, rows with equal settings at once."""
-        columns, u = running.columns, None
-        if any(row.config.temperature > 0 for row in running.rows):
-            u = uniform(columns.seed, columns.sample, columns.branch, running.held - 1)
-        alike: dict[tuple[float, float, bool], list[int]] = {}
-        for place, row in enumerate(running.rows):
-            key = row.config.temperature, row.config.top_p, row.allowed is not None
-            alike.setdefault(key, []).append(place)
-        decided = torch.empty_like(running.ids)
-        for (temperature, top_p, restricted), places in alike.items():
-            which = slice(None) if len(alike) == 1 else torch.tensor(places, device=decided.device)
-            logits, draw = running.logits[which], None if u is None else u[which]
-            if restricted:
-                assert running.allowed is not None
-                decided[which] = choose_allowed(running.allowed[which], logits, temperature, top_p, draw)
-            else:
-                decided[which] = choose_token(logits, temperature, top_p, draw)
-        return decided
 
     def _reason_to_end(self, row: Row) -> str:
         config = row.config
@@ -269,9 +302,12 @@ class DecodeStream:
         """Hand rows that have ended what is known of them, and keep nothing of it."""
         fed = [row for row in ended if row.token_ids]
         if self._runner is not None and fed:
-            logs = self._runner.leave([EndedRow(row.number, len(row.prompt), row.length - 1) for row in fed])
+            ends = [EndedRow(row.number, len(row.prompt), row.length - 1) for row in fed]
+            logs = self._runner.leave(ends, ahead=self._ahead > 1)
             for row, log in zip(fed, logs, strict=True):
                 row.edits = log
+            if self._told and isinstance(self._runner.source, RecordingSource):
+                self._runner.source.take_back({row.index: row.length - 1 for row in fed})
         for row in ended:
             before = self._text_before_stop(row) if row.finish == "stop" else None
             row.text = self.model.decode_continuation([*row.forced, *row.token_ids]) if before is None else before
@@ -281,7 +317,8 @@ class DecodeStream:
             left = [row for row in self._running.rows if not row.finish]
             if not left:
                 self._running = None
-            else:
+                self._told.clear()
+            elif not self._told:
                 self._running.part()
                 if len(left) < len(self._running.rows):
                     self._running.keep(left)

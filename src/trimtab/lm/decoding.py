@@ -18,6 +18,7 @@ from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
+from trimtab.lm.steps_ahead import AHEAD
 
 
 @dataclass
@@ -157,11 +158,15 @@ def decode(
         for number, i in enumerate(copies)
     ]
     group = max(1, config.batch_size // repeats) * repeats
-    stream = DecodeStream(model, source, batch_size=group, refill=False, prompt_cache=prompt_cache)
+    stream = DecodeStream(
+        model, source, batch_size=group, refill=False, prompt_cache=prompt_cache,
+        ahead=AHEAD if model.device.type == "cuda" else 1, shown=observe is not None,
+    )  # fmt: skip
     for first in range(0, len(rows), repeats):
         stream.add(*rows[first : first + repeats])
     for step in stream:
         if observe is not None:
+            assert step.logits is not None
             numbers = torch.tensor([row.number for row in step.rows], device=model.device)
             observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
         if progress is not None and step.ended:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -63,8 +64,9 @@ class InterventionSource(Protocol):
     """Anything that decides edits while tokens are decoded: a constant, a random draw, a log, a policy.
 
     It may also have `blocks(site)`, how a trace names its directions; `keep_replacements`, which is whether the log
-    keeps the activations that took others' places, so that it can be replayed; and `keep_log`, which is False where
-    edits are not logged at all, since texts alone are wanted of very many.
+    keeps the activations that took others' places, so that it can be replayed; `keep_log`, which is False where
+    edits are not logged at all, since texts alone are wanted of very many; and `asks_nothing`, which is True where
+    `choose` computes by tensors alone, of the same shapes whatever is in them, and asks the device for no number.
     """
 
     sites: tuple[Site, ...]
@@ -102,6 +104,19 @@ class JoinableSource(InterventionSource, Protocol):
 
         Raises:
             UserError: not under this source's settings.
+        """
+        ...
+
+
+@runtime_checkable
+class RecordingSource(InterventionSource, Protocol):
+    """A source that keeps what it decides, by row and position."""
+
+    def take_back(self, ends: Mapping[int, int]) -> None:
+        """Called when rows have ended before the last steps that were taken ahead: forget what they decided then.
+
+        Args:
+            ends: by row, the first position that is not its own.
         """
         ...
 
@@ -165,6 +180,7 @@ class SourceRunner:
         *,
         real: Bool[Tensor, "B T"] | None = None,
         copies: int = 1,
+        chooses: bool = False,
     ) -> None:
         """Say what the coming forward pass holds, so that the places to be edited are known.
 
@@ -175,15 +191,39 @@ class SourceRunner:
             which: of them each place belongs to.
             real: where there is a token, not padding.
             copies: each place is shared by so many rows, from `which` on.
+            chooses: there is one token per row, from whose logits another is chosen.
         """
-        selected = self.source.positions.selects(position, rows.prompt_length[which])
-        if real is not None:
-            selected = selected & real
-        self._batch, self._time = where = selected.nonzero(as_tuple=True)
+        if chooses and self.edits_choices:  # without asking the device where that is
+            self._batch, self._time = where = which[:, 0], torch.zeros_like(which[:, 0])
+        else:
+            selected = self.source.positions.selects(position, rows.prompt_length[which])
+            if real is not None:
+                selected = selected & real
+            self._batch, self._time = where = selected.nonzero(as_tuple=True)
         self._position, self._token = position[where], ids[where]
         first = which[where]
         self._rows, all_copies = rows.take(first), first[:, None] + torch.arange(copies, device=first.device)
         self._shared, self._number = rows.row[all_copies], rows.number[all_copies]
+
+    @property
+    def edits_choices(self) -> bool:
+        """Whether all places from whose logits a token is chosen are edited."""
+        return self.source.positions.kind in ("generated", "all")
+
+    @contextmanager
+    def apart(self) -> Iterator[tuple[list[Int[Tensor, "3 V"]], list[EditLog]]]:
+        """What is seen and logged inside the block, which is not kept otherwise; see `keep`."""
+        kept = self._visits, self._parts
+        self._visits, self._parts = found = [], []
+        try:
+            yield found
+        finally:
+            self._visits, self._parts = kept
+
+    def keep(self, visits: Sequence[Int[Tensor, "3 V"]], parts: Sequence[EditLog]) -> None:
+        """Keep what was seen and logged as if it had just been."""
+        self._visits += visits
+        self._parts += parts
 
     def edits(self) -> dict[Site, Callable[[Tensor], RowDelta | None]]:
         """What `edited` takes: one function per site."""
@@ -242,16 +282,27 @@ class SourceRunner:
         )
         self._parts += [replace(log, row=number) for number in self._number.unbind(1)]
 
-    def leave(self, rows: Sequence[EndedRow]) -> list[EditLog]:
+    def leave(self, rows: Sequence[EndedRow], *, ahead: bool = False) -> list[EditLog]:
         """The edits of rows that have ended, one log for each, ordered by position and site, on the CPU.
+
+        Args:
+            rows: that have ended.
+            ahead: more may have been fed behind their ends, which is not their own.
 
         Raises:
             RuntimeError: the places shown to the source are not those that its rule asks for.
         """
         numbers = torch.tensor([row.number for row in rows])
         visits, log = self.forget(numbers)
+        visits, log = visits.cpu(), log.to("cpu").sorted()
+        if ahead:
+            order, fed = numbers.argsort(), torch.tensor([row.fed for row in rows])
+
+            def own(number: Tensor, position: Tensor) -> Tensor:
+                return position < fed[order][torch.searchsorted(numbers[order], number)]
+
+            visits, log = visits[:, own(visits[1], visits[2])], log.take(own(log.row, log.position))
         self._check(rows, visits.tolist())
-        log = log.to("cpu").sorted()
         bounds = (torch.searchsorted(log.row, numbers, right=right).tolist() for right in (False, True))
         return [log.take(slice(*pair)) for pair in zip(*bounds, strict=True)]
 

@@ -117,10 +117,9 @@ class ObservationNormaliser(nn.Module):
         self.count.copy_(total)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        if self.count < 2:
-            return x.float()
         deviation = (self.squares / self.count).sqrt().clamp_min(1e-6)
-        return ((x.double() - self.mean) / deviation).clamp(-LIMIT, LIMIT).float()
+        brought = ((x.double() - self.mean) / deviation).clamp(-LIMIT, LIMIT).float()
+        return torch.where(self.count < 2, x.float(), brought)  # no `if`, which would wait for a GPU
 
 
 class Policy(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,17 @@ class PolicySource(DirectionSource):
         self._action = torch.full((rows, steps), self.table.n, dtype=torch.int32, device=device)
         self._n_allowed = torch.zeros(rows, steps, dtype=torch.int32, device=device)
         self._valid = torch.zeros(rows, steps, dtype=torch.bool, device=device)
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether decisions come from tensors alone; see `InterventionSource`."""
+        return getattr(self.mask, "asks_nothing", False)
+
+    def take_back(self, ends: Mapping[int, int]) -> None:
+        """Forget decisions of rows at positions behind their ends."""
+        row = torch.tensor([*ends], device=self._valid.device)
+        steps = torch.tensor([*ends.values()], device=self._valid.device) - self._first[row]
+        self._valid[row] &= torch.arange(self._valid.shape[1], device=self._valid.device) < steps[:, None]
 
     @property
     def decisions(self) -> Decisions:

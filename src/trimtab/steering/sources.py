@@ -231,6 +231,11 @@ class StaticSource(DirectionSource):
         add = self.operation == "add"
         self.choices = {at: _choice(feature[at], dose[at], table, add) for at, table in self.tables.items()}
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether edits come from tensors alone; see `InterventionSource`."""
+        return self.operation == "add"  # the others read codes, whose sizes depend on what fires
+
     def start(self, start: DecodeStart) -> None:
         super().start(start)
         for site, (feature, dose) in self.choices.items():

@@ -1,0 +1,83 @@
+"""What rows choose from their logits at a step of decoding, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.lm.row import Row
+from trimtab.lm.sampling import FIRST, choose_allowed, choose_token
+from trimtab.lm.token_statistics import token_statistics
+
+
+class Way(NamedTuple):
+    """How a row chooses."""
+
+    temperature: float
+    top_p: float
+    restricted: bool
+    """Among tokens of its own."""
+
+
+def ways_of(rows: Sequence[Row]) -> dict[Way, list[int]]:
+    """The places of rows that choose in each way."""
+    found: dict[Way, list[int]] = {}
+    for place, row in enumerate(rows):
+        way = Way(row.config.temperature, row.config.top_p, row.allowed is not None)
+        found.setdefault(way, []).append(place)
+    return found
+
+
+class Chosen(NamedTuple):
+    """What rows chose at one step, `[B]`, or at several, `[N, B]`."""
+
+    ids: Int[Tensor, "*N B"]
+    """To be fed."""
+    decided: Int[Tensor, "*N B"]
+    logp: Float[Tensor, "*N B"]
+    decided_logp: Float[Tensor, "*N B"]
+    entropy: Float[Tensor, "*N B"]
+    allowed_logp: Float[Tensor, "*N B A"] | None
+    """Of the tokens that rows may choose from, where any row is restricted."""
+
+
+def choose(
+    logits: Float[Tensor, "B V"],
+    ways: Mapping[Way, Sequence[int]],
+    u: Float[Tensor, " B"] | None,
+    allowed: Int[Tensor, "B A"] | None = None,
+    given: Int[Tensor, " B"] | None = None,
+    first: int = FIRST,
+) -> Chosen:
+    """The next token of each row, rows that choose in the same way at once.
+
+    Args:
+        logits: of each row's next token.
+        ways: the rows' places by how they choose.
+        u: draws, where any row is sampled.
+        allowed: what each row may choose from, as `pack_allowed` gives it.
+        given: tokens that are fed instead of those that are chosen; −1 for none.
+        first: tokens that a nucleus is looked for in first.
+    """
+    decided = logits.new_empty(len(logits), dtype=torch.long)
+    for (temperature, top_p, restricted), places in ways.items():
+        which = slice(None) if len(ways) == 1 else torch.tensor(places, device=logits.device)
+        draw = None if u is None else u[which]
+        if restricted:
+            assert allowed is not None
+            decided[which] = choose_allowed(allowed[which], logits[which], temperature, top_p, draw, first)
+        else:
+            decided[which] = choose_token(logits[which], temperature, top_p, draw, first)
+    ids = decided if given is None else torch.where(given < 0, decided, given)
+    logp, entropy = token_statistics(logits, ids)
+    decided_logp, of_allowed = logp, None
+    if given is not None:
+        decided_logp = logp + (logits.gather(1, decided[:, None]) - logits.gather(1, ids[:, None]))[:, 0].float()
+    if allowed is not None:
+        total = logits.gather(1, ids[:, None])[:, 0].float() - logp
+        of_allowed = logits.gather(1, allowed).float() - total[:, None]
+    return Chosen(ids, decided, logp, decided_logp, entropy, of_allowed)

@@ -1,0 +1,292 @@
+"""Decoding steps that ask nothing of the device between them, so that a GPU replays each as one graph.
+
+Keys and values lie in storage of a fixed size, and where a token goes is a number on the device; tokens are chosen,
+edited, recorded and fed again there, and what was chosen is looked at every few steps. On a CPU the same steps can be
+taken as they are, which is how they are tested; what grows in place is faster there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.lm.batch import TokenBatch
+from trimtab.lm.chosen import Chosen, Way, choose
+from trimtab.lm.editing import RowColumns, SourceRunner
+from trimtab.lm.edits import EditLog
+from trimtab.lm.model import LanguageModel
+from trimtab.lm.row import Row
+from trimtab.lm.running import RunningRows
+from trimtab.lm.sampling import uniform
+from trimtab.lm.slotted_cache import SlottedCache
+from trimtab.lm.taps import edited
+from trimtab.lm.upper_layers import allowed_difference, difference
+
+AHEAD = 8
+"""Steps that are taken on a GPU before what they chose is looked at."""
+LENGTHS = 64
+"""The shortest cache; longer ones are as many times twice as long as is needed."""
+GRAPHS = 4
+"""Shapes of batches whose caches are held at once."""
+WARM = 2
+"""Steps of a shape that are taken as they are before they are captured."""
+_able: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[Any, bool]] = weakref.WeakKeyDictionary()
+
+
+class _Shape:
+    """Steps of so many rows that choose in one way: everything that a step reads or writes, at fixed addresses."""
+
+    def __init__(
+        self, model: LanguageModel, runner: SourceRunner | None, running: RunningRows, rows: Tensor, capacity: int,
+        way: Way, taught: bool, ahead: int, shown: bool,
+    ) -> None:  # fmt: skip
+        device, size = model.device, len(rows)
+        self.shown, self.rows = shown, len(running.rows)
+        self.constant = runner is None or (runner.edits_choices and getattr(runner.source, "asks_nothing", False))
+        self.model, self.runner, self.way, self.capacity, self.ahead = model, runner, way, capacity, ahead
+        self.place, self.step = torch.zeros(2, 1, dtype=torch.long, device=device)
+        self.places = torch.arange(capacity, device=device)
+        self.which = torch.arange(size, device=device)[:, None]
+        self.given = torch.full((ahead, size), -1, device=device) if taught else None
+        self.records: list[Tensor] = []
+        """Of each step what was chosen, seen and logged, one tensor each."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.taken, self.captures = 0, device.type == "cuda" and self.constant
+        self.cache: SlottedCache | None = None
+        self._hold(running, rows)
+
+    def _hold(self, running: RunningRows, rows: Tensor) -> None:
+        self.ids, self.held = running.ids[rows], running.held[rows]
+        self.columns = RowColumns(*(column[rows].clone() for column in running.columns))
+        self.allowed = None if running.allowed is None else running.allowed[rows]
+        self.cache = SlottedCache(running.cache, rows, self.capacity, self.place)
+        self.length = running.cache.length
+        self.place.fill_(self.length)
+
+    def holds(self, running: RunningRows) -> bool:
+        """Whether the rows are where the last step left them; what becomes of rows otherwise moves or grows them."""
+        assert self.cache is not None
+        (mine, theirs) = (cache.growing[0].keys for cache in (self.cache, running.cache))
+        assert mine is not None
+        same = theirs is not None and theirs.data_ptr() == mine.data_ptr()
+        return same and running.cache.length == self.length
+
+    def load(self, running: RunningRows, rows: Tensor) -> None:
+        """Put rows where the steps look for them, unless they are there."""
+        self.rows = len(running.rows)
+        if self.holds(running):
+            return
+        assert self.cache is not None
+        self.cache.load(running.cache, rows)
+        self.ids.copy_(running.ids[rows])
+        self.held.copy_(running.held[rows])
+        for mine, column in zip(self.columns, running.columns, strict=True):
+            mine.copy_(column[rows])
+        if self.allowed is not None:
+            assert running.allowed is not None
+            self.allowed.copy_(running.allowed[rows])
+        self.length = running.cache.length
+        self.place.fill_(self.length)
+
+    def take(
+        self, running: RunningRows, given: Int[Tensor, "N B"] | None, count: int
+    ) -> tuple[Chosen, Float[Tensor, "N B V"] | None]:
+        """Take some steps of rows that are loaded, and hand over what they did."""
+        rows = self.rows
+        self.step.zero_()
+        if given is not None:
+            assert self.given is not None
+            self.given[:count, :rows] = given
+            self.given[:count, rows:] = given[:, -1:]
+        for _ in range(count):
+            self._advance()
+        self.length += count
+        assert self.cache is not None
+        running.cache = self.cache.grown(rows, self.length)
+        running.ids, running.held = self.ids[:rows].clone(), self.held[:rows].clone()
+        records = iter(self.records)
+        width = 5 if self.allowed is None else 6
+        columns = [record[:count, :rows] for record in itertools.islice(records, width)]
+        logits = next(records)[:count, :rows].clone() if self.shown else None
+        if self.runner is not None and self.constant:
+            sites, names = len(self.runner.sites), [*EditLog.empty().columns]
+            kept = [
+                record[:count, :, :rows].clone().transpose(0, 1).flatten(1)
+                for record in itertools.islice(records, sites)
+            ]
+            parts: list[EditLog] = []
+            while len(found := [*itertools.islice(records, len(names))]) == len(names):
+                flat = [record[:count, :rows].clone().flatten(0, 1) for record in found]
+                parts.append(replace(EditLog.empty(), **dict(zip(names, flat, strict=True))))
+            self.runner.keep(kept, parts)
+        return Chosen(*columns, *([None] if width == 5 else [])), logits
+
+    def _advance(self) -> None:
+        if self.graph is None and self.captures and self.taken >= WARM:
+            self._capture()
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._step()
+        self.taken += 1
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+        except RuntimeError as error:  # something asked the host for a number: steps are taken one by one
+            self.captures = False
+            lines = str(error).strip().splitlines() or [""]
+            steered = "" if self.runner is None else f" steered by {type(self.runner.source).__name__}"
+            said = f"decoding with {self.model.name}{steered} is not captured as a graph, which is slower: {lines[0]}"
+            print(f"trimtab: note: {said}", file=sys.stderr, flush=True)
+        else:
+            self.graph = graph
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Feed each row's token and choose the next one; nothing here waits for the device."""
+        model, runner, held = self.model, self.runner, self.held
+        seen: list[Tensor] = []
+        with runner.apart() if runner is not None and self.constant else nullcontext(([], [])) as (visits, parts):
+            if runner is not None:
+                mine = slice(None) if self.constant else slice(self.rows)  # copies of the last row are nobody's
+                columns = RowColumns(*(column[mine] for column in self.columns))
+                runner.aim(self.ids[mine, None], held[mine, None], columns, self.which[mine], chooses=True)
+            with nullcontext() if runner is None else edited(model, runner.edits()):
+                logits = self._logits()
+            seen += [*visits, *(column for part in parts for column in part.columns.values())]
+        u = None
+        if self.way.temperature > 0:
+            u = uniform(self.columns.seed, self.columns.sample, self.columns.branch, held)
+        given = None if self.given is None else self.given.index_select(0, self.step)[0]
+        every = {self.way: range(len(held))}
+        chosen = choose(logits, every, u, self.allowed, given, first=logits.shape[1])
+        columns = [column for column in (*chosen, logits if self.shown else None) if column is not None] + seen
+        if not self.records:
+            self.records = [column.new_zeros(self.ahead, *column.shape) for column in columns]
+        for record, column in zip(self.records, columns, strict=True):
+            record.index_copy_(0, self.step, column[None])
+        self.ids.copy_(chosen.ids)
+        held.add_(1)
+        self.place.add_(1)
+        self.step.add_(1)
+
+    def _logits(self) -> Float[Tensor, "B V"]:
+        assert self.cache is not None
+        return slotted_logits(self.model, self.cache, self.ids, self.held, self.place, self.places)
+
+
+def slotted_logits(
+    model: LanguageModel, cache: SlottedCache, ids: Int[Tensor, " B"], held: Int[Tensor, " B"],
+    place: Int[Tensor, " 1"], places: Int[Tensor, " C"],
+) -> Float[Tensor, "B V"]:  # fmt: skip
+    """Logits behind one more token of each row."""
+    mask = places >= (place - held)[:, None]  # what is behind `place` is hidden as what is yet to come
+    arguments = model.named_arguments(
+        cache, input_ids=ids[:, None], position_ids=held[:, None], attention_mask=mask.long(), logits_to_keep=1
+    )
+    return model.call(**arguments).logits[:, -1]
+
+
+class Steps:
+    """Takes steps of the rows of one stream.
+
+    Args:
+        model: the model, of which `can_step_ahead` is true.
+        runner: applies the source's edits, if there is one.
+        ahead: steps at most before what they chose is looked at.
+        shown: logits are asked for.
+    """
+
+    def __init__(self, model: LanguageModel, runner: SourceRunner | None, ahead: int, *, shown: bool = False) -> None:
+        self.model, self.runner, self.ahead, self.shown = model, runner, ahead, shown
+        self._shapes: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
+        self._size = 0
+
+    def take(
+        self, running: RunningRows, way: Way, given: Sequence[Sequence[int]] | None, count: int
+    ) -> tuple[Chosen, Float[Tensor, "N B V"] | None]:
+        """So many steps of running rows, none of which may end within them by its length: what they chose, and from
+        which logits if these are asked for.
+
+        Args:
+            running: the rows.
+            way: how they choose, all alike.
+            given: per step the tokens that rows are fed instead; −1 for none.
+            count: steps.
+        """
+        rows = len(running.rows)
+        if not rows <= self._size < 2 * rows:
+            self._size = rows
+        device = self.model.device
+        index = torch.arange(self._size, device=device).clamp_max_(rows - 1)  # what is left over repeats the last row
+        capacity = LENGTHS
+        while capacity < running.cache.length + self.ahead:
+            capacity *= 2
+        width = None if running.allowed is None else running.allowed.shape[1]
+        key = self._size, capacity, way, given is not None, width
+        shape = self._shapes.pop(key, None)
+        if shape is None:
+            while len(self._shapes) >= GRAPHS:
+                self._shapes.popitem(last=False)
+            shape = _Shape(
+                self.model, self.runner, running, index, capacity, way, given is not None, self.ahead, self.shown
+            )
+        else:
+            shape.load(running, index)
+        self._shapes[key] = shape
+        tokens = None if given is None else torch.tensor(given, device=device)
+        return shape.take(running, tokens, count)
+
+
+def can_step_ahead(model: LanguageModel) -> bool:
+    """Whether steps behind a cache of a fixed size are right, by a trial that is made once."""
+    if model.turning_length or "padding" not in model.capabilities or "positions" not in model.capabilities:
+        return False
+    known = _able.setdefault(model.hf, {})
+    key = model.dtype, model.device, getattr(model.hf.config.get_text_config(), "_attn_implementation", None)
+    if key not in known:
+        known[key] = _trial(model)
+    return known[key]
+
+
+@torch.no_grad()
+def _trial(model: LanguageModel) -> bool:
+    """Whether a token behind a padded cache of a fixed size gets the logits that it gets behind one that grows."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.vocab_size, (2, 6), generator=generator).tolist()
+    try:
+        batch = TokenBatch.pad([tokens[0][:3], tokens[1]], model.pad_id, model.device)
+        cache = model.new_cache()
+        ids = model.forward(batch, cache=cache, last=1)[:, -1].argmax(-1)
+        place = torch.tensor([cache.length], device=model.device)
+        places, rows = torch.arange(16, device=model.device), torch.arange(2, device=model.device)
+        slotted = SlottedCache(cache, rows, 16, place)
+        expected = model.forward(TokenBatch.full(ids[:, None]), cache=cache, past_lengths=batch.lengths)[:, -1]
+        found = slotted_logits(model, slotted, ids, batch.lengths, place, places)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # a foreign model that takes no such cache
+        return False
+    return difference(found, expected) <= allowed_difference(model.dtype)
+
+
+def given_tokens(rows: Sequence[Row], count: int) -> list[list[int]] | None:
+    """Per step what the rows' teachers say; −1 where there is none, or where it has no more to say."""
+    if all(row.teacher is None for row in rows):
+        return None
+    left = [() if row.teacher is None else row.teacher[len(row.token_ids) :] for row in rows]
+    return [[tokens[step] if step < len(tokens) else -1 for tokens in left] for step in range(count)]

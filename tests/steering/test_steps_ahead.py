@@ -1,0 +1,423 @@
+"""Steps that are taken before what they chose is looked at, against one by one; and that they ask the device nothing.
+
+A GPU replays them as graphs; here they are taken as they are, which computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_streaming import check_rows_as_if_alone, plans_of, sources_of
+from tiny_dictionary import make_dictionary
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trimtab.control.masks import build_mask
+from trimtab.dictionaries import Standard
+from trimtab.lm import DecodeConfig, Decoded, DecodeStream, LanguageModel, Row, decode, decoding, steps_ahead
+from trimtab.lm import token_statistics as statistics
+from trimtab.lm.steps_ahead import Steps, can_step_ahead
+from trimtab.policies.networks import Policy
+from trimtab.policies.source import PolicySource
+from trimtab.steering import DirectionTable, ReplaySource, StaticSource
+
+Patch = pytest.MonkeyPatch
+PROMPTS = [[7, 20, 31, 44, 50], [9, 12], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [30, 31, 32]]
+
+
+@pytest.fixture
+def sae(any_tiny: LanguageModel) -> Standard:
+    return make_dictionary(any_tiny)
+
+
+@pytest.fixture
+def taken(monkeypatch: Patch) -> list[int]:
+    """How many steps were taken ahead each time."""
+    counts: list[int] = []
+    real = Steps.take
+
+    def take(self: Steps, running: Any, way: Any, given: Any, count: int) -> Any:
+        counts.append(count)
+        return real(self, running, way, given, count)
+
+    monkeypatch.setattr(Steps, "take", take)
+    return counts
+
+
+@pytest.fixture
+def ahead(monkeypatch: Patch) -> Callable[[int], None]:
+    """Lets `decode` take so many steps ahead, as on a GPU."""
+
+    def let(steps: int) -> None:
+        def stream(*args: Any, **settings: Any) -> DecodeStream:
+            return DecodeStream(*args, **{**settings, "ahead": steps})
+
+        monkeypatch.setattr(decoding, "DecodeStream", stream)
+
+    return let
+
+
+def check_alike(found: Decoded, expected: Decoded) -> None:
+    assert (found.token_ids, found.decided_ids, found.finish) == (
+        expected.token_ids, expected.decided_ids, expected.finish,
+    )  # fmt: skip
+    assert found.texts == expected.texts
+    for name in ("token_logp", "decided_logp", "entropy"):
+        for mine, other in zip(getattr(found, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), atol=1e-4, rtol=0)
+    for mine, other in zip(found.allowed_logp, expected.allowed_logp, strict=True):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), atol=1e-4, rtol=0)
+    assert len(found.edits) == len(expected.edits)
+    for name, column in found.edits.columns.items():
+        torch.testing.assert_close(column, expected.edits.columns[name], atol=1e-3, rtol=1e-4, equal_nan=True)
+
+
+def new_policy(sae: Standard) -> Policy:
+    return Policy.build(DirectionTable.of(sae).rows, hidden=(16,), seed=3)
+
+
+SETTINGS = {
+    "greedy": DecodeConfig(max_new_tokens=21, stop_at_eos=False),
+    "sampled": DecodeConfig(max_new_tokens=21, temperature=0.8, seed=3),
+    "nucleus": DecodeConfig(max_new_tokens=21, temperature=1.0, top_p=0.7, seed=4),
+    "stops": DecodeConfig(max_new_tokens=40, temperature=1.0, seed=5, stop=("a", "e", "1")),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("steered", [False, True])
+def test_decoding_ahead_is_decoding(
+    any_tiny: LanguageModel, sae: Standard, name: str, steered: bool, ahead: Any, taken: list[int]
+) -> None:
+    """Prompts of different lengths, beyond tiny Gemma's window of 8, and caches that outgrow their first size."""
+
+    def run() -> Decoded:
+        source = StaticSource(sae, 3, 0.5) if steered else None
+        return decode(any_tiny, [*PROMPTS, [*range(10, 60)]], SETTINGS[name], source)
+
+    expected = run()
+    ahead(5)
+    check_alike(run(), expected)
+    assert max(taken) == 5
+
+
+@pytest.mark.parametrize("kind", ["allowed", "teacher", "repeats", "lengths", "forced"])
+def test_every_way_of_decoding_goes_ahead(any_tiny: LanguageModel, kind: str, ahead: Any, taken: list[int]) -> None:
+    given: dict[str, dict[str, Any]] = {
+        "allowed": {"allowed": [[5, 9, 30], [80, 7, 7, 61], [1, 2, 3, 4], [40]]},
+        "teacher": {"teacher": [[7, 8, 9, 10, 11, 12], [50, 2, 60, 70, 80, 90], [6] * 9, [4, 5, 6, 7, 8]]},
+        "repeats": {"repeats": 3},
+        "lengths": {"lengths": [6, 12, 9, 6]},
+        "forced": {"forced": [[4, 5], [6], [9, 9, 9], [1, 2]]},
+    }
+    config = DecodeConfig(max_new_tokens=12, temperature=1.0, seed=2)
+    expected = decode(any_tiny, PROMPTS, config, **given[kind])
+    ahead(4)
+    check_alike(decode(any_tiny, PROMPTS, config, **given[kind]), expected)
+    assert taken
+
+
+@pytest.mark.parametrize("source", ["none", "everywhere"])
+@pytest.mark.parametrize("steps", [2, 8])
+def test_rows_that_join_and_leave_are_as_if_alone(
+    any_tiny: LanguageModel, sae: Standard, source: str, steps: int
+) -> None:
+    plans = plans_of(30, seed=steps, last_join=60, vocab_size=any_tiny.vocab_size)
+    assert check_rows_as_if_alone(any_tiny, plans, sources_of(sae)[source], batch_size=6, ahead=steps) <= 2
+
+
+@pytest.mark.parametrize("source", ["none", "static"])
+def test_rows_that_choose_alike_join_and_leave(
+    any_tiny: LanguageModel, sae: Standard, source: str, taken: list[int]
+) -> None:
+    plans = plans_of(40, seed=9, last_join=200, vocab_size=any_tiny.vocab_size)
+    for plan in plans:
+        stop = plan.row.config.stop
+        plan.row.config = DecodeConfig(max_new_tokens=24, temperature=1.0, seed=1, stop=stop)
+        plan.row.allowed = plan.row.teacher = None
+    assert check_rows_as_if_alone(any_tiny, plans, sources_of(sae)[source], batch_size=4, ahead=7) <= 2
+    assert len(taken) > 10
+
+
+@pytest.mark.parametrize("mask", ["none", "accumulated"])
+def test_a_policy_decides_the_same_and_forgets_what_is_behind_an_end(
+    tiny_llama: LanguageModel, mask: Any, ahead: Any, taken: list[int]
+) -> None:
+    """Mutation: decisions of steps that were taken behind a row's end count."""
+    sae = make_dictionary(tiny_llama)
+    policy = new_policy(sae)
+    config = DecodeConfig(max_new_tokens=30, temperature=1.0, seed=8, stop=("a", "e", "1"))
+
+    def run() -> tuple[Decoded, PolicySource]:
+        source = PolicySource(policy, sae, build_mask(mask, sae), 0.5)
+        return decode(tiny_llama, PROMPTS, config, source), source
+
+    expected, slow = run()
+    ahead(8)
+    found, fast = run()
+    check_alike(found, expected)
+    assert taken
+    valid = slow.decisions.valid
+    assert torch.equal(fast.decisions.valid, valid)
+    assert torch.equal(fast.decisions.action[valid], slow.decisions.action[valid])
+    torch.testing.assert_close(fast.decisions.observation[valid], slow.decisions.observation[valid], atol=1e-4, rtol=0)
+    rows, steps = valid.nonzero(as_tuple=True)
+    assert torch.equal(fast.decisions.allowed(rows, steps), slow.decisions.allowed(rows, steps))
+    forgetful = PolicySource(policy, sae, build_mask(mask, sae), 0.5)
+    forgetful.take_back = lambda ends: None  # type: ignore[method-assign]
+    decode(tiny_llama, PROMPTS, config, forgetful)
+    assert not torch.equal(forgetful.decisions.valid, valid)
+
+
+class AsksError(Exception):
+    pass
+
+
+class NothingAsked(TorchDispatchMode):
+    """Refuses what makes the host wait for a device, or gives tensors of sizes that are in others."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero", "bincount")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        boolean = name in ("index", "index_put", "index_put_") and any(
+            isinstance(one, Tensor) and one.dtype == torch.bool for one in args[1] if one is not None
+        )
+        if boolean or any(name == one or name.startswith(f"{one}_") or one in name for one in self.REFUSED):
+            raise AsksError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def asking_refused(monkeypatch: Patch) -> None:
+    """Steps run where asking the device for anything is an error, with sums as they are made on a GPU."""
+    step = steps_ahead._Shape._step
+
+    def watched(self: Any) -> None:
+        if self.taken == 0:  # storage is made
+            step(self)
+            return
+        with NothingAsked():
+            step(self)
+
+    def weighted_sums(w: Tensor, d: Tensor) -> Tensor:
+        return torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))
+
+    monkeypatch.setattr(steps_ahead._Shape, "_step", watched)
+    monkeypatch.setattr(statistics, "_weighted_sums", weighted_sums)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("source", ["none", "static", "everywhere", "policy", "accumulated"])
+def test_a_step_asks_the_device_nothing(
+    tiny_gemma3: LanguageModel, name: str, source: str, ahead: Any, taken: list[int], asking_refused: None
+) -> None:
+    """So that it can be captured as a graph. Mutations: the tests below."""
+    sae = make_dictionary(tiny_gemma3)
+    made: dict[str, Callable[[], Any]] = {
+        "none": lambda: None,
+        "static": lambda: StaticSource(sae, torch.tensor([[3], [4], [5], [6]]), 0.5),
+        "everywhere": lambda: StaticSource(sae, [3, 5], [0.4, -0.3], positions="all", combine="total"),
+        "policy": lambda: PolicySource(new_policy(sae), sae, build_mask("none", sae), 0.5),
+        "accumulated": lambda: PolicySource(new_policy(sae), sae, build_mask("accumulated", sae), 0.5),
+    }
+    ahead(6)
+    decode(tiny_gemma3, PROMPTS, SETTINGS[name], made[source]())
+    assert taken
+
+
+class Asking(StaticSource):
+    """Says that it asks nothing."""
+
+    def __init__(self, sae: Standard, ask: Callable[[Any], object]) -> None:
+        super().__init__(sae, 3, 0.5)
+        self.ask = ask
+
+    @property
+    def asks_nothing(self) -> bool:
+        return True
+
+    def pick(self, request: Any) -> Any:
+        self.ask(request)
+        return super().pick(request)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda request: request.x.sum().item(),
+        lambda request: bool((request.x > 0).any()),
+        lambda request: (request.x > 0).nonzero(),
+        lambda request: request.x[request.x > 0],
+        lambda request: request.token.unique(),
+    ],
+)
+def test_a_step_that_asks_is_noticed(
+    tiny_llama: LanguageModel, ask: Callable[[Any], object], ahead: Any, asking_refused: None
+) -> None:
+    ahead(6)
+    with pytest.raises(AsksError):
+        decode(tiny_llama, PROMPTS, SETTINGS["greedy"], Asking(make_dictionary(tiny_llama), ask))
+
+
+def test_a_nucleus_that_is_tried_in_few_tokens_first_asks(
+    tiny_llama: LanguageModel, ahead: Any, asking_refused: None, monkeypatch: Patch
+) -> None:
+    real = steps_ahead.choose
+    monkeypatch.setattr(steps_ahead, "choose", lambda *args, **given: real(*args, **{**given, "first": 4}))
+    ahead(6)
+    with pytest.raises(AsksError):
+        decode(tiny_llama, PROMPTS, SETTINGS["nucleus"])
+
+
+def test_sources_that_ask_go_ahead_uncaptured(tiny_llama: LanguageModel, ahead: Any, taken: list[int]) -> None:
+    """So that bits on a GPU do not depend on the source, and a replay gives those of what it replays."""
+    sae, config = make_dictionary(tiny_llama), SETTINGS["stops"]
+    log = decode(tiny_llama, PROMPTS, config, StaticSource(sae, 3, 0.5))
+    sources: Sequence[Callable[[], Any]] = [
+        lambda: PolicySource(new_policy(sae), sae, build_mask("current", sae), 0.5),
+        lambda: ReplaySource(log.edits, StaticSource(sae, 3, 0.5)),
+        lambda: StaticSource(sae, 3, 0.5, positions="1:9"),
+        lambda: StaticSource(sae, 3, 0.5, operation="overwrite"),
+        lambda: StaticSource(sae, 3, operation="ablate", positions="all"),
+    ]
+    expected = [decode(tiny_llama, PROMPTS, config, source()) for source in sources]
+    ahead(6)
+    for source, alike in zip(sources, expected, strict=True):
+        taken.clear()
+        check_alike(decode(tiny_llama, PROMPTS, config, source()), alike)
+        assert taken
+
+
+def test_a_replay_of_steps_that_were_taken_ahead_has_their_bits(tiny_llama: LanguageModel, ahead: Any) -> None:
+    """Rows that end within a batch of steps, too, whose copies go on in both."""
+    sae, config = make_dictionary(tiny_llama), SETTINGS["stops"]
+    ahead(8)
+    found = decode(tiny_llama, PROMPTS, config, StaticSource(sae, 3, 0.5))
+    again = decode(
+        tiny_llama, PROMPTS, config, ReplaySource(found.edits, StaticSource(sae, 3, 0.5)), teacher=found.token_ids
+    )
+    assert len({len(row) for row in found.token_ids}) > 1
+    assert (again.token_ids, again.decided_ids, again.token_logp) == (
+        found.token_ids, found.decided_ids, found.token_logp,
+    )  # fmt: skip
+
+
+def test_logits_of_steps_that_were_taken_ahead_are_shown(tiny_llama: LanguageModel, ahead: Any) -> None:
+    config, shown = SETTINGS["stops"], list[list[tuple[list[int], int, Tensor]]]()
+    for steps in (1, 5):
+        ahead(steps)
+        shown.append([])
+        decode(tiny_llama, PROMPTS, config, observe=lambda rows, at, x: shown[-1].append((rows.tolist(), at, x)))
+    slow, fast = shown
+    assert [step[:2] for step in slow] == [step[:2] for step in fast]
+    for (*_, mine), (*_, other) in zip(fast, slow, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_fails_the_trial_is_asked_at_each_step(
+    tiny_llama: LanguageModel, ahead: Any, taken: list[int], monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(steps_ahead, "_able", {tiny_llama.hf: {}})
+    monkeypatch.setattr(steps_ahead, "_trial", lambda model: False)
+    ahead(6)
+    decode(tiny_llama, PROMPTS, SETTINGS["greedy"])
+    assert not taken
+
+
+def test_rows_that_choose_in_different_ways_are_taken_step_by_step(tiny_llama: LanguageModel, taken: list[int]) -> None:
+    stream = DecodeStream(tiny_llama, ahead=4)
+    rows = [Row(PROMPTS[0], DecodeConfig(max_new_tokens=9, temperature=t, stop_at_eos=False)) for t in (0.0, 1.0)]
+    stream.add(rows[0])
+    stream.add(rows[1])
+    assert all(step.logits is not None for step in stream)
+    assert not taken
+    assert [len(row.token_ids) for row in rows] == [9, 9]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_a_token_in_the_wrong_place_fails_the_trial(any_tiny: LanguageModel, wrong: int, monkeypatch: Patch) -> None:
+    """Mutation of where keys and values go, and of what a position is."""
+    assert can_step_ahead(any_tiny)
+    monkeypatch.setattr(steps_ahead, "_able", {any_tiny.hf: {}})
+    real = steps_ahead.slotted_logits
+
+    def shifted(model: Any, cache: Any, ids: Tensor, held: Tensor, place: Tensor, places: Tensor) -> Tensor:
+        return real(model, cache, ids, held + wrong, place, places)
+
+    monkeypatch.setattr(steps_ahead, "slotted_logits", shifted)
+    assert not can_step_ahead(any_tiny)
+
+
+def test_few_shapes_are_held_at_once(tiny_llama: LanguageModel, monkeypatch: Patch) -> None:
+    """However rows come and go; nothing is left of them when the stream is gone."""
+    sizes: list[int] = []
+    real = Steps.take
+
+    def take(self: Steps, *args: Any) -> Any:
+        found = real(self, *args)
+        sizes.append(len(self._shapes))
+        return found
+
+    monkeypatch.setattr(Steps, "take", take)
+    stream = DecodeStream(tiny_llama, batch_size=16, ahead=2)
+    for length in range(1, 40):
+        stream.add(Row(PROMPTS[0], DecodeConfig(max_new_tokens=5 + length * 4, stop_at_eos=False)))
+    for _ in stream:
+        pass
+    assert max(sizes) == steps_ahead.GRAPHS
+
+
+@pytest.fixture
+def card(tiny_llama: LanguageModel) -> Iterator[LanguageModel]:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    tiny_llama.hf.cuda()
+    try:
+        yield LanguageModel(tiny_llama.hf, tiny_llama.tokenizer, "on the card")
+    finally:
+        tiny_llama.hf.cpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("source", ["none", "static", "policy"])
+def test_captured_steps_are_the_steps(card: LanguageModel, name: str, source: str, monkeypatch: Patch) -> None:
+    sae = make_dictionary(card)
+    made: dict[str, Callable[[], Any]] = {
+        "none": lambda: None,
+        "static": lambda: StaticSource(sae, 3, 0.5),
+        "policy": lambda: PolicySource(new_policy(sae).cuda(), sae, build_mask("accumulated", sae), 0.5),
+    }
+    graphs: list[Any] = []
+    real = steps_ahead._Shape._capture
+
+    def captured(self: Any) -> None:
+        real(self)
+        graphs.append(self.graph)
+
+    monkeypatch.setattr(steps_ahead._Shape, "_capture", captured)
+    found = decode(card, PROMPTS, SETTINGS[name], made[source]())
+    assert graphs
+    assert None not in graphs
+    monkeypatch.setattr(steps_ahead, "WARM", 10**9)
+    expected = decode(card, PROMPTS, SETTINGS[name], made[source]())
+    assert (found.token_ids, found.token_logp, found.texts) == (
+        expected.token_ids, expected.token_logp, expected.texts,
+    )  # fmt: skip
+    for column, value in found.edits.columns.items():
+        torch.testing.assert_close(value, expected.edits.columns[column], atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
+def test_a_thousand_decodes_leave_no_memory_behind(card: LanguageModel) -> None:
+    sae, used = make_dictionary(card), []
+    for number in range(1000):
+        decode(card, PROMPTS, SETTINGS["greedy"], StaticSource(sae, number % 40, 0.5) if number % 2 else None)
+        if number in (20, 999):
+            torch.cuda.synchronize()
+            used.append(torch.cuda.memory_allocated())
+    assert used[1] <= used[0] + 2**20
