@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,11 @@ def find_in(
             raise UserError(f"{n} examples for {name}", f"at least {LEAST[name]} are needed", "allow more (examples)")
     hashes = {"model": model.fingerprint, **{f"sae {site}": sae.fingerprint for site, sae in saes.items()}}
     run.record(hashes=hashes, dtype=str(model.dtype).removeprefix("torch."))
-    with Meter("finding") as meter:
+    with Meter("finding") as meter, ExitStack() as stack:
         began = time.perf_counter()
         quick = model if run.done else quick_copy(model)
+        for one in () if run.done else (model, quick):
+            stack.enter_context(one.products.kept())
         if isinstance(wish, Want):
             wish = replace(wish, written=_written(run, wish, quick, meter))
         examples = wish.examples(model)

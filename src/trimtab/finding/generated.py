@@ -8,8 +8,9 @@ presence is read; where by a task, the task's own reward of greedy answers to it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from trimtab.stats import Interval, bootstrap_mean, wilson_interval
 CONCEPT = "the wish"
 SURE = 0.99
 """Probability at which a classifier's log-odds are cut, so that no single text decides a mean."""
-ROWS = 96
+ROWS = 128
 """Texts that are written side by side."""
 
 
@@ -46,39 +47,40 @@ def unsteered(ground: Ground) -> Written:
     return Written(texts=found.texts, tokens=found.new, nll=np.array(found.nll))
 
 
-def write(ground: Ground, edits: Sequence[SteeringEdit]) -> list[Written]:
-    """Write texts under each of some edits, all side by side, with the random draws of the unsteered ones."""
-    neutral = ground.written["report"]
-    n, found = len(neutral.prompts), dict[SteeringEdit, Written]()
-    for operation in dict.fromkeys(edit.operation for edit in edits):
-        mine = [edit for edit in dict.fromkeys(edits) if edit.operation == operation]
-        source = source_of(ground.tables, [edit for edit in mine for _ in range(n)])
+def write(ground: Ground, ways: Mapping[str, SteeringEdit | str]) -> dict[str, Written]:
+    """Write texts under edits and behind instructions, all side by side, with the random draws of the unsteered ones.
+
+    Args:
+        ground: of the search.
+        ways: edits and instructions by name, at least one edit among them.
+    """
+    neutral, model = ground.written["report"], ground.model
+    n, found = len(neutral.prompts), dict[SteeringEdit | str, Written]()
+    edited = [way for way in ways.values() if isinstance(way, SteeringEdit)]
+    first = edited[0].operation  # instructed rows go with these and are not edited
+    for operation in dict.fromkeys(way.operation for way in edited):
+        mine = [
+            way
+            for way in dict.fromkeys(ways.values())
+            if (first if isinstance(way, str) else way.operation) == operation
+        ]
+        edits = [replace(edited[0], parts=()) if isinstance(way, str) else way for way in mine]
+        prompts = [
+            [Ask(text).ids(model, way) for text in neutral.prompts] if isinstance(way, str) else neutral.ids
+            for way in mine
+        ]
+        source = source_of(ground.tables, [edit for edit in edits for _ in range(n)])
         decoded = decode(
-            ground.model, neutral.ids * len(mine), replace(neutral.config, batch_size=ROWS), source,
-            samples=[*range(n)] * len(mine), progress=ground.meter.advance,
+            model, [*chain(*prompts)], replace(neutral.config, batch_size=ROWS), source,
+            samples=[*range(n)] * len(mine), prompt_cache=ground.cache, progress=ground.meter.advance,
         )  # fmt: skip
-        for i, edit in enumerate(mine):
+        answered = [Answered(neutral.ids[row % n], tuple(new)) for row, new in enumerate(decoded.token_ids)]
+        nll = -log_probs(model, answered, ground.cache).numpy() / [len(one.answer) for one in answered]
+        for i, way in enumerate(mine):
             rows = slice(i * n, (i + 1) * n)
-            found[edit] = _written(ground, decoded.texts[rows], decoded.token_ids[rows])
-    return [found[edit] for edit in edits]
-
-
-def write_instructed(ground: Ground, instruction: str) -> Written:
-    """The same behind an instruction."""
-    neutral, model = ground.written["report"], ground.model
-    prompts = [Ask(text).ids(model, instruction) for text in neutral.prompts]
-    decoded = decode(model, prompts, neutral.config, progress=ground.meter.advance)
-    return _written(ground, decoded.texts, decoded.token_ids)
-
-
-def _written(ground: Ground, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> Written:
-    neutral, model = ground.written["report"], ground.model
-    answered = [Answered(ids, tuple(new)) for ids, new in zip(neutral.ids, tokens, strict=True)]
-    return Written(
-        texts=tuple(texts),
-        tokens=tuple(map(tuple, tokens)),
-        nll=-log_probs(model, answered, ground.cache).numpy() / [len(one.answer) for one in answered],
-    )
+            tokens = tuple(one.answer for one in answered[rows])
+            found[way] = Written(texts=tuple(decoded.texts[rows]), tokens=tokens, nll=nll[rows])
+    return {name: found[way] for name, way in ways.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,7 +18,7 @@ from trimtab.dictionaries.meanings import FeatureWords, describe_features
 from trimtab.errors import UserError
 from trimtab.finding import ways
 from trimtab.finding.choosing import Choice, affordable, choose
-from trimtab.finding.generated import Reader, Written, make_reader, unsteered, write, write_instructed
+from trimtab.finding.generated import Reader, Written, make_reader, unsteered, write
 from trimtab.finding.ground import Ground
 from trimtab.finding.prompting import InstructionChoice, choose_instruction, instructed_effects, instructed_kl
 from trimtab.finding.result import (
@@ -172,7 +172,7 @@ class Search:
                 missing = f"No judge read them: {error.what}: {error.why}"
             plain, written = unsteered(ground), self._write(choices, measured)
         report, own = ground.splits["report"], measured[FOUND]["own"]
-        chosen_on = ground.effects("choice", [choices.found.edit])[0].numpy()
+        chosen_on = choices.found.effects.numpy()
         curse = bootstrap_difference(chosen_on, own.effects, paired=False, n_resamples=RESAMPLES, seed=options.seed)
         return FoundFacts(
             model=ground.model.name,
@@ -188,7 +188,7 @@ class Search:
             features=self._features(),
             agreement=self._agreement(),
             ranked=self._ranked(),
-            ways=tuple(self._ways(choices, measured, written, plain, reader, chosen_on)),
+            ways=tuple(self._ways(choices, measured, written, plain, reader)),
             curse=curse,
             judge=Judged(
                 name=reader.name if reader else "", unit=reader.unit if reader else "",
@@ -261,15 +261,16 @@ class Search:
 
     def _write(self, choices: Choices, measured: Mapping[str, Mapping[Strength, _Measured]]) -> dict[str, Written]:
         """Texts at equal price, or as chosen; of random features those of the first draw."""
-        edits = {name: _shown(at).edits[0] for name, at in measured.items() if _shown(at).edits}
-        found = dict(zip(edits, write(self.ground, list(edits.values())), strict=True))
+        ways: dict[str, SteeringEdit | str] = {
+            name: _shown(at).edits[0] for name, at in measured.items() if _shown(at).edits
+        }
         if choices.instruction is not None:
-            found["prompting"] = write_instructed(self.ground, choices.instruction.instruction)
-        return found
+            ways["prompting"] = choices.instruction.instruction
+        return write(self.ground, ways)
 
     def _ways(
         self, choices: Choices, measured: Mapping[str, Mapping[Strength, _Measured]], written: Mapping[str, Written],
-        plain: Written, reader: Reader | None, chosen_on: Values,
+        plain: Written, reader: Reader | None,
     ) -> Iterator[WayResult]:  # fmt: skip
         best = measured[FOUND]["own"]
         ordinary = self._ordinary(plain)
@@ -284,8 +285,6 @@ class Search:
                 change = bootstrap_difference(values, before, n_resamples=RESAMPLES, seed=self._seed)
             tried = sum(one.tried for one in of) if of or choices.instruction is None else choices.instruction.tried
             picked = [one.effects.numpy() for one in of] or [choices.instruction.effects.numpy()]  # type: ignore[union-attr]
-            if name == FOUND:  # as the winner's curse is counted
-                picked = [chosen_on]
             price, dose = at.get("kl"), at.get("dose")
             yield WayResult(
                 name=name,
@@ -354,17 +353,15 @@ class Search:
         )
 
     def _agreement(self) -> tuple[Agreement, ...]:
-        """Spearman's correlation of the gradient's effects and exact ones over features, random ones included: at the
-        doses that were screened, and at the grid's smallest. Removals are no small edits, and left out."""
+        """Spearman's correlation of the gradient's effects and exact ones over features, random ones included, at the
+        doses that were screened. Removals are no small edits, and left out."""
         single = [edit for edit in self._listed if len(edit.parts) == 1 and edit.operation == "add"]
-        found = []
         ground = self.ground.quick
-        for at in (affordable(ground, single), [edit.at_dose(ground.options.dose[0]) for edit in single]):
-            exact = ground.effects("screening", at).mean(1).numpy()
-            first = np.array([predicted(ground.first_order, edit) for edit in at])
-            interval = bootstrap_statistic(_correlation, [first, exact], n_resamples=500, seed=self._seed)
-            found.append(Agreement(dose=float(np.mean([edit.dose for edit in at])), spearman=interval))
-        return tuple(found)
+        at = affordable(ground, single)
+        exact = ground.effects("screening", at).mean(1).numpy()
+        first = np.array([predicted(ground.first_order, edit) for edit in at])
+        interval = bootstrap_statistic(_correlation, [first, exact], n_resamples=500, seed=self._seed)
+        return (Agreement(dose=float(np.mean([edit.dose for edit in at])), spearman=interval),)
 
     def _ranked(self) -> tuple[RankedFeatures, ...]:
         """The features of each site that the gradient puts first."""
