@@ -371,6 +371,36 @@ def test_few_shapes_are_held_at_once(tiny_llama: LanguageModel, monkeypatch: Pat
     assert max(sizes) == steps_ahead.GRAPHS
 
 
+def test_a_model_that_somebody_watches_is_not_captured(
+    tiny_llama: LanguageModel, ahead: Any, monkeypatch: Patch
+) -> None:
+    """A graph would leave the hook out. Here the capture stands in for one: whoever gets there is noticed."""
+    captures: list[bool] = []
+    held = steps_ahead._Shape._hold
+
+    def on_a_card(self: Any, *args: Any) -> None:
+        held(self, *args)
+        self.captures = True
+
+    def capture(self: Any) -> None:
+        captures.append(True)
+        self.captures = False
+
+    monkeypatch.setattr(steps_ahead._Shape, "_hold", on_a_card)
+    monkeypatch.setattr(steps_ahead._Shape, "_capture", capture)
+    ahead(4)
+    seen: list[int] = []
+    handle = tiny_llama.layout.layers[1].module.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        decode(tiny_llama, PROMPTS, SETTINGS["greedy"])
+    finally:
+        handle.remove()
+    assert not captures
+    assert len(seen) == SETTINGS["greedy"].max_new_tokens
+    decode(tiny_llama, PROMPTS, SETTINGS["greedy"])
+    assert captures
+
+
 @pytest.fixture
 def card(tiny_llama: LanguageModel) -> Iterator[LanguageModel]:
     if not torch.cuda.is_available():

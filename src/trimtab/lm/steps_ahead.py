@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.chosen import Chosen, Way, choose
@@ -105,12 +105,13 @@ class _Shape:
         """Take some steps of rows that are loaded, and hand over what they did."""
         rows = self.rows
         self.step.zero_()
+        watched = self.captures and _is_watched(self.model.hf)
         if given is not None:
             assert self.given is not None
             self.given[:count, :rows] = given
             self.given[:count, rows:] = given[:, -1:]
         for _ in range(count):
-            self._advance()
+            self._advance(watched)
         self.length += count
         assert self.cache is not None
         running.cache = self.cache.grown(rows, self.length)
@@ -132,10 +133,10 @@ class _Shape:
             self.runner.keep(kept, parts)
         return Chosen(*columns, *([None] if width == 5 else [])), logits
 
-    def _advance(self) -> None:
-        if self.graph is None and self.captures and self.taken >= WARM:
+    def _advance(self, watched: bool) -> None:
+        if self.graph is None and self.captures and not watched and self.taken >= WARM:
             self._capture()
-        if self.graph is not None:
+        if self.graph is not None and not watched:
             self.graph.replay()
         else:
             self._step()
@@ -187,6 +188,11 @@ class _Shape:
     def _logits(self) -> Float[Tensor, "B V"]:
         assert self.cache is not None
         return slotted_logits(self.model, self.cache, self.ids, self.held, self.place, self.places)
+
+
+def _is_watched(hf: nn.Module) -> bool:
+    """Whether somebody has a hook on the model, whose Python a graph would leave out."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
 
 
 def slotted_logits(
