@@ -8,6 +8,10 @@ of that size, whichever takes longer.
 
     python benchmarks/decode.py --json
     python benchmarks/decode.py --device cuda --dtype bfloat16 --json
+    python benchmarks/decode.py --random gemma-2-2b --device cuda --dtype bfloat16 --json
+
+With `--random` the model has a shape's size and random weights, which is all that speed depends on: nothing but the
+default model's tokenizer is downloaded.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import statistics
 
 import torch
 from figures import bandwidth, measured_on, print_result, product_rate, seconds
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from trimtab.lm import DecodeConfig, Edit, EditRequest, LanguageModel, PositionRule, Site, decode, load_model
 
@@ -27,6 +32,28 @@ OPENINGS = ("Yesterday I heard a story about", "Nobody in the village believed w
             "It took three years to write a book about", "The best thing I ever read was on",
             "When the rain stopped, they remembered", "Some people spend a whole life looking for",
             "On the wall there was a picture of")  # fmt: skip
+
+
+SHAPES = {
+    "gemma-2-2b": {},
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 16,
+        "head_dim": 16,
+        "vocab_size": 60_000,
+    },
+}
+"""What Gemma 2 configurations change of the 2B model's."""
+
+
+def random_model(shape: str, device: str, dtype: str) -> LanguageModel:
+    """A model of a shape, with random weights."""
+    config = Gemma2Config(**SHAPES[shape])
+    with torch.device(device):
+        torch.manual_seed(0)
+        hf = Gemma2ForCausalLM._from_config(config, dtype=getattr(torch, dtype))
+    return LanguageModel.from_hf(hf, load_model("smollm2-135m-instruct").tokenizer, f"random {shape}")
 
 
 class OneDirection:
@@ -66,6 +93,7 @@ def floor(model: LanguageModel, rows: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--random", choices=[*SHAPES])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=3)
@@ -74,7 +102,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    model = load_model(args.model, dtype=args.dtype, device=args.device)
+    if args.random:
+        model = random_model(args.random, args.device, args.dtype)
+    else:
+        model = load_model(args.model, dtype=args.dtype, device=args.device)
     texts = [f"{opening} {topic}" for topic in TOPICS for opening in OPENINGS][: args.batch]
     prompts = [model.encode_text(text) for text in texts]
     config = DecodeConfig(max_new_tokens=args.new_tokens, stop_at_eos=False, batch_size=args.batch)
@@ -117,7 +148,7 @@ def main() -> None:
         "tokens_per_second": {
             **{name: round(tokens / statistics.median(t), 1) for name, t in times.items()}, "floor": round(limit, 1),
         },
-        "batch": len(prompts), "new_tokens": args.new_tokens, "pairs": args.pairs, "model": args.model,
+        "batch": len(prompts), "new_tokens": args.new_tokens, "pairs": args.pairs, "model": model.name,
         "dtype": args.dtype, **measured_on(args.device),
     }  # fmt: skip
     print_result(result, as_json=args.json)

@@ -57,7 +57,8 @@ def product_rate(rows: int, weight: torch.Tensor, repeats: int = 5) -> float:
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
     ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
     best = min(seconds(way, weight.device) for way in ways for _ in range(1 + repeats))
     return 2 * rows * weight.numel() / best
 
