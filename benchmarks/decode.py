@@ -8,7 +8,7 @@ of that size, whichever takes longer.
 
     python benchmarks/decode.py --json
     python benchmarks/decode.py --device cuda --dtype bfloat16 --json
-    python benchmarks/decode.py --random gemma-2-2b --device cuda --dtype bfloat16 --json
+    python benchmarks/decode.py --random gemma-2-2b --device cuda --dtype bfloat16 --ahead 8 --json
 
 With `--random` the model has a shape's size and random weights, which is all that speed depends on: nothing but the
 default model's tokenizer is downloaded.
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--site", default="resid_post.15")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--ahead", type=int, default=1, help="steps that are taken before what they chose is read")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.random:
@@ -121,10 +122,10 @@ def main() -> None:
             )  # fmt: skip
 
     def unsteered() -> object:
-        return decode(model, prompts, config)
+        return decode(model, prompts, config, ahead=args.ahead)
 
     def steered() -> object:
-        return decode(model, prompts, config, source)
+        return decode(model, prompts, config, source, ahead=args.ahead)
 
     arms = {"generate": generate, "unsteered": unsteered, "steered": steered}
     for run in arms.values():  # warm-up
@@ -149,7 +150,7 @@ def main() -> None:
             **{name: round(tokens / statistics.median(t), 1) for name, t in times.items()}, "floor": round(limit, 1),
         },
         "batch": len(prompts), "new_tokens": args.new_tokens, "pairs": args.pairs, "model": model.name,
-        "dtype": args.dtype, **measured_on(args.device),
+        "ahead": args.ahead, "dtype": args.dtype, **measured_on(args.device),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -35,9 +34,6 @@ from trimtab.lm.sampling import uniform
 from trimtab.lm.steps_ahead import Steps, can_step_ahead, given_tokens
 from trimtab.lm.stopping import text_before_stop
 
-MANY = 8
-"""Steps from which on it pays to keep weights in the layout that products take."""
-
 
 class DecodeStep(NamedTuple):
     """One more token of every running row."""
@@ -45,8 +41,7 @@ class DecodeStep(NamedTuple):
     rows: list[Row]
     """Those that chose a token, which is the last one of each."""
     logits: Float[Tensor, "B V"] | None
-    """What they chose from. They stay as they are and may be kept; None of steps that were taken ahead and not
-    shown."""
+    """What they chose from. They stay as they are and may be kept; None of steps that were taken ahead."""
     ended: list[Row]
     """Rows that ended with this token."""
 
@@ -72,7 +67,6 @@ class DecodeStream:
         ahead: steps that may be taken before what they chose is looked at, which a GPU replays as one graph each. Rows
             join between them. Where a step cannot be taken so (`can_step_ahead`, rows that choose in different ways),
             each is looked at.
-        shown: steps that are taken ahead have logits, too.
 
     Raises:
         UserError: the model does not decode rightly from a cache.
@@ -87,7 +81,6 @@ class DecodeStream:
         refill: bool = True,
         prompt_cache: PromptCache | None = None,
         ahead: int = 1,
-        shown: bool = False,
     ) -> None:
         model.require("decode")
         self.model, self.batch_size, self.refill, self._prompt_cache = model, batch_size, refill, prompt_cache
@@ -97,10 +90,9 @@ class DecodeStream:
         self._running: RunningRows | None = None
         self._count = 0
         self._size = 0
-        self._ahead = ahead
-        self._steps = None if ahead == 1 else Steps(model, self._runner, ahead, shown=shown)
-        self._told: deque[tuple[list[Any], Tensor | None]] = deque()
-        """Of each step that was taken ahead, what rows chose, and from which logits."""
+        self._ahead, self._steps = ahead, None if ahead == 1 else Steps(model, self._runner, ahead)
+        self._told: deque[list[Any]] = deque()
+        """Of each step that was taken ahead, what rows chose."""
         self._free: list[int] = []
         """Indices of rows that have left, for rows to come."""
 
@@ -110,14 +102,12 @@ class DecodeStream:
 
     def __iter__(self) -> Iterator[DecodeStep]:
         """Steps until no row is left."""
-        most = max((row.config.max_new_tokens for rows in self._waiting for row in rows), default=0)
-        with self.model.products.kept() if most >= MANY else nullcontext():
-            while self._size:
-                assert not self._failed, "a step of this stream has failed, begin another stream"
-                self._failed = True
-                step = self._step()
-                self._failed = False
-                yield step
+        while self._size:
+            assert not self._failed, "a step of this stream has failed, begin another stream"
+            self._failed = True
+            step = self._step()
+            self._failed = False
+            yield step
 
     def add(self, row: Row, *copies: Row) -> None:
         """Let a row begin at the next step, or as soon as there is room.
@@ -178,7 +168,7 @@ class DecodeStream:
             else:
                 self._running.feed()
         if self._told:
-            return self._recorded(self._running, *self._told.popleft())
+            return self._recorded(self._running, self._told.popleft(), None)
         while rows := self._next_rows():
             fresh = RunningRows(
                 self.model, self._runner, [row for copies in rows for row in copies], len(rows[0]), self._prompt_cache
@@ -195,8 +185,6 @@ class DecodeStream:
         """A step whose choices rows are told of; those that have ended leave."""
         assert running is not None
         rows = [row for row in running.rows if not row.finish]
-        if logits is not None and len(rows) < len(running.rows):
-            logits = logits[[at for at, row in enumerate(running.rows) if not row.finish]]
         self._record(running.rows, chosen)
         ended = [row for row in rows if row.finish]
         step = DecodeStep(rows, logits, ended)
@@ -204,11 +192,11 @@ class DecodeStream:
         return step
 
     def _may_take(self) -> int:
-        """Steps that may be taken ahead now: none of them ends a row by its length, and no row that waits has room."""
+        """Steps that may be taken ahead now: as many as each row has tokens left; none if a row that waits has room."""
         running = self._running
         if self._steps is None or running is None or (self._waiting and self.refill and self._room(running)):
             return 0
-        if len(ways_of(running.rows)) > 1 or not can_step_ahead(self.model):
+        if len(ways_of(running.rows)) > 1 or not can_step_ahead(self.model, self._runner):
             return 0
         return min(self._ahead, *(row.tokens_left for row in running.rows))
 
@@ -218,11 +206,9 @@ class DecodeStream:
     def _take(self, running: RunningRows, count: int) -> None:
         assert self._steps is not None
         (way,) = ways_of(running.rows)
-        chosen, logits = self._steps.take(running, way, given_tokens(running.rows, count), count)
+        chosen = self._steps.take(running, way, given_tokens(running.rows, count), count)
         columns = [None if column is None else column.tolist() for column in chosen]
-        for step in range(count):
-            told = [None if column is None else column[step] for column in columns]
-            self._told.append((told, None if logits is None else logits[step]))
+        self._told.extend([None if column is None else column[step] for column in columns] for step in range(count))
 
     def _start(self, rows: list[Row]) -> None:
         for place, row in enumerate(rows):  # a source may know rows by their place in what it is told at the start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import Any
@@ -18,7 +19,9 @@ from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
-from trimtab.lm.steps_ahead import AHEAD
+
+MANY = 8
+"""Steps from which on it pays to keep weights in the layout that products take."""
 
 
 @dataclass
@@ -95,6 +98,7 @@ def decode(
     prompt_cache: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
     observe: Observe | None = None,
+    ahead: int = 1,
 ) -> Decoded:
     """Decode continuations of prompts, steered by a source if there is one.
 
@@ -119,6 +123,7 @@ def decode(
             before the last prompt token, where tokens are forced, or a prompt is a single token.
         progress: called with the number of rows whenever some have ended.
         observe: shown the logits of every choice; see `Observe`.
+        ahead: steps that may be taken before what they chose is looked at; see `DecodeStream`. Not with `observe`.
 
     Returns:
         Tokens, texts, log-probabilities and the log of edits.
@@ -132,6 +137,8 @@ def decode(
     if source is not None:
         check_is_source(source)
     config = config or DecodeConfig()
+    if observe is not None and ahead > 1:
+        raise UserError(f"ahead = {ahead}", "what observes is shown each step", "leave out one of them")
     if repeats < 1:
         raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")
     copies = [i for i in range(len(prompts)) for _ in range(repeats)]
@@ -158,19 +165,18 @@ def decode(
         for number, i in enumerate(copies)
     ]
     group = max(1, config.batch_size // repeats) * repeats
-    stream = DecodeStream(
-        model, source, batch_size=group, refill=False, prompt_cache=prompt_cache,
-        ahead=AHEAD if model.device.type == "cuda" else 1, shown=observe is not None,
-    )  # fmt: skip
+    stream = DecodeStream(model, source, batch_size=group, refill=False, prompt_cache=prompt_cache, ahead=ahead)
     for first in range(0, len(rows), repeats):
         stream.add(*rows[first : first + repeats])
-    for step in stream:
-        if observe is not None:
-            assert step.logits is not None
-            numbers = torch.tensor([row.number for row in step.rows], device=model.device)
-            observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
-        if progress is not None and step.ended:
-            progress(len(step.ended))
+    longest = max(row.config.max_new_tokens for row in rows)
+    with model.products.kept() if longest >= MANY else nullcontext():
+        for step in stream:
+            if observe is not None:
+                numbers = torch.tensor([row.number for row in step.rows], device=model.device)
+                assert step.logits is not None
+                observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
+            if progress is not None and step.ended:
+                progress(len(step.ended))
     same = ("token_ids", "decided_ids", "token_logp", "decided_logp", "entropy", "finish", "branch")
     columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in same}
     return Decoded(

@@ -74,7 +74,8 @@ class Products:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Keep the weights in oneDNN's layout inside the block, once each has been used; it takes as much memory as
-        they do. Where that is too much, nothing is kept."""
+        they do. Where that is too much, nothing is kept. A weight that is changed through `.data` inside is not seen.
+        """
         if sum(module.weight.nbytes for module in self.modules) > MOST:
             yield
             return
@@ -114,7 +115,7 @@ class Products:
         return torch.ops.mkldnn._linear_pointwise(x, weight if packed is None else packed, bias, "none", [], "")
 
     def _packed(self, module: nn.Linear) -> Tensor | None:
-        if not self._keeping:
+        if not self._keeping or module.weight.is_inference():  # of which nobody knows whether they were changed
             return None
         now = module.weight.data_ptr(), module.weight._version  # somebody may change it between two products
         kept = self._kept.get(id(module))

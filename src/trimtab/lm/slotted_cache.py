@@ -31,8 +31,7 @@ class SlottedLayer(GrowingLayer):
         assert layer.keys is not None
         assert layer.values is not None
         shapes = [(len(rows), held.shape[1], capacity, held.shape[3]) for held in (layer.keys, layer.values)]
-        # Zeros, since what is masked counts 0 times what is there.
-        self._hold((layer.keys.new_zeros(shape) for shape in shapes), capacity)
+        self._hold((layer.keys.new_empty(shape) for shape in shapes), capacity)
         self.load(layer, rows)
 
     def load(self, layer: GrowingLayer, rows: Int[Tensor, " B"]) -> None:
@@ -41,6 +40,7 @@ class SlottedLayer(GrowingLayer):
         for mine, held in zip(self._storage, (layer.keys, layer.values), strict=True):
             assert held is not None
             mine[:, :, : layer.length] = held[rows]
+            mine[:, :, layer.length :] = 0  # what is masked counts 0 times what is there, which is to be a number
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object

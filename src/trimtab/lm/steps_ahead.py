@@ -33,8 +33,6 @@ from trimtab.lm.slotted_cache import SlottedCache
 from trimtab.lm.taps import edited
 from trimtab.lm.upper_layers import allowed_difference, difference
 
-AHEAD = 8
-"""Steps that are taken on a GPU before what they chose is looked at."""
 LENGTHS = 64
 """The shortest cache; longer ones are as many times twice as long as is needed."""
 GRAPHS = 4
@@ -49,11 +47,10 @@ class _Shape:
 
     def __init__(
         self, model: LanguageModel, runner: SourceRunner | None, running: RunningRows, rows: Tensor, capacity: int,
-        way: Way, taught: bool, ahead: int, shown: bool,
+        way: Way, taught: bool, ahead: int,
     ) -> None:  # fmt: skip
         device, size = model.device, len(rows)
-        self.shown, self.rows = shown, len(running.rows)
-        self.constant = runner is None or (runner.edits_choices and getattr(runner.source, "asks_nothing", False))
+        self.rows = len(running.rows)
         self.model, self.runner, self.way, self.capacity, self.ahead = model, runner, way, capacity, ahead
         self.place, self.step = torch.zeros(2, 1, dtype=torch.long, device=device)
         self.places = torch.arange(capacity, device=device)
@@ -62,7 +59,7 @@ class _Shape:
         self.records: list[Tensor] = []
         """Of each step what was chosen, seen and logged, one tensor each."""
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.taken, self.captures = 0, device.type == "cuda" and self.constant
+        self.taken, self.captures = 0, device.type == "cuda"
         self.cache: SlottedCache | None = None
         self._hold(running, rows)
 
@@ -99,9 +96,7 @@ class _Shape:
         self.length = running.cache.length
         self.place.fill_(self.length)
 
-    def take(
-        self, running: RunningRows, given: Int[Tensor, "N B"] | None, count: int
-    ) -> tuple[Chosen, Float[Tensor, "N B V"] | None]:
+    def take(self, running: RunningRows, given: Int[Tensor, "N B"] | None, count: int) -> Chosen:
         """Take some steps of rows that are loaded, and hand over what they did."""
         rows = self.rows
         self.step.zero_()
@@ -119,8 +114,7 @@ class _Shape:
         records = iter(self.records)
         width = 5 if self.allowed is None else 6
         columns = [record[:count, :rows] for record in itertools.islice(records, width)]
-        logits = next(records)[:count, :rows].clone() if self.shown else None
-        if self.runner is not None and self.constant:
+        if self.runner is not None:
             sites, names = len(self.runner.sites), [*EditLog.empty().columns]
             kept = [
                 record[:count, :, :rows].clone().transpose(0, 1).flatten(1)
@@ -131,7 +125,7 @@ class _Shape:
                 flat = [record[:count, :rows].clone().flatten(0, 1) for record in found]
                 parts.append(replace(EditLog.empty(), **dict(zip(names, flat, strict=True))))
             self.runner.keep(kept, parts)
-        return Chosen(*columns, *([None] if width == 5 else [])), logits
+        return Chosen(*columns, *([None] if width == 5 else []))
 
     def _advance(self, watched: bool) -> None:
         if self.graph is None and self.captures and not watched and self.taken >= WARM:
@@ -143,10 +137,12 @@ class _Shape:
         self.taken += 1
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, device = torch.cuda.CUDAGraph(), self.model.device
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._step()
+            with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+                stream = torch.cuda.Stream(device)
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self._step()
         except RuntimeError as error:  # something asked the host for a number: steps are taken one by one
             self.captures = False
             lines = str(error).strip().splitlines() or [""]
@@ -161,11 +157,9 @@ class _Shape:
         """Feed each row's token and choose the next one; nothing here waits for the device."""
         model, runner, held = self.model, self.runner, self.held
         seen: list[Tensor] = []
-        with runner.apart() if runner is not None and self.constant else nullcontext(([], [])) as (visits, parts):
+        with nullcontext(([], [])) if runner is None else runner.apart() as (visits, parts):
             if runner is not None:
-                mine = slice(None) if self.constant else slice(self.rows)  # copies of the last row are nobody's
-                columns = RowColumns(*(column[mine] for column in self.columns))
-                runner.aim(self.ids[mine, None], held[mine, None], columns, self.which[mine], chooses=True)
+                runner.aim(self.ids[:, None], held[:, None], self.columns, self.which, chooses=True)
             with nullcontext() if runner is None else edited(model, runner.edits()):
                 logits = self._logits()
             seen += [*visits, *(column for part in parts for column in part.columns.values())]
@@ -175,7 +169,7 @@ class _Shape:
         given = None if self.given is None else self.given.index_select(0, self.step)[0]
         every = {self.way: range(len(held))}
         chosen = choose(logits, every, u, self.allowed, given, first=logits.shape[1])
-        columns = [column for column in (*chosen, logits if self.shown else None) if column is not None] + seen
+        columns = [column for column in chosen if column is not None] + seen
         if not self.records:
             self.records = [column.new_zeros(self.ahead, *column.shape) for column in columns]
         for record, column in zip(self.records, columns, strict=True):
@@ -214,19 +208,15 @@ class Steps:
         model: the model, of which `can_step_ahead` is true.
         runner: applies the source's edits, if there is one.
         ahead: steps at most before what they chose is looked at.
-        shown: logits are asked for.
     """
 
-    def __init__(self, model: LanguageModel, runner: SourceRunner | None, ahead: int, *, shown: bool = False) -> None:
-        self.model, self.runner, self.ahead, self.shown = model, runner, ahead, shown
+    def __init__(self, model: LanguageModel, runner: SourceRunner | None, ahead: int) -> None:
+        self.model, self.runner, self.ahead = model, runner, ahead
         self._shapes: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
         self._size = 0
 
-    def take(
-        self, running: RunningRows, way: Way, given: Sequence[Sequence[int]] | None, count: int
-    ) -> tuple[Chosen, Float[Tensor, "N B V"] | None]:
-        """So many steps of running rows, none of which may end within them by its length: what they chose, and from
-        which logits if these are asked for.
+    def take(self, running: RunningRows, way: Way, given: Sequence[Sequence[int]] | None, count: int) -> Chosen:
+        """What running rows choose at so many steps, of which each may take as many by its `max_new_tokens`.
 
         Args:
             running: the rows.
@@ -248,9 +238,7 @@ class Steps:
         if shape is None:
             while len(self._shapes) >= GRAPHS:
                 self._shapes.popitem(last=False)
-            shape = _Shape(
-                self.model, self.runner, running, index, capacity, way, given is not None, self.ahead, self.shown
-            )
+            shape = _Shape(self.model, self.runner, running, index, capacity, way, given is not None, self.ahead)
         else:
             shape.load(running, index)
         self._shapes[key] = shape
@@ -258,8 +246,11 @@ class Steps:
         return shape.take(running, tokens, count)
 
 
-def can_step_ahead(model: LanguageModel) -> bool:
-    """Whether steps behind a cache of a fixed size are right, by a trial that is made once."""
+def can_step_ahead(model: LanguageModel, runner: SourceRunner | None) -> bool:
+    """Whether steps behind a cache of a fixed size are right: the model's by a trial, which is made once, the source's
+    by what it says (`asks_nothing`)."""
+    if runner is not None and not (runner.edits_choices and getattr(runner.source, "asks_nothing", False)):
+        return False
     if model.turning_length or "padding" not in model.capabilities or "positions" not in model.capabilities:
         return False
     known = _able.setdefault(model.hf, {})

@@ -100,7 +100,7 @@ class PolicySource(DirectionSource):
     @property
     def asks_nothing(self) -> bool:
         """Whether decisions come from tensors alone; see `InterventionSource`."""
-        return getattr(self.mask, "asks_nothing", False)
+        return type(self) is PolicySource and getattr(self.mask, "asks_nothing", False)
 
     def take_back(self, ends: Mapping[int, int]) -> None:
         """Forget decisions of rows at positions behind their ends."""
@@ -139,7 +139,7 @@ class PolicySource(DirectionSource):
         self._real["value"][place] = self.policy.critic(seen)[:, 0]
         self._real["entropy"][place] = -torch.linalg.vecdot(p, logp.masked_fill_(forbidden, 0.0))
         self._n_allowed[place] = allowed.sum(-1).int()
-        self._valid[place] = True
+        self._valid[place] = torch.ones_like(row, dtype=torch.bool)
         feature = torch.where(action == n, -1, action)[:, None]
         return Choice(feature, torch.full(feature.shape, self.dose, device=feature.device))
 

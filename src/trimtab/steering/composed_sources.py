@@ -62,6 +62,11 @@ class ReplaySource(_WrappingSource):
         self.rows = None if rows is None else torch.as_tensor(rows)
         self._index: dict[Site, tuple[Tensor, Edit]] = {}
 
+    @property
+    def asks_nothing(self) -> bool:
+        """As the source whose edits these are, so that steps that went ahead are replayed as they were taken."""
+        return getattr(self.source, "asks_nothing", False) and not self.keep_replacements
+
     def start(self, start: DecodeStart) -> None:
         self.source.start(start._replace(n_inputs=()))  # what was logged did happen, wherever this call ends
         if self.rows is not None:

@@ -234,7 +234,8 @@ class StaticSource(DirectionSource):
     @property
     def asks_nothing(self) -> bool:
         """Whether edits come from tensors alone; see `InterventionSource`."""
-        return self.operation == "add"  # the others read codes, whose sizes depend on what fires
+        own = type(self) in (StaticSource, VectorSource)  # what others choose is not known
+        return own and self.operation == "add"  # other operations read codes, whose sizes depend on what fires
 
     def start(self, start: DecodeStart) -> None:
         super().start(start)
