@@ -197,8 +197,8 @@ class FoundFacts:
     """By the gradient alone, of each site."""
     ways: tuple[WayResult, ...]
     curse: Interval
-    """Winner's curse: the effect of what was found on the examples that chose it, in the precision that chose, minus that
-    on the report's in the model's own."""
+    """Winner's curse: the effect of what was found on the examples that chose it, in the precision that chose, minus
+    that on the report's, in the model's own."""
     judge: Judged
     texts: tuple[WrittenTexts, ...]
     missing: dict[str, str]
