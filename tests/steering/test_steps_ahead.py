@@ -328,6 +328,12 @@ def test_what_observes_sees_each_step(tiny_llama: LanguageModel) -> None:
         decode(tiny_llama, PROMPTS, observe=lambda *_: None, ahead=4)
 
 
+@pytest.mark.parametrize("steps", [0, -3])
+def test_so_few_steps_are_refused(tiny_llama: LanguageModel, steps: int) -> None:
+    with pytest.raises(UserError, match=f"ahead = {steps}: it must be at least 1"):
+        decode(tiny_llama, PROMPTS, ahead=steps)
+
+
 def test_a_model_that_fails_the_trial_is_asked_at_each_step(
     tiny_llama: LanguageModel, ahead: Any, taken: list[int], monkeypatch: Patch
 ) -> None:

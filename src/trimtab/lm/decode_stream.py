@@ -69,7 +69,7 @@ class DecodeStream:
             each is looked at.
 
     Raises:
-        UserError: the model does not decode rightly from a cache.
+        UserError: the model does not decode rightly from a cache, or `ahead` is below 1.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class DecodeStream:
         ahead: int = 1,
     ) -> None:
         model.require("decode")
+        if ahead < 1:
+            raise UserError(f"ahead = {ahead}", "it must be at least 1", "change it")
         self.model, self.batch_size, self.refill, self._prompt_cache = model, batch_size, refill, prompt_cache
         self._runner = None if source is None else SourceRunner(model, source)
         self._started = self._failed = False

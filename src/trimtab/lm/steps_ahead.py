@@ -156,13 +156,12 @@ class _Shape:
     def _step(self) -> None:
         """Feed each row's token and choose the next one; nothing here waits for the device."""
         model, runner, held = self.model, self.runner, self.held
-        seen: list[Tensor] = []
         with nullcontext(([], [])) if runner is None else runner.apart() as (visits, parts):
             if runner is not None:
                 runner.aim(self.ids[:, None], held[:, None], self.columns, self.which, chooses=True)
             with nullcontext() if runner is None else edited(model, runner.edits()):
                 logits = self._logits()
-            seen += [*visits, *(column for part in parts for column in part.columns.values())]
+        seen = [*visits, *(column for part in parts for column in part.columns.values())]
         u = None
         if self.way.temperature > 0:
             u = uniform(self.columns.seed, self.columns.sample, self.columns.branch, held)
