@@ -154,6 +154,31 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl")
 
 
+def test_too_few_examples_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def refused(config: FindConfig) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(FindConfig, "load_model", refused)
+    few, rows = tmp_path / "few.txt", [json.dumps(dict(row)) for row in contrast_wish(9).rows]
+    few.write_text("one\ntwo\nthree\n", "utf-8")
+    contrast, other = tmp_path / "few.jsonl", tmp_path / "other.txt"
+    other.write_text("four\nfive\nsix\n", "utf-8")
+    contrast.write_text("\n".join(rows), "utf-8")
+    for words, counts in (
+        (["--contrast", str(contrast)], "9 examples: they make 4 candidates, 2 choice, 3 report; at least 4 are"),
+        (["--wanted", str(few), "--unwanted", str(other)], "3 examples: "),
+        (["--more", "word", "--prompt", str(few)], "3 examples: "),
+    ):
+        assert cli.main(["find", *words]) == 2
+        assert counts in capsys.readouterr().err
+    many = tmp_path / "many.jsonl"
+    many.write_text("\n".join(json.dumps(dict(row)) for row in contrast_wish(40).rows), "utf-8")
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        cli.main(["find", "--contrast", str(many)])
+
+
 def test_texts_in_lines_and_in_records(tmp_path: Path) -> None:
     wish = texts_wish(3)
     (tmp_path / "a.txt").write_text("\n".join(wish.wanted), "utf-8")

@@ -11,7 +11,8 @@ import torch
 from planted_wishes import Ground, contrast_wish, random_words, token, words_wish
 
 from trimtab.errors import UserError
-from trimtab.finding.examples import SPLITS, Ask, ExpectedReward, LogOdds, divide
+from trimtab.finding.examples import Ask, ExpectedReward, LogOdds, divide
+from trimtab.finding.options import SPLITS
 from trimtab.finding.passes import check_lengths
 from trimtab.finding.scoring import scorer
 from trimtab.finding.wishes import Contrast, TaskReward, Texts, Want, Words

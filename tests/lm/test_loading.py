@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_files import equal_weights, save_directory, write_gguf
 
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, load_model, loading, show
+from trimtab.lm import LanguageModel, describing, load_model, loading, show
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +237,22 @@ def test_show_describes_a_directory_without_its_weights(any_tiny, tmp_path):
         kind, *last = pattern.replace("0-", "").split(".")
         any_tiny.site(".".join([kind, *last]))
     json.dumps(details.to_json())
+
+
+def test_show_tells_what_works_in_a_precision(any_tiny, tmp_path, monkeypatch):
+    path, loaded = save_directory(any_tiny, tmp_path / "model"), []
+    own = describing.load_model
+
+    def load(*args, **options):
+        loaded.append(own(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(describing, "load_model", load)
+    assert show(path, "bfloat16").unsure == loaded[0].capabilities.unsure
+    show(path)
+    assert [model.dtype for model in loaded] == [torch.bfloat16, torch.float32]
+    with pytest.raises(UserError, match="dtype 'int8'"):
+        show(path, "int8")
 
 
 def test_show_names_what_it_cannot_find(cache, tmp_path):

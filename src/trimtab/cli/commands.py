@@ -37,6 +37,8 @@ class ShowConfig:
 
     name: str
     """Catalogue name, directory, or hub id in the hub's local cache."""
+    dtype: str = "float32"
+    """What works is told in this precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def models_show() -> Job:
     from trimtab.runs.tables import named_values
 
     def run(config: ShowConfig) -> Printed:
-        details = show(config.name)
+        details = show(config.name, config.dtype)
         saes = [name for name in shipped_names() if name.rpartition("/")[0] == config.name]
         text = f"{details.render()}\n{named_values({'shipped SAEs': ', '.join(saes) or 'none'})}"
         return Printed(details.to_json() | {"saes": saes}, text)
@@ -162,7 +164,7 @@ def steer() -> Job:
 
         return run_steer(config, load=model_of_run, scorer=wish_score)
 
-    example = '"Yesterday I went to the" --feature 3547 --dose 0.4'
+    example = '"Yesterday I went to the" --feature 2112 --dose 0.4'
     return Job(SteerConfig, run, ("prompt",), example, defaults=steer_defaults)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
+from trimtab.finding.examples import check_enough
 from trimtab.finding.finding import COMMAND, by_site, find_in
 from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.finding.options import FindOptions
@@ -81,7 +82,19 @@ class FindConfig(FindOptions, SAEsConfig):
             raise UserError(f"--wanted {self.wanted}", why, "give --unwanted, too, or one .jsonl file of both kinds")
 
     def wish(self, model: LanguageModel) -> Wish:
-        """The wish that files and options state.
+        """What is wished for; a task's reward needs the model's tokenizer.
+
+        Raises:
+            UserError: as for `stated`, or the task cannot be loaded.
+        """
+        if (stated := self.stated()) is not None:
+            return stated
+        assert self.task is not None
+        task = TaskConfig(task=self.task, data=self.data, task_option=self.task_option).load_task(model.tokenizer)
+        return TaskReward(task=task, items=self.items, seed=self.seed, instruction=self.instruction)
+
+    def stated(self) -> Wish | None:
+        """The wish that files and words state, for which no model is needed; None for a task's reward.
 
         Raises:
             UserError: a file cannot be read, or holds something else.
@@ -99,9 +112,7 @@ class FindConfig(FindOptions, SAEsConfig):
         if self.prompt is not None:
             prompts = read_texts(self.prompt)
             return Words(prompts=prompts, more=self.more, less=self.less, chat=self.chat, instruction=self.instruction)
-        assert self.task is not None
-        task = TaskConfig(task=self.task, data=self.data, task_option=self.task_option).load_task(model.tokenizer)
-        return TaskReward(task=task, items=self.items, seed=self.seed, instruction=self.instruction)
+        return None
 
 
 def run_find(config: FindConfig) -> Found:
@@ -111,9 +122,12 @@ def run_find(config: FindConfig) -> Found:
         UserError: anything that the user named is wrong; see `find`.
     """
     prompts = read_neutral_prompts(config.neutral)
+    wish = config.stated()
+    if wish is not None and wish.most is not None:
+        check_enough(wish.most, config.examples)
     model = config.load_model()
     saes = config.load_saes(model)
-    wish = config.wish(model)
+    wish = wish or config.wish(model)
     directory = config.run or config_directory(COMMAND, config, ignore=_NOT_THE_RESULT)
     with Run.open(
         directory, COMMAND, config, seeds=[config.seed], device=config.device, ignore_fields=_NOT_THE_RESULT

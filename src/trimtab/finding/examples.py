@@ -17,14 +17,11 @@ from torch import Tensor
 
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.errors import UserError
+from trimtab.finding.options import LEAST, SPLITS
 from trimtab.lm import LanguageModel
 from trimtab.runs import text_id
 from trimtab.tasks.tokens import encode
 
-SPLITS = ("candidates", "choice", "report")
-"""What gradients and shortlists are made of, what is chosen on, and what chose nothing."""
-LEAST = {"candidates": 4, "choice": 4, "report": 6}
-"""Fewest examples of each split."""
 SALT = "trimtab.finding"
 _TINY = 1e-6
 """In nats: a probability of a set of answers is kept so far below 1 that its log-odds are finite."""
@@ -208,17 +205,32 @@ def divide(examples: Examples, most: Sequence[int]) -> dict[str, Examples]:
     place = {example.id: i for i, example in enumerate(examples.examples)}
     if len(place) < len(examples):
         raise UserError("the examples", "one is given twice, so that it could be in two splits", "give each once")
-    ordered, bounds = sorted(place, key=lambda id_: text_id(f"{SALT} {id_}")), [0]
-    for n in itertools.accumulate(most):
-        bounds.append(round(len(place) * n / sum(most)))
-    divided = {name: ordered[a:b] for name, (a, b) in zip(SPLITS, itertools.pairwise(bounds), strict=True)}
-    for name in SPLITS:
-        if len(divided[name]) < LEAST[name]:
-            needed = max(math.ceil(LEAST[each] * sum(most) / n) for each, n in zip(SPLITS, most, strict=True))
-            counts = ", ".join(f"{len(divided[each])} {each}" for each in SPLITS)
-            why = f"they make {counts}; at least {LEAST[name]} are needed for {name}"
-            left_out = "".join(f" ({note})" for note in examples.notes if "left out" in note)
-            raise UserError(f"{len(examples)} examples{left_out}", why, f"give {needed} or more")
+    check_enough(len(examples), most, [note for note in examples.notes if "left out" in note])
+    ordered, bounds = sorted(place, key=lambda id_: text_id(f"{SALT} {id_}")), _bounds(len(place), most)
     return {
-        name: examples.take([place[id_] for id_ in divided[name][:n]]) for name, n in zip(SPLITS, most, strict=True)
+        name: examples.take([place[id_] for id_ in ordered[a:b][:n]])
+        for name, (a, b), n in zip(SPLITS, itertools.pairwise(bounds), most, strict=True)
     }
+
+
+def check_enough(count: int, most: Sequence[int], notes: Sequence[str] = ()) -> None:
+    """Raise a `UserError` that says how many are needed, if so many examples are too few to be divided.
+
+    Args:
+        count: examples.
+        most: as for `divide`.
+        notes: what the message says beside their number.
+    """
+    bounds = _bounds(count, most)
+    sizes = {name: b - a for name, (a, b) in zip(SPLITS, itertools.pairwise(bounds), strict=True)}
+    for name in SPLITS:
+        if sizes[name] < LEAST[name]:
+            needed = max(math.ceil(LEAST[each] * sum(most) / n) for each, n in zip(SPLITS, most, strict=True))
+            counts = ", ".join(f"{size} {each}" for each, size in sizes.items())
+            why = f"they make {counts}; at least {LEAST[name]} are needed for {name}"
+            raise UserError(f"{count} examples{''.join(f' ({note})' for note in notes)}", why, f"give {needed} or more")
+
+
+def _bounds(count: int, most: Sequence[int]) -> list[int]:
+    """Where the splits of so many examples begin and end."""
+    return [round(count * n / sum(most)) for n in (0, *itertools.accumulate(most))]

@@ -13,7 +13,7 @@ from trimtab.dictionaries import Dictionary
 from trimtab.dictionaries.base import check_is_dictionary
 from trimtab.dictionaries.meanings import FeatureWords
 from trimtab.errors import UserError
-from trimtab.finding.examples import LEAST, SPLITS, Examples, divide
+from trimtab.finding.examples import Examples, divide
 from trimtab.finding.ground import Ground
 from trimtab.finding.neutral import read_neutral_prompts
 from trimtab.finding.options import FindOptions
@@ -108,9 +108,6 @@ def find_in(
     for (name, texts), n in zip(neutral.items(), options.n_neutral, strict=True):
         if len(texts) < n:
             raise UserError(f"n_neutral {n}", f"there are {len(texts)} neutral prompts for the {name}", "lower it")
-    for name, n in zip(SPLITS, options.examples, strict=True):
-        if n < LEAST[name]:
-            raise UserError(f"{n} examples for {name}", f"at least {LEAST[name]} are needed", "allow more (examples)")
     hashes = {"model": model.fingerprint, **{f"sae {site}": sae.fingerprint for site, sae in saes.items()}}
     run.record(hashes=hashes, dtype=str(model.dtype).removeprefix("torch."))
     with Meter("finding") as meter, ExitStack() as stack:

@@ -13,6 +13,10 @@ WAYS = (
     "activation-difference", "delta-confidence", "output-score", "mean-difference", "learned-vector", "prompting",
 )  # fmt: skip
 """What is shown beside the features that are found; random features always are."""
+SPLITS = ("candidates", "choice", "report")
+"""What gradients and shortlists are made of, what is chosen on, and what chose nothing."""
+LEAST = {"candidates": 4, "choice": 4, "report": 6}
+"""Fewest examples of each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,11 @@ class FindOptions:
     def __post_init__(self) -> None:
         check_values(self, "above 0 and at most 8", lambda value: 0 < value <= 8, "dose")
         check_least(self, 1, "set_size", "shortlist", "tried", "max_new_tokens")
-        check_least(self, 2, "n_neutral", "examples")
+        check_least(self, 2, "n_neutral")
+        for split, n in zip(SPLITS, self.examples, strict=True):
+            if n < LEAST[split]:
+                why = f"at least {LEAST[split]} are needed"
+                raise UserError(f"{n} examples for {split}", why, "allow more (examples)")
         if not self.dose or list(self.dose) != sorted(set(self.dose)):
             raise UserError(f"dose {' '.join(map(str, self.dose))}", "doses rise from one to the next", "sort them")
         for name in self.way:

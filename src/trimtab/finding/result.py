@@ -249,7 +249,10 @@ class Found(FoundFacts, Result):
                 f"{number_text((random.equal_dose or random.shown).effect, '+.3g')}"
             )
         change = found.written.change
-        read = f"; in generated text {number_text(change, '+.2f')} {self.judge.unit}" if change else ""
+        read = ""
+        if change is not None:
+            where = "; in generated text" if change.low > 0 else "; generated text does not show it:"
+            read = f"{where} {number_text(change, '+.2f')} {self.judge.unit}"
         over = " (more than the budget, on other text)" if found.shown.kl.low > self._most else ""
         return (
             f"Yes{about}: {found.label}: {effect} on {self.counts['report']} examples that chose nothing, "

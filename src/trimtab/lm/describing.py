@@ -20,7 +20,7 @@ from trimtab.lm.capabilities import CAPABILITIES, USES, Capabilities
 from trimtab.lm.catalogue import cached_path, check_is_given, find_entry, unknown_model
 from trimtab.lm.gguf_files import first_line
 from trimtab.lm.layouts import head_count
-from trimtab.lm.loading import load_model
+from trimtab.lm.loading import check_dtype, load_model
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.sites import HEAD_KINDS, RESIDUAL_KINDS, Site
@@ -83,13 +83,18 @@ class ModelDetails:
         return named_values(said)
 
 
-def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
+def show(name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32") -> ModelDetails:
     """Describe a catalogue model, a model directory, or a hub model that is in the hub's local cache.
 
+    Args:
+        name_or_path: the model.
+        dtype: what works depends on it; as for `load_model`.
+
     Raises:
-        UserError: the model is not here, or its config cannot be read.
+        UserError: the model is not here, its config cannot be read, or there is no such dtype.
     """
     name = os.fspath(name_or_path)
+    check_dtype(dtype)
     check_is_given(name)
     entry = find_entry(name)
     directory = cached_path(entry) if entry else None
@@ -124,7 +129,7 @@ def show(name_or_path: str | os.PathLike[str]) -> ModelDetails:
     found = None
     if parameters <= MOST_PARAMETERS:
         with suppress(UserError, OSError):  # without its weights, say
-            found = load_model(path if path.is_dir() else _in_hub_cache(name)).capabilities
+            found = load_model(path if path.is_dir() else _in_hub_cache(name), dtype=dtype).capabilities
     able = found or Capabilities()
     works = {name: WORKS if name in able else able.why(name) for name in CAPABILITIES}
     unsure = dict(able.unsure)

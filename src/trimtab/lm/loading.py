@@ -57,9 +57,7 @@ def load_model(
         raise UserError(what, "it is neither a name nor a path", hint)
     name = os.fspath(name_or_path)
     check_is_given(name)
-    dtype = str(dtype).removeprefix("torch.")
-    check_one_of("dtype", dtype, DTYPES)
-    torch_dtype, torch_device = DTYPES[dtype], check_device(device)
+    torch_dtype, torch_device = check_dtype(dtype), check_device(device)
     path = Path(name).expanduser()
     entry = find_entry(name)
     directory = pull(name, accept_terms=accept_terms, progress=progress) if entry else path
@@ -99,6 +97,13 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> transformers.PreTrai
     except _UNREADABLE as error:
         why = f"it could not be read here ({type(error).__name__}: {first_line(error)})"
         raise UserError(f"tokenizer of {name}", why, "load the model once, or name its directory") from error
+
+
+def check_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of that name. Raises `UserError` if models are not loaded in it."""
+    known = str(name).removeprefix("torch.")
+    check_one_of("dtype", known, DTYPES)
+    return DTYPES[known]
 
 
 def check_device(name: str | torch.device) -> torch.device:

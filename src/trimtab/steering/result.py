@@ -139,7 +139,11 @@ class SteerResult(Result):
 
     def _doses(self) -> Table:
         """What was done, and how ordinary it left the texts."""
-        columns, caption = list(_DOSES), "what was done, mean over tokens (KL and NLL in nats)"
+        columns = list(_DOSES)
+        caption = (
+            "what was done, mean over tokens (KL and NLL in nats; KL total: to the unsteered model, local: to the same "
+            "token without its own edit)"
+        )
         if self.score_unit:
             columns.append(Column("wish", "score", "+.3g", note=self.score_unit))
             caption += f"; wish: the effect on its examples that chose nothing, {self.score_unit}"
@@ -204,5 +208,5 @@ _DOSES = (
 _FLUENCY = (
     Column("ordinary texts", "fluency.ordinary", ".2f"),
     Column("repetition", "fluency.repetition", ".2f"),
-    Column("fluency", lambda arm: "broken" if arm.fluency.broken else ""),
+    Column("fluency", lambda arm: "broken" if arm.fluency.broken else "holds"),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.finding import Found
-from trimtab.finding.examples import SPLITS
+from trimtab.finding.options import SPLITS
 from trimtab.finding.result import FOUND, SINGLE, Measured, WayResult
 from trimtab.runs import json_safe
 from trimtab.runs.results import Result

@@ -45,6 +45,10 @@ class Contrast(Wish):
             if row["wanted"].strip() == row["unwanted"].strip():
                 raise UserError(what, "its wanted and its unwanted answer are the same", "correct it")
 
+    @property
+    def most(self) -> int:
+        return len(self.rows)
+
     def examples(self, model: LanguageModel) -> Examples:
         found: dict[str, tuple[Example, Mapping[str, Any]]] = {}
         for number, row in enumerate(self.rows, 1):

@@ -52,6 +52,10 @@ class Texts(Wish):
         if self.text_tokens < LEAST_TOKENS:
             raise UserError(f"text_tokens {self.text_tokens}", f"it must be at least {LEAST_TOKENS}", "raise it")
 
+    @property
+    def most(self) -> int:
+        return min(len(self.wanted), len(self.unwanted))
+
     def examples(self, model: LanguageModel) -> Examples:
         wanted, unwanted, prompts, notes = self._apart()
         n = min(len(wanted), len(unwanted))

@@ -23,6 +23,11 @@ class Wish(ABC):
         """What is wished for in a few words; nothing where examples alone say it."""
         return ""
 
+    @property
+    def most(self) -> int | None:
+        """Examples that it can make; None where that is not known before a model is there."""
+        return None
+
     @abstractmethod
     def examples(self, model: LanguageModel) -> Examples:
         """The wish as examples of a model, before they are divided.

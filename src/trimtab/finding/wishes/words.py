@@ -43,6 +43,10 @@ class Words(Wish):
         if len(set(self.prompts)) < len(self.prompts):
             raise UserError("the prompts", "one is given twice, so that it could be in two splits", "give each once")
 
+    @property
+    def most(self) -> int:
+        return len(self.prompts)
+
     def examples(self, model: LanguageModel) -> Examples:
         found, several = list[Example](), dict[str, int]()
         for text in self.prompts:
