@@ -18,10 +18,11 @@ from trimtab.errors import UserError
 from trimtab.flags import Example, load_flagged
 from trimtab.flags.command import FlagTrainConfig, run_flag_train
 from trimtab.flags.data.checking import read_judge
-from trimtab.flags.evaluation import evaluating
+from trimtab.flags.evaluation import command, evaluating
 from trimtab.flags.evaluation.command import FlagEvaluateConfig, evaluated_run, read_run, run_flag_evaluate
 from trimtab.flags.evaluation.options import PARTS
-from trimtab.lm import LanguageModel
+from trimtab.lm import LanguageModel, load_model
+from trimtab.lm.capabilities import Capabilities
 from trimtab.runs import read_record
 
 KNOWN = Example(prompt="Go", response="An old chair stood by the window.")
@@ -108,6 +109,20 @@ def test_the_command_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> 
     found = json.loads(capsys.readouterr().out)
     assert found["runs"] == ["forced"]
     assert "<h2>Reading</h2>" in (trained / "shown" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("part", "lacks"), [("reading", "padding"), ("price", "decode")])
+def test_a_model_that_lacks_what_a_part_needs_is_refused_before_the_run_is_made(
+    part: str, lacks: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tired(*args: Any, **options: Any) -> LanguageModel:
+        model = load_model(*args, **options)
+        model.assume(Capabilities(off={lacks: "it is tired"}))
+        return model
+
+    monkeypatch.setattr(command, "load_model", tired)
+    refused(config_of(trained, "forced", part=(part,), run=tmp_path / "run"), "it is tired")
+    assert not (tmp_path / "run").exists()
 
 
 def test_own_examples_may_be_given(trained: Path, tmp_path: Path) -> None:

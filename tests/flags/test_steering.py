@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_corpus import PROMPTS, share_of, toy_examples
 
 from trimtab.cli import main
 from trimtab.errors import UserError
-from trimtab.flags import FlagSpec, TrainedFlags, snapshots, train_flags
+from trimtab.flags import FlagSpec, TrainedFlags, command, load_flagged, snapshots, train_flags
 from trimtab.flags.command import FlagSteerConfig, run_flag_steer
 from trimtab.lm import LanguageModel
+from trimtab.lm.capabilities import Capabilities
 from trimtab.runs import Run
 
 
@@ -44,6 +46,21 @@ def test_a_run_is_steered_replayed_and_has_a_page(
     page = (run / "report.html").read_text()
     assert "What does steering with war on, sea off write?" in page
     assert "8 sites from resid_mid.0 to resid_post.3" in page
+
+
+def test_a_model_that_cannot_decode_is_refused_before_any_work(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tired(*args: Any, **options: Any) -> tuple[LanguageModel, Any]:
+        model, flags = load_flagged(*args, **options)
+        model.assume(Capabilities(off={"decode": "it is tired"}))
+        return model, flags
+
+    def planned(*_args: Any) -> None:
+        raise AssertionError("it is planned")
+
+    monkeypatch.setattr(command, "load_flagged", tired)
+    monkeypatch.setattr(command, "plan_steering", planned)
+    with pytest.raises(UserError, match="it is tired"):
+        run_flag_steer(FlagSteerConfig(model=str(saved), prompt=("Go",), on=("sea",), max_new_tokens=2))
 
 
 def test_strengths_and_samples(saved: Path) -> None:
