@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimtab.lm import (
     DecodeConfig,
     DecodeStart,
     Edit,
     EditRequest,
+    GrowingCache,
     LanguageModel,
     PositionRule,
     PromptCache,
@@ -19,6 +21,7 @@ from trimtab.lm import (
     TokenBatch,
     decode,
 )
+from trimtab.lm.prompt_cache import _Tokens
 
 PROMPTS = [[7, 20, 33, 9], [8, 21, 40, 52, 61, 13, 30], [7, 20, 33, 9, 11, 12]]
 
@@ -60,6 +63,10 @@ def test_kept_prompts_decode_as_fresh_ones(any_tiny: LanguageModel, repeats: int
 
 
 BEGIN = [5, 17, 29, 44, 8, 31, 60, 12, 3]
+
+
+def keys_of(cache: GrowingCache) -> list[torch.Tensor]:
+    return [layer.keys for layer in cache.growing if layer.keys is not None]
 
 
 def fed_tokens(patch: pytest.MonkeyPatch) -> list[int]:
@@ -138,10 +145,9 @@ def test_by_default_and_where_positions_turn_heads_of_one_length_are_fed(
     n = len(BEGIN)
     assert fed == [2 * (n + 3), n + 5, n + 6]
     for number in (1, 2):  # each the only one of its length
-        head = tuple(prompts[number][:-1])
-        alone.load([head], 30)
-        for mine, theirs in zip(alone._held[head].keys, cache._held[head].keys, strict=True):
-            assert torch.equal(mine, theirs)
+        head = prompts[number][:-1]
+        mine, theirs = (keys_of(one.load([head], 30)) for one in (alone, cache))
+        assert all(map(torch.equal, mine, theirs))
 
 
 def test_what_was_used_least_recently_is_forgotten_and_computed_anew(tiny_llama: LanguageModel) -> None:
@@ -151,6 +157,56 @@ def test_what_was_used_least_recently_is_forgotten_and_computed_anew(tiny_llama:
         expected = decode(tiny_llama, [prompt], config).token_ids
         assert decode(tiny_llama, [prompt], config, prompt_cache=cache).token_ids == expected
         assert cache.computed == computed
+
+
+def loads_as_fresh(model: LanguageModel, max_tokens: int) -> PromptCache:
+    """Whether heads come out as they are fed by themselves, while many are forgotten and the others moved."""
+    token_bytes = sum(2 * keys[0, :, :1].nbytes for keys in keys_of(PromptCache(model).load([[1]], 1)))
+    cache, generator = PromptCache(model, max_bytes=max_tokens * token_bytes), torch.Generator().manual_seed(0)
+    known = [torch.randint(100, (int(n),), generator=generator).tolist() for n in range(1, 9)]
+    for _ in range(40):
+        heads = [known[i] for i in torch.randint(len(known), (3,), generator=generator).tolist()]
+        loaded = cache.load(heads, 12)
+        for row, head in enumerate(heads):
+            alone = keys_of(PromptCache(model).load([head], 12))
+            for mine, theirs in zip(keys_of(loaded), alone, strict=True):
+                assert torch.equal(mine[row, :, -len(head) :], theirs[0])
+                assert not mine[row, :, : -len(head)].any()
+        assert sum(kept.keys.nbytes + kept.values.nbytes for kept in cache._kept) <= (max_tokens + 3 * 8) * token_bytes
+    return cache
+
+
+def test_heads_stay_what_they_are_while_others_are_forgotten(tiny_llama: LanguageModel) -> None:
+    assert loads_as_fresh(tiny_llama, 44).computed > 8  # all eight have 36 tokens, and three quarters may be held
+
+
+def test_heads_that_are_moved_unsaid_show(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: tokens are moved in another order than that of the heads."""
+    real = _Tokens.move
+    monkeypatch.setattr(_Tokens, "move", lambda self, order, capacity: real(self, order.flip(0), capacity))
+    with pytest.raises(AssertionError):
+        loads_as_fresh(tiny_llama, 44)
+
+
+class _Copies(TorchDispatchMode):
+    """Counts what fills memory."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in ("copy_", "fill_", "index", "index_select", "clone", "index_put_")
+        return func(*args, **(kwargs or {}))
+
+
+def test_any_number_of_rows_is_loaded_by_as_many_copies(tiny_llama: LanguageModel) -> None:
+    cache, counts = PromptCache(tiny_llama), []
+    heads = [prompt[:-1] for prompt in PROMPTS]
+    cache.load(heads, 10)
+    for copies in (1, 20):
+        with _Copies() as copied:
+            cache.load(heads * copies, 10)
+        counts.append(copied.count)
+    assert counts[0] == counts[1] <= 6 * tiny_llama.n_layers
 
 
 def test_edits_inside_prompts_and_forced_tokens_bypass_the_cache(tiny_llama: LanguageModel) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -49,6 +50,21 @@ class GrowingLayer(CacheLayerMixin):
         """Hold blocks of rows `[n, heads, length, head_dim]` of any length, padded on the left with zeros."""
         length = max(block.shape[2] for block in keys)
         self._hold((self._stacked(blocks, length) for blocks in (keys, values)), length)
+
+    def repeat(self, other: GrowingLayer, rows: int) -> None:
+        """Hold what another layer holds in its one row, in so many."""
+        assert other.keys is not None
+        assert other.values is not None
+        self.fill([other.keys.expand(rows, -1, -1, -1)], [other.values.expand(rows, -1, -1, -1)])
+
+    def gather(
+        self, keys: Float[Tensor, "N heads k"], values: Float[Tensor, "N heads v"], index: Int[Tensor, "B T"]
+    ) -> None:
+        """Hold some of N tokens, those that `index` names for each row."""
+        index = index.to(keys.device)
+        shown = [(held, (*index.shape, *held.shape[1:])) for held in (keys, values)]
+        blocks = [held.index_select(0, index.flatten()).view(shape).transpose(1, 2) for held, shape in shown]
+        self.fill(blocks[:1], blocks[1:])
 
     def _stacked(self, blocks: Sequence[Tensor], length: int) -> Tensor:
         _, heads, _, width = blocks[0].shape

@@ -10,27 +10,19 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
-from trimtab.lm.cache import GrowingCache
+from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.model import LanguageModel
 
 SHARED = 8
 """Tokens at least that prompts begin with alike for these to be fed apart."""
-
-
-class _Held(NamedTuple):
-    keys: list[Float[Tensor, "1 heads length width"]]
-    values: list[Float[Tensor, "1 heads length width"]]
-
-    @property
-    def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+FULL = 0.75
+"""Share of the memory that heads may take. The rest is room for those to come, lest all be moved for each."""
 
 
 class PromptCache:
@@ -53,8 +45,11 @@ class PromptCache:
         self.together = together and not model.turning_length
         self.computed = 0
         """Heads that were fed to the model so far."""
-        self._held: OrderedDict[tuple[int, ...], _Held] = OrderedDict()
-        self._bytes = 0
+        self._held: OrderedDict[tuple[int, ...], int] = OrderedDict()
+        """Where each head's tokens begin among those that are kept."""
+        self._kept: list[_Tokens] = []
+        self._live = 0
+        """Tokens of all heads that are held."""
 
     @torch.no_grad()
     def load(self, heads: Sequence[Sequence[int]], reserve: int) -> GrowingCache:
@@ -67,12 +62,14 @@ class PromptCache:
         wanted = [tuple(head) for head in heads]
         self._compute([head for head in dict.fromkeys(wanted) if head not in self._held])
         cache = self.model.new_cache(reserve=reserve)
-        rows = [self._held[head] for head in wanted]
-        for number, layer in enumerate(cache.growing):
-            layer.fill([row.keys[number] for row in rows], [row.values[number] for row in rows])
+        index = _padded([self._held[head] for head in wanted], [len(head) for head in wanted])
+        for layer, kept in zip(cache.growing, self._kept, strict=True):
+            layer.gather(kept.keys, kept.values, index)
         for head in wanted:
             self._held.move_to_end(head)
-        self._forget()
+        while self._live * self._token_bytes > FULL * self.max_bytes and len(self._held) > 1:
+            forgotten, _ = self._held.popitem(last=False)
+            self._live -= len(forgotten)
         return cache
 
     def _compute(self, heads: list[tuple[int, ...]]) -> None:
@@ -82,12 +79,11 @@ class PromptCache:
             cache = self.model.new_cache(reserve=len(part[-1]))
             if begin is not None:
                 for layer, shared in zip(cache.growing, begin.growing, strict=True):
-                    layer.fill([shared.keys] * len(part), [shared.values] * len(part))  # type: ignore[list-item]
+                    layer.repeat(shared, len(part))
             # Padding stands behind the heads, where none of their tokens sees it.
             self._feed([[*head[fed:], *[self.model.pad_id] * (len(part[-1]) - len(head))] for head in part], cache)
             self.computed += len(part)
-            for row, head in enumerate(part):
-                self._hold(head, cache, row)
+            self._hold(part, cache)
 
     def _parts(self, heads: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
         """What is fed side by side: heads of one length, or the shortest first, the longest at most twice as long."""
@@ -116,17 +112,95 @@ class PromptCache:
         with torch.autocast(self.model.device.type, enabled=False):  # what is held serves any precision
             self.model.forward(batch, cache=cache, last=1)
 
-    def _hold(self, head: tuple[int, ...], cache: GrowingCache, row: int) -> None:
-        keys, values = [], []
-        for layer in cache.growing:
+    def _hold(self, part: list[tuple[int, ...]], cache: GrowingCache) -> None:
+        """Keep the tokens of heads that were fed side by side, padding behind them left out."""
+        lengths = [len(head) for head in part]
+        start = self._room(cache, sum(lengths))
+        rows = torch.arange(len(part)).repeat_interleave(torch.tensor(lengths))
+        times = torch.cat([torch.arange(length) for length in lengths])
+        for layer, kept in zip(cache.growing, self._kept, strict=True):
             assert layer.keys is not None
             assert layer.values is not None
-            keys.append(layer.keys[row : row + 1, :, : len(head)].clone())
-            values.append(layer.values[row : row + 1, :, : len(head)].clone())
-        self._held[head] = held = _Held(keys, values)
-        self._bytes += held.bytes
+            kept.put(start, layer.keys, layer.values, rows, times)
+        for head, before in zip(part, itertools.accumulate(lengths, initial=0), strict=False):
+            self._held[head] = start + before
+        self._live += sum(lengths)
 
-    def _forget(self) -> None:
-        while self._bytes > self.max_bytes and len(self._held) > 1:
-            _, held = self._held.popitem(last=False)
-            self._bytes -= held.bytes
+    def _room(self, cache: GrowingCache, count: int) -> int:
+        """Where so many tokens fit behind those that are held. Where there is no room, tokens of heads that were
+        forgotten go, and twice what is needed is allocated, or `max_bytes`."""
+        if not self._kept:
+            self._kept = [_Tokens(layer) for layer in cache.growing]
+        first = self._kept[0]
+        if first.end + count > first.capacity:
+            order = torch.cat(
+                [torch.zeros(1, dtype=torch.long)]
+                + [torch.arange(start, start + len(head)) for head, start in self._held.items()]
+            )
+            needed = len(order) + count
+            capacity = max(needed, min(2 * needed, self.max_bytes // self._token_bytes))
+            for kept in self._kept:
+                kept.move(order, capacity)
+            begins = itertools.accumulate((len(head) for head in self._held), initial=1)
+            self._held = OrderedDict(zip(self._held, begins, strict=False))
+        start = first.end
+        for kept in self._kept:
+            kept.end += count
+        return start
+
+    @property
+    def _token_bytes(self) -> int:
+        return sum(kept.token_bytes for kept in self._kept)
+
+
+class _Tokens:
+    """A layer's keys and values of tokens, one behind the other; the first is all zeros, for padding.
+
+    Args:
+        layer: whose they are.
+    """
+
+    keys: Float[Tensor, "capacity heads width"]
+    values: Float[Tensor, "capacity heads width"]
+
+    def __init__(self, layer: GrowingLayer) -> None:
+        assert layer.keys is not None
+        assert layer.values is not None
+        self.keys, self.values = (
+            held.new_zeros(1, held.shape[1], held.shape[3]) for held in (layer.keys, layer.values)
+        )
+        self.end = 1
+        """Where there is room."""
+
+    @property
+    def capacity(self) -> int:
+        return len(self.keys)
+
+    @property
+    def token_bytes(self) -> int:
+        return self.keys[0].nbytes + self.values[0].nbytes
+
+    def put(
+        self, start: int, keys: Tensor, values: Tensor, rows: Int[Tensor, " tokens"], times: Int[Tensor, " tokens"]
+    ) -> None:
+        """Keep some tokens of `[B, heads, length, width]`."""
+        at = rows.to(keys.device), times.to(keys.device)
+        self.keys[start : start + len(rows)] = keys.transpose(1, 2)[at]
+        self.values[start : start + len(rows)] = values.transpose(1, 2)[at]
+
+    def move(self, order: Int[Tensor, " tokens"], capacity: int) -> None:
+        """Keep these tokens alone, in this order, with room for as many as `capacity`."""
+        order = order.to(self.keys.device)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(capacity, *old.shape[1:])
+            torch.index_select(old, 0, order, out=new[: len(order)])
+            setattr(self, name, new)
+        self.end = len(order)
+
+
+def _padded(starts: Sequence[int], lengths: Sequence[int]) -> Int[Tensor, "B T"]:
+    """Places of rows' tokens, padded on the left with 0."""
+    length = torch.tensor(lengths)[:, None]
+    time = torch.arange(max(lengths)) - (max(lengths) - length)
+    return torch.where(time < 0, 0, time + torch.tensor(starts)[:, None])
