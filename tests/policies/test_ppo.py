@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from policy_rollouts import RollOut
 
 from trimtab.control.masks import MASKS, FixedMask, MaskKind
@@ -145,6 +147,51 @@ def test_a_reward_that_is_not_finite_names_its_row(policy: Policy, roll_out: Rol
     reward[4, 2] = float("nan")
     with pytest.raises(UserError, match="the reward of row 4: it is not finite"):
         Learner(policy, PPOConfig()).update(decisions, reward, generator=torch.Generator())
+
+
+def test_a_gradient_that_is_not_finite_is_refused(policy: Policy, roll_out: RollOut) -> None:
+    decisions = roll_out("none").source.decisions
+    reward, learner = torch.ones(decisions.valid.shape), Learner(policy, PPOConfig(epochs=2))
+    hook = learner.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UserError, match="the gradient: it is not finite; lower --ppo.lr"):
+        learner.update(decisions, reward, generator=torch.Generator())
+    hook.remove()
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        boolean = name.startswith("index") and any(
+            isinstance(one, torch.Tensor) and one.dtype == torch.bool
+            for one in (args[1] if isinstance(args[1], list | tuple) else ())
+        )
+        self.count += boolean or name in ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of(policy: Policy, decisions: Decisions, config: PPOConfig) -> int:
+    reward, learner = torch.ones(decisions.valid.shape), Learner(copy.deepcopy(policy), config)
+    learner.optimiser.step = lambda: None  # type: ignore[method-assign]  # torch's own counts its steps on the host
+    with _Waits() as waits:
+        learner.update(decisions, reward, generator=torch.Generator().manual_seed(0))
+    return waits.count
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradient_steps_wait_for_no_device(
+    mask: MaskKind, policy: Policy, roll_out: RollOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decisions = roll_out(mask).source.decisions
+    few, many = (waits_of(policy, decisions, PPOConfig(epochs=n, minibatch=5)) for n in (1, 3))
+    assert 0 < few == many
+    real = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: real(*a, error_if_nonfinite=True))  # a mutation
+    few, many = (waits_of(policy, decisions, PPOConfig(epochs=n, minibatch=5)) for n in (1, 3))
+    assert few < many
 
 
 def test_the_normaliser_agrees_with_the_whole_sample_and_is_frozen_by_an_update(

@@ -72,6 +72,10 @@ class UpdateReport(NamedTuple):
     grad_norm: float
 
 
+REPORTED = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
+"""Fields of `UpdateReport` that are means over gradient steps."""
+
+
 class Returns(NamedTuple):
     """What decisions were worth."""
 
@@ -131,7 +135,8 @@ class Learner:
     def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
         self.parameters = [*policy.actor.parameters(), *policy.critic.parameters()]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, eps=1e-5)
+        fused = self.parameters[0].is_cuda
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, eps=1e-5, fused=fused)
         self._loss = _clipped_loss(policy, config)
 
     def update(
@@ -160,10 +165,9 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr * share_left
         ratio = self.max_abs_log_ratio(decisions)
-        sums: dict[str, float] = {}
-        steps = 0
-        for _ in range(c.epochs):
-            order = torch.randperm(len(row), generator=generator).to(row.device)
+        orders = torch.stack([torch.randperm(len(row), generator=generator) for _ in range(c.epochs)]).to(row.device)
+        reports: list[Float[Tensor, " names"]] = []  # which are looked at last, so that no step waits for a GPU
+        for order in orders:
             for part in order.split(c.minibatch):
                 r, s = row[part], step[part]
                 batch = {
@@ -180,21 +184,21 @@ class Learner:
                 self.optimiser.zero_grad(set_to_none=True)
                 total.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_grad_norm)
-                if not bool(torch.isfinite(norm)):
-                    raise UserError("the gradient", "it is not finite", "lower --ppo.lr")
                 self.optimiser.step()
-                steps += 1
-                for name, value in (
-                    ("policy_loss", losses["loss_objective"]),
-                    ("value_loss", losses["loss_critic"] / (c.critic_weight or 1)),
-                    ("entropy", losses["entropy"]),
-                    ("old_approx_kl", losses["kl_approx"]),
-                    ("approx_kl", losses["mean_ratio"].double() - 1 + losses["kl_approx"]),
-                    ("clipfrac", losses["clip_fraction"]),
-                    ("grad_norm", norm),
-                ):
-                    sums[name] = sums.get(name, 0.0) + float(value.detach().mean())
-        means = {name: value / steps for name, value in sums.items()}
+                reported = (
+                    losses["loss_objective"],
+                    losses["loss_critic"] / (c.critic_weight or 1),
+                    losses["entropy"],
+                    losses["kl_approx"],
+                    losses["mean_ratio"].double() - 1 + losses["kl_approx"],
+                    losses["clip_fraction"],
+                    norm,
+                )
+                reports.append(torch.stack([value.detach().mean().double() for value in reported]))
+        each = torch.stack(reports).cpu()
+        if not bool(each[:, REPORTED.index("grad_norm")].isfinite().all()):
+            raise UserError("the gradient", "it is not finite", "lower --ppo.lr")
+        means = dict(zip(REPORTED, each.mean(0).tolist(), strict=True))
         explained = explained_variance(found.target[valid], decisions.value[valid])
         return UpdateReport(**means, explained_variance=explained, max_abs_log_ratio=ratio)
 
@@ -202,13 +206,13 @@ class Learner:
     def max_abs_log_ratio(self, decisions: Decisions) -> float:
         """The largest difference between log-probabilities now and at rollout."""
         row, step = decisions.valid.nonzero(as_tuple=True)
-        largest = 0.0
+        largest = [decisions.logp.new_zeros(())]
         for r, s in zip(row.split(self.config.minibatch), step.split(self.config.minibatch), strict=True):
             logits = self.policy.actor(self.policy.normaliser(decisions.observation[r, s]))
             logp = masked_log_softmax(logits, decisions.allowed(r, s))
             chosen = logp.gather(1, decisions.action[r, s].long()[:, None])[:, 0]
-            largest = max(largest, float((chosen - decisions.logp[r, s]).abs().max()))
-        return largest
+            largest.append((chosen - decisions.logp[r, s]).abs().max())
+        return float(torch.stack(largest).max())
 
 
 def explained_variance(target: Float[Tensor, " m"], value: Float[Tensor, " m"]) -> float:
@@ -225,6 +229,12 @@ def _clipped_loss(policy: Policy, config: PPOConfig) -> Any:
 
     from trimtab.policies.allowed_categorical import AllowedCategorical
 
+    class Loss(ClipPPOLoss):
+        """Without a look at whether the entropy is finite, for which each gradient step would wait for a GPU."""
+
+        def _get_entropy(self, dist: Any, adv_shape: Any) -> Tensor:
+            return dist.entropy()[..., None]
+
     actor = ProbabilisticTensorDictSequential(  # pyright: ignore[reportCallIssue]
         TensorDictModule(policy.actor, in_keys=["observation"], out_keys=["logits"]),  # pyright: ignore[reportArgumentType]
         ProbabilisticTensorDictModule(  # pyright: ignore[reportArgumentType]
@@ -237,7 +247,7 @@ def _clipped_loss(policy: Policy, config: PPOConfig) -> Any:
     critic = TensorDictModule(policy.critic, in_keys=["observation"], out_keys=["state_value"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ClipPPOLoss(
+        return Loss(
             actor,
             critic,
             clip_epsilon=config.clip,
