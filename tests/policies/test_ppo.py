@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from policy_rollouts import RollOut
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimtab.control.masks import MASKS, FixedMask, MaskKind
 from trimtab.errors import UserError
@@ -153,7 +153,7 @@ def test_a_gradient_that_is_not_finite_is_refused(policy: Policy, roll_out: Roll
     decisions = roll_out("none").source.decisions
     reward, learner = torch.ones(decisions.valid.shape), Learner(policy, PPOConfig(epochs=2))
     hook = learner.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(UserError, match="the gradient: it is not finite; lower --ppo.lr"):
+    with pytest.raises(UserError, match=r"the gradient: it is not finite; lower --ppo\.lr"):
         learner.update(decisions, reward, generator=torch.Generator())
     hook.remove()
 

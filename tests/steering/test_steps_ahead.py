@@ -22,10 +22,14 @@ from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
 from trimtab.lm import DecodeConfig, Decoded, DecodeStream, LanguageModel, Row, decode, decoding, steps_ahead
 from trimtab.lm import token_statistics as statistics
+from trimtab.lm.chosen import Chosen, on_host, told
 from trimtab.lm.steps_ahead import Steps, can_step_ahead
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
-from trimtab.steering import DirectionTable, ReplaySource, StaticSource
+from trimtab.steering import CombinedSource, DirectionTable, ReplaySource, StaticSource, trace_replay
+from trimtab.steering.random_arms import decode_controls
+from trimtab.steering.trace import Trace
+from trimtab.steering.trace_replay import replay_trace
 
 Patch = pytest.MonkeyPatch
 PROMPTS = [[7, 20, 31, 44, 50], [9, 12], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [30, 31, 32]]
@@ -40,14 +44,18 @@ def sae(any_tiny: LanguageModel) -> Standard:
 def taken(monkeypatch: Patch) -> list[int]:
     """How many steps were taken ahead each time."""
     counts: list[int] = []
+    monkeypatch.setattr(Steps, "take", _recorded(counts))
+    return counts
+
+
+def _recorded(counts: list[int]) -> Any:
     real = Steps.take
 
     def take(self: Steps, running: Any, way: Any, given: Any, count: int) -> Any:
         counts.append(count)
         return real(self, running, way, given, count)
 
-    monkeypatch.setattr(Steps, "take", take)
-    return counts
+    return take
 
 
 @pytest.fixture
@@ -224,7 +232,7 @@ def asking_refused(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("source", ["none", "static", "everywhere", "policy", "accumulated", "replay"])
+@pytest.mark.parametrize("source", ["none", "static", "everywhere", "policy", "accumulated", "combined", "replay"])
 def test_a_step_asks_the_device_nothing(
     tiny_gemma3: LanguageModel, name: str, source: str, ahead: Any, taken: list[int], asking_refused: None
 ) -> None:
@@ -236,6 +244,7 @@ def test_a_step_asks_the_device_nothing(
         "everywhere": lambda: StaticSource(sae, [3, 5], [0.4, -0.3], positions="all", combine="total"),
         "policy": lambda: PolicySource(new_policy(sae), sae, build_mask("none", sae), 0.5),
         "accumulated": lambda: PolicySource(new_policy(sae), sae, build_mask("accumulated", sae), 0.5),
+        "combined": lambda: CombinedSource([StaticSource(sae, 5, 0.3), made["policy"](), made["replay"]()]),
         "replay": lambda: ReplaySource(log.edits, StaticSource(sae, 3, 0.5)),
     }
     log = decode(tiny_gemma3, PROMPTS, SETTINGS[name], StaticSource(sae, 3, 0.5))
@@ -300,6 +309,7 @@ def test_sources_that_ask_are_taken_step_by_step(tiny_llama: LanguageModel, ahea
         StaticSource(sae, 3, 0.5, operation="overwrite"),
         StaticSource(sae, 3, operation="ablate"),
         Counting(sae, 3, 0.5),
+        CombinedSource([StaticSource(sae, 3, 0.5), Counting(sae, 3, 0.5)]),
     ]
     ahead(6)
     for source in sources:
@@ -321,6 +331,56 @@ def test_a_replay_of_steps_that_were_taken_ahead_has_their_bits(tiny_llama: Lang
     assert (again.token_ids, again.decided_ids, again.token_logp) == (
         found.token_ids, found.decided_ids, found.token_logp,
     )  # fmt: skip
+
+
+def test_a_run_is_replayed_in_the_steps_that_it_was_taken_in(
+    tiny_llama: LanguageModel, ahead: Any, taken: list[int], monkeypatch: Patch
+) -> None:
+    """Arms and their controls, whose texts have given lengths. Mutation: a replay that is not told how long they are.
+
+    Where steps are looked at says which rows are computed together, and so the last bits on a GPU.
+    """
+    sae, config = make_dictionary(tiny_llama), SETTINGS["stops"]
+    source = StaticSource(sae, 3, 0.5)
+    ahead(8)
+    decoded = decode(tiny_llama, PROMPTS, config, source)
+    kept: dict[str, Any] = {"rows": range(4), "pool": {source.sites[0]: DirectionTable.of(sae)}, "exclude": (3,)}
+    both = decode_controls(tiny_llama, decoded, source, config, **kept)
+    short = decode(tiny_llama, PROMPTS, config, source, lengths=[9, 11, 5, 3])
+    joined, counts = Decoded.joined([both.decoded, short]), taken.copy()
+    branches = [*[0] * 4, *[1] * 4, *[2] * 4]
+    assert joined.ahead == [8] * 4 + [1] * 4 + [8] * 4
+    trace = Trace.of(tiny_llama, joined, config, both.source, branches=branches, calls=[4, 4, 4])
+    monkeypatch.setattr(decoding, "DecodeStream", DecodeStream)
+    taken.clear()
+    assert replay_trace(tiny_llama, trace, both.source).exact
+    assert taken == counts
+    monkeypatch.setattr(trace_replay, "_given_length", lambda _row, _tokens, config: config.max_new_tokens)
+    taken.clear()
+    replay_trace(tiny_llama, trace, both.source)
+    assert taken != counts
+
+
+def test_a_policy_beside_another_source_forgets_what_is_behind_an_end(tiny_llama: LanguageModel, ahead: Any) -> None:
+    sae, config = make_dictionary(tiny_llama), SETTINGS["stops"]
+
+    def run() -> PolicySource:
+        policy = PolicySource(new_policy(sae), sae, build_mask("none", sae), 0.5)
+        decode(tiny_llama, PROMPTS, config, CombinedSource([StaticSource(sae, 3, 0.2), policy]))
+        return policy
+
+    expected = run()
+    ahead(8)
+    assert torch.equal(run().decisions.valid, expected.decisions.valid)
+
+
+def test_what_is_told_at_once_is_what_was_chosen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(300_000, (2, 3, 5), generator=generator)
+    real = torch.randn(4, 3, 5, generator=generator)
+    chosen = Chosen(*ids, *real[:3], torch.randn(3, 5, 7, generator=generator))
+    for one in (chosen, chosen._replace(allowed_logp=None), Chosen(*(column[0] for column in chosen))):  # type: ignore[arg-type]
+        assert told(on_host(one)) == told(one)
 
 
 def test_what_observes_sees_each_step(tiny_llama: LanguageModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +43,27 @@ class Chosen(NamedTuple):
     entropy: Float[Tensor, "*N B"]
     allowed_logp: Float[Tensor, "*N B A"] | None
     """Of the tokens that rows may choose from, where any row is restricted."""
+
+
+def told(chosen: Chosen) -> list[list[Any] | None]:
+    """Its columns as Python's numbers. From a GPU they come by one copy, since it is waited for at each."""
+    if chosen.ids.device.type != "cpu":
+        chosen = on_host(chosen)
+    return [None if column is None else column.tolist() for column in chosen]
+
+
+def on_host(chosen: Chosen) -> Chosen:
+    """The same on the CPU, fetched at once."""
+    lead = chosen.ids.ndim
+    kept = {name: column for name, column in chosen._asdict().items() if column is not None}
+    flat = [column if column.ndim > lead else column[..., None] for column in kept.values()]
+    together = torch.cat([column.double() for column in flat], dim=-1).cpu()  # which holds any token and any float
+    parts = together.split([column.shape[-1] for column in flat], dim=-1)
+    back = {
+        name: part.reshape(column.shape).to(column.dtype)
+        for (name, column), part in zip(kept.items(), parts, strict=True)
+    }
+    return chosen._replace(**back)
 
 
 def choose(

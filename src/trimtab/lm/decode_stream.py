@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.chosen import choose, ways_of
+from trimtab.lm.chosen import choose, told, ways_of
 from trimtab.lm.editing import (
     DecodeStart,
     EndedRow,
@@ -31,7 +31,7 @@ from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
 from trimtab.lm.sampling import uniform
-from trimtab.lm.steps_ahead import Steps, can_step_ahead, given_tokens
+from trimtab.lm.steps_ahead import SHORT, Steps, can_step_ahead, given_tokens
 from trimtab.lm.stopping import text_before_stop
 
 
@@ -92,7 +92,10 @@ class DecodeStream:
         self._running: RunningRows | None = None
         self._count = 0
         self._size = 0
-        self._ahead, self._steps = ahead, None if ahead == 1 else Steps(model, self._runner, ahead)
+        able = ahead > 1 and can_step_ahead(model, self._runner)
+        self.ahead = ahead if able else 1
+        """Steps that may be taken before what they chose is looked at."""
+        self._steps = Steps(model, self._runner, ahead) if able else None
         self._told: deque[list[Any]] = deque()
         """Of each step that was taken ahead, what rows chose."""
         self._free: list[int] = []
@@ -198,9 +201,9 @@ class DecodeStream:
         running = self._running
         if self._steps is None or running is None or (self._waiting and self.refill and self._room(running)):
             return 0
-        if len(ways_of(running.rows)) > 1 or not can_step_ahead(self.model, self._runner):
+        if len(ways_of(running.rows)) > 1 or max(row.config.max_new_tokens for row in running.rows) < SHORT:
             return 0
-        return min(self._ahead, *(row.tokens_left for row in running.rows))
+        return min(self.ahead, *(row.tokens_left for row in running.rows))
 
     def _room(self, running: RunningRows) -> bool:
         return len(running.rows) + len(self._waiting[0]) <= self.batch_size
@@ -209,7 +212,7 @@ class DecodeStream:
         assert self._steps is not None
         (way,) = ways_of(running.rows)
         chosen = self._steps.take(running, way, given_tokens(running.rows, count), count)
-        columns = [None if column is None else column.tolist() for column in chosen]
+        columns = told(chosen)
         self._told.extend([None if column is None else column[step] for column in columns] for step in range(count))
 
     def _start(self, rows: list[Row]) -> None:
@@ -248,7 +251,7 @@ class DecodeStream:
         tokens = None if given is None else torch.tensor(given[0], device=running.logits.device)
         chosen = choose(running.logits, ways_of(rows), u, running.allowed, tokens)
         running.ids = chosen.ids
-        return [None if column is None else column.tolist() for column in chosen]
+        return told(chosen)
 
     def _record(self, rows: Sequence[Row], chosen: Sequence[Any]) -> None:
         """Tell rows that run what they chose, and say which end with it."""
@@ -291,7 +294,7 @@ class DecodeStream:
         fed = [row for row in ended if row.token_ids]
         if self._runner is not None and fed:
             ends = [EndedRow(row.number, len(row.prompt), row.length - 1) for row in fed]
-            logs = self._runner.leave(ends, ahead=self._ahead > 1)
+            logs = self._runner.leave(ends, ahead=self.ahead > 1)
             for row, log in zip(fed, logs, strict=True):
                 row.edits = log
             if self._told and isinstance(self._runner.source, RecordingSource):

@@ -19,6 +19,7 @@ from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
+from trimtab.lm.steps_ahead import usual_steps
 
 MANY = 8
 """Steps from which on it pays to keep weights in the layout that products take."""
@@ -52,6 +53,8 @@ class Decoded:
     copy, although they were applied once."""
     repeats: int = 1
     """Rows per prompt."""
+    ahead: list[int] = field(default_factory=list)
+    """Per row, steps at most that were taken before what they chose was looked at. A replay takes as many."""
     allowed_logp: list[list[list[float]]] = field(default_factory=list)
     """Per row and step, the log-probability of each of the row's allowed tokens, in the order given, among the whole
     vocabulary; empty unless tokens were restricted. Differences of two are differences of their logits."""
@@ -98,7 +101,7 @@ def decode(
     prompt_cache: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
     observe: Observe | None = None,
-    ahead: int = 1,
+    ahead: int | None = None,
 ) -> Decoded:
     """Decode continuations of prompts, steered by a source if there is one.
 
@@ -123,7 +126,8 @@ def decode(
             before the last prompt token, where tokens are forced, or a prompt is a single token.
         progress: called with the number of rows whenever some have ended.
         observe: shown the logits of every choice; see `Observe`.
-        ahead: steps that may be taken before what they chose is looked at; see `DecodeStream`. Not with `observe`.
+        ahead: steps that may be taken before what they chose is looked at; see `DecodeStream`. By default as many as
+            pay on the model's device (`usual_steps`), and one with `observe`, which allows no more.
 
     Returns:
         Tokens, texts, log-probabilities and the log of edits.
@@ -137,6 +141,8 @@ def decode(
     if source is not None:
         check_is_source(source)
     config = config or DecodeConfig()
+    if ahead is None:
+        ahead = usual_steps(model) if observe is None else 1
     if observe is not None and ahead > 1:
         raise UserError(f"ahead = {ahead}", "what observes is shown each step", "leave out one of them")
     if repeats < 1:
@@ -187,6 +193,7 @@ def decode(
         sample=[int(row.sample or 0) for row in rows],
         edits=EditLog.cat([row.edits for row in rows if len(row.edits)] or [EditLog.empty()]),
         repeats=repeats,
+        ahead=[stream.ahead] * len(rows),
         allowed_logp=[] if allowed is None else [row.allowed_logp for row in rows],
     )
 

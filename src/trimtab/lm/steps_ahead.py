@@ -35,6 +35,10 @@ from trimtab.lm.upper_layers import allowed_difference, difference
 
 LENGTHS = 64
 """The shortest cache; longer ones are as many times twice as long as is needed."""
+AHEAD = 8
+"""Steps that are taken on a GPU before what they chose is looked at."""
+SHORT = 8
+"""Rows of fewer tokens are decoded step by step: copying their caches would not pay."""
 GRAPHS = 4
 """Shapes of batches whose caches are held at once."""
 WARM = 2
@@ -243,6 +247,12 @@ class Steps:
         self._shapes[key] = shape
         tokens = None if given is None else torch.tensor(given, device=device)
         return shape.take(running, tokens, count)
+
+
+def usual_steps(model: LanguageModel) -> int:
+    """Steps that pay to be taken before what they chose is looked at: several on a GPU, which waits for the host at
+    each look; one on a CPU."""
+    return AHEAD if model.device.type == "cuda" else 1
 
 
 def can_step_ahead(model: LanguageModel, runner: SourceRunner | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import DecodeStart, Edit, EditLog, EditRequest, InterventionSource, PositionRule, Site
-from trimtab.lm.editing import check_is_source, tell_of_rows
+from trimtab.lm.editing import RecordingSource, check_is_source, tell_of_rows
 from trimtab.lm.edits import NAN, NOTHING
 from trimtab.steering.sources import DirectionBlock
 
@@ -49,10 +49,16 @@ class ReplaySource(_WrappingSource):
         source: the source that made them, for its directions, sites, positions and names in the trace. It is not asked
             for edits.
         rows: `[N]` which row of the log each decoded row replays; row r replays row r by default.
+        ahead: whether steps may be taken ahead, as the decode did that is replayed; by default as the source allows.
     """
 
     def __init__(
-        self, log: EditLog, source: InterventionSource, *, rows: Sequence[int] | Int[Tensor, " N"] | None = None
+        self,
+        log: EditLog,
+        source: InterventionSource,
+        *,
+        rows: Sequence[int] | Int[Tensor, " N"] | None = None,
+        ahead: bool | None = None,
     ) -> None:
         if not isinstance(log, EditLog):
             hint = "give one, like decode(...).edits"
@@ -60,12 +66,13 @@ class ReplaySource(_WrappingSource):
         super().__init__(source)
         self.log, self.keep_replacements = log, bool(log.kept)
         self.rows = None if rows is None else torch.as_tensor(rows)
+        self._ahead = getattr(source, "asks_nothing", False) if ahead is None else ahead
         self._index: dict[Site, tuple[Tensor, Edit]] = {}
 
     @property
     def asks_nothing(self) -> bool:
-        """As the source whose edits these are, so that steps that went ahead are replayed as they were taken."""
-        return getattr(self.source, "asks_nothing", False) and not self.keep_replacements
+        """Said so that steps that went ahead are replayed as they were taken, and others, too."""
+        return self._ahead and not self.keep_replacements
 
     def start(self, start: DecodeStart) -> None:
         self.source.start(start._replace(n_inputs=()))  # what was logged did happen, wherever this call ends
@@ -116,6 +123,17 @@ class CombinedSource:
         )
         self.keep_replacements = any(getattr(s, "keep_replacements", False) for s in sources)
         self._joined: dict[Site, Tensor] = {}
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether none of them asks; see `InterventionSource`."""
+        return all(getattr(source, "asks_nothing", False) for source in self.sources)
+
+    def take_back(self, ends: Mapping[int, int]) -> None:
+        """Let those that keep what they decide forget what is behind rows' ends."""
+        for source in self.sources:
+            if isinstance(source, RecordingSource):
+                source.take_back(ends)
 
     def _at(self, site: Site) -> list[InterventionSource]:
         return [source for source in self.sources if site in source.sites]

@@ -124,6 +124,7 @@ class Trace:
         """
         names = list(zip(decoded.sample, decoded.branch if branches is None else branches, strict=True))
         assert len(set(names)) == len(names), "sample and branch must name each row"
+        ahead = decoded.ahead or [1] * len(decoded)
         facts = {
             "decoding": asdict(config),
             "repeats": decoded.repeats,
@@ -139,6 +140,7 @@ class Trace:
                     "prompt": decoded.prompts[row],
                     "forced": decoded.forced[row],
                     "finish": decoded.finish[row],
+                    **({"ahead": ahead[row]} if ahead[row] > 1 else {}),
                 }
                 for row in range(len(decoded))
             ],

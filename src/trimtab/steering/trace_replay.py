@@ -13,7 +13,7 @@ from rich.text import Text
 
 from trimtab.dictionaries import Dictionary, load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import Decoded, EditLog, InterventionSource, LanguageModel, decode, load_model
+from trimtab.lm import DecodeConfig, Decoded, EditLog, InterventionSource, LanguageModel, decode, load_model
 from trimtab.runs import path_of_run, read_record, versions
 from trimtab.runs.tables import NUMBER, Column, result_table
 from trimtab.steering.composed_sources import ReplaySource
@@ -172,18 +172,20 @@ def replay_trace(
     found, start = list[Decoded](), 0
     for n in trace.facts.get("calls") or [len(rows)]:
         mine = slice(start, start + n)
-        first = rows[mine][::repeats]
+        first, ahead = rows[mine][::repeats], rows[start].get("ahead", 1)
         again = decode(
             model,
             [row["prompt"] for row in first],
             config,
-            None if source is None else ReplaySource(log, source, rows=range(mine.start, mine.stop)),
+            None if source is None else ReplaySource(log, source, rows=range(start, start + n), ahead=ahead > 1),
             forced=[row["forced"] for row in first],
             repeats=repeats,
             teacher=logged[mine],
             samples=[row["sample"] for row in first],
             branches=[row["draw_branch"] for row in rows[mine]],
+            lengths=[_given_length(row, tokens, config) for row, tokens in zip(rows[mine], logged[mine], strict=True)],
             progress=progress,
+            ahead=ahead,
         )
         found, start = [*found, again], start + n
     again = found[0] if len(found) == 1 else Decoded.joined(found)
@@ -215,6 +217,11 @@ def replay_trace(
         edits_equal=_same_edits(log, again.edits),
         changed_versions=changed_versions or {},
     )
+
+
+def _given_length(row: dict[str, Any], tokens: Sequence[int], config: DecodeConfig) -> int:
+    """How many tokens a row was given, which says how many steps were taken before what they chose was looked at."""
+    return len(tokens) if row["finish"] == "length" else config.max_new_tokens
 
 
 def check_hash(run: str | Path, name: str, record: dict[str, Any], found: str) -> None:
