@@ -34,6 +34,7 @@ from trimtab.lm import (
 from trimtab.lm import self_check as checking
 from trimtab.lm.layouts import LayerLayout, Layout
 from trimtab.lm.logit_lens import logit_lens
+from trimtab.lm.precision import FLOAT32
 from trimtab.lm.taps import hooked
 from trimtab.lm.upper_layers import difference
 from trimtab.lm.windows import short_windows
@@ -322,9 +323,7 @@ def test_a_comparison_that_fails_switches_off(tiny_llama: LanguageModel, monkeyp
 
 def test_activations_are_compared_on_one_device(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """As layers may be spread over several. Mutation: keep a clone where it is."""
-    run = site_check._EditedRun(
-        tiny_llama, torch.arange(10, 22).reshape(2, 6), 2, findings.Findings(torch.float32, float)
-    )
+    run = site_check._EditedRun(tiny_llama, torch.arange(10, 22).reshape(2, 6), 2, findings.Findings(FLOAT32, float))
     monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))  # any other than theirs
     with torch.no_grad(), hooked(tiny_llama.layout, {site: run.edit(site) for site in run.sites}), run.attention_seen():
         tiny_llama.hf(input_ids=run.ids)

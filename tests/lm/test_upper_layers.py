@@ -189,7 +189,7 @@ def test_a_model_whose_copies_cannot_part_is_fed_them_one_by_one(
     monkeypatch.setattr(upper_layers._CopyMasks, "replace", refuse)
     monkeypatch.setattr(upper_layers, "_works", {})
     check(any_tiny)
-    assert upper_layers._works[any_tiny.hf] == {("copies", 2, "sdpa"): False}
+    assert upper_layers._works[any_tiny.hf] == {("copies", 2, "sdpa", "float32"): False}
 
 
 def test_too_little_memory_says_nothing_of_a_model(any_tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_where_layers_cannot_be_left_out_the_whole_model_runs(
     monkeypatch.setattr(upper_layers, "_works", {})
     with pytest.raises(AssertionError, match="the layers below ran"):  # and no other complaint before it
         check_starting(any_tiny, 2, (5, 18, 11, 3), cached=True)
-    assert upper_layers._works[any_tiny.hf] == {("start", 2, "sdpa"): False}
+    assert upper_layers._works[any_tiny.hf] == {("start", 2, "sdpa", "float32"): False}
     monkeypatch.setattr(upper_layers, "can_run_from", lambda *_: True)  # a probe that is always content
     with pytest.raises(AssertionError, match="not close"):
         check_starting(any_tiny, 2, (5, 18, 11, 3), cached=True)

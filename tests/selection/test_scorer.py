@@ -165,7 +165,7 @@ def test_a_model_that_cannot_be_run_from_a_layer_is_scored_all_the_same(
     any_tiny: LanguageModel, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole, or one edit in a sequence."""
-    known = {(way, layer, "sdpa"): False for layer in range(any_tiny.n_layers + 1)}
+    known = {(way, layer, "sdpa", "float32"): False for layer in range(any_tiny.n_layers + 1)}
     monkeypatch.setattr(upper_layers, "_works", {any_tiny.hf: known})
     delta = deltas(33, any_tiny.d_model)
     expected = full_forward(any_tiny, 1, PREFIX, delta)

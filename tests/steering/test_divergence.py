@@ -189,7 +189,7 @@ def test_a_model_that_cannot_begin_at_a_layer_is_run_whole(
     monkeypatch.setattr(upper_layers, "_works", {})
     source = StaticSource(sae, 3, 0.8)
     decoded, kl = record(any_tiny, source)
-    assert upper_layers._works[any_tiny.hf]["start", 2, "sdpa"] is False
+    assert upper_layers._works[any_tiny.hf]["start", 2, "sdpa", "float32"] is False
     assert_total(any_tiny, source, decoded, kl)
     monkeypatch.setattr(upper_layers, "can_run_from", lambda *_: True)
     with pytest.raises(AssertionError, match="not close"):  # what trying the model guards against

@@ -100,7 +100,7 @@ def test_mistakes_in_the_mask_are_noticed(
 def test_a_model_that_cannot_be_shown_copies_is_refused(
     tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upper_layers, "_works", {tiny_llama.hf: {("copies", 2, "sdpa"): False}})
+    monkeypatch.setattr(upper_layers, "_works", {tiny_llama.hf: {("copies", 2, "sdpa", "float32"): False}})
     source = StaticSource(make_dictionary(tiny_llama), 3, 1.0)
     decoded = decode(tiny_llama, prompts_of((6,)), DecodeConfig(max_new_tokens=2), source)
     with pytest.raises(

@@ -398,7 +398,7 @@ def test_a_model_that_fails_the_trial_is_asked_at_each_step(
     tiny_llama: LanguageModel, ahead: Any, taken: list[int], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(steps_ahead, "_able", {tiny_llama.hf: {}})
-    monkeypatch.setattr(steps_ahead, "_trial", lambda _: False)
+    monkeypatch.setattr(steps_ahead, "_trial", lambda *_: False)
     ahead(6)
     decode(tiny_llama, PROMPTS, SETTINGS["greedy"])
     assert not taken

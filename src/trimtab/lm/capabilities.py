@@ -103,11 +103,18 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
-def check_key(hf: transformers.PreTrainedModel, device: str) -> str:
-    """Digest of all that a check's result depends on: config, modules, some weights, precision, type of device,
-    versions."""
+def check_key(hf: transformers.PreTrainedModel, device: str, products: str) -> str:
+    """Digest of all that a check's result depends on: config, modules, some weights, precision of weights and products,
+    type of device, versions."""
     config = hf.config.get_text_config()
-    said: list[Any] = [_without_places(hf.config.to_dict()), str(hf.dtype), device, _versions(), _some_weights(hf)]
+    said: list[Any] = [
+        _without_places(hf.config.to_dict()),
+        str(hf.dtype),
+        device,
+        products,
+        _versions(),
+        _some_weights(hf),
+    ]
     said.append(getattr(config, "_attn_implementation", None))
     said.extend(f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in hf.named_modules())
     return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()[:24]

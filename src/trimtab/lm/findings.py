@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from trimtab.lm.capabilities import Capabilities, percent
+from trimtab.lm.precision import Precision
 from trimtab.lm.upper_layers import allowed_difference
 
 FAILS = "it fails"
@@ -23,16 +24,16 @@ class Findings:
     """What is off so far.
 
     Args:
-        dtype: what the model computes in.
+        precision: what the model's products are computed in.
         rounding: how far the model's own logits move when its activations change by about their rounding, as a share of
             their spread. It is asked where a difference is larger than usual.
     """
 
-    def __init__(self, dtype: torch.dtype, rounding: Callable[[], float]) -> None:
+    def __init__(self, precision: Precision, rounding: Callable[[], float]) -> None:
         self.off: dict[str, str] = {}
         self.differs: dict[str, float] = {}
         self.unsure: dict[str, str] = {}
-        self.usual, self._rounding = allowed_difference(dtype), rounding
+        self.usual, self._rounding = allowed_difference(precision), rounding
 
     @cached_property
     def rounding(self) -> float:

@@ -28,6 +28,7 @@ from trimtab.lm.capabilities import Capabilities, check_key, keep_capabilities, 
 from trimtab.lm.findings import FAILS, Findings, said
 from trimtab.lm.layouts import text_config
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.precision import FLOAT32, product_precision
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.site_check import ABSENT, check_sites
 from trimtab.lm.taps import RowDelta, hooked
@@ -72,12 +73,14 @@ def capabilities_of(model: LanguageModel) -> Capabilities:
         UserError: a plain forward pass of the model fails.
     """
     hf = model.hf
-    setting = hf.dtype, model.device, getattr(text_config(hf), "_attn_implementation", None)
-    if hf in _known and _known[hf][0] == setting:
-        return _known[hf][1]
     if model.device.type == "meta":  # there are no numbers to compare
         return Capabilities()
-    key = check_key(hf, model.device.type) if hf.name_or_path else ""
+    with torch.autocast(model.device.type, enabled=False):  # as the check runs
+        products = product_precision(hf.dtype, model.device).name
+    setting = hf.dtype, model.device, products, getattr(text_config(hf), "_attn_implementation", None)
+    if hf in _known and _known[hf][0] == setting:
+        return _known[hf][1]
+    key = check_key(hf, model.device.type, products) if hf.name_or_path else ""
     found = kept_capabilities(key) if key else None
     if found is None:
         found = check_model(model)
@@ -171,10 +174,11 @@ class _Trial:
         self.upper = _upper(model)
         (self.tokens,) = self._lengths(TOKENS + fixed_window(model.hf))
         self.ids = self._random_ids(self.tokens).to(model.device)
-        self.precise = model.dtype == torch.float32
+        self.precision = product_precision(model.dtype, model.device)
+        precise = self.precision.rounding <= FLOAT32.rounding
         names = (f"{name} {type(module).__name__}" for name, module in model.hf.named_modules())
-        self.blurred = not self.precise and any(_ROUTES.search(name) for name in names)
-        self.found = Findings(model.dtype, self._rounding)
+        self.blurred = not precise and any(_ROUTES.search(name) for name in names)
+        self.found = Findings(self.precision, self._rounding)
         self.plain: Float[Tensor, "B T V"] = torch.empty(0)
         self.below: Tensor | None = None
         self.last: Tensor | None = None
@@ -231,7 +235,7 @@ class _Trial:
 
     def _rounding(self) -> float:
         """How far the model's own logits move if every layer's input changes by about its rounding."""
-        size = ROUNDING if self.precise else torch.finfo(self.model.dtype).eps / 2
+        size = max(ROUNDING, self.precision.rounding)
         ids = self.ids.repeat(2, 1)
 
         def push(x: Tensor) -> RowDelta | None:

@@ -26,12 +26,13 @@ from trimtab.lm.chosen import Chosen, Way, choose
 from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.precision import Precision, product_precision
 from trimtab.lm.row import Row
 from trimtab.lm.running import RunningRows
 from trimtab.lm.sampling import uniform
 from trimtab.lm.slotted_cache import SlottedCache
 from trimtab.lm.taps import edited
-from trimtab.lm.upper_layers import allowed_difference, difference
+from trimtab.lm.upper_layers import agree
 
 LENGTHS = 64
 """The shortest cache; longer ones are as many times twice as long as is needed."""
@@ -263,14 +264,16 @@ def can_step_ahead(model: LanguageModel, runner: SourceRunner | None) -> bool:
     if model.turning_length or "padding" not in model.capabilities or "positions" not in model.capabilities:
         return False
     known = _able.setdefault(model.hf, {})
-    key = model.dtype, model.device, getattr(model.hf.config.get_text_config(), "_attn_implementation", None)
+    precision = product_precision(model.dtype, model.device)
+    attention = getattr(model.hf.config.get_text_config(), "_attn_implementation", None)
+    key = model.dtype, model.device, attention, precision.name
     if key not in known:
-        known[key] = _trial(model)
+        known[key] = _trial(model, precision)
     return known[key]
 
 
 @torch.no_grad()
-def _trial(model: LanguageModel) -> bool:
+def _trial(model: LanguageModel, precision: Precision) -> bool:
     """Whether a token behind a padded cache of a fixed size gets the logits that it gets behind one that grows."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, (2, 6), generator=generator).tolist()
@@ -287,7 +290,7 @@ def _trial(model: LanguageModel) -> bool:
         raise
     except Exception:  # a foreign model that takes no such cache
         return False
-    return difference(found, expected) <= allowed_difference(model.dtype)
+    return agree(found, expected, precision)
 
 
 def given_tokens(rows: Sequence[Row], count: int) -> list[list[int]] | None:

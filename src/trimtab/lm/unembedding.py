@@ -6,6 +6,7 @@ vocabulary of 50,000 or more neither fills the memory nor pays for fresh pages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
+from trimtab.lm.capabilities import percent
 from trimtab.lm.layouts import text_config
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.upper_layers import agree
+from trimtab.lm.precision import product_precision
+from trimtab.lm.upper_layers import allowed_difference, difference
 
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 96 << 20, 1 << 30
 
@@ -81,10 +84,14 @@ class Unembedding:
         Raises:
             UserError: they differ, as where a model scales its logits in a way that is not known here.
         """
-        if not agree(self.logits(hidden[None]), logits[None].float(), self.dtype):
-            raise UserError(
-                f"model {self.name}", "its logits are not final norm and head of its residual", "use another model"
-            )
+        precision = product_precision(self.dtype, hidden.device)
+        by = difference(self.logits(hidden[None]), logits[None].float())
+        if not by <= allowed_difference(precision):
+            why = "its logits are not final norm and head of its residual"
+            if not math.isnan(by):
+                why += f" (by {percent(by)}, more than rounding to {precision.name})"
+            finer = f", or {precision.finer}" if precision.finer else ""
+            raise UserError(f"model {self.name}", why, f"use another model{finer}")
 
     def _normed(self, hidden: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
         return hidden.to(self.dtype) if self.norm is None else self.norm(hidden.to(self.dtype))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.capturing import capture
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.precision import FLOAT32, Precision, product_precision
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, edited
 from trimtab.lm.windows import fixed_window, short_windows
@@ -37,10 +38,10 @@ FAR = 100
 
 Way = Literal["start", "copies"]
 
-_works: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[tuple[Way, int, str], bool]] = (
+_works: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[tuple[Way, int, str, str], bool]] = (
     weakref.WeakKeyDictionary()
 )
-"""What works from a layer up under an attention implementation, as far as it has been tried."""
+"""What works from a layer up under an attention implementation, products rounded so, as far as it has been tried."""
 
 
 def first_edited_layer(sites: Sequence[Site]) -> int:
@@ -198,13 +199,14 @@ def can_run_from(model: LanguageModel, layer: int, way: Way) -> bool:
     if way == "copies" and attention not in ("sdpa", "eager"):
         return False  # others do not take a mask of our own
     known = _works.setdefault(model.hf, {})
-    tried = (way, layer, attention)
+    precision = product_precision(model.dtype, model.device)
+    tried = (way, layer, attention, precision.name)
     if tried not in known:
         expected = _pushed_if_possible(model, layer, None)
         if expected is None:  # something that changes the model at the moment does not fit these tokens
             return False
         found = _pushed_if_possible(model, layer, way)
-        known[tried] = found is not None and agree(found, expected, model.dtype)
+        known[tried] = found is not None and agree(found, expected, precision)
     return known[tried]
 
 
@@ -250,14 +252,14 @@ def _floor(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... 1"]:
     return torch.where(gap > 0, most - FAR * gap, MASKED).clamp(min=MASKED)
 
 
-def allowed_difference(dtype: torch.dtype) -> float:
+def allowed_difference(precision: Precision) -> float:
     """The difference of logits that rounding in a precision may make in any model."""
-    return 1e-4 if dtype == torch.float32 else 5e-2
+    return 1e-4 if precision.rounding <= FLOAT32.rounding else 5e-2
 
 
-def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], dtype: torch.dtype) -> bool:
-    """Whether logits differ by no more than rounding in a model's precision may make them differ."""
-    return difference(found, expected) <= allowed_difference(dtype)
+def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], precision: Precision) -> bool:
+    """Whether logits differ by no more than rounding in the precision of products may make them differ."""
+    return difference(found, expected) <= allowed_difference(precision)
 
 
 @torch.no_grad()

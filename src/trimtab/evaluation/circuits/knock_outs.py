@@ -21,6 +21,7 @@ from trimtab.evaluation.circuits.patched_runs import Location, PatchedRuns
 from trimtab.evaluation.circuits.rows import PlainRun, PromptRows, logit_difference, rows_of
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited
 from trimtab.lm.cache import GrowingCache
+from trimtab.lm.precision import FLOAT32, product_precision
 from trimtab.lm.unembedding import Unembedding
 from trimtab.tasks.ioi_prompts import IOIDistribution, IOIPrompt
 
@@ -97,7 +98,8 @@ class KnockOuts:
             return self._whole(kept)
         if self._few_tokens is None:  # tried once
             whole = self._whole(kept)
-            error = 1e-3 if self.model.dtype == torch.float32 else 0.1
+            precision = product_precision(self.model.dtype, self.model.device)
+            error = 1e-3 if precision == FLOAT32 else 0.1
             self._few_tokens = torch.allclose(found, whole, atol=error * float(self.full.abs().max()), rtol=error)
             return whole
         return found
