@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
+from tests.lm.nothing_asked import AsksError, NothingAsked
 from torch import Tensor
 
+from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, RowDelta, Site, edited, upper_layers
+from trimtab.lm import LanguageModel, RowDelta, Site, captured, edited, token_statistics, upper_layers
 from trimtab.lm.cache import FrozenLayer
-from trimtab.selection import LastTokenScorer, prefix
+from trimtab.lm.captured import Captured
+from trimtab.selection import EntropyChange, LastTokenScorer, prefix, score_features
+from trimtab.selection.criterion import ScoringTarget
 
 PREFIX = [7, 30, 12, 9, 41, 8, 77, 65, 14, 22, 31, 13, 90, 55, 18, 27, 33, 21, 80, 11]
 """20 tokens: more than twice the window of the Gemma-3 fixture."""
@@ -326,3 +332,218 @@ def test_real_model_equals_a_full_forward(real_model: LanguageModel) -> None:
     top = {"top": lambda block: block.mean_top_log_prob(1)}
     batched = scorer.score(unit, delta.norm(dim=-1), top)["top"]
     torch.testing.assert_close(batched, expected.amax(-1), rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandIn]:
+    return stand_in_for_graphs(monkeypatch)
+
+
+def without_hooks(model: LanguageModel) -> LanguageModel:
+    """A copy of a model; transformers leaves hooks of its own once hidden states have been asked for."""
+    hf = copy.deepcopy(model.hf)
+    for module in hf.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return LanguageModel.from_hf(hf, model.tokenizer)
+
+
+def check_batches_at_the_same_addresses(model: LanguageModel, site: str) -> None:
+    """Six batches of one size and a smaller one, whose results are looked at when all are there."""
+    delta = deltas(6 * 40 + 7, model.d_model)
+    scorer = LastTokenScorer(model, site, PREFIX)
+    found = [scorer.continuation.last_hidden(part) for part in delta.split(40)]
+    fresh = [LastTokenScorer(model, site, PREFIX).continuation.last_hidden(part) for part in delta.split(40)]
+    for mine, other in zip(found, fresh, strict=True):
+        torch.testing.assert_close(mine, other, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("site", ["resid_pre.0", "resid_mid.1", "resid_post.2", "resid_post.3"])
+def test_batches_of_one_size_are_one_graph(any_tiny: LanguageModel, site: str, graphs: list[StandIn]) -> None:
+    check_batches_at_the_same_addresses(without_hooks(any_tiny), site)
+    assert [graph.replays for graph in graphs] == [4]
+
+
+def put_each_batch_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    original = prefix.PrefixContinuation.last_hidden
+
+    def last_hidden(self, delta):  # type: ignore[no-untyped-def]
+        if self._stack is not None:
+            self._stack.delta = self._stack.delta.clone()
+        return original(self, delta)
+
+    patch.setattr(prefix.PrefixContinuation, "last_hidden", last_hidden)
+
+
+def hand_out_the_graphs_own_place(patch: pytest.MonkeyPatch) -> None:
+    original = Captured.__call__
+
+    def call(self, function, *, replay):  # type: ignore[no-untyped-def]
+        found = original(self, function, replay=replay)
+        return self._found if self._graph is not None else found
+
+    patch.setattr(Captured, "__call__", call)
+
+
+@pytest.mark.parametrize("mistake", [put_each_batch_elsewhere, hand_out_the_graphs_own_place], ids=lambda f: f.__name__)
+def test_batches_at_other_addresses_are_noticed(
+    tiny_llama: LanguageModel,
+    mistake: Callable[[pytest.MonkeyPatch], None],
+    graphs: list[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_batches_at_the_same_addresses(without_hooks(tiny_llama), "resid_post.1")
+
+
+def test_a_hook_of_somebodys_sees_every_batch(tiny_llama: LanguageModel, graphs: list[StandIn]) -> None:
+    model, seen = without_hooks(tiny_llama), list[int]()
+    scorer, delta = LastTokenScorer(model, "resid_post.1", PREFIX), deltas(40, model.d_model)
+    scorer.continuation.last_hidden(delta)  # has tried the model
+    handle = model.layout.layers[2].module.register_forward_hook(lambda *_: seen.append(1))
+    for _ in range(6):
+        scorer.continuation.last_hidden(delta)
+    assert (len(seen), graphs) == (6, [])
+    handle.remove()
+    scorer.continuation.last_hidden(delta)
+    assert len(graphs) == 1
+
+
+def check_nothing_is_asked(model: LanguageModel) -> None:
+    scorer, delta = LastTokenScorer(model, "resid_post.1", PREFIX), deltas(70, model.d_model)
+    continuation = scorer.continuation
+    continuation.last_hidden(delta)
+    stack = continuation._stack
+    assert stack is not None
+    with torch.no_grad(), NothingAsked():
+        continuation._hidden(stack, stack.delta)
+
+
+def test_layers_above_ask_the_device_nothing(
+    tiny_llama: LanguageModel, tiny_gemma3: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they can be captured; GPT-2 in transformers asks whether there is padding. Mutation: ask for a size."""
+    for model in (tiny_llama, tiny_gemma3):
+        check_nothing_is_asked(model)
+    original = upper_layers._CopyMasks.of_copies
+
+    def of_copies(self, mask):  # type: ignore[no-untyped-def]
+        assert int(self.place.max()) == 0
+        return original(self, mask)
+
+    monkeypatch.setattr(upper_layers._CopyMasks, "of_copies", of_copies)
+    with pytest.raises(AsksError):
+        check_nothing_is_asked(tiny_llama)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("site", ["resid_pre.0", "resid_mid.1", "resid_post.2"])
+def test_captured_layers_are_the_layers(any_tiny: LanguageModel, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    hf = copy.deepcopy(without_hooks(any_tiny).hf).cuda()
+    model, graphs = LanguageModel(hf, any_tiny.tokenizer, "on the card"), list[object]()
+    real = Captured._capture
+
+    def capture(self: Captured, function: Callable[[], Tensor]) -> None:
+        real(self, function)
+        graphs.append(self._graph)
+
+    monkeypatch.setattr(Captured, "_capture", capture)
+    delta = deltas(6 * 40, model.d_model).cuda()
+    scorer, plain = LastTokenScorer(model, site, PREFIX), LastTokenScorer(model, site, PREFIX)
+    found = [scorer.continuation.last_hidden(part) for part in delta.split(40)]
+    assert graphs
+    assert None not in graphs
+    monkeypatch.setattr(captured, "WARM", 10**9)
+    for mine, part in zip(found, delta.split(40), strict=True):
+        torch.testing.assert_close(mine, plain.continuation.last_hidden(part), atol=0, rtol=0)
+
+
+REDUCERS: dict[str, Callable[..., Tensor]] = {
+    "top": lambda block: block.mean_top_log_prob(1),
+    "kl": lambda block: block.kl(),
+    "entropy": lambda block: block.entropy - block.base.entropy,
+    "rank": lambda block: block.rank(block.rows % 160),
+    "row": lambda block: block.rows,
+}
+
+
+def check_a_batch_asks_nothing(model: LanguageModel, reducers: dict[str, Callable[..., Tensor]]) -> None:
+    scorer = LastTokenScorer(model, "resid_post.1", PREFIX)
+    directions = torch.nn.functional.normalize(deltas(70, model.d_model), dim=-1)
+    scorer.score(directions, torch.ones(70), reducers)
+    with torch.no_grad(), NothingAsked():
+        scorer._reduced(0, directions, torch.ones(70), reducers)
+
+
+def test_a_batch_asks_the_device_nothing(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sums as they are made on a GPU. Mutation: fetch a score with each block."""
+    sums: Callable[..., Tensor] = lambda w, d: torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))  # noqa: E731
+    monkeypatch.setattr(token_statistics, "_weighted_sums", sums)
+    check_a_batch_asks_nothing(tiny_llama, REDUCERS)
+    with pytest.raises(AsksError):
+        check_a_batch_asks_nothing(
+            tiny_llama, {"fetched": lambda block: block.normaliser / float(block.normaliser.max())}
+        )
+
+
+@contextmanager
+def room_for(most: int, patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Memory for so many edits at once; how many were tried."""
+    tried, original = list[int](), prefix.PrefixContinuation.last_hidden
+
+    def last_hidden(self, delta):  # type: ignore[no-untyped-def]
+        tried.append(len(delta))
+        if len(delta) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, delta)
+
+    with patch.context() as context:
+        context.setattr(prefix.PrefixContinuation, "last_hidden", last_hidden)
+        yield tried
+
+
+def test_batches_that_do_not_fit_are_halved(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directions = torch.nn.functional.normalize(deltas(35, tiny_llama.d_model), dim=-1)
+    expected = LastTokenScorer(tiny_llama, "resid_post.1", PREFIX).score(directions, torch.ones(35), REDUCERS)
+    scorer, done = LastTokenScorer(tiny_llama, "resid_post.1", PREFIX, batch_size=20), list[int]()
+    with room_for(7, monkeypatch) as tried:
+        found = scorer.score(directions, torch.ones(35), REDUCERS, progress=done.append)
+        assert tried == [20, 10, *[5] * 7]
+        assert done == [5] * 7
+    said = capsys.readouterr().err
+    assert said == "trimtab: note: 20 edits at once do not fit in the memory of cpu; going on with 5\n"
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+    with room_for(5, monkeypatch):
+        scorer.score(directions, torch.ones(35), REDUCERS)
+    assert capsys.readouterr().err == ""  # it is known now
+
+
+def test_no_room_for_one_edit(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = LastTokenScorer(tiny_llama, "resid_post.1", PREFIX, batch_size=8)
+    message = r"scoring at resid_post\.1 of tiny-llama: one edit does not fit in the memory of cpu; free memory there, "
+    with room_for(0, monkeypatch) as tried, pytest.raises(UserError, match=message):
+        scorer.score(deltas(9, tiny_llama.d_model), torch.ones(9), REDUCERS)
+    assert tried == [8, 4, 2, 1]
+
+
+def test_what_fits_is_remembered_by_the_next_prefix(
+    tiny_llama: LanguageModel,
+    make_rows: Callable[..., Dictionary],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Mutation: begin each prefix with the size that did not fit."""
+    target = ScoringTarget(tiny_llama, make_rows(20), torch.arange(20))
+    criteria = [EntropyChange(prefixes=("the tide", "and then"), dose=2.0, unit="absolute")]
+    expected = score_features(target, "resid_post.1", criteria)
+    with room_for(6, monkeypatch) as tried:
+        found = score_features(target, "resid_post.1", criteria, batch_size=16)
+    assert tried == [16, 8, *[4] * 10]
+    assert capsys.readouterr().err.count("do not fit") == 1
+    torch.testing.assert_close(found[0].score, expected[0].score, atol=1e-5, rtol=1e-5)

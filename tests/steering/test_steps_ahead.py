@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from test_streaming import check_rows_as_if_alone, plans_of, sources_of
+from tests.lm.nothing_asked import AsksError, NothingAsked
 from tiny_dictionary import make_dictionary
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimtab.control.masks import build_mask
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, Decoded, DecodeStream, LanguageModel, Row, decode, decoding, steps_ahead
+from trimtab.lm import DecodeConfig, Decoded, DecodeStream, LanguageModel, Row, captured, decode, decoding, steps_ahead
 from trimtab.lm import token_statistics as statistics
+from trimtab.lm.captured import Captured
 from trimtab.lm.chosen import Chosen, on_host, told
 from trimtab.lm.steps_ahead import Steps, can_step_ahead
 from trimtab.policies.networks import Policy
@@ -183,42 +184,13 @@ def test_a_policy_decides_the_same_and_forgets_what_is_behind_an_end(
     assert not torch.equal(forgetful.decisions.valid, valid)
 
 
-class AsksError(Exception):
-    pass
-
-
-class NothingAsked(TorchDispatchMode):
-    """Refuses what makes the host wait for a device, or gives tensors of sizes that are in others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, Tensor] = {}
-        """What was computed, and so is on the device."""
-
-    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero", "bincount")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        boolean = name in ("index", "index_put", "index_put_") and any(
-            isinstance(one, Tensor) and one.dtype == torch.bool for one in args[1] if one is not None
-        )
-        copied = name == "index_put_" and args[2].ndim == 0
-        copied = copied and id(args[2]) not in self.made  # a number of the host's
-        if boolean or copied or any(one in name for one in self.REFUSED):
-            raise AsksError(str(func))
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and name != "lift_fresh":  # which takes what Python holds
-            self.made[id(found)] = found
-        return found
-
-
 @pytest.fixture
 def asking_refused(monkeypatch: Patch) -> None:
     """Steps run where asking the device for anything is an error, with sums as they are made on a GPU."""
     step = steps_ahead._Shape._step
 
     def watched(self: Any) -> None:
-        if self.taken == 0:  # storage is made
+        if not self.records:  # storage is made
             step(self)
             return
         with NothingAsked():
@@ -452,18 +424,18 @@ def test_a_model_that_somebody_watches_is_not_captured(
 ) -> None:
     """A graph would leave the hook out. Here the capture stands in for one: whoever gets there is noticed."""
     captures: list[bool] = []
-    held = steps_ahead._Shape._hold
+    made = Captured.__init__
 
     def on_a_card(self: Any, *args: Any) -> None:
-        held(self, *args)
+        made(self, *args)
         self.captures = True
 
-    def capture(self: Any) -> None:
+    def capture(self: Any, _step: Any) -> None:
         captures.append(True)
         self.captures = False
 
-    monkeypatch.setattr(steps_ahead._Shape, "_hold", on_a_card)
-    monkeypatch.setattr(steps_ahead._Shape, "_capture", capture)
+    monkeypatch.setattr(Captured, "__init__", on_a_card)
+    monkeypatch.setattr(Captured, "_capture", capture)
     ahead(4)
     hf = copy.deepcopy(tiny_llama.hf)
     for module in hf.modules():  # `transformers` leaves hooks of its own where hidden states were asked for
@@ -503,17 +475,17 @@ def test_captured_steps_are_the_steps(card: LanguageModel, name: str, source: st
         "policy": lambda: PolicySource(new_policy(sae).cuda(), sae, build_mask("accumulated", sae), 0.5),
     }
     graphs: list[Any] = []
-    real = steps_ahead._Shape._capture
+    real = Captured._capture
 
-    def captured(self: Any) -> None:
-        real(self)
-        graphs.append(self.graph)
+    def capture(self: Any, step: Any) -> None:
+        real(self, step)
+        graphs.append(self._graph)
 
-    monkeypatch.setattr(steps_ahead._Shape, "_capture", captured)
+    monkeypatch.setattr(Captured, "_capture", capture)
     found = decode(card, PROMPTS, SETTINGS[name], made[source](), ahead=8)
     assert graphs
     assert None not in graphs
-    monkeypatch.setattr(steps_ahead, "WARM", 10**9)
+    monkeypatch.setattr(captured, "WARM", 10**9)
     expected = decode(card, PROMPTS, SETTINGS[name], made[source](), ahead=8)
     assert (found.token_ids, found.token_logp, found.texts) == (
         expected.token_ids, expected.token_logp, expected.texts,

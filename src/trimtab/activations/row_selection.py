@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trimtab.activations.packing import SequenceBatch
 from trimtab.lm import LanguageModel, Site, TokenBatch, capture, not_finite_error
+from trimtab.lm.transfers import to_device
 
 
 class Candidates(NamedTuple):
@@ -44,10 +45,7 @@ def capture_rows(
 
     With `autocast` matrix products run in bfloat16; the residual stream stays in the model's dtype.
     """
-    ids = torch.from_numpy(batch.tokens)
-    if model.device.type == "cuda":
-        ids = ids.pin_memory()
-    ids = ids.to(model.device, non_blocking=True).long()
+    ids = to_device(torch.from_numpy(batch.tokens), model.device).long()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         found = capture(model, TokenBatch.full(ids), sites)
     return {site: found[site].reshape(ids.numel(), -1) for site in sites}

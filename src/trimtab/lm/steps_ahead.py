@@ -8,7 +8,6 @@ taken as they are, which is how they are tested; what grows in place is faster t
 from __future__ import annotations
 
 import itertools
-import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
+from trimtab.lm.captured import Captured
 from trimtab.lm.chosen import Chosen, Way, choose
 from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
@@ -42,8 +42,6 @@ SHORT = 8
 """Rows of fewer tokens are decoded step by step: copying their caches would not pay."""
 GRAPHS = 4
 """Shapes of batches whose caches are held at once."""
-WARM = 2
-"""Steps of a shape that are taken as they are before they are captured."""
 _able: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
 
@@ -63,8 +61,8 @@ class _Shape:
         self.given = torch.full((ahead, size), -1, device=device) if taught else None
         self.records: list[Tensor] = []
         """Of each step what was chosen, seen and logged, one tensor each."""
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.taken, self.captures = 0, device.type == "cuda"
+        steered = "" if runner is None else f" steered by {type(runner.source).__name__}"
+        self.captured = Captured(device, f"decoding with {model.name}{steered}")
         self.cache: SlottedCache | None = None
         self._hold(running, rows)
 
@@ -105,13 +103,13 @@ class _Shape:
         """Take some steps of rows that are loaded, and hand over what they did."""
         rows = self.rows
         self.step.zero_()
-        watched = self.captures and _is_watched(self.model.hf)
+        replay = self.captured.may_replay(self.model.hf)
         if given is not None:
             assert self.given is not None
             self.given[:count, :rows] = given
             self.given[:count, rows:] = given[:, -1:]
         for _ in range(count):
-            self._advance(watched)
+            self.captured(self._step, replay=replay)
         self.length += count
         assert self.cache is not None
         running.cache = self.cache.grown(rows, self.length)
@@ -131,31 +129,6 @@ class _Shape:
                 parts.append(replace(EditLog.empty(), **dict(zip(names, flat, strict=True))))
             self.runner.keep(kept, parts)
         return Chosen(*columns, *([None] if width == 5 else []))
-
-    def _advance(self, watched: bool) -> None:
-        if self.graph is None and self.captures and not watched and self.taken >= WARM:
-            self._capture()
-        if self.graph is not None and not watched:
-            self.graph.replay()
-        else:
-            self._step()
-        self.taken += 1
-
-    def _capture(self) -> None:
-        graph, device = torch.cuda.CUDAGraph(), self.model.device
-        try:
-            with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-                stream = torch.cuda.Stream(device)
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    self._step()
-        except RuntimeError as error:  # something asked the host for a number: steps are taken one by one
-            self.captures = False
-            lines = str(error).strip().splitlines() or [""]
-            steered = "" if self.runner is None else f" steered by {type(self.runner.source).__name__}"
-            said = f"decoding with {self.model.name}{steered} is not captured as a graph, which is slower: {lines[0]}"
-            print(f"trimtab: note: {said}", file=sys.stderr, flush=True)
-        else:
-            self.graph = graph
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -186,11 +159,6 @@ class _Shape:
     def _logits(self) -> Float[Tensor, "B V"]:
         assert self.cache is not None
         return slotted_logits(self.model, self.cache, self.ids, self.held, self.place, self.places)
-
-
-def _is_watched(hf: nn.Module) -> bool:
-    """Whether somebody has a hook on the model, whose Python a graph would leave out."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
 
 
 def slotted_logits(

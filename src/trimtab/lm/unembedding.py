@@ -64,6 +64,10 @@ class Unembedding:
         for start in range(0, len(normed), max(size, 1)):
             yield LogitRows(start, self._project(normed[start : start + size]))
 
+    def free(self) -> None:
+        """Free the memory of blocks until the next one."""
+        self._buffer = None
+
     def logits(self, hidden: Float[Tensor, "B d"]) -> Float[Tensor, "B V"]:
         """All logits of residual rows at once, in float32; gradients, where they are on, reach the rows."""
         if torch.is_grad_enabled() and hidden.requires_grad:

@@ -113,7 +113,8 @@ def side_by_side(model: LanguageModel, layer: int, copies: int, past: int) -> It
         return args, {**kwargs, "hidden_states": repeated(kwargs["hidden_states"])}
 
     layers = [found.module for found in model.layout.layers]
-    with masked_as_copies(model, layer, torch.zeros(copies, dtype=torch.long), originals=0, past=past):
+    place = torch.zeros(copies, dtype=torch.long, device=model.device)
+    with _masked(model, layer, _CopyMasks(place, 1, originals=0, past=past)):
         # Before all other hooks: edits must find the copies.
         if layer:
             handle = layers[layer - 1].register_forward_hook(lambda _m, _a, output: repeated(output), prepend=True)
@@ -137,7 +138,12 @@ def masked_as_copies(
         originals: so many of them come first and are seen from later places; all others are seen by themselves alone.
         past: tokens in the cache, padding included.
     """
-    masks = _CopyMasks(place.to(model.device), originals, past)
+    with _masked(model, layer, _CopyMasks(place.to(model.device), int(place.max()) + 1, originals, past)):
+        yield
+
+
+@contextmanager
+def _masked(model: LanguageModel, layer: int, masks: _CopyMasks) -> Iterator[None]:
     with ExitStack() as stack:
         for found in model.layout.layers[layer:]:
             stack.callback(found.module.register_forward_pre_hook(masks.replace, with_kwargs=True).remove)
@@ -147,8 +153,8 @@ def masked_as_copies(
 class _CopyMasks:
     """The attention masks that a model made, turned into those of copies of its tokens."""
 
-    def __init__(self, place: Int[Tensor, " S"], originals: int, past: int) -> None:
-        self.place, self.past = place, past
+    def __init__(self, place: Int[Tensor, " S"], size: int, originals: int, past: int) -> None:
+        self.place, self.size, self.past = place, size, past
         number = torch.arange(len(place), device=place.device)
         self.visible = (number < originals) & (place != place[:, None]) | (number == number[:, None])
         self._made: list[tuple[Tensor | None, Tensor]] = []
@@ -174,8 +180,7 @@ class _CopyMasks:
     def of_copies(self, mask: Tensor | None) -> Tensor:
         """`[…, S, past + S]` of a mask `[…, T, past + T]`, or of None: what came before is seen."""
         if mask is None:
-            size = int(self.place.max()) + 1
-            seen = torch.ones(1, 1, size, self.past + size, dtype=torch.bool, device=self.place.device)
+            seen = torch.ones(1, 1, self.size, self.past + self.size, dtype=torch.bool, device=self.place.device)
             mask = seen.tril(self.past)
         assert mask.ndim == 4
         unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,12 +16,31 @@ from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, RowDelta, Site, TokenBatch, capture, edited, not_finite_error, site_width
+from trimtab.lm.captured import Captured
 from trimtab.lm.sites import HEAD_KINDS
 from trimtab.lm.upper_layers import can_run_from, first_edited_layer, input_site, side_by_side, starting_at
 
 ROWS_PER_SEQUENCE = 32
 """Edits stacked in one sequence: enough to make attention a few large products, few enough to waste little on masked
 pairs of edits."""
+
+
+class _Stack:
+    """So many edits at fixed addresses, and the pass that they go through together.
+
+    Args:
+        continuation: of the prefix.
+        count: edits.
+    """
+
+    def __init__(self, continuation: PrefixContinuation, count: int) -> None:
+        model, x = continuation.model, continuation.x
+        self.count, self.rows = count, min(continuation.rows, count)
+        self.sequences = -(-count // self.rows)
+        place = torch.arange(self.sequences * self.rows, device=x.device)
+        self.batch, self.time = place // self.rows, place % self.rows
+        self.delta = x.new_zeros(len(place), continuation.width)
+        self.captured = Captured(model.device, f"scoring with {model.name} at {continuation.site}")
 
 
 class PrefixContinuation:
@@ -37,6 +57,7 @@ class PrefixContinuation:
         x: `[d]` the unedited activation at the site.
         hidden: `[d]` the last layer's unedited output, before the final norm.
         logits: `[V]` the unedited next-token logits, as the model itself computes them, in float32.
+        rows: edits that are stacked in one sequence.
 
     Raises:
         UserError: the site does not exist or is that of all heads, the prefix is empty or too long, or the logits
@@ -58,7 +79,8 @@ class PrefixContinuation:
             raise UserError(f"site {self.site}", "features of all heads at once cannot be scored", hint)
         _check_prefix(model, ids)
         self._layer, self._end = first_edited_layer([self.site]), input_site(model.n_layers)
-        self._rows = ROWS_PER_SEQUENCE if not of_head and can_run_from(model, self._layer, "copies") else 1
+        self.rows = ROWS_PER_SEQUENCE if not of_head and can_run_from(model, self._layer, "copies") else 1
+        self._stack: _Stack | None = None
         tokens = torch.tensor([list(ids)], device=model.device)
         cache = model.new_cache(len(ids) - 1)
         if len(ids) > 1:
@@ -84,20 +106,32 @@ class PrefixContinuation:
         Args:
             delta: what is added to the activation at the site, one row per edit, in model units.
         """
-        count = len(delta)
-        rows = min(self._rows, count)
-        sequences = -(-count // rows)
-        place = torch.arange(sequences * rows, device=delta.device)
-        delta = nn.functional.pad(delta.to(self.x.dtype), (0, 0, 0, len(place) - count))
-        change = RowDelta(place // rows, place % rows, delta)
-        batch = TokenBatch.full(self._last.expand(sequences, 1))
-        with ExitStack() as stack:
-            stack.enter_context(starting_at(self.model, self._layer, self._input.expand(sequences, -1, -1)))
-            if rows > 1:
-                stack.enter_context(side_by_side(self.model, self._layer, rows, self._cache.length))
-            stack.enter_context(edited(self.model, {self.site: lambda _x: change}))
+        if self._stack is None or self._stack.count != len(delta):
+            self._stack = _Stack(self, len(delta))
+        stack = self._stack
+        if torch.is_grad_enabled() and delta.requires_grad:
+            whole = nn.functional.pad(delta.to(self.x.dtype), (0, 0, 0, len(stack.delta) - stack.count))
+            return self._hidden(stack, whole)
+        stack.delta[: stack.count] = delta
+        replay = stack.captured.may_replay(self.model.hf)
+        hidden = stack.captured(partial(self._hidden, stack, stack.delta), replay=replay)
+        assert hidden is not None
+        return hidden
+
+    def forget_shapes(self) -> None:
+        """Free what is kept for further edits of as many rows as before."""
+        self._stack = None
+
+    def _hidden(self, stack: _Stack, delta: Float[Tensor, "S d"]) -> Float[Tensor, "B d"]:
+        change = RowDelta(stack.batch, stack.time, delta)
+        batch = TokenBatch.full(self._last.expand(stack.sequences, 1))
+        with ExitStack() as contexts:
+            contexts.enter_context(starting_at(self.model, self._layer, self._input.expand(stack.sequences, -1, -1)))
+            if stack.rows > 1:
+                contexts.enter_context(side_by_side(self.model, self._layer, stack.rows, self._cache.length))
+            contexts.enter_context(edited(self.model, {self.site: lambda _x: change}))
             hidden = capture(self.model, batch, [self._end], cache=self._cache, gradients=True)[self._end]
-        return hidden.flatten(0, 1)[:count]
+        return hidden.flatten(0, 1)[: stack.count]
 
 
 def _check_prefix(model: LanguageModel, ids: Sequence[int]) -> None:

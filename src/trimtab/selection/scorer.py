@@ -6,6 +6,7 @@ c_i · v̂_i goes through the layers above the site, the final norm and the head
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, RowDelta, Site
+from trimtab.lm.transfers import to_device
 from trimtab.lm.unembedding import Unembedding
 from trimtab.selection.edited_distributions import BaseDistribution, EditedDistributions, Reducer
 from trimtab.selection.prefix import PrefixContinuation
@@ -28,7 +30,7 @@ class LastTokenScorer:
         model: the model; it is left as it was.
         site: where the last token is edited: a residual site or a branch's output (`attn_out`, `mlp_out`).
         ids: the prefix's token ids.
-        batch_size: edits that go through the layers together.
+        batch_size: edits that go through the layers together, at most: half as many where they do not fit in memory.
         block_bytes: size of a block of logits; see `Unembedding`.
         past: edits of the tokens before the last, as `edited` takes them.
 
@@ -87,13 +89,14 @@ class LastTokenScorer:
             directions: unit directions v̂, one row per edit.
             coefficients: c, in model units: the edit adds c_i · v̂_i.
             reducers: named functions of a block of distributions; all are served by the same pass.
-            progress: called with the number of edits whenever some are done.
+            progress: called with the number of edits whenever some are done; on a card, whenever it has been asked for
+                some.
 
         Returns:
             Per reducer its values `[n, ...]`, in the order of the edits.
 
         Raises:
-            UserError: the directions have another width than the site.
+            UserError: the directions have another width than the site, or there is no memory for one edit.
         """
         if directions.shape[-1] != self.continuation.width:
             raise UserError(
@@ -101,17 +104,53 @@ class LastTokenScorer:
                 f"site {self.site} of {self.model.name} has width {self.continuation.width}",
                 "give directions of that width",
             )
+        coefficients = to_device(coefficients, self.model.device)
+        found: dict[str, list[Tensor]] = {name: [] for name in reducers}
+        start, tried = 0, self.batch_size
+        while start < len(directions):
+            part = slice(start, start + self.batch_size)
+            try:
+                parts = self._reduced(start, directions[part], coefficients[part], reducers)
+            except torch.OutOfMemoryError:
+                parts = None  # what was computed is held as long as the error is
+            if parts is None:
+                self._halve(min(self.batch_size, len(directions) - start))
+                continue
+            if self.batch_size < tried:
+                why = f"{tried:,} edits at once do not fit in the memory of {self.model.device}"
+                print(f"trimtab: note: {why}; going on with {self.batch_size:,}", file=sys.stderr, flush=True)
+                tried = self.batch_size
+            for name, values in parts.items():
+                found[name] += values
+            count = min(self.batch_size, len(directions) - start)
+            start += count
+            if progress is not None:
+                progress(count)
+        return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in found.items()}
+
+    def _reduced(
+        self, start: int, directions: Float[Tensor, "B d"], coefficients: Float[Tensor, " B"],
+        reducers: Mapping[str, Reducer],
+    ) -> dict[str, list[Tensor]]:  # fmt: skip
+        """What reducers give of some edits, from number `start` on, block by block; the device is asked for nothing."""
         device = self.model.device
         found: dict[str, list[Tensor]] = {name: [] for name in reducers}
-        for start in range(0, len(directions), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            delta = directions[part].to(device) * coefficients[part, None].to(device)
-            hidden = self.continuation.last_hidden(delta)
-            for rows in self.unembedding.blocks(hidden):
-                index = start + rows.start + torch.arange(len(rows.logits), device=device)
-                block = EditedDistributions(rows.logits, index, self.base)
-                for name, reduce in reducers.items():
-                    found[name].append(reduce(block))
-            if progress is not None:
-                progress(len(delta))
-        return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in found.items()}
+        hidden = self.continuation.last_hidden(to_device(directions, device) * coefficients[:, None])
+        for rows in self.unembedding.blocks(hidden):
+            index = start + rows.start + torch.arange(len(rows.logits), device=device)
+            block = EditedDistributions(rows.logits, index, self.base)
+            for name, reduce in reducers.items():
+                found[name].append(reduce(block))
+        return found
+
+    def _halve(self, count: int) -> None:
+        """Go on with half as many edits at once as there was no memory for."""
+        self.continuation.forget_shapes()
+        self.unembedding.free()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if count == 1:
+            what, device = f"scoring at {self.site} of {self.model.name}", self.model.device
+            hint = "free memory there, load the model in bfloat16 (--dtype bfloat16), or use another device"
+            raise UserError(what, f"one edit does not fit in the memory of {device}", hint)
+        self.batch_size = -(-count // 2)

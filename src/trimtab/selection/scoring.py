@@ -77,6 +77,7 @@ def score_features(
         found: dict[str, Tensor] = {}
         if exact := {c.label: reducers[c] for c in mine if c in reducers}:
             found = scorer.score(directions, strength, exact, progress=progress)
+            batch_size = scorer.batch_size  # with what fits, if that is less
         elif progress is not None:
             progress(len(features))
         for criterion in mine:
