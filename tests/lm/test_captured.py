@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
 from torch import Tensor, nn
 
+from trimtab.lm import LanguageModel
 from trimtab.lm import captured as captured_module
-from trimtab.lm.captured import WARM, Captured, is_watched
+from trimtab.lm.captured import WARM, Captured, are_near, is_watched
 
 CPU = torch.device("cpu")
 
@@ -37,7 +39,7 @@ def check_results(made: Captured) -> None:
 
 def test_results_stay_as_they_are(graphs: list[StandIn]) -> None:
     check_results(Captured(CPU, "adding"))
-    assert [graph.replays for graph in graphs] == [4]
+    assert [graph.replays for graph in graphs] == [1 + 4]  # once beside a call, to see whether it does the same
 
 
 def test_results_that_are_handed_out_as_they_are_change(graphs: list[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +71,54 @@ def test_while_somebody_watches_each_call_is_made(graphs: list[StandIn]) -> None
         assert is_watched(model)
         before = len(calls)
         made(work, replay=made.may_replay(model))
-        assert (graph.replays, len(calls)) == (1, before + 1)
+        assert (graph.replays, len(calls)) == (2, before + 1)
         handle.remove()
     made(work, replay=made.may_replay(model))
-    assert graph.replays == 2
+    assert graph.replays == 3
+
+
+def test_a_graph_that_gives_something_else_is_not_used(
+    graphs: list[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = StandIn.replay
+
+    def replay(self: StandIn) -> None:
+        real(self)
+        assert self.found is not None
+        self.found *= 1.001
+
+    monkeypatch.setattr(StandIn, "replay", replay)
+    captured_module._say.cache_clear()
+    check_results(Captured(CPU, "adding"))
+    assert [graph.replays for graph in graphs] == [1]
+    assert capsys.readouterr().err.endswith(
+        "adding is not captured as a graph, which is slower: its graph gives other numbers\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "near"),
+    [
+        ([1.0, 2.0], True),
+        ([1.0, 2.0001], True),
+        ([1.0, 2.001], False),
+        ([1.0, float("nan")], False),
+        ([0.0, 0.0], False),
+    ],
+)
+def test_what_is_near(found: list[float], near: bool) -> None:
+    assert are_near(torch.tensor(found, dtype=torch.float32), torch.tensor([1.0, 2.0])) is near
+    endless = torch.tensor([*found, float("-inf")])
+    assert are_near(endless, torch.tensor([1.0, 2.0, float("-inf")])) is near
+
+
+def test_hooks_that_transformers_leaves_do_not_watch(tiny_llama: LanguageModel) -> None:
+    hf = copy.deepcopy(tiny_llama.hf)
+    hf(input_ids=torch.tensor([[1, 2]]), output_hidden_states=True)
+    assert any(module._forward_hooks for module in hf.modules())
+    assert not is_watched(hf)
+    hf.lm_head.register_forward_hook(lambda *_: None)
+    assert is_watched(hf)
 
 
 class NoGraphs:

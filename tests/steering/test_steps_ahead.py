@@ -6,13 +6,16 @@ A GPU replays them as graphs; here they are taken as they are, which computes th
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from operator import setitem
 from typing import Any
 
 import pytest
 import torch
 from test_streaming import check_rows_as_if_alone, plans_of, sources_of
+from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
 from tests.lm.nothing_asked import AsksError, NothingAsked
 from tiny_dictionary import make_dictionary
 from torch import Tensor
@@ -270,6 +273,86 @@ def test_a_nucleus_that_is_tried_in_few_tokens_first_asks(
         decode(tiny_llama, PROMPTS, SETTINGS["nucleus"])
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("source", ["none", "static", "accumulated"])
+def test_a_graph_is_tried_beside_a_step_and_then_replayed(
+    tiny_gemma3: LanguageModel, name: str, source: str, ahead: Any, monkeypatch: Patch
+) -> None:
+    """With a stand-in for graphs, which does what was captured at the addresses that it had then."""
+    sae = make_dictionary(tiny_gemma3)
+
+    def run() -> tuple[Decoded, Any]:
+        steering: dict[str, Callable[[], Any]] = {
+            "none": lambda: None,
+            "static": lambda: StaticSource(sae, 3, 0.5),
+            "accumulated": lambda: PolicySource(new_policy(sae), sae, build_mask("accumulated", sae), 0.5),
+        }
+        made = steering[source]()
+        config = replace(SETTINGS[name], max_new_tokens=40)
+        return decode(tiny_gemma3, PROMPTS, config, made), getattr(made, "decisions", None)
+
+    expected, decided = run()
+    graphs = stand_in_for_graphs(monkeypatch)
+    ahead(5)
+    found, decisions = run()
+    check_alike(found, expected)
+    assert max(graph.replays for graph in graphs) > 10
+    if decided is not None:
+        valid = decided.valid
+        assert torch.equal(decisions.valid, valid)
+        assert torch.equal(decisions.action[valid], decided.action[valid])
+
+
+@pytest.mark.parametrize("what", ["ids", "held", "place"])
+def test_a_graph_that_does_something_else_is_not_used(
+    tiny_llama: LanguageModel, what: str, ahead: Any, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = decode(tiny_llama, PROMPTS, SETTINGS["sampled"])
+    graphs, real = stand_in_for_graphs(monkeypatch), StandIn.replay
+
+    def replay(self: StandIn) -> None:
+        shape = self.function.__self__  # type: ignore[attr-defined]
+        getattr(shape, what).add_(1)  # the mutation
+        real(self)
+
+    monkeypatch.setattr(StandIn, "replay", replay)
+    captured._say.cache_clear()
+    ahead(5)
+    check_alike(decode(tiny_llama, PROMPTS, SETTINGS["sampled"]), expected)
+    assert graphs
+    assert all(graph.replays == 1 for graph in graphs)
+    assert "is not captured as a graph, which is slower: its graph gives other numbers" in capsys.readouterr().err
+
+
+def test_a_few_steps_are_not_captured(tiny_llama: LanguageModel, ahead: Any, monkeypatch: Patch) -> None:
+    graphs = stand_in_for_graphs(monkeypatch)
+    ahead(5)
+    decode(tiny_llama, PROMPTS, DecodeConfig(max_new_tokens=15, stop_at_eos=False))
+    assert not graphs
+    decode(tiny_llama, PROMPTS, DecodeConfig(max_new_tokens=30, stop_at_eos=False))
+    assert graphs
+
+
+def test_without_room_for_it_steps_are_taken_one_by_one(
+    tiny_llama: LanguageModel, ahead: Any, taken: list[int], monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where room is lacking in the middle of a step."""
+    expected = decode(tiny_llama, PROMPTS, SETTINGS["sampled"], StaticSource(make_dictionary(tiny_llama), 3, 0.5))
+    real, calls = steps_ahead._Shape._step, itertools.count()
+
+    def full(self: Any) -> None:
+        real(self)
+        if next(calls) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(steps_ahead._Shape, "_step", full)
+    ahead(5)
+    found = decode(tiny_llama, PROMPTS, SETTINGS["sampled"], StaticSource(make_dictionary(tiny_llama), 3, 0.5))
+    check_alike(found, expected)
+    assert len(taken) == 2
+    assert "trimtab: note: decoding is slower for want of memory; lower the batch size" in capsys.readouterr().err
+
+
 def test_sources_that_ask_are_taken_step_by_step(tiny_llama: LanguageModel, ahead: Any, taken: list[int]) -> None:
     class Counting(StaticSource):
         """Keeps something in Python, which a graph would leave as it was."""
@@ -348,10 +431,11 @@ def test_a_policy_beside_another_source_forgets_what_is_behind_an_end(tiny_llama
 
 def test_what_is_told_at_once_is_what_was_chosen() -> None:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(300_000, (2, 3, 5), generator=generator)
-    real = torch.randn(4, 3, 5, generator=generator)
-    chosen = Chosen(*ids, *real[:3], torch.randn(3, 5, 7, generator=generator))
-    for one in (chosen, chosen._replace(allowed_logp=None), Chosen(*(column[0] for column in chosen))):  # type: ignore[arg-type]
+    ids, decided = torch.randint(300_000, (2, 3, 5), generator=generator)
+    logp, decided_logp, entropy = torch.randn(3, 3, 5, generator=generator)
+    chosen = Chosen(ids, decided, logp, decided_logp, entropy, torch.randn(3, 5, 7, generator=generator))
+    of_one_step: list[Any] = [column[0] for column in chosen if column is not None]
+    for one in (chosen, chosen._replace(allowed_logp=None), Chosen(*of_one_step)):
         assert told(on_host(one)) == told(one)
 
 
@@ -437,11 +521,7 @@ def test_a_model_that_somebody_watches_is_not_captured(
     monkeypatch.setattr(Captured, "__init__", on_a_card)
     monkeypatch.setattr(Captured, "_capture", capture)
     ahead(4)
-    hf = copy.deepcopy(tiny_llama.hf)
-    for module in hf.modules():  # `transformers` leaves hooks of its own where hidden states were asked for
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    model, seen = LanguageModel(hf, tiny_llama.tokenizer, "fresh"), list[int]()
+    model, seen = LanguageModel(copy.deepcopy(tiny_llama.hf), tiny_llama.tokenizer, "fresh"), list[int]()
     handle = model.layout.layers[1].module.register_forward_hook(lambda *_: seen.append(1))
     try:
         decode(model, PROMPTS, SETTINGS["greedy"])

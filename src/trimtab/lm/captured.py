@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 WARM = 2
 """Calls that are taken as they are before one is captured."""
+IDLE = "transformers.utils.output_capturing"
+"""Where hooks are from that stay on a model whose hidden states were asked for once."""
+Proof = Callable[[Callable[[], Tensor | None]], bool]
+"""Given what replays a graph, whether that does what it was captured of."""
 
 
 class Captured:
     """Calls of one function, of which those after the first few are replayed as one graph where there is a GPU.
 
     The function reads and writes tensors at fixed addresses and asks the device for no number. It is given with each
-    call, so that nothing here holds what it belongs to. Where it cannot be captured, which is said once, and on other
-    devices, it is called each time.
+    call, so that nothing here holds what it belongs to. A graph is tried beside a call before it is used. Where there
+    is none, or it gives something else, which is said once, and on other devices, the function is called each time.
 
     Args:
         device: where its tensors are.
@@ -38,20 +42,36 @@ class Captured:
         graph would leave out. To be asked before hooks of one's own are there."""
         return self.captures and not is_watched(hf)
 
-    def __call__(self, function: Callable[[], Tensor | None], *, replay: bool) -> Tensor | None:
+    @property
+    def is_captured(self) -> bool:
+        """Whether there is a graph to replay."""
+        return self._graph is not None
+
+    def __call__(
+        self, function: Callable[[], Tensor | None], *, replay: bool, proven: Proof | None = None
+    ) -> Tensor | None:
         """What the function gives, which stays as it is whatever is called afterwards.
 
         Args:
             function: the same work at each call.
             replay: whether this call may be captured or replayed; see `may_replay`.
+            proven: of a function that changes what it reads, tells whether what is given does the same, and leaves all
+                as it was; by default what both give is compared.
         """
         if replay and self._graph is None and self.captures and self._calls >= WARM:
             self._capture(function)
+            if self._graph is not None and not (proven or _gives(function))(self._replayed):
+                self._drop("its graph gives other numbers")
         self._calls += 1
-        if self._graph is None or not replay:
-            return function()
+        return function() if self._graph is None or not replay else self._replayed()
+
+    def _replayed(self) -> Tensor | None:
         self._graph.replay()
         return None if self._found is None else self._found.clone()
+
+    def _drop(self, why: str) -> None:
+        self.captures, self._graph, self._found = False, None, None
+        _say(f"{self.what} is not captured as a graph, which is slower: {why}")
 
     def _capture(self, function: Callable[[], Tensor | None]) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -61,9 +81,7 @@ class Captured:
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     found = function()
         except RuntimeError as error:  # it asked the host for a number, or the graph has no room
-            self.captures = False
-            lines = str(error).strip().splitlines() or [""]
-            _say(f"{self.what} is not captured as a graph, which is slower: {lines[0]}")
+            self._drop((str(error).strip().splitlines() or [""])[0])
         else:
             self._graph, self._found = graph, found
 
@@ -73,6 +91,29 @@ def _say(note: str) -> None:
     print(f"trimtab: note: {note}", file=sys.stderr, flush=True)
 
 
+def _gives(function: Callable[[], Tensor | None]) -> Proof:
+    def proven(replayed: Callable[[], Tensor | None]) -> bool:
+        found, expected = replayed(), function()
+        return found is expected is None or (found is not None and expected is not None and are_near(found, expected))
+
+    return proven
+
+
+def are_near(found: Tensor, expected: Tensor) -> bool:
+    """Whether numbers are equal, but for a rounding that the same products in another order make."""
+    if not torch.equal(found.isfinite(), expected.isfinite()):
+        return False
+    allowed = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    mine, other = (torch.where(expected.isfinite(), x, 0).double() for x in (found, expected))
+    return float((mine - other).norm()) <= allowed * float(other.norm())
+
+
 def is_watched(hf: nn.Module) -> bool:
-    """Whether somebody has a hook on a model."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
+    """Whether somebody has a hook on a model. Those that `transformers` leaves behind do nothing."""
+    hooks = (
+        hook
+        for module in hf.modules()
+        for held in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in held.values()
+    )
+    return any(getattr(hook, "__module__", "") != IDLE for hook in hooks)

@@ -6,6 +6,7 @@ only place where tokens are chosen.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -168,9 +169,8 @@ class DecodeStream:
         if not self._started:
             self._start([row for rows in self._waiting for row in rows])
         if self._running is not None and not self._told:
-            if count := self._may_take():
-                self._take(self._running, count)
-            else:
+            count = self._may_take()
+            if not count or not self._take(self._running, count):
                 self._running.feed()
         if self._told:
             return self._recorded(self._running, self._told.popleft(), None)
@@ -208,12 +208,23 @@ class DecodeStream:
     def _room(self, running: RunningRows) -> bool:
         return len(running.rows) + len(self._waiting[0]) <= self.batch_size
 
-    def _take(self, running: RunningRows, count: int) -> None:
+    def _take(self, running: RunningRows, count: int) -> bool:
+        """Take some steps ahead. False where there is no room for that; rows are left as they were."""
         assert self._steps is not None
         (way,) = ways_of(running.rows)
-        chosen = self._steps.take(running, way, given_tokens(running.rows, count), count)
+        try:
+            chosen = self._steps.take(running, way, given_tokens(running.rows, count), count)
+        except torch.OutOfMemoryError:
+            self._steps = None
+            print(
+                "trimtab: note: decoding is slower for want of memory; lower the batch size",
+                file=sys.stderr,
+                flush=True,
+            )
+            return False
         columns = told(chosen)
         self._told.extend([None if column is None else column[step] for column in columns] for step in range(count))
+        return True
 
     def _start(self, rows: list[Row]) -> None:
         for place, row in enumerate(rows):  # a source may know rows by their place in what it is told at the start

@@ -67,7 +67,8 @@ class InterventionSource(Protocol):
     keeps the activations that took others' places, so that it can be replayed; `keep_log`, which is False where
     edits are not logged at all, since texts alone are wanted of very many; and `asks_nothing`, which is True where
     `choose` computes by tensors alone, of the same shapes whatever is in them: it asks the device for no number, copies
-    none there, keeps nothing in Python from call to call, and its tensors keep their addresses from `start` on.
+    none there, keeps nothing in Python from call to call, its tensors keep their addresses from `start` on, and asked
+    again for the same places it decides the same.
     """
 
     sites: tuple[Site, ...]

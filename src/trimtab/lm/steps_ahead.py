@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
-from trimtab.lm.captured import Captured
+from trimtab.lm.captured import Captured, are_near, is_watched
 from trimtab.lm.chosen import Chosen, Way, choose
 from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
@@ -40,6 +40,8 @@ AHEAD = 8
 """Steps that are taken on a GPU before what they chose is looked at."""
 SHORT = 8
 """Rows of fewer tokens are decoded step by step: copying their caches would not pay."""
+PAYS = 16
+"""Steps at least that rows have left for one to be captured, which takes as long as several."""
 GRAPHS = 4
 """Shapes of batches whose caches are held at once."""
 _able: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[Any, bool]] = weakref.WeakKeyDictionary()
@@ -63,20 +65,15 @@ class _Shape:
         """Of each step what was chosen, seen and logged, one tensor each."""
         steered = "" if runner is None else f" steered by {type(runner.source).__name__}"
         self.captured = Captured(device, f"decoding with {model.name}{steered}")
-        self.cache: SlottedCache | None = None
-        self._hold(running, rows)
-
-    def _hold(self, running: RunningRows, rows: Tensor) -> None:
         self.ids, self.held = running.ids[rows], running.held[rows]
         self.columns = RowColumns(*(column[rows].clone() for column in running.columns))
         self.allowed = None if running.allowed is None else running.allowed[rows]
-        self.cache = SlottedCache(running.cache, rows, self.capacity, self.place)
+        self.cache = SlottedCache(running.cache, rows, capacity, self.place)
         self.length = running.cache.length
         self.place.fill_(self.length)
 
     def holds(self, running: RunningRows) -> bool:
         """Whether the rows are where the last step left them; what becomes of rows otherwise moves or grows them."""
-        assert self.cache is not None
         (mine, theirs) = (cache.growing[0].keys for cache in (self.cache, running.cache))
         assert mine is not None
         same = theirs is not None and theirs.data_ptr() == mine.data_ptr()
@@ -87,7 +84,6 @@ class _Shape:
         self.rows = len(running.rows)
         if self.holds(running):
             return
-        assert self.cache is not None
         self.cache.load(running.cache, rows)
         self.ids.copy_(running.ids[rows])
         self.held.copy_(running.held[rows])
@@ -103,15 +99,15 @@ class _Shape:
         """Take some steps of rows that are loaded, and hand over what they did."""
         rows = self.rows
         self.step.zero_()
-        replay = self.captured.may_replay(self.model.hf)
+        pays = self.captured.is_captured or max(row.tokens_left for row in running.rows) >= PAYS
+        replay = pays and self.captured.may_replay(self.model.hf)
         if given is not None:
             assert self.given is not None
             self.given[:count, :rows] = given
             self.given[:count, rows:] = given[:, -1:]
         for _ in range(count):
-            self.captured(self._step, replay=replay)
+            self.captured(self._step, replay=replay, proven=self._proven)
         self.length += count
-        assert self.cache is not None
         running.cache = self.cache.grown(rows, self.length)
         running.ids, running.held = self.ids[:rows].clone(), self.held[:rows].clone()
         records = iter(self.records)
@@ -129,6 +125,19 @@ class _Shape:
                 parts.append(replace(EditLog.empty(), **dict(zip(names, flat, strict=True))))
             self.runner.keep(kept, parts)
         return Chosen(*columns, *([None] if width == 5 else []))
+
+    def _proven(self, replayed: Callable[[], Tensor | None]) -> bool:
+        """Whether what replays a step does what the step does; rows stay where they are, and what a source keeps of
+        them is the same when it is asked again."""
+        moved = self.ids, self.held, self.place, self.step
+        before, at = [one.clone() for one in moved], int(self.step)
+        found: list[list[Tensor]] = []
+        for step in (replayed, self._step):
+            step()
+            found.append([record[at].clone() for record in self.records if record.is_floating_point()])
+            for mine, one in zip(moved, before, strict=True):
+                mine.copy_(one)
+        return all(map(are_near, *found))
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -157,7 +166,6 @@ class _Shape:
         self.step.add_(1)
 
     def _logits(self) -> Float[Tensor, "B V"]:
-        assert self.cache is not None
         return slotted_logits(self.model, self.cache, self.ids, self.held, self.place, self.places)
 
 
@@ -228,6 +236,8 @@ def can_step_ahead(model: LanguageModel, runner: SourceRunner | None) -> bool:
     """Whether steps behind a cache of a fixed size are right: the model's by a trial, which is made once, the source's
     by what it says (`asks_nothing`)."""
     if runner is not None and not (runner.edits_choices and getattr(runner.source, "asks_nothing", False)):
+        return False
+    if is_watched(model.hf):  # by somebody who is to see the steps of each row alone
         return False
     if model.turning_length or "padding" not in model.capabilities or "positions" not in model.capabilities:
         return False
