@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from figures import measured_on, medians, print_result
+from figures import arguments, device_options, measured_on, medians, print_result, seconds
 
 from trimtab.dictionaries import load_dictionary
 from trimtab.interpreting import Meaning, ToRate, make_feature_judge
@@ -52,8 +51,9 @@ class Loop:
         """Answers to some prompts side by side."""
         model = self.model
         longest = max(map(len, prompts))
-        ids = torch.tensor([[model.pad_id] * (longest - len(row)) + row for row in prompts])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+        ids = torch.tensor([[model.pad_id] * (longest - len(row)) + row for row in prompts], device=model.device)
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
+        mask = torch.tensor(mask, device=model.device)
 
         def add(_module: object, _inputs: object, output: Any) -> Any:
             x = output[0] if isinstance(output, tuple) else output
@@ -75,12 +75,6 @@ class Loop:
         return [model.decode_ids(row) for row in new.tolist()]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -92,13 +86,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
+    device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_num_threads(args.threads)
-    model = load_model(args.model)
-    sae = load_dictionary(args.sae, model=model, any_model=True)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
+    sae = load_dictionary(args.sae, model=model, any_model=True, device=args.device)
     assert sae.feature_examples is not None
     ids = sae.feature_examples.live[:: max(1, len(sae.feature_examples.live) // args.features)][: args.features]
     judge = make_feature_judge("rules", disjoint=False)
@@ -147,7 +142,7 @@ def main() -> None:
     for repeat in range(args.repeats):
         for name in list(sides) if repeat % 2 == 0 else list(reversed(sides)):
             run, count = sides[name]
-            per_second[name].append(count / seconds(run))
+            per_second[name].append(count / seconds(run, args.device))
             if name == "loop" and "ours" in written:
                 pairs = list(zip(written["ours"], written["loop"], strict=True))
                 same.append(sum(a == b for a, b in pairs) / len(pairs))
@@ -159,7 +154,7 @@ def main() -> None:
     result = {
         **medians(figures), "same_texts": round(min(same), 3) if same else None, "features": len(kept),
         "doses": len(args.dose), "instructions": args.instructions, "tokens": args.tokens, "batch": args.batch,
-        "repeats": args.repeats, **measured_on(),
+        "repeats": args.repeats, "dtype": args.dtype, **measured_on(args.device, args.dtype),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

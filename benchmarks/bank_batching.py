@@ -12,11 +12,11 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from figures import arguments, device_options, floors, seconds
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,22 +70,12 @@ def bank_steps(d: int, n: int, members: int, batch: int, steps: int, threads: Th
     with tempfile.TemporaryDirectory() as directory:
         runs = [Run.open(Path(directory) / str(i), "train", {}) for i in range(members)]
         trainings = [Training(config, rows, run) for run in runs]
-        began = time.perf_counter()
-        train_all(trainings, threads=threads, device=device)
-        seconds = time.perf_counter() - began
+        took = seconds(lambda: train_all(trainings, threads=threads, device=device), device)
         for training in trainings:
             training.run.close()
             if training.error is not None:
                 raise training.error
-    return seconds
-
-
-def seconds_of(work: Callable[[], object], device: str) -> float:
-    began = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return took
 
 
 def main() -> None:
@@ -96,14 +86,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="rows of a batch")
     parser.add_argument("--steps", type=int, default=10, help="steps of a bank")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
-    parser.add_argument("--device", default="cpu", help="where to compute")
+    device_options(parser, dtype=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    options = arguments(parser)
     cores = torch.get_num_threads()
     size = (options.d, options.features, options.members, options.batch)
 
     products = encoder_products(*size, options.device)
-    ways = {name: (lambda work=work: seconds_of(work, options.device)) for name, work in products.items()}
+    ways = {name: (lambda work=work: seconds(work, options.device)) for name, work in products.items()}
     steps = {
         f"{way.workers} side by side, {way.each} threads each": (
             lambda way=way: bank_steps(*size, options.steps, way, options.device)
@@ -118,11 +108,12 @@ def main() -> None:
         first = next(iter(group))
         found |= {name: statistics.median(turn[first] / turn[name] for turn in times) for name in group}
     if options.json:
-        print(json.dumps({"cores": cores, **vars(options), "speed": found}))
+        print(json.dumps({"cores": cores, **vars(options), "speed": found, "floors": floors(options.device)}))
         return
     print(f"{cores} threads, d {options.d}, n {options.features}, {options.members} members, batch {options.batch}")
     for name, ratio in found.items():
         print(f"{ratio:6.2f} × {name}")
+    print(f"floors: {floors(options.device)}")
 
 
 if __name__ == "__main__":

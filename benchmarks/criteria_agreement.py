@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 import numpy as np
+from figures import arguments, device_options
 from scipy import stats
 
 from trimtab import load_model, load_sae
@@ -24,9 +25,10 @@ LEFT_OUT = ("delta-confidence", "gradient-attribution", "explanation-score")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=400, help="live ones of the default SAE, drawn at random")
-    args = parser.parse_args()
-    model = load_model("smollm2-135m-instruct")
-    sae = load_sae("default", model=model)
+    device_options(parser)
+    args = arguments(parser)
+    model = load_model("smollm2-135m-instruct", dtype=args.dtype, device=args.device)
+    sae = load_sae("default", model=model, device=args.device)
     assert sae.feature_stats is not None
     live = np.flatnonzero(sae.feature_stats.live)
     ids = sorted(np.random.default_rng(0).choice(live, args.features, replace=False).tolist())

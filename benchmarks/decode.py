@@ -10,20 +10,30 @@ of that size, whichever takes longer.
     python benchmarks/decode.py --device cuda --dtype bfloat16 --json
     python benchmarks/decode.py --random gemma-2-2b --device cuda --dtype bfloat16 --ahead 8 --json
 
-With `--random` the model has a shape's size and random weights, which is all that speed depends on: nothing but the
-default model's tokenizer is downloaded.
+With `--random` the model has a shape's size and random weights, which is all that speed depends on; prompts are then of
+bytes, and nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable, Sequence
 
 import torch
-from figures import bandwidth, measured_on, print_result, product_rate, seconds
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from figures import (
+    arguments,
+    bandwidth,
+    device_options,
+    in_turn,
+    measured_on,
+    print_result,
+    product_rate,
+)
+from shapes import SHAPES, random_model
 
 from trimtab.lm import DecodeConfig, Edit, EditRequest, LanguageModel, PositionRule, Site, decode, load_model
+from trimtab.lm.batch import TokenBatch
 
 TOPICS = ("my neighbour", "the old lighthouse", "a train to the north", "our first winter", "the long river", "her map")
 OPENINGS = ("Yesterday I heard a story about", "Nobody in the village believed what they said about",
@@ -32,28 +42,6 @@ OPENINGS = ("Yesterday I heard a story about", "Nobody in the village believed w
             "It took three years to write a book about", "The best thing I ever read was on",
             "When the rain stopped, they remembered", "Some people spend a whole life looking for",
             "On the wall there was a picture of")  # fmt: skip
-
-
-SHAPES = {
-    "gemma-2-2b": {},
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 16,
-        "head_dim": 16,
-        "vocab_size": 60_000,
-    },
-}
-"""What Gemma 2 configurations change of the 2B model's."""
-
-
-def random_model(shape: str, device: str, dtype: str) -> LanguageModel:
-    """A model of a shape, with random weights."""
-    config = Gemma2Config(**SHAPES[shape])
-    with torch.device(device):
-        torch.manual_seed(0)
-        hf = Gemma2ForCausalLM._from_config(config, dtype=getattr(torch, dtype))
-    return LanguageModel.from_hf(hf, load_model("smollm2-135m-instruct").tokenizer, f"random {shape}")
 
 
 class OneDirection:
@@ -90,6 +78,20 @@ def floor(model: LanguageModel, rows: int) -> float:
     return rows / step
 
 
+def generate_of(model: LanguageModel, prompts: Sequence[list[int]], new_tokens: int) -> Callable[[], object]:
+    """`transformers.generate` on the same prompts, greedily, padded on the left."""
+    batch = TokenBatch.pad(prompts, model.pad_id, model.device)
+
+    def generate() -> object:
+        with torch.inference_mode():
+            return model.hf.generate(
+                batch.ids, attention_mask=batch.attention_mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+                do_sample=False, pad_token_id=model.pad_id,
+            )  # fmt: skip
+
+    return generate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -98,11 +100,10 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--site", default="resid_post.15")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    device_options(parser)
     parser.add_argument("--ahead", type=int, default=1, help="steps that are taken before what they chose is read")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
     if args.random:
         model = random_model(args.random, args.device, args.dtype)
     else:
@@ -111,30 +112,14 @@ def main() -> None:
     prompts = [model.encode_text(text) for text in texts]
     config = DecodeConfig(max_new_tokens=args.new_tokens, stop_at_eos=False, batch_size=args.batch)
     source = OneDirection(model.site(args.site), model.d_model, model.device)
-    model.tokenizer.padding_side = "left"
-    padded = model.tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-
-    def generate() -> object:
-        with torch.inference_mode():
-            return model.hf.generate(
-                **padded, max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False,
-                pad_token_id=model.pad_id,
-            )  # fmt: skip
-
-    def unsteered() -> object:
-        return decode(model, prompts, config, ahead=args.ahead)
-
-    def steered() -> object:
-        return decode(model, prompts, config, source, ahead=args.ahead)
-
-    arms = {"generate": generate, "unsteered": unsteered, "steered": steered}
+    arms = {
+        "generate": generate_of(model, prompts, args.new_tokens),
+        "unsteered": lambda: decode(model, prompts, config, ahead=args.ahead),
+        "steered": lambda: decode(model, prompts, config, source, ahead=args.ahead),
+    }
     for run in arms.values():  # warm-up
         run()
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for pair in range(args.pairs):
-        order = list(arms) if pair % 2 == 0 else list(reversed(arms))
-        for name in order:
-            times[name].append(seconds(arms[name], model.device))
+    times = in_turn(arms, args.pairs, model.device)
     tokens, limit = len(prompts) * args.new_tokens, floor(model, len(prompts))
 
     def ratios(of: str, over: str) -> list[float]:
@@ -150,7 +135,7 @@ def main() -> None:
             **{name: round(tokens / statistics.median(t), 1) for name, t in times.items()}, "floor": round(limit, 1),
         },
         "batch": len(prompts), "new_tokens": args.new_tokens, "pairs": args.pairs, "model": model.name,
-        "ahead": args.ahead, "dtype": args.dtype, **measured_on(args.device),
+        "ahead": args.ahead, "dtype": args.dtype, **measured_on(args.device, args.dtype),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

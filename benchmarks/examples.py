@@ -27,8 +27,8 @@ import time
 from pathlib import Path
 
 import torch
-from figures import measured_on, medians, print_result, spread
-from harvest import MODEL, Taken, read_corpus, timed
+from figures import Taken, arguments, device_options, measured_on, medians, print_result, spread, timed
+from harvest import MODEL, read_corpus
 
 from trimtab.activations import HarvestOptions, harvest
 from trimtab.activations.forwards import Forwards
@@ -49,16 +49,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--windows", type=int, default=10, help="of each of three kinds, per feature")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 matrix products on both sides")
-    parser.add_argument("--device", default="cpu")
+    device_options(parser)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="directory to write in, on the disk to measure (default: temporary)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(args.threads)
-    model = load_model(args.model, device=args.device)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
     sae = load_dictionary(args.sae, model=model, device=args.device)
     site = sae.info.site
     corpus = read_corpus(model, args.text, args.tokens)
@@ -66,14 +66,14 @@ def main() -> None:
     options = ExampleOptions(top=args.windows, weighted=args.windows, random=args.windows, **read)
 
     def harvested(directory: str) -> Taken:
-        return timed(lambda: harvest(model, [site], corpus, directory, HarvestOptions(holdout=0, **read)))
+        return timed(lambda: harvest(model, [site], corpus, directory, HarvestOptions(holdout=0, **read)), args.device)
 
     def harvested_anew() -> Taken:
         with tempfile.TemporaryDirectory(dir=args.out) as directory:
             return harvested(directory)
 
     def collected() -> Taken:
-        return timed(lambda: examples_of_text(model, [sae], corpus, options))
+        return timed(lambda: examples_of_text(model, [sae], corpus, options), args.device)
 
     in_forwards = 0.0
     forward = Forwards._run
@@ -101,8 +101,10 @@ def main() -> None:
             cpu_ratio.append((before.cpu + behind.cpu) / 2 / mine.cpu)
             rates.append(len(corpus.tokens) / mine.wall)
             harvest_rates.append(2 * len(corpus.tokens) / (before.wall + behind.wall))
-            encoded = timed(lambda: [sae.encode(x) for x in rows])
-            read_back = timed(lambda: examples_of_harvest([Path(kept)], [sae], options, tokenizer=model.tokenizer))
+            encoded = timed(lambda: [sae.encode(x) for x in rows], args.device)
+            read_back = timed(
+                lambda: examples_of_harvest([Path(kept)], [sae], options, tokenizer=model.tokenizer), args.device
+            )
             rows_ratio.append(encoded.wall / read_back.wall)
 
     result = {
@@ -114,8 +116,8 @@ def main() -> None:
         "harvest_tokens_per_second": spread(harvest_rates, 0),
         "rows": sum(map(len, rows)), "tokens": len(corpus.tokens), "features": sae.n_features,
         "windows": 3 * args.windows, "context": args.context, "batch": args.batch, "site": site, "model": args.model,
-        "sae": args.sae, "autocast": args.autocast, "device": args.device, "repeats": args.repeats,
-        **measured_on(model.device.type),
+        "sae": args.sae, "autocast": args.autocast, "dtype": args.dtype, "repeats": args.repeats,
+        **measured_on(args.device, args.dtype),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

@@ -17,14 +17,12 @@ Figures are medians over the repeats of per-repeat ratios.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 
 import torch
-from machine import cpu_name
-from score_features import MODEL, SITE, MatrixRate, seconds, weights_above
+from figures import arguments, device_options, measured_on, print_result, seconds
+from score_features import MODEL, SITE, MatrixRate, weights_above
 
 from trimtab.activations.text import read_documents, sample_text, split_text
 from trimtab.dictionaries import load_dictionary
@@ -42,13 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exact", type=int, default=56, help="features that are scored exactly per repeat")
     parser.add_argument("--repeats", type=int, default=3)
+    device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_num_threads(args.threads)
-    model = load_model(MODEL)
-    sae, site = load_dictionary("default", model=model), model.site(SITE)
+    model = load_model(MODEL, dtype=args.dtype, device=args.device)
+    sae, site = load_dictionary("default", model=model, device=args.device), model.site(SITE)
     parts = [part for one in read_documents([sample_text()]) for part in split_text(one.text, 400)]
     texts = [text for text in parts if len(text.split()) > TOKENS][: 2 * PAIRS]
     examples = Texts(wanted=tuple(texts[::2]), unwanted=tuple(texts[1::2]), text_tokens=TOKENS).examples(model)
@@ -76,10 +75,10 @@ def main() -> None:
 
     ratio, forwards, of_floor, took = [], [], [], []
     for _ in range(args.repeats):
-        plain, all_features = seconds(forward), seconds(gradient)
-        before = seconds(lambda: [products() for _ in range(3)])
-        one_by_one = seconds(exact)
-        after = seconds(lambda: [products() for _ in range(3)])
+        plain, all_features = seconds(forward, args.device), seconds(gradient, args.device)
+        before = seconds(lambda: [products() for _ in range(3)], args.device)
+        one_by_one = seconds(exact, args.device)
+        after = seconds(lambda: [products() for _ in range(3)], args.device)
         rate = 6 * products.operations / (before + after)
         ratio.append(one_by_one / args.exact * sae.n_features / all_features)
         forwards.append(all_features / plain)
@@ -95,15 +94,10 @@ def main() -> None:
         "forwards_range": [round(min(forwards), 2), round(max(forwards), 2)],
         "of_floor_range": [round(min(of_floor), 3), round(max(of_floor), 3)],
         "features": sae.n_features, "examples": len(examples), "tokens": tokens, "exact": args.exact,
-        "repeats": args.repeats, "model": MODEL, "site": SITE, "cpu": cpu_name(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "python": platform.python_version(),
-        "torch": torch.__version__,
+        "repeats": args.repeats, "model": MODEL, "site": SITE, "dtype": args.dtype,
+        **measured_on(args.device, args.dtype),
     }  # fmt: skip
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:>20}  {value}")
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

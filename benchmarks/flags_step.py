@@ -19,18 +19,15 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from figures import print_result
-from machine import cpu_name, peak_mib
+from figures import Taken, arguments, device_options, measured_on, print_result, timed
+from machine import peak_mib
 
 from trimtab.distributed import Ranks
 from trimtab.flags import Curriculum, Example, FlagTraining, Phase, place_flags
@@ -99,14 +96,8 @@ class Steps:
     def step(self, kind: str) -> Callable[[], None]:
         return self.plain if kind == "plain" else self.trainings[kind].take_step
 
-    def seconds(self, kind: str) -> tuple[float, float]:
-        """Of the clock, and of the processor."""
-        take = self.step(kind)
-        start, cpu = time.perf_counter(), time.process_time()
-        take()
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, time.process_time() - cpu
+    def seconds(self, kind: str) -> Taken:
+        return timed(self.step(kind), self.model.device)
 
 
 def peak_after_steps(args: argparse.Namespace) -> float:
@@ -137,11 +128,11 @@ def main() -> None:
     parser.add_argument("--only", choices=("full", "lora"), help="measure one of them")
     parser.add_argument("--autocast", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--device", default="cpu")
+    device_options(parser, dtype=False)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser)
     if args.measure_memory:
         print(peak_after_steps(args))
         return
@@ -176,12 +167,7 @@ def main() -> None:
         "batch_size": args.batch_size,
         "tokens": args.tokens,
         "repeats": args.repeats,
-        "threads": args.threads,
-        "load_average": os.getloadavg()[0],
-        "cpu": cpu_name(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+        **measured_on(args.device),
     }
     print_result(result, as_json=args.json)
 

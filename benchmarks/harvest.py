@@ -24,17 +24,14 @@ import argparse
 import copy
 import itertools
 import os
-import platform
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from figures import measured_on, medians, print_result, spread
+from figures import Taken, arguments, device_options, measured_on, medians, print_result, spread, timed
 from torch import nn
 
 from trimtab.activations import Document, HarvestOptions, TokenisedCorpus, harvest, read_documents, tokenise
@@ -45,22 +42,7 @@ from trimtab.lm.batch import TokenBatch
 MODEL, SITES = "smollm2-135m-instruct", ("resid_post.3", "resid_post.7", "resid_post.11", "resid_post.15")
 
 
-class Taken(NamedTuple):
-    """Seconds that something took."""
-
-    wall: float
-    cpu: float
-
-
-def timed(run: Callable[[], object]) -> Taken:
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def read_corpus(model: LanguageModel, text: list[str], tokens: int) -> TokenisedCorpus:
+def read_corpus(model: LanguageModel, text: Sequence[str], tokens: int) -> TokenisedCorpus:
     if text:
         return tokenise(read_documents(text), model.tokenizer, limit_tokens=tokens)
     with resources.as_file(resources.files("trimtab") / "assets" / "sample_text") as sample:
@@ -78,6 +60,58 @@ def truncated(model: LanguageModel, site: Site) -> nn.Module:
     return decoder
 
 
+class Harvests:
+    """Harvests of a corpus, and the plain forward passes that they cannot do without.
+
+    Args:
+        model: of the Llama family.
+        sites: the last one is where the plain passes end.
+        corpus: what is read.
+        options: how.
+        out: directory to write in; None for a temporary one.
+    """
+
+    def __init__(
+        self, model: LanguageModel, sites: Sequence[Site], corpus: TokenisedCorpus, options: HarvestOptions,
+        out: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.sites, self.corpus, self.options, self.out = model, sites, corpus, options, out
+        packed = pack_splits(corpus, options)
+        self.batches = [
+            packed[split].batch(b).tokens for split in SPLITS for b in batch_order(packed[split], options, split)
+        ]
+        self.tokens = sum(batch.size for batch in self.batches)
+        self._decoder = truncated(model, sites[-1])
+
+    def _forward(self, ids: np.ndarray) -> torch.Tensor:
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.options.autocast):
+            placed = torch.from_numpy(ids).to(self.model.device, torch.long)
+            return self._decoder(input_ids=placed, use_cache=False).last_hidden_state
+
+    def plain(self) -> Taken:
+        """The forward passes alone."""
+
+        def run() -> None:
+            for ids in self.batches:
+                self._forward(ids)
+
+        return timed(run, self.model.device)
+
+    def harvested(self, sites: Sequence[Site]) -> Taken:
+        """From tokens to shards of some sites."""
+        with tempfile.TemporaryDirectory(dir=self.out) as directory:
+            return timed(
+                lambda: harvest(self.model, list(sites), self.corpus, directory, self.options), self.model.device
+            )
+
+    def same_activations(self) -> bool:
+        """Whether the plain passes compute what is harvested."""
+        ids = torch.from_numpy(self.batches[0]).to(self.model.device, torch.long)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.options.autocast):
+            read = capture(self.model, TokenBatch.full(ids), [self.sites[-1]])[self.sites[-1]]
+        return bool(torch.equal(read, self._forward(self.batches[0])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL, help="catalogue name or directory, of the Llama family")
@@ -88,13 +122,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--shard-rows", type=int, default=HarvestOptions.shard_rows)
     parser.add_argument("--autocast", action="store_true", help="bfloat16 matrix products on both sides")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    device_options(parser)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="directory to write in, on the disk to measure (default: temporary)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(args.threads)
@@ -104,34 +137,14 @@ def main() -> None:
     options = HarvestOptions(
         context=args.context, batch_size=args.batch, shard_rows=args.shard_rows, autocast=args.autocast
     )
-    packed = pack_splits(corpus, options)
-    batches = [packed[split].batch(b).tokens for split in SPLITS for b in batch_order(packed[split], options, split)]
-    tokens = sum(batch.size for batch in batches)
-    decoder = truncated(model, sites[-1])
-
-    def forward(ids: np.ndarray) -> torch.Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.autocast):
-            placed = torch.from_numpy(ids).to(model.device, torch.long)
-            return decoder(input_ids=placed, use_cache=False).last_hidden_state
-
-    def plain() -> None:
-        for ids in batches:
-            forward(ids)
-
-    def harvested(chosen: list[Site]) -> Taken:
-        with tempfile.TemporaryDirectory(dir=args.out) as directory:
-            return timed(lambda: harvest(model, chosen, corpus, directory, options))
-
-    ids = torch.from_numpy(batches[0]).to(model.device, torch.long)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=args.autocast):
-        read = capture(model, TokenBatch.full(ids), [sites[-1]])[sites[-1]]
-    same = bool(torch.equal(read, forward(batches[0])))  # the plain model computes what is harvested
-
+    harvests = Harvests(model, sites, corpus, options, args.out)
+    plain, harvested = harvests.plain, harvests.harvested
+    tokens, same = harvests.tokens, harvests.same_activations()
     plain()  # memory is allocated, pages are mapped
     harvested(sites)
     ratio, cpu_ratio, sites_ratio, rates, plain_rates = [], [], [], [], []
     for _ in range(args.repeats):
-        before, alone, behind, together = timed(plain), harvested(sites[-1:]), timed(plain), harvested(sites)
+        before, alone, behind, together = plain(), harvested(sites[-1:]), plain(), harvested(sites)
         ratio.append((before.wall + behind.wall) / 2 / alone.wall)
         cpu_ratio.append((before.cpu + behind.cpu) / 2 / alone.cpu)
         sites_ratio.append(alone.cpu / together.cpu)
@@ -145,11 +158,10 @@ def main() -> None:
         }),
         "plain_tokens_per_second": spread(plain_rates, 0),
         "same_activations": same,
-        "tokens": tokens, "batches": len(batches), "context": args.context, "batch": args.batch,
+        "tokens": tokens, "batches": len(harvests.batches), "context": args.context, "batch": args.batch,
         "shard_rows": args.shard_rows, "sites": [str(site) for site in sites], "repeats": args.repeats,
-        "model": args.model, "dtype": args.dtype, "autocast": args.autocast, "device": args.device,
-        "machine": platform.processor() or platform.machine(), "python": platform.python_version(),
-        **measured_on(model.device.type),
+        "model": args.model, "dtype": args.dtype, "autocast": args.autocast,
+        **measured_on(args.device, args.dtype),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

@@ -22,16 +22,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-import transformers
-from figures import print_result
-from machine import cpu_name, peak_mib
+from figures import arguments, device_options, measured_on, print_result, seconds
+from machine import peak_mib
 
 from trimtab.evaluation.circuits.circuit import Circuit, CircuitHead
 from trimtab.evaluation.circuits.patched_runs import Location, head_location
@@ -120,9 +117,9 @@ def three_tests(model: LanguageModel) -> float:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "circuit.json"
         Circuit(model=MODEL, fingerprint=model.fingerprint, heads=heads).save(file)
-        start = time.perf_counter()
-        run_ioi(IOIConfig(model=MODEL, circuit=file, cross_section=("name-mover outputs",)))
-        return time.perf_counter() - start
+        place = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+        config = IOIConfig(model=MODEL, circuit=file, cross_section=("name-mover outputs",), **place)
+        return seconds(lambda: run_ioi(config), model.device)
 
 
 @torch.no_grad()
@@ -131,13 +128,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--naive", type=int, default=6, help="heads patched by the loop per repeat")
     parser.add_argument("--repeats", type=int, default=3)
+    device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--tests", action="store_true", help="time the three tests on one cross-section, too")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_num_threads(args.threads)
-    model = load_model(MODEL)
+    model = load_model(MODEL, dtype=args.dtype, device=args.device)
     ioi = IOIDistribution.load(model.encode_text, "paper")
     prompts = ioi.prompts(args.prompts)
     (rows,) = rows_of([ioi.tokenise(prompt) for prompt in prompts], model, batch_size=args.prompts)
@@ -147,17 +145,21 @@ def main() -> None:
     senders = [(layer, head) for layer in range(RECEIVERS[0][0]) for head in range(n_heads)]
     sample = senders[:: -(-len(senders) // args.naive)]
     ratios, loops, ours, difference = [], [], [], 0.0
-    for _ in range(args.repeats):
-        start = time.perf_counter()
-        effects = path_patch(model, rows, other.ids, receivers)
-        ours.append(time.perf_counter() - start)
-        start = time.perf_counter()
+    effects: dict[str, torch.Tensor] = {}
+
+    def patched() -> None:
+        effects["ours"] = path_patch(model, rows, other.ids, receivers)
+
+    def looped() -> None:
         loop = Loop(model, rows, other.ids, receivers)
-        found = torch.stack([loop.effect(*sender) for sender in sample], 1)
-        loops.append((time.perf_counter() - start) * len(senders) / len(sample))
+        effects["loop"] = torch.stack([loop.effect(*sender) for sender in sample], 1)
+
+    for _ in range(args.repeats):
+        ours.append(seconds(patched, args.device))
+        loops.append(seconds(looped, args.device) * len(senders) / len(sample))
         ratios.append(loops[-1] / ours[-1])
-        expected = torch.stack([effects[:, layer, head] for layer, head in sample], 1)
-        difference = max(difference, float((found - expected).abs().max()))
+        expected = torch.stack([effects["ours"][:, layer, head] for layer, head in sample], 1)
+        difference = max(difference, float((effects["loop"] - expected).abs().max()))
     result = {
         "ratio": statistics.median(ratios),
         "ratios": ratios,
@@ -168,11 +170,8 @@ def main() -> None:
         "prompts": args.prompts,
         "heads": len(senders),
         "heads_timed": len(sample),
-        "threads": args.threads,
-        "cpu": cpu_name(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+        "dtype": args.dtype,
+        **measured_on(args.device, args.dtype),
     }
     if args.tests:
         result["three_tests_seconds"] = three_tests(model)

@@ -26,17 +26,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import transformers
 from decode import OPENINGS, TOPICS
-from figures import print_result
-from machine import cpu_name
+from figures import Taken, arguments, device_options, measured_on, print_result, timed
 
 from trimtab.control.masks import MaskKind, PromptFirings, build_mask
 from trimtab.control.task_prompts import TaskPrompts
@@ -47,13 +43,6 @@ from trimtab.policies.rollout import Rollouts, roll_out
 from trimtab.policies.source import PolicySource
 from trimtab.tasks import Item, Outcome, Task
 from trimtab.tasks.ioi import CUES, sentences
-
-
-class Cost(NamedTuple):
-    """Of one call, in seconds."""
-
-    wall: float
-    cpu: float
 
 
 class Arm(NamedTuple):
@@ -117,13 +106,9 @@ class Batch:
     def measure(self, repeats: int, calls: int) -> dict[str, Any]:
         """Tokens per second, ratios, and what was done."""
 
-        def cost(run: Callable[[], object]) -> Cost:
-            wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(calls):
-                run()
-            if self.model.device.type == "cuda":
-                torch.cuda.synchronize()
-            return Cost((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls)
+        def cost(run: Callable[[], object]) -> Taken:
+            taken = timed(lambda: [run() for _ in range(calls)], self.model.device)
+            return Taken(taken.wall / calls, taken.cpu / calls)
 
         ratios: dict[str, list[float]] = {f"{prefix}{name}": [] for prefix in ("", "cpu.") for name in ARMS}
         rates: dict[str, list[float]] = {name: [] for name in ("unsteered", *ARMS)}
@@ -132,7 +117,7 @@ class Batch:
             order = list(ARMS) if repeat % 2 == 0 else list(reversed(ARMS))
             taken = {name: cost(lambda name=name: self.rollout(ARMS[name])) for name in order}
             behind = cost(self.unsteered)
-            plain = Cost(*((a + b) / 2 for a, b in zip(before, behind, strict=True)))
+            plain = Taken(*((a + b) / 2 for a, b in zip(before, behind, strict=True)))
             for name, one in taken.items():
                 ratios[name].append(plain.wall / one.wall)
                 ratios[f"cpu.{name}"].append(plain.cpu / one.cpu)
@@ -175,11 +160,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--calls", type=int, default=5, help="calls per measurement of the one-token batch")
     parser.add_argument("--only", choices=("long", "one_token"), help="measure one of the batches")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(args.threads)
@@ -209,11 +193,7 @@ def main() -> None:
             result |= found if name == "long" else {f"one_token.{key}": value for key, value in found.items()}
     result |= {
         "repeats": args.repeats, "calls": args.calls, "model": args.model, "sae": args.sae,
-        "features": sae.n_features, "dtype": args.dtype, "device": args.device,
-        "device_name": torch.cuda.get_device_name() if model.device.type == "cuda" else cpu_name(),
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
+        "features": sae.n_features, "dtype": args.dtype, **measured_on(args.device, args.dtype),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

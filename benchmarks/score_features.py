@@ -19,28 +19,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from figures import measured_on, medians, print_result, spread
+from figures import arguments, device_options, measured_on, medians, print_result, seconds, spread
 
 from trimtab.dictionaries import load_dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, RowDelta, edited, load_model
+from trimtab.lm import LanguageModel, RowDelta, Site, edited, load_model
 from trimtab.selection import NEUTRAL_PREFIX, DeltaConfidence, LastTokenScorer
 from trimtab.selection.criterion import ScoringTarget
 from trimtab.selection.scorer import BATCH_SIZE
 
 MODEL, SITE, ALPHA, RANDOM_LENGTH = "smollm2-135m-instruct", "resid_post.15", 10.0, 20.0
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def edits(model: LanguageModel, count: int) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -68,15 +60,17 @@ def weights_above(model: LanguageModel, layer: int) -> Iterator[torch.Tensor]:
 
 
 class MatrixRate:
-    """Products of the same shapes as the scorer's, and nothing else."""
+    """Products of the same shapes as the scorer's, on the weights' device and in their dtype, and nothing else."""
 
     def __init__(self, weights: list[torch.Tensor], rows: int) -> None:
         shapes: dict[tuple[int, int], int] = {}
+        like = weights[0]
         for weight in weights:
             shape = (weight.shape[0], weight.shape[1])
             shapes[shape] = shapes.get(shape, 0) + 1
         self.products = [
-            (torch.randn(rows, k), torch.randn(n, k), torch.empty(rows, n), times) for (n, k), times in shapes.items()
+            (like.new_zeros(rows, k).normal_(), like.new_zeros(n, k).normal_(), like.new_empty(rows, n), times)
+            for (n, k), times in shapes.items()
         ]
         self.operations = 2 * rows * sum(n * k * times for (n, k), times in shapes.items())
 
@@ -84,6 +78,73 @@ class MatrixRate:
         for x, weight, out, times in self.products:
             for _ in range(times):
                 torch.mm(x, weight.t(), out=out)
+
+
+class Scored:
+    """Features scored by the batch and the naive way, and the matrix products that neither can do without.
+
+    Args:
+        model: the model.
+        site: where they are added to the last token.
+        ids: of the prefix.
+        directions, coefficients: the features and how much of each.
+        batch: features that go through the layers together.
+        naive: features scored the naive way.
+    """
+
+    def __init__(
+        self, model: LanguageModel, site: Site, ids: list[int], directions: torch.Tensor, coefficients: torch.Tensor,
+        *, batch: int, naive: int,
+    ) -> None:  # fmt: skip
+        self.model, self.site, self.ids, self.count = model, site, ids, naive
+        self.directions, self.coefficients = directions.to(model.device), coefficients.to(model.device)
+        self.batch = batch
+        target = ScoringTarget(model, None, torch.arange(len(directions)))  # type: ignore[arg-type]
+        self.reducers = {"score": DeltaConfidence().reducer(target)}
+        weights = list(weights_above(model, site.layer))
+        self.operations = 2 * sum(weight.numel() for weight in weights)
+        """Per feature."""
+        self.products = MatrixRate(weights, batch)
+        self._prompt = torch.tensor([ids], device=model.device)
+        self._base = self._confidence()
+        self.scores: dict[str, torch.Tensor] = {}
+
+    def batched(self) -> None:
+        """All features."""
+        scorer = LastTokenScorer(self.model, self.site, self.ids, batch_size=self.batch)  # the prefix counts, too
+        self.scores["batched"] = scorer.score(self.directions, self.coefficients, self.reducers)["score"]
+
+    def one_by_one(self, count: int) -> torch.Tensor:
+        """Scores of the first features by the same scorer, one at a time."""
+        scorer = LastTokenScorer(self.model, self.site, self.ids, batch_size=1)
+        return scorer.score(self.directions[:count], self.coefficients[:count], self.reducers)["score"]
+
+    def naive(self) -> None:
+        """The first features, a forward pass of the whole prompt for each."""
+        found = []
+        device = self.model.device
+        row, place = torch.tensor([0], device=device), torch.tensor([len(self.ids) - 1], device=device)
+        for i in range(self.count):
+            change = RowDelta(row, place, (self.coefficients[i] * self.directions[i])[None].to(self.model.dtype))
+            with edited(self.model, {self.site: lambda _x, change=change: change}):
+                found.append(self._base - self._confidence())
+        self.scores["naive"] = torch.tensor(found)
+
+    def _confidence(self) -> float:
+        logits = self.model.hf(self._prompt, use_cache=False, logits_to_keep=1).logits[0, -1]
+        return float(logits.float().log_softmax(-1).max())
+
+    def rates(self, repeats: int) -> dict[str, list[float]]:
+        """Features per second both ways, and operations per second of products alone, around each batched pass."""
+        device = self.model.device
+        found: dict[str, list[float]] = {"batched": [], "naive": [], "operations": []}
+        for _ in range(repeats):
+            found["naive"].append(self.count / seconds(self.naive, device))
+            before = seconds(lambda: [self.products() for _ in range(4)], device)
+            found["batched"].append(len(self.directions) / seconds(self.batched, device))
+            after = seconds(lambda: [self.products() for _ in range(4)], device)
+            found["operations"].append(8 * self.products.operations / (before + after))
+        return found
 
 
 def main() -> None:
@@ -94,66 +155,39 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--naive", type=int, default=32, help="features scored the naive way per repeat")
     parser.add_argument("--check", type=int, default=128, help="features also scored one by one")
+    device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = arguments(parser)
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(args.threads)
-    model = load_model(args.model)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
     site, ids = model.site(SITE), model.encode_text(NEUTRAL_PREFIX)
     directions, coefficients, source = edits(model, args.random)
-    reducer = DeltaConfidence().reducer(ScoringTarget(model, None, torch.arange(len(directions))))  # type: ignore[arg-type]
-    scores: dict[str, torch.Tensor] = {}
-
-    def batched() -> None:
-        scorer = LastTokenScorer(model, site, ids, batch_size=args.batch)  # the prefix counts, too
-        scores["batched"] = scorer.score(directions, coefficients, {"score": reducer})["score"]
-
-    prompt = torch.tensor([ids])
-    base = float(model.hf(prompt, use_cache=False, logits_to_keep=1).logits[0, -1].log_softmax(-1).max())
-
-    def naive() -> None:
-        found = []
-        for i in range(args.naive):
-            change = RowDelta(torch.tensor([0]), torch.tensor([len(ids) - 1]), (coefficients[i] * directions[i])[None])
-            with edited(model, {site: lambda _x, change=change: change}):
-                logits = model.hf(prompt, use_cache=False, logits_to_keep=1).logits[0, -1]
-            found.append(base - float(logits.log_softmax(-1).max()))
-        scores["naive"] = torch.tensor(found)
-
-    weights = list(weights_above(model, site.layer))
-    operations = 2 * sum(weight.numel() for weight in weights)
-    products = MatrixRate(weights, args.batch)
-    for run in (naive, products, batched):  # warm-up
+    scored = Scored(model, site, ids, directions, coefficients, batch=args.batch, naive=args.naive)
+    for run in (scored.naive, scored.products, scored.batched):  # warm-up
         run()
-    one_by_one = LastTokenScorer(model, site, ids, batch_size=1)
-    checked = one_by_one.score(directions[: args.check], coefficients[: args.check], {"score": reducer})["score"]
-    difference = float((checked - scores["batched"][: args.check]).abs().max())
+    scores = {name: found.cpu() for name, found in scored.scores.items()}
+    difference = float((scored.one_by_one(args.check).cpu() - scores["batched"][: args.check]).abs().max())
     difference_naive = float((scores["naive"] - scores["batched"][: args.naive]).abs().max())
-
-    rate, naive_rate, matrix_rate = [], [], []
-    for _ in range(args.repeats):
-        naive_rate.append(args.naive / seconds(naive))
-        before = seconds(lambda: [products() for _ in range(4)])
-        rate.append(len(directions) / seconds(batched))
-        after = seconds(lambda: [products() for _ in range(4)])
-        matrix_rate.append(8 * products.operations / (before + after))
+    rates = scored.rates(args.repeats)
+    rate, naive_rate, matrix_rate = rates["batched"], rates["naive"], rates["operations"]
 
     result = {
         **medians({
             "ratio": ([a / b for a, b in zip(rate, naive_rate, strict=True)], 2),
-            "of_floor": ([r * operations / m for r, m in zip(rate, matrix_rate, strict=True)], 3),
+            "of_floor": ([r * scored.operations / m for r, m in zip(rate, matrix_rate, strict=True)], 3),
             "features_per_second": (rate, 1),
         }),
         "max_abs_difference": difference,
         "max_abs_difference_naive": difference_naive,
         "naive_features_per_second": spread(naive_rate, 2),
         "matrix_gflops": spread([m / 1e9 for m in matrix_rate], 1),
-        "operations_per_feature": operations,
+        "operations_per_feature": scored.operations,
         "features": len(directions), "source": source, "batch": args.batch, "repeats": args.repeats,
         "model": args.model, "site": SITE, "prefix": NEUTRAL_PREFIX, "prefix_tokens": len(ids),
-        "machine": platform.processor() or platform.machine(), "python": platform.python_version(), **measured_on(),
+        "dtype": args.dtype, **measured_on(args.device, args.dtype),
     }  # fmt: skip
     print_result(result, as_json=args.json)
 

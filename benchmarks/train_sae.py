@@ -8,7 +8,8 @@ are medians over the pairs of turns. After equal rows every SAE is measured on t
 - `<architecture>`: each other architecture beside SAELens's own.
 - `bank`: 30 SAEs, five architectures at six sparsities, from text to files, beside SAELens's MultiSAETrainingRunner.
 - `density`: sparse and dense execution of a step's products, by the share of active pairs.
-- `accelerator`: the `topk` section on a CUDA device (--device cuda), and against its two ceilings.
+
+On an accelerator `gpu.py` compares in less time.
 
     python benchmarks/train_sae.py --json
     python benchmarks/train_sae.py --shards runs/harvest --only topk
@@ -20,7 +21,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -28,10 +28,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from machine import cpu_name
+from figures import arguments as read_arguments
+from figures import device_options, measured_on
 from sae_training.bank import bank_table, measure_bank
-from sae_training.ceilings import against_ceilings
 from sae_training.density import density_table, measure_density
 from sae_training.job import Job
 from sae_training.rows import write_rows
@@ -69,7 +68,6 @@ SECTIONS = (
 
 WHOLE = {"bank": (measure_bank, bank_table), "density": (measure_density, density_table)}
 """Sections of another kind: how each is measured and shown."""
-OTHERS = (*WHOLE, "accelerator")
 
 
 def trainer(name: str) -> Trainer | None:
@@ -143,28 +141,11 @@ def measure_section(section: Section, options: argparse.Namespace, folder: Path)
     return figures(section.name, measured)
 
 
-def measure_accelerator(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """The `topk` section on a CUDA device, and trimtab's rate against the device's ceilings."""
-    if not torch.cuda.is_available():
-        print("accelerator: no CUDA device here, so that this part is left out", file=sys.stderr)
-        return {"accelerator": None}
-    there = argparse.Namespace(**{**vars(options), "device": "cuda"})
-    section = dataclasses.replace(SECTIONS[0], name="accelerator")
-    measured = run_section(section, there, folder)
-    shares = against_ceilings(
-        measured["ours"].rate.median, "cuda", d=section.d, n=section.n, k=section.k, batch=options.batch
-    )
-    if not options.json:
-        print(training_table(section.name, measured), json.dumps(shares), sep="\n", flush=True)
-    return {**figures(section.name, measured), **shares}
-
-
 def machine(options: argparse.Namespace) -> dict[str, object]:
     """What the figures were measured on, and with what."""
     return {
-        "cpu": cpu_name(), "cores": os.cpu_count(), "threads": options.threads, "device": options.device,
-        "load_average": os.getloadavg()[0], "python": platform.python_version(), "torch": torch.__version__,
-        "trimtab": trimtab.__version__, "batch": options.batch, "n": options.n, "turns": options.repeats,
+        **measured_on(options.device), "threads": options.threads, "trimtab": trimtab.__version__,
+        "batch": options.batch, "n": options.n, "turns": options.repeats,
         "turn_steps": options.turn_steps, "warmup_steps": options.warmup_steps,
         "rows": "synthetic" if options.shards is None else "real", "heldout_rows": options.heldout,
     }  # fmt: skip
@@ -173,7 +154,7 @@ def machine(options: argparse.Namespace) -> dict[str, object]:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = (*(section.name for section in SECTIONS), *OTHERS)
+    known = (*(section.name for section in SECTIONS), *WHOLE)
     parser.add_argument("--only", default="", help=f"comma-separated sections: {', '.join(known)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; empty: none")
     parser.add_argument("--shards", type=Path, help="a harvest's directory; without it, synthetic rows")
@@ -188,10 +169,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bank-repeats", type=int, default=2, help="whole runs of the bank per library")
     parser.add_argument("--density-repeats", type=int, default=7, help="turns of sparse and dense execution")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
-    parser.add_argument("--device", default="cpu")
+    device_options(parser, dtype=False)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = read_arguments(parser)
     options.peers = tuple(p for p in options.peers.split(",") if p)
     options.only = set(filter(None, options.only.split(","))) or set(known)
     for what, unknown in (("section", options.only - set(known)), ("peer", set(options.peers) - set(PEERS))):
@@ -214,8 +195,6 @@ def measurements(options: argparse.Namespace, folder: Path) -> Iterator[dict[str
             if found and not options.json:
                 print(table(found), flush=True)
             yield found
-    if "accelerator" in options.only:
-        yield measure_accelerator(options, folder)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_train_sae_prints_its_keys() -> None:
-    done = run("--only", "topk,relu,density,accelerator", "--json")
+    done = run("--only", "topk,relu,density", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 0 < found["topk.of_floor"] < 1
@@ -37,7 +37,7 @@ def test_train_sae_prints_its_keys() -> None:
     assert found["topk.trainers"]["ours"]["explained_variance"] > 0
     assert abs(found["topk.trainers"]["ours"]["l0"] - 8) < 1
     assert 0 < found["density.switch"] < 1
-    assert set(found["machine"]) >= {"cpu", "threads", "torch", "load_average"}
+    assert set(found["machine"]) >= {"device_name", "threads", "torch", "load_average", "floors"}
 
 
 def test_train_sae_refuses_what_it_does_not_know() -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from figures import seconds
 from torch import Tensor
 
 from sae_training.turns import spread
@@ -44,7 +43,7 @@ def measure_density(options: argparse.Namespace, _folder: Path, *, d: int = 576,
         for way in ways.values():
             way()
         turns = [
-            {name: _seconds(way, options.device) for name, way in ways.items()} for _ in range(options.density_repeats)
+            {name: seconds(way, options.device) for name, way in ways.items()} for _ in range(options.density_repeats)
         ]
         times[density] = {name: spread([turn[name] for turn in turns]).median for name in ways}
         times[density]["dense_over_sparse"] = spread([turn["dense"] / turn["sparse"] for turn in turns]).median
@@ -79,16 +78,6 @@ def _step(active: Active, x: Tensor, W: Tensor) -> None:
     by_h = decoding.dot(error)
     active.collect(active.h, error)
     active.collect(by_h, x)
-
-
-def _seconds(work: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _crossover(ratio: dict[float, float]) -> float | None:
