@@ -42,6 +42,9 @@ class Paced:
         version: of the library.
     """
 
+    autocast: bool = False
+    """Whether the library multiplies in bfloat16, by its own option for that."""
+
     def __init__(self, job: Job, *, version: str, includes: str) -> None:
         self.job, self._version, self._includes = job, version, includes
         self._parent = os.fdopen(int(sys.argv[2]), "w")

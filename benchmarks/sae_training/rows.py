@@ -28,7 +28,7 @@ def write_rows(folder: Path, *, d: int, count: int, heldout: int, shards: Path |
         shards: a harvest's directory; synthetic rows without it.
     """
     train_source, heldout_source = _sources(d, count, shards)
-    train, held = (_take(s, n) for s, n in ((train_source, count), (heldout_source, heldout)))
+    train, held = (take(s, n) for s, n in ((train_source, count), (heldout_source, heldout)))
     if train.shape[1] > d:
         raise SystemExit(f"the rows in {shards} have width {train.shape[1]}, more than d = {d}")
     if train.shape[1] < d:
@@ -45,11 +45,17 @@ def write_rows(folder: Path, *, d: int, count: int, heldout: int, shards: Path |
 def _sources(d: int, count: int, shards: Path | None) -> tuple[ActivationSource, ActivationSource]:
     if shards is not None:
         return ShardSource([shards]), ShardSource([shards], split="holdout")
-    config = SyntheticConfig(d=d, n_true=8 * d, true_l0=min(32.0, d / 8), n_parents=d // 8)
+    config = planted(d)
     return SyntheticSource(config, rows_total=count), SyntheticSource(config, split="holdout")
 
 
-def _take(source: ActivationSource, count: int) -> Tensor:
+def planted(d: int) -> SyntheticConfig:
+    """Which features synthetic rows of width d are made of."""
+    return SyntheticConfig(d=d, n_true=8 * d, true_l0=min(32.0, d / 8), n_parents=d // 8)
+
+
+def take(source: ActivationSource, count: int) -> Tensor:
+    """The first rows of a source `[count, d]`, float32."""
     batches: Iterator[Tensor] = source.batches(min(READ_ROWS, count))
     rows: list[Tensor] = []
     while sum(map(len, rows)) < count:

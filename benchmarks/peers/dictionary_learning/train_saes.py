@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 from sae_training.job import Job
@@ -16,11 +18,11 @@ from torch import Tensor
 INCLUDES = "trainSAE with TopKTrainer's defaults: clipping, AuxK, threshold; no logging, one save at the end"
 
 
-def main() -> None:
-    job = Job.load(sys.argv[1])
+def fit(paced: Paced) -> Callable[[Tensor], Decoded]:
+    """Train on the paced batches."""
+    job = paced.job
     if job.architecture != "topk":
         raise SystemExit("this script trains topk")
-    paced = Paced(job, version=version("dictionary-learning"), includes=INCLUDES)
 
     class Trainer(TopKTrainer):
         """The only way to another age at which features count as dead than 10 million rows."""
@@ -44,14 +46,20 @@ def main() -> None:
         "device": job.device,
     }
     with tempfile.TemporaryDirectory() as folder:
-        trainSAE(paced.batches(), [trainer], steps=job.steps, save_dir=folder, device=job.device)
+        dtype = torch.bfloat16 if paced.autocast else torch.float32
+        trainSAE(paced.batches(), [trainer], steps=job.steps, save_dir=folder, device=job.device, autocast_dtype=dtype)
         trained = AutoEncoderTopK.from_pretrained(str(Path(folder) / "trainer_0" / "ae.pt"), device=job.device)
 
     def decode(x: Tensor) -> Decoded:
         codes = trained.encode(x)
         return Decoded(trained.decode(codes), (codes > 0).sum(1))
 
-    paced.finish(decode)
+    return decode
+
+
+def main() -> None:
+    paced = Paced(Job.load(sys.argv[1]), version=version("dictionary-learning"), includes=INCLUDES)
+    paced.finish(fit(paced))
 
 
 if __name__ == "__main__":

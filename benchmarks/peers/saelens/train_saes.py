@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import sae_lens
@@ -32,9 +33,9 @@ def settings(job: Job) -> dict[str, Any]:
     return {"l1_coefficient": job.sparsity_weight}
 
 
-def main() -> None:
-    job = Job.load(sys.argv[1])
-    paced = Paced(job, version=sae_lens.__version__, includes=INCLUDES)
+def fit(paced: Paced) -> Callable[[Tensor], Decoded]:
+    """Train on the paced batches."""
+    job = paced.job
     sae_class, config_class = get_sae_training_class(NAMES.get(job.architecture, job.architecture))
     sae = sae_class(config_class(d_in=job.d, d_sae=job.n, device=job.device, **settings(job)))
     trainer = SAETrainer(
@@ -46,6 +47,7 @@ def main() -> None:
             lr_warm_up_steps=job.rising_steps,
             lr_decay_steps=job.steps - job.rising_steps - 1,
             device=job.device,
+            autocast=paced.autocast,
             dead_feature_window=-(-job.dead_after // job.batch),
             logger=LoggingConfig(log_to_wandb=False),
         ),
@@ -61,7 +63,12 @@ def main() -> None:
         codes = trained.encode(x)
         return Decoded(trained.decode(codes), (codes > 0).sum(1))
 
-    paced.finish(decode)
+    return decode
+
+
+def main() -> None:
+    paced = Paced(Job.load(sys.argv[1]), version=sae_lens.__version__, includes=INCLUDES)
+    paced.finish(fit(paced))
 
 
 if __name__ == "__main__":

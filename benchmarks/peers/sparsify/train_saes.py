@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -44,11 +45,11 @@ class RowTable(nn.Module):
         return self.rows(input_ids)
 
 
-def main() -> None:
-    job = Job.load(sys.argv[1])
+def fit(paced: Paced) -> Callable[[Tensor], Decoded]:
+    """Train on the paced batches."""
+    job = paced.job
     if job.architecture != "topk":
         raise SystemExit("this script trains topk")
-    paced = Paced(job, version=version("eai-sparsify"), includes=INCLUDES)
     order = torch.cat([torch.arange(job.batch) + step * job.batch % (len(paced.rows) - job.batch + 1)
                        for step in range(job.steps)])  # fmt: skip
     dataset = Dataset.from_dict({"input_ids": order.reshape(-1, SEQUENCE).numpy()}).with_format("torch")
@@ -74,7 +75,12 @@ def main() -> None:
         out = trained(x)
         return Decoded(out.sae_out, (out.latent_acts > 0).sum(1))
 
-    paced.finish(decode)
+    return decode
+
+
+def main() -> None:
+    paced = Paced(Job.load(sys.argv[1]), version=version("eai-sparsify"), includes=INCLUDES)
+    paced.finish(fit(paced))
 
 
 if __name__ == "__main__":
