@@ -78,7 +78,7 @@ def arms_of(setup: Setup, model: LanguageModel, rows: int, new_tokens: int) -> d
 
     return {
         "generate": generate_of(model, prompts, new_tokens),
-        "steps": lambda: decode(model, prompts, config),
+        "steps": lambda: decode(model, prompts, config, ahead=1),
         "ahead": lambda: decode(model, prompts, config, ahead=sizes.ahead),
         "static": lambda: decode(model, prompts, config, static, ahead=sizes.ahead),
         "policy": choosing,
