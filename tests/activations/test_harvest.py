@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,11 @@ from trimtab.activations import (
 from trimtab.activations import forwards as forwards_module
 from trimtab.activations import shard_writer as writer_module
 from trimtab.activations import shards as shards_module
+from trimtab.activations.forwards import BatchRows
 from trimtab.activations.sequences import split_corpus
 from trimtab.activations.shard_writer import ShardWriter, store_rows
 from trimtab.activations.shards import Shard, StreamPosition
+from trimtab.activations.staging import Staging
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel
 from trimtab.lm import config as lm_config
@@ -364,6 +368,169 @@ def test_no_batch_is_run_twice(
     harvest(tiny_llama, ["resid_post.1"], documents, tmp_path, OPTIONS)
     sequences = shards_module.read_index(tmp_path).corpus["sequences"].values()
     assert len(seen) == len(set(seen)) == sum(-(-n // OPTIONS.batch_size) for n in sequences)
+
+
+class Deferred(Staging):
+    """A card's way on a CPU: what is copied is not there before it is waited for."""
+
+    most = 0
+    """Copies that were on their way at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.overlaps, self.on_the_way = True, 0
+
+    def room(self, size: int) -> torch.Tensor:
+        return torch.full((size,), 0x55, dtype=torch.uint8)
+
+    def copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+        left = list(pairs)
+        self.on_the_way += 1
+        Deferred.most = max(self.most, self.on_the_way)
+
+        def wait() -> None:
+            self.on_the_way -= bool(left)
+            while left:
+                x, into = left.pop()
+                into.copy_(x)
+
+        return wait
+
+
+def check_as_on_a_card(
+    directory: Path, finished: Path, model: LanguageModel, documents: list[Document], patch: pytest.MonkeyPatch
+) -> None:
+    patch.setattr(forwards_module, "Staging", Deferred)
+    patch.setattr(Deferred, "most", 0)
+    harvest(model, ["resid_post.1"], documents, directory, OPTIONS)
+    assert files_of(directory) == files_of(finished)
+    assert Deferred.most == 2
+
+
+def test_rows_that_leave_the_device_beside_the_next_pass(
+    tmp_path: Path,
+    finished: Path,
+    tiny_llama: LanguageModel,
+    documents: list[Document],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same files, with two batches on their way at most and several shards written at once."""
+    check_as_on_a_card(tmp_path, finished, tiny_llama, documents, monkeypatch)
+
+
+def read_before_rows_are_there(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(forwards_module, "_arrived", lambda *of, b=BatchRows: b(*of[:3], of[3].rows, of[3].norms))
+
+
+def run_far_ahead(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(forwards_module, "deque", Long)
+
+
+class Long(deque[Any]):
+    """Seems to hold fewer batches than it does."""
+
+    def __len__(self) -> int:
+        return max(0, super().__len__() - 3)
+
+    def __bool__(self) -> bool:
+        return super().__len__() > 0
+
+
+@pytest.mark.parametrize("mistake", [read_before_rows_are_there, run_far_ahead], ids=lambda f: f.__name__)
+def test_the_check_of_a_cards_way_can_fail(
+    tmp_path: Path,
+    finished: Path,
+    tiny_llama: LanguageModel,
+    documents: list[Document],
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    mistake(monkeypatch)
+    with pytest.raises((AssertionError, UserError)):
+        check_as_on_a_card(tmp_path, finished, tiny_llama, documents, monkeypatch)
+
+
+@pytest.mark.gpu
+def test_rows_of_a_card_are_its_hidden_states(
+    tmp_path: Path, tiny_llama: LanguageModel, documents: list[Document], stored_rows: StoredRows
+) -> None:
+    """With bits of its own, which are the same in a second harvest that is killed and goes on."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    model = LanguageModel(copy.deepcopy(tiny_llama.hf).cuda(), tiny_llama.tokenizer, "tiny-llama")
+    harvest(model, ["resid_post.1", "attn_z.2"], documents, tmp_path / "card", OPTIONS)
+    harvest(tiny_llama, ["resid_post.1", "attn_z.2"], documents, tmp_path / "cpu", OPTIONS)
+    for site in ("resid_post.1", "attn_z.2"):
+        found, expected = (stored_rows(tmp_path / name, "train", site)["x"] for name in ("card", "cpu"))
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-3)
+
+    def stop(progress: Any) -> None:
+        if progress.sequences > 100:
+            raise Killed
+
+    with pytest.raises(Killed):
+        harvest(model, ["resid_post.1", "attn_z.2"], documents, tmp_path / "again", OPTIONS, stop)
+    harvest(model, ["resid_post.1", "attn_z.2"], documents, tmp_path / "again", OPTIONS)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "card")
+
+
+def record_three(directory: Path, eventually: Eventually, ready: Callable[[list[int]], bool]) -> list[int]:
+    """Numbers of three shards in the order in which they are recorded; the first is held back until `ready`."""
+    gate, recorded, original = threading.Event(), list[int](), writer_module.store_rows
+
+    def store(path: Path, *args: Any) -> Any:
+        if "00000" in path.name:
+            assert gate.wait(60)
+        return original(path, *args)
+
+    with pytest.MonkeyPatch.context() as patch, ShardWriter(directory, {"a": 1}, 4, 0, at_once=3) as writer:
+        patch.setattr(writer_module, "store_rows", store)
+        for number in range(3):
+            writer.append({"a": torch.full((4, 1), number).bfloat16()}, np.arange(4), np.zeros((4, 4), dtype=np.int32))
+            writer.write("train", number, StreamPosition("train", 0, 0), lambda shard: recorded.append(shard.number))
+        eventually(lambda: ready(recorded))
+        gate.set()
+        writer.flush()
+    for number in range(3):
+        assert load_file(directory / f"train-0000{number}.a.safetensors")["rows"].eq(number).all()
+    return recorded
+
+
+def test_shards_that_are_written_at_once_are_recorded_in_order(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second and third are on disk before the first. Mutation: record each as soon as it is."""
+    (tmp_path / "right").mkdir()
+    files = [tmp_path / "right" / f"train-0000{number}.parquet" for number in (1, 2)]
+    found = record_three(tmp_path / "right", eventually, lambda _: all(file.exists() for file in files))
+    assert found == [0, 1, 2]
+    original = ShardWriter._write
+    monkeypatch.setattr(ShardWriter, "_write", lambda self, *args: original(self, *args[:-1], None))
+    (tmp_path / "wrong").mkdir()
+    assert record_three(tmp_path / "wrong", eventually, lambda recorded: len(recorded) == 2)[-1] == 0
+
+
+def test_nothing_is_recorded_behind_a_shard_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who fills is told of it, not of a later one."""
+    recorded, original = list[int](), writer_module.store_rows
+
+    def store(path: Path, *args: Any) -> Any:
+        if "00001" in path.name:
+            raise UserError(f"cannot write {path.name}", "the disk is full", "free some space")
+        return original(path, *args)
+
+    def fill() -> None:
+        with ShardWriter(tmp_path, {"a": 1}, 4, 0, at_once=3) as writer:
+            for number in range(3):
+                origin = np.zeros((4, 4), dtype=np.int32)
+                writer.append({"a": torch.zeros(4, 1).bfloat16()}, np.arange(4), origin)
+                writer.write("train", number, StreamPosition("train", 0, 0), lambda s: recorded.append(s.number))
+            writer.flush()
+
+    monkeypatch.setattr(writer_module, "store_rows", store)
+    with pytest.raises(UserError, match=r"cannot write train-00001\.a\.safetensors: the disk is full"):
+        fill()
+    assert recorded == [0]
 
 
 def test_too_little_text_and_wrong_options(tmp_path: Path, tiny_llama: LanguageModel) -> None:

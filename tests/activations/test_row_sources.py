@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections import Counter
@@ -205,6 +206,40 @@ def test_live_replaces_outliers_by_other_rows_of_the_pool(tiny_llama: LanguageMo
     assert len(rows) == live.rows_total
     assert live.replaced > 10
     assert float(rows.norm(dim=-1).max()) < 10 * live.norm_median
+
+
+class Elsewhere(Numbers):
+    """On a device that has no numbers: what would come from another one is refused there."""
+
+    device = torch.device("meta")
+
+    def read_blocks(self, blocks: Sequence[int]) -> Tensor:
+        return super().read_blocks(blocks).to(self.device)
+
+
+def test_batches_are_made_where_their_pools_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: gather them on the CPU."""
+    batches = list(islice(Elsewhere([8] * 40, pool_rows=64, seed=0).batches(24), 20))
+    assert {batch.device.type for batch in batches} == {"meta"}
+    monkeypatch.setattr(PooledSource, "device", torch.device("cpu"))
+    monkeypatch.delattr(Elsewhere, "device")
+    monkeypatch.setattr(Elsewhere, "read_blocks", lambda self, blocks: Numbers.read_blocks(self, blocks).to("meta"))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        next(Elsewhere([8] * 40, pool_rows=64, seed=0).batches(24))
+
+
+@pytest.mark.gpu
+def test_live_rows_of_a_card_stay_there(tiny_llama: LanguageModel, documents: list[Document]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    card = LanguageModel(copy.deepcopy(tiny_llama.hf).cuda(), tiny_llama.tokenizer, "on the card")
+    found, expected = (
+        LiveSource(model, "resid_post.1", documents, buffer_rows=200, options=OPTIONS) for model in (card, tiny_llama)
+    )
+    for mine, other in zip(islice(found.batches(48), 20), islice(expected.batches(48), 20), strict=True):
+        assert mine.is_cuda
+        torch.testing.assert_close(mine.cpu(), other, rtol=2**-7, atol=1e-3)
+    assert not found.sample(10).is_cuda
 
 
 class Ahead(Numbers):

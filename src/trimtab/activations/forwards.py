@@ -7,7 +7,7 @@ the number of ranks. What a batch gives depends on the batch alone, so the files
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from trimtab.activations.packing import PackedText, SequenceBatch, check_rows
 from trimtab.activations.row_selection import candidates, capture_rows, check_finite, norms
 from trimtab.activations.sequences import HarvestOptions, batch_order
 from trimtab.activations.shards import Split
+from trimtab.activations.staging import Staging
 from trimtab.distributed import Ranks, Transfer
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, site_width
@@ -75,7 +76,7 @@ class Forwards:
         self.order = {split: batch_order(text, options, split) for split, text in packed.items()}
         self.special = sorted(model.tokenizer.all_special_ids) if options.drop_special else []
         self.widths = {str(site): site_width(model, site) for site in sites}
-        self._on_gpu = model.device.type == "cuda"
+        self.staging = Staging(model.device)
         self._kept: dict[tuple[Split, int], _Buffer] = {}
 
     def median_norms(self) -> dict[str, float]:
@@ -127,13 +128,14 @@ class Forwards:
     def read(self, stretches: Sequence[Stretch]) -> Iterator[BatchRows]:
         """On rank 0: the batches of all stretches, in order, whichever rank ran them.
 
-        Its own passes run while the others' rows come in and, on an accelerator, while earlier rows leave the device.
+        Its own passes run while the others' rows come in and, on a card, while the rows of the batch before leave it,
+        so that each rank has two batches on their way at most.
 
         Raises:
             RankLostError: another rank is gone.
         """
         waiting: deque[tuple[Split, int, SequenceBatch, _Buffer]] = deque()
-        ahead = self.ranks.size if self.ranks.size > 1 or self._on_gpu else 0
+        ahead = self.ranks.size if self.ranks.size > 1 or self.staging.overlaps else 0
         for turn, (split, number) in enumerate(_each(stretches)):
             batch = self._sequences(split, number)
             owner = turn % self.ranks.size
@@ -167,7 +169,7 @@ class Forwards:
         for turn, (split, number) in enumerate(_each(stretches)):
             if turn % self.ranks.size == self.ranks.rank:
                 done.append(self._run(self._sequences(split, number)))
-                if len(done) > self._on_gpu:  # rows leave the device while it works on the next batch
+                if len(done) > self.staging.overlaps:  # rows leave the device while it works on the next batch
                     send(done.popleft())
         for buffer in done:
             send(buffer)
@@ -178,30 +180,27 @@ class Forwards:
         return self.packed[split].batch(self.order[split][number])
 
     def _buffer(self, batch: SequenceBatch) -> _Buffer:
-        return _Buffer(self.widths, batch.tokens.size, pinned=self._on_gpu)
+        return _Buffer(self.widths, batch.tokens.size, self.staging)
 
     def _run(self, batch: SequenceBatch) -> _Buffer:
-        buffer = self._buffer(batch)
+        buffer, pairs = self._buffer(batch), list[tuple[Tensor, Tensor]]()
         for site, x in capture_rows(self.model, batch, self.sites, autocast=self.options.autocast).items():
-            rounded = x.bfloat16() if self._on_gpu else x  # half the bytes to move
-            buffer.rows[str(site)].copy_(rounded, non_blocking=self._on_gpu)
-            buffer.norms[str(site)].copy_(norms(x), non_blocking=self._on_gpu)
-        if self._on_gpu:
-            buffer.event = torch.cuda.Event()
-            buffer.event.record(torch.cuda.current_stream(self.model.device))
+            rounded = x.bfloat16() if self.staging.overlaps else x  # half the bytes to move
+            pairs += [(rounded, buffer.rows[str(site)]), (norms(x), buffer.norms[str(site)])]
+        buffer.copied = self.staging.copy(pairs)
         return buffer
 
 
 class _Buffer:
     """Room for what a batch gives, in one piece, so that it travels as one message."""
 
-    def __init__(self, widths: Mapping[str, int], tokens: int, *, pinned: bool) -> None:
+    def __init__(self, widths: Mapping[str, int], tokens: int, staging: Staging) -> None:
         size = tokens * sum(4 + 2 * width for width in widths.values())
-        self.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.bytes = staging.room(size)
         self.rows: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.transfer: Transfer | None = None
-        self.event: torch.cuda.Event | None = None
+        self.copied: Callable[[], None] | None = None
         norms_start, rows_start = 0, 4 * tokens * len(widths)  # norms first: float32 must be aligned
         for site, width in widths.items():
             norms_stop, rows_stop = norms_start + 4 * tokens, rows_start + 2 * tokens * width
@@ -210,8 +209,8 @@ class _Buffer:
             norms_start, rows_start = norms_stop, rows_stop
 
     def wait(self) -> None:
-        if self.event is not None:
-            self.event.synchronize()
+        if self.copied is not None:
+            self.copied()
         if self.transfer is not None:
             self.transfer.wait()
 

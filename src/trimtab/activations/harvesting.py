@@ -36,6 +36,10 @@ from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
 from trimtab.runs import Meter
 
+SHARDS_BESIDE_A_CARD = 3
+"""Shards that are shuffled, hashed and written at once while a card computes. A model on the CPU needs the cores
+itself: there it is one."""
+
 
 class HarvestProgress(NamedTuple):
     """How far a harvest is."""
@@ -153,7 +157,9 @@ class _Harvester:
         self.ranks.broadcast([*redo, *rest])
         batches = self.forwards.read([*redo, *rest])
         if redo or rest:
-            with ShardWriter(self.directory, self.index.widths, self.options.shard_rows, self.options.seed) as writer:
+            shape = self.index.widths, self.options.shard_rows, self.options.seed
+            at_once = SHARDS_BESIDE_A_CARD if self.forwards.staging.overlaps else 1
+            with ShardWriter(self.directory, *shape, at_once=at_once) as writer:
                 for shard, stretch in zip(damaged, redo, strict=True):
                     self._redo(writer, shard, _take(batches, stretch))
                 self._go_on(writer, batches, rest)

@@ -12,7 +12,7 @@ from jaxtyping import BFloat16
 from torch import Tensor
 
 from trimtab.activations.forwards import Forwards
-from trimtab.activations.packing import TokenisedCorpus, tokenise
+from trimtab.activations.packing import SequenceBatch, TokenisedCorpus, tokenise
 from trimtab.activations.row_selection import candidates, capture_rows, check_finite, norms
 from trimtab.activations.row_sources import PooledSource
 from trimtab.activations.sequences import HarvestOptions, pack_splits
@@ -20,6 +20,7 @@ from trimtab.activations.shards import Split
 from trimtab.activations.text import Document
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
+from trimtab.lm.transfers import to_device
 
 
 class LiveSource(PooledSource):
@@ -27,7 +28,8 @@ class LiveSource(PooledSource):
 
     A pool of `buffer_rows` is harvested when the one before is used up: the model never runs ahead of training and no
     row is dropped. How many rows a sequence gives must be known without running the model, so that any step can be
-    sought; hence an outlier (one row in ten thousand) is not left out but replaced by another row of its pool.
+    sought; hence an outlier (one row in ten thousand) is not left out but replaced by another row of its pool. Pools
+    and batches are where the model is, so that a training there moves no row.
 
     Args:
         model: the model.
@@ -53,7 +55,7 @@ class LiveSource(PooledSource):
         seed: int = 0,
         options: HarvestOptions | None = None,
     ) -> None:
-        self.model, self.site = model, model.site(site)
+        self.model, self.site, self.device = model, model.site(site), model.device
         self.options = options = options or HarvestOptions()
         self.corpus = documents if isinstance(documents, TokenisedCorpus) else tokenise(documents, model.tokenizer)
         splits = pack_splits(self.corpus, options)
@@ -77,20 +79,24 @@ class LiveSource(PooledSource):
     def read_blocks(self, blocks: Sequence[int]) -> BFloat16[Tensor, "n d"]:
         """Rows of some sequences, one sequence after the other."""
         total = sum(self.block_rows[b] for b in blocks)
-        pool, filled = torch.empty(total, self.d, dtype=torch.bfloat16), 0
-        usual = torch.empty(total, dtype=torch.bool)
+        pool, filled = torch.empty(total, self.d, dtype=torch.bfloat16, device=self.device), 0
+        lengths = torch.empty(total, device=self.device)
+        ran: list[tuple[SequenceBatch, Tensor]] = []
         rest = iter(blocks)
         while chunk := list(islice(rest, self.options.batch_size)):
             batch = self.packed.batch(chunk)
-            keep = torch.from_numpy(np.flatnonzero(candidates(batch, self.special).keep)).to(self.model.device)
+            keep = torch.from_numpy(np.flatnonzero(candidates(batch, self.special).keep))
             x = capture_rows(self.model, batch, [self.site], autocast=self.options.autocast)[self.site]
-            rows = x.index_select(0, keep)
+            rows = x.index_select(0, to_device(keep, x.device))
             place = slice(filled, filled + len(rows))
             pool[place].copy_(rows)
-            found = norms(rows).cpu()
-            check_finite(self.model, batch, keep.cpu(), found, self.site)
-            usual[place] = found <= self.options.outlier_norm * self.norm_median
+            lengths[place].copy_(norms(rows))
             filled += len(rows)
+            ran.append((batch, keep))
+        found = lengths.cpu()  # which waits for the device, once
+        for (batch, keep), own in zip(ran, found.split([len(keep) for _, keep in ran]), strict=True):
+            check_finite(self.model, batch, keep, own, self.site)
+        usual = found <= self.options.outlier_norm * self.norm_median
         outliers, others = torch.where(~usual)[0], torch.where(usual)[0]
         if len(outliers) and len(others):
             pool[outliers] = pool[others[torch.arange(len(outliers)) * 7919 % len(others)]]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trimtab.activations.shards import ShardReader, Split, check_size, read_index
 from trimtab.errors import UserError
+from trimtab.lm.transfers import to_device
 
 
 class ActivationSource(Protocol):
@@ -57,6 +58,8 @@ class PooledSource:
         split: which documents the rows are of.
     """
 
+    device = torch.device("cpu")
+    """Where pools are, and so are batches."""
     reads_ahead: ClassVar[bool] = False
     """Whether `batches` has the next pool read in a thread while the rows of one are given out."""
 
@@ -83,20 +86,20 @@ class PooledSource:
         return self._batches(batch_size, _one_ahead(pools) if self.reads_ahead else pools)
 
     def sample(self, n: int) -> Float[Tensor, "m d"]:
-        """At most n random rows, always the same ones; from an epoch that training does not reach."""
-        return next(self._batches(min(n, self.rows_total), self._read_pools(2**31, 0)))
+        """At most n random rows in CPU memory, always the same ones; from an epoch that training does not reach."""
+        return next(self._batches(min(n, self.rows_total), self._read_pools(2**31, 0))).cpu()
 
     def _batches(self, batch_size: int, pools: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Float[Tensor, "B d"]]:
-        batch, filled = torch.empty(batch_size, self.d), 0
+        batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
         for rows, order in pools:
             done = 0
             while done < len(order):
-                taken = order[done : done + batch_size - filled]
+                taken = to_device(order[done : done + batch_size - filled], self.device)
                 batch[filled : filled + len(taken)].copy_(rows.index_select(0, taken))
                 filled, done = filled + len(taken), done + len(taken)
                 if filled == batch_size:
                     yield batch
-                    batch, filled = torch.empty(batch_size, self.d), 0
+                    batch, filled = torch.empty(batch_size, self.d, device=self.device), 0
 
     def _read_pools(self, epoch: int, offset: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows of pool after pool, from a row of an epoch on, each with the order in which they are given out."""

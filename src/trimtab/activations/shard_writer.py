@@ -1,13 +1,14 @@
 """Gathers rows into shards; each is shuffled, written, synced and hashed while the next one fills.
 
-One shard is under way at a time: whoever fills the next one before that waits, so that rows are neither dropped nor
-piled up in memory.
+So many shards are under way at a time: whoever fills the next one before the first of them is on disk waits, so that
+rows are neither dropped nor piled up in memory. They are recorded in their order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -28,22 +29,26 @@ CHUNK_ROWS = 4_096
 
 
 class ShardWriter(AbstractContextManager["ShardWriter"]):
-    """Takes rows in, writes shards in a thread of its own. Use it as a context manager.
+    """Takes rows in, writes shards in threads of its own. Use it as a context manager.
 
-    An error of the thread is raised by the next call, or by `flush`.
+    An error of a thread is raised by the next call, or by `flush`; no later shard is recorded.
 
     Args:
         directory: where to write.
         widths: the width of each site's rows.
-        shard_rows: rows of a full shard; the two buffers take `4 · shard_rows · Σ width` bytes.
+        shard_rows: rows of a full shard; buffers take `2 · (at_once + 1) · shard_rows · Σ width` bytes.
         seed: of the shuffle.
+        at_once: shards that are being written, each in a thread: more where one cannot keep up with the model.
     """
 
-    def __init__(self, directory: Path, widths: Mapping[str, int], shard_rows: int, seed: int) -> None:
+    def __init__(
+        self, directory: Path, widths: Mapping[str, int], shard_rows: int, seed: int, *, at_once: int = 1
+    ) -> None:
         self.directory, self.seed, self.shard_rows = directory, seed, shard_rows
-        self._filling, self._spare = (_Buffer(widths, shard_rows) for _ in range(2))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trimtab-shards")
-        self._under_way: Future[None] | None = None
+        self._filling, *spare = (_Buffer(widths, shard_rows) for _ in range(at_once + 1))
+        self._spare = deque(spare)
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="trimtab-shards")
+        self._under_way: deque[tuple[Future[None], _Buffer]] = deque()
 
     @property
     def filled(self) -> int:
@@ -59,8 +64,8 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self, rows: Mapping[str, BFloat16[Tensor, "m width"]], chosen: Int[ndarray, " k"], origin: Int[ndarray, "4 k"]
     ) -> None:
         """Take in the chosen of some rows (per site, in CPU memory) with their `ORIGIN_COLUMNS`, as many as fit in."""
-        if self._under_way is not None and self._under_way.done():
-            self.flush()
+        while self._under_way and self._under_way[0][0].done():
+            self._finish_first()
         buffer = self._filling
         place = slice(buffer.filled, buffer.filled + len(chosen))
         assert place.stop <= self.shard_rows
@@ -73,28 +78,37 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def write(self, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None]) -> None:
         """Have what was gathered written under its name, behind the shard before, and gather anew.
 
-        `then` is called in the writer's thread once the shard is on disk. Raises a `UserError` if the disk was full for
-        the shard before.
+        `then` is called in the writer's thread once the shard is on disk, and all before it are recorded. Raises a
+        `UserError` if the disk was full for a shard before.
         """
-        self.flush()
-        buffer, self._filling, self._spare = self._filling, self._spare, self._filling
-        assert buffer.filled, "a shard without rows"
-        self._under_way = self._thread.submit(self._write, buffer, split, number, start, then)
+        assert self._filling.filled, "a shard without rows"
+        if not self._spare:
+            self._finish_first()
+        before = self._under_way[-1][0] if self._under_way else None
+        buffer, self._filling = self._filling, self._spare.popleft()
+        self._under_way.append((self._threads.submit(self._write, buffer, split, number, start, then, before), buffer))
 
     def flush(self) -> None:
         """Wait until everything handed to `write` is on disk. Raises a `UserError` if the disk is full."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        while self._under_way:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        """Wait for the first shard under way, whose buffer can be filled again."""
+        written, buffer = self._under_way.popleft()
+        written.result()
+        buffer.filled = 0
+        self._spare.append(buffer)
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self._thread.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
         if error is None:
             self.flush()
 
     def _write(
-        self, buffer: _Buffer, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None]
-    ) -> None:
+        self, buffer: _Buffer, split: Split, number: int, start: StreamPosition, then: Callable[[Shard], None],
+        before: Future[None] | None,
+    ) -> None:  # fmt: skip
         order = shard_order(self.seed, split, number, buffer.filled)
         stem = self.directory / f"{split}-{number:05d}"
         files = {
@@ -107,7 +121,8 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             pq.write_table(pa.table(columns), partial)
             origin = StoredFile(table.name, partial.stat().st_size, sha256_file(partial))
         shard = Shard(split=split, number=number, rows=buffer.filled, sites=files, origin=origin, start=start)
-        buffer.filled = 0
+        if before is not None:
+            before.result()
         then(shard)
 
 
