@@ -72,7 +72,7 @@ def rank_by(
         features: ids to rank; by default all.
         live_only: leave out features that never fired over the statistics' corpus, where there are statistics.
         top_tokens: tokens per feature by the logit lens; none where a row is not in the residual stream.
-        batch_size: features that go through the layers together.
+        batch_size: features that go through the layers together, at most: fewer where they do not fit in memory.
         progress: called with the number of features whenever some have been scored.
 
     Returns:

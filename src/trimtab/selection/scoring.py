@@ -48,7 +48,7 @@ def score_features(
         target: the model, which is left as it was, the dictionary, whose width must be the site's, and its features.
         site: where features are amplified.
         criteria: see `registry.CRITERIA`.
-        batch_size: features that go through the layers together.
+        batch_size: features that go through the layers together, at most: fewer where they do not fit in memory.
         progress: called with the number of features whenever some have been scored; `passes` tells how many times all
             of them are.
 
@@ -56,7 +56,8 @@ def score_features(
         One entry per criterion, scores in the order of the target's features, on the CPU.
 
     Raises:
-        UserError: statistics that a criterion needs are missing, a prefix gives no token, or a score is not finite.
+        UserError: statistics that a criterion needs are missing, a prefix gives no token, there is no memory for one
+            feature, or a score is not finite.
     """
     model, dictionary, features = target.model, target.dictionary, target.features
     effects = [criterion for criterion in criteria if isinstance(criterion, PrefixCriterion)]
