@@ -54,7 +54,7 @@ class Section:
     k: int
     peers: tuple[str, ...]
     floor: bool = False
-    encoder_dtype: str = ""
+    precision: str = "auto"
 
 
 SECTIONS = (
@@ -93,7 +93,7 @@ def run_section(section: Section, options: argparse.Namespace, folder: Path) -> 
         rising_steps=max(1, steps // 16),
         threads=options.threads,
         device=options.device,
-        encoder_dtype=section.encoder_dtype,
+        precision=section.precision,
     )
     if not Path(job.rows).exists():
         write_rows(Path(job.rows), d=job.d, count=job.steps * job.batch, heldout=options.heldout, shards=options.shards)

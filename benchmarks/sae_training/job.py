@@ -38,8 +38,8 @@ class Job:
     threads: int = 2
     seed: int = 0
     device: str = "cpu"
-    encoder_dtype: str = ""
-    """trimtab's alone: precision of the product that finds active features; its default if empty."""
+    precision: str = "auto"
+    """trimtab's alone: of its dense products."""
 
     def dump(self, path: Path) -> Path:
         """Write the job for a worker."""

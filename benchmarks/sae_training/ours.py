@@ -44,12 +44,10 @@ def config(job: Job) -> TrainConfig:
     settings: dict[str, Any] = {
         "arch": job.architecture, "n_features": job.n, "batch_size": job.batch, "rows": job.steps * job.batch,
         "lr": job.lr, "warmup_share": rising, "decay": "linear", "decay_share": 1 - rising, "seed": job.seed,
-        "dead_after": job.dead_after, "checkpoint_every": job.steps, "heldout_rows": 2048,
+        "dead_after": job.dead_after, "checkpoint_every": job.steps, "heldout_rows": 2048, "precision": job.precision,
     }  # fmt: skip
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     settings["l0" if "l0" in names else "k"] = job.k
-    if job.encoder_dtype:
-        settings["encoder_dtype"] = job.encoder_dtype
     return TrainConfig(**settings)
 
 

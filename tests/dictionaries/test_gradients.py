@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_saes import ROWS, batch, build, make_dead, mutate
+from training_saes import ROWS, N, batch, build, make_dead, mutate
 
-from trimtab.dictionaries import active
+from trimtab.dictionaries import active, topk_like
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.architectures.batchtopk import TrainableBatchTopK
 from trimtab.dictionaries.architectures.gated import TrainableGated
@@ -17,7 +17,6 @@ from trimtab.dictionaries.architectures.jumprelu import TrainableJumpReLU
 from trimtab.dictionaries.architectures.matryoshka import TrainableMatryoshka
 from trimtab.dictionaries.architectures.panneal import TrainablePAnneal
 from trimtab.dictionaries.architectures.standard import TrainableReLU
-from trimtab.dictionaries.penalised import Penalised
 from trimtab.dictionaries.topk_like import TopKLike
 from trimtab.dictionaries.trainable import TrainableSAE
 
@@ -74,6 +73,15 @@ def test_every_architecture_is_compared() -> None:
     assert all(cls.gradients is not TrainableSAE.gradients for cls in TRAINABLE.values())
 
 
+@pytest.fixture(params=["sparse", "dense"])
+def execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Force one execution of the products, and take the other away."""
+    monkeypatch.setattr(TrainableSAE, "execution", request.param)
+    for module in (active, topk_like):
+        monkeypatch.delattr(module, {"sparse": "DensePairs", "dense": "SparsePairs"}[request.param])
+
+
+@pytest.mark.usefixtures("execution")
 @pytest.mark.parametrize("arch", TOPK_LIKE)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 @pytest.mark.parametrize("n_dead", [0, 3, 20])
@@ -84,13 +92,6 @@ def test_topk_like_gradients_are_those_of_the_loss(
     check_topk_like(arch, apply_b_dec_to_input=apply_b_dec_to_input, n_dead=n_dead, lowered=lowered)
 
 
-@pytest.fixture(params=["sparse", "dense"])
-def execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Force one execution of the products, and take the other away."""
-    monkeypatch.setattr(Penalised, "dense_above", 1.0 if request.param == "sparse" else -1.0)
-    monkeypatch.delattr(active, {"sparse": "DensePairs", "dense": "SparsePairs"}[request.param])
-
-
 @pytest.mark.usefixtures("execution")
 @pytest.mark.parametrize("variant", PENALISED)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
@@ -99,6 +100,7 @@ def test_penalised_gradients_are_those_of_the_loss(variant: str, apply_b_dec_to_
     check_penalised(variant, apply_b_dec_to_input=apply_b_dec_to_input, done=done)
 
 
+@pytest.mark.usefixtures("execution")
 def test_a_group_without_active_features_changes_nothing() -> None:
     sae = build("matryoshka")
     sae.b_enc.data[4:12] = -1e6
@@ -118,11 +120,12 @@ def test_a_batch_in_which_nothing_fires_leaves_finite_gradients(variant: str) ->
     assert 0 < float(sae.control.weight) < float("inf")
 
 
+@pytest.mark.parametrize("execution", ["sparse", "dense"])
 @pytest.mark.parametrize("arch", TRAINABLE)
-def test_a_step_by_automatic_differentiation_leaves_the_same_state(arch: str) -> None:
+def test_a_step_by_automatic_differentiation_leaves_the_same_state(arch: str, execution: str) -> None:
     """Not only gradients: what a step counts, drives and reports is the same either way."""
     fast, plain = (build(arch, **({} if arch in TOPK_LIKE else {"l0": 8.0}), dead_after=50) for _ in range(2))
-    plain.by_autograd = True
+    plain.by_autograd, fast.execution = True, execution
     for sae, step in itertools.product((fast, plain), range(4)):
         sae.set_progress(0.3 + step / 10)
         loss = sae.backward(batch() * (1 + step))
@@ -135,19 +138,100 @@ def test_a_step_by_automatic_differentiation_leaves_the_same_state(arch: str) ->
     assert int(fast.tokens_since_fired.max()) in (0, *(ROWS * n for n in range(1, 5)))
 
 
-def test_features_chosen_in_bfloat16_have_gradients_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Penalised, "dense_above", 1.0)
-    sae, exact = build("gated", encoder_dtype="bfloat16"), build("gated")
+def steps_with_dying_features(arch: str, execution: str, steps: int = 24) -> list[torch.Tensor]:
+    """All gradients of some steps, as if two more features fell silent at each, and the first three came back."""
+    sae = build(arch, aux_coefficient=2.0, dead_after=9 * ROWS)
+    sae.execution = execution
+    found = []
+    for step in range(steps):
+        since = torch.arange(N) // 2
+        since[:3] = 15 if step >= 15 else 0
+        sae.tokens_since_fired.copy_((step - since).clamp_min(0) * ROWS)
+        sae.backward(batch() * (1 + step % 3))
+        found += [parameter.grad.clone() for parameter in sae.parameters()]
+    return found
+
+
+@pytest.mark.parametrize("execution", ["sparse", "dense"])
+@pytest.mark.parametrize("arch", TOPK_LIKE)
+def test_features_that_die_between_two_looks_are_dead_at_once(
+    arch: str, execution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = steps_with_dying_features(arch, execution)
+    monkeypatch.setattr(topk_like, "LOOK_EVERY", 7)
+    monkeypatch.setattr(topk_like, "looks_late", lambda _device: True)
+    found = steps_with_dying_features(arch, execution)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "old", "new"),
+    [
+        ("before_step", " - (LOOK_EVERY - 1) * len(x)", ""),
+        ("before_step", "soon.nonzero().squeeze(1), LOOK_EVERY", "soon.nonzero().squeeze(1), 2 * LOOK_EVERY"),
+        ("_add_aux_gradients", "if looked is not None:", "if False:"),
+        ("_add_aux_gradients", ".relu())", ")"),
+    ],
+)
+def test_mutations_of_looks_are_noticed(method: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = steps_with_dying_features("topk", "sparse")
+    monkeypatch.setattr(topk_like, "LOOK_EVERY", 7)
+    monkeypatch.setattr(topk_like, "looks_late", lambda _device: True)
+    mutate(monkeypatch, TopKLike, method, old, new)
+    found = steps_with_dying_features("topk", "sparse")
+    with pytest.raises(AssertionError):
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("arch", "execution"), [*((a, "dense") for a in TRAINABLE), ("topk", "sparse")])
+def test_a_step_asks_its_device_for_nothing(
+    arch: str, execution: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor on the meta device has no values: whatever asks for one fails."""
+    monkeypatch.setattr(topk_like, "looks_late", lambda _device: True)
+    sae = build(arch, **({} if arch in TOPK_LIKE else {"l0": 8.0}), precision=precision).to("meta")
+    sae.execution = execution
+    if isinstance(sae, TopKLike):  # which has looked
+        sae._may_be_dead, sae._looks_in = torch.empty(5, dtype=torch.long, device="meta"), 2
+    sae.set_progress(0.4)
+    loss = sae.backward(batch().to("meta"))
+    sae.project_gradients()
+    sae.constrain()
+    assert {loss.total.device.type, loss.l0.device.type, loss.n_dead.device.type} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):
+        float(loss.total)
+
+
+@pytest.mark.parametrize("arch", TRAINABLE)
+def test_dense_products_of_rounded_operands_give_the_same_gradients_to_rounding(arch: str) -> None:
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for way, settings in {"fp32": {}, "bf16": {"precision": "bf16"}, "autograd": {"precision": "bf16"}}.items():
+        sae = build(arch, **({} if arch in TOPK_LIKE else {"l0": 8.0}), **settings)
+        sae.execution, sae.by_autograd = "dense", way == "autograd"
+        sae = sae.float()
+        sae.set_progress(0.4)
+        sae.backward(batch().float())
+        gradients[way] = [parameter.grad for parameter in sae.parameters()]
+    for way in ("bf16", "autograd"):
+        for exact, low in zip(gradients["fp32"], gradients[way], strict=True):
+            assert low.dtype == torch.float32
+            assert 0 < (exact - low).norm() < 0.1 * exact.norm()
+
+
+def test_features_chosen_in_bfloat16_have_gradients_in_full_precision() -> None:
+    sae, exact = build("gated", precision="bf16"), build("gated")
+    sae.execution = exact.execution = "sparse"
     sae.b_gate.data -= 0.3
     exact.b_gate.data -= 0.3
     x = batch()
-    assert sae.backward(x).l0 == pytest.approx(exact.backward(x).l0, rel=0.05)
+    assert float(sae.backward(x).l0) == pytest.approx(float(exact.backward(x).l0), rel=0.05)
     assert (sae.W_dec.grad - exact.W_dec.grad).abs().max() < 0.02 * exact.W_dec.grad.abs().max()
 
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk"])
 def test_topk_like_codes_chosen_in_bfloat16_are_in_full_precision(arch: str) -> None:
-    sae, exact = build(arch, encoder_dtype="bfloat16"), build(arch)
+    sae, exact = build(arch, precision="bf16"), build(arch)
     x = batch()
     pairs, expected = (one.active_pairs(one.encoder_input(x)) for one in (sae, exact))
     h = sae.pre_activations(x)

@@ -253,7 +253,7 @@ MUTATIONS: dict[str, tuple[str, tuple[type, str], str, str]] = {
     "jumprelu: codes start at 0": ("jumprelu", JUMP, "f = h * (h > theta)", "f = (h - theta).relu()"),
     "jumprelu: no estimator of f": ("jumprelu", JUMP, " + theta.detach() * kernel * through", ""),
     "jumprelu: the estimator of h·H": ("jumprelu", JUMP, "theta.detach() * kernel", "h.detach() * kernel"),
-    "jumprelu: no estimator of H": ("jumprelu", JUMP, "(h > theta) + kernel * through", "1.0 * (h > theta)"),
+    "jumprelu: no estimator of H": ("jumprelu", JUMP, "(h > theta) + kernel * through", "(h > theta) + 0 * through"),
     "jumprelu: too wide a kernel": ("jumprelu", JUMP, "self.bandwidth / 2)", "4 * self.bandwidth)"),
     "jumprelu: no target": ("jumprelu", J_PENALTY, " / self.config.l0 - 1", ""),
     "jumprelu: tanh of unscaled codes": ("jumprelu", J_PENALTY, "self.tanh_scale * f", "f"),

@@ -35,7 +35,7 @@ def test_the_exported_sae_computes_what_training_computed(
     step = sae.backward(x)
     rebuilt = exported(x)
     assert float((x - rebuilt).square().sum(1).mean()) == pytest.approx(float(step.squared_error))
-    assert float((exported.encode(x) > 0).sum(1).double().mean()) == pytest.approx(step.l0)
+    assert float((exported.encode(x) > 0).sum(1).double().mean()) == pytest.approx(float(step.l0))
     if settings.get("decoder_norm") == "free":
         assert torch.allclose(exported.decoder_norms, torch.ones(N, dtype=torch.float64))
     folded = fold_scale(exported, s)
@@ -161,7 +161,7 @@ def test_a_target_is_approached_from_a_little_above_and_every_feature_fires(arch
     x = batch(1000)
     sae.initialise(x)
     step = sae.backward(x)
-    assert step.l0 == pytest.approx(3 * 4.0, rel=0.05)
+    assert float(step.l0) == pytest.approx(3 * 4.0, rel=0.05)
     assert int((sae.tokens_since_fired > 0).sum()) == 0
 
 

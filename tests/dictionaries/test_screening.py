@@ -101,7 +101,7 @@ def test_screening_is_for_wide_float32_dictionaries_where_bfloat16_is_fast(monke
     assert not screening_pays(DenseEncoder(wide, wide[:, 0]), 1024)
     assert not screening_pays(DenseEncoder(narrow, narrow[:, 0]), 32)
     assert not screening_pays(DenseEncoder(wide.double(), wide[:, 0].double()), 32)
-    assert not screening_pays(DenseEncoder(wide, wide[:, 0], "bfloat16"), 32)
+    assert not screening_pays(DenseEncoder(wide, wide[:, 0], "bf16"), 32)
     monkeypatch.setattr(screening, "_has_matrix_units", lambda device: False)
     assert not screening_pays(DenseEncoder(wide, wide[:, 0]), 32)
 

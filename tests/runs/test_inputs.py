@@ -337,11 +337,11 @@ def test_the_types_say_what_is_read() -> None:
 
 NAME_NO_FILE = {
     "address", "allow", "arch", "arm", "b_dec_init", "budget", "chat", "cleaning", "columns", "combine", "contender",
-    "control", "criterion", "cross_section", "decay", "delimiter", "device", "dims", "dtype", "encoder_dtype",
+    "control", "criterion", "cross_section", "decay", "delimiter", "device", "dims", "dtype",
     "feature", "feature_name", "instruction", "label", "label_field", "less", "lora_modules", "loss", "mask",
-    "more", "name", "off", "on", "operation", "part", "positions", "prefix", "prompt", "prompt_field", "rename",
-    "save_dtype", "scaling", "separator", "site", "split", "stop", "strength", "task", "text_field", "type", "unit",
-    "want", "way",
+    "more", "name", "off", "on", "operation", "part", "positions", "precision", "prefix", "prompt", "prompt_field",
+    "rename", "save_dtype", "scaling", "separator", "site", "split", "stop", "strength", "task", "text_field", "type",
+    "unit", "want", "way",
 }  # fmt: skip
 """Fields of commands' configs that are texts, of which none is a file, a model or a data set."""
 _WRITES = re.compile(r"to write|also put|file to keep it in|must not hold anything|save what", re.IGNORECASE)

@@ -11,7 +11,7 @@ import pytest
 
 from trimtab import cli
 from trimtab.errors import UserError
-from trimtab.runs import Run, field_types, read_record
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, Run, field_types, read_record
 from trimtab.runs.renamed import RENAMED
 
 NAMES = [(command, old, new) for command, names in RENAMED.items() for old, new in names.items()]
@@ -67,6 +67,21 @@ def test_a_run_under_old_names_is_read_and_resumed(tmp_path: Path) -> None:
     record["command"] = "another"
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert read_record(tmp_path)["config"] == {"alpha": 5.0, "features": [1, 2]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedConfig:
+    precision: str = dataclasses.field(default="auto", metadata=LEFT_OUT_AT_DEFAULT)
+
+
+@pytest.mark.parametrize(("old", "new"), [(None, "auto"), ("float32", "fp32"), ("bfloat16", "bf16")])
+def test_a_run_under_old_names_of_values_is_resumed(old: str | None, new: str, tmp_path: Path) -> None:
+    with Run.open(tmp_path, "train", {"encoder_dtype": old}):
+        pass
+    with Run.open(tmp_path, "train", TrainedConfig(precision=new)) as run:
+        assert run.resumed
+    with pytest.raises(UserError, match=r"precision was .* and is now"):
+        Run.open(tmp_path, "train", TrainedConfig(precision="tf32"))
 
 
 def test_a_part_under_old_names_is_read(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A tiny model with some text; tests and the scripts that they run import modules of this directory."""
+"""A tiny model with some text; tests and the scripts that they run import modules of this directory and of the
+dictionaries' one."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 
 from trimtab.lm import LanguageModel
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "dictionaries")]
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,23 @@
 """The active (row, feature) pairs of a batch, those above a floor, and the products that a training step needs of them.
 
 Two executions of the same interface: `SparsePairs` touches the pairs only, `DensePairs` takes all features of all rows.
-Sparse products cost more per pair, so that above some density dense ones are faster; `active_above` switches there.
-An architecture's gradients are written once, for both.
+Sparse products cost more per pair, so that above some density dense ones are faster; on a CPU `active_above` switches
+there. On an accelerator a list of pairs has to be waited for as well, so that a training measures which is faster. An
+architecture's gradients are written once, for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.dictionaries.encoding import DenseEncoder
+from trimtab.dictionaries.precision import Precision, product
 from trimtab.dictionaries.screening import pairs_above_screened, screening_is_fast
 from trimtab.dictionaries.sparse import (
     ActivePairs,
@@ -27,6 +29,9 @@ from trimtab.dictionaries.sparse import (
     true_places,
 )
 
+Execution = Literal["sparse", "screened", "dense"]
+"""How a step is computed: from a list of the active pairs, from one that is found by way of bfloat16
+(`dictionaries.screening`), or from all features."""
 DENSE_ABOVE = 0.06
 """Share of active pairs above which dense products are faster, on two CPU cores (`benchmarks/train_sae.py`)."""
 
@@ -78,8 +83,8 @@ class SparsePairs:
 
     def fired(self, values: Values) -> Bool[Tensor, " n"]:
         """Features with a positive value in any row."""
-        fired = torch.zeros(self.n, dtype=torch.bool, device=values.device)
-        return fired.index_fill_(0, self.pairs.feature[values > 0], True)
+        times = torch.zeros(self.n, dtype=torch.int32, device=values.device)
+        return times.index_add_(0, self.pairs.feature, (values > 0).int()) > 0
 
     def total(self, values: Values) -> Float[Tensor, ""]:
         """Σ v[b, i] over the active pairs."""
@@ -87,19 +92,22 @@ class SparsePairs:
 
 
 class DensePairs:
-    """All features of all rows, with a mask of the active pairs; the methods are those of `SparsePairs`."""
+    """All features of all rows, with a mask of the active pairs; the methods are those of `SparsePairs`, and none of
+    them waits for the device."""
 
-    def __init__(self, h: Float[Tensor, "B n"], mask: Bool[Tensor, "B n"]) -> None:
+    def __init__(self, h: Float[Tensor, "B n"], mask: Bool[Tensor, "B n"], precision: Precision = "fp32") -> None:
         self.mask = mask
+        self.precision: Precision = precision
         self._outside = ~mask
         self.h = self._clean = h.masked_fill_(self._outside, 0.0)
 
     def decode(self, values: Values, W: Float[Tensor, "n d"]) -> Decoding:
-        W = W.detach()
-        return Decoding(self._masked(values) @ W, lambda G: G @ W.T)
+        precision, W = self.precision, W.detach()
+        W = W.bfloat16() if precision == "bf16" else W  # once for both
+        return Decoding(product(self._masked(values), W, precision), lambda G: product(G, W.T, precision))
 
     def collect(self, values: Values, X: Float[Tensor, "B d"]) -> Float[Tensor, "n d"]:
-        return self._masked(values).T @ X
+        return product(self._masked(values).T, X, self.precision)
 
     def by_feature(self, values: Values) -> Float[Tensor, " n"]:
         return self._masked(values).sum(0)
@@ -131,27 +139,26 @@ def active_above(
     z: Float[Tensor, "B d"],
     floor: float | Float[Tensor, " n"],
     *,
-    dense_above: float = DENSE_ABOVE,
+    execution: Execution | None = None,
 ) -> Active:
     """The pairs whose pre-activation is above a floor, as a list or, if they are many, as a table.
 
-    The first block of rows decides which, so that the choice depends on the data alone. Pre-activations have the
-    precision of the weights, whatever that of the product that found them.
+    Unless it is given, the first block of rows decides which, so that the choice depends on the data alone. In a list
+    pre-activations have the precision of the weights, whatever that of the product that found them.
 
     Args:
         encoder: gives pre-activations.
         z: encoder inputs.
         floor: one for all features, or one for each.
-        dense_above: share of active pairs from which on the table is used.
+        execution: "dense" gives the table, the others the list.
     """
-    n = encoder.W.shape[0]
-    first = encoder(z[: encoder.block_rows])
-    if int((first > floor).count_nonzero()) > dense_above * first.numel():
-        exact = encoder if encoder.exact else DenseEncoder(encoder.W, encoder.b, block_rows=encoder.block_rows)
-        h = exact(z)
-        return DensePairs(h, h > floor)
-    pairs = pairs_above(encoder, z, floor, first)
-    return SparsePairs(pairs, n)
+    first = encoder(z[: encoder.block_rows]) if execution is None else None
+    if first is not None and int((first > floor).count_nonzero()) > DENSE_ABOVE * first.numel():
+        execution = "dense"
+    if execution == "dense":
+        h = encoder.table(z)
+        return DensePairs(h, h > floor, encoder.precision)
+    return SparsePairs(pairs_above(encoder, z, floor, first), encoder.W.shape[0])
 
 
 def pairs_above(

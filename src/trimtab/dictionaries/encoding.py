@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-EncoderDtype = Literal["float32", "bfloat16"]
+from trimtab.dictionaries.precision import Precision, product
 
 
 @dataclass
@@ -20,23 +19,31 @@ class DenseEncoder:
     Args:
         W: encoder rows, one per feature.
         b: one bias per feature.
-        dtype: "bfloat16" computes the product in less precision; else it has that of the weights.
+        precision: of the product; not `auto`.
         block_rows: rows multiplied at once.
+        screened: whether entries are found by way of bfloat16 where an exact product is asked for; None: where that is
+            known to be faster.
     """
 
     W: Float[Tensor, "n d"]
     b: Float[Tensor, " n"]
-    dtype: EncoderDtype = "float32"
+    precision: Precision = "fp32"
     block_rows: int = 512
+    screened: bool | None = None
 
     def __post_init__(self) -> None:
-        self.exact = self.dtype == "float32"
+        self.exact = self.precision == "fp32"
         """Whether pre-activations have the precision of the weights."""
-        self._W, self._b = (self.W, self.b) if self.exact else (self.W.bfloat16(), self.b.bfloat16())
+        low = self.precision == "bf16"
+        self._W, self._b = (self.W.bfloat16(), self.b.bfloat16()) if low else (self.W, self.b)
 
     def __call__(self, z: Float[Tensor, "B d"]) -> Float[Tensor, "B n"]:
-        """Pre-activations of some rows, in the precision of the product."""
+        """Pre-activations of some rows, to find large ones by: in bfloat16 if the product is."""
         return F.linear(z.to(self._W.dtype), self._W, self._b)
+
+    def table(self, z: Float[Tensor, "B d"]) -> Float[Tensor, "B n"]:
+        """Pre-activations of some rows, to be used: in the dtype of the weights."""
+        return product(z, self._W.T, "bf16").add_(self.b) if self.precision == "bf16" else self(z)
 
 
 QUANTILE_ROWS = 4096

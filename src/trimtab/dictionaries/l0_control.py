@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 INTEGRAL_SHARE = 0.04
@@ -29,13 +30,16 @@ LARGEST_ERROR = math.log(2)
 """Largest |log(L0 / target)| that counts: farther away the weight moves no faster."""
 LARGEST_MOVE = 0.1
 """Largest change of the weight's logarithm in one step."""
+FOLLOW_L0 = ("log_weight", "moved", "average", "trend")
+"""What follows from L0."""
 
 
 class L0Control(nn.Module):
     """Weight of a sparsity penalty. `set_progress`, then read `weight`, then `update` with the L0 that came of it.
 
-    All that changes is in buffers, so that a resumed training goes on exactly. While the weight warms up, the control
-    may lower it but not raise it, since the L0 of a weight that is still rising says little.
+    All that changes is in buffers, so that a resumed training goes on exactly. What follows from L0 is where L0 is
+    counted, so that no step waits for it; what follows from the step's number is on the host. While the weight warms
+    up, the control may lower it but not raise it, since the L0 of a weight that is still rising says little.
 
     Args:
         weight: fixed one; with a target where to start, unless `start` says so from the data.
@@ -73,21 +77,24 @@ class L0Control(nn.Module):
         return min(1.0, float(self.done) / self.warmup_share) if self.warmup_share else 1.0
 
     @property
-    def weight(self) -> float:
-        """The weight for this step, warm-up included."""
-        return self.warmup * math.exp(float(self.log_weight + self.moved))
+    def weight(self) -> Float[Tensor, ""]:
+        """The weight for this step, warm-up included, in float64."""
+        return self.warmup * _exp(self.log_weight + self.moved)
 
     def start(self, weight: float) -> None:
         """Begin at another weight, if there is a target; a fixed weight stays."""
         if self.target is not None:
             self.log_weight.fill_(math.log(weight))
 
-    def rescale(self, factor: float) -> None:
+    def rescale(self, factor: Float[Tensor, ""] | float) -> None:
         """Multiply the weight, because the penalty's unit has changed."""
-        self.log_weight += math.log(factor)
+        self.log_weight += _log(torch.as_tensor(factor, dtype=torch.float64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Stay on the host, in float64: the state is a few numbers that Python reads at every step."""
+        """Stay in float64, and let follow to another device only what follows from L0."""
+        device = fn(torch.empty(0, device=self.log_weight.device)).device
+        for name in FOLLOW_L0:
+            self._buffers[name] = self.get_buffer(name).to(device)
         return self
 
     def set_progress(self, done: float) -> None:
@@ -96,19 +103,30 @@ class L0Control(nn.Module):
         self.stride.fill_(max(0.0, done - before) if before < 1 else 0.0)
         self.done.fill_(done)
 
-    def update(self, l0: float) -> None:
+    def update(self, l0: Float[Tensor, ""] | float) -> None:
         """Move the weight, given this step's mean number of active features per row."""
         if self.target is None:
             return
-        log_l0 = math.log(max(l0, 0.01 * self.target))
+        log_l0 = _log(torch.as_tensor(l0, dtype=torch.float64).clamp_min(0.01 * self.target))
         self.seen += 1
-        self.average += (log_l0 - self.average) / min(float(self.seen), AVERAGED_STEPS)
-        self.trend += (log_l0 - self.trend) / min(float(self.seen), TREND_STEPS)
-        expected = float(self.average + FORESIGHT * (self.average - self.trend))
+        seen = float(self.seen)
+        self.average += (log_l0 - self.average) / min(seen, AVERAGED_STEPS)
+        self.trend += (log_l0 - self.trend) / min(seen, TREND_STEPS)
+        expected = self.average + FORESIGHT * (self.average - self.trend)
         error = expected - math.log(self.target)
-        error = max(-LARGEST_ERROR, min(error, LARGEST_ERROR if self.warmup >= 1 else 0.0))
-        before = float(self.log_weight + self.moved)
-        integral = float(self.log_weight) + error * min(float(self.stride) / INTEGRAL_SHARE, 1 / LEAST_STEPS)
+        error = error.clamp(-LARGEST_ERROR, LARGEST_ERROR if self.warmup >= 1 else 0.0)
+        before = self.log_weight + self.moved
+        integral = self.log_weight + error * min(float(self.stride) / INTEGRAL_SHARE, 1 / LEAST_STEPS)
         change = integral + PROPORTIONAL * error - before
-        self.log_weight.fill_(integral)
-        self.moved.fill_(before + max(-LARGEST_MOVE, min(change, LARGEST_MOVE)) - integral)
+        self.log_weight.copy_(integral)
+        self.moved.copy_(before + change.clamp(-LARGEST_MOVE, LARGEST_MOVE) - integral)
+
+
+def _exp(x: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """eˣ; on a CPU Python's, whose last bit torch's now and then differs from, so that old trainings go on alike."""
+    return x.exp() if x.device.type != "cpu" else x.new_tensor(math.exp(x))
+
+
+def _log(x: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The logarithm, in the same way."""
+    return x.log() if x.device.type != "cpu" else x.new_tensor(math.log(x))

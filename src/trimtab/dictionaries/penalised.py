@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.dictionaries.active import DENSE_ABOVE
 from trimtab.dictionaries.encoding import exceeded_on
 from trimtab.dictionaries.l0_control import L0Control
 from trimtab.dictionaries.trainable import TrainableConfig, TrainableSAE
@@ -65,8 +64,6 @@ class Penalised(TrainableSAE):
     """Base of SAEs whose sparsity comes from a penalty; `control.weight` is its weight in this step."""
 
     config: PenalisedConfig
-    dense_above: float = DENSE_ABOVE
-    """Share of active pairs above which a step is dense."""
 
     def __init__(self, config: PenalisedConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)
@@ -76,11 +73,11 @@ class Penalised(TrainableSAE):
     def set_progress(self, done: float) -> None:
         self.control.set_progress(done)
 
-    def after_step(self, codes: Tensor, l0: float) -> None:
+    def after_step(self, codes: Tensor, l0: Float[Tensor, ""]) -> None:
         self.control.update(l0)
 
     def metrics(self) -> dict[str, float]:
-        return {"sparsity_weight": self.control.weight}
+        return {"sparsity_weight": float(self.control.weight)}
 
 
 class ReLULike(Penalised):

@@ -9,7 +9,8 @@ and the errors of summation and of the rounded result are bounded as usual (High
 taken by the rounded product and computed anew in full precision. For entries above a floor, candidates are all that may
 be above it. For the k largest, they are some more than k; a row is settled if its k-th largest is above all that the
 others can be, and the few rows that are not settled are multiplied in full precision after all. What comes out is what
-full precision alone would find, but for entries that are equal to rounding.
+full precision alone would find, but for entries that are equal to rounding. The bounds are those of sums in float32, so
+that a card is not let round them on the way (`float32_sums`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries.encoding import DenseEncoder
+from trimtab.dictionaries.precision import MATRIX_UNITS, float32_sums
 from trimtab.dictionaries.sparse import (
     ActivePairs,
     SparseCodes,
@@ -39,6 +41,8 @@ CANDIDATES = 2
 LEAST_EXTRA = 16
 DOT_COST = 20
 """How many times as long a product of two rows takes on its own as within a matrix product in float32."""
+ALIGNED = 8
+"""Columns of a rounded row come in multiples of this many: 16 bytes, which matrix units want."""
 LEAST_FEATURES = 1024
 """Narrower dictionaries are not worth screening."""
 UNIT = 2.0**-8
@@ -54,15 +58,17 @@ class ScreenedFeatures(NamedTuple):
 
 
 def screening_is_fast(encoder: DenseEncoder) -> bool:
-    """Whether a product in bfloat16 is much faster here than one in the float32 that is wanted."""
+    """Whether a product in bfloat16 is much faster here than one in the float32 that is wanted, or was found to be."""
     W = encoder.W
-    wide = W.dtype == torch.float32 and W.shape[0] >= LEAST_FEATURES
-    return encoder.exact and wide and _has_matrix_units(W.device.type)
+    if not encoder.exact or W.dtype != torch.float32 or W.shape[0] < LEAST_FEATURES:
+        return False
+    return _has_matrix_units(W.device.type) if encoder.screened is None else encoder.screened
 
 
 def screening_pays(encoder: DenseEncoder, k: int) -> bool:
     """Whether finding k features of a row by way of bfloat16 is faster here than a product in full precision."""
-    return screening_is_fast(encoder) and DOT_COST * _count(k) < encoder.W.shape[0] // 2
+    few = (1 if encoder.screened else DOT_COST) * _count(k) < encoder.W.shape[0] // 2
+    return few and screening_is_fast(encoder)
 
 
 def largest_screened(encoder: DenseEncoder, z: Float[Tensor, "B d"], k: int) -> SparseCodes:
@@ -96,12 +102,13 @@ def pairs_above_screened(
 class Screen:
     """An encoder rounded to bfloat16, and what the rounding can do to its products.
 
-    The bias becomes two more columns, its rounded value and what that leaves.
+    The bias becomes two more columns, its rounded value and what that leaves; zeros fill up to a multiple of `ALIGNED`.
     """
 
     def __init__(self, W: Float[Tensor, "n d"], b: Float[Tensor, " n"]) -> None:
-        self.n, d = W.shape
-        self.W = torch.empty(self.n, d + 2, dtype=torch.bfloat16, device=W.device)
+        self.n, self.d = W.shape
+        d = self.d
+        self.W = torch.zeros(self.n, -(-(d + 2) // ALIGNED) * ALIGNED, dtype=torch.bfloat16, device=W.device)
         self.W[:, :d] = W
         self.W[:, d] = b
         self.W[:, d + 1] = b - self.W[:, d]
@@ -115,12 +122,13 @@ class Screen:
         h = torch.empty(min(block_rows, len(z)), self.n, dtype=torch.bfloat16, device=z.device)
         features, edges = [], []
         for block in rounded.split(block_rows):
-            product = torch.mm(block, self.W.T, out=h[: len(block)])
+            with float32_sums(z.device):
+                product = torch.mm(block, self.W.T, out=h[: len(block)])
             found = _largest_rounded(product, count)
             features.append(found.indices)
             edges.append(found.values.amin(1))
         edge = torch.cat(edges).float()
-        return ScreenedFeatures(torch.cat(features), edge + UNIT * edge.abs() + self._error(z, rounded[:, :-2]))
+        return ScreenedFeatures(torch.cat(features), edge + UNIT * edge.abs() + self._error(z, rounded[:, : self.d]))
 
     def candidates_above(self, z: Float[Tensor, "B d"], most: int, block_rows: int) -> ActivePairs | None:
         """All entries that may be above 0; None if the first block has more than `most` of them a row.
@@ -128,18 +136,20 @@ class Screen:
         Everything is shifted up so far that what is compared is positive, and thus in the order of its bits.
         """
         rounded = self._rounded(z)
-        error = self._error(z, rounded[:, :-2])
+        error = self._error(z, rounded[:, : self.d])
         shift = float(2 * error.amax()) + torch.finfo(torch.float32).tiny
         shifted = self.W.clone()
-        bias = shifted[:, -2].float() + shifted[:, -1].float() + shift
-        shifted[:, -2] = bias
-        shifted[:, -1] = bias - shifted[:, -2]
+        high, low = shifted[:, self.d], shifted[:, self.d + 1]
+        bias = high.float() + low.float() + shift
+        high.copy_(bias)
+        low.copy_(bias - high)
         slack = UNIT**2 * (bias.abs().amax() + self.b_max) + 4 * torch.finfo(torch.float32).eps * shift * z.shape[1]
         least = ((shift - error - slack) / (1 + UNIT)).clamp_min(0).bfloat16().view(torch.int16) - 1
         h = torch.empty(min(block_rows, len(z)), self.n, dtype=torch.bfloat16, device=z.device)
         features, counts = [], [torch.zeros(1, dtype=torch.long, device=z.device)]
         for block, floor in zip(rounded.split(block_rows), least.split(block_rows), strict=True):
-            bits = torch.mm(block, shifted.T, out=h[: len(block)]).view(torch.int16)
+            with float32_sums(z.device):
+                bits = torch.mm(block, shifted.T, out=h[: len(block)]).view(torch.int16)
             place = true_places(bits > floor[:, None])
             if not features and len(place) > most * len(block):
                 return None
@@ -149,9 +159,9 @@ class Screen:
         feature = torch.cat(features)
         return ActivePairs(z.new_empty(feature.shape), feature, torch.cat(counts).cumsum(0))
 
-    def _rounded(self, z: Float[Tensor, "B d"]) -> BFloat16[Tensor, "B d+2"]:
+    def _rounded(self, z: Float[Tensor, "B d"]) -> BFloat16[Tensor, "B columns"]:
         rounded = torch.ones(len(z), self.W.shape[1], dtype=torch.bfloat16, device=z.device)
-        rounded[:, :-2] = z
+        rounded[:, : self.d] = z
         return rounded
 
     def _error(self, z: Float[Tensor, "B d"], rounded: BFloat16[Tensor, "B d"]) -> Float[Tensor, " B"]:
@@ -181,5 +191,5 @@ def _count(k: int) -> int:
 @cache
 def _has_matrix_units(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
+        return torch.cuda.get_device_capability() >= MATRIX_UNITS
     return device == "cpu" and torch.cpu._is_amx_tile_supported()

@@ -199,8 +199,11 @@ def order_by_feature(pairs: ActivePairs, n: int) -> FeatureOrder:
         pair = torch.from_numpy(np.argsort(feature.numpy().astype(np.uint16), kind="stable"))
     else:
         pair = feature.argsort(stable=True)
-    start = torch.zeros(n + 1, dtype=torch.long, device=feature.device)
-    torch.cumsum(torch.bincount(feature, minlength=n), 0, out=start[1:])
+    if feature.device.type == "cpu":
+        start = torch.zeros(n + 1, dtype=torch.long)
+        torch.cumsum(torch.bincount(feature, minlength=n), 0, out=start[1:])
+    else:  # counting would wait for the device
+        start = torch.searchsorted(feature[pair], torch.arange(n + 1, device=feature.device))
     return FeatureOrder(pair, pairs.row[pair], start)
 
 

@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.dictionaries.active import SparsePairs
+from trimtab.dictionaries.active import Active, DensePairs, SparsePairs, Values
+from trimtab.dictionaries.encoding import DenseEncoder
+from trimtab.dictionaries.precision import product
 from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.trainable import Loss, TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 from trimtab.runs import check_least, check_values
+
+LOOK_EVERY = 32
+"""Steps between looks at an accelerator for features that may be dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +68,11 @@ class ErrorGradient(NamedTuple):
     """Of the full reconstruction, mean over rows."""
     residual: Float[Tensor, "B d"]
     """x − x̂ of the full reconstruction."""
-    by_value: Float[Tensor, " m"]
+    by_value: Values
 
 
 class TopKLike(TrainableSAE):
-    """Base of SAEs that keep a fixed number of features; a subclass chooses them (`active_pairs`)."""
+    """Base of SAEs that keep a fixed number of features; a subclass chooses them (`active_pairs` and `kept`)."""
 
     config: TopKLikeConfig
 
@@ -75,6 +80,8 @@ class TopKLike(TrainableSAE):
         super().__init__(config, d, seed=seed, dtype=dtype)
         self.k = config.k_start or config.k
         """Active features per row now."""
+        self._may_be_dead: Tensor | None = None
+        self._looks_in = 0
 
     def set_progress(self, done: float) -> None:
         """Set k: from k_start to k in equal ratios."""
@@ -97,11 +104,34 @@ class TopKLike(TrainableSAE):
         e_hat = (h.relu() * kept) @ self.W_dec[dead]
         return (e - e_hat).square().sum() / _variance(e)
 
+    def before_step(self, x: Float[Tensor, "B d"]) -> None:
+        """On an accelerator, ask every `LOOK_EVERY` steps which features may be dead until it is asked again."""
+        if not looks_late(x.device):
+            return
+        if self._looks_in == 0:
+            soon = self.tokens_since_fired > self.config.dead_after - (LOOK_EVERY - 1) * len(x)
+            self._may_be_dead, self._looks_in = soon.nonzero().squeeze(1), LOOK_EVERY
+        self._looks_in -= 1
+
+    def look_again(self) -> None:
+        self._may_be_dead, self._looks_in = None, 0
+
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         """Choose the active features of encoder inputs z, and their codes."""
         raise NotImplementedError
 
-    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> ErrorGradient:
+    def kept(self, h: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+        """The codes of a batch from all its pre-activations: those of the active features, 0 for the others."""
+        raise NotImplementedError
+
+    def active(self, z: Float[Tensor, "B d"]) -> Active:
+        """The active features of encoder inputs z with their codes, as a list or as a table."""
+        if self.execution == "dense":
+            f = self.kept(self.encoder().table(z))
+            return DensePairs(f, f > 0, self.precision)
+        return SparsePairs(self.active_pairs(z), self.config.n_features)
+
+    def reconstruction(self, active: Active, x: Float[Tensor, "B d"]) -> ErrorGradient:
         """The reconstruction loss of the codes `active.h`; sets the gradients by the decoder and its bias."""
         decoded = active.decode(active.h, self.W_dec)
         error = decoded.x + self.b_dec - x
@@ -113,42 +143,50 @@ class TopKLike(TrainableSAE):
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
         z = self.encoder_input(x)
-        active = SparsePairs(self.active_pairs(z), self.config.n_features)
+        active = self.active(z)
         rebuilt = self.reconstruction(active, x)
         by_h = rebuilt.by_value * (active.h > 0)
         self.W_enc_rows.grad = active.collect(by_h, z)
         self.b_enc.grad = active.by_feature(by_h)
-        dead = self.dead_features().nonzero().squeeze(1)
-        aux = self._add_aux_gradients(dead, z, rebuilt.residual)
+        aux = self._add_aux_gradients(z, rebuilt.residual)
         if self.config.apply_b_dec_to_input:
             assert self.b_dec.grad is not None
             self.b_dec.grad -= self.b_enc.grad @ self.W_enc_rows
         total = rebuilt.loss + self.config.aux_coefficient * aux
         return Loss(total, rebuilt.squared_error, active.h, aux=aux, fired=active.fired(active.h))
 
-    def _add_aux_gradients(self, dead: Tensor, z: Tensor, residual: Tensor) -> Tensor:
+    def _add_aux_gradients(self, z: Tensor, residual: Tensor) -> Tensor:
         """AuxK: the k_aux largest of the dead features' codes reconstruct the residual, which counts as data."""
-        coefficient = self.config.aux_coefficient
+        coefficient, is_dead, precision = self.config.aux_coefficient, self.dead_features(), self.precision
+        looked = self._may_be_dead
+        dead: Int[Tensor, " m"] = is_dead.nonzero().squeeze(1) if looked is None else looked
         if not len(dead) or not coefficient:
             return residual.new_zeros(())
         assert self.W_dec.grad is not None
         assert self.W_enc_rows.grad is not None
         assert self.b_enc.grad is not None
         W_enc, W_dec = self.W_enc_rows[dead], self.W_dec[dead]
-        h = torch.addmm(self.b_enc[dead], z, W_enc.T)
+        h = DenseEncoder(W_enc, self.b_enc[dead], precision).table(z)
+        if looked is not None:  # those that are not dead yet are never chosen, or with code 0
+            h.masked_fill_(~is_dead[dead], -torch.inf)
         top = h.topk(self._k_aux(len(dead)), dim=1, sorted=False)
         f = torch.zeros_like(h).scatter_(1, top.indices, top.values.relu())
-        error = f @ W_dec - residual
+        error = product(f, W_dec, precision) - residual
         variance = _variance(residual)
         grad = error * (2 * coefficient / variance)
-        grad_f = (grad @ W_dec.T).mul_(f > 0)
-        self.W_dec.grad.index_add_(0, dead, f.T @ grad)
-        self.W_enc_rows.grad.index_add_(0, dead, grad_f.T @ z)
+        grad_f = product(grad, W_dec.T, precision).mul_(f > 0)
+        self.W_dec.grad.index_add_(0, dead, product(f.T, grad, precision))
+        self.W_enc_rows.grad.index_add_(0, dead, product(grad_f.T, z, precision))
         self.b_enc.grad.index_add_(0, dead, grad_f.sum(0))
-        return error.square().sum() / variance
+        return (error.square().sum() / variance).masked_fill_(~is_dead.any(), 0.0)
 
     def _k_aux(self, n_dead: int) -> int:
         return min(self.config.k_aux or self.d // 2, n_dead)
+
+
+def looks_late(device: torch.device) -> bool:
+    """Whether steps go on for a while before the device is asked about them."""
+    return device.type == "cuda"
 
 
 def _variance(e: Float[Tensor, "B d"]) -> Float[Tensor, ""]:

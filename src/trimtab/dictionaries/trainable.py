@@ -6,21 +6,26 @@ is kept as rows, one per feature, so that both weights are read and collected in
 
 An architecture states its `loss`; everything else follows from it by automatic differentiation. It may override
 `gradients` with the same gradients written out, which need the active features only; the tests compare the two.
+
+On an accelerator a step asks the device for nothing, as that would make both wait: numbers that follow from the rows
+stay there as tensors, and what Python decides by is on the host (`on_host`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.dictionaries.active import Active, Values
+from trimtab.dictionaries.active import Active, Execution, Values
 from trimtab.dictionaries.base import DictionaryInfo
-from trimtab.dictionaries.encoding import DenseEncoder, EncoderDtype
+from trimtab.dictionaries.encoding import DenseEncoder
+from trimtab.dictionaries.precision import Precision, float32_products, precision_on
 from trimtab.dictionaries.sae import SAE
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_choices, check_least
 
@@ -44,9 +49,8 @@ class TrainableConfig:
     """Whether the encoder sees x − b_dec."""
     freeze_decoder: bool = field(default=False, metadata=LEFT_OUT_AT_DEFAULT)
     """Leave decoder rows as they were drawn, at random: a control, in which the encoder alone learns."""
-    encoder_dtype: EncoderDtype = "float32"
-    """Precision of the dense product that finds active features; `bfloat16` is faster on processors with matrix units
-    for it. Codes and gradients are in full precision in any case."""
+    precision: Precision = "auto"
+    """Of dense matrix products; see `training.Recipe`."""
     block_rows: int = 512
     """Rows encoded at once, so that dense pre-activations stay in the cache."""
 
@@ -73,9 +77,9 @@ class Loss(NamedTuple):
     """Features with a positive code in any row; None: as `codes` say."""
     variance: Float[Tensor, ""] | float = 0.0
     """‖x − x̄‖², x̄ the batch's mean. `backward` adds this and what follows."""
-    l0: float = 0.0
-    """Features with a positive code."""
-    n_dead: int = 0
+    l0: Float[Tensor, ""] | float = 0.0
+    """Features with a positive code, in float64."""
+    n_dead: Int[Tensor, ""] | int = 0
     """Dead features before this batch."""
 
 
@@ -99,8 +103,12 @@ class TrainableSAE(nn.Module):
     inference_class: ClassVar[type[SAE]]
     vectors: ClassVar[tuple[str, ...]] = ("b_enc",)
     """Parameters with one entry per feature; all start at 0."""
+    on_host: ClassVar[tuple[str, ...]] = ()
+    """Buffers of one number that Python reads at every step: they stay on the host."""
     by_autograd: bool = False
     """Differentiate `loss` even where gradients are written out."""
+    execution: Execution | None = None
+    """How gradients that are written out are computed; None: as is known to be faster on a CPU."""
     W_enc_rows: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -127,6 +135,23 @@ class TrainableSAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d, dtype=dtype))
         self.register_buffer("tokens_since_fired", torch.zeros(n, dtype=torch.long))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast everything but what is `on_host`."""
+        kept = {name: self._buffers[name] for name in self.on_host}
+        super()._apply(fn, recurse)
+        self._buffers.update(kept)
+        return self
+
+    @property
+    def precision(self) -> Precision:
+        """Of dense products, where the SAE is now."""
+        return precision_on(self.b_dec.device, self.config.precision)
+
+    @property
+    def is_written_out(self) -> bool:
+        """Whether there are gradients that are written out, and they are taken."""
+        return type(self).gradients is not TrainableSAE.gradients and not self.by_autograd
+
     def loss(self, x: Float[Tensor, "B d"]) -> Loss:
         """The paper's loss of a batch, differentiable by every parameter. It changes no state."""
         raise NotImplementedError
@@ -136,7 +161,8 @@ class TrainableSAE(nn.Module):
 
         An override gives the same numbers in less time.
         """
-        loss, parameters = self.loss(x), list(self.parameters())
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss, parameters = self.loss(x), list(self.parameters())
         found = torch.autograd.grad(loss.total, parameters, allow_unused=True, materialize_grads=True)
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
@@ -146,14 +172,15 @@ class TrainableSAE(nn.Module):
 
     def backward(self, x: Float[Tensor, "B d"]) -> Loss:
         """Fill every parameter's `.grad`, and update what follows the training: silent features, L0 control."""
-        self.before_step(x)
-        n_dead = int(self.dead_features().sum())
-        loss = TrainableSAE.gradients(self, x) if self.by_autograd else self.gradients(x)
+        with float32_products(self.precision, x.device):
+            self.before_step(x)
+            n_dead = self.dead_features().sum()
+            loss = TrainableSAE.gradients(self, x) if self.by_autograd else self.gradients(x)
         if self.config.freeze_decoder:
             assert self.W_dec.grad is not None
             self.W_dec.grad.zero_()
         active = loss.codes > 0
-        l0 = int(active.count_nonzero()) / len(x)
+        l0 = active.count_nonzero().double() / len(x)
         self.tokens_since_fired += len(x)
         self.tokens_since_fired.masked_fill_(active.any(0) if loss.fired is None else loss.fired, 0)
         self.after_step(loss.codes, l0)
@@ -166,8 +193,11 @@ class TrainableSAE(nn.Module):
     def before_step(self, x: Float[Tensor, "B d"]) -> None:
         """Change what must change before a batch's loss; by default nothing."""
 
-    def after_step(self, codes: Tensor, l0: float) -> None:
+    def after_step(self, codes: Tensor, l0: Float[Tensor, ""]) -> None:
         """Update what follows from a batch's codes (as in `Loss`) and its mean number of active features."""
+
+    def look_again(self) -> None:
+        """Forget what was fetched from the device for several steps, as where a resumed training begins."""
 
     def metrics(self) -> dict[str, float]:
         """What is logged beside the loss: values that a schedule or a control has set (k, p, sparsity_weight)."""
@@ -212,7 +242,10 @@ class TrainableSAE(nn.Module):
     def encoder(self, bias: Float[Tensor, " n"] | None = None) -> DenseEncoder:
         """The map from encoder inputs to all pre-activations, with b_enc or another bias, not differentiable."""
         bias = self.b_enc if bias is None else bias
-        return DenseEncoder(self.W_enc_rows.detach(), bias.detach(), self.config.encoder_dtype, self.config.block_rows)
+        screened = None if self.execution is None else self.execution == "screened"
+        return DenseEncoder(
+            self.W_enc_rows.detach(), bias.detach(), self.precision, self.config.block_rows, screened=screened
+        )
 
     def fill_gradients(
         self, active: Active, f: Values, by_h: Values, by_x_hat: Float[Tensor, "B d"], z: Float[Tensor, "B d"]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from trimtab.activations import LabelledRows, SyntheticConfig, SyntheticSource
 from trimtab.dictionaries import load_dictionary
 from trimtab.dictionaries.architectures import TRAINABLE
+from trimtab.dictionaries.precision import Precision, precision_on
 from trimtab.distributed import Ranks
 from trimtab.evaluation.ground_truth_result import GroundTruthResult, Scored
 from trimtab.evaluation.ground_truth_scores import GroundTruthScores, controls, score
@@ -51,6 +52,8 @@ class GroundTruthConfig(SyntheticConfig):
     """Rows per step."""
     lr: float | None = None
     """Adam's peak learning rate; by default that of `trimtab train`."""
+    precision: Precision = dataclasses.field(default="auto", metadata=LEFT_OUT_AT_DEFAULT)
+    """Of dense matrix products in training: fp32 or bf16."""
     match_cosine: float = 0.8
     """Cosine from which a learned feature counts as a true one."""
     rank_by: Literal["f1", "recovered", "true_to_learned", "matched_cosine", "magnitude_correlation"] = "f1"
@@ -63,6 +66,7 @@ class GroundTruthConfig(SyntheticConfig):
         check_least(self, 1, "data_sets")
         check_values(self, "at least batch_size", lambda rows: rows >= self.batch_size, "rows")
         check_least(self, 2, "heldout_rows")
+        precision_on("cpu", self.precision)
         check_values(self, "above 0 and at most 1", lambda cosine: 0 < cosine <= 1, "match_cosine")
         errors = [member.error for member in self.members(self.data_seed)]
         if errors[0] is not None and None not in errors:
@@ -93,7 +97,7 @@ class GroundTruthConfig(SyntheticConfig):
             "heldout_rows": [self.heldout_rows],
             "batch_size": [self.batch_size],
         }
-        chosen = {name: getattr(self, name) for name in ("lr", *(option.name for option in OPTIONS))}
+        chosen = {name: getattr(self, name) for name in ("lr", "precision", *(option.name for option in OPTIONS))}
         return expand(values | {name: [value] for name, value in chosen.items() if value is not None})
 
 

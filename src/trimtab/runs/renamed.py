@@ -8,7 +8,8 @@ from typing import Any, cast
 
 RENAMED: dict[str, dict[str, str]] = {
     "harvest": {"out": "run", "sites": "site", "batch": "batch_size"},
-    "train": {"sequences_per_pass": "model_batch_size"},
+    "train": {"sequences_per_pass": "model_batch_size", "encoder_dtype": "precision"},
+    "evaluate ground-truth": {"encoder_dtype": "precision"},
     "rank": {"features": "feature", "alpha": "dose", "k": "confidence_k"},
     "policy headroom": {"masks": "mask", "features": "n_candidates", "out": "run"},
     "policy train": {"repeats": "samples", "ppo.learning_rate": "ppo.lr"},
@@ -18,6 +19,10 @@ RENAMED: dict[str, dict[str, str]] = {
 """New names by old ones, by command; those of a part's fields behind the part's name."""
 
 
+DEFAULT = object()
+"""A value that is left out, as the new field's default is."""
+NEW_VALUES: dict[str, dict[Any, Any]] = {"precision": {None: DEFAULT, "float32": "fp32", "bfloat16": "bf16"}}
+"""New values by old ones, of renamed fields whose values have other names, too."""
 COMMANDS_NOW: dict[str, dict[str, str]] = {"evaluate core": {"write_stats": "trimtab sae stats"}}
 """Commands that do what options once did, by command and old option."""
 
@@ -31,10 +36,13 @@ def _renamed(config: Mapping[str, Any], names: Mapping[str, str], within: str) -
     found: dict[str, Any] = {}
     for name, value in config.items():
         new = names.get(within + name, "").removeprefix(within)
-        part = isinstance(value, Mapping)
-        found[new if new and new not in config else name] = (
-            _renamed(cast("Mapping[str, Any]", value), names, f"{within}{name}.") if part else value
-        )
+        key = new if new and new not in config else name
+        if key == new and key in NEW_VALUES:
+            value = NEW_VALUES[key].get(value, value)
+        if isinstance(value, Mapping):
+            value = _renamed(cast("Mapping[str, Any]", value), names, f"{within}{name}.")
+        if value is not DEFAULT:
+            found[key] = value
     return found
 
 

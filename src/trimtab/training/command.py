@@ -12,6 +12,7 @@ from typing_extensions import Doc
 
 from trimtab.activations.shards import read_index
 from trimtab.dictionaries.architectures import TRAINABLE
+from trimtab.dictionaries.precision import precision_on
 from trimtab.distributed import Ranks
 from trimtab.runs import config_dict, config_directory, json_safe, part_of
 from trimtab.training.bank import NOT_THE_RESULT, Place, TrainedBank, open_run, train_members, unfinished
@@ -35,6 +36,7 @@ class TrainTextConfig(RowsConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
+        precision_on(self.device, self.precision)
 
     def directory(self) -> Path:
         """Where the run goes: the same config always finds its own run."""
@@ -54,6 +56,9 @@ class BankConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         self.check()
+        for member in self.members:
+            if member.config is not None:
+                precision_on(self.device, member.config.precision)
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from trimtab.dictionaries.architectures import trainable_class
+from trimtab.dictionaries.precision import Precision, precision_on
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.errors import UserError
-from trimtab.runs import check_choices, check_least, check_values
+from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_choices, check_least, check_values
 from trimtab.training.options import architecture_config, architecture_options, with_options
 
 Scaling = Literal["sqrt_d", "unit", "none"]
@@ -57,6 +59,9 @@ class Recipe:
     """Steps between checkpoints; the last two are kept."""
     log_every: int = 50
     """Steps between lines of metrics."""
+    precision: Precision = field(default="auto", metadata=LEFT_OUT_AT_DEFAULT)
+    """Precision of dense matrix products; weights, moments and sums are in fp32 in any case. `bf16` takes operands
+    rounded to bfloat16, `tf32` is of CUDA cards alone; `auto` is tf32 on those that have it, else fp32."""
     save_dtype: Literal["float32", "float16"] = "float32"
     """Precision of encoder and decoder in the saved file."""
 
@@ -132,8 +137,22 @@ class TrainConfig(Recipe):
         """Where the average of the weights begins: with the decay of the learning rate."""
         return steps - round(self.decay_share * steps)
 
-    def build(self, d: int, steps: int, device: str | torch.device = "cpu") -> TrainableSAE:
-        """The SAE to train on rows of width d; its initial weights do not depend on the device."""
+    def build(
+        self, d: int, steps: int, device: str | torch.device = "cpu", begun_in: Precision | None = None
+    ) -> TrainableSAE:
+        """The SAE to train on rows of width d; its initial weights do not depend on the device.
+
+        Args:
+            d: width of the rows.
+            steps: of the whole training.
+            device: where to compute.
+            begun_in: what `auto` is for a training that has begun.
+
+        Raises:
+            UserError: the device has no products of that precision.
+        """
         dead_after = self.dead_after or min(10_000_000, max(1, steps * self.batch_size // 10))
         config = architecture_config(vars(self), self.wanted_l0, dead_after)
+        asked = begun_in if begun_in is not None and self.precision == "auto" else self.precision
+        config = dataclasses.replace(config, precision=precision_on(device, asked))
         return trainable_class(self.arch)(config, d, seed=self.seed).to(device)

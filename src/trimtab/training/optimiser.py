@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,19 +34,26 @@ class Adam:
         )
         self._clip_norm = clip_norm
 
-    def step(self, lr: float) -> float:
-        """Clip the gradient and apply one step, unless it is not finite; returns its norm before clipping."""
+    def step(self, lr: float, skip: Bool[Tensor, ""] | None = None) -> Float[Tensor, ""]:
+        """Clip the gradient and apply one step, unless its norm is not finite; returns the norm before clipping.
+
+        Nothing waits for the device.
+
+        Args:
+            lr: learning rate.
+            skip: whether to leave all as it is, as a tensor there.
+        """
         parameters = list(self._parameters.values())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not norm.isfinite():
-            return float(norm)
+        unusable = ~norm.isfinite() if skip is None else ~norm.isfinite() | skip
+        self._adam.found_inf = unusable.float()  # pyright: ignore[reportAttributeAccessIssue]
         if self._clip_norm:  # the fused step divides by this on its way, which saves a pass over the gradients
             scale = (norm / self._clip_norm).clamp_min(1).float()
             self._adam.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Both moments and the step count of every parameter."""

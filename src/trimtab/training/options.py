@@ -19,7 +19,7 @@ from trimtab.runs import field_docs, field_types
 
 SPARSITY = ("l0", "k", "sparsity_weight")
 """Fields that say how sparse codes become."""
-STATED = {"n_features", "dead_after", *SPARSITY}
+STATED = {"n_features", "dead_after", "precision", *SPARSITY}
 """Fields of architectures' configs that a `TrainConfig` states itself, with one meaning for all."""
 
 _Config = TypeVar("_Config")

@@ -63,14 +63,24 @@ class SiteRows:
 
 
 class Batch:
-    """One batch of a stream; scaled once for all that scale alike."""
+    """One batch of a stream; scaled once for all that scale alike.
 
-    def __init__(self, rows: Float[Tensor, "B d"]) -> None:
-        self.rows = rows
+    Args:
+        rows: where training computes; a copy may still be under way there.
+        copied: when it will be done.
+    """
+
+    def __init__(self, rows: Float[Tensor, "B d"], copied: torch.cuda.Event | None = None) -> None:
+        self.rows, self._copied = rows, copied
         self._scaled: dict[tuple[float, torch.dtype], Tensor] = {}
 
     def scaled(self, scale: float, dtype: torch.dtype) -> Float[Tensor, "B d"]:
         """The rows times a scale, to be read only."""
+        if self._copied is not None:  # what is asked of the device from now on waits for the copy; the host does not
+            stream = torch.cuda.current_stream(self.rows.device)
+            stream.wait_event(self._copied)
+            self.rows.record_stream(stream)
+            self._copied = None
         key = scale, dtype
         if key not in self._scaled:
             self._scaled[key] = self.rows.to(dtype) * scale
@@ -84,13 +94,14 @@ class Stream:
     def __init__(self, source: ActivationSource, batch_size: int, steps: range, device: str | torch.device) -> None:
         self._batches = source.batches(batch_size, start_step=steps.start)
         self._kept: deque[Batch] = deque()
-        self._first, self._stop, self._device = steps.start, steps.stop, device
+        self._first, self._stop, self._device = steps.start, steps.stop, torch.device(device)
+        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def read(self) -> bool:
         """Read one batch ahead, if there is room and need. Returns whether it did."""
         if len(self._kept) >= DEPTH or self._first + len(self._kept) >= self._stop:
             return False
-        self._kept.append(Batch(next(self._batches).to(self._device)))
+        self._kept.append(self._moved(next(self._batches)))
         return True
 
     def batch(self, step: int) -> Batch | None:
@@ -98,6 +109,16 @@ class Stream:
         place = step - self._first
         assert place >= 0, "this batch has been dropped"
         return self._kept[place] if place < len(self._kept) else None
+
+    def _moved(self, rows: Float[Tensor, "B d"]) -> Batch:
+        """The rows where training computes. To a CUDA device they are copied out of pinned memory, beside its steps."""
+        if self._copies is None or rows.device.type != "cpu":
+            return Batch(rows.to(self._device))
+        with torch.cuda.stream(self._copies):
+            there = rows.pin_memory().to(self._device, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._copies)
+            return Batch(there, copied)
 
     def drop_before(self, step: int) -> None:
         """Free the batches that no training needs any more."""
@@ -120,9 +141,11 @@ def input_scale(sample: Float[Tensor, "m d"], scaling: str) -> float:
 
 def finite_rows(rows: Float[Tensor, "m d"], what: str) -> Float[Tensor, "m d"]:
     """`rows`, if all are finite; a `UserError` otherwise."""
-    bad = ~rows.isfinite().all(1)
-    if bad.any():
-        raise UserError(
-            f"{int(bad.sum())} of {len(rows)} rows in {what}", "they hold NaN or infinity", "harvest the site again"
-        )
+    if count := int((~rows.isfinite().all(1)).sum()):
+        raise bad_rows(count, len(rows), what)
     return rows
+
+
+def bad_rows(count: int, of: int, what: str) -> UserError:
+    """What to raise where some rows are not finite."""
+    return UserError(f"{count} of {of} rows in {what}", "they hold NaN or infinity", "harvest the site again")

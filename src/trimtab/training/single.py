@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.activations import Document, HarvestOptions, as_documents, harvest, tokenise
 from trimtab.dictionaries import SAE, load_dictionary
+from trimtab.dictionaries.precision import precision_on
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site
 from trimtab.lm.model import check_is_model
@@ -160,6 +161,7 @@ def train_sae(
     if not isinstance(rows_of, HarvestOptions):
         hint = "give trimtab.activations.HarvestOptions(context=…)"
         raise UserError(f"harvest_options {rows_of!r}", "they are no HarvestOptions", hint)
+    precision_on(model.device, config.precision)
     place, corpus = model.site(site), tokenise(as_documents(texts), model.tokenizer)
     described = {"site": str(place), **config_dict(config), "harvest": asdict(rows_of)}
     with (

@@ -1,27 +1,36 @@
-"""The state of one training and its step: gradients, Adam, averaging, metrics, checkpoints."""
+"""The state of one training and its step: gradients, Adam, averaging, metrics, checkpoints.
+
+On an accelerator a step waits for nothing: what it counted, and whether it was finite, is looked at when metrics are
+logged and before anything is saved. A step that is not finite changes no weights, nor does any after it.
+"""
 
 from __future__ import annotations
 
 import math
-import time
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.dictionaries.precision import Precision
+from trimtab.dictionaries.topk_like import looks_late
 from trimtab.dictionaries.trainable import Loss, TrainableSAE
 from trimtab.errors import UserError
 from trimtab.runs import Run
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, withdraw_checkpoint, write_checkpoint
 from trimtab.training.config import TrainConfig
+from trimtab.training.execution import fastest_execution, is_measured
 from trimtab.training.export import export
+from trimtab.training.late import Clock, FirstFault, Sums
 from trimtab.training.optimiser import Adam
 from trimtab.training.result import TrainResult
-from trimtab.training.rows import Batch, SiteRows, finite_rows, input_scale
+from trimtab.training.rows import Batch, SiteRows, bad_rows, input_scale
 
 CHECKPOINTS = "checkpoints"
-SUMMED = ("sparsity", "aux", "squared_error", "variance", "l0")
+OF_LOSS = ("sparsity", "aux", "squared_error", "variance", "l0")
 """What is summed of every loss between two lines of metrics, beside the total."""
+SUMMED = ("grad_norm", "loss", *OF_LOSS)
 
 
 class Trainer:
@@ -31,16 +40,16 @@ class Trainer:
         step: steps done.
         steps: steps in all.
         scale: what rows are multiplied by.
-        seconds: time that `advance` took in this process.
     """
 
     def __init__(self, config: TrainConfig, run: Run, sae: TrainableSAE, steps: int, scale: float, delay: int) -> None:
         self.config, self.run, self.sae, self.steps, self.scale = config, run, sae, steps, scale
         self.adam = Adam(sae, betas=(config.beta1, config.beta2), clip_norm=config.clip_norm)
         self.average: dict[str, Tensor] | None = None
-        self.window: dict[str, float] = {}  # sums since the last line of metrics
+        device = sae.b_dec.device
+        self.window = Sums(SUMMED, device)  # since the last line of metrics
         self.step = 0
-        self.seconds = 0.0
+        self._late, self._fault, self._clock = looks_late(device), FirstFault(device), Clock(device)
         self._delay = delay
         self._logged_at = 0.0
 
@@ -57,8 +66,9 @@ class Trainer:
         directory.mkdir(exist_ok=True)
         remove_partial_files(directory)
         steps = config.steps(rows.source.rows_total)
-        sae = config.build(rows.source.d, steps, device)
         checkpoint = latest_checkpoint(directory)
+        sae = config.build(rows.source.d, steps, device, _begun_in(checkpoint, device))
+        run.record(precision=sae.config.precision)
         if checkpoint is None:
             scale = input_scale(rows.sample(config.sample_rows), config.scaling)
             trainer = cls(config, run, sae, steps, scale, delay)
@@ -81,15 +91,19 @@ class Trainer:
         Raises:
             UserError: rows, a loss or a gradient that is not finite (good checkpoints stay), or a full disk.
         """
-        began = time.perf_counter()
-        loss, grad_norm = self._step(batch)
-        found = {"steps": 1, "grad_norm": grad_norm, "loss": float(loss.total)}
-        found |= {name: float(getattr(loss, name)) for name in SUMMED}
-        self.window = {name: self.window.get(name, 0) + value for name, value in found.items()}
-        self.seconds += time.perf_counter() - began
-        if self.step % self.config.log_every == 0 or self.done:
+        x = batch.scaled(self.scale, self.sae.b_dec.dtype)
+        if is_measured(self.sae):
+            self.sae.execution = fastest_execution(self.sae, x)
+            self.run.record(execution=self.sae.execution)
+        with self._clock.step():
+            loss = self._step(x, batch)
+        logs = self.step % self.config.log_every == 0 or self.done
+        saves = (self.step - self._delay) % self.config.checkpoint_every == 0 or self.done
+        if self._late and (logs or saves):
+            self._look()
+        if logs:
             self._log(loss)
-        if (self.step - self._delay) % self.config.checkpoint_every == 0 or self.done:
+        if saves:
             self._save()
 
     def finish(self, rows: SiteRows) -> TrainResult:
@@ -98,25 +112,35 @@ class Trainer:
             for name, parameter in self.sae.named_parameters():
                 parameter.data.copy_(self.average[name])
             self.sae.constrain()
-        return export(self.config, self.sae, self.scale, rows, self.run, self.steps, self.seconds)
+        return export(self.config, self.sae, self.scale, rows, self.run, self.steps, self._clock.seconds())
 
-    def _step(self, batch: Batch) -> tuple[Loss, float]:
+    def _step(self, x: Float[Tensor, "B d"], batch: Batch) -> Loss:
         sae, config = self.sae, self.config
         sae.set_progress(self.step / self.steps)
-        loss = sae.backward(batch.scaled(self.scale, sae.b_dec.dtype))
-        if not math.isfinite(float(loss.total)):
-            finite_rows(batch.rows, f"the batch of step {self.step}")
-            raise self._diverged("loss", float(loss.total))
+        loss = sae.backward(x)
         sae.project_gradients()
-        grad_norm = self.adam.step(config.peak_lr * config.lr_factor(self.step, self.steps))
-        if not math.isfinite(grad_norm):
-            raise self._diverged("gradient norm", grad_norm)
+        lr = config.peak_lr * config.lr_factor(self.step, self.steps)
+        grad_norm = self.adam.step(lr, skip=self._fault.seen | ~loss.total.isfinite())
+        self._fault.note(self.step, loss.total, grad_norm, batch.rows)
+        if not self._late:
+            self._look()
         sae.zero_grad(set_to_none=True)  # so that trainings side by side need memory for one set of gradients
         sae.constrain()
         self.step += 1
         if config.ema_decay and self.step > config.first_averaged_step(self.steps):
             self._update_average()
-        return loss, grad_norm
+        self.window.add({"grad_norm": grad_norm, "loss": loss.total, **{n: getattr(loss, n) for n in OF_LOSS}})
+        return loss
+
+    def _look(self) -> None:
+        """Raise a `UserError` that names the first step that was not finite, if there was one."""
+        if (fault := self._fault.found()) is None:
+            return
+        if not math.isfinite(fault.loss):
+            if fault.bad_rows:
+                raise bad_rows(fault.bad_rows, self.config.batch_size, f"the batch of step {fault.step}")
+            raise self._diverged("loss", fault.loss, fault.step)
+        raise self._diverged("gradient norm", fault.grad_norm, fault.step)
 
     def _update_average(self) -> None:
         weights = {name: parameter.detach() for name, parameter in self.sae.named_parameters()}
@@ -126,39 +150,42 @@ class Trainer:
         for name, weight in weights.items():
             self.average[name].lerp_(weight, 1 - self.config.ema_decay)
 
-    def _diverged(self, what: str, value: float) -> UserError:
+    def _diverged(self, what: str, value: float, step: int) -> UserError:
         """What to raise. A checkpoint of the very state that failed is removed: from there, all would fail again."""
         directory = self.run.file(CHECKPOINTS)
-        good = withdraw_checkpoint(directory, self.step)
+        good = withdraw_checkpoint(directory, step)
         last = "there is no good checkpoint"
         if good is not None:
             last = f"the last good checkpoint is step {good} in {directory}"
         return UserError(
-            f"{what} {value} at step {self.step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
+            f"{what} {value} at step {step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
         )
 
     def _log(self, loss: Loss) -> None:
-        sums, steps = self.window, self.window["steps"]
+        sums, seconds, device = self.window.read(), self._clock.seconds(), self.sae.b_dec.device
+        steps = sums["steps"]
         means = {name: sums[name] / steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
         line = {
             "explained_variance": 1 - sums["squared_error"] / max(sums["variance"], 1e-30),
             **means,
             "lr": self.config.peak_lr * self.config.lr_factor(self.step - 1, self.steps),
             **self.sae.metrics(),
-            "dead_features": loss.n_dead,
-            "rows_per_second": steps * self.config.batch_size / max(self.seconds - self._logged_at, 1e-9),
+            "dead_features": int(loss.n_dead),
+            "rows_per_second": steps * self.config.batch_size / max(seconds - self._logged_at, 1e-9),
         }
         self.run.log(line, step=self.step)
-        self.window, self._logged_at = {}, self.seconds
+        self.window, self._logged_at = Sums(SUMMED, device), seconds
 
     def _save(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.sae.parameters()):
-            raise self._diverged("weight", math.nan)
+            raise self._diverged("weight", math.nan, self.step)
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
-        facts = {"input_scale": self.scale, "d": self.sae.d, "window": self.window}
-        write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts))
+        facts = {"input_scale": self.scale, "d": self.sae.d, "window": self.window.read()}
+        how = {"precision": self.sae.config.precision, "execution": self.sae.execution}
+        write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts | how))
+        self.sae.look_again()
 
     def _load(self, checkpoint: Checkpoint) -> None:
         if checkpoint.facts["d"] != self.sae.d:
@@ -175,5 +202,15 @@ class Trainer:
         self.adam.load(parts["adam"])
         device = self.sae.b_dec.device
         self.average = {name: tensor.to(device) for name, tensor in parts["average"].items()} or None
-        self.window = checkpoint.facts["window"]
+        self.window = Sums(SUMMED, device, checkpoint.facts["window"])
         self.step = checkpoint.step
+        if self._late:  # elsewhere the share of active pairs decides
+            self.sae.execution = checkpoint.facts.get("execution")
+
+
+def _begun_in(checkpoint: Checkpoint | None, device: str | torch.device) -> Precision | None:
+    """The precision of products in which a training goes on that leaves it to the device: that in which it began, fp32
+    before there was a choice."""
+    if checkpoint is None or not looks_late(torch.device(device)):
+        return None
+    return checkpoint.facts.get("precision", "fp32")

@@ -44,7 +44,7 @@ class TrainableBatchTopK(TopKLike):
     def __init__(self, config: BatchTopKConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)
         self.register_buffer("threshold", torch.zeros((), dtype=dtype))
-        self._smallest_kept = 0.0  # by the last batch; no part of the state, as it only says where to look first
+        self._smallest_kept = torch.zeros(())  # by the last batch; no part of the state: it says where to look first
 
     def loss(self, x: Float[Tensor, "B d"]) -> Loss:
         """‖x − x̂‖² + α·AuxK, in which f keeps the k·B largest positive entries of h."""
@@ -56,15 +56,16 @@ class TrainableBatchTopK(TopKLike):
 
     def kept(self, h: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
         """The codes of a batch: its k·B largest pre-activations, negative ones set to 0."""
-        return h.relu() * (h >= h.flatten().topk(self.k * len(h)).values[-1])
+        return h.relu() * (h >= h.flatten().topk(self.k * len(h), sorted=False).values.amin())
 
-    def after_step(self, codes: Tensor, l0: float) -> None:
+    def after_step(self, codes: Tensor, l0: Float[Tensor, ""]) -> None:
         """Move the running threshold towards the smallest code that was kept."""
-        kept = codes[codes > 0]
-        smallest = kept.min() if len(kept) else self.threshold.new_zeros(())
-        self._smallest_kept = float(smallest)
-        momentum = self.config.threshold_momentum if self.threshold > 0 else 0.0
-        self.threshold.lerp_(smallest, 1 - momentum)
+        is_kept = codes > 0
+        smallest = codes.masked_fill(~is_kept, torch.inf).amin() if codes.numel() else codes.new_full((), torch.inf)
+        smallest.masked_fill_(~is_kept.any(), 0.0)
+        self._smallest_kept = smallest
+        share = torch.full_like(self.threshold, 1 - self.config.threshold_momentum)
+        self.threshold.lerp_(smallest.to(self.threshold.dtype), share.masked_fill_(self.threshold <= 0, 1.0))
 
     @torch.no_grad()
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
@@ -94,8 +95,9 @@ class TrainableBatchTopK(TopKLike):
 
     def _candidates(self, z: Tensor, wanted: int) -> ActivePairs:
         """All positive codes that can be among the `wanted` largest: those above a floor that leaves enough."""
-        if self._smallest_kept > 0:
-            found = self._above(z, FLOOR * self._smallest_kept)
+        smallest_kept = float(self._smallest_kept)
+        if smallest_kept > 0:
+            found = self._above(z, FLOOR * smallest_kept)
             if len(found.value) >= wanted:
                 return found
         floor = self._floor_from_block(z, wanted)

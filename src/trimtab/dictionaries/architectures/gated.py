@@ -84,12 +84,12 @@ class TrainableGated(ReLULike):
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
         z, rows = self.encoder_input(x), len(x)
-        active = active_above(self.encoder(self.b_gate), z, 0.0, dense_above=self.dense_above)
+        active = active_above(self.encoder(self.b_gate), z, 0.0, execution=self.execution)
         gate = active.h
         scale = active.of_feature(self.r_mag.exp())
         scaled = (gate - active.of_feature(self.b_gate)).mul_(scale)
         f = (scaled + active.of_feature(self.b_mag)).relu_()
-        weight = self.control.weight / rows
+        weight = (self.control.weight / rows).to(x.dtype)
         decoded, via_gate = active.decode(f, self.W_dec), active.decode(gate, self.W_dec)
         error, error_gate = decoded.x + self.b_dec - x, via_gate.x + self.b_dec - x
         grad = error * (2 / rows)

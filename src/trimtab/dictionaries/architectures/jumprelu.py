@@ -100,7 +100,7 @@ class PenaltyTerm(NamedTuple):
     """A sparsity penalty with its weight, mean over rows, and its derivatives."""
 
     value: Float[Tensor, ""]
-    by_l0: float
+    by_l0: Float[Tensor, ""] | float
     """By the mean number of active features per row."""
     by_f: Values | float
     """By every code."""
@@ -117,6 +117,7 @@ class TrainableJumpReLU(Penalised):
     config_class = JumpReLUConfig
     inference_class = JumpReLU
     vectors = ("b_enc", "theta")
+    on_host = ("row_norm", "target_weight")
     config: JumpReLUConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     theta: nn.Parameter
     row_norm: Tensor
@@ -191,7 +192,7 @@ class TrainableJumpReLU(Penalised):
     def gradients(self, x: Float[Tensor, "B d"]) -> Loss:
         z, rows = self.encoder_input(x), len(x)
         theta, bandwidth = self.threshold, self.bandwidth
-        active = active_above(self.encoder(), z, theta - bandwidth / 2, dense_above=self.dense_above)
+        active = active_above(self.encoder(), z, theta - bandwidth / 2, execution=self.execution)
         theta_of = active.of_feature(theta)
         fires, near = active.h > theta_of, (active.h - theta_of).abs() < bandwidth / 2
         f = active.h * fires
@@ -209,16 +210,16 @@ class TrainableJumpReLU(Penalised):
 
     def _penalty_and_slopes(self, active: Active, f: Values, fires: Tensor, rows: int) -> PenaltyTerm:
         if self.config.kind == "tanh":
-            weight, scale = self.control.weight, self.tanh_scale
+            weight, scale = self.control.weight / rows, self.tanh_scale
             saturation = torch.tanh(scale * f)
-            slope = (1 - saturation.square()) * (weight * scale / rows)
-            return PenaltyTerm(active.total(saturation) * (weight / rows), 0.0, slope)
-        l0 = float(active.total(fires.to(f.dtype))) / rows
+            slope = (1 - saturation.square()) * (self.control.weight * scale / rows).to(f.dtype)
+            return PenaltyTerm(active.total(saturation) * weight.to(f.dtype), 0.0, slope)
+        l0 = active.total(fires.to(f.dtype)).double() / rows
         if self.config.kind == "l0":
-            return PenaltyTerm(f.new_tensor(self.control.weight * l0), self.control.weight, 0.0)
+            return PenaltyTerm((self.control.weight * l0).to(f.dtype), self.control.weight, 0.0)
         assert self.config.l0 is not None
         weight, excess = float(self.target_weight), l0 / self.config.l0 - 1
-        return PenaltyTerm(f.new_tensor(weight * excess**2), 2 * weight * excess / self.config.l0, 0.0)
+        return PenaltyTerm((weight * excess**2).to(f.dtype), 2 * weight * excess / self.config.l0, 0.0)
 
     @torch.no_grad()
     def project_gradients(self) -> None:

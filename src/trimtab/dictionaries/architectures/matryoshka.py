@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.dictionaries.active import SparsePairs
+from trimtab.dictionaries.active import Active, DensePairs, SparsePairs
 from trimtab.dictionaries.architectures.batchtopk import BatchTopKConfig, TrainableBatchTopK
-from trimtab.dictionaries.sparse import ActivePairs
 from trimtab.dictionaries.topk_like import ErrorGradient
 from trimtab.dictionaries.trainable import Loss
 from trimtab.errors import UserError
@@ -62,9 +61,9 @@ class TrainableMatryoshka(TrainableBatchTopK):
         aux = self.aux_loss(h, errors[-1])
         return Loss(squared.sum() + self.config.aux_coefficient * aux, squared[-1], f, aux=aux)
 
-    def reconstruction(self, active: SparsePairs, x: Float[Tensor, "B d"]) -> ErrorGradient:
+    def reconstruction(self, active: Active, x: Float[Tensor, "B d"]) -> ErrorGradient:
         """The summed loss of all prefixes; every pair is decoded once. `squared_error` is the full reconstruction's."""
-        rows, groups = x.shape[0], self._by_group(active.pairs)
+        rows, groups = x.shape[0], self._by_group(active)
         decoded = [group.active.decode(group.active.h, self.W_dec[group.features]) for group in groups]
         x_hat = self.b_dec.detach()
         errors = []
@@ -81,19 +80,25 @@ class TrainableMatryoshka(TrainableBatchTopK):
         self.b_dec.grad = grad.sum(0)
         return ErrorGradient(squared.sum(), squared[-1], -errors[-1], by_value)
 
-    def _by_group(self, pairs: ActivePairs) -> list[_Group]:
+    def _by_group(self, active: Active) -> list[_Group]:
         """The pairs of each group, as if it were a dictionary by itself."""
         groups, start = [], 0
         for size in self.config.group_sizes():
-            mine = (pairs.feature >= start) & (pairs.feature < start + size)
-            part = pairs._replace(feature=pairs.feature - start).where(mine)
-            groups.append(_Group(mine, slice(start, start + size), SparsePairs(part, size)))
+            features = slice(start, start + size)
+            if isinstance(active, DensePairs):
+                mine = (slice(None), features)
+                part = DensePairs(active.h[mine], active.mask[mine], active.precision)
+            else:
+                pairs = active.pairs
+                mine = (pairs.feature >= start) & (pairs.feature < start + size)
+                part = SparsePairs(pairs._replace(feature=pairs.feature - start).where(mine), size)
+            groups.append(_Group(mine, features, part))
             start += size
         return groups
 
 
 class _Group(NamedTuple):
-    place: Tensor
+    place: Tensor | tuple[slice, slice]
     """Which of all pairs are its own."""
     features: slice
-    active: SparsePairs
+    active: Active

@@ -52,6 +52,7 @@ class TrainablePAnneal(TrainableReLU):
 
     architecture = "panneal"
     config_class = PAnnealConfig
+    on_host = ("p", "linear_below")
     config: PAnnealConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     p: Tensor
     linear_below: Tensor
@@ -92,11 +93,10 @@ class TrainablePAnneal(TrainableReLU):
             return
         active = self.active(x)
         size = active.h * active.of_feature(self.norms()) if self.free else active.h
-        before = float(active.total(self.penalty(size)))
+        before = active.total(self.penalty(size)).double()
         self.p.fill_(self.next_p)
-        after = float(active.total(self.penalty(size)))
-        if before > 0 and after > 0:
-            self.control.rescale(before / after)
+        after = active.total(self.penalty(size)).double()
+        self.control.rescale(torch.where((before > 0) & (after > 0), before / after, 1.0))
 
     def metrics(self) -> dict[str, float]:
         return {**super().metrics(), "p": float(self.p)}

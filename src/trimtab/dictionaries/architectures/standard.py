@@ -79,7 +79,7 @@ class TrainableReLU(ReLULike):
         active, norms = self.active(x), self.norms()
         f = active.h
         size = f * active.of_feature(norms) if self.free else f
-        weight = self.control.weight / len(x)
+        weight = (self.control.weight / len(x)).to(x.dtype)
         slope = self.penalty_slope(size) * weight
         decoded = active.decode(f, self.W_dec)
         error = decoded.x + self.b_dec - x
@@ -95,7 +95,7 @@ class TrainableReLU(ReLULike):
 
     def active(self, x: Float[Tensor, "B d"]) -> Active:
         """The pairs with a positive pre-activation, which is their code."""
-        return active_above(self.encoder(), self.encoder_input(x), 0.0, dense_above=self.dense_above)
+        return active_above(self.encoder(), self.encoder_input(x), 0.0, execution=self.execution)
 
     def norms(self) -> Float[Tensor, " n"]:
         """‖W_dec[i]‖, to divide by."""

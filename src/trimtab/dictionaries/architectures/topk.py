@@ -105,6 +105,10 @@ class TrainableTopK(TopKLike):
         squared_error, aux = error.square().sum(1).mean(), self.aux_loss(h, error)
         return Loss(squared_error + self.config.aux_coefficient * aux, squared_error, f, aux=aux)
 
+    def kept(self, h: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+        codes = largest(h, self.k)
+        return codes._replace(values=codes.values.relu()).dense(self.config.n_features)
+
     @torch.no_grad()
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:
         encoder = self.encoder()

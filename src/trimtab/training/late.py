@@ -1,0 +1,117 @@
+"""What a step leaves on its device, so that it need not wait there: sums of its numbers, the first step that was not
+finite, and how long steps took.
+
+On a CPU all of it is at hand at once; on an accelerator it is fetched every now and then (`looks_late`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.dictionaries.topk_like import looks_late
+
+
+class Fault(NamedTuple):
+    """A step whose loss or gradient norm is not finite."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    bad_rows: int
+    """Rows of its batch that hold NaN or infinity."""
+
+
+class FirstFault:
+    """The first step that was not finite.
+
+    Attributes:
+        seen: whether there was one, as a tensor on the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seen = torch.zeros((), dtype=torch.bool, device=device)
+        self._facts = torch.zeros(len(Fault._fields), dtype=torch.float64, device=device)
+
+    def note(
+        self, step: int, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""], rows: Float[Tensor, "B d"]
+    ) -> None:
+        """Keep a step's numbers if it is the first that was not finite."""
+        is_bad = ~(loss.isfinite() & grad_norm.isfinite())
+        if not looks_late(rows.device) and not is_bad:
+            return
+        bad_rows = (~rows.isfinite().all(1)).sum()
+        numbers = torch.full_like(loss, step, dtype=torch.float64), loss, grad_norm, bad_rows
+        facts = torch.stack([number.double() for number in numbers])
+        self._facts = torch.where(self.seen | ~is_bad, self._facts, facts)
+        self.seen |= is_bad
+
+    def found(self) -> Fault | None:
+        """The first fault until now, if there was one; waits for the device."""
+        if not self.seen:
+            return None
+        step, loss, grad_norm, bad_rows = self._facts.tolist()
+        return Fault(int(step), loss, grad_norm, int(bad_rows))
+
+
+class Sums:
+    """Sums of a step's numbers over steps, in float64.
+
+    Args:
+        names: of the numbers.
+        device: where they are.
+        start: what `read` gave before; from nothing where it is empty.
+    """
+
+    def __init__(self, names: tuple[str, ...], device: torch.device, start: Mapping[str, float] | None = None) -> None:
+        self.names, start = names, start or {}
+        self._steps = int(start.get("steps", 0))
+        self._totals = torch.tensor([start.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
+
+    def add(self, numbers: Mapping[str, Float[Tensor, ""] | float]) -> None:
+        """Add a step's numbers."""
+        zero = torch.zeros_like(self._totals[0])
+        self._totals += torch.stack([zero + numbers[name] for name in self.names])
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """The sums by name, and the number of `steps`; waits for the device."""
+        return {"steps": self._steps, **dict(zip(self.names, self._totals.tolist(), strict=True))}
+
+
+class Clock:
+    """Adds up how long steps take: on a CUDA device until they are done there, which the host does not wait for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Count the time of what is done within."""
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            stream = torch.cuda.current_stream(self._device)
+            begin.record(stream)
+            yield
+            end.record(stream)
+            self._open.append((begin, end))
+            return
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+
+    def seconds(self) -> float:
+        """All until now; waits for the device."""
+        for begin, end in self._open:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._open.clear()
+        return self._seconds
