@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--site", default="resid_post.15")
     device_options(parser)
-    parser.add_argument("--ahead", type=int, help="steps that are taken before what they chose is read; by default 8 on a GPU")
+    parser.add_argument("--ahead", type=int, help="steps taken before what they chose is read; by default 8 on a GPU")
     parser.add_argument("--json", action="store_true")
     args = arguments(parser)
     if args.random:

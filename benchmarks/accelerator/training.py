@@ -7,7 +7,6 @@ The floor is the encoder's product for all features, in the same precision.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -61,12 +60,8 @@ def train_config(architecture: str, precision: str, *, n: int, k: int, batch: in
     """trimtab's defaults at these sizes."""
     settings: dict[str, Any] = {
         "arch": architecture, "n_features": n, "l0": float(k), "batch_size": batch, "rows": MOST_STEPS * batch,
-        "checkpoint_every": MOST_STEPS, "sample_rows": batch, "dead_after": 10_000_000,
+        "checkpoint_every": MOST_STEPS, "sample_rows": batch, "dead_after": 10_000_000, "precision": precision,
     }  # fmt: skip
-    if "precision" in {field.name for field in dataclasses.fields(TrainConfig)}:
-        settings["precision"] = precision
-    elif precision == "bf16":  # TF32 is torch's own setting, which is on while steps are measured
-        settings["encoder_dtype"] = "bfloat16"
     return TrainConfig(**settings)
 
 

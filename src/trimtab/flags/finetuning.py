@@ -183,7 +183,7 @@ class FlagTrainer:
         if not math.isfinite(found["total"]):
             raise self._diverged("loss", found["total"])
         before = [written[self.flag_dims] for written in self.flag_rows]
-        norm = self.adam.step(config.lr_at(self.step))
+        norm = float(self.adam.step(config.lr_at(self.step)))
         for written, old in zip(self.flag_rows, before, strict=True):
             written[self.flag_dims] = old + config.flag_lr_factor * (written[self.flag_dims] - old)
         if not math.isfinite(norm):
