@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.dictionaries.precision import Precision
@@ -91,12 +90,11 @@ class Trainer:
         Raises:
             UserError: rows, a loss or a gradient that is not finite (good checkpoints stay), or a full disk.
         """
-        x = batch.scaled(self.scale, self.sae.b_dec.dtype)
         if is_measured(self.sae):
-            self.sae.execution = fastest_execution(self.sae, x)
+            self.sae.execution = fastest_execution(self.sae, batch.scaled(self.scale, self.sae.b_dec.dtype))
             self.run.record(execution=self.sae.execution)
         with self._clock.step():
-            loss = self._step(x, batch)
+            loss = self._step(batch)
         logs = self.step % self.config.log_every == 0 or self.done
         saves = (self.step - self._delay) % self.config.checkpoint_every == 0 or self.done
         if self._late and (logs or saves):
@@ -114,10 +112,10 @@ class Trainer:
             self.sae.constrain()
         return export(self.config, self.sae, self.scale, rows, self.run, self.steps, self._clock.seconds())
 
-    def _step(self, x: Float[Tensor, "B d"], batch: Batch) -> Loss:
+    def _step(self, batch: Batch) -> Loss:
         sae, config = self.sae, self.config
         sae.set_progress(self.step / self.steps)
-        loss = sae.backward(x)
+        loss = sae.backward(batch.scaled(self.scale, sae.b_dec.dtype))
         sae.project_gradients()
         lr = config.peak_lr * config.lr_factor(self.step, self.steps)
         grad_norm = self.adam.step(lr, skip=self._fault.seen | ~loss.total.isfinite())
