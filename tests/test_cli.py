@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trimtab import cli
 from trimtab.errors import UserError
@@ -212,6 +213,26 @@ def test_output_that_its_encoding_lacks(monkeypatch, encoding):
         else:
             assert ("\N{SLICE OF PIZZA}" in out) == (encoding == "utf-8")
             assert ("\\U0001f355" in out) == (encoding != "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n a total of 79 GiB."),
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+        ),
+        (MemoryError(), "no more can be had"),
+    ],
+)
+def test_full_memory_is_said_in_one_line(error, said, monkeypatch, capsys):
+    def run(config: FakeConfig) -> None:
+        raise error
+
+    command(monkeypatch, run)
+    assert cli.main(["fake"]) == 2
+    hint = "lower --batch-size, use a lower precision (--dtype bfloat16) or another --device"
+    assert capsys.readouterr().err == f"trimtab: error: memory is full: {said}; {hint}\n"
 
 
 def test_an_interrupt_says_what_the_same_command_does(monkeypatch, capsys):

@@ -45,6 +45,27 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize(("batch", "hint"), [(64, "lower --batch-size to 32"), (1, "lower --n-features")])
+def test_a_step_that_does_not_fit_is_refused(
+    batch: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an earlier checkpoint stays, from which smaller steps could go on."""
+    real = Trainer._step
+
+    def step(self: Trainer, batch: Batch) -> object:
+        if self.step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    config = small(batch_size=batch, rows=8 * batch, checkpoint_every=1)
+    with Run.open(tmp_path / "run", "train", config) as run:
+        what = f"a training step of {batch} rows for 16 features: cpu has no room for it; {hint}"
+        with pytest.raises(UserError, match=what):
+            train(config, Spoilt(), run)
+        assert [path.name for path in checkpoint_files(run.file("checkpoints"))]
+
+
 class Spoilt(MemorySource):
     """Rows of which those of some steps make the loss overflow, or hold one that is not a number."""
 

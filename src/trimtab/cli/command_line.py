@@ -37,12 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"trimtab: error: {error.line}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not _is_for_want_of_memory(error):
+            raise
+        said = ". ".join(" ".join(str(error).split()).split(". ")[:2])
+        hint = "lower --batch-size, use a lower precision (--dtype bfloat16) or another --device"
+        print(f"trimtab: error: memory is full: {said or 'no more can be had'}; {hint}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\ntrimtab: stopped; {_after_a_stop(words)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has enough
         return 0
+
+
+def _is_for_want_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # which is not loaded for this
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def _dispatch(words: list[str]) -> int:

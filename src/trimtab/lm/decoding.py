@@ -16,6 +16,7 @@ from trimtab.errors import UserError
 from trimtab.lm.decode_stream import DecodeStream
 from trimtab.lm.editing import InterventionSource, check_is_source
 from trimtab.lm.edits import EditLog
+from trimtab.lm.memory import held_bytes, too_many_rows
 from trimtab.lm.model import LanguageModel, check_is_model
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
@@ -134,7 +135,7 @@ def decode(
 
     Raises:
         UserError: a prompt is empty, holds an unknown token, or the rows exceed the model's context; no token is
-            allowed, or one that the model does not have.
+            allowed, or one that the model does not have; the rows do not fit in the device's memory.
         RuntimeError: edits applied are not the positions asked for.
     """
     check_is_model(model)
@@ -174,15 +175,19 @@ def decode(
     stream = DecodeStream(model, source, batch_size=group, refill=False, prompt_cache=prompt_cache, ahead=ahead)
     for first in range(0, len(rows), repeats):
         stream.add(*rows[first : first + repeats])
-    longest = max(row.config.max_new_tokens for row in rows)
-    with model.products.kept() if longest >= MANY else nullcontext():
-        for step in stream:
-            if observe is not None:
-                numbers = torch.tensor([row.number for row in step.rows], device=model.device)
-                assert step.logits is not None
-                observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
-            if progress is not None and step.ended:
-                progress(len(step.ended))
+    longest, held = max(row.config.max_new_tokens for row in rows), held_bytes(model.device)
+    try:
+        with model.products.kept() if longest >= MANY else nullcontext():
+            for step in stream:
+                if observe is not None:
+                    numbers = torch.tensor([row.number for row in step.rows], device=model.device)
+                    assert step.logits is not None
+                    observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
+                if progress is not None and step.ended:
+                    progress(len(step.ended))
+    except torch.OutOfMemoryError as error:
+        tokens = max(len(row.prefix) + row.config.max_new_tokens for row in rows)
+        raise too_many_rows(model, min(group, len(rows)), tokens, held) from error
     same = ("token_ids", "decided_ids", "token_logp", "decided_logp", "entropy", "finish", "branch")
     columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in same}
     return Decoded(

@@ -88,8 +88,18 @@ class Trainer:
         """Take one step; log and save where it is time to.
 
         Raises:
-            UserError: rows, a loss or a gradient that is not finite (good checkpoints stay), or a full disk.
+            UserError: rows, a loss or a gradient that is not finite (good checkpoints stay), a full disk, or a step
+                that does not fit in the device's memory.
         """
+        try:
+            self._advance(batch)
+        except torch.OutOfMemoryError as error:
+            c = self.config
+            what = f"a training step of {c.batch_size} rows for {c.n_features} features"
+            hint = f"lower --batch-size to {c.batch_size // 2}" if c.batch_size > 1 else "lower --n-features"
+            raise UserError(what, f"{self.sae.b_dec.device} has no room for it", hint) from error
+
+    def _advance(self, batch: Batch) -> None:
         if is_measured(self.sae):
             self.sae.execution = fastest_execution(self.sae, batch.scaled(self.scale, self.sae.b_dec.dtype))
             self.run.record(execution=self.sae.execution)
