@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,12 +38,12 @@ def record(
     repeats: int = 1,
     cache: PromptCache | None = None,
     kept_bytes: int = divergence.KEPT_BYTES,
+    ahead: int = 1,
 ) -> tuple[Decoded, torch.Tensor]:
     recorder = DivergenceRecorder(model, source, kept_bytes=kept_bytes)
-    with recorder:
-        decoded = decode(
-            model, prompts_of(lengths), config, source, repeats=repeats, prompt_cache=cache, observe=recorder.see
-        )
+    decoded = decode(
+        model, prompts_of(lengths), config, source, repeats=repeats, prompt_cache=cache, observe=recorder, ahead=ahead
+    )
     return decoded, recorder.measure(decoded, cache)
 
 
@@ -107,14 +109,47 @@ def test_prompts_of_one_length(any_tiny: LanguageModel, sae: Standard) -> None:
     assert_total(any_tiny, source, decoded, kl)
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_steps_that_are_taken_ahead(any_tiny: LanguageModel, sae: Standard, repeats: int) -> None:
+    """Rows end in the middle of several steps; what is behind their ends counts nowhere."""
+    config = replace(SAMPLED, max_new_tokens=14)
+    decoded, kl = record(any_tiny, StaticSource(sae, 3, 0.8), config, repeats=repeats, ahead=5)
+    assert decoded.ahead == [5] * len(decoded)
+    assert len(set(map(len, decoded.token_ids))) > 2
+    assert_total(any_tiny, StaticSource(sae, 3, 0.8), decoded, kl)
+
+
+def test_what_is_seen_of_other_rows_than_were_asked_for_shows(
+    any_tiny: LanguageModel, sae: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: the rows of steps that were taken ahead are not those that are left."""
+    real = DivergenceRecorder.keep
+
+    def keep(self: DivergenceRecorder, rows: torch.Tensor, step: int, logits: Any, seen: Any) -> None:
+        real(self, rows, step, logits, [one.roll(1, 0) for one in seen])
+
+    monkeypatch.setattr(DivergenceRecorder, "keep", keep)
+    source, config = StaticSource(sae, 3, 0.8), replace(SAMPLED, max_new_tokens=14)
+    decoded, kl = record(any_tiny, source, config, ahead=5)
+    with pytest.raises(AssertionError):
+        assert_total(any_tiny, source, decoded, kl)
+
+
+def test_a_prompt_of_one_token_beside_longer_ones(tiny_llama: LanguageModel) -> None:
+    """They are fed apart, and then together."""
+    source = StaticSource(make_dictionary(tiny_llama), 3, 0.8)
+    config = DecodeConfig(max_new_tokens=5, stop_at_eos=False)
+    decoded, kl = record(tiny_llama, source, config, lengths=(4, 1, 6), repeats=2)
+    assert_total(tiny_llama, source, decoded, kl)
+
+
 @pytest.mark.parametrize("positions", ["all", "generated"])
 def test_forked_answers(positions: str, any_tiny: LanguageModel, sae: Standard) -> None:
     """Tokens that were given, edited or not, are fed to the unsteered model as they are."""
     source = StaticSource(sae, 3, 0.8, positions=positions)
     prompts, config = prompts_of((5, 9)), DecodeConfig(max_new_tokens=4, stop_at_eos=False)
     recorder = DivergenceRecorder(any_tiny, source)
-    with recorder:
-        decoded = decode(any_tiny, prompts, config, source, forced=[[7, 8, 9], [11]], repeats=2, observe=recorder.see)
+    decoded = decode(any_tiny, prompts, config, source, forced=[[7, 8, 9], [11]], repeats=2, observe=recorder)
     assert_total(any_tiny, source, decoded, recorder.measure(decoded))
 
 
@@ -136,10 +171,7 @@ def test_a_model_that_is_changed_otherwise(any_tiny: LanguageModel, kept_bytes: 
     cache = PromptCache(any_tiny)
     cache.load([prompt[:-1] for prompt in prompts_of((5, 9, 4))], 16)  # of the model as it is
     handle = any_tiny.layout.layers[1].module.register_forward_hook(add)
-    with recorder:
-        decoded = decode(
-            any_tiny, prompts_of((5, 9, 4)), config, repeats=repeats, prompt_cache=cache, observe=recorder.see
-        )
+    decoded = decode(any_tiny, prompts_of((5, 9, 4)), config, repeats=repeats, prompt_cache=cache, observe=recorder)
     handle.remove()
     steered = decode(any_tiny, prompts_of((5, 9, 4)), config, source, repeats=repeats)
     assert steered.token_ids == decoded.token_ids
@@ -170,10 +202,7 @@ def test_what_decoding_computed_is_not_computed_again(tiny_llama: LanguageModel)
     config = DecodeConfig(max_new_tokens=1, stop_at_eos=False)
     record(tiny_llama, source, config, cache=cache)  # fills the cache, and tries whether layers can be left out
     recorder = DivergenceRecorder(tiny_llama, source)
-    with recorder:
-        decoded = decode(
-            tiny_llama, prompts_of(LENGTHS), config, source, repeats=8, prompt_cache=cache, observe=recorder.see
-        )
+    decoded = decode(tiny_llama, prompts_of(LENGTHS), config, source, repeats=8, prompt_cache=cache, observe=recorder)
     with rows_fed(tiny_llama, 1) as below, rows_fed(tiny_llama, 2) as above:
         kl = recorder.measure(decoded, cache)
     assert below == []

@@ -30,7 +30,14 @@ from trimtab.lm.chosen import Chosen, on_host, told
 from trimtab.lm.steps_ahead import Steps, can_step_ahead
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
-from trimtab.steering import CombinedSource, DirectionTable, ReplaySource, StaticSource, trace_replay
+from trimtab.steering import (
+    CombinedSource,
+    DirectionTable,
+    DivergenceRecorder,
+    ReplaySource,
+    StaticSource,
+    trace_replay,
+)
 from trimtab.steering.random_arms import decode_controls
 from trimtab.steering.trace import Trace
 from trimtab.steering.trace_replay import replay_trace
@@ -207,7 +214,9 @@ def asking_refused(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("source", ["none", "static", "everywhere", "policy", "accumulated", "combined", "replay"])
+@pytest.mark.parametrize(
+    "source", ["none", "static", "everywhere", "policy", "accumulated", "combined", "replay", "recorded"]
+)
 def test_a_step_asks_the_device_nothing(
     tiny_gemma3: LanguageModel, name: str, source: str, ahead: Any, taken: list[int], asking_refused: None
 ) -> None:
@@ -224,7 +233,11 @@ def test_a_step_asks_the_device_nothing(
     }
     log = decode(tiny_gemma3, PROMPTS, SETTINGS[name], StaticSource(sae, 3, 0.5))
     ahead(6)
-    decode(tiny_gemma3, PROMPTS, SETTINGS[name], made[source]())
+    if source == "recorded":
+        steering = made["static"]()
+        decode(tiny_gemma3, PROMPTS, SETTINGS[name], steering, observe=DivergenceRecorder(tiny_gemma3, steering))
+    else:
+        decode(tiny_gemma3, PROMPTS, SETTINGS[name], made[source]())
     assert taken
 
 

@@ -201,7 +201,7 @@ class ItemSet:
         if kl and any(changed is not None for changed in (source, adapter, other)):
             to = None if other is None else setting.model
             recorder = DivergenceRecorder(other or setting.model, None if adapter else source, to=to)
-        with adapter.active() if adapter else nullcontext(), recorder or nullcontext():
+        with adapter.active() if adapter else nullcontext():
             decoded = asked.decode(
                 other or setting.model,
                 source,
@@ -211,7 +211,7 @@ class ItemSet:
                 batch_size=setting.batch_size,
                 prompt_cache=cache,
                 progress=setting.meter.advance,
-                observe=recorder.see if recorder else None,
+                observe=recorder,
             )
         measured = torch.zeros(len(decoded)) if kl else None
         if recorder is not None:

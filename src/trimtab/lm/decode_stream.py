@@ -28,6 +28,7 @@ from trimtab.lm.editing import (
 )  # fmt: skip
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.not_finite import not_finite_error
+from trimtab.lm.observing import StepRecorder
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import Row, check_prompt, check_tokens
 from trimtab.lm.running import RunningRows
@@ -45,6 +46,8 @@ class DecodeStep(NamedTuple):
     """What they chose from. They stay as they are and may be kept; None of steps that were taken ahead."""
     ended: list[Row]
     """Rows that ended with this token."""
+    seen: Sequence[Tensor] = ()
+    """What a recorder saw of the rows."""
 
 
 class DecodeStream:
@@ -68,6 +71,7 @@ class DecodeStream:
         ahead: steps that may be taken before what they chose is looked at, which a GPU replays as one graph each. Rows
             join between them. Where a step cannot be taken so (`can_step_ahead`, rows that choose in different ways),
             each is looked at.
+        recorder: watches each forward pass; what it saw of a step's rows is in `DecodeStep.seen`.
 
     Raises:
         UserError: the model does not decode rightly from a cache, or `ahead` is below 1.
@@ -82,12 +86,13 @@ class DecodeStream:
         refill: bool = True,
         prompt_cache: PromptCache | None = None,
         ahead: int = 1,
+        recorder: StepRecorder | None = None,
     ) -> None:
         model.require("decode")
         if ahead < 1:
             raise UserError(f"ahead = {ahead}", "it must be at least 1", "change it")
         self.model, self.batch_size, self.refill, self._prompt_cache = model, batch_size, refill, prompt_cache
-        self._runner = None if source is None else SourceRunner(model, source)
+        self._runner, self._recorder = None if source is None else SourceRunner(model, source), recorder
         self._started = self._failed = False
         self._waiting: deque[list[Row]] = deque()
         self._running: RunningRows | None = None
@@ -96,9 +101,9 @@ class DecodeStream:
         able = ahead > 1 and can_step_ahead(model, self._runner)
         self.ahead = ahead if able else 1
         """Steps that may be taken before what they chose is looked at."""
-        self._steps = Steps(model, self._runner, ahead) if able else None
-        self._told: deque[list[Any]] = deque()
-        """Of each step that was taken ahead, what rows chose."""
+        self._steps = Steps(model, self._runner, ahead, recorder) if able else None
+        self._told: deque[tuple[list[Any], list[Tensor]]] = deque()
+        """Of each step that was taken ahead, what rows chose, and what was seen of them."""
         self._free: list[int] = []
         """Indices of rows that have left, for rows to come."""
 
@@ -173,26 +178,33 @@ class DecodeStream:
             if not count or not self._take(self._running, count):
                 self._running.feed()
         if self._told:
-            return self._recorded(self._running, self._told.popleft(), None)
+            assert self._running is not None
+            chosen, seen = self._told.popleft()
+            return self._recorded(self._running, chosen, None, seen)
         while rows := self._next_rows():
             fresh = RunningRows(
-                self.model, self._runner, [row for copies in rows for row in copies], len(rows[0]), self._prompt_cache
-            )
+                self.model, self._runner, [row for copies in rows for row in copies], len(rows[0]), self._prompt_cache,
+                self._recorder,
+            )  # fmt: skip
             if self._running is None:
                 self._running = fresh
             else:
                 self._running.join(fresh)
         running = self._running
         assert running is not None
-        return self._recorded(running, self._choose(running), running.logits)
+        return self._recorded(running, self._choose(running), running.logits, running.seen)
 
-    def _recorded(self, running: RunningRows | None, chosen: list[list[Any]], logits: Tensor | None) -> DecodeStep:
+    def _recorded(
+        self, running: RunningRows, chosen: list[Any], logits: Tensor | None, seen: Sequence[Tensor]
+    ) -> DecodeStep:
         """A step whose choices rows are told of; those that have ended leave."""
-        assert running is not None
-        rows = [row for row in running.rows if not row.finish]
+        places = [place for place, row in enumerate(running.rows) if not row.finish]
+        rows = [running.rows[place] for place in places]
+        if len(rows) < len(running.rows):
+            seen = [of_all[places] for of_all in seen]
         self._record(running.rows, chosen)
         ended = [row for row in rows if row.finish]
-        step = DecodeStep(rows, logits, ended)
+        step = DecodeStep(rows, logits, ended, seen)
         self._leave(ended)
         return step
 
@@ -213,7 +225,7 @@ class DecodeStream:
         assert self._steps is not None
         (way,) = ways_of(running.rows)
         try:
-            chosen = self._steps.take(running, way, given_tokens(running.rows, count), count)
+            chosen, seen = self._steps.take(running, way, given_tokens(running.rows, count), count)
         except torch.OutOfMemoryError:
             self._steps = None
             print(
@@ -223,7 +235,9 @@ class DecodeStream:
             )
             return False
         columns = told(chosen)
-        self._told.extend([None if column is None else column[step] for column in columns] for step in range(count))
+        for step in range(count):
+            of_step = [None if column is None else column[step] for column in columns]
+            self._told.append((of_step, [of_all[step] for of_all in seen]))
         return True
 
     def _start(self, rows: list[Row]) -> None:

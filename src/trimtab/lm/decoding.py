@@ -9,15 +9,14 @@ from itertools import accumulate, chain
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.decode_stream import DecodeStream
+from trimtab.lm.decode_stream import DecodeStep, DecodeStream
 from trimtab.lm.editing import InterventionSource, check_is_source
 from trimtab.lm.edits import EditLog
 from trimtab.lm.memory import held_bytes, too_many_rows
 from trimtab.lm.model import LanguageModel, check_is_model
+from trimtab.lm.observing import Observe, StepRecorder
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import DecodeConfig, Row, check_prompts
 from trimtab.lm.steps_ahead import usual_steps
@@ -81,11 +80,6 @@ class Decoded:
         return len(self.prompts[row]) + len(self.forced[row])
 
 
-Observe = Callable[[Int[Tensor, " B"], int, Float[Tensor, "B V"]], None]
-"""Called at each choice with the unfinished rows of a batch, how many tokens each had chosen, and their logits, which
-stay as they are and may be kept."""
-
-
 def decode(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -101,7 +95,7 @@ def decode(
     lengths: Sequence[int] | None = None,
     prompt_cache: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
-    observe: Observe | None = None,
+    observe: Observe | StepRecorder | None = None,
     ahead: int | None = None,
 ) -> Decoded:
     """Decode continuations of prompts, steered by a source if there is one.
@@ -126,9 +120,10 @@ def decode(
         prompt_cache: holds the keys and values of prompts from call to call. Not used where a source asks for positions
             before the last prompt token, where tokens are forced, or a prompt is a single token.
         progress: called with the number of rows whenever some have ended.
-        observe: shown the logits of every choice; see `Observe`.
+        observe: is called with the logits of every choice (see `Observe`), or records steps.
         ahead: steps that may be taken before what they chose is looked at; see `DecodeStream`. By default as many as
-            pay on the model's device (`usual_steps`), and one with `observe`, which allows no more.
+            pay on the model's device (`usual_steps`), and one where something is called at every choice, which allows
+            no more.
 
     Returns:
         Tokens, texts, log-probabilities and the log of edits.
@@ -142,9 +137,11 @@ def decode(
     if source is not None:
         check_is_source(source)
     config = config or DecodeConfig()
+    recorder = observe if isinstance(observe, StepRecorder) else None
+    called = observe is not None and recorder is None
     if ahead is None:
-        ahead = usual_steps(model) if observe is None else 1
-    if observe is not None and ahead > 1:
+        ahead = 1 if called else usual_steps(model)
+    if called and ahead > 1:
         raise UserError(f"ahead = {ahead}", "what observes is shown each step", "leave out one of them")
     if repeats < 1:
         raise UserError(f"repeats = {repeats}", "it must be at least 1", "change it")
@@ -172,7 +169,9 @@ def decode(
         for number, i in enumerate(copies)
     ]
     group = max(1, config.batch_size // repeats) * repeats
-    stream = DecodeStream(model, source, batch_size=group, refill=False, prompt_cache=prompt_cache, ahead=ahead)
+    stream = DecodeStream(
+        model, source, batch_size=group, refill=False, prompt_cache=prompt_cache, ahead=ahead, recorder=recorder
+    )
     for first in range(0, len(rows), repeats):
         stream.add(*rows[first : first + repeats])
     longest, held = max(row.config.max_new_tokens for row in rows), held_bytes(model.device)
@@ -180,9 +179,7 @@ def decode(
         with model.products.kept() if longest >= MANY else nullcontext():
             for step in stream:
                 if observe is not None:
-                    numbers = torch.tensor([row.number for row in step.rows], device=model.device)
-                    assert step.logits is not None
-                    observe(numbers, len(step.rows[0].token_ids) - 1, step.logits)
+                    _show(observe, step, model.device)
                 if progress is not None and step.ended:
                     progress(len(step.ended))
     except torch.OutOfMemoryError as error:
@@ -201,6 +198,16 @@ def decode(
         ahead=[stream.ahead] * len(rows),
         allowed_logp=[] if allowed is None else [row.allowed_logp for row in rows],
     )
+
+
+def _show(observe: Observe | StepRecorder, step: DecodeStep, device: torch.device) -> None:
+    numbers = torch.tensor([row.number for row in step.rows], device=device)
+    chosen = len(step.rows[0].token_ids) - 1
+    if isinstance(observe, StepRecorder):
+        observe.keep(numbers, chosen, step.logits, step.seen)
+    else:
+        assert step.logits is not None
+        observe(numbers, chosen, step.logits)
 
 
 def _of_length(config: DecodeConfig, length: int) -> DecodeConfig:

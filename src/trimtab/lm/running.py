@@ -5,6 +5,7 @@ Whole prompts at first (once for all copies of a prompt), then one token per row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.observing import StepRecorder
 from trimtab.lm.prompt_cache import PromptCache
 from trimtab.lm.row import Row
 from trimtab.lm.sampling import pack_allowed
@@ -30,12 +32,14 @@ class RunningRows:
         rows: copies of a prompt side by side.
         copies: of each prompt.
         prompt_cache: holds keys and values of prompts; see `decode`.
+        recorder: watches each forward pass.
 
     Attributes:
         logits: `[B, V]` of each row's next token.
         held: `[B]` tokens in the cache, padding excluded.
         ids: `[B]` the tokens to feed next.
         allowed: `[B, A]` what each row may choose from (see `pack_allowed`), if that is restricted in any.
+        seen: what the recorder saw of each row at its last pass.
     """
 
     def __init__(
@@ -45,8 +49,10 @@ class RunningRows:
         rows: list[Row],
         copies: int,
         prompt_cache: PromptCache | None,
+        recorder: StepRecorder | None = None,
     ) -> None:
-        self.model, self._runner, self.rows = model, runner, rows
+        self.model, self._runner, self.rows, self._recorder = model, runner, rows, recorder
+        self.seen: Sequence[Tensor] = ()
         known = [(r.number, r.index, len(r.prompt), r.config.seed, r.sample, r.branch) for r in rows]
         self.columns = RowColumns(*torch.tensor(known, device=model.device).unbind(1))
         self.held = torch.zeros(len(rows), dtype=torch.long, device=model.device)
@@ -110,8 +116,12 @@ class RunningRows:
 
     def _forward(self, batch: TokenBatch, held: Int[Tensor, " B"] | None = None, last: int = 1) -> Float[Tensor, "B V"]:
         padded = self.cache.length > 0 and any(row.length - 1 != self.cache.length for row in self.rows)
-        with edited(self.model, self._runner.edits()) if self._runner else nullcontext():
+        with (
+            self._recorder.watching() if self._recorder else nullcontext(),
+            edited(self.model, self._runner.edits()) if self._runner else nullcontext(),
+        ):
             logits = self.model.forward(batch, cache=self.cache, past_lengths=held if padded else None, last=last)
+            self.seen = self._recorder.seen(len(self.rows)) if self._recorder else ()
         return logits.reshape(-1, logits.shape[-1])
 
     def part(self) -> None:
@@ -142,6 +152,7 @@ class RunningRows:
             torch.cat([ours, added])
             for ours, added in ((self.held, other.held), (self.ids, other.ids), (self.logits, other.logits))
         )
+        self.seen = [torch.cat(both) for both in zip(self.seen, other.seen, strict=True)]
 
     def _pack_allowed(self) -> Int[Tensor, "B A"] | None:
         if all(row.allowed is None for row in self.rows):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from trimtab.lm.batch import TokenBatch
@@ -26,6 +26,7 @@ from trimtab.lm.chosen import Chosen, Way, choose
 from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.observing import StepRecorder
 from trimtab.lm.precision import Precision, product_precision
 from trimtab.lm.row import Row
 from trimtab.lm.running import RunningRows
@@ -52,7 +53,7 @@ class _Shape:
 
     def __init__(
         self, model: LanguageModel, runner: SourceRunner | None, running: RunningRows, rows: Tensor, capacity: int,
-        way: Way, taught: bool, ahead: int,
+        way: Way, taught: bool, ahead: int, recorder: StepRecorder | None,
     ) -> None:  # fmt: skip
         device, size = model.device, len(rows)
         self.rows = len(running.rows)
@@ -61,8 +62,9 @@ class _Shape:
         self.places = torch.arange(capacity, device=device)
         self.which = torch.arange(size, device=device)[:, None]
         self.given = torch.full((ahead, size), -1, device=device) if taught else None
+        self.recorder, self.n_seen = recorder, 0
         self.records: list[Tensor] = []
-        """Of each step what was chosen, seen and logged, one tensor each."""
+        """Of each step what was chosen, what the recorder saw, and what was edited, one tensor each."""
         steered = "" if runner is None else f" steered by {type(runner.source).__name__}"
         self.captured = Captured(device, f"decoding with {model.name}{steered}")
         self.ids, self.held = running.ids[rows], running.held[rows]
@@ -95,8 +97,10 @@ class _Shape:
         self.length = running.cache.length
         self.place.fill_(self.length)
 
-    def take(self, running: RunningRows, given: Int[Tensor, "N B"] | None, count: int) -> Chosen:
-        """Take some steps of rows that are loaded, and hand over what they did."""
+    def take(
+        self, running: RunningRows, given: Int[Tensor, "N B"] | None, count: int
+    ) -> tuple[Chosen, list[Shaped[Tensor, "N B ..."]]]:
+        """Take some steps of rows that are loaded, and hand over what they did and what was seen of them."""
         rows = self.rows
         self.step.zero_()
         pays = self.captured.is_captured or max(row.tokens_left for row in running.rows) >= PAYS
@@ -113,6 +117,7 @@ class _Shape:
         records = iter(self.records)
         width = 5 if self.allowed is None else 6
         columns = [record[:count, :rows] for record in itertools.islice(records, width)]
+        watched = [record[:count, :rows].clone() for record in itertools.islice(records, self.n_seen)]
         if self.runner is not None:
             sites, names = len(self.runner.sites), [*EditLog.empty().columns]
             kept = [
@@ -124,7 +129,7 @@ class _Shape:
                 flat = [record[:count, :rows].clone().flatten(0, 1) for record in found]
                 parts.append(replace(EditLog.empty(), **dict(zip(names, flat, strict=True))))
             self.runner.keep(kept, parts)
-        return Chosen(*columns, *([None] if width == 5 else []))
+        return Chosen(*columns, *([None] if width == 5 else [])), watched
 
     def _proven(self, replayed: Callable[[], Tensor | None]) -> bool:
         """Whether what replays a step does what the step does; rows stay where they are, and what a source keeps of
@@ -146,9 +151,14 @@ class _Shape:
         with nullcontext(([], [])) if runner is None else runner.apart() as (visits, parts):
             if runner is not None:
                 runner.aim(self.ids[:, None], held[:, None], self.columns, self.which, chooses=True)
-            with nullcontext() if runner is None else edited(model, runner.edits()):
+            with (
+                nullcontext() if self.recorder is None else self.recorder.watching(),
+                nullcontext() if runner is None else edited(model, runner.edits()),
+            ):
                 logits = self._logits()
-        seen = [*visits, *(column for part in parts for column in part.columns.values())]
+                watched = [] if self.recorder is None else self.recorder.seen(len(held))
+        self.n_seen = len(watched)
+        seen = [*watched, *visits, *(column for part in parts for column in part.columns.values())]
         u = None
         if self.way.temperature > 0:
             u = uniform(self.columns.seed, self.columns.sample, self.columns.branch, held)
@@ -188,15 +198,21 @@ class Steps:
         model: the model, of which `can_step_ahead` is true.
         runner: applies the source's edits, if there is one.
         ahead: steps at most before what they chose is looked at.
+        recorder: watches each forward pass.
     """
 
-    def __init__(self, model: LanguageModel, runner: SourceRunner | None, ahead: int) -> None:
-        self.model, self.runner, self.ahead = model, runner, ahead
+    def __init__(
+        self, model: LanguageModel, runner: SourceRunner | None, ahead: int, recorder: StepRecorder | None = None
+    ) -> None:
+        self.model, self.runner, self.ahead, self.recorder = model, runner, ahead, recorder
         self._shapes: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
         self._size = 0
 
-    def take(self, running: RunningRows, way: Way, given: Sequence[Sequence[int]] | None, count: int) -> Chosen:
-        """What running rows choose at so many steps, of which each may take as many by its `max_new_tokens`.
+    def take(
+        self, running: RunningRows, way: Way, given: Sequence[Sequence[int]] | None, count: int
+    ) -> tuple[Chosen, list[Shaped[Tensor, "N B ..."]]]:
+        """What running rows choose at so many steps, of which each may take as many by its `max_new_tokens`; and what
+        the recorder saw of each row.
 
         Args:
             running: the rows.
@@ -218,7 +234,8 @@ class Steps:
         if shape is None:
             while len(self._shapes) >= GRAPHS:
                 self._shapes.popitem(last=False)
-            shape = _Shape(self.model, self.runner, running, index, capacity, way, given is not None, self.ahead)
+            taught = given is not None
+            shape = _Shape(self.model, self.runner, running, index, capacity, way, taught, self.ahead, self.recorder)
         else:
             shape.load(running, index)
         self._shapes[key] = shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,9 +62,7 @@ def roll_out(
     """
     recorder = DivergenceRecorder(model, source) if source is not None and kl_penalty else None
     began = time.perf_counter()
-    with recorder or nullcontext():
-        see = recorder.see if recorder else None
-        decoded = prompts.decode(model, source, prompt_cache=prompt_cache, observe=see, **options)
+    decoded = prompts.decode(model, source, prompt_cache=prompt_cache, observe=recorder, **options)
     seconds = time.perf_counter() - began
     outcomes = prompts.outcomes(decoded)
     length = torch.tensor([len(ids) for ids in decoded.token_ids])

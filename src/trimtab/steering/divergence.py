@@ -3,15 +3,15 @@
 Decoding has computed half of it already: the logits of every choice, and every activation below the first edited site,
 which depends on the tokens alone and is therefore the unsteered model's as well. Both are kept. What is left is the
 layers above the site and the head, unedited, over the finished answers: all positions at once, behind the prompts'
-cached keys and values, once for all rows with equal prompts and tokens. Where logits are too many to be kept, what the
-head read is kept instead, and multiplied again.
+cached keys and values, once for all rows with equal prompts and tokens. Where logits are too many to be kept, or are
+those of steps that were taken ahead, what the head read is kept instead, and multiplied again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import NamedTuple, Self
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -43,8 +43,8 @@ class _Choices(NamedTuple):
 class DivergenceRecorder:
     """Keeps what a decode call computes, and measures afterwards how far each choice was from the unsteered model's.
 
-        with DivergenceRecorder(model, source) as recorder:
-            decoded = decode(model, prompts, config, source, observe=recorder.see)
+        recorder = DivergenceRecorder(model, source)
+        decoded = decode(model, prompts, config, source, observe=recorder)
         kl = recorder.measure(decoded, prompt_cache)
 
     Args:
@@ -69,27 +69,31 @@ class DivergenceRecorder:
         self._bytes_left = kept_bytes
         self._kept: list[_Choices] = []
         self._seen: dict[str, Tensor] = {}
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        if self._layer:  # registered before decoding registers its edits, so that it sees what is not edited
-            below = input_site(self._layer)
-            self._stack.enter_context(edited(self.model, {below: lambda x: self._seen.update(lower=x)}))
-        head = self.model.layout.head.register_forward_pre_hook(lambda _module, args: self._seen.update(read=args[0]))
-        self._stack.callback(head.remove)
-        return self
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what the head reads, and the input of the first layer that may be edited."""
+        below = {input_site(self._layer): lambda x: self._seen.update(lower=x)} if self._layer else {}
+        with edited(self.model, below), ExitStack() as stack:
+            head = self.model.layout.head.register_forward_pre_hook(lambda _, args: self._seen.update(read=args[0]))
+            stack.callback(head.remove)
+            yield
+        self._seen = {}
 
-    def __exit__(self, *_error: object) -> None:
-        self._stack.close()
+    def seen(self, rows: int) -> list[Float[Tensor, "B d"]]:
+        """What the head read of each row, and what that layer was given."""
+        return [_of_rows(self._seen[name], rows) for name in ("read", "lower") if name in self._seen]
 
-    def see(self, rows: Int[Tensor, " B"], step: int, logits: Float[Tensor, "B V"]) -> None:
-        """Keep one choice; what `decode` takes as `observe`."""
-        seen = {name: _of_rows(x, len(rows)) for name, x in self._seen.items()}
-        self._bytes_left -= logits.nbytes
-        fits = self._bytes_left >= 0
-        self._kept.append(
-            _Choices(rows.cpu(), step, logits if fits else None, None if fits else seen["read"], seen.get("lower"))
-        )
+    def keep(
+        self, rows: Int[Tensor, " B"], step: int, logits: Float[Tensor, "B V"] | None, seen: Sequence[Tensor]
+    ) -> None:
+        """Keep one choice; see `StepRecorder`."""
+        read, *lower = seen
+        if logits is not None:
+            self._bytes_left -= logits.nbytes
+        kept = logits if self._bytes_left >= 0 else None
+        lowest = lower[0] if lower else None
+        self._kept.append(_Choices(rows.cpu(), step, kept, None if kept is not None else read, lowest))
 
     @torch.no_grad()
     def measure(self, decoded: Decoded, prompt_cache: PromptCache | None = None) -> Float[Tensor, "N T"]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,12 +141,11 @@ class Writer(NamedTuple):
         recorder = None
         if kl_to is not None and (source is not None or kl_to is not model):
             recorder = DivergenceRecorder(model, source, to=None if kl_to is model else kl_to)
-        with recorder or nullcontext():
-            decoded = decode(
-                model, [ids[prompt] for _, prompt, _ in rows], self.decoding, source,
-                samples=[self.keys[prompt] + i * len(self.keys) for _, prompt, i in rows],
-                branches=[0] * len(rows), progress=self.progress, observe=recorder.see if recorder else None,
-            )  # fmt: skip
+        decoded = decode(
+            model, [ids[prompt] for _, prompt, _ in rows], self.decoding, source,
+            samples=[self.keys[prompt] + i * len(self.keys) for _, prompt, i in rows],
+            branches=[0] * len(rows), progress=self.progress, observe=recorder,
+        )  # fmt: skip
         tokens = _lengths(decoded)
         nats = None if kl_to is None else np.zeros(len(rows))
         if recorder is not None:
