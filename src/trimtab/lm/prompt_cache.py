@@ -18,6 +18,7 @@ from torch import Tensor
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.cache import GrowingCache, GrowingLayer
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.transfers import to_device
 
 SHARED = 8
 """Tokens at least that prompts begin with alike for these to be fed apart."""
@@ -62,7 +63,9 @@ class PromptCache:
         wanted = [tuple(head) for head in heads]
         self._compute([head for head in dict.fromkeys(wanted) if head not in self._held])
         cache = self.model.new_cache(reserve=reserve)
-        index = _padded([self._held[head] for head in wanted], [len(head) for head in wanted])
+        index = to_device(
+            _padded([self._held[head] for head in wanted], [len(head) for head in wanted]), self.model.device
+        )
         for layer, kept in zip(cache.growing, self._kept, strict=True):
             layer.gather(kept.keys, kept.values, index)
         for head in wanted:
@@ -118,6 +121,7 @@ class PromptCache:
         start = self._room(cache, sum(lengths))
         rows = torch.arange(len(part)).repeat_interleave(torch.tensor(lengths))
         times = torch.cat([torch.arange(length) for length in lengths])
+        rows, times = (to_device(one, self.model.device) for one in (rows, times))
         for layer, kept in zip(cache.growing, self._kept, strict=True):
             assert layer.keys is not None
             assert layer.values is not None
@@ -137,7 +141,7 @@ class PromptCache:
                 [torch.zeros(1, dtype=torch.long)]
                 + [torch.arange(start, start + len(head)) for head, start in self._held.items()]
             )
-            needed = len(order) + count
+            order, needed = to_device(order, self.model.device), len(order) + count
             capacity = max(needed, min(2 * needed, self.max_bytes // self._token_bytes))
             for kept in self._kept:
                 kept.move(order, capacity)
