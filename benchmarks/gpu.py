@@ -100,7 +100,8 @@ def main() -> None:
             continue
         left = LIMIT - (time.monotonic() - began)
         result[name] = []
-        for row in run_section(name, [*section.parts(setup)], options.device, min(section.seconds, left)):
+        seconds = left if options.small else min(section.seconds, left)
+        for row in run_section(name, [*section.parts(setup)], options.device, seconds):
             print(line(name, row), flush=True)
             result[name].append(dataclasses.asdict(row))
         free_memory(options.device)

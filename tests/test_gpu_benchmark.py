@@ -55,7 +55,7 @@ def test_all_sections_run_at_tiny_sizes(tmp_path: Path) -> None:
     (policy,) = [row for row in found["decode"] if row["what"] == "tiny 3 rows, policy"]
     assert set(policy["over"]) == {"generate", "unsteered"}
     for row in found["decode"] + found["training"] + found["scoring"]:
-        assert 0 < row["of_floor"] < 1
+        assert row["of_floor"] > 0  # which was measured at another moment
     assert found["floors"]["gigabytes_per_second"] > 0
     assert set(found["floors"]["gigaflops_per_second"]) == {"float32"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from planted_wishes import (
     texts_wish,
     words_wish,
 )  # fmt: skip
+from rich.console import Console
 
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
@@ -34,11 +36,12 @@ from trimtab.finding import search as search_module
 from trimtab.finding import sets as sets_module
 from trimtab.finding import ways as ways_module
 from trimtab.finding.examples import divide
-from trimtab.finding.result import FOUND, RANDOM
+from trimtab.finding.result import FOUND, HARDLY_DIFFER, RANDOM
 from trimtab.finding.search import Search
 from trimtab.finding.wish_score import wish_score
 from trimtab.finding.wishes import WrittenPair
 from trimtab.lm import DecodeConfig, LanguageModel, decode, quick
+from trimtab.stats import Interval, number_text
 from trimtab.steering import load
 from trimtab.tasks import PromptTask
 
@@ -425,6 +428,28 @@ def test_what_is_found_steers(ground: Ground) -> None:
     prompt = ground.model.encode_text("bcd\n")
     plain, steered = (decode(ground.model, [prompt], ONE, source).texts for source in (None, found.source))
     assert steered == ["Y"] != plain
+
+
+def test_the_headline_of_a_yes_says_what_speaks_against_it(ground: Ground, tmp_path: Path) -> None:
+    found = search(ground, contrast_wish(40), run=tmp_path / "run")
+    lead = found.over_random
+    assert found.yes
+    assert f"{number_text(lead, '+.3g')} above random features at equal dose" in found.headline()
+    console = Console(record=True, width=200)
+    console.print(found)
+    assert f"steer with it: trimtab steer … --with {tmp_path / 'run'}" in console.export_text().replace("\n", "")
+    below, above = (Interval(estimate=a, low=a - 0.2, high=a + 0.2, n=16) for a in (-0.3, 0.1))
+    others = [replace(found.random, name=name, behind=below) for name in ("prompting", "a vector")]
+    ways = [replace(way, behind=above) if way.name == RANDOM else way for way in found.ways]
+    doubt = f"{HARDLY_DIFFER}: of those"
+    said = replace(found, ways=(*ways, *others), notes=(doubt, "another note"), budget="KL=0.000001").headline()
+    assert "; at equal price not shown to be above them (+0.1 [-0.1, +0.3])" in said
+    assert "; prompting and a vector do more" in said
+    assert f"; {doubt}" in said
+    assert "another note" not in said
+    assert "(more than the budget, on other text)" in said
+    for phrase in ("not shown to be above", "do more", HARDLY_DIFFER, "more than the budget"):
+        assert phrase not in found.headline()
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[Callable[[LanguageModel], object], str]] = {
     "twice": (lambda _: Words(prompts=("a", "a"), more=("b",)), "the prompts: one is given twice"),
     "few": (
         lambda m: divide(contrast_wish(14).examples(m), (12, 12, 24)),
-        "14 examples: they make 4 candidates, 3 choice, 7 report; at least 4 are needed for choice; give 16 or more",
+        "14 examples: they make 4 candidates, 3 choice, 7 report; at least 4 are needed for choice; give 15 or more",
     ),
     "long": (
         lambda m: check_lengths(m, LONG.examples(m).answered),
@@ -204,7 +204,7 @@ def test_what_is_refused(ground: Ground, case: str) -> None:
 
 
 def test_too_few_examples_say_how_many_are_needed(ground: Ground) -> None:
-    with pytest.raises(UserError, match="at least 4 are needed for candidates; give 16 or more"):
+    with pytest.raises(UserError, match="at least 4 are needed for candidates; give 15 or more"):
         divide(contrast_wish(10).examples(ground.model), (12, 12, 24))
 
 

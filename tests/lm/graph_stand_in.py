@@ -12,7 +12,8 @@ from trimtab.lm.captured import Captured
 
 
 class StandIn:
-    """Does the work that was captured at the addresses that it had then, whatever is called afterwards."""
+    """Does the work that was captured, into the place of its result then. Unlike a graph it reads anew what a function
+    holds otherwise."""
 
     def __init__(self, function: Callable[[], Tensor | None]) -> None:
         self.function, self.replays = function, 0

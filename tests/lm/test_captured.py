@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trimtab.lm import LanguageModel
 from trimtab.lm import captured as captured_module
 from trimtab.lm.captured import WARM, Captured, are_near, is_watched
+from trimtab.lm.precision import FLOAT32, ProductPrecision
 
 CPU = torch.device("cpu")
 
@@ -88,7 +89,7 @@ def test_a_graph_that_gives_something_else_is_not_used(
         self.found *= 1.001
 
     monkeypatch.setattr(StandIn, "replay", replay)
-    captured_module._say.cache_clear()
+    captured_module.say_once.cache_clear()
     check_results(Captured(CPU, "adding"))
     assert [graph.replays for graph in graphs] == [1]
     assert capsys.readouterr().err.endswith(
@@ -107,9 +108,12 @@ def test_a_graph_that_gives_something_else_is_not_used(
     ],
 )
 def test_what_is_near(found: list[float], near: bool) -> None:
-    assert are_near(torch.tensor(found, dtype=torch.float32), torch.tensor([1.0, 2.0])) is near
+    assert are_near(torch.tensor(found, dtype=torch.float32), torch.tensor([1.0, 2.0]), FLOAT32) is near
     endless = torch.tensor([*found, float("-inf")])
-    assert are_near(endless, torch.tensor([1.0, 2.0, float("-inf")])) is near
+    assert are_near(endless, torch.tensor([1.0, 2.0, float("-inf")]), FLOAT32) is near
+    coarse = ProductPrecision("bfloat16", 2.0**-8)
+    assert are_near(torch.tensor([1.0, 2.05]), torch.tensor([1.0, 2.0]), coarse)
+    assert not are_near(torch.tensor([1, 3]), torch.tensor([1, 2]), coarse)
 
 
 def test_hooks_that_transformers_leaves_do_not_watch(tiny_llama: LanguageModel) -> None:
@@ -142,7 +146,7 @@ def test_what_cannot_be_captured_is_called_each_time_and_said_once(
     for name in ("device", "stream", "current_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, Context)
     monkeypatch.setattr(torch.cuda, "graph", NoGraphs)
-    captured_module._say.cache_clear()
+    captured_module.say_once.cache_clear()
     for _ in range(2):
         made = Captured(CPU, "adding")
         made.captures = True

@@ -149,13 +149,20 @@ def test_a_reward_that_is_not_finite_names_its_row(policy: Policy, roll_out: Rol
         Learner(policy, PPOConfig()).update(decisions, reward, generator=torch.Generator())
 
 
-def test_a_gradient_that_is_not_finite_is_refused(policy: Policy, roll_out: RollOut) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gradient_that_is_not_finite_is_refused(late: bool, policy: Policy, roll_out: RollOut) -> None:
+    """And changes no weights, be it noticed at once or when a batch is done."""
     decisions = roll_out("none").source.decisions
     reward, learner = torch.ones(decisions.valid.shape), Learner(policy, PPOConfig(epochs=2))
+    if late:
+        learner.waits_for_nothing = True
+        learner.optimiser = torch.optim.Adam(learner.parameters, fused=True)
+    before = copy.deepcopy(policy.state_dict())
     hook = learner.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(UserError, match=r"the gradient: it is not finite; lower --ppo\.lr"):
         learner.update(decisions, reward, generator=torch.Generator())
     hook.remove()
+    assert all(torch.equal(weight, before[name]) for name, weight in policy.state_dict().items())
 
 
 class _Waits(TorchDispatchMode):
@@ -175,6 +182,7 @@ class _Waits(TorchDispatchMode):
 
 def waits_of(policy: Policy, decisions: Decisions, config: PPOConfig) -> int:
     reward, learner = torch.ones(decisions.valid.shape), Learner(copy.deepcopy(policy), config)
+    learner.waits_for_nothing = True
     learner.optimiser.step = lambda: None  # type: ignore[method-assign]  # torch's own counts its steps on the host
     with _Waits() as waits:
         learner.update(decisions, reward, generator=torch.Generator().manual_seed(0))

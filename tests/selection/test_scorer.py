@@ -367,10 +367,10 @@ def test_batches_of_one_size_are_one_graph(any_tiny: LanguageModel, site: str, g
 def put_each_batch_elsewhere(patch: pytest.MonkeyPatch) -> None:
     original = prefix.PrefixContinuation.last_hidden
 
-    def last_hidden(self, delta):  # type: ignore[no-untyped-def]
+    def last_hidden(self, delta, *more):  # type: ignore[no-untyped-def]
         if self._stack is not None:
             self._stack.delta = self._stack.delta.clone()
-        return original(self, delta)
+        return original(self, delta, *more)
 
     patch.setattr(prefix.PrefixContinuation, "last_hidden", last_hidden)
 
@@ -378,8 +378,8 @@ def put_each_batch_elsewhere(patch: pytest.MonkeyPatch) -> None:
 def hand_out_the_graphs_own_place(patch: pytest.MonkeyPatch) -> None:
     original = Captured.__call__
 
-    def call(self, function, *, replay):  # type: ignore[no-untyped-def]
-        found = original(self, function, replay=replay)
+    def call(self, function, **how):  # type: ignore[no-untyped-def]
+        found = original(self, function, **how)
         return self._found if self._graph is not None else found
 
     patch.setattr(Captured, "__call__", call)
@@ -475,7 +475,7 @@ def check_a_batch_asks_nothing(model: LanguageModel, reducers: dict[str, Callabl
     directions = torch.nn.functional.normalize(deltas(70, model.d_model), dim=-1)
     scorer.score(directions, torch.ones(70), reducers)
     with torch.no_grad(), NothingAsked():
-        scorer._reduced(0, directions, torch.ones(70), reducers)
+        scorer._reduced(0, directions, torch.ones(70), reducers, 0)
 
 
 def test_a_batch_asks_the_device_nothing(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,11 +494,11 @@ def room_for(most: int, patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Memory for so many edits at once; how many were tried."""
     tried, original = list[int](), prefix.PrefixContinuation.last_hidden
 
-    def last_hidden(self, delta):  # type: ignore[no-untyped-def]
+    def last_hidden(self, delta, *more):  # type: ignore[no-untyped-def]
         tried.append(len(delta))
         if len(delta) > most:
             raise torch.OutOfMemoryError("out of memory")
-        return original(self, delta)
+        return original(self, delta, *more)
 
     with patch.context() as context:
         context.setattr(prefix.PrefixContinuation, "last_hidden", last_hidden)

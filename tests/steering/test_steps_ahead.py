@@ -329,7 +329,7 @@ def test_a_graph_that_does_something_else_is_not_used(
         real(self)
 
     monkeypatch.setattr(StandIn, "replay", replay)
-    captured._say.cache_clear()
+    captured.say_once.cache_clear()
     ahead(5)
     check_alike(decode(tiny_llama, PROMPTS, SETTINGS["sampled"]), expected)
     assert graphs

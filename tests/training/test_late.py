@@ -45,11 +45,11 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("batch", "hint"), [(64, "lower --batch-size to 32"), (1, "lower --n-features")])
+@pytest.mark.parametrize(("batch", "hint"), [(64, "--batch-size 32"), (1, "fewer --n-features")])
 def test_a_step_that_does_not_fit_is_refused(
     batch: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an earlier checkpoint stays, from which smaller steps could go on."""
+    """And an earlier checkpoint stays."""
     real = Trainer._step
 
     def step(self: Trainer, batch: Batch) -> object:
@@ -60,7 +60,7 @@ def test_a_step_that_does_not_fit_is_refused(
     monkeypatch.setattr(Trainer, "_step", step)
     config = small(batch_size=batch, rows=8 * batch, checkpoint_every=1)
     with Run.open(tmp_path / "run", "train", config) as run:
-        what = f"a training step of {batch} rows for 16 features: cpu has no room for it; {hint}"
+        what = f"a training step of {batch} rows for 16 features: cpu has no room for it; begin anew with {hint} in"
         with pytest.raises(UserError, match=what):
             train(config, Spoilt(), run)
         assert [path.name for path in checkpoint_files(run.file("checkpoints"))]
@@ -148,7 +148,7 @@ def test_a_gradient_that_is_not_finite_is_named(
 
 MUTATIONS = {
     "the last bad step is kept": (FirstFault, "note", "self.seen | ~is_bad, self", "~is_bad, self"),
-    "nobody looks before a checkpoint": (Trainer, "advance", "(logs or saves)", "logs"),
+    "nobody looks before a checkpoint": (Trainer, "_advance", "(logs or saves)", "logs"),
     "later steps change weights": (Adam, "step", " | skip", ""),
     "the bad step changes weights": (Adam, "step", "unusable.float()", "0 * unusable.float()"),
     "rows are not counted": (FirstFault, "note", "~rows.isfinite().all(1)", "rows.isnan().all(1)"),

@@ -38,7 +38,7 @@ def explained(arch: str, precision: Precision, path: Path) -> Tensor:
 def assert_within_the_spread(arch: str, path: Path) -> None:
     exact, low = (explained(arch, precision, path) for precision in ("fp32", "bf16"))
     assert exact.min() > 0.2
-    spread = exact.max() - exact.min()
+    spread = (exact.max() - exact.min()).clamp_min(0.02)  # three seeds may be alike by chance
     assert (low.mean() - exact.mean()).abs() < spread
     assert exact.min() - spread < low.min()
     assert low.max() < exact.max() + spread

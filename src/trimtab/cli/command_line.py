@@ -37,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"trimtab: error: {error.line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\ntrimtab: stopped; {_after_a_stop(words)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has enough
+        return 0
     except Exception as error:
         if not _is_for_want_of_memory(error):
             raise
@@ -44,12 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "lower --batch-size, use a lower precision (--dtype bfloat16) or another --device"
         print(f"trimtab: error: memory is full: {said or 'no more can be had'}; {hint}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\ntrimtab: stopped; {_after_a_stop(words)}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has enough
-        return 0
 
 
 def _is_for_want_of_memory(error: Exception) -> bool:

@@ -180,7 +180,8 @@ class TrainableSAE(nn.Module):
             assert self.W_dec.grad is not None
             self.W_dec.grad.zero_()
         active = loss.codes > 0
-        l0 = active.count_nonzero().double() / len(x)
+        count = active.count_nonzero()
+        l0 = (count if count.is_cuda else count.cpu()).double() / len(x)  # other devices may have no float64
         self.tokens_since_fired += len(x)
         self.tokens_since_fired.masked_fill_(active.any(0) if loss.fired is None else loss.fired, 0)
         self.after_step(loss.codes, l0)

@@ -6,7 +6,6 @@ Whatever a wish is stated by, gradient and exact stage see nothing but these.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -221,14 +220,21 @@ def check_enough(count: int, most: Sequence[int], notes: Sequence[str] = ()) -> 
         most: as for `divide`.
         notes: what the message says beside their number.
     """
-    bounds = _bounds(count, most)
-    sizes = {name: b - a for name, (a, b) in zip(SPLITS, itertools.pairwise(bounds), strict=True)}
+    sizes = _sizes(count, most)
     for name in SPLITS:
         if sizes[name] < LEAST[name]:
-            needed = max(math.ceil(LEAST[each] * sum(most) / n) for each, n in zip(SPLITS, most, strict=True))
+            needed = next(n for n in itertools.count(count + 1) if _are_enough(n, most))
             counts = ", ".join(f"{size} {each}" for each, size in sizes.items())
             why = f"they make {counts}; at least {LEAST[name]} are needed for {name}"
             raise UserError(f"{count} examples{''.join(f' ({note})' for note in notes)}", why, f"give {needed} or more")
+
+
+def _sizes(count: int, most: Sequence[int]) -> dict[str, int]:
+    return {name: b - a for name, (a, b) in zip(SPLITS, itertools.pairwise(_bounds(count, most)), strict=True)}
+
+
+def _are_enough(count: int, most: Sequence[int]) -> bool:
+    return all(size >= LEAST[name] for name, size in _sizes(count, most).items())
 
 
 def _bounds(count: int, most: Sequence[int]) -> list[int]:

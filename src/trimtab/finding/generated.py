@@ -19,6 +19,7 @@ from trimtab.errors import UserError
 from trimtab.finding.examples import Answered, Ask, Examples
 from trimtab.finding.ground import Ground
 from trimtab.finding.prompting import log_probs
+from trimtab.finding.result import HARDLY_DIFFER
 from trimtab.finding.steering_edit import SteeringEdit, source_of
 from trimtab.judges import ConceptJudge
 from trimtab.lm import InterventionSource, decode
@@ -103,7 +104,7 @@ class Reader:
         if found is None or found.low > 0.5:
             return []
         return [
-            f"wanted and unwanted texts hardly differ: of those that it was not fitted on, a classifier of words and "
+            f"{HARDLY_DIFFER}: of those that it was not fitted on, a classifier of words and "
             f"letters tells {found:.2f} apart, where 0.5 is chance; say the wish otherwise, or state it by other texts"
         ]
 

@@ -19,6 +19,7 @@ from trimtab.steering.ordinary_texts import Fluency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.console import RenderableType
 
 FOUND, RANDOM, SINGLE = "found", "random", "best single"
 """Names of what was found by causal search, of random features that went through the same choice, and of the best
@@ -26,6 +27,8 @@ single feature where a set was found."""
 SHOWN_TEXTS = 6
 Origin = Literal["gradient", "reads", "removal", "together", "random"]
 """What put an edit among the candidates; `together`: several features."""
+HARDLY_DIFFER = "wanted and unwanted texts hardly differ"
+"""How a note begins about a wish whose texts do not state it."""
 NAMED = 3
 """Directions that a label names."""
 
@@ -224,9 +227,14 @@ class FoundFacts:
     def yes(self) -> bool:
         """Whether features serve the wish: above nothing, and above the mean of several draws of random ones that went
         through the same choice."""
-        over_random = self.random.behind_at_dose or self.random.behind
-        assert over_random is not None
-        return self.found.shown.effect.low > 0 and over_random.low > 0
+        return self.found.shown.effect.low > 0 and self.over_random.low > 0
+
+    @property
+    def over_random(self) -> Interval:
+        """The effect of what was found minus that of random features, at equal dose where doses have a meaning."""
+        found = self.random.behind_at_dose or self.random.behind
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -253,11 +261,33 @@ class Found(FoundFacts, Result):
         if change is not None:
             where = "; in generated text" if change.low > 0 else "; generated text does not show it:"
             read = f"{where} {number_text(change, '+.2f')} {self.judge.unit}"
-        over = " (more than the budget, on other text)" if found.shown.kl.low > self._most else ""
+        over = " (more than the budget, on other text)" if found.shown.kl.estimate > self._most else ""
         return (
             f"Yes{about}: {found.label}: {effect} on {self.counts['report']} examples that chose nothing, "
-            f"{price}{over}{read}"
+            f"{number_text(self.over_random, '+.3g')} above random features"
+            f"{' at equal dose' if random.behind_at_dose else ''}, {price}{over}{read}"
+            f"{''.join(f'; {said}' for said in self._qualifications())}"
         )
+
+    def _qualifications(self) -> list[str]:
+        """What a reader of a *yes* is to know."""
+        said = list[str]()
+        if self.random.behind is not None and self.random.behind_at_dose is not None and self.random.behind.low <= 0:
+            said.append(f"at equal price not shown to be above them ({number_text(self.random.behind, '+.3g')})")
+        better = [way for way in self.ways if way.behind is not None and way.behind.high < 0]
+        if better:
+            said.append(f"{' and '.join(way.name for way in better)} {'does' if len(better) == 1 else 'do'} more")
+        return said + [note for note in self.notes if HARDLY_DIFFER in note]
+
+    def render(self) -> RenderableType:
+        """For the terminal, with where it lies and what to do next."""
+        if self.run is None:
+            return super().render()
+        from rich.console import Group
+        from rich.text import Text
+
+        next_ = f"run {self.run}, page {self.run / 'report.html'}; steer with it: trimtab steer … --with {self.run}"
+        return Group(super().render(), Text(next_, style="dim"))
 
     def tables(self) -> dict[str, Table]:
         return {

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trimtab.lm.precision import ProductPrecision, product_precision
+from trimtab.lm.upper_layers import allowed_difference
 
 WARM = 2
 """Calls that are taken as they are before one is captured."""
@@ -60,10 +64,19 @@ class Captured:
         """
         if replay and self._graph is None and self.captures and self._calls >= WARM:
             self._capture(function)
-            if self._graph is not None and not (proven or _gives(function))(self._replayed):
+            if self._graph is not None and not (proven or self._gives(function))(self._replayed):
                 self._drop("its graph gives other numbers")
         self._calls += 1
         return function() if self._graph is None or not replay else self._replayed()
+
+    def _gives(self, function: Callable[[], Tensor | None]) -> Proof:
+        def proven(replayed: Callable[[], Tensor | None]) -> bool:
+            found, expected = replayed(), function()
+            assert found is not None
+            assert expected is not None
+            return are_near(found, expected, product_precision(expected.dtype, self.device))
+
+        return proven
 
     def _replayed(self) -> Tensor | None:
         self._graph.replay()
@@ -71,7 +84,7 @@ class Captured:
 
     def _drop(self, why: str) -> None:
         self.captures, self._graph, self._found = False, None, None
-        _say(f"{self.what} is not captured as a graph, which is slower: {why}")
+        say_once(f"{self.what} is not captured as a graph, which is slower: {why}")
 
     def _capture(self, function: Callable[[], Tensor | None]) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -81,31 +94,34 @@ class Captured:
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     found = function()
         except RuntimeError as error:  # it asked the host for a number, or the graph has no room
+            _end_capture(graph, self.device)
             self._drop((str(error).strip().splitlines() or [""])[0])
         else:
             self._graph, self._found = graph, found
 
 
 @cache  # of a command that does it for many prompts, once
-def _say(note: str) -> None:
+def say_once(note: str) -> None:
+    """Print a note on stderr, once in a process."""
     print(f"trimtab: note: {note}", file=sys.stderr, flush=True)
 
 
-def _gives(function: Callable[[], Tensor | None]) -> Proof:
-    def proven(replayed: Callable[[], Tensor | None]) -> bool:
-        found, expected = replayed(), function()
-        return found is expected is None or (found is not None and expected is not None and are_near(found, expected))
+def _end_capture(graph: Any, device: torch.device) -> None:
+    """Let torch's allocator forget a capture that failed; it would keep what is freed for the rest of the process."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    with suppress(Exception):  # where it has forgotten it by itself
+        if end is not None:
+            end(torch.cuda.current_device() if device.index is None else device.index, graph.pool())
 
-    return proven
 
-
-def are_near(found: Tensor, expected: Tensor) -> bool:
-    """Whether numbers are equal, but for a rounding that the same products in another order make."""
+def are_near(found: Tensor, expected: Tensor, precision: ProductPrecision) -> bool:
+    """Whether whole numbers and truths are equal, and others but for what rounding in a precision may make of them."""
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
     if not torch.equal(found.isfinite(), expected.isfinite()):
         return False
-    allowed = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
     mine, other = (torch.where(expected.isfinite(), x, 0).double() for x in (found, expected))
-    return float((mine - other).norm()) <= allowed * float(other.norm())
+    return float((mine - other).norm()) <= allowed_difference(precision) * float(other.norm())
 
 
 def is_watched(hf: nn.Module) -> bool:

@@ -6,7 +6,6 @@ only place where tokens are chosen.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.lm.captured import is_watched, say_once
 from trimtab.lm.chosen import choose, told, ways_of
 from trimtab.lm.editing import (
     DecodeStart,
@@ -215,6 +215,8 @@ class DecodeStream:
             return 0
         if len(ways_of(running.rows)) > 1 or max(row.config.max_new_tokens for row in running.rows) < SHORT:
             return 0
+        if is_watched(self.model.hf):  # by somebody who came since the stream began
+            return 0
         return min(self.ahead, *(row.tokens_left for row in running.rows))
 
     def _room(self, running: RunningRows) -> bool:
@@ -227,12 +229,8 @@ class DecodeStream:
         try:
             chosen, seen = self._steps.take(running, way, given_tokens(running.rows, count), count)
         except torch.OutOfMemoryError:
-            self._steps = None
-            print(
-                "trimtab: note: decoding is slower for want of memory; lower the batch size",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._steps, self.ahead = None, 1
+            say_once("decoding is slower for want of memory; lower the batch size")
             return False
         columns = told(chosen)
         for step in range(count):

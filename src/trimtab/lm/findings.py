@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from trimtab.lm.capabilities import Capabilities, percent
-from trimtab.lm.precision import Precision
+from trimtab.lm.precision import ProductPrecision
 from trimtab.lm.upper_layers import allowed_difference
 
 FAILS = "it fails"
@@ -29,7 +29,7 @@ class Findings:
             their spread. It is asked where a difference is larger than usual.
     """
 
-    def __init__(self, precision: Precision, rounding: Callable[[], float]) -> None:
+    def __init__(self, precision: ProductPrecision, rounding: Callable[[], float]) -> None:
         self.off: dict[str, str] = {}
         self.differs: dict[str, float] = {}
         self.unsure: dict[str, str] = {}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 
-class Precision(NamedTuple):
+class ProductPrecision(NamedTuple):
     """How factors of matrix products are rounded."""
 
     name: str
@@ -24,15 +24,15 @@ class Precision(NamedTuple):
 _LOAD = "load it in float32 (--dtype float32)"
 _SET = 'let torch multiply in float32 (torch.set_float32_matmul_precision("highest"), no autocast)'
 
-FLOAT32 = Precision("float32", 2.0**-24)
-_OF_DTYPE = {torch.float32: FLOAT32, torch.float64: Precision("float64", 2.0**-53)}
-_OF_SETTING = {"tf32": Precision("TF32", 2.0**-11, _SET), "bf16": Precision("bfloat16", 2.0**-8, _SET)}
+FLOAT32 = ProductPrecision("float32", 2.0**-24)
+_OF_DTYPE = {torch.float32: FLOAT32, torch.float64: ProductPrecision("float64", 2.0**-53)}
+_OF_SETTING = {"tf32": ProductPrecision("TF32", 2.0**-11, _SET), "bf16": ProductPrecision("bfloat16", 2.0**-8, _SET)}
 """By what `torch.backends.*.matmul.fp32_precision` calls it."""
 _TF32_SINCE = (8, 0)
 """The compute capability of the first cards that have it."""
 
 
-def product_precision(dtype: torch.dtype, device: torch.device) -> Precision:
+def product_precision(dtype: torch.dtype, device: torch.device) -> ProductPrecision:
     """How factors of products are rounded there, by torch's settings: autocast, and those of float32 products.
 
     Args:
@@ -45,7 +45,7 @@ def product_precision(dtype: torch.dtype, device: torch.device) -> Precision:
         hint = _LOAD
     if dtype in _OF_DTYPE:
         return _OF_SETTING.get(_setting(device), FLOAT32) if dtype == torch.float32 else _OF_DTYPE[dtype]
-    return Precision(str(dtype).removeprefix("torch."), torch.finfo(dtype).eps / 2, hint)
+    return ProductPrecision(str(dtype).removeprefix("torch."), torch.finfo(dtype).eps / 2, hint)
 
 
 def _setting(device: torch.device) -> str:

@@ -61,7 +61,11 @@ class PromptCache:
             reserve: length to allocate, in tokens.
         """
         wanted = [tuple(head) for head in heads]
-        self._compute([head for head in dict.fromkeys(wanted) if head not in self._held])
+        try:
+            self._compute([head for head in dict.fromkeys(wanted) if head not in self._held])
+        except BaseException:  # in the middle of it layers may differ in what they hold
+            self._held, self._kept, self._live = OrderedDict(), [], 0
+            raise
         cache = self.model.new_cache(reserve=reserve)
         index = to_device(
             _padded([self._held[head] for head in wanted], [len(head) for head in wanted]), self.model.device

@@ -27,7 +27,7 @@ from trimtab.lm.editing import RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.observing import StepRecorder
-from trimtab.lm.precision import Precision, product_precision
+from trimtab.lm.precision import ProductPrecision, product_precision
 from trimtab.lm.row import Row
 from trimtab.lm.running import RunningRows
 from trimtab.lm.sampling import uniform
@@ -139,10 +139,11 @@ class _Shape:
         found: list[list[Tensor]] = []
         for step in (replayed, self._step):
             step()
-            found.append([record[at].clone() for record in self.records if record.is_floating_point()])
+            found.append([record[at].clone() for record in self.records])
             for mine, one in zip(moved, before, strict=True):
                 mine.copy_(one)
-        return all(map(are_near, *found))
+        precision = product_precision(self.model.dtype, self.model.device)
+        return all(are_near(mine, other, precision) for mine, other in zip(*found, strict=True))
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -268,7 +269,7 @@ def can_step_ahead(model: LanguageModel, runner: SourceRunner | None) -> bool:
 
 
 @torch.no_grad()
-def _trial(model: LanguageModel, precision: Precision) -> bool:
+def _trial(model: LanguageModel, precision: ProductPrecision) -> bool:
     """Whether a token behind a padded cache of a fixed size gets the logits that it gets behind one that grows."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, (2, 6), generator=generator).tolist()

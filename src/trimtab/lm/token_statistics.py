@@ -60,10 +60,12 @@ def kl_divergence(
         q: logits.
         which: the row of `q` that each row of `p` is compared with; by default its own, or the only one.
     """
-    if which is None:
+    if which is None:  # which a GPU is not asked for
         assert len(q) in (1, len(p)), f"{len(p)} rows cannot be compared with {len(q)}"
-        which = torch.arange(len(p)) if len(q) == len(p) else torch.zeros(len(p), dtype=torch.long)
-    rows, of = rows_per_block(p), which.tolist()
+        of = [*range(len(p))] if len(q) == len(p) else [0] * len(p)
+    else:
+        of = which.tolist()
+    rows = rows_per_block(p)
     top, log_mass = (torch.cat(column) for column in zip(*map(_scale, q.split(rows)), strict=True))
     difference = p.new_empty(min(rows, len(p)), p.shape[1], dtype=torch.float32)
     weights, (dots, mass) = torch.empty_like(difference), difference.new_empty(2, len(p))
@@ -76,7 +78,7 @@ def kl_divergence(
         torch.sum(w, dim=-1, out=mass[block])
         d -= q[other] - top[other]
         dots[block] = _weighted_sums(w, d)
-    return (dots / mass + log_mass[which.to(p.device), 0] - mass.log()).clamp_min_(0)
+    return (dots / mass + log_mass[as_slice(of), 0] - mass.log()).clamp_min_(0)
 
 
 def _weighted_sums(w: Float[Tensor, "R V"], d: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.capturing import capture
 from trimtab.lm.model import LanguageModel
-from trimtab.lm.precision import FLOAT32, Precision, product_precision
+from trimtab.lm.precision import FLOAT32, ProductPrecision, product_precision
 from trimtab.lm.sites import Site, site_order
 from trimtab.lm.taps import RowDelta, edited
 from trimtab.lm.windows import fixed_window, short_windows
@@ -257,12 +257,12 @@ def _floor(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... 1"]:
     return torch.where(gap > 0, most - FAR * gap, MASKED).clamp(min=MASKED)
 
 
-def allowed_difference(precision: Precision) -> float:
+def allowed_difference(precision: ProductPrecision) -> float:
     """The difference of logits that rounding in a precision may make in any model."""
     return 1e-4 if precision.rounding <= FLOAT32.rounding else 5e-2
 
 
-def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], precision: Precision) -> bool:
+def agree(found: Float[Tensor, "R V"], expected: Float[Tensor, "R V"], precision: ProductPrecision) -> bool:
     """Whether logits differ by no more than rounding in the precision of products may make them differ."""
     return difference(found, expected) <= allowed_difference(precision)
 

@@ -135,8 +135,9 @@ class Learner:
     def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
         self.parameters = [*policy.actor.parameters(), *policy.critic.parameters()]
-        fused = self.parameters[0].is_cuda
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, eps=1e-5, fused=fused)
+        self.waits_for_nothing = self.parameters[0].is_cuda
+        """Whether no step waits for the device."""
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, eps=1e-5, fused=self.waits_for_nothing)
         self._loss = _clipped_loss(policy, config)
 
     def update(
@@ -184,7 +185,7 @@ class Learner:
                 self.optimiser.zero_grad(set_to_none=True)
                 total.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_grad_norm)
-                self.optimiser.step()
+                self._step(norm)
                 reported = (
                     losses["loss_objective"],
                     losses["loss_critic"] / (c.critic_weight or 1),
@@ -197,10 +198,18 @@ class Learner:
                 reports.append(torch.stack([value.detach().mean().double() for value in reported]))
         each = torch.stack(reports).cpu()
         if not bool(each[:, REPORTED.index("grad_norm")].isfinite().all()):
-            raise UserError("the gradient", "it is not finite", "lower --ppo.lr")
+            raise _endless_gradient()
         means = dict(zip(REPORTED, each.mean(0).tolist(), strict=True))
         explained = explained_variance(found.target[valid], decisions.value[valid])
         return UpdateReport(**means, explained_variance=explained, max_abs_log_ratio=ratio)
+
+    def _step(self, norm: Float[Tensor, ""]) -> None:
+        """Change no weights where the gradient's norm is not finite; a GPU is asked about it when a batch is done."""
+        if self.waits_for_nothing:
+            self.optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        elif not bool(norm.isfinite()):
+            raise _endless_gradient()
+        self.optimiser.step()
 
     @torch.no_grad()
     def max_abs_log_ratio(self, decisions: Decisions) -> float:
@@ -213,6 +222,10 @@ class Learner:
             chosen = logp.gather(1, decisions.action[r, s].long()[:, None])[:, 0]
             largest.append((chosen - decisions.logp[r, s]).abs().max())
         return float(torch.stack(largest).max())
+
+
+def _endless_gradient() -> UserError:
+    return UserError("the gradient", "it is not finite", "lower --ppo.lr")
 
 
 def explained_variance(target: Float[Tensor, " m"], value: Float[Tensor, " m"]) -> float:

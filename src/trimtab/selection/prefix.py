@@ -25,6 +25,10 @@ ROWS_PER_SEQUENCE = 32
 pairs of edits."""
 
 
+PAYS = 8
+"""Passes to come from which on one is captured, which takes as long as several."""
+
+
 class _Stack:
     """So many edits at fixed addresses, and the pass that they go through together.
 
@@ -99,12 +103,13 @@ class PrefixContinuation:
         """Size of the activation at the site."""
         return site_width(self.model, self.site)
 
-    def last_hidden(self, delta: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
+    def last_hidden(self, delta: Float[Tensor, "B d"], to_come: int = PAYS) -> Float[Tensor, "B d"]:
         """The last layer's output at the last token, before the final norm, for each edit; gradients, where they are
         on, reach the edits.
 
         Args:
             delta: what is added to the activation at the site, one row per edit, in model units.
+            to_come: how often as many edits are asked for from here on; a GPU captures what is worth it.
         """
         if self._stack is None or self._stack.count != len(delta):
             self._stack = _Stack(self, len(delta))
@@ -113,7 +118,8 @@ class PrefixContinuation:
             whole = nn.functional.pad(delta.to(self.x.dtype), (0, 0, 0, len(stack.delta) - stack.count))
             return self._hidden(stack, whole)
         stack.delta[: stack.count] = delta
-        replay = stack.captured.may_replay(self.model.hf)
+        pays = stack.captured.is_captured or to_come >= PAYS
+        replay = pays and stack.captured.may_replay(self.model.hf)
         hidden = stack.captured(partial(self._hidden, stack, stack.delta), replay=replay)
         assert hidden is not None
         return hidden

@@ -110,7 +110,8 @@ class LastTokenScorer:
         while start < len(directions):
             part = slice(start, start + self.batch_size)
             try:
-                parts = self._reduced(start, directions[part], coefficients[part], reducers)
+                to_come = (len(directions) - start) // self.batch_size
+                parts = self._reduced(start, directions[part], coefficients[part], reducers, to_come)
             except torch.OutOfMemoryError:
                 parts = None  # what was computed is held as long as the error is
             if parts is None:
@@ -130,12 +131,12 @@ class LastTokenScorer:
 
     def _reduced(
         self, start: int, directions: Float[Tensor, "B d"], coefficients: Float[Tensor, " B"],
-        reducers: Mapping[str, Reducer],
+        reducers: Mapping[str, Reducer], to_come: int,
     ) -> dict[str, list[Tensor]]:  # fmt: skip
         """What reducers give of some edits, from number `start` on, block by block; the device is asked for nothing."""
         device = self.model.device
         found: dict[str, list[Tensor]] = {name: [] for name in reducers}
-        hidden = self.continuation.last_hidden(to_device(directions, device) * coefficients[:, None])
+        hidden = self.continuation.last_hidden(to_device(directions, device) * coefficients[:, None], to_come)
         for rows in self.unembedding.blocks(hidden):
             index = start + rows.start + torch.arange(len(rows.logits), device=device)
             block = EditedDistributions(rows.logits, index, self.base)

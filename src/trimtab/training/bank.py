@@ -206,5 +206,9 @@ def _threads(members: int, mine: int, place: Place, ranks: Ranks) -> Threads:
     """
     here = torch.get_num_threads()
     each = max(1, min(here, math.floor(here * ranks.size / members)))
-    usual = 1 if torch.device(place.device).type != "cpu" else here // each
+    on_cpu = torch.device(place.device).type == "cpu"
+    if not on_cpu and (place.workers or 1) > 1:
+        why = "on a card trainings take turns, since the precision of its products is set for all of them at once"
+        raise UserError(f"--workers {place.workers}", why, "leave it out, or train on several cards by torchrun")
+    usual = here // each if on_cpu else 1
     return Threads(max(1, min(place.workers or usual, mine)), each)

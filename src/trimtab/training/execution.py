@@ -57,7 +57,7 @@ def _measured(sae: TrainableSAE, x: Tensor, timer: Timer) -> Execution:
     if sae.precision == "fp32":
         ways.append("screened")
     seconds: dict[Execution, float] = {}
-    before, failed = sae.execution, None
+    before, said = sae.execution, ""
     with float32_products(sae.precision, x.device):
         for way in ways:
             sae.execution = way
@@ -65,12 +65,13 @@ def _measured(sae: TrainableSAE, x: Tensor, timer: Timer) -> Execution:
                 sae.gradients(x)  # memory and kernels are there now
                 seconds[way] = min(timer(lambda: sae.gradients(x)) for _ in range(TURNS))
             except torch.OutOfMemoryError as error:
-                failed = error
+                said = str(error)  # the error itself holds what was computed
+            sae.zero_grad(set_to_none=True)
+            if x.device.type == "cuda":
+                torch.cuda.empty_cache()
     sae.execution = before
-    sae.zero_grad(set_to_none=True)
     if not seconds:
-        assert failed is not None
-        raise failed
+        raise torch.OutOfMemoryError(said)
     return min(seconds, key=seconds.__getitem__)
 
 

@@ -36,6 +36,7 @@ class FirstFault:
     """
 
     def __init__(self, device: torch.device) -> None:
+        device = _kept_on(device)
         self.seen = torch.zeros((), dtype=torch.bool, device=device)
         self._facts = torch.zeros(len(Fault._fields), dtype=torch.float64, device=device)
 
@@ -47,10 +48,14 @@ class FirstFault:
         if not looks_late(rows.device) and not is_bad:
             return
         bad_rows = (~rows.isfinite().all(1)).sum()
-        numbers = torch.full_like(loss, step, dtype=torch.float64), loss, grad_norm, bad_rows
-        facts = torch.stack([number.double() for number in numbers])
+        kept = [self._kept(number) for number in (loss, grad_norm, bad_rows)]
+        facts = torch.stack([torch.full_like(self._facts[0], step), *kept])
+        is_bad = is_bad.to(self.seen.device)
         self._facts = torch.where(self.seen | ~is_bad, self._facts, facts)
         self.seen |= is_bad
+
+    def _kept(self, number: Tensor) -> Tensor:
+        return number.to(self.seen.device).double()
 
     def found(self) -> Fault | None:
         """The first fault until now, if there was one; waits for the device."""
@@ -72,17 +77,24 @@ class Sums:
     def __init__(self, names: tuple[str, ...], device: torch.device, start: Mapping[str, float] | None = None) -> None:
         self.names, start = names, start or {}
         self._steps = int(start.get("steps", 0))
-        self._totals = torch.tensor([start.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
+        totals = torch.tensor([start.get(name, 0.0) for name in names], dtype=torch.float64)
+        self._totals = totals.to(_kept_on(device))
 
     def add(self, numbers: Mapping[str, Float[Tensor, ""] | float]) -> None:
         """Add a step's numbers."""
         zero = torch.zeros_like(self._totals[0])
-        self._totals += torch.stack([zero + numbers[name] for name in self.names])
+        each = (numbers[name] for name in self.names)
+        self._totals += torch.stack([zero + (x.to(zero.device) if isinstance(x, Tensor) else x) for x in each])
         self._steps += 1
 
     def read(self) -> dict[str, float]:
         """The sums by name, and the number of `steps`; waits for the device."""
         return {"steps": self._steps, **dict(zip(self.names, self._totals.tolist(), strict=True))}
+
+
+def _kept_on(device: torch.device) -> torch.device:
+    """Where numbers in float64 are kept: not every accelerator has them."""
+    return device if looks_late(device) else torch.device("cpu")
 
 
 class Clock:

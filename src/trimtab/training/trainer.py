@@ -96,7 +96,8 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             c = self.config
             what = f"a training step of {c.batch_size} rows for {c.n_features} features"
-            hint = f"lower --batch-size to {c.batch_size // 2}" if c.batch_size > 1 else "lower --n-features"
+            smaller = f"--batch-size {c.batch_size // 2}" if c.batch_size > 1 else "fewer --n-features"
+            hint = f"begin anew with {smaller} in another --run directory"
             raise UserError(what, f"{self.sae.b_dec.device} has no room for it", hint) from error
 
     def _advance(self, batch: Batch) -> None:
@@ -201,6 +202,12 @@ class Trainer:
                 f"rows of width {self.sae.d}",
                 f"the checkpoint in {self.run.path} was trained on width {checkpoint.facts['d']}",
                 "choose another --run directory",
+            )
+        if self.config.precision == "bf16" and "precision" not in checkpoint.facts:
+            raise UserError(
+                f"run {self.run.path}",
+                "it began when bfloat16 was of the encoder's product alone, and would go on otherwise",
+                "begin anew in another --run directory",
             )
         parts: dict[str, dict[str, Tensor]] = {"sae": {}, "adam": {}, "average": {}}
         for name, tensor in checkpoint.tensors.items():

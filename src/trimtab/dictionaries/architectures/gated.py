@@ -73,7 +73,7 @@ class TrainableGated(ReLULike):
         gate = (p + self.b_gate).relu()
         f = (gate > 0) * (self.r_mag.exp() * p + self.b_mag).relu()
         squared_error = (x - self.reconstruct(f)).square().sum(1).mean()
-        sparsity = self.control.weight * gate.sum(1).mean()
+        sparsity = (self.control.weight * gate.sum(1).mean()).to(x.dtype)
         frozen = gate @ self.W_dec.detach() + self.b_dec.detach()
         aux = (x - frozen).square().sum(1).mean()
         return Loss(squared_error + sparsity + aux, squared_error, f, sparsity=sparsity, aux=aux)

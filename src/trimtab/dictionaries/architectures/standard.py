@@ -58,7 +58,7 @@ class TrainableReLU(ReLULike):
         f = self.pre_activations(x).relu()
         squared_error = (x - self.reconstruct(f)).square().sum(1).mean()
         size = f * self.W_dec.norm(dim=1) if self.free else f
-        sparsity = self.control.weight * self.penalty(size).sum(1).mean()
+        sparsity = (self.control.weight * self.penalty(size).sum(1).mean()).to(x.dtype)
         return Loss(squared_error + sparsity, squared_error, f, sparsity=sparsity)
 
     def penalty(self, size: Values) -> Values:
