@@ -26,3 +26,12 @@ def test_survives_json_and_nan_becomes_null() -> None:
     again = Interval.from_dict(json.loads(text))
     assert math.isnan(again.low)
     assert (again.estimate, again.n, again.method) == (1.0, 1, "wilson")
+
+
+def test_bounds_are_cut_to_what_can_be() -> None:
+    wide = Interval(estimate=0.5, low=-5.78, high=6.78, n=2)
+    assert (wide.within(0, 1).low, wide.within(0, 1).high, wide.within(0).high) == (0, 1, 6.78)
+    assert wide.within(0, 1).estimate == 0.5
+    below = Interval(estimate=-0.1, low=-0.3, high=-0.2, n=3)  # none of it can be
+    assert (below.within(0).low, below.within(0).high) == (0, 0)
+    assert math.isnan(Interval(estimate=1.0, low=math.nan, high=math.nan, n=1).within(0, 1).low)

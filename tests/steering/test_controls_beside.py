@@ -22,6 +22,7 @@ from trimtab.errors import UserError
 from trimtab.lm import Capabilities, DecodeConfig, LanguageModel, TokenBatch
 from trimtab.report import write_report
 from trimtab.runs import read_record, read_typed
+from trimtab.stats import wilson_interval
 from trimtab.steering import (
     DirectionTable,
     StaticSource,
@@ -37,6 +38,7 @@ from trimtab.steering import (
 )
 from trimtab.steering import steered as steered_module
 from trimtab.steering.fluency import repetition
+from trimtab.steering.ordinary_texts import OrdinaryText, fluency
 
 PROMPTS = ("the sea and the ship", "an inn", "in the end, the trim tab turned the rudder")
 CONFIG = DecodeConfig(max_new_tokens=12, temperature=1.0, seed=4)
@@ -171,6 +173,16 @@ def check_fluency(model: LanguageModel) -> SteerResult:
 
 def test_fluency_is_what_the_texts_say(tiny_llama: LanguageModel) -> None:
     check_fluency(tiny_llama)
+
+
+def test_shares_of_a_few_texts_stay_shares() -> None:
+    """Of one text for each of two prompts: one is ordinary, then both are."""
+    ordinary = OrdinaryText(low=1.0, high=2.0, repetition=0.1, n_own=20, n_neutral=0)
+    some = fluency(ordinary, [1.5, 9.0], [[1, 2, 3, 4, 5], [7] * 9], 2, seed=0)
+    assert some.ordinary == wilson_interval(1, 2)
+    assert (some.repetition.low, some.repetition.high, some.nll.low) == (0, 1, 0)
+    every = fluency(ordinary, [1.5, 1.6], [[1, 2, 3, 4, 5], [6, 7, 8, 9]], 2, seed=0)
+    assert every.ordinary.low < 0.5 < every.ordinary.high == 1
 
 
 def test_the_dose_where_fluency_breaks_is_the_smallest(tiny_llama: LanguageModel) -> None:

@@ -7,7 +7,7 @@ Phi(sqrt(n/(n-1)) * t_{n-1, alpha/2}). The interval stays as skewed as the data.
 
 Resamples of two to six values cannot leave their range, which holds the mean of three in 75% of cases, not in 95. There
 bounds are Student's, estimate ± t_{n-1} sqrt(n/(n-1)) times the resamples' standard deviation: for a mean, t s/sqrt(n).
-They may leave the range of what is possible (a share above 1), which says how little is known.
+They may leave the range of what is possible (a share above 1); `Interval.within` cuts them to it.
 """
 
 from __future__ import annotations

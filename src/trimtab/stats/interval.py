@@ -41,6 +41,11 @@ class Interval:
         """The interval of a multiple, such as points of 100."""
         return replace(self, estimate=self.estimate * factor, low=self.low * factor, high=self.high * factor)
 
+    def within(self, least: float, most: float = math.inf) -> Interval:
+        """The part of it that a quantity can have, such as 0 to 1 of a share; it holds the truth as often."""
+        low, high = (bound if math.isnan(bound) else min(max(bound, least), most) for bound in (self.low, self.high))
+        return replace(self, low=low, high=high)
+
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; numbers that JSON cannot hold become None."""
         fields = asdict(self)

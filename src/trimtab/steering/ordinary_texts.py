@@ -7,6 +7,7 @@ prompts; where these are few, those behind neutral openings, decoded alike, are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trimtab.lm import DecodeConfig, Decoded, LanguageModel, decode
 from trimtab.runs import ASSETS, read_json
-from trimtab.stats import Interval, bootstrap_mean
+from trimtab.stats import Interval, bootstrap_mean, wilson_interval
 from trimtab.steering.fluency import BAND, Band, repetition
 
 ENOUGH = 20
@@ -102,12 +103,13 @@ def fluency(
     """
     repeated, inside = np.array([repetition(one) for one in tokens]), are_ordinary(ordinary, nll, tokens)
 
-    def over_prompts(values: NDArray[np.float64]) -> Interval:
-        return bootstrap_mean(values.reshape(n_prompts, -1).T, seed=seed)
+    def over_prompts(values: NDArray[np.float64], most: float = math.inf) -> Interval:
+        return bootstrap_mean(values.reshape(n_prompts, -1).T, seed=seed).within(0.0, most)
 
+    one_each = inside.size == n_prompts
     return Fluency(
-        ordinary=over_prompts(inside.astype(np.float64)),
+        ordinary=wilson_interval(inside.sum(), n_prompts) if one_each else over_prompts(inside.astype(np.float64), 1.0),
         broken=bool(inside.mean() < BROKEN),
         nll=over_prompts(np.asarray(nll, dtype=np.float64)),
-        repetition=over_prompts(repeated),
+        repetition=over_prompts(repeated, 1.0),
     )
