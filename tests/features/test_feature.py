@@ -163,7 +163,7 @@ def test_ids_are_named_by_site(loaded: Any, tiny_llama: LanguageModel) -> None:
     for names, message in {
         ("3",): r"feature 3: there are 2 SAEs; write resid_post\.1:3",
         ("resid_post.9:3",): r"feature resid_post\.9:3: the SAEs read resid_post\.1, resid_post\.2",
-        ("sea",): "feature 'sea': features are whole numbers; give 2112",
+        ("sea",): "feature 'sea': features are whole numbers from 0; give 2112",
     }.items():
         with pytest.raises(UserError, match=message):
             features_by_site(names, [loaded, other])

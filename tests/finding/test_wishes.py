@@ -38,7 +38,7 @@ def test_texts_become_pairs_behind_a_neutral_prompt(ground: Ground) -> None:
     prompt = "Here is a short text.\n\n"
     assert model.decode_ids(more.prompt) == prompt
     assert model.decode_ids(more.answer) == "ijkl mnop"
-    assert "1 of 4 texts were cut after 9 tokens" in examples.notes
+    assert "1 of 4 texts were cut after 9 tokens (text_tokens)" in examples.notes
     assert float(score(torch.tensor([-9.0, -18.0]))) == pytest.approx(-9 / len(more.answer) + 18 / len(less.answer))
     assert examples.wanted[examples.examples[0].id] == "abcd efgh"
 

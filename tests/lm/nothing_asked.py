@@ -14,14 +14,18 @@ class AsksError(Exception):
 
 
 class NothingAsked(TorchDispatchMode):
-    """Refuses what makes the host wait for a device, or gives tensors of sizes that are in others."""
+    """Refuses what makes the host wait for a device, gives tensors of sizes that are in others, or brings numbers of
+    Python's to the device (`torch.tensor`, which a graph would do once)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made: dict[int, Tensor] = {}
         """What was computed, and so is on the device."""
 
-    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero", "bincount")
+    REFUSED = (
+        "_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero", "bincount",
+        "lift_fresh",
+    )  # fmt: skip
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -33,6 +37,6 @@ class NothingAsked(TorchDispatchMode):
         if boolean or copied or any(one in name for one in self.REFUSED):
             raise AsksError(str(func))
         found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and name != "lift_fresh":  # which takes what Python holds
+        if isinstance(found, Tensor):
             self.made[id(found)] = found
         return found

@@ -23,7 +23,18 @@ from torch import Tensor
 from trimtab.control.masks import build_mask
 from trimtab.dictionaries import Standard
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, Decoded, DecodeStream, LanguageModel, Row, captured, decode, decoding, steps_ahead
+from trimtab.lm import (
+    DecodeConfig,
+    Decoded,
+    DecodeStream,
+    LanguageModel,
+    Row,
+    captured,
+    chosen,
+    decode,
+    decoding,
+    steps_ahead,
+)
 from trimtab.lm import token_statistics as statistics
 from trimtab.lm.captured import Captured
 from trimtab.lm.chosen import Chosen, on_host, told
@@ -196,7 +207,7 @@ def test_a_policy_decides_the_same_and_forgets_what_is_behind_an_end(
 
 @pytest.fixture
 def asking_refused(monkeypatch: Patch) -> None:
-    """Steps run where asking the device for anything is an error, with sums as they are made on a GPU."""
+    """Steps run where asking the device for anything is an error, with sums and choices as they are made on a GPU."""
     step = steps_ahead._Shape._step
 
     def watched(self: Any) -> None:
@@ -210,7 +221,13 @@ def asking_refused(monkeypatch: Patch) -> None:
         return torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))
 
     monkeypatch.setattr(steps_ahead._Shape, "_step", watched)
+    real = chosen.choose_token
+
+    def choose_token(logits: Tensor, temperature: float, *more: Any) -> Tensor:
+        return logits.argmax(-1) if temperature == 0 else real(logits, temperature, *more)
+
     monkeypatch.setattr(statistics, "_weighted_sums", weighted_sums)
+    monkeypatch.setattr(chosen, "choose_token", choose_token)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -114,7 +114,9 @@ def features_by_site(names: Sequence[str], saes: Sequence[SAE]) -> dict[str, lis
     for name in names:
         site, _, number = name.rpartition(":")
         if not number.isdigit():
-            raise UserError(f"feature {name!r}", "features are whole numbers", "give 2112, or resid_post.15:2112")
+            raise UserError(
+                f"feature {name!r}", "features are whole numbers from 0", "give 2112, or resid_post.15:2112"
+            )
         if not site and len(saes) > 1:
             raise UserError(f"feature {name}", f"there are {len(saes)} SAEs", f"write {next(iter(found))}:{number}")
         place = site or saes[0].info.site

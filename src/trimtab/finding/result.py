@@ -318,7 +318,8 @@ class Found(FoundFacts, Result):
             f"All chosen on {self.counts['choice']} examples within {self.budget} on neutral text for choosing "
             f"(where no instruction is, the cheapest), shown on {self.counts['report']} examples that chose nothing, "
             f"at the price of what was found, on other neutral text; where no dose comes to it{self._dearer}, as "
-            f"chosen. Random: the mean of {self._draws}. Winner's curse of what was "
+            f"chosen. Found minus this: paired by example, at that price. Reads: how often the feature fires more on a "
+            f"wanted answer than on an unwanted one. Random: the mean of {self._draws}. Winner's curse of what was "
             f"found: {number_text(self.curse, '+.3g')}. "
             + " ".join([*(f"{name}: {why}." for name, why in self.missing.items()), *(f"{n}." for n in self.notes)])
         )

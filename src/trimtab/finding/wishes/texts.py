@@ -84,7 +84,7 @@ class Texts(Wish):
         if same:
             notes.append(f"{same} pairs were left out whose texts begin with the same {self.text_tokens} tokens")
         if cut:
-            notes.append(f"{cut} of {2 * n} texts were cut after {self.text_tokens} tokens")
+            notes.append(f"{cut} of {2 * n} texts were cut after {self.text_tokens} tokens (text_tokens)")
         return Examples(
             kind="texts",
             unit="nats per token",
