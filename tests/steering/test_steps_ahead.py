@@ -38,6 +38,7 @@ from trimtab.lm import (
 from trimtab.lm import token_statistics as statistics
 from trimtab.lm.captured import Captured
 from trimtab.lm.chosen import Chosen, on_host, told
+from trimtab.lm.editing import SourceRunner
 from trimtab.lm.steps_ahead import Steps, can_step_ahead
 from trimtab.policies.networks import Policy
 from trimtab.policies.source import PolicySource
@@ -203,6 +204,30 @@ def test_a_policy_decides_the_same_and_forgets_what_is_behind_an_end(
     forgetful.take_back = lambda ends: None  # type: ignore[method-assign]
     decode(tiny_llama, PROMPTS, config, forgetful)
     assert not torch.equal(forgetful.decisions.valid, valid)
+
+
+@pytest.mark.parametrize("steered", ["static", "policy"])
+def test_no_copy_of_a_row_writes_to_what_a_policy_keeps(
+    tiny_llama: LanguageModel, steered: str, ahead: Any, monkeypatch: Patch
+) -> None:
+    """Rows that have left are filled up with copies of others, but not where a source keeps what it decides."""
+    sae, copied = make_dictionary(tiny_llama), list[bool]()
+    real = SourceRunner.aim
+
+    def aim(self: SourceRunner, ids: Tensor, position: Tensor, rows: Any, which: Tensor, **how: Any) -> None:
+        copied.append(len(set(rows.row.tolist())) < len(rows.row))
+        real(self, ids, position, rows, which, **how)
+
+    monkeypatch.setattr(SourceRunner, "aim", aim)
+    ahead(4)
+    sources: dict[str, Any] = {
+        "static": StaticSource(sae, 3, 0.5),
+        "policy": PolicySource(new_policy(sae), sae, build_mask("none", sae), 0.5),
+    }
+    decode(
+        tiny_llama, PROMPTS, replace(SETTINGS["sampled"], max_new_tokens=24), sources[steered], lengths=[8, 24, 20, 24]
+    )
+    assert any(copied) == (steered == "static")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from torch import Tensor
 from trimtab.lm.batch import TokenBatch
 from trimtab.lm.captured import Captured, are_near, is_watched
 from trimtab.lm.chosen import Chosen, Way, choose
-from trimtab.lm.editing import RowColumns, SourceRunner
+from trimtab.lm.editing import RecordingSource, RowColumns, SourceRunner
 from trimtab.lm.edits import EditLog
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.observing import StepRecorder
@@ -222,7 +222,9 @@ class Steps:
             count: steps.
         """
         rows = len(running.rows)
-        if not rows <= self._size < 2 * rows:
+        # A copy of a row would write to the same places of what a source keeps, perhaps with other last bits.
+        keeps = self.runner is not None and isinstance(self.runner.source, RecordingSource)
+        if keeps or not rows <= self._size < 2 * rows:
             self._size = rows
         device = self.model.device
         index = torch.arange(self._size, device=device).clamp_max_(rows - 1)  # what is left over repeats the last row
