@@ -93,7 +93,7 @@ class L0Control(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Stay in float64, and let follow to another device only what follows from L0."""
         device = fn(torch.empty(0, device=self.log_weight.device)).device
-        device = device if device.type == "cuda" else torch.device("cpu")  # others may have no float64
+        device = torch.device("cpu") if device.type == "mps" else device  # where there is no float64
         for name in FOLLOW_L0:
             self._buffers[name] = self.get_buffer(name).to(device)
         return self

@@ -181,7 +181,7 @@ class TrainableSAE(nn.Module):
             self.W_dec.grad.zero_()
         active = loss.codes > 0
         count = active.count_nonzero()
-        l0 = (count if count.is_cuda else count.cpu()).double() / len(x)  # other devices may have no float64
+        l0 = (count.cpu() if count.device.type == "mps" else count).double() / len(x)  # there is no float64 there
         self.tokens_since_fired += len(x)
         self.tokens_since_fired.masked_fill_(active.any(0) if loss.fired is None else loss.fired, 0)
         self.after_step(loss.codes, l0)
