@@ -339,15 +339,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandIn]:
     return stand_in_for_graphs(monkeypatch)
 
 
-def without_hooks(model: LanguageModel) -> LanguageModel:
-    """A copy of a model; transformers leaves hooks of its own once hidden states have been asked for."""
-    hf = copy.deepcopy(model.hf)
-    for module in hf.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return LanguageModel.from_hf(hf, model.tokenizer)
-
-
 def check_batches_at_the_same_addresses(model: LanguageModel, site: str) -> None:
     """Six batches of one size and a smaller one, whose results are looked at when all are there."""
     delta = deltas(6 * 40 + 7, model.d_model)
@@ -360,7 +351,7 @@ def check_batches_at_the_same_addresses(model: LanguageModel, site: str) -> None
 
 @pytest.mark.parametrize("site", ["resid_pre.0", "resid_mid.1", "resid_post.2", "resid_post.3"])
 def test_batches_of_one_size_are_one_graph(any_tiny: LanguageModel, site: str, graphs: list[StandIn]) -> None:
-    check_batches_at_the_same_addresses(without_hooks(any_tiny), site)
+    check_batches_at_the_same_addresses(any_tiny, site)
     assert [graph.replays for graph in graphs] == [1 + 4]  # once to be tried beside a call
 
 
@@ -394,11 +385,11 @@ def test_batches_at_other_addresses_are_noticed(
 ) -> None:
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
-        check_batches_at_the_same_addresses(without_hooks(tiny_llama), "resid_post.1")
+        check_batches_at_the_same_addresses(tiny_llama, "resid_post.1")
 
 
 def test_a_hook_of_somebodys_sees_every_batch(tiny_llama: LanguageModel, graphs: list[StandIn]) -> None:
-    model, seen = without_hooks(tiny_llama), list[int]()
+    model, seen = tiny_llama, list[int]()
     scorer, delta = LastTokenScorer(model, "resid_post.1", PREFIX), deltas(40, model.d_model)
     scorer.continuation.last_hidden(delta)  # has tried the model
     handle = model.layout.layers[2].module.register_forward_hook(lambda *_: seen.append(1))
@@ -442,7 +433,7 @@ def test_layers_above_ask_the_device_nothing(
 def test_captured_layers_are_the_layers(any_tiny: LanguageModel, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
-    hf = copy.deepcopy(without_hooks(any_tiny).hf).cuda()
+    hf = copy.deepcopy(any_tiny.hf).cuda()
     model, graphs = LanguageModel(hf, any_tiny.tokenizer, "on the card"), list[object]()
     real = Captured._capture
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trimtab.activations import ActivationSource
 from trimtab.errors import UserError
+from trimtab.lm.transfers import to_device
 
 DEPTH = 4
 """Batches of a stream that wait for the slowest of its trainings."""
@@ -115,7 +116,7 @@ class Stream:
         if self._copies is None or rows.device.type != "cpu":
             return Batch(rows.to(self._device))
         with torch.cuda.stream(self._copies):
-            there = rows.pin_memory().to(self._device, non_blocking=True)
+            there = to_device(rows, self._device)
             copied = torch.cuda.Event()
             copied.record(self._copies)
             return Batch(there, copied)
