@@ -38,6 +38,7 @@ from trimtab.finding import ways as ways_module
 from trimtab.finding.examples import divide
 from trimtab.finding.result import FOUND, HARDLY_DIFFER, RANDOM
 from trimtab.finding.search import Search
+from trimtab.finding.taken_away import evidence_of
 from trimtab.finding.wish_score import wish_score
 from trimtab.finding.wishes import WrittenPair
 from trimtab.lm import DecodeConfig, LanguageModel, decode, quick
@@ -211,6 +212,10 @@ def test_alternatives_at_equal_dose_and_equal_price(ground: Ground, monkeypatch:
     assert found.curse.estimate == pytest.approx(best.chosen_effect.estimate - best.shown.effect.estimate)
     assert found.judge.name == "classifier of the wish's texts"
     assert best.written.change is not None
+    for low, doubt in ((0.01, ""), (0.0, "; it does not show the wish")):
+        written = replace(best.written, change=replace(best.written.change, low=low))
+        read = replace(found, ways=(replace(best, written=written), *found.ways[1:]))
+        assert evidence_of(read)[-1].note == f"read by {found.judge.name}, neutral prompts{doubt}"
     assert best.written.read is not None
     assert best.written.read.method == "wilson"
     assert len(found.texts) == 3

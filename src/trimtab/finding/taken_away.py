@@ -26,6 +26,19 @@ def steering_of(found: Found, model: LanguageModel, prompts: Sequence[str]) -> S
     ids = [model.encode_text(text) for text in prompts[:PROMPTS]]
     edits = decode(model, ids, DecodeConfig(max_new_tokens=TOKENS), found.source).edits
     norms = {str(s): float(edits.x_norm[edits.site == i].median()) for i, s in enumerate(found.source.sites)}
+    doubt = "" if found.yes else " (not shown to serve the wish)"
+    return Steering.of(
+        model,
+        found.source,
+        about=f"{found.about or found.wish}: {found.found.label}{doubt}",
+        made_by="find",
+        evidence=evidence_of(found),
+        norms=norms,
+    )
+
+
+def evidence_of(found: Found) -> list[Evidence]:
+    """What was measured of what was found, on what chose nothing."""
     way, random = found.found, found.random
     on = f"{found.counts['report']} examples that chose nothing"
     evidence = [
@@ -39,17 +52,8 @@ def steering_of(found: Found, model: LanguageModel, prompts: Sequence[str]) -> S
                 note=f"chosen likewise, at equal dose, {on}",
             )
         )  # fmt: skip
-    if way.written.change is not None:
-        evidence.append(
-            Evidence(
-                name="change in texts", value=way.written.change, note=f"read by {found.judge.name}, neutral prompts"
-            )
-        )
-    return Steering.of(
-        model,
-        found.source,
-        about=f"{found.about or found.wish}: {way.label}{'' if found.yes else ' (not shown to serve the wish)'}",
-        made_by="find",
-        evidence=evidence,
-        norms=norms,
-    )
+    if (change := way.written.change) is not None:
+        doubt = "" if change.low > 0 else "; it does not show the wish"
+        note = f"read by {found.judge.name}, neutral prompts{doubt}"
+        evidence.append(Evidence(name="change in texts", value=change, note=note))
+    return evidence
