@@ -170,7 +170,7 @@ def test_features_that_die_between_two_looks_are_dead_at_once(
         ("before_step", " - (LOOK_EVERY - 1) * len(x)", ""),
         ("before_step", "soon.nonzero().squeeze(1), LOOK_EVERY", "soon.nonzero().squeeze(1), 2 * LOOK_EVERY"),
         ("_add_aux_gradients", "if looked is not None:", "if False:"),
-        ("_add_aux_gradients", ".relu())", ")"),
+        ("_add_aux_gradients", "keep_largest(h, self._k_aux(len(dead)), folded=False)", "h.clone()"),
     ],
 )
 def test_mutations_of_looks_are_noticed(method: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:

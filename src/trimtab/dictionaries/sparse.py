@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.dictionaries.kernels import kernels_for
+from trimtab.kernels import kernel_for, row_kernel_for
 
 GROUP_SIZES = (8, 4, 2)
 """Entries of a group, the first that fits."""
@@ -114,19 +114,33 @@ class FeatureOrder(NamedTuple):
     """Where each feature's pairs begin; the last entry is m."""
 
 
-def largest(h: Float[Tensor, "B n"], k: int) -> SparseCodes:
+def largest(h: Float[Tensor, "B n"], k: int, *, folded: bool = True) -> SparseCodes:
     """The k largest entries of every row, in no particular order; exactly `torch.topk`, faster for wide rows.
 
-    A row is folded into groups whose maxima are compared first: the k groups with the largest maxima hold the k largest
-    entries, and only those groups are searched.
+    Where there is no kernel for it, a row is folded into groups whose maxima are compared first: the k groups with the
+    largest maxima hold the k largest entries, and only those groups are searched. Folded or not, other entries may be
+    taken of those that are equal to the smallest.
     """
-    groups = fold_into_groups(h.shape[-1], k)
+    if largest_in_rows := row_kernel_for("largest_in_rows", h):
+        return SparseCodes(*largest_in_rows(h, k))
+    groups = fold_into_groups(h.shape[-1], k) if folded else None
     if groups is None:
         return SparseCodes(*h.topk(k, dim=-1, sorted=False))
-    group = h.unflatten(-1, groups).amax(1).topk(k, dim=-1, sorted=False).indices
+    group = largest(h.unflatten(-1, groups).amax(1), k, folded=False).indices
     candidate = members(group, groups)
-    values, which = h.gather(1, candidate).topk(k, dim=-1, sorted=False)
+    values, which = largest(h.gather(1, candidate), k, folded=False)
     return SparseCodes(values, candidate.gather(1, which))
+
+
+def keep_largest(h: Float[Tensor, "B n"], k: int, *, folded: bool = True) -> Float[Tensor, "B n"]:
+    """Every row with its k largest entries where they are, those below 0 set to 0, and 0 for all others.
+
+    It may be written over h. `folded` is as for `largest`.
+    """
+    if keep_largest_in_rows := row_kernel_for("keep_largest_in_rows", h):
+        return keep_largest_in_rows(h, k)
+    codes = largest(h, k, folded=folded)
+    return codes._replace(values=codes.values.relu()).dense(h.shape[-1])
 
 
 def fold_into_groups(n: int, k: int) -> Groups | None:
@@ -178,8 +192,8 @@ def decode_pairs(pairs: ActivePairs, W: Float[Tensor, "n d"]) -> Float[Tensor, "
 
 def dot_pairs(pairs: ActivePairs, X: Float[Tensor, "B d"], W: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
     """X[b]·W[i] for every pair (b, i), whatever its value: the derivative of Σ_b X[b]·x̂[b] by the values."""
-    if kernels := kernels_for(X, W.detach()):
-        return kernels.bag_dots(pairs.feature, pairs.start, X, W)
+    if bag_dots := kernel_for("bag_dots", X, W.detach()):
+        return bag_dots(pairs.feature, pairs.start, X, W)
     mode = 0  # sum
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         X, W.detach(), pairs.feature, pairs.start[:-1], pairs.row, mode
@@ -214,6 +228,6 @@ def collect_rows(order: FeatureOrder, values: Float[Tensor, " m"], X: Float[Tens
 
 def _weighted_bags(index: Tensor, weight: Tensor, start: Tensor, W: Tensor) -> Tensor:
     """Row b is the sum of weight[p]·W[index[p]] over the pairs p from start[b] to start[b + 1]."""
-    if kernels := kernels_for(weight, W):
-        return kernels.weighted_bags(index, weight, start, W)
+    if weighted_bags := kernel_for("weighted_bags", weight, W):
+        return weighted_bags(index, weight, start, W)
     return F.embedding_bag(index, W, start, mode="sum", per_sample_weights=weight, include_last_offset=True)

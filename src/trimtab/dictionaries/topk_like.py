@@ -16,7 +16,7 @@ from torch import Tensor
 from trimtab.dictionaries.active import Active, DensePairs, SparsePairs, Values
 from trimtab.dictionaries.encoding import DenseEncoder
 from trimtab.dictionaries.precision import product
-from trimtab.dictionaries.sparse import ActivePairs
+from trimtab.dictionaries.sparse import ActivePairs, keep_largest
 from trimtab.dictionaries.trainable import Loss, TrainableConfig, TrainableSAE
 from trimtab.errors import UserError
 from trimtab.runs import check_least, check_values
@@ -121,7 +121,8 @@ class TopKLike(TrainableSAE):
         raise NotImplementedError
 
     def kept(self, h: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
-        """The codes of a batch from all its pre-activations: those of the active features, 0 for the others."""
+        """The codes of a batch from all its pre-activations: those of the active features, 0 for the others. They may
+        be written over h, unless it is differentiated."""
         raise NotImplementedError
 
     def active(self, z: Float[Tensor, "B d"]) -> Active:
@@ -169,8 +170,7 @@ class TopKLike(TrainableSAE):
         h = DenseEncoder(W_enc, self.b_enc[dead], precision).table(z)
         if looked is not None:  # those that are not dead yet are never chosen, or with code 0
             h.masked_fill_(~is_dead[dead], -torch.inf)
-        top = h.topk(self._k_aux(len(dead)), dim=1, sorted=False)
-        f = torch.zeros_like(h).scatter_(1, top.indices, top.values.relu())
+        f = keep_largest(h, self._k_aux(len(dead)), folded=False)
         error = product(f, W_dec, precision) - residual
         variance = _variance(residual)
         grad = error * (2 * coefficient / variance)

@@ -27,6 +27,7 @@ from trimtab.dictionaries.base import DictionaryInfo
 from trimtab.dictionaries.encoding import DenseEncoder
 from trimtab.dictionaries.precision import Precision, float32_products, precision_on
 from trimtab.dictionaries.sae import SAE
+from trimtab.kernels import row_kernel_for
 from trimtab.runs import LEFT_OUT_AT_DEFAULT, check_choices, check_least
 
 BiasInit = Literal["geometric_median", "mean", "zeros"]
@@ -220,12 +221,18 @@ class TrainableSAE(nn.Module):
     def project_gradients(self) -> None:
         """Remove from each decoder row's gradient the part along the row, which the unit norm would undo."""
         assert self.W_dec.grad is not None
+        if remove_along_rows := row_kernel_for("remove_along_rows", self.W_dec.grad, self.W_dec):
+            remove_along_rows(self.W_dec.grad, self.W_dec)
+            return
         along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
         self.W_dec.grad.addcmul_(self.W_dec, along, value=-1)
 
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring every decoder row back to norm 1."""
+        if divide_rows_by_norm := row_kernel_for("divide_rows_by_norm", self.W_dec):
+            divide_rows_by_norm(self.W_dec)
+            return
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
     def encoder_input(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:

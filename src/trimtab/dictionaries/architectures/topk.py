@@ -14,7 +14,7 @@ from trimtab.dictionaries.active import in_full_precision
 from trimtab.dictionaries.config_fields import Fields
 from trimtab.dictionaries.sae import SAE, columns
 from trimtab.dictionaries.screening import largest_screened, screening_pays
-from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, largest
+from trimtab.dictionaries.sparse import ActivePairs, SparseCodes, keep_largest, largest
 from trimtab.dictionaries.topk_like import TopKLike, TopKLikeConfig
 from trimtab.dictionaries.trainable import Loss
 from trimtab.errors import UserError
@@ -106,8 +106,7 @@ class TrainableTopK(TopKLike):
         return Loss(squared_error + self.config.aux_coefficient * aux, squared_error, f, aux=aux)
 
     def kept(self, h: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
-        codes = largest(h, self.k)
-        return codes._replace(values=codes.values.relu()).dense(self.config.n_features)
+        return keep_largest(h, self.k)
 
     @torch.no_grad()
     def active_pairs(self, z: Float[Tensor, "B d"]) -> ActivePairs:

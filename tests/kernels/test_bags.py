@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -14,19 +11,16 @@ import torch
 from torch import Tensor
 
 from trimtab.dictionaries.active import SparsePairs
-from trimtab.dictionaries.kernels import kernels_for
 from trimtab.dictionaries.sparse import ActivePairs, collect_rows, decode_pairs, dot_pairs, order_by_feature
+from trimtab.kernels import kernel_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, N = 9, 40
 
 
 @pytest.fixture(scope="module")
-def bags() -> ModuleType:
-    pytest.importorskip("triton")
-    if DEVICE == "cpu":
-        assert os.environ["TRITON_INTERPRET"] == "1"
-    return importlib.import_module("trimtab.dictionaries.kernels.bags")
+def bags(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("bags")
 
 
 def drawn(d: int, dtype: torch.dtype, counts: list[int]) -> tuple[ActivePairs, Tensor, Tensor]:
@@ -87,26 +81,16 @@ def test_operands_may_be_views(bags: ModuleType) -> None:
     assert close(dots, (X[:, 1::2].double() @ W[:, ::2].double().T)[pairs.row, pairs.feature])
 
 
-def test_the_cpu_gets_no_kernels_and_imports_no_triton() -> None:
-    assert kernels_for(torch.zeros(2, 2)) is None
-    code = (
-        "import sys, torch, trimtab.dictionaries.architectures, trimtab.dictionaries.kernels as k; "
-        "assert k.kernels_for(torch.zeros(1)) is None; "
-        "assert not any(m.endswith('kernels.bags') for m in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu" or find_spec("triton") is None, reason="needs a CUDA device and Triton")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sparse_products_on_the_device_equal_those_on_the_cpu(dtype: torch.dtype) -> None:
     pairs, X, W = drawn(200, dtype, COUNTS)
-    assert kernels_for(pairs.value, W) is not None
+    assert kernel_for("weighted_bags", pairs.value, W) is not None
     codes = dense(pairs)
     assert close(decode_pairs(pairs, W), codes @ W.double())
     assert close(dot_pairs(pairs, X, W), (X.double() @ W.double().T)[pairs.row, pairs.feature])
     assert close(collect_rows(order_by_feature(pairs, N), pairs.value, X), codes.T @ X.double())
     assert close(SparsePairs(pairs, N).by_feature(pairs.value), codes.sum(0))
     pairs.value.requires_grad_()
-    assert kernels_for(pairs.value, W) is None  # torch's operation is differentiable
+    assert kernel_for("weighted_bags", pairs.value, W) is None  # torch's operation is differentiable

@@ -6,6 +6,8 @@ float32, so that results are the same every time. Import this module only where 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
@@ -34,7 +36,7 @@ def weighted_bags(
         columns = _columns(d)
         grid = (bags, triton.cdiv(d, columns))
         with torch.cuda.device_of(W):
-            launch = _weighted_bags[grid]  # pyright: ignore[reportIndexIssue]
+            launch: Any = _weighted_bags[grid]  # pyright: ignore[reportIndexIssue]
             launch(index, weight, start, W, out, d, PAIRS=PAIRS_AT_ONCE, COLUMNS=columns)
     return out
 
@@ -48,7 +50,7 @@ def bag_dots(
     out = torch.empty(index.shape[0], dtype=X.dtype, device=X.device)
     if bags and out.numel():
         with torch.cuda.device_of(W):
-            launch = _bag_dots[(bags,)]  # pyright: ignore[reportIndexIssue]
+            launch: Any = _bag_dots[(bags,)]  # pyright: ignore[reportIndexIssue]
             launch(index, start, X, W, out, d, PAIRS=PAIRS_AT_ONCE, COLUMNS=_columns(d))
     return out
 
