@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.lm.sampling import choose_token, inverse_cdf, nucleus, uniform
+from trimtab.lm.sampling import choose_token, inverse_cdf, nucleus, nucleus_floor, uniform
 
 MASK = (1 << 64) - 1
 
@@ -166,6 +167,42 @@ def test_tokens_that_tie_with_the_last_of_the_nucleus_are_in() -> None:
     probs = torch.tensor([[0.4, 0.2, 0.2, 0.2]])
     for first in (2, 3, 4):
         assert nucleus(probs, 0.5, first)[1].tolist() == probs.tolist()
+
+
+@given(
+    weights=st.lists(st.sampled_from([0, 0, 1, 2, 3, 3, 8, 40]), min_size=1, max_size=12).filter(any),
+    top_p=st.integers(1, 64).map(lambda p: p / 64),
+)
+def test_the_floor_of_a_nucleus_is_that_of_its_definition(weights: list[int], top_p: float) -> None:
+    """In fractions, and where sums are hit exactly: probabilities are whole 512ths that need not add up to 1.
+
+    Mutations: a sum must be more than `top_p`; the lowest bit is left out.
+    """
+    probs = [Fraction(weight, 512) for weight in weights]
+    reached = [p for p in probs if sum(q for q in probs if q >= p) >= Fraction(top_p)]
+    assert nucleus_floor(torch.tensor([[float(p) for p in probs]]), top_p).tolist() == [[max(reached, default=0)]]
+
+
+@pytest.mark.parametrize("size", [7, 50, 1000, 9000])
+def test_a_nucleus_by_its_floor_is_the_sorted_one_and_gives_the_same_tokens(size: int) -> None:
+    """Nearly flat, steep and one-hot rows, with ties and zeros, up to sums that no row reaches.
+
+    Mutations: sums in float32; tokens at the floor are left out; the floor is one bit off.
+    """
+    generator = torch.Generator().manual_seed(size)
+    rows = 200 if size <= 1000 else 30
+    u = torch.rand(rows, dtype=torch.float64, generator=generator)
+    for spread in (0.01, 1.0, 4.0, 12.0):
+        logits = spread * torch.randn(rows, size, generator=generator)
+        logits[::3] = logits[::3].round()
+        logits[::5, ::2] = -torch.inf
+        logits[::7, 3] = 300.0
+        probs = torch.softmax(logits, dim=-1)
+        for top_p in (1e-9, 0.05, 0.5, 0.9, 0.999, 1 - 1e-6, 1 - 1e-12):
+            tokens, weights = nucleus(probs, top_p, size)
+            kept = torch.where(probs >= nucleus_floor(probs, top_p), probs, 0.0)
+            assert torch.equal(kept.gather(1, tokens), weights)
+            assert torch.equal(choose_token(logits, 1.0, top_p, u, None), choose_token(logits, 1.0, top_p, u, size))
 
 
 def test_greedy_takes_the_largest_logit_and_the_first_of_equals() -> None:

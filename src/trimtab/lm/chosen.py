@@ -72,7 +72,7 @@ def choose(
     u: Float[Tensor, " B"] | None,
     allowed: Int[Tensor, "B A"] | None = None,
     given: Int[Tensor, " B"] | None = None,
-    first: int = FIRST,
+    first: int | None = FIRST,
 ) -> Chosen:
     """The next token of each row, rows that choose in the same way at once.
 
@@ -82,7 +82,7 @@ def choose(
         u: draws, where any row is sampled.
         allowed: what each row may choose from, as `pack_allowed` gives it.
         given: tokens that are fed instead of those that are chosen; −1 for none.
-        first: tokens that a nucleus is looked for in first.
+        first: tokens that a nucleus is looked for in first; None asks the device for nothing.
     """
     decided = logits.new_empty(len(logits), dtype=torch.long)
     for (temperature, top_p, restricted), places in ways.items():

@@ -6,18 +6,22 @@ tokens and actions whatever else is in its batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.kernels import kernel_for
 from trimtab.lm.token_statistics import rows_per_block
 
 TOKEN_STREAM = 0
 ACTION_STREAM = 1
 FIRST = 256
 """Tokens that a nucleus is looked for in first."""
+UNIT = 2.0**62
+"""A probability of 1 in the whole units in which `nucleus_floor` adds up."""
 
 # SplitMix64 (Steele, Lea & Flood 2014), in two's complement because torch has no unsigned 64-bit arithmetic.
 _GOLDEN = -7046029254386353131
@@ -72,7 +76,7 @@ def choose_token(
     temperature: float,
     top_p: float,
     u: Float[Tensor, " B"] | None,
-    first: int = FIRST,
+    first: int | None = FIRST,
 ) -> Int[Tensor, " B"]:
     """The next token of each row: the largest logit at temperature 0, an inverse-CDF draw otherwise.
 
@@ -81,7 +85,7 @@ def choose_token(
         temperature: 0 for greedy decoding.
         top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (1 keeps all).
         u: uniform draws; not needed at temperature 0.
-        first: see `nucleus`.
+        first: see `nucleus`; None finds it without asking the device for anything, by `nucleus_floor`.
     """
     if temperature == 0:  # the first of the largest
         if logits.device.type == "cpu" and logits.dtype == torch.float32:
@@ -94,11 +98,13 @@ def choose_token(
 
 
 def _drawn(
-    logits: Float[Tensor, "B V"], temperature: float, top_p: float, u: Float[Tensor, " B"], first: int
+    logits: Float[Tensor, "B V"], temperature: float, top_p: float, u: Float[Tensor, " B"], first: int | None
 ) -> Int[Tensor, " B"]:
     probs = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p == 1:
         return inverse_cdf(probs, u)
+    if first is None:
+        return inverse_cdf(probs.masked_fill_(probs < nucleus_floor(probs, top_p), 0.0), u)
     tokens, weights = nucleus(probs, top_p, first)
     return tokens.gather(1, inverse_cdf(weights, u)[:, None])[:, 0]
 
@@ -116,7 +122,7 @@ def choose_allowed(
     temperature: float,
     top_p: float,
     u: Float[Tensor, " B"] | None,
-    first: int = FIRST,
+    first: int | None = FIRST,
 ) -> Int[Tensor, " B"]:
     """`choose_token` over each row's allowed tokens, every other logit taken as −∞. Ties go to the smaller id."""
     copies = torch.zeros_like(allowed, dtype=torch.bool)
@@ -144,3 +150,27 @@ def nucleus(
         return nucleus(probs, top_p, first * 8)
     tokens, order = tokens.sort(dim=-1)
     return tokens, torch.where(values >= least, values, 0).gather(1, order)
+
+
+def nucleus_floor(probs: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B 1"]:
+    """The least probability within the `nucleus` of each row, found bit by bit; 0 where the whole row is not enough.
+
+    Nothing is sorted, and nothing is asked of the device, so that a GPU can replay it as part of a graph. Probabilities
+    are added up in whole units of 2⁻⁶², cut off there, so that the order makes no difference: from equal probabilities
+    every device and kernel finds the same floor. `nucleus` adds up float64 in the order of size; both find the same
+    tokens unless `top_p` is within rounding (V·2⁻⁵³) of what some of the most likely tokens hold.
+
+    Args:
+        probs: float32.
+        top_p: the sum that the nucleus holds at least.
+    """
+    wanted = math.ceil(top_p * UNIT)
+    if floor := kernel_for("nucleus_floor", probs):
+        return floor(probs, wanted, UNIT)
+    bits, mass = probs.view(torch.int32), (probs * UNIT).long()  # bits are in the order of numbers from 0 up
+    least = torch.zeros_like(bits[:, :1])
+    for place in reversed(range(30)):  # 1 has no higher bit
+        tried = least + (1 << place)
+        holds = torch.where(bits >= tried, mass, 0).sum(-1, keepdim=True) >= wanted
+        least = torch.where(holds, tried, least)
+    return least.view(torch.float32)

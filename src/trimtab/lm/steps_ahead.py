@@ -165,7 +165,7 @@ class _Shape:
             u = uniform(self.columns.seed, self.columns.sample, self.columns.branch, held)
         given = None if self.given is None else self.given.index_select(0, self.step)[0]
         every = {self.way: range(len(held))}
-        chosen = choose(logits, every, u, self.allowed, given, first=logits.shape[1])
+        chosen = choose(logits, every, u, self.allowed, given, first=None)
         columns = [column for column in chosen if column is not None] + seen
         if not self.records:
             self.records = [column.new_zeros(self.ahead, *column.shape) for column in columns]
