@@ -74,6 +74,8 @@ def test_operands_may_be_views_and_have_no_rows(module: ModuleType, device: str)
     assert torch.equal(kept[:2], torch.zeros_like(part).scatter_(1, expected(part, 20), 1.0)[:2] * part[:2])
     assert module.largest_in_rows(h[:0], 20)[0].shape == (0, 20)
     assert module.keep_largest_in_rows(h[:0], 20).shape == (0, 300)
+    with pytest.raises(AssertionError, match="301 of 300"):
+        module.largest_in_rows(h, 301)
 
 
 def test_rows_that_are_too_wide_for_a_kernel_are_folded_for_one(

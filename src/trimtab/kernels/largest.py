@@ -25,6 +25,7 @@ def largest_in_rows(h: Float[Tensor, "B n"], k: int) -> tuple[Float[Tensor, "B k
         k: from 1 to n.
     """
     h, (rows, n) = h.detach().contiguous(), h.shape
+    assert 1 <= k <= n, f"{k} of {n}"
     values = torch.empty(rows, k, dtype=h.dtype, device=h.device)
     places = torch.empty(rows, k, dtype=torch.long, device=h.device)
     if rows:
@@ -40,6 +41,7 @@ def keep_largest_in_rows(h: Float[Tensor, "B n"], k: int) -> Float[Tensor, "B n"
     It is written over h, which is read and written once, unless h is a view with gaps.
     """
     h, (rows, n) = h.detach().contiguous(), h.shape
+    assert 1 <= k <= n, f"{k} of {n}"
     if rows:
         with torch.cuda.device_of(h):
             launch: Any = _keep_largest_in_rows[(rows,)]  # pyright: ignore[reportIndexIssue]
