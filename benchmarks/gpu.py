@@ -9,6 +9,7 @@ downloaded. Every figure is a rate, followed by its ratios over others that were
 - `harvest`, beside the truncated forward passes; `scoring` of features, beside the products above the site.
 - `policy`: an iteration of 256 one-token rollouts.
 - `launches`: kernels, graphs and waits of a decoding step (CUDA only).
+- `kernels`: each kernel of trimtab's own beside torch's operations for the same.
 - `training`: steps of every architecture in TF32, bfloat16 and float32, d 2,304, n 16,384, batch 4,096, beside a plain
   dense step (autograd, fused Adam; compiled, too, where that starts in time) and, where they can be imported, SAELens,
   dictionary_learning and sparsify.
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerator import activations, decoding, policies, prompts, training
+from accelerator import activations, decoding, kernels, policies, prompts, training
 from accelerator.sections import SMALL, Row, Section, Setup, Sizes, free_memory, run_section, say
 from figures import arguments, device_options, measured_on
 
@@ -55,6 +56,7 @@ SECTIONS = {
     "scoring": Timed(activations.scoring_parts, 25),
     "policy": Timed(policies.parts, 20),
     "launches": Timed(decoding.launch_parts, 40),
+    "kernels": Timed(kernels.parts, 25),
     "training": Timed(training.parts, LIMIT),  # what the others have left
 }
 

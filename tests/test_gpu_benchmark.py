@@ -45,7 +45,8 @@ def test_all_sections_run_at_tiny_sizes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    names = {"decode": 10, "prompts": 5, "harvest": 1, "scoring": 1, "policy": 1, "launches": 0, "training": 14}
+    names = {"decode": 10, "prompts": 5, "harvest": 1, "scoring": 1, "policy": 1, "launches": 0, "kernels": 10}
+    names["training"] = 14
     assert {name: len(found[name]) for name in names} == names
     for row in (row for name in names for row in found[name]):
         assert row["rate"] > 0
@@ -54,7 +55,7 @@ def test_all_sections_run_at_tiny_sizes(tmp_path: Path) -> None:
     assert found["harvest"][0]["more"]["same_activations"]
     (policy,) = [row for row in found["decode"] if row["what"] == "tiny 3 rows, policy"]
     assert set(policy["over"]) == {"generate", "unsteered"}
-    for row in found["decode"] + found["training"] + found["scoring"]:
+    for row in found["decode"] + found["training"] + found["scoring"] + found["kernels"]:
         assert row["of_floor"] > 0  # which was measured at another moment
     assert found["floors"]["gigabytes_per_second"] > 0
     assert set(found["floors"]["gigaflops_per_second"]) == {"float32"}
