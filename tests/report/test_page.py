@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from outline import Outline
 
+from trimtab.errors import UserError
 from trimtab.report import page as pages
+from trimtab.report import write_report
 from trimtab.report.page import cell, figure, number, render, tokens
+from trimtab.runs import Run, write_json
 from trimtab.runs.figures import Mark, plot_intervals
+from trimtab.runs.shown import SHOWN_FILE
 from trimtab.runs.tables import Column, Table
 from trimtab.stats import Interval
 
@@ -117,3 +121,14 @@ def test_what_a_template_lacks_is_an_error() -> None:
 def test_torch_stays_unloaded() -> None:
     code = "import sys, trimtab.report; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_titles_name_what_a_run_found(tmp_path: Path) -> None:
+    """Mutations: a title that formats what it was given once more, or without the results."""
+    with Run.open(tmp_path / "run", "autointerp", {"model": "asked for"}) as run:
+        write_json(run.file(SHOWN_FILE), [])
+        with pytest.raises(UserError, match="has not finished"):
+            write_report(run.path)
+        run.finish({"judge": "{model}", "model": "tiny"})
+    page = write_report(run.path).read_text("utf-8")
+    assert "<h1>Where features fire, told by {model}: tiny</h1>" in page

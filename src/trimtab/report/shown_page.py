@@ -24,10 +24,14 @@ NAMED = 8
 def shown_page(files: RunFiles, title: str) -> str:
     """The sections of a run's `shown.json` under a title.
 
+    Args:
+        files: the run.
+        title: fields of the run's results stand in it by their names in braces.
+
     Raises:
         UserError: the run has not finished, or the file is damaged.
     """
-    _ = files.finished
+    title = title.format_map(files.finished)
     path = files.path / SHOWN_FILE
     sections = read_typed(tuple[Shown, ...], read_json(path), f"file {path}")
     return render(
@@ -48,56 +52,6 @@ def shown_page(files: RunFiles, title: str) -> str:
             for section in sections
         ],
     )
-
-
-def ioi_page(files: RunFiles) -> str:
-    """Dictionaries beside supervised codes."""
-    return shown_page(files, f"Dictionaries beside supervised codes: {files.finished['model']}")
-
-
-def ioi_study_page(files: RunFiles) -> str:
-    """The whole study."""
-    return shown_page(files, f"Supervised feature dictionaries: {files.finished['model']}")
-
-
-def utility_study_page(files: RunFiles) -> str:
-    """The study of interpretability and utility."""
-    return shown_page(files, "Interpretability against utility")
-
-
-def demo_page(files: RunFiles) -> str:
-    """Three wishes and a policy."""
-    return shown_page(files, f"What brings three wishes about in {files.finished['model']}?")
-
-
-def autointerp_page(files: RunFiles) -> str:
-    """How well a judge tells where features fire."""
-    return shown_page(files, f"Where features fire, told by {files.finished['judge']}: {files.finished['model']}")
-
-
-def judge_page(files: RunFiles) -> str:
-    """How often a judge of features is right."""
-    return shown_page(files, f"How often the judge {files.finished['judge']} is right")
-
-
-def axbench_page(files: RunFiles) -> str:
-    """How well steering brings concepts about."""
-    return shown_page(files, f"What brings concepts about in {files.finished['model']}?")
-
-
-def find_page(files: RunFiles) -> str:
-    """Features that bring a wish about, beside the alternatives."""
-    return shown_page(files, f"What brings a wish about in {files.finished['model']}")
-
-
-def flags_train_page(files: RunFiles) -> str:
-    """A finetuning with flags."""
-    return shown_page(files, f"Flags finetuned into {files.finished['model']}")
-
-
-def flags_evaluate_page(files: RunFiles) -> str:
-    """Finetunings with flags side by side."""
-    return shown_page(files, f"Flags in {files.finished['model']}")
 
 
 def feature_page(files: RunFiles) -> str:

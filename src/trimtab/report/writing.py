@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from trimtab.errors import UserError
@@ -11,40 +12,28 @@ from trimtab.report.circuit_page import circuit_page
 from trimtab.report.dictionary_pages import core_page, rank_page, train_page
 from trimtab.report.policy_page import policy_page
 from trimtab.report.run_files import REPORT_NAME, RunFiles
-from trimtab.report.shown_page import (
-    autointerp_page,
-    axbench_page,
-    demo_page,
-    feature_page,
-    find_page,
-    flags_evaluate_page,
-    flags_train_page,
-    ioi_page,
-    ioi_study_page,
-    judge_page,
-    utility_study_page,
-)
+from trimtab.report.shown_page import feature_page, shown_page
 from trimtab.report.steer_page import steer_page
 from trimtab.runs import write_text
 
 PAGES: dict[str, Callable[[RunFiles], str]] = {
-    "demo": demo_page,
+    "demo": partial(shown_page, title="What brings three wishes about in {model}?"),
     "train": train_page,
     "rank": rank_page,
-    "find": find_page,
-    "evaluate wishes": find_page,
-    "autointerp": autointerp_page,
-    "evaluate judge": judge_page,
-    "evaluate axbench": axbench_page,
+    "find": partial(shown_page, title="What brings a wish about in {model}"),
+    "evaluate wishes": partial(shown_page, title="What brings a wish about in {model}"),
+    "autointerp": partial(shown_page, title="Where features fire, told by {judge}: {model}"),
+    "evaluate judge": partial(shown_page, title="How often the judge {judge} is right"),
+    "evaluate axbench": partial(shown_page, title="What brings concepts about in {model}?"),
     "steer": steer_page,
     "feature": feature_page,
     "evaluate core": core_page,
     "evaluate circuit": circuit_page,
-    "evaluate ioi": ioi_page,
-    "study ioi": ioi_study_page,
-    "study utility": utility_study_page,
-    "flags train": flags_train_page,
-    "flags evaluate": flags_evaluate_page,
+    "evaluate ioi": partial(shown_page, title="Dictionaries beside supervised codes: {model}"),
+    "study ioi": partial(shown_page, title="Supervised feature dictionaries: {model}"),
+    "study utility": partial(shown_page, title="Interpretability against utility"),
+    "flags train": partial(shown_page, title="Flags finetuned into {model}"),
+    "flags evaluate": partial(shown_page, title="Flags in {model}"),
     "flags steer": steer_page,
     "policy train": policy_page,
     "policy evaluate": policy_page,
