@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
@@ -124,3 +125,12 @@ def test_a_plot_is_drawn_where_it_is_asked_for() -> None:
 
 def test_it_says_itself_in_one_line() -> None:
     assert repr(Found(ROWS)) == "<Found: 2 found & kept>"
+
+
+def test_as_json_it_holds_plain_values_or_says_what_is_none() -> None:
+    """Mutations: intervals left as they are; what has no plain form written as its text."""
+    first, second = json.loads(json.dumps(Found(ROWS).to_json()))["rows"]
+    assert first == {"name": "<b>a</b>", "n": 1234, "mean": ROWS[0]["mean"].to_dict()}
+    assert second == ROWS[1]
+    with pytest.raises(UserError, match=r"^Found as JSON: object has no plain form"):
+        Found([{"model": object()}]).to_json()

@@ -20,7 +20,7 @@ from trimtab.control.setting import Setting
 from trimtab.control.task_prompts import TaskPrompts
 from trimtab.control.task_result import AnsweredArm, TaskResult, task_result
 from trimtab.errors import UserError
-from trimtab.runs import Meter, json_safe
+from trimtab.runs import Meter
 from trimtab.runs.figures import Mark, plot_intervals
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
@@ -68,10 +68,6 @@ class Comparison(Result):
             seconds=time.perf_counter() - began,
             **others,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; intervals as dicts."""
-        return json_safe(self)
 
     def headline(self) -> str:
         result, n = self.result, len(self.seeds)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from trimtab.errors import UserError
 from trimtab.interpreting.scored_sae import ScoredSAE, read_scored_saes
-from trimtab.runs.config import json_safe
 from trimtab.runs.figures import Mark, plot_intervals
 from trimtab.runs.results import Result
 from trimtab.runs.tables import COUNT, SIGNED, Column, Table
@@ -174,10 +173,6 @@ class RankAgreement(Result):
         """Intervals of all groups, such as `after delta_confidence`."""
         marks = [Mark(a.group, a.tau, strong=a.by == ALL) for a in self.agreements if a.against == against]
         plot_intervals(ax, marks, f"Kendall's τ of interpretability and utility {against}", "+.2f")
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return json_safe({name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
 _AGREEMENT = [

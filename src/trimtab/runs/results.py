@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import UserError, named
+from trimtab.runs.config import json_safe
 from trimtab.runs.figures import own_axis
 from trimtab.runs.tables import Table
 
@@ -48,6 +49,18 @@ class Result:
     def _repr_html_(self) -> str:
         tables = "".join(table._repr_html_() for table in self.tables().values())  # pyright: ignore[reportPrivateUsage]
         return f"<p>{html.escape(self.headline())}</p>{tables}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All that it holds as plain values, intervals as mappings.
+
+        Raises:
+            UserError: it holds what has no plain form, such as a model.
+        """
+        try:
+            return json_safe(self)
+        except TypeError as error:
+            why = str(error).partition(":")[0]
+            raise UserError(f"{type(self).__name__} as JSON", why, "take frames of its tables") from error
 
     def to_frame(self, table: str = "") -> pd.DataFrame:
         """One of the tables as a frame of pandas, with values instead of texts.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab.finding import Found
 from trimtab.finding.options import SPLITS
 from trimtab.finding.result import FOUND, SINGLE, Measured, WayResult
-from trimtab.runs import json_safe
 from trimtab.runs.results import Result
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, Table
 from trimtab.stats import Interval
@@ -191,10 +189,6 @@ class DemoResult(Result):
             ),
             **(self.policy.tables() if self.policy else {}),
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """All numbers as plain values."""
-        return json_safe(self)
 
 
 _MARKED = {"unsteered": "unsteered", "found": "found", "best": "best alternative"}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.errors import UserError
@@ -188,10 +188,6 @@ class IOIStudy(Result):
         rows = [{"part": part, "seconds": seconds} for part, seconds in self.seconds.items()]
         columns = [Column("part", "part"), Column("seconds", "seconds", ",.0f")]
         return {**found, "seconds": Table(columns=columns, rows=rows, caption=f"{self.peak_gib:.1f} GiB of memory.")}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json_safe(self)
 
     def shown(self) -> list[Shown]:
         """Sections of the page."""

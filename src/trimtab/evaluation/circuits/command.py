@@ -18,7 +18,7 @@ from trimtab.evaluation.circuits.rows import PlainRun, rows_of
 from trimtab.lm import LanguageModel
 from trimtab.lm.config import DEFAULT_MODEL, ModelConfig
 from trimtab.lm.sites import HEAD_KINDS
-from trimtab.runs import Meter, Run, SourceName, check_choices, check_least, config_dict, json_safe, read_typed, text_id
+from trimtab.runs import Meter, Run, SourceName, check_choices, check_least, config_dict, read_typed, text_id
 from trimtab.runs.results import Result
 from trimtab.runs.tables import Table
 from trimtab.tasks.ioi_prompts import HELD_OUT, TEMPLATE_SETS, IOIDistribution, TemplateSet
@@ -91,10 +91,6 @@ class CircuitResult(Result):
     def draw(self, ax: Axes) -> None:
         """The heads by layer."""
         self.circuit.draw(ax)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json_safe(self)
 
 
 class ShownCircuit(NamedTuple):

@@ -195,10 +195,6 @@ class IOIResult(Result):
         curves = edit_curves(named(sections, name, "cross-section"), attribute)
         plot_curves(ax, curves, f"success, {attribute}", steps="weight removed")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json_safe(self)
-
 
 EDITS = [
     Column("cross-section", "cross_section"), Column("contender", "contender"), Column("attribute", "attribute"),

@@ -12,7 +12,6 @@ from trimtab.interpreting.agreement import RankAgreement
 from trimtab.interpreting.calibration import right_on
 from trimtab.interpreting.nested_selection import MeanLift, MeanPair
 from trimtab.interpreting.scored_sae import ScoredSAE
-from trimtab.runs import json_safe
 from trimtab.runs.figures import Point, plot_points
 from trimtab.runs.results import Result
 from trimtab.runs.shown import Shown
@@ -147,10 +146,6 @@ class UtilityStudy(Result):
         if self.agreement is not None:
             figures["Kendall's τ, before selection"] = self.agreement.draw
         return [Shown.of("Interpretability against utility", self, figures)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json_safe({name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
 def _selected(name: str) -> Any:
