@@ -1,6 +1,6 @@
 """Judges say whether an answer refuses its prompt, complies or is gibberish: by rules, a classifier or an endpoint."""
 
-from trimtab.judges.chat_client import ChatClient, ChatConfig, NoReply
+from trimtab.judges.chat_client import ChatClient, ChatConfig, ChatJudge, NoReply
 from trimtab.judges.classifier import ClassifierJudge
 from trimtab.judges.concept_quality import JudgeQuality
 from trimtab.judges.concepts import ConceptJudge
@@ -15,6 +15,7 @@ from trimtab.judges.word_weights import word_weights
 __all__ = [
     "ChatClient",
     "ChatConfig",
+    "ChatJudge",
     "ClassifierJudge",
     "ConceptJudge",
     "EndpointConfig",

@@ -13,8 +13,9 @@ import random
 import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from trimtab.errors import UserError
 from trimtab.judges.transcript import Tokens, Transcript, request_key
@@ -309,3 +310,37 @@ def _seconds(retry_after: str | None) -> float:
 
 def _in_one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+ConfigT = TypeVar("ConfigT", bound=ChatConfig)
+
+
+@dataclass
+class ChatJudge(Generic[ConfigT]):
+    """What judges behind an endpoint have in common: one chat model, asked at temperature 0, whose replies are kept."""
+
+    config: ConfigT
+    transcript: Transcript = field(default_factory=Transcript)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    @property
+    def name(self) -> str:
+        """`endpoint:MODEL@URL`."""
+        return self.config.name
+
+    @cached_property
+    def client(self) -> ChatClient:
+        """What asks the model, and counts what it costs."""
+        return ChatClient(self.config, self.transcript, sleep=self.sleep)
+
+    def request(self, instruction: str, question: str, *, max_tokens: int) -> dict[str, Any]:
+        """What the client sends: a system message, and what is asked."""
+        return {
+            "model": self.config.model,
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            "messages": [
+                {"role": "system", "content": instruction},
+                {"role": "user", "content": question},
+            ],
+        }

@@ -6,16 +6,13 @@ nothing twice and its verdicts can be checked by hand.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from trimtab.judges.chat_client import ChatClient, ChatConfig, NoReply
+from trimtab.judges.chat_client import ChatConfig, ChatJudge, NoReply
 from trimtab.judges.gibberish import find_gibberish
-from trimtab.judges.transcript import Transcript
 from trimtab.judges.verdict import Unjudged, Verdict
 from trimtab.runs import check_least
 
@@ -43,23 +40,8 @@ class EndpointConfig(ChatConfig):
         check_least(self, 1, "max_answer_characters")
 
 
-@dataclass
-class EndpointJudge:
+class EndpointJudge(ChatJudge[EndpointConfig]):
     """Asks a chat model at temperature 0. Answers that are empty or plainly gibberish are not sent."""
-
-    config: EndpointConfig
-    transcript: Transcript = field(default_factory=Transcript)
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-
-    @property
-    def name(self) -> str:
-        """`endpoint:MODEL@URL`."""
-        return self.config.name
-
-    @cached_property
-    def client(self) -> ChatClient:
-        """What asks the model, and counts what it costs."""
-        return ChatClient(self.config, self.transcript, sleep=self.sleep)
 
     def score(self, prompt: str, answer: str) -> Verdict | Unjudged:
         """The verdict on one answer."""
@@ -82,15 +64,8 @@ class EndpointJudge:
 
     def _request(self, prompt: str, answer: str) -> dict[str, Any]:
         cut = answer[: self.config.max_answer_characters]
-        return {
-            "model": self.config.model,
-            "temperature": 0,
-            "max_tokens": 8,
-            "messages": [
-                {"role": "system", "content": self.config.instruction},
-                {"role": "user", "content": f"<request>\n{prompt}\n</request>\n<answer>\n{cut}\n</answer>\nOne word:"},
-            ],
-        }
+        asked = f"<request>\n{prompt}\n</request>\n<answer>\n{cut}\n</answer>\nOne word:"
+        return self.request(self.config.instruction, asked, max_tokens=8)
 
     def _verdict(self, reply: str | NoReply) -> Verdict | Unjudged:
         if isinstance(reply, NoReply):

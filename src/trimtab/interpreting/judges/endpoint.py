@@ -5,11 +5,10 @@ A reply that is nonsense or cut short is asked for again; what gets no whole rep
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy import ndarray
 
 from trimtab.interpreting.judge import Exemplars, Meaning, Passage, Rating, ToRate
 from trimtab.interpreting.judges import questions
-from trimtab.judges import ChatClient, ChatConfig, NoReply, Transcript, Unjudged
+from trimtab.judges import ChatConfig, ChatJudge, NoReply, Unjudged
 from trimtab.runs import check_least
 
 
@@ -36,27 +35,12 @@ class FeatureEndpointConfig(ChatConfig):
         check_least(self, 1, "passages", "max_tokens")
 
 
-@dataclass
-class EndpointFeatureJudge:
+class EndpointFeatureJudge(ChatJudge[FeatureEndpointConfig]):
     """Asks a chat model at temperature 0. Its concept score is of the steered text alone, as in AxBench."""
-
-    config: FeatureEndpointConfig
-    transcript: Transcript = field(default_factory=Transcript)
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     @property
     def version(self) -> str:
         return "1"
-
-    @property
-    def name(self) -> str:
-        """`endpoint:MODEL@URL`."""
-        return self.config.name
-
-    @cached_property
-    def client(self) -> ChatClient:
-        """What asks the model, and counts what it costs."""
-        return ChatClient(self.config, self.transcript, sleep=self.sleep)
 
     def explain(self, exemplars: Sequence[Exemplars]) -> list[Meaning | Unjudged]:
         """What features mean, in order.
@@ -138,15 +122,7 @@ class EndpointFeatureJudge:
         return Rating(*(float(questions.read_rating(str(reply)) or 0) for reply in replies))
 
     def _request(self, instruction: str, question: str) -> dict[str, Any]:
-        return {
-            "model": self.config.model,
-            "temperature": 0,
-            "max_tokens": self.config.max_tokens,
-            "messages": [
-                {"role": "system", "content": instruction},
-                {"role": "user", "content": question},
-            ],
-        }
+        return self.request(instruction, question, max_tokens=self.config.max_tokens)
 
 
 def _names_passages(count: int, reply: str) -> bool:
