@@ -22,9 +22,8 @@ from trimtab.runs import (
     paths_of_run,
     read_record,
     read_typed,
-    write_json,
 )
-from trimtab.runs.shown import FEATURE_PAGES, SHOWN_FILE, Shown, ShownText, feature_anchor, shown_json
+from trimtab.runs.shown import FEATURE_PAGES, Shown, ShownText, feature_anchor, write_shown
 
 STRIPS = 10
 """Windows of each kind on a page."""
@@ -99,7 +98,7 @@ def run_feature(config: FeatureConfig) -> FeatureProfiles:
                 for sae in saes
                 for profile in profile_features(model, sae, wanted[sae.info.site], options, decoding)
             ]
-            write_json(run.file(SHOWN_FILE), shown_json([shown(profile) for profile in found]))
+            write_shown(run, [shown(profile) for profile in found])
             run.finish(FeatureProfiles(model=model.name, profiles=tuple(found), run=os.fspath(run.path)))
         return read_typed(FeatureProfiles, run.results, f"run {run.path}")
 

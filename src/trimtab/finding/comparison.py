@@ -12,9 +12,9 @@ import numpy as np
 from trimtab.errors import UserError
 from trimtab.finding.finding import COMMAND as FIND
 from trimtab.finding.result import FOUND, SINGLE, FoundFacts, WayResult
-from trimtab.runs import Run, config_directory, read_record, read_typed, text_id, write_json
+from trimtab.runs import Run, config_directory, read_record, read_typed, text_id
 from trimtab.runs.results import Result
-from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.runs.shown import Shown, write_shown
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, Table
 from trimtab.stats import Interval, bootstrap_mean, number_text
 
@@ -233,6 +233,6 @@ def run_wishes(config: WishesConfig) -> WishComparison:
         found = compare_wishes(config.runs, seed=config.seed)
         run.record(hashes={str(path): text_id(json.dumps(read_record(path)["results"])) for path in config.runs})
         if not run.done:
-            write_json(run.file(SHOWN_FILE), shown_json([Shown.of("Wishes", found)]))
+            write_shown(run, [Shown.of("Wishes", found)])
             run.finish(found)
     return replace(found, run=run.path)

@@ -39,7 +39,7 @@ from trimtab.runs import (
     text_id,
     write_json,
 )  # fmt: skip
-from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.runs.shown import SHOWN_FILE, Shown, write_shown
 from trimtab.selection.ranking import dictionary_site
 from trimtab.steering import DirectionTable
 from trimtab.steering.saved_steering import WITHIN
@@ -149,7 +149,7 @@ def find_in(
             run.record(without_steering=error.line)
     if not run.file(SHOWN_FILE).exists():
         shown = Shown.of("What was found", found, {"Effect against price": found.draw}, height=3.8)
-        write_json(run.file(SHOWN_FILE), shown_json([shown]))
+        write_shown(run, [shown])
     return replace(found, run=run.path)
 
 

@@ -34,9 +34,8 @@ from trimtab.runs import (
     read_keywords,
     read_metrics,
     read_typed,
-    write_json,
 )
-from trimtab.runs.shown import SHOWN_FILE, shown_json
+from trimtab.runs.shown import write_shown
 from trimtab.training.checkpoint import discard_checkpoints
 
 COMMAND = "flags train"
@@ -196,7 +195,7 @@ def finetune(job: FlagJob, run: Run | None, *, kept: bool, ranks: Ranks) -> Trai
     metrics = read_metrics(run.path)
     if kept:
         subject.save(run.file(MODEL), result, dtype)
-        write_json(run.file(SHOWN_FILE), shown_json([result.shown(metrics)]))
+        write_shown(run, [result.shown(metrics)])
     run.finish(result)
     discard_checkpoints(run.file(CHECKPOINTS))
     return TrainedFlags(

@@ -15,8 +15,8 @@ from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
 from trimtab.interpreting.judge_config import TRANSCRIPT
 from trimtab.interpreting.scoring_windows import HOW, WindowOptions
-from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, sha256_file, write_json
-from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.runs import Run, check_least, config_directory, part_of, read_typed, sha256_file
+from trimtab.runs.shown import Shown, write_shown
 from trimtab.selection.explanation_score import SCORES_FILE
 
 COMMAND = "autointerp"
@@ -78,7 +78,7 @@ def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
                 **part_of(config, WindowOptions),
             )
             found.write(run.file(SCORES_FILE))
-            write_json(run.file(SHOWN_FILE), shown_json([Shown.of("Autointerp", found)]))
+            write_shown(run, [Shown.of("Autointerp", found)])
             run.finish(found)
         return replace(read_typed(AutointerpResult, run.results, f"run {run.path}"), run=run.path)
 

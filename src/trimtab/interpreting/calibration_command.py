@@ -9,8 +9,8 @@ from trimtab.errors import UserError
 from trimtab.interpreting.calibration import JudgeCalibration, calibrate
 from trimtab.interpreting.judge_config import TRANSCRIPT, FeatureJudgeConfig
 from trimtab.interpreting.labelled_texts import labelled_hash, read_axbench
-from trimtab.runs import Run, check_least, config_directory, read_record, read_typed, write_json
-from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.runs import Run, check_least, config_directory, read_record, read_typed
+from trimtab.runs.shown import Shown, write_shown
 
 COMMAND = "evaluate judge"
 
@@ -58,7 +58,7 @@ def run_calibration(config: CalibrationConfig) -> JudgeCalibration:
         run.record(hashes={"labelled texts": labelled_hash(labelled)})
         if not run.done:
             found = calibrate(config.load_judge(run.file(TRANSCRIPT)), labelled, seed=config.seed)
-            write_json(run.file(SHOWN_FILE), shown_json([Shown.of("Judge", found)]))
+            write_shown(run, [Shown.of("Judge", found)])
             run.finish(found)
         return replace(read_typed(JudgeCalibration, run.results, f"run {run.path}"), run=run.path)
 

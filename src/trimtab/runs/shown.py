@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trimtab.runs.atomic import write_json
 from trimtab.runs.config import config_dict, json_safe
 from trimtab.runs.figures import svg
 from trimtab.runs.results import Result
+from trimtab.runs.run import Run
 from trimtab.runs.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -124,9 +126,9 @@ class Shown:
         )  # fmt: skip
 
 
-def shown_json(sections: Sequence[Shown]) -> Any:
-    """Sections as plain values."""
-    return json_safe([config_dict(section) for section in sections])
+def write_shown(run: Run, sections: Sequence[Shown]) -> None:
+    """Keep in a run the sections of its page. Raises a `UserError` if the disk refuses."""
+    write_json(run.file(SHOWN_FILE), [config_dict(section) for section in sections])
 
 
 def _cell(number: int) -> Callable[[Any], Cell]:

@@ -19,8 +19,8 @@ from trimtab.finding import FindOptions, Found, Texts, find
 from trimtab.finding.result import FOUND
 from trimtab.judges import ConceptJudge
 from trimtab.policies.config import PolicyConfig
-from trimtab.runs import ASSETS, Run, part_of, read_typed, write_json
-from trimtab.runs.shown import SHOWN_FILE, Shown, ShownTable, shown_json
+from trimtab.runs import ASSETS, Run, part_of, read_typed
+from trimtab.runs.shown import Shown, ShownTable, write_shown
 from trimtab.runs.user_files import json_lines
 from trimtab.studies.demo_policy import POLICY, POLICY_SIZES, TEST_ITEMS, run_demo_policy
 from trimtab.studies.demo_result import DemoResult, DemoWish, Trimmed, best_alternative
@@ -138,7 +138,7 @@ def run_demo(
             sections.append(Shown.of("A policy that picks one feature for each prompt", trained))
         trimmed = ShownTable.of(result.tables()["trimmed"], "sizes")
         sections.append(Shown(title="What was trimmed", headline=TRIMMED, tables=(trimmed,)))
-        write_json(run.file(SHOWN_FILE), shown_json(sections))
+        write_shown(run, sections)
         run.finish(result)
         return result
 

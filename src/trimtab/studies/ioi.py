@@ -61,7 +61,7 @@ from trimtab.runs import (
     write_json,
 )
 from trimtab.runs.results import Result
-from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.runs.shown import Shown, write_shown
 from trimtab.runs.tables import Column, Table
 from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution, IOIPrompt, TemplateSet
 
@@ -213,7 +213,7 @@ def run_ioi_study(config: IOIStudyConfig) -> IOIStudy:
         if run.done and run.results:
             return read_typed(IOIStudy, run.results, f"run {config.run}")
         study = _Study(config, run).result()
-        write_json(run.file(SHOWN_FILE), shown_json(study.shown()))
+        write_shown(run, study.shown())
         run.finish(study)
         return study
 

@@ -47,7 +47,7 @@ from trimtab.runs import (
 )
 from trimtab.runs.figures import Curve, plot_curves
 from trimtab.runs.results import Result
-from trimtab.runs.shown import SHOWN_FILE, Shown, shown_json
+from trimtab.runs.shown import Shown, write_shown
 from trimtab.runs.tables import Column, Table
 from trimtab.tasks.ioi_prompts import ATTRIBUTES, IOIDistribution, TemplateSet
 from trimtab.training.config import TrainConfig
@@ -342,7 +342,7 @@ def run_ioi(config: IOIConfig) -> IOIResult:
         result = IOIResult(model=model.name, scores=tuple(scores), left_out=tuple(left_out))
         if run is not None:
             shown = Shown.of("Cross-sections", result, figures_of(result), leave_out=("edits",))
-            write_json(run.file(SHOWN_FILE), shown_json([shown]))
+            write_shown(run, [shown])
             run.finish(result)
     return result
 

@@ -50,7 +50,7 @@ from trimtab.runs import (
     text_id,
     write_json,
 )
-from trimtab.runs.shown import SHOWN_FILE, shown_json
+from trimtab.runs.shown import write_shown
 from trimtab.stats import Resamples
 from trimtab.tasks import Task, load_task
 from trimtab.tasks.task import UnsuitedModelError
@@ -205,7 +205,7 @@ class Evaluator:
     def finish(self) -> FlagEvaluation:
         """Measure what is left, compare, and close the run with its page's sections."""
         found = self.result()
-        write_json(self.run.file(SHOWN_FILE), shown_json(found.shown()))
+        write_shown(self.run, found.shown())
         self.run.finish(found)
         return found
 

@@ -30,10 +30,9 @@ from trimtab.runs import (
     read_typed,
     sha256_file,
     text_id,
-    write_json,
     write_table,
 )
-from trimtab.runs.shown import SHOWN_FILE, Shown, ShownTable, shown_json
+from trimtab.runs.shown import Shown, ShownTable, write_shown
 from trimtab.runs.tables import NUMBER, Column, Table
 from trimtab.selection.command import TABLE_FILE
 from trimtab.selection.feature_table import read_feature_tables
@@ -151,7 +150,7 @@ def run_axbench(config: AxBenchConfig, load_flags: LoadArm | None = None) -> AxB
             if rankings:
                 found = replace(found, selection=found.select(_of_features(rankings, found)))
             write_table(run.file(ANSWERS_FILE), found.answers())
-            write_json(run.file(SHOWN_FILE), shown_json([_shown(found)]))
+            write_shown(run, [_shown(found)])
             run.finish(found.result)
         return read_typed(AxBenchResult, run.results, f"run {run.path}")
 

@@ -34,10 +34,9 @@ from trimtab.runs import (
     read_typed,
     run_stage,
     text_id,
-    write_json,
 )  # fmt: skip
 from trimtab.runs.executors import Executor
-from trimtab.runs.shown import SHOWN_FILE, shown_json
+from trimtab.runs.shown import write_shown
 from trimtab.studies.utility import stages
 from trimtab.studies.utility.plan import StudyFile, read_study
 from trimtab.studies.utility.result import FailedCell, StudiedSAE, UtilityStudy
@@ -102,7 +101,7 @@ def run_utility_study(config: UtilityStudyConfig) -> UtilityStudy:
             return read_typed(UtilityStudy, run.results, f"run {config.run}")
         print(f"trimtab: {price(study)}", file=sys.stderr, flush=True)
         found = Study(study, run, config.load_executor()).result()
-        write_json(run.file(SHOWN_FILE), shown_json(found.shown()))
+        write_shown(run, found.shown())
         if not found.failed:
             run.finish(found)
         return found
