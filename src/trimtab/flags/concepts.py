@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trimtab.errors import UserError
 from trimtab.flags.spec import check_concepts
-from trimtab.runs.user_files import utf8_text
+from trimtab.runs.user_files import read_text
 
 
 def read_concepts(path: Path | str) -> dict[str, str]:
@@ -19,11 +19,7 @@ def read_concepts(path: Path | str) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read, or holds no concept or one twice.
     """
-    try:
-        text = utf8_text(Path(path).read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(str(path), "it cannot be read", "check the path") from error
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in read_text(path).split("\n")]
     parts = [line.partition(":") for line in lines if line and not line.startswith("#")]
     pairs = [(name.strip(), description.strip()) for name, _, description in parts]
     if not pairs:

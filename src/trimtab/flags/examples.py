@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.errors import UserError, did_you_mean
 from trimtab.flags.spec import FlagSpec
 from trimtab.lm import LanguageModel, TokenBatch
-from trimtab.runs.user_files import json_lines, utf8_text
+from trimtab.runs.user_files import json_lines, read_text
 
 LEAST = 2
 """Examples that must have a concept, and as many that must lack it."""
@@ -56,14 +56,10 @@ def read_examples(path: Path | str, concepts: Sequence[str]) -> list[Example]:
     Raises:
         UserError: the file cannot be read, or a line is not as it should be; the message says which.
     """
-    try:
-        text = utf8_text(Path(path).read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(str(path), "it cannot be read", "check the path") from error
     names = [field.name for field in fields(Example)]
     needed = [name for name in names if name != "unit"]
     found: list[Example] = []
-    for number, value in json_lines(text, str(path)):
+    for number, value in json_lines(read_text(path), str(path)):
         where = f"{path}, line {number}"
         if not isinstance(value, dict):
             raise UserError(where, "it is no JSON object", f"give {', '.join(needed)}")

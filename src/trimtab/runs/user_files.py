@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from trimtab.errors import UserError
@@ -26,6 +27,14 @@ def utf8_text(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         why = f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8"
         raise UserError(name, why, "convert the file, for example with iconv -f latin1 -t utf-8") from error
+
+
+def read_text(path: Path | str) -> str:
+    """Text of a file that a user named; see `utf8_text`. Raises a `UserError` if it cannot be read, too."""
+    try:
+        return utf8_text(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(str(path), "it cannot be read", "check the path") from error
 
 
 def refuse_utf16(data: bytes, name: str) -> None:

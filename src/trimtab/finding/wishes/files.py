@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.activations.formats import TEXT_SUFFIXES, is_readable
 from trimtab.activations.text import read_documents
 from trimtab.errors import UserError
-from trimtab.runs.user_files import json_lines, utf8_text
+from trimtab.runs.user_files import json_lines, read_text
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def _texts(path: Path) -> list[str]:
     if path.is_dir() or (is_readable(path.name) and path.suffix.lower() not in TEXT_SUFFIXES):
         # none is left out, as that would shift the pairs
         return [document.text for document in read_documents([path], bad_records="fail")]
-    return [line.strip() for line in _text(path).rstrip().split("\n")]
+    return [line.strip() for line in read_text(path).rstrip().split("\n")]
 
 
 def read_labelled(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -52,7 +52,7 @@ def read_labelled(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         UserError: it cannot be read, or a line is otherwise.
     """
     found: dict[bool, list[str]] = {True: [], False: []}
-    for number, row in json_lines(_text(path), str(path)):
+    for number, row in json_lines(read_text(path), str(path)):
         good = isinstance(row, dict) and isinstance(row.get("text"), str) and isinstance(row.get("wanted"), bool)
         if not good:
             why = "it does not hold a text and whether it is wanted"
@@ -64,15 +64,8 @@ def read_labelled(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def read_rows(path: Path) -> tuple[dict[str, Any], ...]:
     """Rows of a JSONL file. Raises a `UserError` that names a line which is none."""
     rows = []
-    for number, row in json_lines(_text(path), str(path)):
+    for number, row in json_lines(read_text(path), str(path)):
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}", "it is no object", "write prompt, wanted and unwanted")
         rows.append(row)
     return tuple(rows)
-
-
-def _text(path: Path) -> str:
-    try:
-        return utf8_text(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(str(path), "it cannot be read", "check the path") from error
