@@ -105,11 +105,7 @@ class NeutralText:
 
     def kl(self, tables: Tables, edits: Sequence[SteeringEdit], progress: Progress = None) -> Float[Tensor, "E P"]:
         """KL(steered ‖ unsteered) of the next-token distributions along each continuation, in nats per token."""
-
-        def divergence(number: int, logits: Float[Tensor, "E A V"]) -> Float[Tensor, " E"]:
-            return self.of_logits(number, logits)
-
-        return self.passes.reduce(tables, edits, divergence, progress)
+        return self.passes.reduce(tables, edits, self.of_logits, progress)
 
     def of_logits(self, number: int, logits: Float[Tensor, "E A V"]) -> Float[Tensor, " E"]:
         """The divergence of other logits from the unsteered ones along one continuation."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class EditedPasses:
         inputs = list(dict.fromkeys(input_site(first_edited_layer([site])) for site in sites))
         for part in batches(model, self.answered):
             seen: dict[Site, Tensor] = {}
-            reading = {site: _reader(site, seen) for site in inputs}
+            reading = {site: partial(seen.__setitem__, site) for site in inputs}
             logits = run(model, [self.answered[i] for i in part], self.cache, edited(model, reading))
             for row, i in enumerate(part):
                 n = len(self.answered[i].answer)
@@ -163,13 +164,6 @@ class EditedPasses:
             stack.enter_context(starting_at(model, layer, below))
             stack.enter_context(steering(model, source_of(tables, edits), [one.prompt] * rows, fed))
             return model.forward(TokenBatch.full(fed), cache=cache, last=fed.shape[1])
-
-
-def _reader(site: Site, seen: dict[Site, Tensor]) -> Callable[[Tensor], None]:
-    def read(x: Tensor) -> None:
-        seen[site] = x
-
-    return read
 
 
 def check_finite(scores: Tensor, what: str) -> None:

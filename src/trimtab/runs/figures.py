@@ -153,18 +153,16 @@ def plot_curves(
     ax.set(xlabel=steps, ylabel=axis)
 
 
-def plot_ranks(ax: Axes, curve: Curve, axis: str, *, marked: Sequence[tuple[float, float]] = ()) -> None:
-    """Scores by rank, some ranks marked.
+def plot_ranks(ax: Axes, curve: Curve, axis: str) -> None:
+    """Scores by rank.
 
     Args:
         ax: to draw on.
         curve: scores at ranks.
         axis: what the scores are.
-        marked: rank and score of each mark.
     """
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.plot(curve.steps, curve.values, color=COLOURS[2], linewidth=1.6)
-    ax.scatter([rank for rank, _ in marked], [score for _, score in marked], s=26, color=ACCENT, zorder=3)
     ax.locator_params(axis="x", integer=True)
     ax.grid(axis="y")
     ax.set(xlabel="rank", ylabel=axis)

@@ -200,7 +200,7 @@ def result_table(
     return table
 
 
-def text_table(columns: Sequence[Column], rows: Iterable[Any], *, indent: str = "") -> str:
+def text_table(columns: Sequence[Column], rows: Iterable[Any]) -> str:
     """The same as plain text, as wide as it is."""
     lines = _texts(columns, rows)
     widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
@@ -208,7 +208,7 @@ def text_table(columns: Sequence[Column], rows: Iterable[Any], *, indent: str = 
         map(lambda column, text, width: text.rjust(width) if column.form else text.ljust(width), columns, line, widths)
         for line in lines
     )
-    return "\n".join(f"{indent}{'  '.join(line)}".rstrip() for line in aligned)
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> str:
