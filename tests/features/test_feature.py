@@ -19,6 +19,7 @@ from trimtab.errors import UserError
 from trimtab.features import FeatureConfig, FeatureProfile, FeatureProfiles, examples, feature, run_feature
 from trimtab.features import profile as profile_module
 from trimtab.features.command import features_by_site
+from trimtab.features.examples_command import examples_file
 from trimtab.lm import LanguageModel
 from trimtab.report import write_report
 from trimtab.runs import json_safe, read_typed
@@ -224,3 +225,19 @@ def test_two_saes_on_one_page(
     assert page.index("Feature 4 at resid_post.1") < page.index("Feature 4 at resid_post.2")
     with pytest.raises(UserError, match="each must be of a site of its own; name one SAE for each site"):
         run_feature(FeatureConfig(model="tiny-llama", sae=(str(place), str(place)), feature=("1",)))
+
+
+def test_the_table_of_examples_by_what_names_it(tmp_path: Path, sae: Standard) -> None:
+    """Mutations: a run's own folder before that of the site; of several SAEs the table that lies in the run."""
+    site = sae.info.site
+    table, of_site = tmp_path / "feature_examples.parquet", tmp_path / site / "feature_examples.parquet"
+    assert examples_file(None, sae) is None
+    with pytest.raises(UserError, match=f"there are none for {site}; name a run of `trimtab examples`"):
+        examples_file(tmp_path, sae)
+    table.touch()
+    assert examples_file(tmp_path, sae) == examples_file(table, sae) == table
+    with pytest.raises(UserError, match=f"there are none for {site}"):
+        examples_file(tmp_path, sae, saes=2)
+    of_site.parent.mkdir()
+    of_site.touch()
+    assert examples_file(tmp_path, sae) == examples_file(tmp_path, sae, saes=2) == of_site

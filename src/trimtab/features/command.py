@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.dictionaries import SAE
-from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
+from trimtab.features.examples_command import examples_file
 from trimtab.features.profile import FeatureProfile, FeatureProfiles, ProfileOptions, profile_features
 from trimtab.lm import DecodeConfig, DecodingConfig
 from trimtab.runs import (
@@ -84,7 +84,7 @@ def run_feature(config: FeatureConfig) -> FeatureProfiles:
         _check_same(f"sae {sae.name}", sae.fingerprint, known, *of_site, *["dictionary"] * (len(saes) == 1))
     wanted = features_by_site(config.feature, saes)
     for sae in saes:
-        sae.examples_file = _examples_file(config.examples, sae, len(saes)) or sae.examples_file
+        sae.examples_file = examples_file(config.examples, sae, len(saes)) or sae.examples_file
         sae.check_features(wanted[sae.info.site])
     with Run.open(
         config.directory(), "feature", config, device=config.device, seeds=[config.seed], ignore_fields=_NOT_THE_RESULT
@@ -189,13 +189,3 @@ def _check_same(what: str, fingerprint: str, known: Mapping[str, str], *names: s
         if known.get(name, fingerprint) != fingerprint:
             why = f"the run was made with one of hash {known[name]}, and this one has {fingerprint}"
             raise UserError(what, why, "give the run's: --model and --sae (and --dtype)")
-
-
-def _examples_file(given: Path | None, sae: SAE, saes: int) -> Path | None:
-    if given is None or given.is_file():
-        return given
-    folders = [given / sae.info.site, *[given] * (saes == 1)]
-    file = next((folder / EXAMPLES_FILE for folder in folders if (folder / EXAMPLES_FILE).is_file()), None)
-    if file is None:
-        raise UserError(f"examples {given}", f"there are none for {sae.info.site}", "name a run of `trimtab examples`")
-    return file

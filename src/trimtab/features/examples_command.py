@@ -96,7 +96,7 @@ def run_examples(config: ExamplesConfig) -> ExamplesResult:
     ) as run:
         if not run.done:
             saes, found = _collect(config, run)
-            result = _write(run, config, saes, found)
+            result = _write(run, saes, found)
             run.finish(result)
             shutil.rmtree(run.file(CHECKPOINTS), ignore_errors=True)
         done = read_typed(ExamplesResult, run.results, f"run {run.path}")
@@ -120,7 +120,7 @@ def _collect(config: ExamplesConfig, run: Run) -> tuple[Sequence[SAE], list[Foun
     return saes, examples_of_text(model, saes, corpus, options, checkpoints, any_model=config.any_model)
 
 
-def _write(run: Run, config: ExamplesConfig, saes: Sequence[SAE], found: Sequence[Found]) -> ExamplesResult:
+def _write(run: Run, saes: Sequence[SAE], found: Sequence[Found]) -> ExamplesResult:
     """One folder for each SAE, if there are several."""
     written: list[SAEExamples] = []
     for sae, (examples, stats) in zip(saes, found, strict=True):
@@ -134,3 +134,23 @@ def _write(run: Run, config: ExamplesConfig, saes: Sequence[SAE], found: Sequenc
             )
         )  # fmt: skip
     return ExamplesResult(model=found[0].examples.model, saes=tuple(written))
+
+
+def examples_file(given: Path | None, sae: SAE, saes: int = 1) -> Path | None:
+    """The table of an SAE's examples by what a user named: the table itself, or a run of this command.
+
+    Args:
+        given: as it was named; None stays None.
+        sae: whose examples they are.
+        saes: how many are looked at together: of several, each has its own folder in the run.
+
+    Raises:
+        UserError: the run has none of this SAE's site.
+    """
+    if given is None or given.is_file():
+        return given
+    folders = [given / sae.info.site, *[given] * (saes == 1)]
+    file = next((folder / EXAMPLES_FILE for folder in folders if (folder / EXAMPLES_FILE).is_file()), None)
+    if file is None:
+        raise UserError(f"examples {given}", f"there are none for {sae.info.site}", "name a run of `trimtab examples`")
+    return file

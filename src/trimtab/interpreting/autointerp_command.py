@@ -7,9 +7,9 @@ from pathlib import Path
 
 from trimtab.dictionaries import SAE
 from trimtab.dictionaries.feature_examples import FeatureExamples
-from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.dictionaries.saes_config import SAEsConfig
 from trimtab.errors import UserError
+from trimtab.features.examples_command import examples_file
 from trimtab.interpreting.autointerp import AutointerpResult, autointerp
 from trimtab.interpreting.calibration import JudgeCalibration
 from trimtab.interpreting.calibration_command import CalibratedJudgeConfig
@@ -58,7 +58,7 @@ def run_autointerp(config: AutointerpConfig) -> AutointerpResult:
     calibration = config.load_calibration()
     model = config.load_model()
     (sae,) = config.load_saes(model)
-    sae.examples_file = _examples_file(config.examples) or sae.examples_file
+    sae.examples_file = examples_file(config.examples, sae) or sae.examples_file
     examples = sae.feature_examples
     if examples is None:
         raise UserError(f"sae {sae.name}", "there are no examples of its features", f"make some ({HOW})")
@@ -92,12 +92,3 @@ def _of_examples(sae: SAE, examples: FeatureExamples) -> dict[str, str]:
     """Of their text and of the table: other windows of the same text are other examples."""
     table = {} if sae.examples_file is None else {"examples": sha256_file(sae.examples_file)}
     return {"text of the examples": examples.corpus_hash, **table}
-
-
-def _examples_file(given: Path | None) -> Path | None:
-    """The table of a run of `trimtab examples`, or the table itself."""
-    if given is None or given.is_file():
-        return given
-    if not (given / EXAMPLES_FILE).is_file():
-        raise UserError(f"examples {given}", "there are none", "name a run of `trimtab examples`")
-    return given / EXAMPLES_FILE

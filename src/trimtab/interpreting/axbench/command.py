@@ -10,8 +10,8 @@ import numpy as np
 
 from trimtab.dictionaries import SAE, AnyModelConfig
 from trimtab.dictionaries.feature_examples import FeatureExamples
-from trimtab.dictionaries.files import EXAMPLES_FILE
 from trimtab.errors import UserError
+from trimtab.features.examples_command import examples_file
 from trimtab.interpreting.axbench.concepts import Concept, are_fitted, feature_concepts, labelled_concepts, share_out
 from trimtab.interpreting.axbench.result import AxBench, AxBenchResult
 from trimtab.interpreting.axbench.running import AxBenchOptions, axbench, explain
@@ -102,8 +102,7 @@ class AxBenchConfig(AxBenchOptions, CalibratedJudgeConfig, AnyModelConfig):
         return labelled_concepts(self.concepts, seed=self.seed)[: self.n_concepts]
 
     def _examples(self, sae: SAE) -> FeatureExamples:
-        if self.examples is not None:
-            sae.examples_file = self.examples / EXAMPLES_FILE if self.examples.is_dir() else self.examples
+        sae.examples_file = examples_file(self.examples, sae) or sae.examples_file
         if (found := sae.feature_examples) is None:
             raise UserError(
                 f"sae {sae.name}", "it has no examples", "make some with `trimtab examples`, see --examples"
