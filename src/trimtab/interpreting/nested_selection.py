@@ -23,6 +23,7 @@ from trimtab.runs.results import Result
 from trimtab.runs.tables import INTERVAL, SIGNED, Column, Table
 from trimtab.stats import Interval, student_mean
 from trimtab.stats.distributions import student_quantile
+from trimtab.stats.resamples import column_mean
 
 Floats = NDArray[np.float64]
 RANDOM = "random"
@@ -245,8 +246,8 @@ def _doses_chosen(utility: Floats, choosing: NDArray[np.bool_]) -> tuple[Floats,
         )  # fmt: skip
     if choosing.all() or not choosing.any():
         raise UserError("the instructions", "all of them choose, or all report", "keep some for each")
-    by_instruction = _mean(utility.reshape(*utility.shape[:3], -1))
-    chooses, reports = (_mean(by_instruction[:, :, part]) for part in (choosing, ~choosing))
+    by_instruction = column_mean(utility.reshape(*utility.shape[:3], -1))
+    chooses, reports = (column_mean(by_instruction[:, :, part]) for part in (choosing, ~choosing))
     dose, _ = best_dose(chooses)
     rows = np.arange(len(dose))
     return chooses[rows, dose], reports[rows, dose]
@@ -260,13 +261,6 @@ def best_dose(means: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """
     known = np.isfinite(means)
     return np.where(known, means, -np.inf).argmax(axis=1), np.asarray(known.any(axis=1))
-
-
-def _mean(values: Floats) -> Floats:
-    """Over the last axis, of what is there."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
 
 
 def _scores(rankings: Mapping[str, ArrayLike], n: int) -> Floats:

@@ -178,4 +178,5 @@ def balanced(said: NDArray[np.bool_], yes: NDArray[np.bool_], weights: FloatArra
 def column_mean(values: FloatArray) -> FloatArray:
     """Mean over the last axis of what are numbers; NaN where none is."""
     known = np.isfinite(values)
-    return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)

@@ -339,7 +339,7 @@ class _Chosen:
 
     def arm_score(self, random: _Chosen | None) -> ArmScore:
         judged = np.isfinite(self.reported).any(axis=1)
-        concept, instruction, fluency = (_mean(self.parts[judged][..., k].ravel()) for k in range(3))
+        concept, instruction, fluency = (column_mean(self.parts[judged][..., k].ravel()) for k in range(3))
         over = None
         if random is not None and random is not self:
             over = over_both(self.reported - random.reported)
@@ -354,7 +354,7 @@ class _Chosen:
 
 def best_factor(overall: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Places `[C]` of the factors that do best, and whether anything says so; of `[C, D, choosing]` scores."""
-    return best_dose(_mean(overall))
+    return best_dose(column_mean(overall))
 
 
 def harmonic_means(scores: Floats) -> Floats:
@@ -376,8 +376,8 @@ def over_both(values: Floats) -> Interval | None:
     values = values[:, np.isfinite(values).any(axis=0)] if len(values) else values
     if not values.size:
         return None
-    rows, columns = _mean(values), _mean(values.T)
-    filled = np.where(np.isfinite(values), values, rows[:, None] + columns - _mean(values.ravel()))
+    rows, columns = column_mean(values), column_mean(values.T)
+    filled = np.where(np.isfinite(values), values, rows[:, None] + columns - column_mean(values.ravel()))
     estimate = float(rows.mean())
     if len(values) < 2:
         return student_mean(filled[0])
@@ -386,9 +386,3 @@ def over_both(values: Floats) -> Interval | None:
     return Interval(
         estimate=estimate, low=found.low + shift, high=found.high + shift, n=len(values), method=found.method
     )
-
-
-def _mean(values: Floats) -> Floats:
-    """Over the last axis, of what is there; NaN where nothing is."""
-    with np.errstate(invalid="ignore"):
-        return column_mean(values)
