@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
+from tests.lm.taped_graphs import TapedGraph, tape_graphs
 from torch import Tensor, nn
 
 from trimtab.lm import LanguageModel
 from trimtab.lm import captured as captured_module
-from trimtab.lm.captured import WARM, Captured, are_near, is_watched
+from trimtab.lm.captured import CALLS_PER_CAPTURE, MOST_KEPT, WARM, Captured, GraphPool, are_near, is_watched
 from trimtab.lm.precision import FLOAT32, ProductPrecision
 
 CPU = torch.device("cpu")
@@ -143,6 +144,7 @@ def test_what_cannot_be_captured_is_called_each_time_and_said_once(
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     for name in ("device", "stream", "current_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, Context)
     monkeypatch.setattr(torch.cuda, "graph", NoGraphs)
@@ -156,6 +158,144 @@ def test_what_cannot_be_captured_is_called_each_time_and_said_once(
         "trimtab: note: adding is not captured as a graph, which is slower: "
         "operation not permitted when stream is capturing\n"
     )
+
+
+@pytest.fixture
+def taped(monkeypatch: pytest.MonkeyPatch) -> list[TapedGraph]:
+    captured_module.say_once.cache_clear()
+    return tape_graphs(monkeypatch)
+
+
+class Walk:
+    """Adds what Python says to where it is, and counts."""
+
+    def __init__(self, pool: GraphPool | None = None) -> None:
+        self.captured = Captured(CPU, "walking", pool)
+        self.at, self.count = torch.zeros(3), torch.zeros((), dtype=torch.long)
+
+    def go(self, by: float, times: int = 1) -> None:
+        def step() -> None:
+            self.at += by * torch.ones(3)
+            self.count += 1
+
+        for _ in range(times):
+            self.captured(step, replay=True, key=by, changes=lambda: [self.at, self.count])
+
+
+def test_each_key_has_a_graph_of_its_own(taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_module, "CALLS_PER_CAPTURE", 0)
+    walk, calls = Walk(), WARM + 3
+    for _ in range(2):
+        walk.go(1.0, calls)
+        walk.go(2.0, calls)
+    assert walk.at.tolist() == [2.0 * 3 * calls] * 3
+    assert int(walk.count) == 4 * calls
+    assert [graph.replays for graph in taped] == [3 + calls, 3 + calls]
+    assert walk.captured.replays == 2 * (3 + calls)
+
+
+def test_without_keys_a_graph_would_go_on_with_what_it_was_captured_of(taped: list[TapedGraph]) -> None:
+    """Mutation."""
+    walk = Walk()
+    walk.captured._turn_to = lambda _: None  # type: ignore[method-assign]
+    walk.go(1.0, WARM + 1)
+    walk.go(2.0, 4)
+    assert walk.at.tolist() == [WARM + 5.0] * 3
+
+
+def test_few_graphs_are_kept(taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_module, "CALLS_PER_CAPTURE", 0)
+    walk = Walk()
+    for number in range(MOST_KEPT + 3):
+        walk.go(float(number), WARM + 1)
+    assert len(walk.captured._others) == MOST_KEPT
+    walk.go(0.0)  # which has gone
+    walk.go(float(MOST_KEPT + 1))
+    assert [graph.replays for graph in taped] == [1] * (MOST_KEPT + 1) + [2, 1]
+
+
+def test_what_keeps_changing_is_seldom_captured(taped: list[TapedGraph]) -> None:
+    walk = Walk()
+    for number in range(CALLS_PER_CAPTURE):
+        walk.go(float(number), WARM + 2)
+    assert len(taped) == WARM + 2
+
+
+def test_a_graph_that_changes_something_else_is_undone(
+    taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers to a small part of the change, counts exactly."""
+    real, expected = TapedGraph.replay, float(WARM + 4)
+    for wrong in (0.2, 1, torch.nan):
+        walk = Walk()
+
+        def replay(self: TapedGraph, walk: Walk = walk, wrong: float = wrong) -> None:
+            real(self)
+            (walk.count if isinstance(wrong, int) else walk.at[1:2]).add_(wrong)
+
+        monkeypatch.setattr(TapedGraph, "replay", replay)
+        walk.go(1.0, WARM + 4)
+        assert (walk.at.tolist(), int(walk.count)) == ([expected] * 3, expected)
+        assert walk.captured.replays == 0
+        assert not walk.captured.captures
+    assert capsys.readouterr().err.count("walking is not captured as a graph, which is slower") == 1
+
+
+@pytest.mark.parametrize("where", ["the copy", "the call"])
+def test_without_room_to_try_a_graph_calls_are_made(
+    where: str, taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walk, clone = Walk(), Tensor.clone
+    room = iter([*[True] * WARM, False, *[True] * 9])
+
+    def step() -> None:
+        walk.at += 1.0
+        if where == "the call" and not next(room):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        walk.count += 1
+
+    def no_room(self: Tensor) -> Tensor:
+        if where == "the copy" and self is walk.count:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return clone(self)
+
+    monkeypatch.setattr(Tensor, "clone", no_room)
+    for _ in range(WARM + 3):
+        walk.captured(step, replay=True, changes=lambda: [walk.at, walk.count])
+    assert (walk.at.tolist(), int(walk.count)) == ([WARM + 3.0] * 3, WARM + 3)
+    assert not taped
+    assert "slower: there is no room to try it\n" in capsys.readouterr().err
+
+
+def test_a_call_that_cannot_be_captured_is_made_once(
+    taped: list[TapedGraph], capsys: pytest.CaptureFixture[str]
+) -> None:
+    walk = Walk()
+
+    def step() -> None:
+        walk.at += float(walk.count >= 0)
+        walk.count += 1
+
+    for _ in range(WARM + 3):
+        walk.captured(step, replay=True, changes=lambda: [walk.at, walk.count])
+    assert (walk.at.tolist(), int(walk.count)) == ([WARM + 3.0] * 3, WARM + 3)
+    assert not walk.captured.is_captured
+    assert "operation not permitted when stream is capturing" in capsys.readouterr().err
+
+
+def test_a_pool_is_one_while_a_graph_is_in_it(taped: list[TapedGraph]) -> None:
+    pool = GraphPool(CPU)
+    walks = [Walk(pool), Walk(pool)]
+    walks[0].go(1.0, WARM + 1)
+    walks[1].go(1.0, WARM + 1)
+    walks[1] = Walk(pool)
+    walks[1].go(1.0, WARM + 1)
+    assert len({id(graph.pool()) for graph in taped}) == 1
+    for one in walks:
+        one.captured.refuse("it was enough")
+    walks.append(Walk(pool))
+    walks[2].go(1.0, WARM + 1)
+    assert len({id(graph.pool()) for graph in taped}) == 2
 
 
 @pytest.mark.gpu

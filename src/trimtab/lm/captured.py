@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,47 @@ WARM = 2
 """Calls that are taken as they are before one is captured."""
 IDLE = "transformers.utils.output_capturing"
 """Where hooks are from that stay on a model whose hidden states were asked for once."""
+CALLS_PER_CAPTURE = 100
+"""Calls for each graph after the first, at least, so that graphs of what keeps changing cost little."""
+MOST_KEPT = 4
+"""Graphs of other keys that are kept."""
+OF_CHANGE = 0.05
+"""Share of what a call changes by which a graph's may differ from the function's: rounding, of which Adam's first steps
+make much, since their size does not depend on the gradient's."""
+OTHER_NUMBERS = "its graph gives other numbers"
+PIECE = 2**22
+"""Numbers that are compared at once, so that a comparison needs little memory."""
 Proof = Callable[[Callable[[], Tensor | None]], bool]
 """Given what replays a graph, whether that does what it was captured of."""
+
+
+class GraphPool:
+    """Memory that graphs have in common which are replayed one after the other: none reads there what it has not
+    written in the same replay, and what it gives is copied.
+
+    Args:
+        device: whose memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._users: WeakSet[Captured] = WeakSet()
+        self._place: PoolPlace | None = None
+
+    def place(self, user: Captured) -> PoolPlace:
+        """Where to capture another graph. A pool that no graph holds any more is gone, so that there is a new one."""
+        if self._place is None or not any(one.holds_graphs for one in self._users):
+            stream = self._place.stream if self._place else torch.cuda.Stream(self.device)
+            self._place = PoolPlace(torch.cuda.graph_pool_handle(), stream)
+        self._users.add(user)
+        return self._place
+
+
+class PoolPlace(NamedTuple):
+    """Torch's name of a pool, and the stream that its graphs are captured on, which must be one for all."""
+
+    handle: Any
+    stream: Any
 
 
 class Captured:
@@ -29,17 +69,27 @@ class Captured:
     call, so that nothing here holds what it belongs to. A graph is tried beside a call before it is used. Where there
     is none, or it gives something else, which is said once, and on other devices, the function is called each time.
 
+    A graph repeats the tensors' work without Python. Where Python decides what that is, calls have a key, and each key
+    has a graph of its own; few are kept.
+
     Args:
         device: where its tensors are.
         what: is being done, for the note.
+        pool: shared with others that are not called at the same time; by default one of its own.
+
+    Attributes:
+        replays: calls that were replayed.
     """
 
-    def __init__(self, device: torch.device, what: str) -> None:
-        self.device, self.what = device, what
+    def __init__(self, device: torch.device, what: str, pool: GraphPool | None = None) -> None:
+        self.device, self.what, self.pool = device, what, pool or GraphPool(device)
         self.captures = device.type == "cuda"
-        self._calls = 0
+        self.replays = 0
+        self._calls = self._all_calls = self._captured_times = 0
+        self._key: Hashable = None
         self._graph: Any = None
         self._found: Tensor | None = None
+        self._others: dict[Hashable, tuple[Any, Tensor | None]] = {}
 
     def may_replay(self, hf: nn.Module) -> bool:
         """Whether calls can do without the model's Python at the moment: False while somebody has a hook on it, which a
@@ -51,23 +101,98 @@ class Captured:
         """Whether there is a graph to replay."""
         return self._graph is not None
 
+    @property
+    def holds_graphs(self) -> bool:
+        """Whether there is a graph for this key or another."""
+        return self.is_captured or bool(self._others)
+
     def __call__(
-        self, function: Callable[[], Tensor | None], *, replay: bool, proven: Proof | None = None
+        self,
+        function: Callable[[], Tensor | None],
+        *,
+        replay: bool,
+        key: Hashable = None,
+        proven: Proof | None = None,
+        changes: Callable[[], Sequence[Tensor]] | None = None,
     ) -> Tensor | None:
         """What the function gives, which stays as it is whatever is called afterwards.
 
         Args:
-            function: the same work at each call.
+            function: the same work at each call of one key.
             replay: whether this call may be captured or replayed; see `may_replay`.
+            key: what Python decides by within the function.
             proven: of a function that changes what it reads, tells whether what is given does the same, and leaves all
                 as it was; by default what both give is compared.
+            changes: instead, of a function that gives nothing, all tensors that it changes: the call by which a graph
+                is tried is then made in both ways, from one state, of which there is a copy meanwhile.
         """
-        if replay and self._graph is None and self.captures and self._calls >= WARM:
+        self._turn_to(key)
+        pays = self._all_calls >= CALLS_PER_CAPTURE * self._captured_times
+        tries = replay and self._graph is None and self.captures and self._calls >= WARM and pays
+        self._calls += 1
+        self._all_calls += 1
+        self._captured_times += tries
+        if tries and changes is not None:
+            return self._made_in_both_ways(function, changes())
+        if tries:
             self._capture(function)
             if self._graph is not None and not (proven or self._gives(function))(self._replayed):
-                self._drop("its graph gives other numbers")
-        self._calls += 1
-        return function() if self._graph is None or not replay else self._replayed()
+                self.refuse(OTHER_NUMBERS)
+        if self._graph is None or not replay:
+            return function()
+        self.replays += 1
+        return self._replayed()
+
+    def refuse(self, why: str) -> None:
+        """Replay nothing from now on, and say why."""
+        self.captures, self._graph, self._found = False, None, None
+        self._others.clear()
+        say_once(f"{self.what} is not captured as a graph, which is slower: {why}")
+
+    def _turn_to(self, key: Hashable) -> None:
+        """Take up the graph of a key, if there is one, and put that of another aside."""
+        if key == self._key:
+            return
+        if self._graph is not None:
+            self._others[self._key] = self._graph, self._found
+        self._graph, self._found = self._others.pop(key, (None, None))
+        for oldest in [*self._others][:-MOST_KEPT]:
+            del self._others[oldest]
+        self._key, self._calls = key, 0
+
+    def _made_in_both_ways(self, function: Callable[[], Tensor | None], state: Sequence[Tensor]) -> None:
+        """Make a call, and once more by a new graph from the same state, which counts if it did the same.
+
+        The function comes first, so that its memory is free again when the graph takes its own, and nothing is to be
+        undone where there is no room for one.
+        """
+        before, fits = list[Tensor](), True
+        try:
+            before += [one.clone() for one in state]
+            function()
+        except torch.OutOfMemoryError:
+            fits = False
+        if not fits:  # maybe for want of what the copy takes
+            for mine, one in zip(state, before, strict=bool(before)):
+                mine.copy_(one)
+            before.clear()
+            self.refuse("there is no room to try it")
+            function()
+            return
+        self._capture(function)
+        if self._graph is None:
+            return
+        changes = [_distance(mine, one) for mine, one in zip(state, before, strict=True)]
+        for mine, one in zip(state, before, strict=True):
+            _swap(mine, one)
+        self._replayed()
+        after = before  # what the function left
+        if all(_changed_alike(*three) for three in zip(state, after, changes, strict=True)):
+            self.replays += 1
+            return
+        for mine, one in zip(state, after, strict=True):
+            mine.copy_(one)
+        self.refuse(OTHER_NUMBERS)
 
     def _gives(self, function: Callable[[], Tensor | None]) -> Proof:
         def proven(replayed: Callable[[], Tensor | None]) -> bool:
@@ -82,20 +207,16 @@ class Captured:
         self._graph.replay()
         return None if self._found is None else self._found.clone()
 
-    def _drop(self, why: str) -> None:
-        self.captures, self._graph, self._found = False, None, None
-        say_once(f"{self.what} is not captured as a graph, which is slower: {why}")
-
     def _capture(self, function: Callable[[], Tensor | None]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.current_stream(self.device)):
-                stream = torch.cuda.Stream(self.device)
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                pool, stream = self.pool.place(self)
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     found = function()
         except RuntimeError as error:  # it asked the host for a number, or the graph has no room
             _end_capture(graph, self.device)
-            self._drop((str(error).strip().splitlines() or [""])[0])
+            self.refuse((str(error).strip().splitlines() or [""])[0])
         else:
             self._graph, self._found = graph, found
 
@@ -122,6 +243,40 @@ def are_near(found: Tensor, expected: Tensor, precision: ProductPrecision) -> bo
         return False
     mine, other = (torch.where(expected.isfinite(), x, 0).double() for x in (found, expected))
     return float((mine - other).norm()) <= allowed_difference(precision) * float(other.norm())
+
+
+def _pieces(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of two tensors of one shape, which need little memory to be worked on."""
+    if not (one.is_contiguous() and other.is_contiguous()):
+        return iter([(one, other)])
+    return zip(one.view(-1).split(PIECE), other.view(-1).split(PIECE), strict=True)
+
+
+def _swap(one: Tensor, other: Tensor) -> None:
+    for mine, theirs in _pieces(one, other):
+        kept = mine.clone()
+        mine.copy_(theirs)
+        theirs.copy_(kept)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """The norm of the difference, of numbers that are finite in both; 0 for whole numbers."""
+    if not one.is_floating_point():
+        return 0.0
+    squares = [
+        torch.where(mine.isfinite() & theirs.isfinite(), mine - theirs, 0).double().square().sum()
+        for mine, theirs in _pieces(one, other)
+    ]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _changed_alike(found: Tensor, expected: Tensor, change: float) -> bool:
+    """Whether whole numbers and truths are equal, and others but for a small part of a change of this norm."""
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    if not torch.equal(found.isfinite(), expected.isfinite()):
+        return False
+    return _distance(found, expected) <= OF_CHANGE * change
 
 
 def is_watched(hf: nn.Module) -> bool:
