@@ -168,7 +168,8 @@ def test_features_that_die_between_two_looks_are_dead_at_once(
     ("method", "old", "new"),
     [
         ("before_step", " - (LOOK_EVERY - 1) * len(x)", ""),
-        ("before_step", "soon.nonzero().squeeze(1), LOOK_EVERY", "soon.nonzero().squeeze(1), 2 * LOOK_EVERY"),
+        ("before_step", "self._listed(soon), LOOK_EVERY", "self._listed(soon), 2 * LOOK_EVERY"),
+        ("_listed", "soon.int().argmin()", "found[0] if len(found) else 0"),
         ("_add_aux_gradients", "if looked is not None:", "if False:"),
         ("_add_aux_gradients", "keep_largest(h, self._k_aux(len(dead)), folded=False)", "h.clone()"),
     ],

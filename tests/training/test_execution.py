@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from planted_rows import MemorySource, Planted
+from tests.lm.taped_graphs import tape_graphs
 
-from trimtab.dictionaries import topk_like
+from trimtab.dictionaries import l0_control, topk_like
 from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.runs import Run, read_record
@@ -76,6 +77,19 @@ def test_the_fastest_that_fits_is_taken_and_measured_once(
     other = small(arch, n_features=1024)
     timer.sae, timer.seconds = other, {"sparse": iter([1, 1, 1])}
     assert fastest_execution(other, rows(), timer) == "sparse"
+
+
+@pytest.mark.parametrize("arch", ["gated", "topk"])
+def test_what_would_be_replayed_is_timed_as_a_graph(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, sae = tape_graphs(monkeypatch), small(arch)
+    monkeypatch.setattr(topk_like, "looks_late", lambda _device: True)
+    monkeypatch.setattr(l0_control, "_exp", torch.exp)
+    sae.prepare(rows())
+    timer = FakeTimer(sae, {"dense": [1.0] * TURNS, "sparse": [2.0] * TURNS, "screened": [2.0] * TURNS})
+    assert fastest_execution(sae, rows(), timer) == "dense"
+    assert next(graph.replays for graph in graphs if graph.tape) == 1 + TURNS
+    assert len(graphs) == (2 if arch == "topk" else 1)  # its sparse steps are not captured on a CPU
+    assert all(parameter.grad is None for parameter in sae.parameters())
 
 
 def test_only_exact_products_are_screened() -> None:

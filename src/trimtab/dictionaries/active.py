@@ -26,6 +26,7 @@ from trimtab.dictionaries.sparse import (
     decode_pairs,
     dot_pairs,
     order_by_feature,
+    true_counts,
     true_places,
 )
 
@@ -177,11 +178,12 @@ def pairs_above(
     values, features, counts = [], [], [torch.zeros(1, dtype=torch.long, device=z.device)]
     for number, block in enumerate(z.split(encoder.block_rows)):
         h = first if number == 0 and first is not None else encoder(block)
-        place = true_places(h > floor)
+        is_above = h > floor
+        place = true_places(is_above)
         row = place // n
         values.append(h.flatten()[place])
         features.append(place - row * n)
-        counts.append(torch.bincount(row, minlength=len(block)))
+        counts.append(true_counts(is_above, row))
     pairs = ActivePairs(torch.cat(values), torch.cat(features), torch.cat(counts).cumsum(0))
     return in_full_precision(pairs, encoder, z)
 

@@ -30,16 +30,15 @@ LARGEST_ERROR = math.log(2)
 """Largest |log(L0 / target)| that counts: farther away the weight moves no faster."""
 LARGEST_MOVE = 0.1
 """Largest change of the weight's logarithm in one step."""
-FOLLOW_L0 = ("log_weight", "moved", "average", "trend")
-"""What follows from L0."""
 
 
 class L0Control(nn.Module):
     """Weight of a sparsity penalty. `set_progress`, then read `weight`, then `update` with the L0 that came of it.
 
-    All that changes is in buffers, so that a resumed training goes on exactly. What follows from L0 is where L0 is
-    counted, so that no step waits for it; what follows from the step's number is on the host. While the weight warms
-    up, the control may lower it but not raise it, since the L0 of a weight that is still rising says little.
+    All that changes is in buffers, so that a resumed training goes on exactly. They are where L0 is counted, and Python
+    reads none of them, so that no step waits for one and a step that is replayed as a graph goes by them. While the
+    weight warms up, the control may lower it but not raise it, since the L0 of a weight that is still rising says
+    little.
 
     Args:
         weight: fixed one; with a target where to start, unless `start` says so from the data.
@@ -72,9 +71,9 @@ class L0Control(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
     @property
-    def warmup(self) -> float:
+    def warmup(self) -> Float[Tensor, ""]:
         """How much of the weight counts by now, from 0 to 1."""
-        return min(1.0, float(self.done) / self.warmup_share) if self.warmup_share else 1.0
+        return (self.done / self.warmup_share).clamp_max(1.0) if self.warmup_share else torch.ones_like(self.done)
 
     @property
     def weight(self) -> Float[Tensor, ""]:
@@ -91,17 +90,16 @@ class L0Control(nn.Module):
         self.log_weight += _log(torch.as_tensor(factor, dtype=torch.float64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Stay in float64, and let follow to another device only what follows from L0."""
+        """Stay in float64 on another device."""
         device = fn(torch.empty(0, device=self.log_weight.device)).device
         device = torch.device("cpu") if device.type == "mps" else device  # where there is no float64
-        for name in FOLLOW_L0:
-            self._buffers[name] = self.get_buffer(name).to(device)
+        for name, buffer in self.named_buffers():
+            self._buffers[name] = buffer.to(device)
         return self
 
     def set_progress(self, done: float) -> None:
         """Note the share of the training that is done."""
-        before = float(self.done)
-        self.stride.fill_(max(0.0, done - before) if before < 1 else 0.0)
+        self.stride.copy_(torch.where(self.done < 1, (done - self.done).clamp_min(0.0), 0.0))
         self.done.fill_(done)
 
     def update(self, l0: Float[Tensor, ""] | float) -> None:
@@ -110,14 +108,14 @@ class L0Control(nn.Module):
             return
         log_l0 = _log(torch.as_tensor(l0, dtype=torch.float64).clamp_min(0.01 * self.target))
         self.seen += 1
-        seen = float(self.seen)
-        self.average += (log_l0 - self.average) / min(seen, AVERAGED_STEPS)
-        self.trend += (log_l0 - self.trend) / min(seen, TREND_STEPS)
+        self.average += (log_l0 - self.average) / self.seen.clamp_max(AVERAGED_STEPS)
+        self.trend += (log_l0 - self.trend) / self.seen.clamp_max(TREND_STEPS)
         expected = self.average + FORESIGHT * (self.average - self.trend)
         error = expected - math.log(self.target)
-        error = error.clamp(-LARGEST_ERROR, LARGEST_ERROR if self.warmup >= 1 else 0.0)
+        error = error.clamp(-LARGEST_ERROR, LARGEST_ERROR)
+        error = torch.where(self.warmup >= 1, error, error.clamp_max(0.0))
         before = self.log_weight + self.moved
-        integral = self.log_weight + error * min(float(self.stride) / INTEGRAL_SHARE, 1 / LEAST_STEPS)
+        integral = self.log_weight + error * (self.stride / INTEGRAL_SHARE).clamp_max(1 / LEAST_STEPS)
         change = integral + PROPORTIONAL * error - before
         self.log_weight.copy_(integral)
         self.moved.copy_(before + change.clamp(-LARGEST_MOVE, LARGEST_MOVE) - integral)

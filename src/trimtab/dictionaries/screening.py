@@ -33,6 +33,7 @@ from trimtab.dictionaries.sparse import (
     largest,
     largest_places,
     members,
+    true_counts,
     true_places,
 )
 
@@ -150,12 +151,13 @@ class Screen:
         for block, floor in zip(rounded.split(block_rows), least.split(block_rows), strict=True):
             with float32_sums(z.device):
                 bits = torch.mm(block, shifted.T, out=h[: len(block)]).view(torch.int16)
-            place = true_places(bits > floor[:, None])
+            is_above = bits > floor[:, None]
+            place = true_places(is_above)
             if not features and len(place) > most * len(block):
                 return None
             row = place // self.n
             features.append(place - row * self.n)
-            counts.append(torch.bincount(row, minlength=len(block)))
+            counts.append(true_counts(is_above, row))
         feature = torch.cat(features)
         return ActivePairs(z.new_empty(feature.shape), feature, torch.cat(counts).cumsum(0))
 

@@ -180,6 +180,13 @@ def true_places(mask: Bool[Tensor, ...]) -> Int[Tensor, " m"]:
     return mask.flatten().nonzero().squeeze(1)
 
 
+def true_counts(mask: Bool[Tensor, "B n"], row: Int[Tensor, " m"]) -> Int[Tensor, " B"]:
+    """How many of each row are true, given the row of each that is."""
+    if mask.device.type == "cpu":
+        return torch.bincount(row, minlength=len(mask))
+    return mask.sum(1)  # counting would wait for the device
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="partition")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.dictionaries.active import Active, DensePairs, SparsePairs, Values
@@ -23,6 +23,8 @@ from trimtab.runs import check_least, check_values
 
 LOOK_EVERY = 32
 """Steps between looks at an accelerator for features that may be dead."""
+LIST_LENGTHS = 16
+"""Lengths, beside 0, that lists of such features are filled up to, so that most looks change none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class ErrorGradient(NamedTuple):
 class TopKLike(TrainableSAE):
     """Base of SAEs that keep a fixed number of features; a subclass chooses them (`active_pairs` and `kept`)."""
 
+    not_in_step = ("_looks_in", "_lists")
     config: TopKLikeConfig
 
     def __init__(self, config: TopKLikeConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
@@ -82,6 +85,7 @@ class TopKLike(TrainableSAE):
         """Active features per row now."""
         self._may_be_dead: Tensor | None = None
         self._looks_in = 0
+        self._lists: dict[int, Tensor] = {}
 
     def set_progress(self, done: float) -> None:
         """Set k: from k_start to k in equal ratios."""
@@ -110,8 +114,22 @@ class TopKLike(TrainableSAE):
             return
         if self._looks_in == 0:
             soon = self.tokens_since_fired > self.config.dead_after - (LOOK_EVERY - 1) * len(x)
-            self._may_be_dead, self._looks_in = soon.nonzero().squeeze(1), LOOK_EVERY
+            self._may_be_dead, self._looks_in = self._listed(soon), LOOK_EVERY
         self._looks_in -= 1
+
+    def _listed(self, soon: Bool[Tensor, " n"]) -> Int[Tensor, " m"]:
+        """The features of a mask, and others to fill up with; lists of one length are at one address."""
+        found, n = soon.nonzero().squeeze(1), len(soon)
+        unit = -(-n // LIST_LENGTHS)
+        length = min(n, -(-len(found) // unit) * unit)
+        listed = self._lists.setdefault(length, found.new_empty(length))
+        listed[: len(found)] = found
+        listed[len(found) :] = soon.int().argmin()
+        return listed
+
+    @property
+    def waits(self) -> bool:
+        return super().waits or (self.by_autograd and self.config.aux_coefficient > 0)
 
     def look_again(self) -> None:
         self._may_be_dead, self._looks_in = None, 0

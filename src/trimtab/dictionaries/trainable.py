@@ -8,7 +8,8 @@ An architecture states its `loss`; everything else follows from it by automatic 
 `gradients` with the same gradients written out, which need the active features only; the tests compare the two.
 
 On an accelerator a step asks the device for nothing, as that would make both wait: numbers that follow from the rows
-stay there as tensors, and what Python decides by is on the host (`on_host`).
+stay there as tensors, and what Python decides by is on the host (`on_host`). What changes is changed in place, so that
+a step may be replayed as a graph (`training.step_graph`), without its Python.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ class TrainableSAE(nn.Module):
     """Parameters with one entry per feature; all start at 0."""
     on_host: ClassVar[tuple[str, ...]] = ()
     """Buffers of one number that Python reads at every step: they stay on the host."""
+    not_in_step: ClassVar[tuple[str, ...]] = ()
+    """Attributes that Python changes between steps and that nothing in a step goes by. Any other that holds another
+    value than before ends the replaying of a graph (`training.step_graph`)."""
     by_autograd: bool = False
     """Differentiate `loss` even where gradients are written out."""
     execution: Execution | None = None
@@ -153,6 +157,11 @@ class TrainableSAE(nn.Module):
         """Whether there are gradients that are written out, and they are taken."""
         return type(self).gradients is not TrainableSAE.gradients and not self.by_autograd
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step is known to wait for an accelerator, as for a list of active pairs."""
+        return self.execution in ("sparse", "screened")
+
     def loss(self, x: Float[Tensor, "B d"]) -> Loss:
         """The paper's loss of a batch, differentiable by every parameter. It changes no state."""
         raise NotImplementedError
@@ -173,8 +182,17 @@ class TrainableSAE(nn.Module):
 
     def backward(self, x: Float[Tensor, "B d"]) -> Loss:
         """Fill every parameter's `.grad`, and update what follows the training: silent features, L0 control."""
+        self.prepare(x)
+        return self.backward_prepared(x)
+
+    def prepare(self, x: Float[Tensor, "B d"]) -> None:
+        """What comes before a batch's loss and may be decided in Python (`before_step`)."""
         with float32_products(self.precision, x.device):
             self.before_step(x)
+
+    def backward_prepared(self, x: Float[Tensor, "B d"]) -> Loss:
+        """What `backward` does after `prepare`. On an accelerator it may be replayed as a graph."""
+        with float32_products(self.precision, x.device):
             n_dead = self.dead_features().sum()
             loss = TrainableSAE.gradients(self, x) if self.by_autograd else self.gradients(x)
         if self.config.freeze_decoder:

@@ -31,28 +31,35 @@ class Fault(NamedTuple):
 class FirstFault:
     """The first step that was not finite.
 
+    Args:
+        device: where steps are taken.
+        step: the first that will be noted.
+
     Attributes:
         seen: whether there was one, as a tensor on the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, step: int = 0) -> None:
         device = _kept_on(device)
         self.seen = torch.zeros((), dtype=torch.bool, device=device)
         self._facts = torch.zeros(len(Fault._fields), dtype=torch.float64, device=device)
+        self._step = torch.full_like(self._facts[0], step)
 
-    def note(
-        self, step: int, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""], rows: Float[Tensor, "B d"]
-    ) -> None:
-        """Keep a step's numbers if it is the first that was not finite."""
+    @property
+    def state(self) -> list[Tensor]:
+        """All that a step changes, in place."""
+        return [self.seen, self._facts, self._step]
+
+    def note(self, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""], rows: Float[Tensor, "B d"]) -> None:
+        """Keep the next step's numbers if it is the first that was not finite."""
         is_bad = ~(loss.isfinite() & grad_norm.isfinite())
-        if not looks_late(rows.device) and not is_bad:
-            return
-        bad_rows = (~rows.isfinite().all(1)).sum()
-        kept = [self._kept(number) for number in (loss, grad_norm, bad_rows)]
-        facts = torch.stack([torch.full_like(self._facts[0], step), *kept])
-        is_bad = is_bad.to(self.seen.device)
-        self._facts = torch.where(self.seen | ~is_bad, self._facts, facts)
-        self.seen |= is_bad
+        if looks_late(rows.device) or is_bad:
+            bad_rows = (~rows.isfinite().all(1)).sum()
+            kept = [self._kept(number) for number in (loss, grad_norm, bad_rows)]
+            is_bad = is_bad.to(self.seen.device)
+            self._facts.copy_(torch.where(self.seen | ~is_bad, self._facts, torch.stack([self._step, *kept])))
+            self.seen |= is_bad
+        self._step += 1
 
     def _kept(self, number: Tensor) -> Tensor:
         return number.to(self.seen.device).double()
@@ -76,20 +83,28 @@ class Sums:
 
     def __init__(self, names: tuple[str, ...], device: torch.device, start: Mapping[str, float] | None = None) -> None:
         self.names, start = names, start or {}
-        self._steps = int(start.get("steps", 0))
-        totals = torch.tensor([start.get(name, 0.0) for name in names], dtype=torch.float64)
+        totals = torch.tensor([start.get(name, 0.0) for name in (*names, "steps")], dtype=torch.float64)
         self._totals = totals.to(_kept_on(device))
+
+    @property
+    def state(self) -> list[Tensor]:
+        """All that a step changes, in place."""
+        return [self._totals]
 
     def add(self, numbers: Mapping[str, Float[Tensor, ""] | float]) -> None:
         """Add a step's numbers."""
         zero = torch.zeros_like(self._totals[0])
-        each = (numbers[name] for name in self.names)
+        each = [*(numbers[name] for name in self.names), 1.0]
         self._totals += torch.stack([zero + (x.to(zero.device) if isinstance(x, Tensor) else x) for x in each])
-        self._steps += 1
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._totals.zero_()
 
     def read(self) -> dict[str, float]:
         """The sums by name, and the number of `steps`; waits for the device."""
-        return {"steps": self._steps, **dict(zip(self.names, self._totals.tolist(), strict=True))}
+        *totals, steps = self._totals.tolist()
+        return {"steps": int(steps), **dict(zip(self.names, totals, strict=True))}
 
 
 def _kept_on(device: torch.device) -> torch.device:

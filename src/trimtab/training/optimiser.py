@@ -34,13 +34,13 @@ class Adam:
         )
         self._clip_norm = clip_norm
 
-    def step(self, lr: float, skip: Bool[Tensor, ""] | None = None) -> Float[Tensor, ""]:
+    def step(self, lr: float | Float[Tensor, ""], skip: Bool[Tensor, ""] | None = None) -> Float[Tensor, ""]:
         """Clip the gradient and apply one step, unless its norm is not finite; returns the norm before clipping.
 
         Nothing waits for the device.
 
         Args:
-            lr: learning rate.
+            lr: learning rate; on a CUDA device it may be a tensor there, in float32.
             skip: whether to leave all as it is, as a tensor there.
         """
         parameters = list(self._parameters.values())
@@ -51,8 +51,10 @@ class Adam:
             scale = (norm / self._clip_norm).clamp_min(1).float()
             self._adam.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
         for group in self._adam.param_groups:
-            group["lr"] = lr
+            group["lr"], group["capturable"] = lr, norm.is_cuda and torch.cuda.is_current_stream_capturing()
         self._adam.step()
+        # What a graph computes is its own once it is captured.
+        self._adam.found_inf = self._adam.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
         return norm
 
     def state(self) -> dict[str, Tensor]:

@@ -2,19 +2,24 @@
 
 On an accelerator a step waits for nothing: what it counted, and whether it was finite, is looked at when metrics are
 logged and before anything is saved. A step that is not finite changes no weights, nor does any after it.
+
+There a step is replayed as a graph, too, so that the host need not launch its kernels one by one: all that it changes,
+it changes in place (`_take`), and what Python goes by is the graph's key (`training.step_graph`).
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from trimtab.dictionaries.precision import Precision
 from trimtab.dictionaries.topk_like import looks_late
-from trimtab.dictionaries.trainable import Loss, TrainableSAE
+from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.errors import UserError
+from trimtab.lm.captured import Captured
 from trimtab.runs import Run
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, withdraw_checkpoint, write_checkpoint
@@ -25,6 +30,7 @@ from trimtab.training.late import Clock, FirstFault, Sums
 from trimtab.training.optimiser import Adam
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import Batch, SiteRows, bad_rows, input_scale
+from trimtab.training.step_graph import SharedGraphs, UnknownValueError, python_values
 
 CHECKPOINTS = "checkpoints"
 OF_LOSS = ("sparsity", "aux", "squared_error", "variance", "l0")
@@ -41,7 +47,10 @@ class Trainer:
         scale: what rows are multiplied by.
     """
 
-    def __init__(self, config: TrainConfig, run: Run, sae: TrainableSAE, steps: int, scale: float, delay: int) -> None:
+    def __init__(
+        self, config: TrainConfig, run: Run, sae: TrainableSAE, steps: int, scale: float, delay: int,
+        graphs: SharedGraphs | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.run, self.sae, self.steps, self.scale = config, run, sae, steps, scale
         self.adam = Adam(sae, betas=(config.beta1, config.beta2), clip_norm=config.clip_norm)
         self.average: dict[str, Tensor] | None = None
@@ -49,15 +58,20 @@ class Trainer:
         self.window = Sums(SUMMED, device)  # since the last line of metrics
         self.step = 0
         self._late, self._fault, self._clock = looks_late(device), FirstFault(device), Clock(device)
+        self._graphs = graphs or SharedGraphs(device)
+        self._captured = Captured(device, f"training of {sae.architecture} SAEs", self._graphs.pool)
+        self._lr = torch.zeros((), device=device) if self._captured.captures else None  # where a graph finds it
+        self._n_dead = torch.zeros((), dtype=torch.long, device=device)
         self._delay = delay
         self._logged_at = 0.0
 
     @classmethod
     def start(
-        cls, config: TrainConfig, rows: SiteRows, run: Run, device: str | torch.device = "cpu", delay: int = 0
-    ) -> Trainer:
+        cls, config: TrainConfig, rows: SiteRows, run: Run, device: str | torch.device = "cpu", delay: int = 0,
+        graphs: SharedGraphs | None = None,
+    ) -> Trainer:  # fmt: skip
         """From the last checkpoint of the run, or with fresh weights; `delay` moves checkpoints so many steps behind
-        the multiples of `checkpoint_every`.
+        the multiples of `checkpoint_every`, and `graphs` is shared with trainings that take turns with this one.
 
         Raises a `UserError` if rows cannot be used, or the checkpoint is damaged or of other rows.
         """
@@ -70,11 +84,11 @@ class Trainer:
         run.record(precision=sae.config.precision)
         if checkpoint is None:
             scale = input_scale(rows.sample(config.sample_rows), config.scaling)
-            trainer = cls(config, run, sae, steps, scale, delay)
+            trainer = cls(config, run, sae, steps, scale, delay, graphs)
             sae.initialise(rows.sample(config.sample_rows, scale).to(device))
             run.drop_metrics_after(0)
             return trainer
-        trainer = cls(config, run, sae, steps, checkpoint.facts["input_scale"], delay)
+        trainer = cls(config, run, sae, steps, checkpoint.facts["input_scale"], delay, graphs)
         trainer._load(checkpoint)
         run.drop_metrics_after(checkpoint.step)
         return trainer
@@ -101,17 +115,21 @@ class Trainer:
             raise UserError(what, f"{self.sae.b_dec.device} has no room for it", hint) from error
 
     def _advance(self, batch: Batch) -> None:
+        x = batch.scaled(self.scale, self.sae.b_dec.dtype)
+        with self._clock.step():
+            self.sae.set_progress(self.step / self.steps)
+            self.sae.prepare(x)
         if is_measured(self.sae):
-            self.sae.execution = fastest_execution(self.sae, batch.scaled(self.scale, self.sae.b_dec.dtype))
+            self.sae.execution = fastest_execution(self.sae, x)
             self.run.record(execution=self.sae.execution)
         with self._clock.step():
-            loss = self._step(batch)
+            self._step(x)
         logs = self.step % self.config.log_every == 0 or self.done
         saves = (self.step - self._delay) % self.config.checkpoint_every == 0 or self.done
         if self._late and (logs or saves):
             self._look()
         if logs:
-            self._log(loss)
+            self._log()
         if saves:
             self._save()
 
@@ -123,23 +141,50 @@ class Trainer:
             self.sae.constrain()
         return export(self.config, self.sae, self.scale, rows, self.run, self.steps, self._clock.seconds())
 
-    def _step(self, batch: Batch) -> Loss:
-        sae, config = self.sae, self.config
-        sae.set_progress(self.step / self.steps)
-        loss = sae.backward(batch.scaled(self.scale, sae.b_dec.dtype))
-        sae.project_gradients()
+    def _step(self, x: Tensor) -> None:
+        config = self.config
         lr = config.peak_lr * config.lr_factor(self.step, self.steps)
+        if self._lr is not None:
+            lr = self._lr.fill_(lr)
+        averages = bool(config.ema_decay) and self.step >= config.first_averaged_step(self.steps)
+        if self._captured.captures and not self.sae.waits:
+            self._take_captured(x, lr, averages)
+        else:
+            self._take(x, lr, averages)
+        self.step += 1
+
+    def _take_captured(self, x: Tensor, lr: float | Tensor, averages: bool) -> None:
+        """A step by a graph, where there is one for what Python goes by in it."""
+        try:
+            key = python_values(self.sae), averages, id(self.average)
+        except UnknownValueError as error:
+            self._captured.refuse(f"{error} may hold anything; name it in not_in_step if nothing in a step goes by it")
+            return self._take(x, lr, averages)
+        work = partial(self._take, self._graphs.placed(x), lr, averages)
+        replay = self._captured.may_replay(self.sae)
+        self._captured(work, replay=replay, key=key, changes=self._state)
+
+    def _take(self, x: Tensor, lr: float | Tensor, averages: bool) -> None:
+        """What a step does to tensors."""
+        sae = self.sae
+        loss = sae.backward_prepared(x)
+        sae.project_gradients()
         grad_norm = self.adam.step(lr, skip=self._fault.seen | ~loss.total.isfinite())
-        self._fault.note(self.step, loss.total, grad_norm, batch.rows)
+        self._fault.note(loss.total, grad_norm, x)
         if not self._late:
             self._look()
         sae.zero_grad(set_to_none=True)  # so that trainings side by side need memory for one set of gradients
         sae.constrain()
-        self.step += 1
-        if config.ema_decay and self.step > config.first_averaged_step(self.steps):
+        if averages:
             self._update_average()
         self.window.add({"grad_norm": grad_norm, "loss": loss.total, **{n: getattr(loss, n) for n in OF_LOSS}})
-        return loss
+        self._n_dead.copy_(torch.as_tensor(loss.n_dead))
+
+    def _state(self) -> list[Tensor]:
+        """All that a step changes."""
+        sae = [*self.sae.parameters(), *self.sae.buffers()]
+        beside = [*self.adam.state().values(), *(self.average or {}).values(), self._n_dead]
+        return [one.detach() for one in (*sae, *beside, *self._fault.state, *self.window.state)]
 
     def _look(self) -> None:
         """Raise a `UserError` that names the first step that was not finite, if there was one."""
@@ -170,8 +215,8 @@ class Trainer:
             f"{what} {value} at step {step}", f"training diverged; {last}", "lower --lr, or raise --warmup-share"
         )
 
-    def _log(self, loss: Loss) -> None:
-        sums, seconds, device = self.window.read(), self._clock.seconds(), self.sae.b_dec.device
+    def _log(self) -> None:
+        sums, seconds = self.window.read(), self._clock.seconds()
         steps = sums["steps"]
         means = {name: sums[name] / steps for name in ("loss", "l0", "sparsity", "aux", "grad_norm")}
         line = {
@@ -179,11 +224,12 @@ class Trainer:
             **means,
             "lr": self.config.peak_lr * self.config.lr_factor(self.step - 1, self.steps),
             **self.sae.metrics(),
-            "dead_features": int(loss.n_dead),
+            "dead_features": int(self._n_dead),
             "rows_per_second": steps * self.config.batch_size / max(seconds - self._logged_at, 1e-9),
         }
         self.run.log(line, step=self.step)
-        self.window, self._logged_at = Sums(SUMMED, device), seconds
+        self.window.clear()
+        self._logged_at = seconds
 
     def _save(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.sae.parameters()):
@@ -195,6 +241,8 @@ class Trainer:
         how = {"precision": self.sae.config.precision, "execution": self.sae.execution}
         write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts | how))
         self.sae.look_again()
+        if self._late:
+            self.run.record(captured=self._captured.replays > 0)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         if checkpoint.facts["d"] != self.sae.d:
@@ -219,6 +267,7 @@ class Trainer:
         self.average = {name: tensor.to(device) for name, tensor in parts["average"].items()} or None
         self.window = Sums(SUMMED, device, checkpoint.facts["window"])
         self.step = checkpoint.step
+        self._fault = FirstFault(device, self.step)
         if self._late:  # elsewhere the share of active pairs decides
             self.sae.execution = checkpoint.facts.get("execution")
 

@@ -40,11 +40,13 @@ class TrainableBatchTopK(TopKLike):
     inference_class = JumpReLU
     config: BatchTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     threshold: Tensor
+    _smallest_kept: Tensor
 
     def __init__(self, config: BatchTopKConfig, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, d, seed=seed, dtype=dtype)
         self.register_buffer("threshold", torch.zeros((), dtype=dtype))
-        self._smallest_kept = torch.zeros(())  # by the last batch; no part of the state: it says where to look first
+        # By the last batch; no part of the state: it says where to look first.
+        self.register_buffer("_smallest_kept", torch.zeros((), dtype=dtype), persistent=False)
 
     def loss(self, x: Float[Tensor, "B d"]) -> Loss:
         """‖x − x̂‖² + α·AuxK, in which f keeps the k·B largest positive entries of h."""
@@ -63,7 +65,7 @@ class TrainableBatchTopK(TopKLike):
         is_kept = codes > 0
         smallest = codes.masked_fill(~is_kept, torch.inf).amin() if codes.numel() else codes.new_full((), torch.inf)
         smallest.masked_fill_(~is_kept.any(), 0.0)
-        self._smallest_kept = smallest
+        self._smallest_kept.copy_(smallest)
         share = torch.full_like(self.threshold, 1 - self.config.threshold_momentum)
         self.threshold.lerp_(smallest.to(self.threshold.dtype), share.masked_fill_(self.threshold <= 0, 1.0))
 

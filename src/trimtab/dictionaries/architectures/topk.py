@@ -96,6 +96,10 @@ class TrainableTopK(TopKLike):
     config_class = TopKConfig
     inference_class = TopK
 
+    @property
+    def waits(self) -> bool:
+        return super().waits and self.execution != "sparse"  # k pairs a row, wherever they are
+
     def loss(self, x: Float[Tensor, "B d"]) -> Loss:
         """‖x − x̂‖² + α·AuxK with f = ReLU(TopK(h)) (section 2.3, appendix A.2)."""
         h = self.pre_activations(x)
