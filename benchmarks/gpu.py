@@ -11,8 +11,8 @@ downloaded. Every figure is a rate, followed by its ratios over others that were
 - `launches`: kernels, graphs and waits of a decoding step (CUDA only).
 - `kernels`: each kernel of trimtab's own beside torch's operations for the same.
 - `training`: steps of every architecture in TF32, bfloat16 and float32, d 2,304, n 16,384, batch 4,096, beside a plain
-  dense step (autograd, fused Adam; compiled, too, where that starts in time) and, where they can be imported, SAELens,
-  dictionary_learning and sparsify.
+  dense step (autograd, fused Adam; compiled, too, where that starts in time), trimtab's own that is not replayed as a
+  graph and, where they can be imported, SAELens, dictionary_learning and sparsify; steps of the 30 members of a bank.
 
 What fails is said in one line on stderr, and the rest goes on; what does not fit in memory is measured at half its
 batch.

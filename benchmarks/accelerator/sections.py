@@ -29,6 +29,11 @@ class Sizes:
     k: int = 64
     batch: int = 4096
     """Rows of a training step."""
+    bank_d: int = 576
+    bank_n: int = 4096
+    bank_batch: int = 2048
+    bank_l0: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
+    """Sparsities of each architecture of a bank."""
     warmup_steps: int = 10
     turn_steps: int = 20
     repeats: int = 3
@@ -57,9 +62,10 @@ class Sizes:
 
 
 SMALL = Sizes(
-    d=64, n=256, k=8, batch=128, warmup_steps=1, turn_steps=2, repeats=1, compile_seconds=0, shapes=("tiny",),
-    rows=(3, 1), new_tokens=5, decode_repeats=1, ahead=2, prompt_tokens=16, harvest_tokens=1200, harvest_batch=4,
-    context=64, features=24, score_batch=8, naive=2, policy_features=48, sentences=2, copies=2,
+    d=64, n=256, k=8, batch=128, bank_d=64, bank_n=256, bank_batch=128, bank_l0=(2, 3, 4, 5, 6, 8), warmup_steps=1,
+    turn_steps=2, repeats=1, compile_seconds=0, shapes=("tiny",), rows=(3, 1), new_tokens=5, decode_repeats=1, ahead=2,
+    prompt_tokens=16, harvest_tokens=1200, harvest_batch=4, context=64, features=24, score_batch=8, naive=2,
+    policy_features=48, sentences=2, copies=2,
 )  # fmt: skip
 """Sizes that a CPU gets through in seconds."""
 

@@ -1,12 +1,15 @@
 """Training steps of every architecture in every precision, beside dense ones in plain torch and other libraries'.
 
-trimtab's step is `Trainer.advance`: gradients, clipping, AuxK, the L0 control, checks for NaN. The plain step is
-`plain_steps.py`'s. They take turns; other libraries' loops train, in lines of their own, between two turns of trimtab.
-The floor is the encoder's product for all features, in the same precision.
+trimtab's step is `Trainer.advance`: gradients, clipping, AuxK, the L0 control, checks for NaN, on a CUDA device
+replayed as a graph; "not captured" is the same without the graph. The plain step is `plain_steps.py`'s. They take
+turns; other libraries' loops train, in lines of their own, between two turns of trimtab.
+The floor is the encoder's product for all features, in the same precision. A bank's members take their steps one after
+the other, on one batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -30,8 +33,11 @@ from trimtab.activations.synthetic import SyntheticSource
 from trimtab.runs import Run
 from trimtab.training import SiteRows, TrainConfig
 from trimtab.training.rows import Batch
+from trimtab.training.step_graph import SharedGraphs
 from trimtab.training.trainer import Trainer
 
+BANK = ("topk", "batchtopk", "relu", "gated", "jumprelu")
+"""Architectures of a bank, each at all of its sparsities."""
 BATCHES = 4
 """Different batches that steps go round."""
 MOST_STEPS = 1_000_000
@@ -54,6 +60,9 @@ def parts(setup: Setup) -> Iterable[Part]:
                         measure=functools.partial(measure, setup, architecture, precision),
                         batch=setup.sizes.batch,
                     )
+            if measure is plain_rows and precisions != ("fp32",):
+                bank = functools.partial(bank_rows, setup, precisions[0])
+                yield Part(name=f"bank {precisions[0]}", measure=bank, batch=setup.sizes.bank_batch)
 
 
 def train_config(architecture: str, precision: str, *, n: int, k: int, batch: int) -> TrainConfig:
@@ -93,9 +102,13 @@ class Steps:
         setup: sizes and device.
         architecture, precision: of what is trained.
         batch: rows of a step.
+        graphs: shared with trainings that take turns with this one.
     """
 
-    def __init__(self, setup: Setup, architecture: str, precision: str, batch: int) -> None:
+    def __init__(
+        self, setup: Setup, architecture: str, precision: str, batch: int, graphs: SharedGraphs | None = None
+    ) -> None:
+        self._graphs = graphs
         self.setup, self.architecture, self.precision, self.batch = setup, architecture, precision, batch
         self.bf16 = precision == "bf16"
         self.rows = rows_of(setup.sizes.d, BATCHES * batch, setup.device)
@@ -112,7 +125,7 @@ class Steps:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             run = stack.enter_context(Run.open(folder / "run", "train", config, device=device))
             with Peak(device) as held:
-                self._trainer = Trainer.start(config, SiteRows(_Rows(self.rows)), run, device)
+                self._trainer = Trainer.start(config, SiteRows(_Rows(self.rows)), run, device, graphs=self._graphs)
                 self.several(self.advance, sizes.warmup_steps)()
             self.peak["trimtab"] = held.mib
             self._stack = stack.pop_all()
@@ -124,6 +137,13 @@ class Steps:
     def advance(self, x: Tensor) -> None:
         """A step of trimtab."""
         self._trainer.advance(Batch(x))
+
+    def advance_plainly(self, x: Tensor) -> None:
+        """The same without a graph."""
+        captured = self._trainer.captured
+        before, captured.captures = captured.captures, False
+        self.advance(x)
+        captured.captures = before
 
     def several(self, step: Callable[[Tensor], object], count: int = 0) -> Callable[[], None]:
         """Some steps, as many as a turn has if nothing is said, on one batch after the other."""
@@ -154,7 +174,7 @@ def plain_rows(setup: Setup, architecture: str, precision: str, batch: int) -> I
     """trimtab's rows per second over those of a plain step, in turns."""
     sizes, device = setup.sizes, setup.device
     with Steps(setup, architecture, precision, batch) as ours:
-        arms = {"trimtab": ours.several(ours.advance)}
+        arms = {"trimtab": ours.several(ours.advance), "not captured": ours.several(ours.advance_plainly)}
         for name in ("plain", "compiled") if _compiles(setup, architecture, precision) else ("plain",):
             with Peak(device) as held:
                 step = PlainStep(
@@ -170,6 +190,70 @@ def plain_rows(setup: Setup, architecture: str, precision: str, batch: int) -> I
             name: statistics.median(b / a for a, b in zip(own, taken, strict=True)) for name, taken in times.items()
         }
         yield ours.row("", ours.rate(statistics.median(own)), over)
+
+
+def bank_rows(setup: Setup, precision: str, batch: int) -> Iterator[Row]:
+    """Steps per second of all members of a bank, over those of members that are not captured, of plain steps, and of
+    SAELens's trainings one after the other, each architecture at its middle sparsity."""
+    sizes, device = setup.sizes, setup.device
+    graphs, turn = SharedGraphs(device), sizes.turn_steps
+    with ExitStack() as stack:
+        members, plain = list[Steps](), list[Callable[[Tensor], object]]()
+        for architecture, l0 in itertools.product(BANK, sizes.bank_l0):
+            mine = dataclasses.replace(sizes, d=sizes.bank_d, n=sizes.bank_n, k=l0, batch=batch)
+            member = Steps(dataclasses.replace(setup, sizes=mine), architecture, precision, batch, graphs)
+            members.append(stack.enter_context(member))
+            step = PlainStep(architecture, d=mine.d, n=mine.n, k=l0, device=device, compiled=False)
+            plain.append(functools.partial(step, bf16=member.bf16))
+        batches = itertools.cycle(members[0].rows.split(batch))
+
+        def turns(steps: list[Callable[[Tensor], object]]) -> Callable[[], None]:
+            def run() -> None:
+                for _, x in zip(range(turn), batches, strict=False):
+                    for step in steps:
+                        step(x)
+
+            return run
+
+        arms = {
+            "trimtab": turns([member.advance for member in members]),
+            "not captured": turns([member.advance_plainly for member in members]),
+            "plain": turns(plain),
+        }
+        for run in arms.values():
+            run()
+        times = in_turn(arms, sizes.repeats, device)
+        own = times.pop("trimtab")
+        over = {
+            name: statistics.median(b / a for a, b in zip(own, taken, strict=True)) for name, taken in times.items()
+        }
+        rate = len(members) * turn / statistics.median(own)
+        if (seconds := _saelens_seconds(members)) is not None:
+            over["saelens"] = rate * seconds / len(members)
+        whole = members[0].row("", rate * batch, {})
+        yield dataclasses.replace(
+            whole, what=f"bank of {len(members)} {precision}", rate=rate, unit="steps/s", over=over
+        )
+
+
+def _saelens_seconds(members: list[Steps]) -> float | None:
+    """What SAELens takes for a step of every member; None where it is not here, or fails."""
+    by_architecture = {member.architecture: member for member in members[len(members) // len(BANK) // 2 :]}
+    total = 0.0
+    for architecture, member in by_architecture.items():
+        sizes = member.setup.sizes
+        if "saelens" not in peers.names(architecture, bf16=member.bf16):
+            return None
+        steps = sizes.warmup_steps + sizes.turn_steps + 1
+        job = Job(
+            rows="", architecture=architecture, d=sizes.d, n=sizes.n, k=sizes.k, batch=member.batch, steps=steps,
+            device=member.setup.device,
+        )  # fmt: skip
+        found = peers.train("saelens", job, member.rows, warmup=sizes.warmup_steps, autocast=member.bf16)
+        if found is None:
+            return None
+        total += member.batch / found.rows_per_second * len(members) / len(BANK)
+    return total
 
 
 def peer_rows(setup: Setup, architecture: str, precision: str, batch: int) -> Iterator[Row]:

@@ -13,9 +13,12 @@ from trimtab.dictionaries.architectures import TRAINABLE
 from trimtab.dictionaries.precision import Precision
 from trimtab.dictionaries.topk_like import LOOK_EVERY
 from trimtab.errors import UserError
-from trimtab.runs import Run, read_record
-from trimtab.training import SiteRows, TrainConfig, train
+from trimtab.lm import captured
+from trimtab.lm.captured import WARM
+from trimtab.runs import Run, read_metrics, read_record
+from trimtab.training import SiteRows, TrainConfig, Training, train, train_all, trainer
 from trimtab.training.rows import Stream
+from trimtab.training.step_graph import SharedGraphs
 from trimtab.training.trainer import Trainer
 
 pytestmark = [
@@ -47,13 +50,15 @@ def test_a_step_waits_for_nothing(arch: str, execution: str, precision: Precisio
             stream.read()
             batch = stream.batch(step)
             assert batch is not None
-            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step looks, and compiles
+            settled = step > WARM  # the first step looks, and compiles; then one is captured
+            torch.cuda.set_sync_debug_mode("error" if settled else "default")
             try:
                 trainer.advance(batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             stream.drop_before(step + 1)
         assert trainer.window.read()["steps"] == steps
+        assert trainer.captured.is_captured
 
 
 @pytest.mark.parametrize("arch", TRAINABLE)
@@ -80,6 +85,62 @@ def test_it_ends_as_on_a_cpu_and_a_resumed_one_with_the_same_bits(
     assert all(record["precision"] == "fp32" for record in records)
     assert records[0]["execution"] == records[1]["execution"]  # measured once in this process
     assert ended["killed"].fingerprint == ended["whole"].fingerprint
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("arch", "execution"), [*((arch, "dense") for arch in TRAINABLE), ("topk", "sparse")])
+def test_captured_steps_are_the_steps(
+    arch: str, execution: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding, after a whole schedule; where they differ at all, products were made by other kernels."""
+    config = small(arch, precision=precision, ema_decay=0.9, log_every=5)
+    monkeypatch.setattr(trainer, "fastest_execution", lambda *_: execution)
+    ended = {}
+    for name, warm in (("captured", WARM), ("plain", 10**9)):
+        monkeypatch.setattr(captured, "WARM", warm)
+        with Run.open(tmp_path / name, "train", config) as run:
+            train(config, source(), run, device="cuda")
+        assert read_record(tmp_path / name)["captured"] is (name == "captured")
+        ended[name] = read_metrics(tmp_path / name)
+    for mine, other in zip(ended["captured"], ended["plain"], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert mine["l0"] == pytest.approx(other["l0"], rel=1e-2)
+
+
+def test_members_hold_the_memory_of_one_step(tmp_path: Path) -> None:
+    """Each needs its weights and moments; what its graph computes with is shared."""
+    held = []
+    for members in (1, 6):
+        config = small("gated", n_features=8192, precision="fp32")
+        rows = SiteRows(source())
+        runs = [Run.open(tmp_path / f"{members}-{i}", "train", config) for i in range(members)]
+        trainings = [Training(config, rows, run) for run in runs]
+        torch.cuda.reset_peak_memory_stats()
+        train_all(trainings, device="cuda")
+        held.append(torch.cuda.max_memory_reserved())
+        for training in trainings:
+            training.run.close()
+            assert training.error is None
+    state = 3 * 4 * 2 * 8192 * 64
+    table = 4 * 256 * 8192
+    assert held[1] - held[0] < 6 * state + 10 * table  # each of their own would be five times a step's ten tables
+
+
+def test_a_pool_goes_with_the_trainings(tmp_path: Path) -> None:
+    used = []
+    for number in range(6):
+        config = small("topk", precision="fp32", n_features=4096)
+        with Run.open(tmp_path / str(number), "train", config) as run:
+            train(config, source(), run, device="cuda")
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] <= used[1] + 2**20
+
+
+def test_the_place_of_batches_is_one() -> None:
+    graphs, x = SharedGraphs("cuda"), torch.randn(4, 3, device="cuda")
+    assert graphs.placed(x).data_ptr() == graphs.placed(x + 1).data_ptr() != x.data_ptr()
 
 
 @pytest.mark.parametrize("arch", ["topk", "gated"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from trimtab.runs import Run, read_metrics, read_record
 from trimtab.training import SiteRows, TrainConfig, Training, late, step_graph, train, train_all, trainer
 from trimtab.training.checkpoint import checkpoint_files, latest_checkpoint
 from trimtab.training.late import FirstFault, Sums
-from trimtab.training.step_graph import python_values
+from trimtab.training.step_graph import UnknownValueError, python_values
 from trimtab.training.trainer import Trainer
 
 Patch = pytest.MonkeyPatch
@@ -152,7 +153,7 @@ def test_a_training_by_graphs_is_the_training(arch: str, card: Card, tmp_path: P
         assert any(line["aux"] > 0 for line in ended.lines)
     elif arch != "jumprelu":
         assert len({line["sparsity_weight"] for line in ended.lines}) == len(ended.lines)
-    if config.k_start or arch == "panneal":
+    if getattr(config, "k_start", None) or arch == "panneal":
         assert len({line.get("k", line.get("p")) for line in ended.lines}) > 3
 
 
@@ -328,11 +329,17 @@ def sae_of(arch: str = "relu", **settings: Any) -> TrainableSAE:
     return config_of(arch, **settings).build(8, STEPS)
 
 
+@dataclass
+class Record:
+    held: Any
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "another number": lambda sae: setattr(sae, "k", 4),
     "a number that was not there": lambda sae: setattr(sae, "floor", 0.1),
     "another execution": lambda sae: setattr(sae, "execution", "sparse"),
     "numbers in a list": lambda sae: sae.ends.append(7),
+    "a number in a record": lambda sae: setattr(sae.record, "held", 2),
     "a parameter elsewhere": lambda sae: setattr(sae.W_dec, "data", sae.W_dec.data.clone()),
     "a parameter of another shape": lambda sae: setattr(sae.W_dec, "data", sae.W_dec.data[:3]),
     "a buffer that is another tensor": lambda sae: setattr(sae, "threshold", sae.threshold + 1),
@@ -345,11 +352,20 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_python_may_go_by_is_known(name: str) -> None:
     sae = sae_of("batchtopk")
+    sae.record = Record(1)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     sae.ends, sae.inner = [3, 5], L0Control(1.0, 2.0)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     before = python_values(sae)
     assert python_values(sae) == before
     CHANGES[name](sae)
     assert python_values(sae) != before
+
+
+@pytest.mark.parametrize("value", [Record({1}), iter([1]), [{1}], {"a": torch.Generator()}, lambda: 1])
+def test_what_may_hold_anything_is_named(value: object) -> None:
+    sae = sae_of("gated")
+    sae.control.inner = value  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    with pytest.raises(UnknownValueError, match=r"L0Control\.inner"):
+        python_values(sae)
 
 
 def test_numbers_on_the_device_change_nothing_of_it() -> None:

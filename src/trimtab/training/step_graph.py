@@ -74,6 +74,6 @@ def _known(value: Any, device: torch.device) -> Hashable:
         return tuple(_known(one, device) for one in value)
     if isinstance(value, Mapping):
         return tuple((key, _known(one, device)) for key, one in value.items())
-    if is_dataclass(value) and isinstance(value, Hashable):  # frozen
-        return value
+    if is_dataclass(value) and hasattr(value, "__dict__"):
+        return _known(vars(value), device)
     raise UnknownValueError

@@ -45,6 +45,7 @@ class Trainer:
         step: steps done.
         steps: steps in all.
         scale: what rows are multiplied by.
+        captured: replays steps as graphs, where it may.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Trainer:
         self.step = 0
         self._late, self._fault, self._clock = looks_late(device), FirstFault(device), Clock(device)
         self._graphs = graphs or SharedGraphs(device)
-        self._captured = Captured(device, f"training of {sae.architecture} SAEs", self._graphs.pool)
-        self._lr = torch.zeros((), device=device) if self._captured.captures else None  # where a graph finds it
+        self.captured = Captured(device, f"training of {sae.architecture} SAEs", self._graphs.pool)
+        self._lr = torch.zeros((), device=device) if self.captured.captures else None  # where a graph finds it
         self._n_dead = torch.zeros((), dtype=torch.long, device=device)
         self._delay = delay
         self._logged_at = 0.0
@@ -147,7 +148,7 @@ class Trainer:
         if self._lr is not None:
             lr = self._lr.fill_(lr)
         averages = bool(config.ema_decay) and self.step >= config.first_averaged_step(self.steps)
-        if self._captured.captures and not self.sae.waits:
+        if self.captured.captures and not self.sae.waits:
             self._take_captured(x, lr, averages)
         else:
             self._take(x, lr, averages)
@@ -158,11 +159,11 @@ class Trainer:
         try:
             key = python_values(self.sae), averages, id(self.average)
         except UnknownValueError as error:
-            self._captured.refuse(f"{error} may hold anything; name it in not_in_step if nothing in a step goes by it")
+            self.captured.refuse(f"{error} may hold anything; name it in not_in_step if nothing in a step goes by it")
             return self._take(x, lr, averages)
         work = partial(self._take, self._graphs.placed(x), lr, averages)
-        replay = self._captured.may_replay(self.sae)
-        self._captured(work, replay=replay, key=key, changes=self._state)
+        replay = self.captured.may_replay(self.sae)
+        self.captured(work, replay=replay, key=key, changes=self._state)
 
     def _take(self, x: Tensor, lr: float | Tensor, averages: bool) -> None:
         """What a step does to tensors."""
@@ -242,7 +243,7 @@ class Trainer:
         write_checkpoint(self.run.file(CHECKPOINTS), Checkpoint(self.step, tensors, facts | how))
         self.sae.look_again()
         if self._late:
-            self.run.record(captured=self._captured.replays > 0)
+            self.run.record(captured=self.captured.replays > 0)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         if checkpoint.facts["d"] != self.sae.d:
