@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -40,3 +45,23 @@ class NothingAsked(TorchDispatchMode):
         if isinstance(found, Tensor):
             self.made[id(found)] = found
         return found
+
+
+@contextmanager
+def as_captured() -> Iterator[None]:
+    """What `transformers` leaves out while a graph is captured is left out."""
+    with mock.patch("transformers.utils.import_utils.is_cuda_stream_capturing", return_value=True):
+        yield
+
+
+def what_asks(run: Callable[[], object]) -> str:
+    """Where code of a model asks the device for something, or brings it a number, as a graph is captured of a call:
+    file, function and line, or nothing."""
+    try:
+        with torch.no_grad(), as_captured(), NothingAsked():
+            run()
+    except AsksError as error:
+        places = traceback.extract_tb(error.__traceback__)
+        place = [one for one in places if {"transformers", "trimtab"} & {*Path(one.filename).parts}][-1]
+        return f"{Path(place.filename).name}, {place.name}: {place.line}"
+    return ""

@@ -33,6 +33,7 @@ from trimtab.lm.continuations import (
 from trimtab.lm.layouts import Layout, check_site, find_layout, text_config
 from trimtab.lm.products import Products, contiguous_rows, linears
 from trimtab.lm.sites import Site
+from trimtab.lm.unasked import cache_that_keeps_nothing, is_waited_for
 from trimtab.lm.windows import turning_length
 from trimtab.runs.user_files import check_text
 
@@ -61,7 +62,12 @@ class LanguageModel:
         self._capabilities = LanguageModel.check(self).allowing(allow, name)
         for what, why in self._capabilities.allowed.items():
             self._note(f"{what} is used with {name}, as is asked for, though {why}")
+        if is_waited_for(self.device):
+            tried = cache_that_keeps_nothing(hf, self.vocab_size, self.n_layers, self.named_arguments)
+            self._keeps_nothing = tried
 
+    _keeps_nothing: GrowingCache | None = None
+    """Given to passes of whole texts, which then ask the device nothing; see `lm.unasked`."""
     check: ClassVar[Callable[[LanguageModel], Capabilities]]
     """How a model is checked; `self_check`, which stands on this module, puts it here."""
 
@@ -412,6 +418,8 @@ class LanguageModel:
             if past_lengths is not None:
                 place = torch.arange(past + new, device=batch.ids.device)
                 mask = (place >= (past - held)[:, None]).long()
+        if cache is None and mask is None:
+            cache = self._keeps_nothing
         return self.named_arguments(cache, input_ids=batch.ids, position_ids=positions, attention_mask=mask)
 
     def named_arguments(self, cache: GrowingCache | None, **arguments: Any) -> dict[str, Any]:
