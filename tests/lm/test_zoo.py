@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import transformers
+from tests.lm.captured_steps import why_not_captured
 from tests.lm.right_or_refused import faults
 from transformers import PreTrainedTokenizerFast
 
 from trimtab import cli
-from trimtab.lm import survey
+from trimtab.lm import DecodeConfig, DecodeStream, Row, decode, survey
 from trimtab.lm.capabilities import Capabilities
+from trimtab.lm.slotted_cache import SlottedLayer
 from trimtab.lm.zoo import Zoo, ZooEntry, build_tiny, causal_lm_types
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "models.md"
@@ -45,6 +47,46 @@ def test_what_is_off_would_be_wrong(model_type: str, kept_on: str, tiny_tokenize
         assert all("layers with a state other than keys and values" in fault for fault in refused)
     else:
         assert set(found) - set(refused)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "why"),
+    [
+        ("gpt2", ""),
+        ("gemma3", ""),
+        ("gemma3n_text", ""),
+        ("mllama", ""),
+        ("gpt_neo", "behind a cache of a fixed size it fails or gives other logits"),
+        ("xglm", "modeling_xglm.py, forward: "),
+        ("mamba", None),
+    ],
+)
+def test_whose_steps_can_be_captured(
+    model_type: str, why: str | None, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep has all types. Mutation: a cache that asks where the next token goes."""
+    model = build_tiny(model_type, tiny_tokenizer)
+    found = why_not_captured(model)
+    assert found == why if not why else (found or "").startswith(why)
+    if found == "":
+        monkeypatch.setattr(SlottedLayer, "get_seq_length", lambda self: int(self.place))
+        assert "get_seq_length" in (why_not_captured(model) or "")
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "mllama"])
+def test_layers_that_hold_nothing_are_decoded_around(model_type: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of a stream whose rows join, and of steps that are taken ahead."""
+    model, config = build_tiny(model_type, tiny_tokenizer), DecodeConfig(max_new_tokens=12, stop_at_eos=False)
+    prompts = [[7, 8, 9], [*range(5, 17)]]
+    alone = [decode(model, [prompt], config).token_ids[0] for prompt in prompts]
+    found = decode(model, prompts, config, ahead=5)
+    assert (found.token_ids, found.ahead) == (alone, [5, 5])
+    stream, rows = DecodeStream(model), [Row(prompt, config) for prompt in prompts]
+    stream.add(rows[0])
+    for number, _ in enumerate(stream):
+        if number == 2:
+            stream.add(rows[1])
+    assert [row.token_ids for row in rows] == alone
 
 
 def test_the_table_says_what_works_and_why_not(tmp_path, capsys) -> None:

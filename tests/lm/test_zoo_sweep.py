@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import random
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.lm.captured_steps import why_not_captured
 from tests.lm.right_or_refused import faults
 from transformers import PreTrainedTokenizerFast
 
@@ -116,6 +119,28 @@ def count(numbers: range) -> dict[str, list[int]]:
     return counted
 
 
-if __name__ == "__main__":  # python -m tests.lm.test_zoo_sweep FIRST END
+def steps_table() -> str:
+    """Types whose decoding steps cannot be replayed, and why, as Markdown."""
+    from tests.conftest import _byte_level_tokenizer
+
+    tokenizer = _byte_level_tokenizer()
+    found = dict[str, str | None]()
+    for name in causal_lm_types():
+        with suppress(UserError):
+            found[name] = why_not_captured(build_tiny(name, tokenizer))
+    decoded = {name: why for name, why in found.items() if why is not None}
+    rows = [f"| {name} | `{why}` |" for name, why in decoded.items() if why]
+    said = f"Of {len(decoded)} types that decode, the steps of {len(decoded) - len(rows)} can be replayed as a graph."
+    return "\n".join([said, "", "| not those of | why |", "|---|---|", *rows])
+
+
+def test_the_docs_say_whose_steps_cannot_be_captured() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert steps_table() in page
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["steps"]:  # python -m tests.lm.test_zoo_sweep steps
+    print(steps_table())
+elif __name__ == "__main__":  # python -m tests.lm.test_zoo_sweep FIRST END
     for kind, numbers in count(range(*map(int, sys.argv[1:3]))).items():
         print(f"{kind}: {len(numbers)}", numbers if kind in ("wrong", "not built", "unsure") else "")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
-from tests.lm.nothing_asked import AsksError, NothingAsked
+from tests.lm.nothing_asked import AsksError, NothingAsked, as_captured
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
@@ -407,15 +407,16 @@ def check_nothing_is_asked(model: LanguageModel) -> None:
     continuation.last_hidden(delta)
     stack = continuation._stack
     assert stack is not None
-    with torch.no_grad(), NothingAsked():
+    with torch.no_grad(), as_captured(), NothingAsked():
         continuation._hidden(stack, stack.delta)
 
 
 def test_layers_above_ask_the_device_nothing(
-    tiny_llama: LanguageModel, tiny_gemma3: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: LanguageModel, tiny_gemma3: LanguageModel, tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that they can be captured; GPT-2 in transformers asks whether there is padding. Mutation: ask for a size."""
-    for model in (tiny_llama, tiny_gemma3):
+    """So that they can be captured. GPT-2 in `transformers` asks whether there is padding, but not in a capture.
+    Mutation: ask for a size."""
+    for model in (tiny_llama, tiny_gemma3, tiny_gpt2):
         check_nothing_is_asked(model)
     original = upper_layers._CopyMasks.of_copies
 

@@ -100,7 +100,8 @@ class GrowingLayer(CacheLayerMixin):
 
     def append(self, other: GrowingLayer, mine: int, theirs: int, reserve: int) -> None:
         """Put another layer's rows behind these, of which the last `mine` and `theirs` places hold tokens."""
-        assert self._storage is not None
+        if self._storage is None:  # a layer that takes another's keys and values
+            return
         assert other._storage is not None
         self.reserve = reserve
         keys, values = (

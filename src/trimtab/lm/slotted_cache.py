@@ -65,21 +65,27 @@ class SlottedLayer(GrowingLayer):
 
 
 class SlottedCache(GrowingCache):
-    """One `SlottedLayer` per decoder layer; arguments as there."""
+    """One `SlottedLayer` per decoder layer that holds anything; arguments as there.
+
+    Layers that take another's keys and values, as Gemma 3n's last ones do, hold nothing.
+    """
 
     def __init__(self, cache: GrowingCache, rows: Int[Tensor, " B"], capacity: int, place: Int[Tensor, " 1"]) -> None:
         super().__init__(0)
-        self.slotted = [SlottedLayer(layer, rows, capacity, place) for layer in cache.growing]
-        self.growing, self.layers = [*self.slotted], [*self.slotted]
+        own = [layer if layer.keys is None else SlottedLayer(layer, rows, capacity, place) for layer in cache.growing]
+        self.growing, self.layers = [*own], [*own]
 
     def load(self, cache: GrowingCache, rows: Int[Tensor, " B"]) -> None:
         """Hold what another cache holds."""
-        for mine, held in zip(self.slotted, cache.growing, strict=True):
-            mine.load(held, rows)
+        for mine, held in zip(self.growing, cache.growing, strict=True):
+            if isinstance(mine, SlottedLayer):
+                mine.load(held, rows)
 
     def grown(self, rows: int, length: int) -> GrowingCache:
         """The first rows as a cache that grows, with the same memory."""
         found = GrowingCache(0)
-        layers: list[Any] = [layer.grown(rows, length) for layer in self.slotted]
+        layers: list[Any] = [
+            layer.grown(rows, length) if isinstance(layer, SlottedLayer) else layer for layer in self.growing
+        ]
         found.growing = found.layers = layers
         return found

@@ -76,6 +76,7 @@ SMALL: dict[str, Any] = {
 """What fields are set to, wherever a config has them. Sizes are unequal where they could be confused."""
 
 OWN: dict[str, dict[str, Any]] = {
+    "gemma3": {"image_token_index": 3},  # within the vocabulary, as that of real ones
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8},
     "zamba2": {"num_hidden_layers": 6},
