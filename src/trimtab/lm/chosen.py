@@ -84,15 +84,21 @@ def choose(
         given: tokens that are fed instead of those that are chosen; −1 for none.
         first: tokens that a nucleus is looked for in first; None asks the device for nothing.
     """
-    decided = logits.new_empty(len(logits), dtype=torch.long)
-    for (temperature, top_p, restricted), places in ways.items():
-        which = slice(None) if len(ways) == 1 else torch.tensor(places, device=logits.device)
-        draw = None if u is None else u[which]
-        if restricted:
-            assert allowed is not None
-            decided[which] = choose_allowed(allowed[which], logits[which], temperature, top_p, draw, first)
-        else:
-            decided[which] = choose_token(logits[which], temperature, top_p, draw, first)
+
+    def decided_by(way: Way, which: slice | Tensor) -> Int[Tensor, " R"]:
+        how = (way.temperature, way.top_p, None if u is None else u[which], first)
+        if not way.restricted:
+            return choose_token(logits[which], *how)
+        assert allowed is not None
+        return choose_allowed(allowed[which], logits[which], *how)
+
+    if len(ways) == 1:
+        decided = decided_by(next(iter(ways)), slice(None))
+    else:
+        decided = logits.new_empty(len(logits), dtype=torch.long)
+        for way, places in ways.items():
+            which = torch.tensor(places, device=logits.device)
+            decided[which] = decided_by(way, which)
     ids = decided if given is None else torch.where(given < 0, decided, given)
     logp, entropy = token_statistics(logits, ids)
     decided_logp, of_allowed = logp, None

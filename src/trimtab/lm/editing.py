@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.errors import UserError
-from trimtab.lm.edits import Edit, EditLog, activation_hash
+from trimtab.lm.edits import NAN, Edit, EditLog, activation_hash
 from trimtab.lm.model import LanguageModel
 from trimtab.lm.positions import PositionRule
 from trimtab.lm.sampling import uniform
@@ -172,6 +172,8 @@ class SourceRunner:
         self._rows: RowColumns | None = None
         self._parts: list[EditLog] = []
         self._visits: list[Int[Tensor, "3 V"]] = []
+        self._numbers: dict[tuple[object, ...], Tensor] = {}
+        """Numbers that all rows of a log have in common, on the device."""
 
     def aim(
         self,
@@ -193,15 +195,17 @@ class SourceRunner:
             which: of them each place belongs to.
             real: where there is a token, not padding.
             copies: each place is shared by so many rows, from `which` on.
-            chooses: there is one token per row, from whose logits another is chosen.
+            chooses: there is one token per row, in their order, from whose logits another is chosen.
         """
         if chooses and self.edits_choices:  # without asking the device where that is
-            self._batch, self._time = where = which[:, 0], torch.zeros_like(which[:, 0])
-        else:
-            selected = self.source.positions.selects(position, rows.prompt_length[which])
-            if real is not None:
-                selected = selected & real
-            self._batch, self._time = where = selected.nonzero(as_tuple=True)
+            self._batch, self._time = which[:, 0], self._all(0, which, len(which))
+            self._position, self._token, self._rows = position[:, 0], ids[:, 0], rows
+            self._shared, self._number = rows.row[:, None], rows.number[:, None]
+            return
+        selected = self.source.positions.selects(position, rows.prompt_length[which])
+        if real is not None:
+            selected = selected & real
+        self._batch, self._time = where = selected.nonzero(as_tuple=True)
         self._position, self._token = position[where], ids[where]
         first = which[where]
         self._rows, all_copies = rows.take(first), first[:, None] + torch.arange(copies, device=first.device)
@@ -211,6 +215,17 @@ class SourceRunner:
     def edits_choices(self) -> bool:
         """Whether all places from whose logits a token is chosen are edited."""
         return self.source.positions.kind in ("generated", "all")
+
+    def _all(self, value: float, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of one number where another is, which holds it once; steps have the same ones each time."""
+        dtype = like.dtype if dtype is None else dtype
+        key = (value, dtype, like.device)
+        one = self._numbers.get(key)
+        if one is None:
+            one = like.new_full((), value, dtype=dtype)
+            if not (like.is_cuda and torch.cuda.is_current_stream_capturing()):  # which fills it at a replay only
+                self._numbers[key] = one
+        return one.expand(shape)
 
     @contextmanager
     def apart(self) -> Iterator[tuple[list[Int[Tensor, "3 V"]], list[EditLog]]]:
@@ -237,7 +252,7 @@ class SourceRunner:
                 return None
             assert self._rows is not None
             for number in self._number.unbind(1):
-                self._visits.append(torch.stack([torch.full_like(number, index), number, self._position]))
+                self._visits.append(torch.stack([self._all(index, number, len(number)), number, self._position]))
             _, row, prompt_length, seed, sample, branch = self._rows
             request = EditRequest(
                 site, x[self._batch, self._time], row, self._position, self._token, prompt_length, seed, sample, branch,
@@ -254,20 +269,20 @@ class SourceRunner:
         return fn
 
     def _log(self, site: int, x: Tensor, edit: Edit, change: RowDelta) -> None:
-        count, device = len(self._position), self._position.device
-        nan = torch.full((count,), float("nan"), device=device)
+        count, numbers = len(self._position), self._position
+        nan = self._all(NAN, numbers, count, dtype=torch.float32)
         applied = change.delta
         if change.base is not None:
             applied = torch.where(change.base.isnan(), applied, change.of(x) - x)
-        replaced, kept = torch.zeros_like(self._position), dict[int, Tensor]()
+        replaced, kept = self._all(0, numbers, count), dict[int, Tensor]()
         if edit.replacement is not None:
             rows = edit.replacement.detach().to("cpu", x.dtype)
             keys = [0 if row.isnan().any() else activation_hash(row) for row in rows]
-            replaced = torch.tensor(keys, device=device)
+            replaced = torch.tensor(keys, device=numbers.device)
             if getattr(self.source, "keep_replacements", False):
                 kept = {key: row for key, row in zip(keys, rows, strict=True) if key}
         log = EditLog(
-            site=torch.full((count,), site, device=device),
+            site=self._all(site, numbers, count),
             row=self._number[:, 0],
             position=self._position,
             feature=edit.feature,
@@ -276,9 +291,9 @@ class SourceRunner:
             x_norm=x.float().norm(dim=-1),
             delta_norm=applied.float().norm(dim=-1),
             action_logp=nan if edit.action_logp is None else edit.action_logp,
-            n_allowed=torch.full((count,), -1, device=device) if edit.n_allowed is None else edit.n_allowed,
+            n_allowed=self._all(-1, numbers, count) if edit.n_allowed is None else edit.n_allowed,
             value=nan if edit.value is None else edit.value,
-            target=torch.full_like(edit.coefficient, float("nan")) if edit.target is None else edit.target,
+            target=self._all(NAN, edit.coefficient, *edit.coefficient.shape) if edit.target is None else edit.target,
             replaced=replaced,
             kept=kept,
         )

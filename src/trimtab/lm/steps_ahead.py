@@ -48,6 +48,36 @@ GRAPHS = 4
 _able: weakref.WeakKeyDictionary[transformers.PreTrainedModel, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
 
+class _Records:
+    """What steps computed, a row of memory for each kind of number: columns of one kind are written at once.
+
+    Args:
+        columns: what one step computes.
+        steps: that are kept.
+    """
+
+    def __init__(self, columns: Sequence[Tensor], steps: int) -> None:
+        self._shapes, self._kinds = [column.shape for column in columns], [column.dtype for column in columns]
+        sizes = {kind: sum(column.numel() for column in columns if column.dtype == kind) for kind in self._kinds}
+        self._held = {kind: columns[0].new_zeros(steps, size, dtype=kind) for kind, size in sizes.items()}
+
+    def write(self, step: Int[Tensor, " 1"], columns: Sequence[Tensor]) -> None:
+        """Keep a step's columns, which are of the same shapes and kinds each time."""
+        assert [column.dtype for column in columns] == self._kinds
+        for kind, held in self._held.items():
+            row = torch.cat([column.reshape(-1) for column in columns if column.dtype == kind])
+            held.index_copy_(0, step, row[None])
+
+    def read(self) -> list[Shaped[Tensor, "N ..."]]:
+        """Each column of all steps."""
+        starts, found = dict.fromkeys(self._held, 0), list[Tensor]()
+        for shape, kind in zip(self._shapes, self._kinds, strict=True):
+            held, start = self._held[kind], starts[kind]
+            starts[kind] = start + shape.numel()
+            found.append(held[:, start : starts[kind]].unflatten(1, shape))
+        return found
+
+
 class _Shape:
     """Steps of so many rows that choose in one way: everything that a step reads or writes, at fixed addresses."""
 
@@ -63,8 +93,8 @@ class _Shape:
         self.which = torch.arange(size, device=device)[:, None]
         self.given = torch.full((ahead, size), -1, device=device) if taught else None
         self.recorder, self.n_seen = recorder, 0
-        self.records: list[Tensor] = []
-        """Of each step what was chosen, what the recorder saw, and what was edited, one tensor each."""
+        self.records: _Records | None = None
+        """Of each step what was chosen, what the recorder saw, and what was edited."""
         steered = "" if runner is None else f" steered by {type(runner.source).__name__}"
         self.captured = Captured(device, f"decoding with {model.name}{steered}")
         self.ids, self.held = running.ids[rows], running.held[rows]
@@ -114,7 +144,8 @@ class _Shape:
         self.length += count
         running.cache = self.cache.grown(rows, self.length)
         running.ids, running.held = self.ids[:rows].clone(), self.held[:rows].clone()
-        records = iter(self.records)
+        assert self.records is not None
+        records = iter(self.records.read())
         width = 5 if self.allowed is None else 6
         columns = [record[:count, :rows] for record in itertools.islice(records, width)]
         watched = [record[:count, :rows].clone() for record in itertools.islice(records, self.n_seen)]
@@ -139,7 +170,8 @@ class _Shape:
         found: list[list[Tensor]] = []
         for step in (replayed, self._step):
             step()
-            found.append([record[at].clone() for record in self.records])
+            assert self.records is not None
+            found.append([record[at].clone() for record in self.records.read()])
             for mine, one in zip(moved, before, strict=True):
                 mine.copy_(one)
         precision = product_precision(self.model.dtype, self.model.device)
@@ -167,14 +199,10 @@ class _Shape:
         every = {self.way: range(len(held))}
         chosen = choose(logits, every, u, self.allowed, given, first=None)
         columns = [column for column in chosen if column is not None] + seen
-        if not self.records:
-            self.records = [column.new_zeros(self.ahead, *column.shape) for column in columns]
-        for record, column in zip(self.records, columns, strict=True):
-            record.index_copy_(0, self.step, column[None])
+        self.records = self.records or _Records(columns, self.ahead)
+        self.records.write(self.step, columns)
         self.ids.copy_(chosen.ids)
-        held.add_(1)
-        self.place.add_(1)
-        self.step.add_(1)
+        torch._foreach_add_([held, self.place, self.step], 1)  # pyright: ignore[reportPrivateImportUsage]
 
     def _logits(self) -> Float[Tensor, "B V"]:
         return slotted_logits(self.model, self.cache, self.ids, self.held, self.place, self.places)

@@ -42,9 +42,9 @@ def token_statistics(
         torch.exp(d, out=w)
         mass = w.sum(dim=-1)
         log_mass = mass.log()
-        total[start : start + rows] = top + log_mass
+        torch.add(top, log_mass, out=total[start : start + rows])
         dots = _weighted_sums(w, d)
-        entropy[start : start + rows] = log_mass - dots / mass
+        torch.sub(log_mass, dots / mass, out=entropy[start : start + rows])
     return logits.gather(1, ids[:, None])[:, 0].float() - total, entropy
 
 
