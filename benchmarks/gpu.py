@@ -4,12 +4,14 @@ Rows are synthetic and models have random weights in the shapes of SmolLM2-135M 
 downloaded. Every figure is a rate, followed by its ratios over others that were measured in the same turns, and by
 `of_floor`, its share of what the device's products or memory allow.
 
-- `decode`: `generate`, trimtab step by step and several steps ahead, static steering, a policy at every token.
+- `decode`: `generate`, the plain model's steps (one captured graph on CUDA), trimtab step by step and several steps
+  ahead, static steering, a policy at every token; `lengths`: behind prompts of several lengths.
 - `prompts`: prefill, and prompt caches filled and read, beside one plain forward pass.
 - `harvest`, beside the truncated forward passes; `scoring` of features, beside the products above the site.
 - `policy`: an iteration of 256 one-token rollouts.
-- `launches`: kernels, graphs and waits of a decoding step (CUDA only).
+- `launches`: kernels, graphs and waits of a decoding step; on a CPU torch's operations, by module.
 - `kernels`: each kernel of trimtab's own beside torch's operations for the same.
+- `leak`: what is in memory after 1,000 decodes, or as many as there is time for, beyond what was after 10.
 - `training`: steps of every architecture in TF32, bfloat16 and float32, d 2,304, n 16,384, batch 4,096, beside a plain
   dense step (autograd, fused Adam; compiled, too, where that starts in time), trimtab's own that is not replayed as a
   graph and, where they can be imported, SAELens, dictionary_learning and sparsify; steps of the 30 members of a bank.
@@ -51,12 +53,14 @@ class Timed(NamedTuple):
 
 SECTIONS = {
     "decode": Timed(decoding.parts, 130),
+    "lengths": Timed(decoding.length_parts, 25),
     "prompts": Timed(prompts.parts, 20),
     "harvest": Timed(activations.harvest_parts, 40),
     "scoring": Timed(activations.scoring_parts, 25),
     "policy": Timed(policies.parts, 20),
     "launches": Timed(decoding.launch_parts, 40),
     "kernels": Timed(kernels.parts, 25),
+    "leak": Timed(decoding.leak_parts, 20),
     "training": Timed(training.parts, LIMIT),  # what the others have left
 }
 

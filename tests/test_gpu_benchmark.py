@@ -45,8 +45,10 @@ def test_all_sections_run_at_tiny_sizes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    names = {"decode": 10, "prompts": 5, "harvest": 1, "scoring": 1, "policy": 1, "launches": 0, "kernels": 10}
-    names["training"] = 15
+    names = {
+        "decode": 12, "lengths": 2, "prompts": 5, "harvest": 1, "scoring": 1, "policy": 1, "launches": 3, "leak": 1,
+        "kernels": 10, "training": 15,
+    }  # fmt: skip
     assert {name: len(found[name]) for name in names} == names
     for row in (row for name in names for row in found[name]):
         assert row["rate"] > 0

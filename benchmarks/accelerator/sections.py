@@ -47,6 +47,12 @@ class Sizes:
     new_tokens: int = 64
     profiled_tokens: int = 32
     decode_repeats: int = 2
+    lengths: tuple[int, ...] = (40, 180, 440, 950)
+    """Of prompts, each with a larger cache."""
+    leak_decodes: int = 1000
+    leak_seconds: float = 15
+    leak_rows: int = 4
+    leak_tokens: int = 24
     ahead: int = 8
     prompt_tokens: int = 256
     harvest_tokens: int = 131_072
@@ -63,8 +69,9 @@ class Sizes:
 
 SMALL = Sizes(
     d=64, n=256, k=8, batch=128, bank_d=64, bank_n=256, bank_batch=128, bank_l0=(2, 3, 4, 5, 6, 8), warmup_steps=1,
-    turn_steps=2, repeats=1, compile_seconds=0, shapes=("tiny",), rows=(3, 1), new_tokens=5, decode_repeats=1, ahead=2,
-    prompt_tokens=16, harvest_tokens=1200, harvest_batch=4, context=64, features=24, score_batch=8, naive=2,
+    turn_steps=2, repeats=1, compile_seconds=0, shapes=("tiny",),
+    rows=(3, 1), new_tokens=5, profiled_tokens=8, decode_repeats=1, lengths=(20, 70), leak_decodes=20, leak_tokens=4,
+    ahead=2, prompt_tokens=16, harvest_tokens=1200, harvest_batch=4, context=64, features=24, score_batch=8, naive=2,
     policy_features=48, sentences=2, copies=2,
 )  # fmt: skip
 """Sizes that a CPU gets through in seconds."""
