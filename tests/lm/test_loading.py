@@ -14,6 +14,7 @@ from tiny_files import equal_weights, save_directory, write_gguf
 
 from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, describing, load_model, loading, show
+from trimtab.lm.products import fast_bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +264,20 @@ def test_show_names_what_it_cannot_find(cache, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="its config could not be read"):
         show(tmp_path)
+
+
+def test_a_card_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, before anything is read. Mutation: torch's emulation counts."""
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "an older card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    fast_bfloat16.cache_clear()
+    said = "dtype bfloat16 on cuda:0: an older card has no products in bfloat16; use --dtype float32, or another device"
+    with pytest.raises(UserError, match=said):
+        loading.check_products(torch.bfloat16, card)
+    for dtype, device in ((torch.float32, card), (torch.float16, card), (torch.bfloat16, torch.device("cpu"))):
+        loading.check_products(dtype, device)
+    fast_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    loading.check_products(torch.bfloat16, card)
+    fast_bfloat16.cache_clear()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import setitem
 from typing import Any
@@ -586,55 +586,3 @@ def test_a_model_that_somebody_watches_is_not_captured(
     assert len(seen) >= SETTINGS["greedy"].max_new_tokens
     decode(model, PROMPTS, SETTINGS["greedy"])
     assert captures
-
-
-@pytest.fixture
-def card(tiny_llama: LanguageModel) -> Iterator[LanguageModel]:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
-    tiny_llama.hf.cuda()
-    try:
-        yield LanguageModel(tiny_llama.hf, tiny_llama.tokenizer, "on the card")
-    finally:
-        tiny_llama.hf.cpu()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("source", ["none", "static", "policy"])
-def test_captured_steps_are_the_steps(card: LanguageModel, name: str, source: str, monkeypatch: Patch) -> None:
-    sae = make_dictionary(card)
-    made: dict[str, Callable[[], Any]] = {
-        "none": lambda: None,
-        "static": lambda: StaticSource(sae, 3, 0.5),
-        "policy": lambda: PolicySource(new_policy(sae).cuda(), sae, build_mask("accumulated", sae), 0.5),
-    }
-    graphs: list[Any] = []
-    real = Captured._capture
-
-    def capture(self: Any, step: Any) -> None:
-        real(self, step)
-        graphs.append(self._graph)
-
-    monkeypatch.setattr(Captured, "_capture", capture)
-    found = decode(card, PROMPTS, SETTINGS[name], made[source](), ahead=8)
-    assert graphs
-    assert None not in graphs
-    monkeypatch.setattr(captured, "WARM", 10**9)
-    expected = decode(card, PROMPTS, SETTINGS[name], made[source](), ahead=8)
-    assert (found.token_ids, found.token_logp, found.texts) == (
-        expected.token_ids, expected.token_logp, expected.texts,
-    )  # fmt: skip
-    for column, value in found.edits.columns.items():
-        torch.testing.assert_close(value, expected.edits.columns[column], atol=0, rtol=0, equal_nan=True)
-
-
-@pytest.mark.gpu
-def test_a_thousand_decodes_leave_no_memory_behind(card: LanguageModel) -> None:
-    sae, used = make_dictionary(card), []
-    for number in range(1000):
-        decode(card, PROMPTS, SETTINGS["greedy"], StaticSource(sae, number % 40, 0.5) if number % 2 else None, ahead=8)
-        if number in (20, 999):
-            torch.cuda.synchronize()
-            used.append(torch.cuda.memory_allocated())
-    assert used[1] <= used[0] + 2**20

@@ -14,10 +14,11 @@ N_FEATURES = 48
 
 
 def make_dictionary(model: LanguageModel, site: str = f"resid_post.{LAYER}", n: int = N_FEATURES) -> Standard:
-    """Random ReLU SAE with decoder rows of unequal norm, one feature in seven dead, and its statistics."""
+    """Random ReLU SAE with decoder rows of unequal norm, one feature in seven dead, and its statistics, where the model
+    is."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(6, 100, (8, 24), generator=generator)
-    x = capture(model, TokenBatch.full(ids), [site])[model.site(site)]
+    x = capture(model, TokenBatch.full(ids.to(model.device)), [site])[model.site(site)].cpu()
     rows = torch.randn(n, x.shape[-1], generator=generator)
     W_dec = rows * (0.5 + torch.rand(n, 1, generator=generator))
     W_enc = rows.T / rows.norm(dim=1)
@@ -28,4 +29,4 @@ def make_dictionary(model: LanguageModel, site: str = f"resid_post.{LAYER}", n: 
     statistics = FeatureStatsAccumulator(sae.decoder_norms)
     statistics.update(sae.encode(x))
     sae.feature_stats = statistics.result()
-    return sae
+    return sae.to(model.device)

@@ -18,6 +18,7 @@ from trimtab.lm.catalogue import cached_path, check_is_given, close_matches, fin
 from trimtab.lm.fetching import pull
 from trimtab.lm.gguf_files import LoadedModel, first_line, read_gguf
 from trimtab.lm.model import LanguageModel
+from trimtab.lm.products import fast_bfloat16
 from trimtab.lm.silence import transformers_silenced
 from trimtab.lm.stages import stage
 
@@ -58,6 +59,7 @@ def load_model(
     name = os.fspath(name_or_path)
     check_is_given(name)
     torch_dtype, torch_device = check_dtype(dtype), check_device(device)
+    check_products(torch_dtype, torch_device)
     path = Path(name).expanduser()
     entry = find_entry(name)
     directory = pull(name, accept_terms=accept_terms, progress=progress) if entry else path
@@ -116,6 +118,13 @@ def check_device(name: str | torch.device) -> torch.device:
             f"device {name!r}", first_line(error), "use cpu, or a device that torch can see here"
         ) from error
     return device
+
+
+def check_products(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise a `UserError` if a model is to be in bfloat16 on a card without its products, which torch would emulate."""
+    if dtype == torch.bfloat16 and device.type == "cuda" and not fast_bfloat16(device):
+        why = f"{torch.cuda.get_device_name(device)} has no products in bfloat16"
+        raise UserError(f"dtype bfloat16 on {device}", why, "use --dtype float32, or another device")
 
 
 def _read_directory(path: Path, dtype: torch.dtype, hint: str) -> LoadedModel:
