@@ -312,16 +312,17 @@ class SourceRunner:
         numbers = torch.tensor([row.number for row in rows])
         visits, log = self.forget(numbers)
         visits, log = visits.cpu(), log.to("cpu").sorted()
+        order = numbers.argsort()
         if ahead:
-            order, fed = numbers.argsort(), torch.tensor([row.fed for row in rows])
+            fed = torch.tensor([row.fed for row in rows])
 
             def own(number: Tensor, position: Tensor) -> Tensor:
                 return position < fed[order][torch.searchsorted(numbers[order], number)]
 
             visits, log = visits[:, own(visits[1], visits[2])], log.take(own(log.row, log.position))
         self._check(rows, visits.tolist())
-        bounds = (torch.searchsorted(log.row, numbers, right=right).tolist() for right in (False, True))
-        return [log.take(slice(*pair)) for pair in zip(*bounds, strict=True)]
+        edits = log.split(torch.searchsorted(numbers[order], log.row).bincount(minlength=len(rows)).tolist())
+        return [edits[place] for place in order.argsort().tolist()]
 
     def forget(self, numbers: Int[Tensor, " N"]) -> tuple[Int[Tensor, "3 V"], EditLog]:
         """Take out what is known of some rows: site, number and position of each place shown, and the log."""

@@ -124,7 +124,7 @@ class EditLog:
     @property
     def columns(self) -> dict[str, Tensor]:
         """Every column by name."""
-        return {column.name: getattr(self, column.name) for column in fields(self) if column.name != "kept"}
+        return {name: getattr(self, name) for name in _COLUMNS}
 
     @property
     def relative_dose(self) -> Float[Tensor, " R"]:
@@ -143,9 +143,9 @@ class EditLog:
         """Logs one behind the other; narrower ones get empty slots."""
         width = max(part.feature.shape[1] for part in parts)
         columns: dict[str, Tensor] = {}
-        for name in parts[0].columns:
-            values = [part.columns[name] for part in parts]
-            if values[0].ndim == 2:
+        for name in _COLUMNS:
+            values = [getattr(part, name) for part in parts]
+            if values[0].ndim == 2 and any(v.shape[1] < width for v in values):
                 values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=NOTHING[name]) for v in values]
             columns[name] = torch.cat(values)
         return cls(**columns, kept={key: row for part in parts for key, row in part.kept.items()})
@@ -156,16 +156,23 @@ class EditLog:
 
     def take(self, index: Tensor | slice) -> EditLog:
         """Some of the edits, by index, mask or range, with what of `kept` they need."""
-        columns = {name: column[index] for name, column in self.columns.items()}
+        return self._part({name: column[index] for name, column in self.columns.items()})
+
+    def split(self, sizes: Sequence[int]) -> list[EditLog]:
+        """All edits as logs of so many each, one behind the other."""
+        parts = zip(*(column.split(list(sizes)) for column in self.columns.values()), strict=True)
+        return [self._part(dict(zip(_COLUMNS, columns, strict=True))) for columns in parts]
+
+    def _part(self, columns: dict[str, Tensor]) -> EditLog:
         needed = set(columns["replaced"].tolist()) if self.kept else ()
-        return replace(self, **columns, kept={key: row for key, row in self.kept.items() if key in needed})
+        return EditLog(**columns, kept={key: row for key, row in self.kept.items() if key in needed})
 
     def sorted(self) -> EditLog:
         """Ordered by row, position and site."""
-        log = self
-        for key in ("site", "position", "row"):
-            log = log.take(torch.argsort(log.columns[key], stable=True))
-        return log
+        order = torch.argsort(self.site, stable=True)
+        for key in (self.position, self.row):
+            order = order[torch.argsort(key[order], stable=True)]
+        return self.take(order)
 
     def edit(self) -> Edit:
         """Edits of one site as a source would answer them.
@@ -194,3 +201,6 @@ class EditLog:
         nothing = torch.full_like(self.kept[known[0]], NAN)
         rows = torch.stack([self.kept[key] if key else nothing for key in keys.tolist()])
         return rows.to(place.device)[place]
+
+
+_COLUMNS = tuple(column.name for column in fields(EditLog) if column.name != "kept")

@@ -125,7 +125,7 @@ class LanguageModel:
     def d_model(self) -> int:
         return int(text_config(self.hf).hidden_size)
 
-    @property
+    @cached_property  # which is asked for per prompt; a config of transformers looks its values up slowly
     def vocab_size(self) -> int:
         return int(text_config(self.hf).vocab_size)
 

@@ -132,7 +132,8 @@ def check_prompt(
 ) -> None:
     """Raise a `UserError` if a prompt is empty, holds an unknown token, or would exceed the model's context."""
     check_tokens(model, name, prompt)
-    check_tokens(model, name, (*prompt, *forced))
+    if len(forced):
+        check_tokens(model, name, forced)
     limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     length = len(prompt) + len(forced) + max_new_tokens
     if limit and 0 < limit < length - 1:
@@ -155,7 +156,7 @@ def check_tokens(model: LanguageModel, name: str, tokens: Sequence[int]) -> None
     if len(tokens) == 0:
         raise UserError(name, "it is empty", "give at least one token")
     try:
-        known = all(0 <= operator.index(token) < model.vocab_size for token in tokens)
+        known = 0 <= min(map(operator.index, tokens)) <= max(map(operator.index, tokens)) < model.vocab_size
     except TypeError:
         raise UserError(name, "its tokens are no whole numbers", "give what model.encode_text returns") from None
     if not known:
