@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/trimtab demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not real and not browser and not gpu and not sweep"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not real and not browser and not gpu and not sweep"
 	$(BIN)/python -m pytest -m "real and not browser and not gpu"
 
 lint: install

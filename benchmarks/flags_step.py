@@ -48,9 +48,6 @@ KINDS = {
 }
 
 
-MEMORY_PAIRS = 3
-
-
 class Steps:
     """Steps of each kind on one model, with one optimiser."""
 
@@ -127,7 +124,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", choices=("full", "lora"), help="measure one of them")
     parser.add_argument("--autocast", action="store_true", help="matrix products in bfloat16")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--memory-pairs", type=int, default=3, help="processes of each kind; 0 leaves peak memory out")
     device_options(parser, dtype=False)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", action="store_true")
@@ -151,8 +148,7 @@ def main() -> None:
                 ratios[kind].append(tuple(2 * t / (a + b) for t, a, b in zip(taken, *plain[-2:], strict=True)))
         result[f"{adapt}.plain_seconds"] = float(np.median([clock for clock, _ in plain]))
         del steps
-        pairs = 0 if args.no_memory else MEMORY_PAIRS
-        before = [memory(adapt, "plain") for _ in range(pairs)]
+        before = [memory(adapt, "plain") for _ in range(args.memory_pairs)]
         if before:
             result[f"{adapt}.plain_peak_mib"] = float(np.median(before))
         for kind, found in ratios.items():

@@ -94,7 +94,7 @@ def test_decode_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> No
 def test_flags_step_prints_its_keys(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     tiny_llama.hf.save_pretrained(tmp_path / "model")
     tiny_llama.tokenizer.save_pretrained(tmp_path / "model")
-    sizes = {"batch-size": 2, "tokens": 24, "concepts": 2, "dims": 4, "repeats": 3, "threads": 1}
+    sizes = {"batch-size": 2, "tokens": 24, "concepts": 2, "dims": 4, "repeats": 7, "threads": 1, "memory-pairs": 1}
     command = [sys.executable, str(BENCHMARKS / "flags_step.py"), "--json", "--model", str(tmp_path / "model")]
     command += [f"--{name}={size}" for name, size in sizes.items()]
     done = subprocess.run([*command, "--only=lora"], capture_output=True, text=True, timeout=300, check=False)

@@ -181,7 +181,16 @@ def test_scores_that_are_all_equal_are_shown_without_a_rank(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra scale)")
-def test_on_a_ray_cluster(done: UtilityStudy, config: UtilityStudyConfig, tmp_path: Path) -> None:
-    found = run_utility_study(replace(config, run=tmp_path / "run", executor="ray"))
+def test_on_a_ray_cluster(
+    done: UtilityStudy, config: UtilityStudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one that is there for all stages, whose workers import torch once."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = importlib.import_module("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = run_utility_study(replace(config, run=tmp_path / "run", executor="ray"))
+    finally:
+        ray.shutdown()
     assert not found.failed
     assert [sae.utility for sae in found.saes] == pytest.approx([sae.utility for sae in done.saes], abs=1e-6)
