@@ -82,6 +82,15 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def disks_need_no_waiting() -> Iterator[None]:
+    """Files are not forced onto the disk in the tests' own process: no test takes the machine's power away, and ten
+    thousand small files would wait for it. Processes that are killed wait as they always do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Waits until something holds that another thread brings about: a machine may be slow for a while."""

@@ -84,6 +84,17 @@ def test_a_log_gives_back_the_edits_it_was_made_of() -> None:
     assert added.edit().replacement is None
 
 
+def test_a_log_is_split_into_what_slices_give() -> None:
+    """With of `kept` what each part needs."""
+    values = torch.randn(3, 8)
+    kept = {activation_hash(row): row for row in values}
+    log = log_of(Edit(torch.tensor([[4], [5], [6]]), torch.ones(3, 1), replacement=values), kept)
+    for part, place in zip(log.split([1, 0, 2]), (slice(0, 1), slice(1, 1), slice(1, 3)), strict=True):
+        for name, column in part.columns.items():
+            torch.testing.assert_close(column, log.columns[name][place], rtol=0, atol=0, equal_nan=True)
+        assert list(part.kept) == list(kept)[place]
+
+
 def test_a_hash_is_the_first_bytes_of_sha256() -> None:
     row = torch.tensor([1.0, -2.0])
     digest = hashlib.sha256(row.numpy().tobytes()).hexdigest()

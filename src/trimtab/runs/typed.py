@@ -107,6 +107,7 @@ def field_types(config: type[Any]) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in fields(config)}
 
 
+@cache
 def field_docs(config: type[Any]) -> Mapping[str, str]:
     """What is said of a dataclass's fields, inherited ones included: below each in its source, or as a `Doc`."""
     found: dict[str, str] = {}
