@@ -91,7 +91,7 @@ def find(
         kept_or_temporary(run) as path,
         Run.open(path, COMMAND, about, seeds=[chosen.seed], device=str(model.device)) as opened,
     ):
-        found = find_in(opened, model, saes, wished, prompts, chosen)
+        found = find_in(opened, model, saes, wished, prompts, chosen, opens_later=run is not None)
     return replace(found, run=None if run is None else Path(path))
 
 
@@ -102,8 +102,13 @@ def find_in(
     wish: Wish,
     prompts: Mapping[str, Sequence[str]],
     options: FindOptions,
+    *,
+    opens_later: bool = True,
 ) -> Found:
-    """`find` in a run that is open, or what it came to if it is done."""
+    """`find` in a run that is open, or what it came to if it is done.
+
+    What is for others is written only if somebody `opens_later`: the steering, and what the page shows.
+    """
     neutral = {"choice": prompts["validation"], "report": prompts["held_out"]}
     for (name, texts), n in zip(neutral.items(), options.n_neutral, strict=True):
         if len(texts) < n:
@@ -142,12 +147,12 @@ def find_in(
     facts = read_typed(FoundFacts, run.results, f"run {run.path}")
     source = _edit_of(facts).source({site: DirectionTable.of(sae) for site, sae in saes.items()})
     found = Found(**{f.name: getattr(facts, f.name) for f in fields(FoundFacts)}, source=source)
-    if not run.file(WITHIN).exists():
+    if opens_later and not run.file(WITHIN).exists():
         try:
             steering_of(found, model, prompts["held_out"]).save(run.file(WITHIN))
         except UserError as error:  # removals by an SAE whose codes depend on each other
             run.record(without_steering=error.line)
-    if not run.file(SHOWN_FILE).exists():
+    if opens_later and not run.file(SHOWN_FILE).exists():
         shown = Shown.of("What was found", found, {"Effect against price": found.draw}, height=3.8)
         write_shown(run, [shown])
     return replace(found, run=run.path)
