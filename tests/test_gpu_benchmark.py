@@ -242,3 +242,10 @@ def test_a_peers_loop_is_timed_behind_its_warm_up(load: Load, monkeypatch: pytes
     found = peers.train("some", one, torch.arange(80.0).reshape(20, 4), warmup=2, autocast=False)
     assert found == (3 * 5 / 6.0, None)  # three steps in six seconds
     assert [len(x) for x in seen] == [5] * 6
+
+
+def test_saelens_is_measured_at_the_middle_sparsity(load: Load) -> None:
+    """Of each architecture of a bank; mutation: at the last one."""
+    bank = load("accelerator.training")
+    members = [(architecture, l0) for architecture in bank.BANK for l0 in (8, 16, 24, 32, 48, 64)]
+    assert bank.middle(members) == [(architecture, 32) for architecture in bank.BANK]

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from figures import in_turn, product_rate, seconds, tf32_products
@@ -33,9 +33,10 @@ from trimtab.activations.synthetic import SyntheticSource
 from trimtab.runs import Run
 from trimtab.training import SiteRows, TrainConfig
 from trimtab.training.rows import Batch
-from trimtab.training.step_graph import SharedGraphs
+from trimtab.training.step_graph import BatchPlaces
 from trimtab.training.trainer import Trainer
 
+T = TypeVar("T")
 BANK = ("topk", "batchtopk", "relu", "gated", "jumprelu")
 """Architectures of a bank, each at all of its sparsities."""
 BATCHES = 4
@@ -102,13 +103,13 @@ class Steps:
         setup: sizes and device.
         architecture, precision: of what is trained.
         batch: rows of a step.
-        graphs: shared with trainings that take turns with this one.
+        places: of batches, shared with trainings that take turns with this one.
     """
 
     def __init__(
-        self, setup: Setup, architecture: str, precision: str, batch: int, graphs: SharedGraphs | None = None
+        self, setup: Setup, architecture: str, precision: str, batch: int, places: BatchPlaces | None = None
     ) -> None:
-        self._graphs = graphs
+        self._places = places
         self.setup, self.architecture, self.precision, self.batch = setup, architecture, precision, batch
         self.bf16 = precision == "bf16"
         self.rows = rows_of(setup.sizes.d, BATCHES * batch, setup.device)
@@ -125,7 +126,7 @@ class Steps:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             run = stack.enter_context(Run.open(folder / "run", "train", config, device=device))
             with Peak(device) as held:
-                self._trainer = Trainer.start(config, SiteRows(_Rows(self.rows)), run, device, graphs=self._graphs)
+                self._trainer = Trainer.start(config, SiteRows(_Rows(self.rows)), run, device, places=self._places)
                 self.several(self.advance, sizes.warmup_steps)()
             self.peak["trimtab"] = held.mib
             self._stack = stack.pop_all()
@@ -196,12 +197,12 @@ def bank_rows(setup: Setup, precision: str, batch: int) -> Iterator[Row]:
     """Steps per second of all members of a bank, over those of members that are not captured, of plain steps, and of
     SAELens's trainings one after the other, each architecture at its middle sparsity."""
     sizes, device = setup.sizes, setup.device
-    graphs, turn = SharedGraphs(device), sizes.turn_steps
+    places, turn = BatchPlaces(), sizes.turn_steps
     with ExitStack() as stack:
         members, plain = list[Steps](), list[Callable[[Tensor], object]]()
         for architecture, l0 in itertools.product(BANK, sizes.bank_l0):
             mine = dataclasses.replace(sizes, d=sizes.bank_d, n=sizes.bank_n, k=l0, batch=batch)
-            member = Steps(dataclasses.replace(setup, sizes=mine), architecture, precision, batch, graphs)
+            member = Steps(dataclasses.replace(setup, sizes=mine), architecture, precision, batch, places)
             members.append(stack.enter_context(member))
             step = PlainStep(architecture, d=mine.d, n=mine.n, k=l0, device=device, compiled=False)
             plain.append(functools.partial(step, bf16=member.bf16))
@@ -236,12 +237,17 @@ def bank_rows(setup: Setup, precision: str, batch: int) -> Iterator[Row]:
         )
 
 
+def middle(members: list[T]) -> list[T]:
+    """Of a bank's members, the one of each architecture at its middle sparsity."""
+    each = len(members) // len(BANK)
+    return members[each // 2 :: each]
+
+
 def _saelens_seconds(members: list[Steps]) -> float | None:
     """What SAELens takes for a step of every member; None where it is not here, or fails."""
-    by_architecture = {member.architecture: member for member in members[len(members) // len(BANK) // 2 :]}
     total = 0.0
-    for architecture, member in by_architecture.items():
-        sizes = member.setup.sizes
+    for member in middle(members):
+        architecture, sizes = member.architecture, member.setup.sizes
         if "saelens" not in peers.names(architecture, bf16=member.bf16):
             return None
         steps = sizes.warmup_steps + sizes.turn_steps + 1

@@ -15,7 +15,7 @@ from trimtab.dictionaries.sparse import ActivePairs, collect_rows, decode_pairs,
 from trimtab.kernels import kernel_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROWS, N = 9, 40
+N = 40
 
 
 @pytest.fixture(scope="module")

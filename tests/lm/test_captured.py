@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from trimtab.lm import LanguageModel
 from trimtab.lm import captured as captured_module
-from trimtab.lm.captured import CALLS_PER_CAPTURE, MOST_KEPT, WARM, Captured, GraphPool, are_near, is_watched
+from trimtab.lm.captured import CALLS_PER_CAPTURE, MOST_KEPT, WARM, Captured, are_near, is_watched
 from trimtab.lm.precision import FLOAT32, ProductPrecision
 
 CPU = torch.device("cpu")
@@ -143,7 +145,11 @@ def test_what_cannot_be_captured_is_called_each_time_and_said_once(
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    class Graph:
+        def pool(self) -> None:
+            raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     for name in ("device", "stream", "current_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, Context)
@@ -169,8 +175,8 @@ def taped(monkeypatch: pytest.MonkeyPatch) -> list[TapedGraph]:
 class Walk:
     """Adds what Python says to where it is, and counts."""
 
-    def __init__(self, pool: GraphPool | None = None) -> None:
-        self.captured = Captured(CPU, "walking", pool)
+    def __init__(self) -> None:
+        self.captured = Captured(CPU, "walking")
         self.at, self.count = torch.zeros(3), torch.zeros((), dtype=torch.long)
 
     def go(self, by: float, times: int = 1) -> None:
@@ -241,6 +247,32 @@ def test_a_graph_that_changes_something_else_is_undone(
     assert capsys.readouterr().err.count("walking is not captured as a graph, which is slower") == 1
 
 
+@pytest.mark.parametrize("where", ["_distance", "replay", "_changed_alike"])
+def test_without_room_to_compare_calls_are_made(
+    where: str, taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever came of the exchange until then."""
+
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    walk = Walk()
+    monkeypatch.setattr(TapedGraph if where == "replay" else captured_module, where, no_room)
+    walk.go(1.0, WARM + 4)
+    assert (walk.at.tolist(), int(walk.count)) == ([WARM + 4.0] * 3, WARM + 4)
+    assert not walk.captured.captures
+    assert "slower: there is no room to try it\n" in capsys.readouterr().err
+
+
+def test_an_exchange_takes_no_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_module, "PIECE", 2)
+    one, other = torch.arange(6.0).reshape(2, 3), torch.full((2, 3), 7.0)
+    aside = torch.empty(2 * 4, dtype=torch.uint8)
+    monkeypatch.setattr(Tensor, "clone", lambda *_: pytest.fail("it was copied elsewhere"))
+    captured_module._swap(one, other, aside)
+    assert (one.tolist(), other.tolist()) == ([[7.0] * 3] * 2, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+
+
 @pytest.mark.parametrize("where", ["the copy", "the call"])
 def test_without_room_to_try_a_graph_calls_are_made(
     where: str, taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -284,18 +316,85 @@ def test_a_call_that_cannot_be_captured_is_made_once(
 
 
 def test_a_pool_is_one_while_a_graph_is_in_it(taped: list[TapedGraph]) -> None:
-    pool = GraphPool(CPU)
-    walks = [Walk(pool), Walk(pool)]
+    walks = [Walk(), Walk()]
     walks[0].go(1.0, WARM + 1)
     walks[1].go(1.0, WARM + 1)
-    walks[1] = Walk(pool)
+    walks[1] = Walk()
     walks[1].go(1.0, WARM + 1)
     assert len({id(graph.pool()) for graph in taped}) == 1
     for one in walks:
         one.captured.refuse("it was enough")
-    walks.append(Walk(pool))
+    walks.append(Walk())
     walks[2].go(1.0, WARM + 1)
     assert len({id(graph.pool()) for graph in taped}) == 2
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_capture_that_failed_is_ended(ended: bool, taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch does so itself where the capture came to its end, as the graph then knows its pool."""
+    said: list[tuple[str, int, Any]] = []
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        note = lambda index, pool, name=name: said.append((name, index, pool))  # noqa: E731
+        monkeypatch.setattr(torch._C, name, note, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+
+    def pool(self: TapedGraph) -> Any:
+        if not ended:
+            raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+        return self._pool
+
+    monkeypatch.setattr(TapedGraph, "pool", pool)
+    walk = Walk()
+    for _ in range(WARM + 1):
+        walk.captured(lambda: walk.at.add_(float(walk.count)), replay=True)
+    place = walk.captured.pool._place
+    assert place is not None
+    names = [] if ended else ["_cuda_endAllocateToPool", "_cuda_releasePool"]
+    assert said == [(name, 3, place.handle) for name in names]
+
+
+@pytest.mark.parametrize("mutated", [False, True])
+def test_graphs_that_share_memory_are_replayed_one_at_a_time(
+    mutated: bool, taped: list[TapedGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one gives is copied before another thread's graph writes over it. Mutation: nobody waits for another."""
+    inside, most, together, real = list[int](), list[int](), threading.Barrier(2), TapedGraph.replay
+
+    def replay(self: TapedGraph) -> None:
+        inside.append(1)
+        if mutated:
+            together.wait(timeout=60)
+        most.append(len(inside))
+        real(self)
+        inside.pop()
+
+    def work(x: Tensor, made: Captured) -> None:
+        made(lambda: add_one(x), replay=True)
+
+    given = [(torch.zeros(3), Captured(CPU, "adding")) for _ in range(2)]
+    for x, made in given:
+        for _ in range(WARM + 1):
+            work(x, made)
+    monkeypatch.setattr(TapedGraph, "replay", replay)
+    if mutated:
+        monkeypatch.setattr(captured_module.GraphPool, "alone", lambda _: nullcontext())
+    threads = [threading.Thread(target=work, args=one) for one in given]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert max(most) == 1 + mutated
+
+
+def test_what_never_settles_is_known_once(taped: list[TapedGraph]) -> None:
+    walk, told = Walk(), list[bool]()
+    for number in range(CALLS_PER_CAPTURE + 3):
+        told.append(walk.captured.is_unsettled)
+        walk.go(float(number))
+    assert [place for place, one in enumerate(told) if one] == [CALLS_PER_CAPTURE]
+    walk = Walk()
+    walk.go(1.0, CALLS_PER_CAPTURE)
+    assert not walk.captured.is_unsettled
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ from trimtab.lm.captured import WARM
 from trimtab.runs import Run, read_metrics, read_record
 from trimtab.training import SiteRows, TrainConfig, Training, train, train_all, trainer
 from trimtab.training.rows import Stream
-from trimtab.training.step_graph import SharedGraphs
+from trimtab.training.step_graph import BatchPlaces
 from trimtab.training.trainer import Trainer
 
 pytestmark = [
@@ -139,8 +139,8 @@ def test_a_pool_goes_with_the_trainings(tmp_path: Path) -> None:
 
 
 def test_the_place_of_batches_is_one() -> None:
-    graphs, x = SharedGraphs("cuda"), torch.randn(4, 3, device="cuda")
-    assert graphs.placed(x).data_ptr() == graphs.placed(x + 1).data_ptr() != x.data_ptr()
+    places, x = BatchPlaces(), torch.randn(4, 3, device="cuda")
+    assert places.placed(x).data_ptr() == places.placed(x + 1).data_ptr() != x.data_ptr()
 
 
 @pytest.mark.parametrize("arch", ["topk", "gated"])

@@ -44,7 +44,7 @@ def divide_rows_by_norm(W: Float[Tensor, "n d"]) -> None:
 
 @triton.jit
 def _remove_along_rows(G, G_row, G_column, W, W_row, W_column, d, WIDTH: tl.constexpr):
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH).to(tl.int64)
     within = column < d
     place = G + row * G_row + column * G_column
     w = tl.load(W + row * W_row + column * W_column, mask=within, other=0.0).to(tl.float32)
@@ -54,7 +54,7 @@ def _remove_along_rows(G, G_row, G_column, W, W_row, W_column, d, WIDTH: tl.cons
 
 @triton.jit
 def _divide_rows_by_norm(W, W_row, W_column, d, tiny, WIDTH: tl.constexpr):
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH).to(tl.int64)
     within = column < d
     place = W + row * W_row + column * W_column
     w = tl.load(place, mask=within, other=0.0).to(tl.float32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -27,6 +28,7 @@ OF_CHANGE = 0.05
 """Share of what a call changes by which a graph's may differ from the function's: rounding, of which Adam's first steps
 make much, since their size does not depend on the gradient's."""
 OTHER_NUMBERS = "its graph gives other numbers"
+NO_ROOM = "there is no room to try it"
 PIECE = 2**22
 """Numbers that are compared at once, so that a comparison needs little memory."""
 Proof = Callable[[Callable[[], Tensor | None]], bool]
@@ -34,8 +36,9 @@ Proof = Callable[[Callable[[], Tensor | None]], bool]
 
 
 class GraphPool:
-    """Memory that graphs have in common which are replayed one after the other: none reads there what it has not
-    written in the same replay, and what it gives is copied.
+    """Memory that all graphs of a device have in common: none reads there what it has not written in the same replay,
+    and what it gives is copied before another is replayed. One for all, since torch keeps memory for products by the
+    stream that graphs are captured on, which would outlive a pool of their own.
 
     Args:
         device: whose memory.
@@ -45,6 +48,8 @@ class GraphPool:
         self.device = device
         self._users: WeakSet[Captured] = WeakSet()
         self._place: PoolPlace | None = None
+        self._replaying = threading.Lock()
+        self._last: torch.cuda.Stream | None = None
 
     def place(self, user: Captured) -> PoolPlace:
         """Where to capture another graph. A pool that no graph holds any more is gone, so that there is a new one."""
@@ -54,12 +59,27 @@ class GraphPool:
         self._users.add(user)
         return self._place
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While one graph is replayed, no other is: not by another thread, nor on another stream."""
+        with self._replaying:
+            if self.device.type == "cuda":
+                stream = torch.cuda.current_stream(self.device)
+                if self._last is not None and self._last != stream:
+                    stream.wait_stream(self._last)
+                self._last = stream
+            yield
+
 
 class PoolPlace(NamedTuple):
     """Torch's name of a pool, and the stream that its graphs are captured on, which must be one for all."""
 
     handle: Any
     stream: Any
+
+
+pool_on = cache(GraphPool)
+"""The pool of a device."""
 
 
 class Captured:
@@ -75,17 +95,17 @@ class Captured:
     Args:
         device: where its tensors are.
         what: is being done, for the note.
-        pool: shared with others that are not called at the same time; by default one of its own.
 
     Attributes:
         replays: calls that were replayed.
     """
 
-    def __init__(self, device: torch.device, what: str, pool: GraphPool | None = None) -> None:
-        self.device, self.what, self.pool = device, what, pool or GraphPool(device)
+    def __init__(self, device: torch.device, what: str) -> None:
+        self.device, self.what, self.pool = device, what, pool_on(device)
         self.captures = device.type == "cuda"
         self.replays = 0
         self._calls = self._all_calls = self._captured_times = 0
+        self._settled = False
         self._key: Hashable = None
         self._graph: Any = None
         self._found: Tensor | None = None
@@ -105,6 +125,11 @@ class Captured:
     def holds_graphs(self) -> bool:
         """Whether there is a graph for this key or another."""
         return self.is_captured or bool(self._others)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether there were by now so many calls, and never enough of one key to capture one."""
+        return self.captures and not self._settled and self._all_calls == CALLS_PER_CAPTURE
 
     def __call__(
         self,
@@ -129,6 +154,7 @@ class Captured:
         self._turn_to(key)
         pays = self._all_calls >= CALLS_PER_CAPTURE * self._captured_times
         tries = replay and self._graph is None and self.captures and self._calls >= WARM and pays
+        self._settled |= self._calls >= WARM
         self._calls += 1
         self._all_calls += 1
         self._captured_times += tries
@@ -166,33 +192,47 @@ class Captured:
         The function comes first, so that its memory is free again when the graph takes its own, and nothing is to be
         undone where there is no room for one.
         """
-        before, fits = list[Tensor](), True
+        before, aside, fits = list[Tensor](), torch.empty(0), True
         try:
             before += [one.clone() for one in state]
+            aside = torch.empty(
+                max(_bytes_of(mine) for one in state for mine, _ in _pieces(one, one)),
+                dtype=torch.uint8,
+                device=self.device,
+            )
             function()
         except torch.OutOfMemoryError:
             fits = False
         if not fits:  # maybe for want of what the copy takes
-            for mine, one in zip(state, before, strict=bool(before)):
+            for mine, one in zip(state, before, strict=len(before) == len(state)):
                 mine.copy_(one)
             before.clear()
-            self.refuse("there is no room to try it")
+            self.refuse(NO_ROOM)
             function()
             return
         self._capture(function)
         if self._graph is None:
             return
-        changes = [_distance(mine, one) for mine, one in zip(state, before, strict=True)]
+        try:
+            changes = [_distance(mine, one) for mine, one in zip(state, before, strict=True)]
+        except torch.OutOfMemoryError:
+            return self.refuse(NO_ROOM)
+        after = before  # from the exchange on: what the function left
         for mine, one in zip(state, before, strict=True):
-            _swap(mine, one)
-        self._replayed()
-        after = before  # what the function left
-        if all(_changed_alike(*three) for three in zip(state, after, changes, strict=True)):
+            _swap(mine, one, aside)
+        why = OTHER_NUMBERS
+        try:
+            self._replayed()
+            is_alike = all(_changed_alike(*three) for three in zip(state, after, changes, strict=True))
+        except torch.OutOfMemoryError:
+            is_alike, why = False, NO_ROOM
+        if is_alike:
             self.replays += 1
-            return
+            return None
         for mine, one in zip(state, after, strict=True):
             mine.copy_(one)
-        self.refuse(OTHER_NUMBERS)
+        self.refuse(why)
+        return None
 
     def _gives(self, function: Callable[[], Tensor | None]) -> Proof:
         def proven(replayed: Callable[[], Tensor | None]) -> bool:
@@ -204,18 +244,21 @@ class Captured:
         return proven
 
     def _replayed(self) -> Tensor | None:
-        self._graph.replay()
-        return None if self._found is None else self._found.clone()
+        with self.pool.alone():
+            self._graph.replay()
+            return None if self._found is None else self._found.clone()
 
     def _capture(self, function: Callable[[], Tensor | None]) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, (pool, stream) = torch.cuda.CUDAGraph(), self.pool.place(self)
         try:
-            with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.current_stream(self.device)):
-                pool, stream = self.pool.place(self)
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    found = function()
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.stream(torch.cuda.current_stream(self.device)),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                found = function()
         except RuntimeError as error:  # it asked the host for a number, or the graph has no room
-            _end_capture(graph, self.device)
+            _end_capture(graph, self.device, pool)
             self.refuse((str(error).strip().splitlines() or [""])[0])
         else:
             self._graph, self._found = graph, found
@@ -227,12 +270,16 @@ def say_once(note: str) -> None:
     print(f"trimtab: note: {note}", file=sys.stderr, flush=True)
 
 
-def _end_capture(graph: Any, device: torch.device) -> None:
-    """Let torch's allocator forget a capture that failed; it would keep what is freed for the rest of the process."""
-    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-    with suppress(Exception):  # where it has forgotten it by itself
-        if end is not None:
-            end(torch.cuda.current_device() if device.index is None else device.index, graph.pool())
+def _end_capture(graph: Any, device: torch.device, pool: Any) -> None:
+    """Let torch's allocator forget a capture that failed: until then it would give back no memory that several streams
+    have used, and the pool would keep what the capture took."""
+    try:
+        graph.pool()
+    except RuntimeError:  # where torch has not ended it, there is none to ask for
+        with suppress(Exception):  # it had not even begun
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch._C._cuda_endAllocateToPool(index, pool)  # pyright: ignore[reportAttributeAccessIssue]
+            torch._C._cuda_releasePool(index, pool)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def are_near(found: Tensor, expected: Tensor, precision: ProductPrecision) -> bool:
@@ -252,9 +299,15 @@ def _pieces(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(one.view(-1).split(PIECE), other.view(-1).split(PIECE), strict=True)
 
 
-def _swap(one: Tensor, other: Tensor) -> None:
+def _bytes_of(one: Tensor) -> int:
+    return one.numel() * one.element_size()
+
+
+def _swap(one: Tensor, other: Tensor, aside: Tensor) -> None:
+    """Exchange two tensors by way of some memory for their pieces, so that it needs no other, which may be lacking."""
     for mine, theirs in _pieces(one, other):
-        kept = mine.clone()
+        kept = aside[: _bytes_of(mine)].view(mine.dtype).view(mine.shape)
+        kept.copy_(mine)
         mine.copy_(theirs)
         theirs.copy_(kept)
 

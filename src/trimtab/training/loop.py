@@ -22,7 +22,7 @@ from trimtab.runs import Meter, Run
 from trimtab.training.config import TrainConfig
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import SiteRows, Stream
-from trimtab.training.step_graph import SharedGraphs
+from trimtab.training.step_graph import BatchPlaces
 from trimtab.training.trainer import Trainer
 
 
@@ -155,7 +155,7 @@ class _Wave:
     ) -> None:
         self.live = list(trainings)
         self.executor, self.workers, self.device, self.meter, self.on_end = executor, workers, device, meter, on_end
-        self.graphs = SharedGraphs(device)
+        self.places = BatchPlaces()
         self.streams: dict[tuple[int, int], Stream] = {}
         self.running: dict[Future[None], Training] = {}
 
@@ -178,7 +178,7 @@ class _Wave:
     def _start(self, t: Training) -> None:
         about = json.dumps(t.rows.source.description, sort_keys=True, default=str)
         t.run.record(hashes={"source": hashlib.sha256(about.encode()).hexdigest()[:16]})
-        t.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay, self.graphs)
+        t.trainer = Trainer.start(t.config, t.rows, t.run, self.device, t.delay, self.places)
         t.trainer.sae.by_autograd = t.by_autograd
 
     def _open_streams(self) -> None:

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.dictionaries.trainable import TrainableSAE
-from trimtab.lm.captured import GraphPool
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """What torch keeps in a module; parameters and buffers are taken one by one."""
@@ -27,34 +26,30 @@ class UnknownValueError(Exception):
     """An attribute may hold anything."""
 
 
-class SharedGraphs:
-    """What trainings that take turns on a device have in common: their graphs' memory, and where those read batches.
+class BatchPlaces:
+    """Where the graphs of trainings that take turns read their batches."""
 
-    Args:
-        device: where they compute.
-    """
-
-    def __init__(self, device: str | torch.device) -> None:
-        self.pool = GraphPool(torch.device(device))
-        self._places: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+    def __init__(self) -> None:
+        self._places: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
     def placed(self, x: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
         """The rows at the address that is kept for their shape, until others are put there."""
-        key = x.shape, x.dtype
+        key = x.shape, x.dtype, x.device
         if key not in self._places:
             self._places[key] = torch.empty_like(x)
         return self._places[key].copy_(x)
 
 
-def python_values(sae: TrainableSAE) -> Hashable:
+def python_values(sae: TrainableSAE) -> tuple[tuple[str, Hashable], ...]:
     """All that an SAE's step may go by but for numbers on the device: attributes, buffers that are `on_host`, and the
     addresses and shapes of tensors.
 
     Raises an `UnknownValueError` with the name of an attribute that holds something else.
     """
-    found: list[Hashable] = []
+    found: list[tuple[str, Hashable]] = []
     for module in sae.modules():
-        left_out = _OF_EVERY_MODULE | set(getattr(module, "not_in_step", ()))
+        named = (vars(kind).get("not_in_step", ()) for kind in type(module).__mro__)
+        left_out = _OF_EVERY_MODULE.union(*named)
         held = {name: value for name, value in vars(module).items() if name not in left_out}
         for name, value in {**held, **module._parameters, **module._buffers}.items():
             on_host = name in getattr(module, "on_host", ())

@@ -10,6 +10,7 @@ it changes in place (`_take`), and what Python goes by is the graph's key (`trai
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from trimtab.dictionaries.precision import Precision
 from trimtab.dictionaries.topk_like import looks_late
 from trimtab.dictionaries.trainable import TrainableSAE
 from trimtab.errors import UserError
-from trimtab.lm.captured import Captured
+from trimtab.lm.captured import Captured, say_once
 from trimtab.runs import Run
 from trimtab.runs.atomic import remove_partial_files
 from trimtab.training.checkpoint import Checkpoint, latest_checkpoint, withdraw_checkpoint, write_checkpoint
@@ -30,7 +31,7 @@ from trimtab.training.late import Clock, FirstFault, Sums
 from trimtab.training.optimiser import Adam
 from trimtab.training.result import TrainResult
 from trimtab.training.rows import Batch, SiteRows, bad_rows, input_scale
-from trimtab.training.step_graph import SharedGraphs, UnknownValueError, python_values
+from trimtab.training.step_graph import BatchPlaces, UnknownValueError, python_values
 
 CHECKPOINTS = "checkpoints"
 OF_LOSS = ("sparsity", "aux", "squared_error", "variance", "l0")
@@ -50,7 +51,7 @@ class Trainer:
 
     def __init__(
         self, config: TrainConfig, run: Run, sae: TrainableSAE, steps: int, scale: float, delay: int,
-        graphs: SharedGraphs | None = None,
+        places: BatchPlaces | None = None,
     ) -> None:  # fmt: skip
         self.config, self.run, self.sae, self.steps, self.scale = config, run, sae, steps, scale
         self.adam = Adam(sae, betas=(config.beta1, config.beta2), clip_norm=config.clip_norm)
@@ -59,20 +60,21 @@ class Trainer:
         self.window = Sums(SUMMED, device)  # since the last line of metrics
         self.step = 0
         self._late, self._fault, self._clock = looks_late(device), FirstFault(device), Clock(device)
-        self._graphs = graphs or SharedGraphs(device)
-        self.captured = Captured(device, f"training of {sae.architecture} SAEs", self._graphs.pool)
+        self._places = places or BatchPlaces()
+        self.captured = Captured(device, f"training of {sae.architecture} SAEs")
         self._lr = torch.zeros((), device=device) if self.captured.captures else None  # where a graph finds it
         self._n_dead = torch.zeros((), dtype=torch.long, device=device)
+        self._key: tuple[tuple[str, Hashable], ...] = ()
         self._delay = delay
         self._logged_at = 0.0
 
     @classmethod
     def start(
         cls, config: TrainConfig, rows: SiteRows, run: Run, device: str | torch.device = "cpu", delay: int = 0,
-        graphs: SharedGraphs | None = None,
+        places: BatchPlaces | None = None,
     ) -> Trainer:  # fmt: skip
         """From the last checkpoint of the run, or with fresh weights; `delay` moves checkpoints so many steps behind
-        the multiples of `checkpoint_every`, and `graphs` is shared with trainings that take turns with this one.
+        the multiples of `checkpoint_every`, and `places` are shared with trainings that take turns with this one.
 
         Raises a `UserError` if rows cannot be used, or the checkpoint is damaged or of other rows.
         """
@@ -85,11 +87,11 @@ class Trainer:
         run.record(precision=sae.config.precision)
         if checkpoint is None:
             scale = input_scale(rows.sample(config.sample_rows), config.scaling)
-            trainer = cls(config, run, sae, steps, scale, delay, graphs)
+            trainer = cls(config, run, sae, steps, scale, delay, places)
             sae.initialise(rows.sample(config.sample_rows, scale).to(device))
             run.drop_metrics_after(0)
             return trainer
-        trainer = cls(config, run, sae, steps, checkpoint.facts["input_scale"], delay, graphs)
+        trainer = cls(config, run, sae, steps, checkpoint.facts["input_scale"], delay, places)
         trainer._load(checkpoint)
         run.drop_metrics_after(checkpoint.step)
         return trainer
@@ -157,13 +159,21 @@ class Trainer:
     def _take_captured(self, x: Tensor, lr: float | Tensor, averages: bool) -> None:
         """A step by a graph, where there is one for what Python goes by in it."""
         try:
-            key = python_values(self.sae), averages, id(self.average)
+            values = python_values(self.sae)
         except UnknownValueError as error:
             self.captured.refuse(f"{error} may hold anything; name it in not_in_step if nothing in a step goes by it")
             return self._take(x, lr, averages)
-        work = partial(self._take, self._graphs.placed(x), lr, averages)
+        key = *values, ("averages", averages), ("average", id(self.average))
+        if self.captured.is_unsettled:
+            self._say_what_changes(key)
+        self._key = key
+        work = partial(self._take, self._places.placed(x), lr, averages)
         replay = self.captured.may_replay(self.sae)
         self.captured(work, replay=replay, key=key, changes=self._state)
+
+    def _say_what_changes(self, key: tuple[tuple[str, Hashable], ...]) -> None:
+        changed = ", ".join(sorted({name for name, _ in set(key) ^ set(self._key)})) or "what Python goes by"
+        say_once(f"{self.captured.what} is not captured as a graph so far, which is slower: {changed} keeps changing")
 
     def _take(self, x: Tensor, lr: float | Tensor, averages: bool) -> None:
         """What a step does to tensors."""
