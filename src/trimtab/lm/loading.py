@@ -197,6 +197,7 @@ def _from_pretrained(source: str | Path, dtype: torch.dtype, **arguments: Any) -
             source, **arguments
         )
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        options["adapter_kwargs"] = dict(arguments)  # else PEFT asks the hub, whatever is said here
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **options, **arguments)
         hf, report = loaded
     absent = sorted(report["missing_keys"])
