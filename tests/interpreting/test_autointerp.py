@@ -268,14 +268,15 @@ def test_windows_in_which_the_model_says_that_it_fires_are_not_silent(
     ids = found.live.tolist()
     options = WindowOptions(**FEW)
     silent = SilentWindows(found, ids, options, tiny_llama, sae)
-    told, lost = 0, 0
+    told, lost, fires = 0, 0, list[torch.Tensor]()
+    for passage in silent.passages:
+        tokens = tiny_llama.encode_text(passage.text)
+        x = capture(tiny_llama, TokenBatch.full(torch.tensor([tokens])), [sae.info.site])
+        fires.append((sae.encode(next(iter(x.values()))[0, 1:]) > 1e-4).any(0))
     for feature in ids:
         quiet = {passage.text for passage in silent.of(feature)}
-        for passage in silent.passages:
-            tokens = tiny_llama.encode_text(passage.text)
-            x = capture(tiny_llama, TokenBatch.full(torch.tensor([tokens])), [sae.info.site])
-            fires = bool((sae.encode(next(iter(x.values()))[0, 1:])[:, feature] > 1e-4).any())
-            if fires:
+        for passage, loud in zip(silent.passages, fires, strict=True):
+            if loud[feature]:
                 assert passage.text not in quiet
                 lost += 1
             told += passage.text in quiet

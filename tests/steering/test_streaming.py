@@ -245,7 +245,7 @@ def sizes(*roots: object) -> dict[str, int]:
 
 
 def check_nothing_stays_behind(model: LanguageModel, source: InterventionSource | None) -> None:
-    """After 200 rows, some of them cancelled, stream and source are no larger than after 10, and know no row."""
+    """After 60 rows, some of them cancelled, stream and source are no larger than after 10, and know no row."""
     stream = DecodeStream(model, source, batch_size=6)
     gone: list[weakref.ref[Row]] = []
     after: list[dict[str, int]] = []
@@ -259,9 +259,9 @@ def check_nothing_stays_behind(model: LanguageModel, source: InterventionSource 
 
     add()
     for number, _step in enumerate(stream):
-        if number % 2 == 0 and len(gone) < 200:
+        if number % 2 == 0 and len(gone) < 60:
             add()
-        if len(gone) in (10, 190) and number % 2:
+        if len(gone) in (10, 50) and number % 2:
             after.append(sizes(stream, source))
     assert after[0]["tensors"] > 20, "nothing is running, so nothing is measured"
     assert after[0] == after[-1]

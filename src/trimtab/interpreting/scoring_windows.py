@@ -123,10 +123,13 @@ def _pool(examples: FeatureExamples, options: WindowOptions) -> list[Window]:
     rng = np.random.default_rng([options.seed, 1])
     found: list[Window] = []
     taken: dict[str, list[int]] = {}
+    long: dict[int, list[Window]] = {}
     for turn in range(max(np.bincount(examples.feature), default=0)):
         for feature in rng.permutation(examples.live).tolist():
-            windows = [one for one in examples[feature].windows if len(one.tokens) >= options.window]
-            windows.sort(key=lambda one: one.kind != "random")
+            if (windows := long.get(feature)) is None:
+                windows = [one for one in examples[feature].windows if len(one.tokens) >= options.window]
+                windows.sort(key=lambda one: one.kind != "random")
+                long[feature] = windows
             if turn < len(windows) and _is_free(windows[turn], taken, options.window):
                 found.append(windows[turn])
             if len(found) == options.pool:
