@@ -6,6 +6,7 @@ import torch
 from transformers import StaticCache
 
 from trimtab.lm import LanguageModel
+from trimtab.lm.captured import end_capture
 
 WARM = 3
 """Steps before one is captured."""
@@ -45,9 +46,16 @@ class PlainSteps:
             for _ in range(WARM):
                 self._step()
         torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._step()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(device)),
+                torch.cuda.graph(graph, pool=pool, stream=stream),
+            ):
+                self._step()
+        except RuntimeError:
+            end_capture(graph, device, pool)
+            raise
         self.graph = graph
 
     def __call__(self) -> None:

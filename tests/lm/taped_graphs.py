@@ -7,9 +7,11 @@ captured; and tensors that were made while capturing hold nothing of use once an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ REFUSED = "operation not permitted when stream is capturing"
 class TapedGraph:
     """Stands for `torch.cuda.CUDAGraph`."""
 
-    def __init__(self, pools: dict[Any, list[TapedGraph]], on_host: Callable[[Tensor], bool]) -> None:
+    def __init__(self, pools: dict[Any, WeakSet[TapedGraph]], on_host: Callable[[Tensor], bool]) -> None:
         self.pools, self.on_host = pools, on_host
         self.tape: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self.made: list[Tensor] = []
@@ -48,7 +50,7 @@ class TapedGraph:
         self.replays += 1
         for graph in self.pools[self._pool]:
             for one in graph.made:
-                one.fill_(torch.nan if one.is_floating_point() else one.dtype == torch.bool or 2**40)
+                one.fill_(_nothing_of_use(one))
         with torch.no_grad():
             for function, args, kwargs, found in self.tape:
                 again = function(*args, **kwargs)
@@ -74,7 +76,7 @@ class _Taping(TorchDispatchMode):
             for mine, value in reversed(self.before):
                 mine.copy_(value)
         if kind is None:
-            self.graph.pools.setdefault(self.graph._pool, []).append(self.graph)
+            self.graph.pools.setdefault(self.graph._pool, WeakSet()).add(self.graph)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -121,13 +123,19 @@ class _Taping(TorchDispatchMode):
                     self.graph.written.add(address)
 
 
+def _nothing_of_use(one: Tensor) -> float:
+    if one.is_floating_point():
+        return math.nan
+    return True if one.dtype == torch.bool else min(2**40, torch.iinfo(one.dtype).max)
+
+
 def _tensors(nested: Any) -> list[Tensor]:
     return [one for one in tree_flatten(nested)[0] if isinstance(one, Tensor)]
 
 
 def tape_graphs(patch: pytest.MonkeyPatch, on_host: Callable[[Tensor], bool] = lambda _: False) -> list[TapedGraph]:
     """Take the CPU for a card from now on; the graphs that are captured. `on_host` tells what would not be there."""
-    graphs, pools = list[TapedGraph](), dict[Any, list[TapedGraph]]()
+    graphs, pools = list[TapedGraph](), dict[Any, WeakSet[TapedGraph]]()
 
     def new_graph() -> TapedGraph:
         graphs.append(TapedGraph(pools, on_host))

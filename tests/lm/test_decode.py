@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trimtab.errors import UserError
-from trimtab.lm import DecodeConfig, LanguageModel, decode
+from trimtab.lm import DecodeConfig, Edit, EditRequest, LanguageModel, decode
+from trimtab.steering import VectorSource
 
 LENGTHS = (3, 17, 11, 24, 1)
 GREEDY = DecodeConfig(max_new_tokens=8, stop_at_eos=False)
@@ -169,3 +170,25 @@ def test_bad_configs_are_refused(field: dict) -> None:
     (name, value), *_ = field.items()
     with pytest.raises(UserError, match=re.escape(f"{name} {value!r}: it must be")):
         DecodeConfig(**field)
+
+
+def test_a_source_may_write_to_what_it_is_shown(tiny_llama: LanguageModel) -> None:
+    """Rows go on with numbers of their own. Mutation: those are handed out as they are."""
+    vector, config = torch.ones(tiny_llama.d_model), DecodeConfig(max_new_tokens=12, stop_at_eos=False, temperature=1.0)
+
+    class Writing(VectorSource):
+        def choose(self, request: EditRequest) -> Edit | None:
+            found = super().choose(request)
+            for column in (request.seed, request.sample, request.branch, request.token, request.position):
+                column.add_(1)
+            return found
+
+    def run(kind: type[VectorSource]) -> list[list[int]]:
+        return decode(tiny_llama, [[7, 8, 9], [5, 6]], config, kind(vector, "resid_post.1", 0.1)).token_ids
+
+    expected = run(VectorSource)
+    assert run(Writing) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", lambda self: self)
+        with pytest.raises((AssertionError, RuntimeError)):
+            assert run(Writing) == expected

@@ -172,7 +172,10 @@ def loads_as_fresh(model: LanguageModel, max_tokens: int) -> PromptCache:
             for mine, theirs in zip(keys_of(loaded), alone, strict=True):
                 assert torch.equal(mine[row, :, -len(head) :], theirs[0])
                 assert not mine[row, :, : -len(head)].any()
-        assert sum(kept.keys.nbytes + kept.values.nbytes for kept in cache._kept) <= (max_tokens + 3 * 8) * token_bytes
+        assert (
+            sum(kept.keys.nbytes + kept.values.nbytes for kept in cache._kept.values())
+            <= (max_tokens + 3 * 8) * token_bytes
+        )
     return cache
 
 

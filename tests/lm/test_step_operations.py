@@ -17,7 +17,8 @@ from trimtab.lm import DecodeConfig, LanguageModel, decode, editing
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROMPTS = [[7, 20, 31, 44], [9, 12, 33]]
-MOST = {"none": 25.25, "static": 43}
+MOST = {"none": 27, "static": 46}
+"""One or two more than there are (25.25 and 43), as versions of torch differ."""
 
 
 def counted(model: LanguageModel, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:

@@ -17,9 +17,12 @@ from trimtab.activations.forwards import Forwards
 from trimtab.activations.packing import tokenise
 from trimtab.activations.sequences import pack_splits
 from trimtab.activations.text import Document
+from trimtab.errors import UserError
 from trimtab.lm import LanguageModel, Site, TokenBatch, capture
 from trimtab.lm import model as model_module
+from trimtab.lm.applying import applied
 from trimtab.lm.cache import GrowingCache
+from trimtab.steering import VectorSource
 
 IDS = torch.randint(6, 100, (3, 20), generator=torch.Generator().manual_seed(1))
 """More tokens than a window of 8 holds."""
@@ -105,6 +108,45 @@ def test_a_model_with_other_bits_beside_a_cache_is_not_given_one(tiny_llama: Lan
     assert torch.equal(other.forward(batch), tiny_llama.forward(batch))
     other._keeps_nothing = GrowingCache(other.n_layers).frozen()
     assert not torch.equal(other.forward(batch), tiny_llama.forward(batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["all", "generated"])
+def test_a_block_of_edits_sees_a_pass_without_a_cache(
+    positions: str, tiny_llama: LanguageModel, as_on_a_card: Any
+) -> None:
+    """Mutation: the cache that keeps nothing counts as one."""
+    card = as_on_a_card(tiny_llama)
+    source = VectorSource(torch.ones(card.d_model), "resid_post.1", 0.5, positions=positions)
+
+    def check() -> None:
+        found = list[Tensor]()
+        for model in (tiny_llama, card):
+            with applied(model, source):
+                found.append(model.forward(TokenBatch.full(IDS)))
+        assert torch.equal(*found)
+        assert not torch.equal(found[0], tiny_llama.forward(TokenBatch.full(IDS)))
+        if positions == "generated":
+            with applied(card, source):
+                card.forward(TokenBatch.full(IDS[:, :11]))
+                with pytest.raises(UserError, match="generation without a cache"):
+                    card.forward(TokenBatch.full(IDS[:, :12]))
+
+    check()
+    assert card._keeps_nothing is not None
+    card._keeps_nothing.keeps_nothing = False
+    if positions == "generated":
+        with pytest.raises(pytest.fail.Exception):
+            check()
+
+
+def test_where_gradients_are_wanted_nothing_is_given(tiny_llama: LanguageModel, as_on_a_card: Any) -> None:
+    """Recomputed layers take no cache, and `transformers` says so each time."""
+    card = as_on_a_card(tiny_llama)
+    with torch.enable_grad():
+        assert card.cache_argument not in card.forward_arguments(TokenBatch.full(IDS))
+    with torch.no_grad():
+        assert card.cache_argument in card.forward_arguments(TokenBatch.full(IDS))
 
 
 def test_on_a_cpu_nothing_is_given(tiny_llama: LanguageModel) -> None:

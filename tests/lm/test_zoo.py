@@ -12,7 +12,7 @@ from tests.lm.right_or_refused import faults
 from transformers import PreTrainedTokenizerFast
 
 from trimtab import cli
-from trimtab.lm import DecodeConfig, DecodeStream, Row, decode, survey
+from trimtab.lm import DecodeConfig, DecodeStream, PromptCache, Row, decode, survey
 from trimtab.lm.capabilities import Capabilities
 from trimtab.lm.slotted_cache import SlottedLayer
 from trimtab.lm.zoo import Zoo, ZooEntry, build_tiny, causal_lm_types
@@ -75,12 +75,18 @@ def test_whose_steps_can_be_captured(
 
 @pytest.mark.parametrize("model_type", ["gemma3n_text", "mllama"])
 def test_layers_that_hold_nothing_are_decoded_around(model_type: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    """Of a stream whose rows join, and of steps that are taken ahead."""
+    """Of a stream whose rows join, of steps that are taken ahead, and behind prompts that are kept."""
     model, config = build_tiny(model_type, tiny_tokenizer), DecodeConfig(max_new_tokens=12, stop_at_eos=False)
     prompts = [[7, 8, 9], [*range(5, 17)]]
     alone = [decode(model, [prompt], config).token_ids[0] for prompt in prompts]
     found = decode(model, prompts, config, ahead=5)
     assert (found.token_ids, found.ahead) == (alone, [5, 5])
+    kept = PromptCache(model, together=True)
+    longer = [[*range(5, 17), 20 + i] for i in range(2)]  # which begin alike
+    for _ in range(2):
+        assert decode(model, prompts, config, prompt_cache=kept).token_ids == alone
+        found = decode(model, longer, config, prompt_cache=kept).token_ids
+        assert found == [decode(model, [prompt], config).token_ids[0] for prompt in longer]
     stream, rows = DecodeStream(model), [Row(prompt, config) for prompt in prompts]
     stream.add(rows[0])
     for number, _ in enumerate(stream):

@@ -130,7 +130,7 @@ def test_all_of_it_on_ray() -> None:
     asked = str(Path(__file__).with_name("on_ray.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", asked]
     for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode >= 0:  # else a signal ended it, which no check of ours does
             break
     assert done.returncode == 0, done.stdout + done.stderr

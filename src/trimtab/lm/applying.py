@@ -97,6 +97,8 @@ class AppliedEdits:
         """See what the coming forward pass holds."""
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids, cache = call.get("input_ids"), call.get(self.model.cache_argument, call.get("past_key_values"))
+        if getattr(cache, "keeps_nothing", False):
+            cache = None
         if ids is None:
             raise UserError("inputs_embeds", "edits are chosen by token", "give input_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -180,5 +182,6 @@ class AppliedEdits:
             raise UserError("rows that change places", "edits belong to rows", "decode without beams (num_beams=1)")
 
     def _keys(self, cache: Any) -> Tensor | None:
-        """What the last layer's cache holds of each row's last token, which depends on all tokens before."""
-        return None if cache is None else cache.layers[-1].keys[:, :, -1].clone()
+        """What the last layer that has keys holds of each row's last token, which depends on all tokens before."""
+        held = [] if cache is None else [keys for layer in cache.layers if (keys := layer.keys) is not None]
+        return held[-1][:, :, -1].clone() if held else None

@@ -53,7 +53,8 @@ class GrowingLayer(CacheLayerMixin):
 
     def repeat(self, other: GrowingLayer, rows: int) -> None:
         """Hold what another layer holds in its one row, in so many."""
-        assert other.keys is not None
+        if other.keys is None:  # a layer that takes another's keys and values
+            return
         assert other.values is not None
         self.fill([other.keys.expand(rows, -1, -1, -1)], [other.values.expand(rows, -1, -1, -1)])
 
@@ -101,6 +102,7 @@ class GrowingLayer(CacheLayerMixin):
     def append(self, other: GrowingLayer, mine: int, theirs: int, reserve: int) -> None:
         """Put another layer's rows behind these, of which the last `mine` and `theirs` places hold tokens."""
         if self._storage is None:  # a layer that takes another's keys and values
+            assert other._storage is None
             return
         assert other._storage is not None
         self.reserve = reserve
@@ -203,6 +205,9 @@ class GrowingCache(Cache):
         n_layers: layers of the model.
         reserve: sequence length to allocate at once, in tokens.
     """
+
+    keeps_nothing = False
+    """Whether it hands on what it is given and that is all, so that none who looks at it need know of it."""
 
     def __init__(self, n_layers: int, reserve: int = 0) -> None:
         self.growing = [GrowingLayer(reserve) for _ in range(n_layers)]

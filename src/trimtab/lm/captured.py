@@ -258,7 +258,7 @@ class Captured:
             ):
                 found = function()
         except RuntimeError as error:  # it asked the host for a number, or the graph has no room
-            _end_capture(graph, self.device, pool)
+            end_capture(graph, self.device, pool)
             self.refuse((str(error).strip().splitlines() or [""])[0])
         else:
             self._graph, self._found = graph, found
@@ -270,7 +270,7 @@ def say_once(note: str) -> None:
     print(f"trimtab: note: {note}", file=sys.stderr, flush=True)
 
 
-def _end_capture(graph: Any, device: torch.device, pool: Any) -> None:
+def end_capture(graph: Any, device: torch.device, pool: Any) -> None:
     """Let torch's allocator forget a capture that failed: until then it would give back no memory that several streams
     have used, and the pool would keep what the capture took."""
     try:

@@ -418,7 +418,7 @@ class LanguageModel:
             if past_lengths is not None:
                 place = torch.arange(past + new, device=batch.ids.device)
                 mask = (place >= (past - held)[:, None]).long()
-        if cache is None and mask is None:
+        if cache is None and mask is None and not torch.is_grad_enabled():  # checkpointing of gradients takes no cache
             cache = self._keeps_nothing
         return self.named_arguments(cache, input_ids=batch.ids, position_ids=positions, attention_mask=mask)
 

@@ -47,7 +47,8 @@ def onednn_is_faster() -> bool:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32: on a GPU and a CPU made for it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # of which torch tells
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 

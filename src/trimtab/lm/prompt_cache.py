@@ -48,7 +48,8 @@ class PromptCache:
         """Heads that were fed to the model so far."""
         self._held: OrderedDict[tuple[int, ...], int] = OrderedDict()
         """Where each head's tokens begin among those that are kept."""
-        self._kept: list[_Tokens] = []
+        self._kept: dict[int, _Tokens] = {}
+        """Of each layer that has keys of its own."""
         self._live = 0
         """Tokens of all heads that are held."""
 
@@ -64,14 +65,14 @@ class PromptCache:
         try:
             self._compute([head for head in dict.fromkeys(wanted) if head not in self._held])
         except BaseException:  # in the middle of it layers may differ in what they hold
-            self._held, self._kept, self._live = OrderedDict(), [], 0
+            self._held, self._kept, self._live = OrderedDict(), {}, 0
             raise
         cache = self.model.new_cache(reserve=reserve)
         index = to_device(
             _padded([self._held[head] for head in wanted], [len(head) for head in wanted]), self.model.device
         )
-        for layer, kept in zip(cache.growing, self._kept, strict=True):
-            layer.gather(kept.keys, kept.values, index)
+        for place, kept in self._kept.items():
+            cache.growing[place].gather(kept.keys, kept.values, index)
         for head in wanted:
             self._held.move_to_end(head)
         while self._live * self._token_bytes > FULL * self.max_bytes and len(self._held) > 1:
@@ -126,7 +127,8 @@ class PromptCache:
         rows = torch.arange(len(part)).repeat_interleave(torch.tensor(lengths))
         times = torch.cat([torch.arange(length) for length in lengths])
         rows, times = (to_device(one, self.model.device) for one in (rows, times))
-        for layer, kept in zip(cache.growing, self._kept, strict=True):
+        for place, kept in self._kept.items():
+            layer = cache.growing[place]
             assert layer.keys is not None
             assert layer.values is not None
             kept.put(start, layer.keys, layer.values, rows, times)
@@ -138,8 +140,9 @@ class PromptCache:
         """Where so many tokens fit behind those that are held. Where there is no room, tokens of heads that were
         forgotten go, and twice what is needed is allocated, or `max_bytes`."""
         if not self._kept:
-            self._kept = [_Tokens(layer) for layer in cache.growing]
-        first = self._kept[0]
+            layers = enumerate(cache.growing)
+            self._kept = {place: _Tokens(layer) for place, layer in layers if layer.keys is not None}
+        first = next(iter(self._kept.values()))
         if first.end + count > first.capacity:
             order = torch.cat(
                 [torch.zeros(1, dtype=torch.long)]
@@ -147,18 +150,18 @@ class PromptCache:
             )
             order, needed = to_device(order, self.model.device), len(order) + count
             capacity = max(needed, min(2 * needed, self.max_bytes // self._token_bytes))
-            for kept in self._kept:
+            for kept in self._kept.values():
                 kept.move(order, capacity)
             begins = itertools.accumulate((len(head) for head in self._held), initial=1)
             self._held = OrderedDict(zip(self._held, begins, strict=False))
         start = first.end
-        for kept in self._kept:
+        for kept in self._kept.values():
             kept.end += count
         return start
 
     @property
     def _token_bytes(self) -> int:
-        return sum(kept.token_bytes for kept in self._kept)
+        return sum(kept.token_bytes for kept in self._kept.values())
 
 
 class _Tokens:

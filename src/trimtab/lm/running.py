@@ -96,7 +96,10 @@ class RunningRows:
         """Feed one token of each row, `ids`."""
         if self._runner is not None:
             which = torch.arange(len(self.ids), device=self.ids.device)[:, None]
-            self._runner.aim(self.ids[:, None], self.held[:, None], self.columns, which, chooses=True)
+            ids, held, *columns = (
+                one.clone() for one in (self.ids, self.held, *self.columns)
+            )  # a source may write there
+            self._runner.aim(ids[:, None], held[:, None], RowColumns(*columns), which, chooses=True)
         self.logits = self._forward(TokenBatch.full(self.ids[:, None]), self.held)
         self.held = self.held + 1
 

@@ -39,9 +39,10 @@ def cache_that_keeps_nothing(
         named: `LanguageModel.named_arguments`.
 
     Raises:
-        MemoryError, torch.OutOfMemoryError: they pass, and say nothing about the model.
+        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: they pass, and say nothing about the model.
     """
     cache = GrowingCache(n_layers).frozen()
+    cache.keeps_nothing = True
     generator, length = torch.Generator().manual_seed(0), TOKENS + fixed_window(hf)
     ids = torch.randint(vocab_size, (2, length), generator=generator).to(hf.get_input_embeddings().weight.device)  # type: ignore[union-attr, arg-type]
     given = {"input_ids": ids, "position_ids": torch.arange(length, device=ids.device).expand(2, -1)}
@@ -52,7 +53,7 @@ def cache_that_keeps_nothing(
     try:
         with transformers_silenced(), short_windows(hf, WINDOW):
             return cache if torch.equal(logits(cache), logits(None)) else None
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception:  # a model that takes no cache, or not this one
         return None
