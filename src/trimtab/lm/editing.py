@@ -23,7 +23,7 @@ from trimtab.lm.taps import RowDelta
 class EditRequest(NamedTuple):
     """What a source is shown: the selected rows of one forward pass, at one site.
 
-    A source that `asks_nothing` changes none of it in place: where steps are taken ahead, rows go on with these tensors.
+    A source that `asks_nothing` changes none of it in place: where steps are taken ahead, rows go on with these.
     """
 
     site: Site
