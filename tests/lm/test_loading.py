@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -270,12 +272,23 @@ def test_show_names_what_it_cannot_find(cache, tmp_path):
 
 
 def test_a_card_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, before anything is read. Mutation: torch's emulation counts."""
-    card = torch.device("cuda", 0)
+    """In one line, before anything is read; the second card, not the first. Mutations: torch's emulation counts; the
+    card that is current is asked."""
+    card, current = torch.device("cuda", 1), [torch.device("cuda", 0)]
+
+    @contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", made_current)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "an older card")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or current[-1] != card
+    )
     fast_bfloat16.cache_clear()
-    said = "dtype bfloat16 on cuda:0: an older card has no products in bfloat16; use --dtype float32, or another device"
+    said = "dtype bfloat16 on cuda:1: an older card has no products in bfloat16; use --dtype float32, or another device"
     with pytest.raises(UserError, match=said):
         loading.check_products(torch.bfloat16, card)
     for dtype, device in ((torch.float32, card), (torch.float16, card), (torch.bfloat16, torch.device("cpu"))):
