@@ -3,6 +3,7 @@ training goes through, it ends as one that takes every step by itself, to the la
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from own_architecture import TrainableRootReLU
 from planted_rows import MemorySource, Planted
 from tests.lm.taped_graphs import TapedGraph, tape_graphs
 from torch import Tensor
@@ -33,7 +33,8 @@ from trimtab.training.trainer import Trainer
 
 Patch = pytest.MonkeyPatch
 STEPS = 120
-RootReLU = TRAINABLE.pop(TrainableRootReLU.architecture, TrainableRootReLU)  # known to its own test alone
+RootReLU = importlib.import_module("own_architecture").TrainableRootReLU  # when the options of `train` are known
+TRAINABLE.pop(RootReLU.architecture, None)  # known to its own test alone
 SCHEDULES: dict[str, dict[str, Any]] = {
     **{arch: {} for arch in TRAINABLE},
     "topk": {"k_start": 8, "ema_decay": 0.9},
