@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from trimtab.lm import chosen, sampling, token_statistics
 
 
 class AsksError(Exception):
@@ -65,3 +68,19 @@ def what_asks(run: Callable[[], object]) -> str:
         place = [one for one in places if {"transformers", "trimtab"} & {*Path(one.filename).parts}][-1]
         return f"{Path(place.filename).name}, {place.name}: {place.line}"
     return ""
+
+
+def take_a_cards_branches(patch: pytest.MonkeyPatch) -> None:
+    """What is written otherwise for a CPU, where asking a tensor for its values costs nothing."""
+    choose = sampling.choose_token
+
+    def choose_token(logits: Tensor, temperature: float, *how: Any) -> Tensor:
+        return logits.argmax(dim=-1) if temperature == 0 else choose(logits, temperature, *how)
+
+    for module in (sampling, chosen):
+        patch.setattr(module, "choose_token", choose_token)
+
+    def weighted_sums(weights: Tensor, values: Tensor) -> Tensor:
+        return torch.linalg.vecdot(weights, values.masked_fill_(weights == 0, 0))
+
+    patch.setattr(token_statistics, "_weighted_sums", weighted_sums)

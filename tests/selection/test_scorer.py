@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
-from tests.lm.nothing_asked import AsksError, NothingAsked, as_captured
+from tests.lm.nothing_asked import AsksError, NothingAsked, as_captured, take_a_cards_branches
 from torch import Tensor
 
 from trimtab.dictionaries import Dictionary
 from trimtab.errors import UserError
-from trimtab.lm import LanguageModel, RowDelta, Site, captured, edited, token_statistics, upper_layers
+from trimtab.lm import LanguageModel, RowDelta, Site, captured, edited, upper_layers
 from trimtab.lm.cache import FrozenLayer
 from trimtab.lm.captured import Captured
 from trimtab.selection import EntropyChange, LastTokenScorer, prefix, score_features
@@ -472,8 +472,7 @@ def check_a_batch_asks_nothing(model: LanguageModel, reducers: dict[str, Callabl
 
 def test_a_batch_asks_the_device_nothing(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """With sums as they are made on a GPU. Mutation: fetch a score with each block."""
-    sums: Callable[..., Tensor] = lambda w, d: torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))  # noqa: E731
-    monkeypatch.setattr(token_statistics, "_weighted_sums", sums)
+    take_a_cards_branches(monkeypatch)
     check_a_batch_asks_nothing(tiny_llama, REDUCERS)
     with pytest.raises(AsksError):
         check_a_batch_asks_nothing(

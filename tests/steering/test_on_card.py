@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lm.nothing_asked import take_a_cards_branches
 from tests.lm.taped_graphs import TapedGraph, tape_graphs
 from tiny_dictionary import make_dictionary
-from torch import Tensor
 
 from trimtab.control.masks import build_mask
 from trimtab.dictionaries import Standard
@@ -28,10 +28,7 @@ from trimtab.lm import (
     LanguageModel,
     Row,
     captured,
-    chosen,
     decode,
-    sampling,
-    token_statistics,
 )
 from trimtab.lm.captured import Captured
 from trimtab.policies.networks import Policy
@@ -75,7 +72,7 @@ def load(place: str, tiny_gemma3: LanguageModel) -> Callable[[str], LanguageMode
 def graphs(place: str, monkeypatch: Patch) -> list[Any]:
     """What is captured from now on, None where it could not be."""
     if place == "stand-in":
-        as_on_a_card(monkeypatch)
+        take_a_cards_branches(monkeypatch)
         return tape_graphs(monkeypatch)  # type: ignore[return-value]
     made, real = list[Any](), Captured._capture
 
@@ -85,22 +82,6 @@ def graphs(place: str, monkeypatch: Patch) -> list[Any]:
 
     monkeypatch.setattr(Captured, "_capture", capture)
     return made
-
-
-def as_on_a_card(patch: Patch) -> None:
-    """What is written otherwise for a CPU, where asking a tensor for its values costs nothing."""
-    choose = sampling.choose_token
-
-    def choose_token(logits: Tensor, temperature: float, *how: Any) -> Tensor:
-        return logits.argmax(dim=-1) if temperature == 0 else choose(logits, temperature, *how)
-
-    for module in (sampling, chosen):
-        patch.setattr(module, "choose_token", choose_token)
-
-    def weighted_sums(weights: Tensor, values: Tensor) -> Tensor:
-        return torch.linalg.vecdot(weights, values.masked_fill_(weights == 0, 0))
-
-    patch.setattr(token_statistics, "_weighted_sums", weighted_sums)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_streaming import check_rows_as_if_alone, plans_of, sources_of
 from tests.lm.graph_stand_in import StandIn, stand_in_for_graphs
-from tests.lm.nothing_asked import AsksError, NothingAsked
+from tests.lm.nothing_asked import AsksError, NothingAsked, take_a_cards_branches
 from tiny_dictionary import make_dictionary
 from torch import Tensor
 
@@ -30,12 +30,10 @@ from trimtab.lm import (
     LanguageModel,
     Row,
     captured,
-    chosen,
     decode,
     decoding,
     steps_ahead,
 )
-from trimtab.lm import token_statistics as statistics
 from trimtab.lm.captured import Captured
 from trimtab.lm.chosen import Chosen, on_host, told
 from trimtab.lm.editing import SourceRunner
@@ -242,17 +240,8 @@ def asking_refused(monkeypatch: Patch) -> None:
         with NothingAsked():
             step(self)
 
-    def weighted_sums(w: Tensor, d: Tensor) -> Tensor:
-        return torch.linalg.vecdot(w, d.masked_fill_(w == 0, 0))
-
     monkeypatch.setattr(steps_ahead._Shape, "_step", watched)
-    real = chosen.choose_token
-
-    def choose_token(logits: Tensor, temperature: float, *more: Any) -> Tensor:
-        return logits.argmax(-1) if temperature == 0 else real(logits, temperature, *more)
-
-    monkeypatch.setattr(statistics, "_weighted_sums", weighted_sums)
-    monkeypatch.setattr(chosen, "choose_token", choose_token)
+    take_a_cards_branches(monkeypatch)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

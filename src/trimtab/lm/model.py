@@ -63,8 +63,7 @@ class LanguageModel:
         for what, why in self._capabilities.allowed.items():
             self._note(f"{what} is used with {name}, as is asked for, though {why}")
         if is_waited_for(self.device):
-            tried = cache_that_keeps_nothing(hf, self.vocab_size, self.n_layers, self.named_arguments)
-            self._keeps_nothing = tried
+            self._keeps_nothing = cache_that_keeps_nothing(hf, self.vocab_size, self.n_layers, self.named_arguments)
 
     _keeps_nothing: GrowingCache | None = None
     """Given to passes of whole texts, which then ask the device nothing; see `lm.unasked`."""
